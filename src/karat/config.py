@@ -1,0 +1,165 @@
+"""One YAML file, dotted overrides, and the frozen dataclass they must fit.
+
+An unknown key is an error that names the nearest known one. Knows nothing about what the keys mean: every recipe
+declares its own frozen dataclass and validates contradictions in `__post_init__`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from karat.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises: ConfigError when the file is missing, is not YAML or holds something other than a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; `karat init` writes a commented configuration") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: found a {type(content).__name__} at the top; expected `key: value` lines")
+    return content
+
+
+def apply_overrides(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of the mapping with `a.b=value` overrides applied; values are read as YAML.
+
+    Raises: ConfigError for an override without `=` or through a key that is not a mapping.
+    """
+    result = _copy(config)
+    for override in overrides:
+        name, separator, text = override.partition("=")
+        keys = name.split(".")
+        if not separator or not all(keys):
+            raise ConfigError(f"--set {override}: expected `key.sub=value`")
+        target = result
+        for key in keys[:-1]:
+            target = target.setdefault(key, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"--set {override}: {key!r} holds a plain value, not a section")
+        target[keys[-1]] = yaml.safe_load(text)
+    return result
+
+
+def build(kind: type[T], values: Mapping[str, Any], *, at: str = "") -> T:
+    """The frozen dataclass that a mapping describes, sections built recursively.
+
+    Args:
+        kind: a dataclass; nested dataclasses are sections.    at: dotted path of this section, for messages.
+    Raises: ConfigError for an unknown key (with the nearest name), a wrong type, or a missing key without default.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(kind)
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f"did you mean {_dotted(at, near[0])!r}?" if near else f"known here: {', '.join(sorted(fields))}"
+            raise ConfigError(f"unknown configuration key {_dotted(at, str(key))!r}; {hint}")
+    arguments = {name: _convert(hints[name], value, _dotted(at, name)) for name, value in values.items()}
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in arguments
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(f"missing configuration key {_dotted(at, missing[0])!r}; expected a value for it")
+    return kind(**arguments)
+
+
+def plain(config: Any) -> Any:
+    """The nested plain values of a configuration, for manifests."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    if isinstance(config, Mapping):
+        return {str(key): plain(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [plain(value) for value in config]
+    return str(config) if isinstance(config, Path) else config
+
+
+def _convert(hint: Any, value: Any, at: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{at}: found {value!r}; expected a section of `key: value` lines")
+        return build(hint, value, at=at)  # type: ignore[type-var]
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(hint, value, at)
+    if origin is typing.Literal:
+        if value not in typing.get_args(hint):
+            raise ConfigError(f"{at}: found {value!r}; expected one of {', '.join(map(str, typing.get_args(hint)))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{at}: found {value!r}; expected a list")
+        return tuple(_convert(typing.get_args(hint)[0], item, f"{at}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{at}: found {value!r}; expected `key: value` lines")
+        return {
+            str(key): _convert(typing.get_args(hint)[1], item, _dotted(at, str(key))) for key, item in value.items()
+        }
+    return _convert_scalar(hint, value, at)
+
+
+def _convert_union(hint: Any, value: Any, at: str) -> Any:
+    options = [option for option in typing.get_args(hint) if option is not type(None)]
+    if value is None and len(options) < len(typing.get_args(hint)):
+        return None
+    errors: list[ConfigError] = []
+    for option in options:
+        try:
+            return _convert(option, value, at)
+        except ConfigError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _convert_scalar(hint: Any, value: Any, at: str) -> Any:
+    if hint is Any:
+        return value
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if math.isfinite(number):
+            return number
+    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{at}: found {value!r}; expected {getattr(hint, '__name__', hint)}")
+
+
+def _dotted(at: str, name: str) -> str:
+    return f"{at}.{name}" if at else name
+
+
+def _copy(value: Any) -> Any:
+    return {key: _copy(item) for key, item in value.items()} if isinstance(value, Mapping) else value

@@ -1,0 +1,178 @@
+"""Bytes on disk: written whole or not at all, and known by their content.
+
+A file is written beside its place, flushed to the disk and then renamed into it, so that an interruption, a crash
+or a full disk leaves the old content or the new, never half of either. Knows nothing about what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from karat.errors import LedgerError
+from karat.identity import canonical_json, file_hash
+from karat.ledger.lineage import ArtifactRef, tree_hash
+
+__all__ = [
+    "ArtifactRef",
+    "directory_files",
+    "directory_hash",
+    "disk_error",
+    "ref_of",
+    "staged_directory",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Put `data` at `path` atomically; missing folders are made.
+
+    Raises: LedgerError when the disk is full or the place cannot be written; what was there before is untouched.
+    """
+    # One fixed name: what a killed process left behind is overwritten by its successor, never collected.
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        _discard(temporary)
+        raise disk_error(path, error) from None
+    except BaseException:
+        _discard(temporary)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Put text at `path` atomically, as UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Put a value at `path` atomically as JSON that people can read: sorted keys, two spaces, final newline.
+
+    Raises: InputError for NaN and infinities; LedgerError when it cannot be written.
+    """
+    plain = json.loads(canonical_json(value))
+    write_text(path, json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def staged_directory(path: Path) -> Iterator[Path]:
+    """A directory to fill that takes its place at `path` only when the block ends without an error.
+
+    Raises: LedgerError when the disk is full or the place cannot be written; what was there before is untouched.
+    """
+    staging = path.with_name(f".{path.name}.part")
+    retired = path.with_name(f".{path.name}.old")
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        yield staging
+        for file in sorted(staging.rglob("*")):
+            if file.is_file():
+                _sync_file(file)
+        # A directory cannot replace a full one in one step: the old one steps aside first, and comes back if the
+        # second rename fails.
+        shutil.rmtree(retired, ignore_errors=True)
+        if path.exists():
+            os.replace(path, retired)
+        try:
+            os.replace(staging, path)
+        except OSError:
+            if retired.exists():
+                os.replace(retired, path)
+            raise
+        _sync_directory(path.parent)
+        shutil.rmtree(retired, ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise disk_error(path, error) from None
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def directory_files(path: Path) -> tuple[tuple[str, str], ...]:
+    """(relative name with `/`, hash) of every file below a directory, sorted by name."""
+    names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    return tuple((name, file_hash(path / name)) for name in names)
+
+
+def directory_hash(path: Path) -> str:
+    """`tree:` and the hash over the sorted names and hashes of a directory's files; empty folders do not count.
+
+    Raises: LedgerError where there is no directory.
+    """
+    if not path.is_dir():
+        raise LedgerError(f"{path}: found no directory; expected one to hash")
+    return tree_hash(directory_files(path))
+
+
+def ref_of(run_dir: Path, path: Path, kind: str = "file", name: str = "") -> ArtifactRef:
+    """The reference of a file or directory as it is now.
+
+    Args:
+        path: absolute, or relative to `run_dir`.    kind: `file`, `directory` or a narrower word.
+        name: what it is to the stage; empty = the path's last part without its ending.
+    Raises: LedgerError where nothing is there.
+    """
+    place = path if path.is_absolute() else run_dir / path
+    shown = _shown(run_dir, place)
+    try:
+        if place.is_dir():
+            files = directory_files(place)
+            return ArtifactRef(name or place.stem, shown, tree_hash(files), kind, files)
+        return ArtifactRef(name or place.stem, shown, file_hash(place), kind)
+    except FileNotFoundError:
+        raise LedgerError(f"{place}: nothing is there; expected a file or directory to record") from None
+    except OSError as error:
+        raise LedgerError(f"{place}: cannot be read ({error.strerror})") from None
+
+
+def disk_error(path: Path, error: OSError) -> LedgerError:
+    """The one-line error for a write that failed."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return LedgerError(
+            f"{path}: the disk is full; nothing was half-written. Free some space and run the same command again"
+        )
+    return LedgerError(f"{path}: cannot be written ({error.strerror or error}); expected a writable place")
+
+
+def _shown(run_dir: Path, place: Path) -> str:
+    resolved, root = place.resolve(), run_dir.resolve()
+    if resolved.is_relative_to(root):
+        return resolved.relative_to(root).as_posix()
+    return resolved.as_posix()
+
+
+def _discard(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    # Some file systems cannot flush a directory; the rename is atomic there all the same.
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

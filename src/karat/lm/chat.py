@@ -1,0 +1,64 @@
+"""Between conversations and token ids: the prompt a model is given, the response it is trained on, and back.
+
+Knows tokenizers and turns; knows nothing about models or tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from karat.errors import InputError
+from karat.records import Turn
+
+# For tokenizers without a chat template: the labels of Anthropic's HH dialogues, blank lines between turns.
+PLAIN_LABELS = {"system": "System", "user": "Human", "assistant": "Assistant"}
+
+
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> list[int]:
+    """Token ids of a conversation up to where the assistant speaks.
+
+    With a chat template: the template with its generation prompt. Without: "Human: …" and "Assistant: …" separated by
+    blank lines and ending in "Assistant:", behind the tokenizer's BOS token if it has one.
+
+    Raises: InputError for no turn or a conversation that ends with the assistant's turn.
+    """
+    if not turns or turns[-1].role == "assistant":
+        found = "no turn" if not turns else "an assistant turn at the end"
+        raise InputError(f"prompt_tokens: found {found}; expected a conversation that the assistant is to continue")
+    if tokenizer.chat_template is not None:
+        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+        encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
+        return list(encoded["input_ids"])
+    parts = [f"{PLAIN_LABELS[turn.role]}: {turn.content}" for turn in turns]
+    ids = tokenizer.encode("\n\n".join([*parts, "Assistant:"]), add_special_tokens=False)
+    return ids if tokenizer.bos_token_id is None else [tokenizer.bos_token_id, *ids]
+
+
+def response_tokens(tokenizer: PreTrainedTokenizerBase, text: str, eos_id: int) -> list[int]:
+    """Token ids of a response with the end token behind it; text that spells a special token is split into pieces.
+
+    The plain template sets one space between "Assistant:" and the response, as the dialogues it is taken from do.
+    """
+    spaced = text if tokenizer.chat_template is not None or text[:1].isspace() else " " + text
+    return [*tokenizer.encode(spaced, add_special_tokens=False, split_special_tokens=True), eos_id]
+
+
+def response_text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], eos_ids: Collection[int]) -> str:
+    """The text of a response: up to its first end token, special tokens dropped, outer blanks stripped."""
+    kept: list[int] = []
+    for token in token_ids:
+        if token in eos_ids:
+            break
+        kept.append(token)
+    return tokenizer.decode(kept, skip_special_tokens=True).strip()
+
+
+def check_fits(tokens: Sequence[int], max_response: int, context_length: int) -> None:
+    """Raise InputError unless the prompt and `max_response` more tokens fit into the context."""
+    if len(tokens) + max_response > context_length:
+        raise InputError(
+            f"found a prompt of {len(tokens)} tokens with room wanted for {max_response} response tokens; expected at "
+            f"most {context_length} in all. Shorten the prompt or the response limit"
+        )

@@ -1,0 +1,207 @@
+"""Log-probabilities of response tokens: one trunk pass, logits only where a response token is predicted.
+
+The logits are made in chunks of rows, in float32 whatever the model's dtype, and made again for the gradient, so that
+[n, V] numbers never exist at once. Knows causal language models and batches; knows nothing of what the numbers are for.
+
+Dimension letters: L flat positions, n response tokens of a batch, d hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from karat.errors import InputError
+from karat.lm.attention import tree_layout
+from karat.lm.trees import Batch, TreeBatch
+
+CHUNK_NUMBERS = 1 << 22  # logits made at a time where no chunk size is given: 16 MB in float32
+
+
+@dataclass(frozen=True)
+class ResponseLogprobs:
+    """What one pass says about the response tokens of a batch, in batch order."""
+
+    logprobs: Float[Tensor, " n"]
+    """log π(token | what came before), float32 (float64 for float64 models)."""
+    entropy: Float[Tensor, " n"] | None
+    """Entropy in nats of the distribution each token was drawn from, if asked for."""
+    hidden: Float[Tensor, "n d"] | None
+    """Hidden state each token was predicted from, if asked for (for a value head on the same trunk)."""
+
+
+def trunk_of(model: nn.Module) -> nn.Module:
+    """The part of a causal language model (with or without adapters) that turns tokens into hidden states."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    return inner.base_model
+
+
+def head_of(model: nn.Module) -> tuple[nn.Module, float | None]:
+    """The output layer, and the cap on its logits (cap·tanh(logit/cap)) if the model has one."""
+    inner: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
+    return inner.get_output_embeddings(), getattr(inner.config.get_text_config(), "final_logit_softcapping", None)
+
+
+def hidden_states(model: nn.Module, batch: Batch) -> Float[Tensor, "L d"]:
+    """Last hidden states of every position of a batch, flattened.
+
+    Args:
+        model: causal language model or bare trunk; loaded with the tree attention if `batch` is a TreeBatch.
+    """
+    trunk = trunk_of(model)
+    if isinstance(batch, TreeBatch):
+        with tree_layout(batch.layout):
+            output = trunk(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
+    else:
+        output = trunk(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            use_cache=False,
+        )
+    return output.last_hidden_state.flatten(0, 1)
+
+
+def response_logprobs(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    temperature: float = 1.0,
+    chunk_rows: int | None = None,
+    with_entropy: bool = False,
+    with_hidden: bool = False,
+) -> ResponseLogprobs:
+    """log softmax(logits/temperature)[token] for each response token of a batch.
+
+    Args:
+        temperature: divides the logits, > 0; the same as in sampling if the numbers are to match.
+        chunk_rows: logit rows made at a time; None = as many as make 16 MB. Changes memory, not results.
+        with_entropy: also the entropy of each distribution.    with_hidden: also the hidden states behind them.
+    """
+    hidden = hidden_states(model, batch).index_select(0, batch.predict_index)
+    logprobs, entropy = token_logprobs(
+        model, hidden, batch.target_ids, temperature=temperature, chunk_rows=chunk_rows, with_entropy=with_entropy
+    )
+    return ResponseLogprobs(logprobs, entropy, hidden if with_hidden else None)
+
+
+def response_logprobs_and_hidden(
+    model: nn.Module, batch: Batch, *, temperature: float = 1.0, with_entropy: bool = False
+) -> tuple[ResponseLogprobs, Float[Tensor, "n d"]]:
+    """`response_logprobs` and the hidden states it used, from one trunk pass."""
+    result = response_logprobs(model, batch, temperature=temperature, with_entropy=with_entropy, with_hidden=True)
+    assert result.hidden is not None
+    return result, result.hidden
+
+
+def token_logprobs(
+    model: nn.Module,
+    hidden: Float[Tensor, "n d"],
+    token_ids: Int[Tensor, " n"],
+    *,
+    temperature: float = 1.0,
+    chunk_rows: int | None = None,
+    with_entropy: bool = False,
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"] | None]:
+    """Log-probabilities (and entropies) of tokens from the hidden states that predict them.
+
+        logit = cap·tanh((W·h + b)/cap)/temperature        log π = logit[token] − log Σ exp(logit)
+
+    Raises: InputError for a temperature ≤ 0 or an output layer that is not linear.
+    """
+    if temperature <= 0:
+        raise InputError(f"token_logprobs: found temperature {temperature}; expected > 0 (greedy needs no logprobs)")
+    head, softcap = head_of(model)
+    if not isinstance(head, nn.Linear):
+        raise InputError(f"token_logprobs: found an output layer {type(head).__name__}; expected a linear one")
+    rows = chunk_rows or max(16, CHUNK_NUMBERS // head.weight.shape[0])
+    logprobs, entropy = _ChunkedLogprobs.apply(
+        hidden, head.weight, head.bias, token_ids, (temperature, softcap, rows, with_entropy)
+    )
+    return logprobs, entropy if with_entropy else None
+
+
+class _ChunkedLogprobs(torch.autograd.Function):
+    """Linear, soft cap, temperature and log-softmax by row chunks; the backward pass makes each chunk again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        token_ids: Tensor,
+        options: tuple[float, float | None, int, bool],
+    ) -> tuple[Tensor, Tensor]:
+        rows, with_entropy = options[2:]
+        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        n = hidden.shape[0]
+        chosen, normaliser = hidden.new_empty(n, dtype=wide), hidden.new_empty(n, dtype=wide)
+        entropy = hidden.new_zeros(n if with_entropy else 0, dtype=wide)
+        for start in range(0, n, rows):
+            part = slice(start, min(start + rows, n))
+            logits = _logits(hidden[part], weight, bias, options)
+            chosen[part] = logits.gather(1, token_ids[part, None]).squeeze(1)
+            peak = logits.amax(1, keepdim=True)
+            if with_entropy:
+                weights = (logits - peak).exp_()
+                total = weights.sum(1)
+                normaliser[part] = peak.squeeze(1) + total.log()
+                entropy[part] = normaliser[part] - torch.linalg.vecdot(weights, logits) / total
+            else:
+                normaliser[part] = peak.squeeze(1) + logits.sub_(peak).exp_().sum(1).log()
+        ctx.save_for_backward(hidden, weight, bias, token_ids, normaliser, entropy)
+        ctx.options = options
+        return chosen - normaliser, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_logprob, grad_entropy = grads
+        hidden, weight, bias, token_ids, normaliser, entropy = ctx.saved_tensors
+        temperature, softcap, rows, with_entropy = ctx.options
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+        for start in range(0, hidden.shape[0], rows):
+            part = slice(start, min(start + rows, hidden.shape[0]))
+            logits = _logits(hidden[part], weight, bias, ctx.options)
+            slope = None
+            if softcap is not None:
+                slope = 1 - (logits * (temperature / softcap)).square_()
+            logits.sub_(normaliser[part, None])
+            if with_entropy:
+                probs = logits.exp()
+                # dH/dlogit = −p·(log p + H)
+                scale = grad_entropy[part, None]
+                grad = logits.add_(entropy[part, None]).mul_(-scale).sub_(grad_logprob[part, None]).mul_(probs)
+            else:
+                grad = logits.exp_().mul_(-grad_logprob[part, None])
+            grad.scatter_add_(1, token_ids[part, None], grad_logprob[part, None])
+            if slope is not None:
+                grad.mul_(slope)
+            if temperature != 1.0:
+                grad.div_(temperature)
+            narrow = grad.to(hidden.dtype)
+            if grad_hidden is not None:
+                torch.mm(narrow, weight, out=grad_hidden[part])
+            if grad_weight is not None:
+                grad_weight.addmm_(narrow.t(), hidden[part])
+            if grad_bias is not None:
+                grad_bias += narrow.sum(0)
+        return grad_hidden, grad_weight, grad_bias, None, None
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[float, float | None, int, bool]) -> Tensor:
+    temperature, softcap = options[:2]
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    if logits.dtype != torch.float64:
+        logits = logits.float()
+    if softcap is not None:
+        logits = logits.div_(softcap).tanh_().mul_(softcap)
+    return logits.div_(temperature) if temperature != 1.0 else logits

@@ -1,0 +1,113 @@
+"""How the KL coefficient β changes over the run.
+
+The unit of every KL here is nats per sequence. Both controllers have `coef`, `update` and a plain-JSON state that
+belongs to the checkpoint. Knows nothing about how KL is estimated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from karat.errors import ConfigError, InputError
+
+OPENAI_COEF = 0.15
+OPENAI_TARGET = 6.0
+OPENAI_HORIZON = 10_000
+ERROR_LIMIT = 0.2
+"""Source of all four: openai/lm-human-preferences@cbfd210 train_policy.py `AdaptiveKLController`, launch.py;
+Ziegler et al. 2019, arXiv:1909.08593 §2.2."""
+
+
+class KLController(Protocol):
+    """What the recipe needs to know of either controller."""
+
+    @property
+    def coef(self) -> float:
+        """β, units of score per nat."""
+        ...
+
+    def update(self, kl_per_sequence: float, n_sequences: int) -> None:
+        """Take note of one rollout's KL."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the values of `state_dict`."""
+        ...
+
+
+class FixedKL:
+    """β stays as it is."""
+
+    def __init__(self, coef: float) -> None:
+        self.coef = _positive("FixedKL", "coef", coef, zero=True)
+
+    def update(self, kl_per_sequence: float, n_sequences: int) -> None:
+        """Checks its arguments and changes nothing."""
+        _check_update(kl_per_sequence, n_sequences)
+
+    def state_dict(self) -> dict[str, Any]:
+        """{"coef": β}"""
+        return {"coef": self.coef}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the values of `state_dict`."""
+        self.coef = float(state["coef"])
+
+
+class AdaptiveKL:
+    """β follows the measured KL towards a target.
+
+        e = clip(KL/target − 1, ±0.2)        β ← β·(1 + e·n/horizon)
+
+    KL in nats per *sequence* (k1, before the update), n = sequences of the rollout, horizon in sequences.
+    """
+
+    def __init__(
+        self, coef: float = OPENAI_COEF, *, target: float = OPENAI_TARGET, horizon: float = OPENAI_HORIZON
+    ) -> None:
+        self.coef = _positive("AdaptiveKL", "coef", coef)
+        self.target = _positive("AdaptiveKL", "target", target)
+        self.horizon = _positive("AdaptiveKL", "horizon", horizon)
+
+    def update(self, kl_per_sequence: float, n_sequences: int) -> None:
+        """One step of the proportional controller.
+
+        Raises: InputError for a KL that is not finite or fewer than one sequence; ConfigError if the horizon is so
+            short that β could turn negative.
+        """
+        _check_update(kl_per_sequence, n_sequences)
+        error = min(max(kl_per_sequence / self.target - 1, -ERROR_LIMIT), ERROR_LIMIT)
+        factor = 1 + error * n_sequences / self.horizon
+        if factor <= 0:
+            raise ConfigError(
+                f"AdaptiveKL: {n_sequences} sequences a rollout with horizon {self.horizon:g} multiply β by {factor:g}; "
+                f"expected a horizon above {ERROR_LIMIT * n_sequences:g}"
+            )
+        self.coef *= factor
+
+    def state_dict(self) -> dict[str, Any]:
+        """{"coef": β}; target and horizon are configuration."""
+        return {"coef": self.coef}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the values of `state_dict`."""
+        self.coef = float(state["coef"])
+
+
+def _positive(kind: str, name: str, value: float, *, zero: bool = False) -> float:
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise ConfigError(f"{kind}: found {name}={value}; expected a finite number {'≥' if zero else '>'} 0")
+    return float(value)
+
+
+def _check_update(kl_per_sequence: float, n_sequences: int) -> None:
+    if not math.isfinite(kl_per_sequence) or n_sequences < 1:
+        raise InputError(
+            f"KL controller: found KL={kl_per_sequence} over {n_sequences} sequences; expected a finite KL and ≥ 1"
+        )

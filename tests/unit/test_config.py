@@ -1,0 +1,83 @@
+"""Configuration: types converted, unknown keys answered with the nearest name, nothing silently dropped."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from karat.config import apply_overrides, build, load_yaml, plain
+from karat.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Part:
+    rate: float = 0.1
+    """A number."""
+    names: tuple[str, ...] = ()
+    """Some names."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    steps: int
+    """Required."""
+    part: Part = field(default_factory=Part)
+    """A section."""
+    path: Path | None = None
+    """Optional."""
+    on: bool = False
+    """A switch."""
+
+
+def test_sections_types_and_defaults():
+    whole = build(Whole, {"steps": 3, "part": {"rate": "1e-4", "names": ["a"]}, "path": "x/y"})
+    assert whole == Whole(3, Part(1e-4, ("a",)), Path("x/y"))
+    assert plain(whole) == {"steps": 3, "part": {"rate": 1e-4, "names": ["a"]}, "path": "x/y", "on": False}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"steps": 1, "part": {"rte": 1}}, "unknown configuration key 'part.rte'; did you mean 'part.rate'"),
+        ({}, "missing configuration key 'steps'"),
+        ({"steps": "many"}, "steps: found 'many'; expected int"),
+        ({"steps": True}, "steps: found True; expected int"),
+        ({"steps": 1, "on": 1}, "on: found 1; expected bool"),
+        ({"steps": 1, "part": 3}, "part: found 3; expected a section"),
+        ({"steps": 1, "part": {"names": "a"}}, r"part.names: found 'a'; expected a list"),
+        ({"steps": 1, "part": {"rate": "nan"}}, "part.rate: found 'nan'; expected float"),
+    ],
+)
+def test_a_wrong_configuration_is_one_clear_line(values, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        build(Whole, values)
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_reach_sections_and_leave_the_original_alone():
+    original = {"part": {"rate": 1.0}}
+    assert apply_overrides(original, ["part.rate=0.5", "part.names=[x, y]", "steps=2"]) == {
+        "part": {"rate": 0.5, "names": ["x", "y"]},
+        "steps": 2,
+    }
+    assert original == {"part": {"rate": 1.0}}
+
+
+@pytest.mark.parametrize("override", ["part.rate", "=3", "steps.x=1"])
+def test_a_broken_override_is_named(override):
+    with pytest.raises(ConfigError, match="--set"):
+        apply_overrides({"steps": 1}, [override])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("- a\n", "found a list at the top"), ("a: [", "not readable as YAML")]
+)
+def test_a_broken_file_is_named(tmp_path, content, message):
+    (tmp_path / "c.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        load_yaml(tmp_path / "c.yaml")
+
+
+def test_a_missing_file_says_what_to_do(tmp_path):
+    with pytest.raises(ConfigError, match="no such file; `karat init` writes"):
+        load_yaml(tmp_path / "none.yaml")
