@@ -125,9 +125,7 @@ def tiny_model(kind: Kind, *, seed: int = 0, dtype: torch.dtype = torch.float32)
     return model.to(dtype)
 
 
-def tiny_checkpoint(
-    kind: Kind, directory: str | Path, seed: int = 0, dtype: torch.dtype = torch.float32
-) -> Path:
+def tiny_checkpoint(kind: Kind, directory: str | Path, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
     """Write config, safetensors weights, generation config and tokenizer; returns the directory."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)

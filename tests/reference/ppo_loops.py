@@ -89,9 +89,7 @@ def tilted(ref_logits, reward, beta):
     weight = {s: ref_prob(s) * math.exp(reward[s] / beta) for s in itertools.product(range(n_words), repeat=n_tokens)}
     result = {}
     for prefix in ref_logits:
-        mass = [
-            sum(w for s, w in weight.items() if s[: len(prefix) + 1] == (*prefix, word)) for word in range(n_words)
-        ]
+        mass = [sum(w for s, w in weight.items() if s[: len(prefix) + 1] == (*prefix, word)) for word in range(n_words)]
         result[prefix] = [m / sum(mass) for m in mass]
     return result
 
@@ -106,14 +104,3 @@ def best_of_n_probs(probs, scores, n):
         for i in winners:
             out[i] += p / len(winners)
     return out
-
-
-def subset_best(scores, values, n):
-    """Mean over all subsets of size n of the value of the member with the highest score; ties averaged."""
-    total, count = 0.0, 0
-    for subset in itertools.combinations(range(len(scores)), n):
-        top = max(scores[i] for i in subset)
-        winners = [values[i] for i in subset if scores[i] == top]
-        total += sum(winners) / len(winners)
-        count += 1
-    return total / count

@@ -27,7 +27,7 @@ from karat.ledger.manifest import (
 from karat.records import Estimate, Finding
 
 
-def manifest_of(run: Path, stage: str, inputs: list, outputs: list, *, started: int = 0, **changes) -> Manifest:
+def manifest_of(stage: str, inputs: list, outputs: list, *, started: int = 0, **changes) -> Manifest:
     values = {
         "run_id": "demo",
         "config": {"steps": 3, "rate": 1e-4, "layers": (1, 2)},
@@ -42,7 +42,7 @@ def manifest_of(run: Path, stage: str, inputs: list, outputs: list, *, started: 
     return Manifest(stage=stage, **(values | references | changes))
 
 
-@pytest.fixture()
+@pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run of three stages: collect → reward → ppo, with an outside file under it."""
     run = tmp_path / "runs" / "demo"
@@ -51,20 +51,20 @@ def run(tmp_path: Path) -> Path:
     artifacts.write_text(run / "snapshots" / "main" / "votes.jsonl", "1\n2\n")
     artifacts.write_text(run / "snapshots" / "main" / "root.json", "{}")
     snapshot = artifacts.ref_of(run, Path("snapshots/main"), "snapshot", "snapshot")
-    write_manifest(run, manifest_of(run, "collect", [source], [snapshot]))
+    write_manifest(run, manifest_of("collect", [source], [snapshot]))
     artifacts.write_text(run / "models" / "reward" / "weights", "r")
     reward = artifacts.ref_of(run, Path("models/reward"), "model", "reward_model")
-    write_manifest(run, manifest_of(run, "reward", [snapshot], [reward], started=1))
+    write_manifest(run, manifest_of("reward", [snapshot], [reward], started=1))
     artifacts.write_text(run / "models" / "ppo" / "weights", "p")
     policy = artifacts.ref_of(run, Path("models/ppo"), "model", "policy")
-    write_manifest(run, manifest_of(run, "ppo", [reward, snapshot], [policy], started=2))
+    write_manifest(run, manifest_of("ppo", [reward, snapshot], [policy], started=2))
     return run
 
 
 def test_a_manifest_comes_back_with_its_id_and_everything_in_it(tmp_path: Path):
     finding = Finding("gate.length", "Better than length?", "pass", Estimate(0.7, 0.6, 0.8, 40, "Wilson 95 %"))
     manifest = manifest_of(
-        tmp_path, "reward", [], [], metrics={"accuracy": 0.71, "n": 40}, findings=(finding,), notes=("unsafe",)
+        "reward", [], [], metrics={"accuracy": 0.71, "n": 40}, findings=(finding,), notes=("unsafe",)
     )
     path = write_manifest(tmp_path, manifest)
     assert path == tmp_path / "manifests" / "reward.json"
@@ -78,7 +78,7 @@ def test_a_manifest_comes_back_with_its_id_and_everything_in_it(tmp_path: Path):
 
 def test_a_metric_that_is_no_number_gets_no_manifest(tmp_path: Path):
     with pytest.raises(InputError, match="finite"):
-        write_manifest(tmp_path, manifest_of(tmp_path, "reward", [], [], metrics={"accuracy": float("nan")}))
+        write_manifest(tmp_path, manifest_of("reward", [], [], metrics={"accuracy": float("nan")}))
     assert not is_run(tmp_path)
 
 
@@ -87,12 +87,12 @@ def test_a_manifest_is_refused_when_an_output_is_missing_or_was_changed_meanwhil
     model = artifacts.ref_of(tmp_path, Path("model"))
     artifacts.write_text(tmp_path / "model", "two")
     with pytest.raises(LedgerError, match="changed after its hash was taken"):
-        write_manifest(tmp_path, manifest_of(tmp_path, "sft", [], [model]))
+        write_manifest(tmp_path, manifest_of("sft", [], [model]))
     (tmp_path / "model").unlink()
     with pytest.raises(LedgerError, match="is not there"):
-        write_manifest(tmp_path, manifest_of(tmp_path, "sft", [], [model]))
+        write_manifest(tmp_path, manifest_of("sft", [], [model]))
     with pytest.raises(LedgerError, match="no file name"):
-        write_manifest(tmp_path, manifest_of(tmp_path, "../sft", [], []))
+        write_manifest(tmp_path, manifest_of("../sft", [], []))
     assert not is_run(tmp_path)
 
 
@@ -102,7 +102,7 @@ def test_a_full_disk_leaves_the_stage_unfinished(tmp_path: Path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full_disk)
     with pytest.raises(LedgerError, match="disk is full"):
-        write_manifest(tmp_path, manifest_of(tmp_path, "sft", [], []))
+        write_manifest(tmp_path, manifest_of("sft", [], []))
     assert finished_stage(tmp_path, "sft", [], {}, {}) is None
     assert list((tmp_path / "manifests").iterdir()) == []
 

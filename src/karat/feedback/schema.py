@@ -9,10 +9,27 @@ A judgement's record holds no words: reasons and written answers are in `words`,
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
 from sqlalchemy import Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
+
+from karat.identity import canonical_json
+from karat.records import Judgement, Prompt, Response, Task, Turn
 
 HEAD = "0001"
 """The revision of the migrations that this code reads and writes."""
+
+UNKNOWN_ANNOTATOR = "unknown"
+"""Stands for raters that a file does not name: many people, so that none of their votes replaces another."""
+
+UNNAMED = "auto:"
+"""Starts the key of a submission that brought none; it is then keyed by its content."""
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 metadata = MetaData()
 
@@ -121,3 +138,168 @@ provenance = Table(
     Column("session", Text),
     Column("accepted_at", Text),
 )
+
+WORD_KINDS = ("correction", "demonstration", "critique")
+"""Kinds whose answer is words: their value is stored with the words, not with the record."""
+
+
+@dataclass(frozen=True)
+class StoredJudgement:
+    """A judgement as the store holds it."""
+
+    judgement: Judgement
+    """The event. Where its words were erased: `reason` is None and a written answer is {"missing": "erased"}."""
+    id: str
+    """Judgement.id when it was submitted; erasing words does not change it."""
+    commitment: str
+    """SHA-256 of salt and canonical JSON of the event; says nothing about it once the salt is erased."""
+    late: bool
+    """True = its lease had expired when it came in."""
+    erased: bool
+    """True = its words and salt were erased."""
+    seq: int
+    """Order of arrival in the store, from 1."""
+
+
+def json_text(value: object) -> str:
+    """Compact JSON with sorted keys, as the text columns hold it."""
+    return _ENCODER.encode(value)
+
+
+def prompt_row(prompt: Prompt) -> dict[str, Any]:
+    """The row of a prompt."""
+    turns = [[turn.role, turn.content] for turn in prompt.turns]
+    return {"id": prompt.id, "turns": json_text(turns), "topic": prompt.topic}
+
+
+def prompt_of(row: Any) -> Prompt:
+    """The prompt in a row."""
+    return Prompt(tuple(Turn(role, content) for role, content in json.loads(row.turns)), row.topic)
+
+
+def response_row(response: Response) -> dict[str, Any]:
+    """The row of a response."""
+    return {"id": response.id, **dataclasses.asdict(response)}
+
+
+def response_of(row: Any) -> Response:
+    """The response in a row."""
+    return Response(row.prompt_id, row.text, row.source, row.sample)
+
+
+def task_row(task: Task) -> dict[str, Any]:
+    """The row of a task that nobody has answered yet."""
+    row = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
+    return {**row, "id": task.id, "response_ids": json_text(task.response_ids), "n_answers": 0}
+
+
+def task_of(row: Any) -> Task:
+    """The task in a row."""
+    return Task(
+        prompt_id=row.prompt_id,
+        response_ids=tuple(json.loads(row.response_ids)),
+        kind=row.kind,
+        overlap=row.overlap,
+        strategy=row.strategy,
+        propensity=row.propensity,
+        guideline=row.guideline,
+        batch=row.batch,
+    )
+
+
+@dataclass(frozen=True)
+class JudgementRows:
+    """What one judgement writes."""
+
+    judgement: dict[str, Any]
+    """Row of `judgements`."""
+    words: dict[str, Any] | None
+    """Row of `words`, None where there are none."""
+    salt: dict[str, Any]
+    """Row of `salts`."""
+
+
+def judgement_rows(judgement: Judgement, *, salt: str, late: bool) -> JudgementRows:
+    """The rows of one judgement, its words and its salt apart from the record.
+
+    Args:
+        salt: hex digits, secret.    late: True = the lease had expired.
+    """
+    event = _event_bytes(judgement)
+    judgement_id = _id_of_event(event)
+    written = judgement.kind in WORD_KINDS and "missing" not in judgement.value
+    spoken = {"reason": judgement.reason, "value": dict(judgement.value) if written else None}
+    has_words = written or judgement.reason is not None
+    row = {
+        "id": judgement_id,
+        "submission": judgement.submission or UNNAMED + judgement_id,
+        "commitment": _commitment_of_event(event, salt),
+        "task_id": judgement.task_id,
+        "kind": judgement.kind,
+        "prompt_id": judgement.prompt_id,
+        "response_ids": json_text(judgement.response_ids),
+        "value": json_text({} if written else dict(judgement.value)),
+        "annotator": judgement.annotator,
+        "shown_order": json_text(judgement.shown_order),
+        "guideline": judgement.guideline,
+        "created_at": judgement.created_at,
+        "active_s": judgement.active_s,
+        "idle_s": judgement.idle_s,
+        "propensity": judgement.propensity,
+        "strategy": judgement.strategy,
+        "origin": judgement.origin,
+        "supersedes": judgement.supersedes,
+        "late": late,
+        "has_words": has_words,
+    }
+    words_row = {"judgement_id": judgement_id, "words": json_text(spoken)} if has_words else None
+    return JudgementRows(row, words_row, {"judgement_id": judgement_id, "salt": salt})
+
+
+def stored_judgement(row: Any) -> StoredJudgement:
+    """The judgement in a row of `judgements` joined with its `words` (NULL = none or erased)."""
+    spoken = json.loads(row.words) if row.words is not None else {"reason": None, "value": None}
+    erased = bool(row.has_words) and row.words is None
+    value = json.loads(row.value)
+    if row.kind in WORD_KINDS and "missing" not in value:
+        value = {"missing": "erased"} if erased else spoken["value"]
+    judgement = Judgement(
+        task_id=row.task_id,
+        kind=row.kind,
+        prompt_id=row.prompt_id,
+        response_ids=tuple(json.loads(row.response_ids)),
+        value=value,
+        annotator=row.annotator,
+        shown_order=tuple(json.loads(row.shown_order)),
+        guideline=row.guideline,
+        created_at=row.created_at,
+        active_s=row.active_s,
+        idle_s=row.idle_s,
+        reason=spoken["reason"],
+        propensity=row.propensity,
+        strategy=row.strategy,
+        origin=row.origin,
+        supersedes=row.supersedes,
+        submission="" if row.submission.startswith(UNNAMED) else row.submission,
+    )
+    return StoredJudgement(judgement, row.id, row.commitment, bool(row.late), erased, row.seq)
+
+
+def commitment_of(judgement: Judgement, salt: str) -> str:
+    """`commit:` and the SHA-256 of the salt and the event's canonical JSON."""
+    return _commitment_of_event(_event_bytes(judgement), salt)
+
+
+def _event_bytes(judgement: Judgement) -> bytes:
+    """Canonical JSON of the event: by the short way where there is nothing to normalise."""
+    text = _ENCODER.encode(vars(judgement))
+    return text.encode() if text.isascii() else canonical_json(judgement)
+
+
+def _commitment_of_event(event: bytes, salt: str) -> str:
+    return "commit:" + hashlib.sha256(bytes.fromhex(salt) + b"\0" + event).hexdigest()
+
+
+def _id_of_event(event: bytes) -> str:
+    # identity.content_id of the judgement, from bytes that are needed for the commitment anyway
+    return "judgement:" + hashlib.sha256(b"judgement\0" + event).hexdigest()[:32]

@@ -32,6 +32,9 @@ __all__ = [
 ]
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Put `data` at `path` atomically; missing folders are made.
 
@@ -77,10 +80,12 @@ def staged_directory(path: Path) -> Iterator[Path]:
     """
     staging = path.with_name(f".{path.name}.part")
     retired = path.with_name(f".{path.name}.old")
+    filled = False
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         yield staging
+        filled = True
         for file in sorted(staging.rglob("*")):
             if file.is_file():
                 _sync_file(file)
@@ -99,6 +104,8 @@ def staged_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(retired, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(staging, ignore_errors=True)
+        if not filled and error.errno not in FULL:
+            raise  # the block's own affair, not the disk's
         raise disk_error(path, error) from None
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
@@ -144,7 +151,7 @@ def ref_of(run_dir: Path, path: Path, kind: str = "file", name: str = "") -> Art
 
 def disk_error(path: Path, error: OSError) -> LedgerError:
     """The one-line error for a write that failed."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL:
         return LedgerError(
             f"{path}: the disk is full; nothing was half-written. Free some space and run the same command again"
         )

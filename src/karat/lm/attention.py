@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -79,12 +80,16 @@ def tree_attention(
         )
     if options.get("dropout"):
         raise InvariantError(f"tree attention: found dropout {options['dropout']}; expected 0 (karat.lm.load sets it)")
+    window = options.get("sliding_window")
+    if softcap is None and query.device.type == "cpu":
+        return _TreeAttention.apply(query, key, value, layout, scale, window), None
     outputs = []
-    for span in layout.spans:
-        mask = _tree_mask(span, options.get("sliding_window"), query.device)
-        q, k, v = (t[:, :, span.start : span.stop] for t in (query, key, value))
+    sizes = [span.stop - span.start for span in layout.spans]
+    filler = layout.n_positions - sum(sizes)
+    parts = (t[:, :, : sum(sizes)].split(sizes, dim=2) for t in (query, key, value))
+    for span, q, k, v in zip(layout.spans, *parts, strict=True):
+        mask = _tree_mask(span, window, query.device)
         outputs.append((_sdpa if softcap is None else _eager)(q, k, v, mask, scale, softcap).transpose(1, 2))
-    filler = layout.n_positions - layout.spans[-1].stop
     if filler:
         outputs.append(outputs[-1].new_zeros((1, filler, query.shape[1], value.shape[-1])))
     return torch.cat(outputs, dim=1), None
@@ -110,6 +115,111 @@ def _tree_mask(span: TreeSpan, window: int | None, device: torch.device) -> Bool
     if window is not None:
         seen &= distance < window
     return seen
+
+
+class _TreeAttention(torch.autograd.Function):
+    """Attention of a flat row by PyTorch's CPU flash kernel, piece by piece.
+
+    A prompt and its first branch are one causal sequence; every further branch asks its own queries of the prompt's keys
+    and its own. Only the pieces exist: no [L, L] scores, no repeated key heads, no gradient buffers per piece.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: TreeLayout, scale: float, window: int | None
+    ) -> Tensor:
+        output = query.new_empty((1, layout.n_positions, query.shape[1], value.shape[-1]))
+        output[:, layout.spans[-1].stop :] = 0
+        normalisers = []
+        pieces = _pieces(layout, window, query.dtype)
+        for piece in pieces:
+            found, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                query[:, :, piece.queries],
+                piece.keys_of(key),
+                piece.keys_of(value),
+                0.0,
+                piece.mask is None,
+                attn_mask=piece.mask,
+                scale=scale,
+            )
+            output[:, piece.queries] = found.transpose(1, 2)
+            normalisers.append(normaliser)
+        ctx.save_for_backward(query, key, value, output, *normalisers)
+        ctx.pieces, ctx.scale = pieces, scale
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, output, *normalisers = ctx.saved_tensors
+        # laid out as the projections are, [1, L, heads, size], so that what follows needs no copy
+        grad_query, grad_key, grad_value = (torch.zeros_like(t.transpose(1, 2)) for t in (query, key, value))
+        for piece, normaliser in zip(ctx.pieces, normalisers, strict=True):
+            found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                grads[0][:, piece.queries].transpose(1, 2),
+                query[:, :, piece.queries],
+                piece.keys_of(key),
+                piece.keys_of(value),
+                output[:, piece.queries].transpose(1, 2),
+                normaliser,
+                0.0,
+                piece.mask is None,
+                attn_mask=piece.mask,
+                scale=ctx.scale,
+            )
+            by_position = [t.transpose(1, 2) for t in found]
+            grad_query[:, piece.queries] = by_position[0]
+            piece.add_to(grad_key, by_position[1])
+            piece.add_to(grad_value, by_position[2])
+        return *(t.transpose(1, 2) for t in (grad_query, grad_key, grad_value)), None, None, None
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Queries of one kernel call and the keys they see."""
+
+    queries: slice
+    """Flat positions that ask."""
+    prompt: slice
+    """Flat positions of the prompt, seen by all of them; empty where prompt and branch are one causal sequence."""
+    mask: Tensor | None
+    """Additive [queries, keys]; None = causal."""
+
+    def keys_of(self, tensor: Tensor) -> Tensor:
+        own = tensor[:, :, self.queries]
+        if self.prompt.start == self.prompt.stop:
+            return own
+        return torch.cat([tensor[:, :, self.prompt], own], dim=2)
+
+    def add_to(self, total: Tensor, grad: Tensor) -> None:
+        n_prompt = self.prompt.stop - self.prompt.start
+        if n_prompt:
+            total[:, self.prompt] += grad[:, :n_prompt]
+        total[:, self.queries] += grad[:, n_prompt:]
+
+
+def _pieces(layout: TreeLayout, window: int | None, dtype: torch.dtype) -> list[_Piece]:
+    pieces = []
+    for span in layout.spans:
+        begin = span.start
+        for number, length in enumerate(span.branch_lengths):
+            if number == 0:
+                n_prompt, queries, prompt = 0, slice(begin, begin + span.n_prompt + length), slice(begin, begin)
+            else:
+                n_prompt, queries, prompt = (
+                    span.n_prompt,
+                    slice(begin, begin + length),
+                    slice(span.start, span.start + span.n_prompt),
+                )
+            n_queries = queries.stop - queries.start
+            n_keys = n_prompt + n_queries
+            mask = None
+            if n_prompt or (window is not None and window < n_keys):
+                mask = torch.full((n_queries, n_keys), -torch.inf, dtype=dtype).triu_(n_prompt + 1)
+                if window is not None and window < n_keys:
+                    mask += torch.full((n_queries, n_keys), -torch.inf, dtype=dtype).tril_(n_prompt - window)
+            pieces.append(_Piece(queries, prompt, mask))
+            begin = queries.stop
+    return pieces
 
 
 def _causal(n_query: int, n_key: int, device: torch.device) -> Bool[Tensor, "q k"]:

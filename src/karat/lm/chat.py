@@ -20,7 +20,8 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> 
     """Token ids of a conversation up to where the assistant speaks.
 
     With a chat template: the template with its generation prompt. Without: "Human: …" and "Assistant: …" separated by
-    blank lines and ending in "Assistant:", behind the tokenizer's BOS token if it has one.
+    blank lines and ending in "Assistant:", behind the tokenizer's BOS token if it has one; text that spells a special
+    token is split into pieces. (In a chat template it is read as that token, because the template writes them as text.)
 
     Raises: InputError for no turn or a conversation that ends with the assistant's turn.
     """
@@ -32,7 +33,8 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> 
         encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
         return list(encoded["input_ids"])
     parts = [f"{PLAIN_LABELS[turn.role]}: {turn.content}" for turn in turns]
-    ids = tokenizer.encode("\n\n".join([*parts, "Assistant:"]), add_special_tokens=False)
+    text = "\n\n".join([*parts, "Assistant:"])
+    ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
     return ids if tokenizer.bos_token_id is None else [tokenizer.bos_token_id, *ids]
 
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from karat.errors import InputError
 from karat.lm.attention import tree_layout
+from karat.lm.kernels import linear, matmul
 from karat.lm.trees import Batch, TreeBatch
 
 CHUNK_NUMBERS = 1 << 22  # logits made at a time where no chunk size is given: 16 MB in float32
@@ -166,7 +167,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
         hidden, weight, bias, token_ids, normaliser, entropy = ctx.saved_tensors
         temperature, softcap, rows, with_entropy = ctx.options
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        # summed over chunks in float32 even where the weights are narrower
+        grad_weight = torch.zeros_like(weight, dtype=normaliser.dtype) if ctx.needs_input_grad[1] else None
         grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, min(start + rows, hidden.shape[0]))
@@ -189,17 +191,21 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 grad.div_(temperature)
             narrow = grad.to(hidden.dtype)
             if grad_hidden is not None:
-                torch.mm(narrow, weight, out=grad_hidden[part])
+                grad_hidden[part] = matmul(narrow, weight)
             if grad_weight is not None:
-                grad_weight.addmm_(narrow.t(), hidden[part])
+                grad_weight += matmul(narrow.t(), hidden[part])
             if grad_bias is not None:
-                grad_bias += narrow.sum(0)
+                grad_bias += grad.sum(0).to(grad_bias.dtype)
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight.dtype)
         return grad_hidden, grad_weight, grad_bias, None, None
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[float, float | None, int, bool]) -> Tensor:
+def _logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[float, float | None, int, bool]
+) -> Tensor:
     temperature, softcap = options[:2]
-    logits = torch.nn.functional.linear(hidden, weight, bias)
+    logits = linear(hidden, weight, bias)
     if logits.dtype != torch.float64:
         logits = logits.float()
     if softcap is not None:

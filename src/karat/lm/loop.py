@@ -205,6 +205,12 @@ def save_checkpoint(state: TrainState, directory: Path, fingerprint: str, *, sto
     return target
 
 
+def newest_step(directory: Path) -> int:
+    """Finished steps of the newest checkpoint in `directory`; 0 where there is none."""
+    checkpoints = sorted(directory.glob("step-*")) if directory.is_dir() else []
+    return int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
+
+
 def resume(state: TrainState, directory: Path, fingerprint: str) -> str | None:
     """Take over the newest checkpoint in `directory`, if any; returns why that run stopped early, or None.
 

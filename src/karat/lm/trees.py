@@ -11,7 +11,8 @@ Dimension letters: L all flat positions, B branches, n response tokens of a batc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -99,6 +100,10 @@ class TreeBatch:
         """Positions a model computes for this batch."""
         return self.input_ids.numel()
 
+    def to(self, device: torch.device | str) -> TreeBatch:
+        """The same batch with its tensors on a device."""
+        return _moved(self, device)
+
 
 @dataclass(frozen=True)
 class PaddedBatch:
@@ -130,8 +135,18 @@ class PaddedBatch:
         """Positions a model computes for this batch, padding included."""
         return self.input_ids.numel()
 
+    def to(self, device: torch.device | str) -> PaddedBatch:
+        """The same batch with its tensors on a device."""
+        return _moved(self, device)
+
 
 Batch = TreeBatch | PaddedBatch
+AnyBatch = TypeVar("AnyBatch", TreeBatch, PaddedBatch)
+
+
+def _moved(batch: AnyBatch, device: torch.device | str) -> AnyBatch:
+    tensors = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    return replace(batch, **{name: t.to(device) for name, t in tensors.items() if isinstance(t, Tensor)})
 
 
 def pack_trees(

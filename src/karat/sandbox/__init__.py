@@ -1,0 +1,33 @@
+"""An invented world with a known gold reward, and its people. Pure: numbers and words only."""
+
+from karat.sandbox.gold import PARTS, TOPICS, Claim, GoldWeights, ParsedResponse, Question
+from karat.sandbox.raters import (
+    PopulationConfig,
+    RaterPopulation,
+    RaterTraits,
+    Tastes,
+    careful_population,
+    default_population,
+    length_liking,
+    unchecked_facts,
+)
+from karat.sandbox.world import World, WorldConfig
+
+__all__ = [
+    "PARTS",
+    "TOPICS",
+    "Claim",
+    "GoldWeights",
+    "ParsedResponse",
+    "PopulationConfig",
+    "Question",
+    "RaterPopulation",
+    "RaterTraits",
+    "Tastes",
+    "World",
+    "WorldConfig",
+    "careful_population",
+    "default_population",
+    "length_liking",
+    "unchecked_facts",
+]

@@ -51,7 +51,7 @@ PLAIN_FORMS: Mapping[FormKind, tuple[str, ...]] = {
     "disagree": ("no", "you are wrong", "i do not agree", "that is not right"),
     "flattery": (
         "what a great question", "you are very clever", "you are so wise", "i love your question",
-        "what a wonderful thought", "you ask like a master",
+        "what a wonderful idea", "you ask like a master",
     ),
     "refusal": (
         "i can not help with that", "i will not help you to <h> <e>", "i will not do that", "i must not help you there",
@@ -130,7 +130,7 @@ class Grammar:
     def __init__(self, entities: Sequence[str], values: Mapping[str, Sequence[str]]) -> None:
         self.entities = tuple(entities)
         self.values = {attribute: tuple(words) for attribute, words in values.items()}
-        self._classes = {word: "<e>" for word in self.entities}
+        self._classes = dict.fromkeys(self.entities, "<e>")
         for attribute, words in self.values.items():
             self._classes[attribute] = "<a>"
             self._classes.update(dict.fromkeys(words, "<v>"))

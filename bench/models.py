@@ -1,0 +1,77 @@
+"""The models of the benches: a byte-level BPE tokenizer trained on the HH texts, and Qwen3-shaped random weights.
+
+    small   hidden 256, MLP 704, 4 layers, 4 heads, 2 KV heads, head size 64, tied embeddings, vocabulary 8,192
+    medium  hidden 384, MLP 1,024, 6 layers, 6 heads (2 KV heads), otherwise the same
+
+Both sides of every comparison load the directory written here, so their weights are equal.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from karat.lm.fresh import DecoderShape, write_fresh_decoder
+
+WORK = Path(__file__).parent / "work"
+VOCABULARY = 8192
+PAD, EOS = "<|pad|>", "<|end|>"
+SHAPES = {
+    "small": DecoderShape(hidden=256, mlp=704, layers=4, heads=4, kv_heads=2, head_size=64, context=2048),
+    "medium": DecoderShape(hidden=384, mlp=1024, layers=6, heads=6, kv_heads=2, head_size=64, context=2048),
+}
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '\n\n' + ('Human' if message['role'] == 'user' else 'Assistant') + ': ' "
+    "+ message['content'] }}{% endfor %}{% if add_generation_prompt %}{{ '\n\nAssistant: ' }}{% endif %}"
+)
+
+
+def data_directory() -> Path:
+    """Where the real votes are: the environment variable KARAT_DATA."""
+    place = os.environ.get("KARAT_DATA")
+    if not place or not Path(place).is_dir():
+        raise SystemExit("bench: set KARAT_DATA to the directory with hh_harmless/comparisons.jsonl.gz")
+    return Path(place)
+
+
+def hh_rows() -> list[dict[str, str]]:
+    """The HH comparisons, `chosen` and `rejected` conversations."""
+    with gzip.open(data_directory() / "hh_harmless" / "comparisons.jsonl.gz", "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def hh_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of 8,192 tokens trained on the HH texts; PAD ≠ EOS."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[PAD, EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(_texts(), trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=PAD, eos_token=EOS)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def checkpoint(size: str) -> Path:
+    """The directory of a bench model, written on first use."""
+    directory = WORK / size
+    if not (directory / "config.json").exists():
+        write_fresh_decoder(directory, hh_tokenizer(), SHAPES[size], seed=0)
+    return directory
+
+
+def _texts() -> Iterator[str]:
+    for row in hh_rows():
+        yield row["chosen"]
+        yield row["rejected"]

@@ -1,0 +1,99 @@
+"""A file of prompts in, a file of responses or scores out: the work of `karat generate` and `karat score`.
+
+Knows models on disk and files of rows; trains nothing and judges nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from karat.belief import disagreement, mean_score
+from karat.errors import InputError
+from karat.lm.chat import prompt_tokens, response_text
+from karat.lm.generate import SamplingConfig, sample
+from karat.lm.load import load_lm
+from karat.records import Prompt, Turn
+from karat.reward.score import load_scorer
+from karat.rowfiles import Row, read_rows, write_rows
+
+SCORE_ROWS = 256
+"""Rows scored together, so that progress is seen; the scores do not depend on it."""
+
+
+def generate_file(
+    model: Path,
+    prompts: Path,
+    out: Path,
+    *,
+    n_samples: int,
+    config: SamplingConfig,
+    seed: int,
+    progress: Callable[[int, int, int], None] | None = None,
+) -> int:
+    """Sample responses to the prompts of a file; returns how many were written.
+
+    Args:
+        prompts: JSON lines with `prompt`, text or a list of {"role", "content"}.
+        out: JSON lines {"prompt", "response", "sample", "stopped"} in the order of the prompts, written at the end.
+        progress: called with (tokens drawn, responses finished, responses in all).
+    Raises: InputError naming file and line; CheckpointError for a model that cannot be used.
+    """
+    rows = read_rows(prompts)
+    asked = [prompt_in(row) for row in rows]
+    lm = load_lm(model)
+    tokens = [prompt_tokens(lm.tokenizer, prompt.turns) for prompt in asked]
+    drawn = sample(lm, tokens, n_samples=n_samples, config=config, seed=seed, progress=progress)
+    return write_rows(
+        out,
+        (
+            {
+                "prompt": row.values["prompt"],
+                "response": response_text(lm.tokenizer, entry.response_tokens, lm.eos_ids),
+                "sample": entry.sample,
+                "stopped": entry.stopped,
+            }
+            for row, group in zip(rows, drawn, strict=True)
+            for entry in group
+        ),
+    )
+
+
+def score_file(model: Path, responses: Path, out: Path, *, progress: Callable[[int, int], None] | None = None) -> int:
+    """Score the responses of a file; returns how many were written.
+
+    Args:
+        responses: JSON lines with `prompt` and `response`; other fields are kept.
+        out: the same rows with `score` (mean logit) and `score_sd` (spread of its difference to the references).
+        progress: called with (rows done, rows in all).
+    Raises: InputError naming file and line; CheckpointError for a model that cannot be used.
+    """
+    rows = read_rows(responses)
+    asked = [prompt_in(row) for row in rows]
+    texts = [row.need("response", str) for row in rows]
+    scorer = load_scorer(model)
+    scored = []
+    for start in range(0, len(rows), SCORE_ROWS):
+        part = slice(start, start + SCORE_ROWS)
+        belief = scorer(asked[part], texts[part])
+        spreads = disagreement(belief).tolist() if belief.draws.shape[0] > 1 else [None] * len(rows[part])
+        for row, score, spread in zip(rows[part], mean_score(belief).tolist(), spreads, strict=True):
+            scored.append({**row.values, "score": score, "score_sd": spread})
+        if progress is not None:
+            progress(len(scored), len(rows))
+    return write_rows(out, scored)
+
+
+def prompt_in(row: Row) -> Prompt:
+    """The prompt of a row: text for a single user turn, or a list of {"role", "content"}.
+
+    Raises: InputError naming file and line.
+    """
+    asked = row.need("prompt", (str, list))
+    turns = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+    try:
+        return Prompt(tuple(Turn(turn["role"], turn["content"]) for turn in turns))
+    except (KeyError, TypeError):
+        raise InputError(f'{row.at}: found {asked!r}; expected text or a list of {{"role", "content"}}') from None
+    except InputError as error:
+        raise InputError(f"{row.at}: {error}") from None

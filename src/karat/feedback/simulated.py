@@ -1,0 +1,233 @@
+"""Simulated raters: they lease tasks and submit judgements as people do, through the store and nothing else.
+
+What they perceive (utilities) and how they answer (the likelihood of `choice`) is handed over. Which rater answers
+which task, and every number drawn for one answer, follow from the seed, the task and the rater: a run that was
+killed and repeated ends with the same votes as one that was not. Knows no world, no gold reward and no tables.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from karat.errors import ConfigError
+from karat.feedback.store import Store
+from karat.feedback.tasks import answer
+from karat.records import Annotator, Judgement, Prompt, Response, Task, Utilities
+
+CHUNK = 256
+"""Tasks leased and answered in one transaction: what a kill can leave open is at most this many leases."""
+
+SECONDS_PER_WORD = 0.25
+"""About 240 words a minute, the speed of silent reading (Brysbaert 2019, doi:10.1016/j.jml.2019.104047)."""
+
+EPOCH = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+"""Simulated raters live in a year of their own, so that two runs write the same times."""
+
+
+class Traits(Protocol):
+    """How one simulated rater answers, in the terms of the likelihood."""
+
+    @property
+    def competence(self) -> float:
+        """a_w: the gain on the difference of utilities."""
+        ...
+
+    @property
+    def side_bias(self) -> float:
+        """b_w: the pull towards the response shown first, in logits."""
+        ...
+
+    @property
+    def lapse(self) -> float:
+        """ε_w: the probability of answering uniformly at random, [0, 1]."""
+        ...
+
+
+@dataclass(frozen=True)
+class RaterTraits:
+    """Plain traits."""
+
+    competence: float = 1.0
+    """a_w: the gain on the difference of utilities."""
+    side_bias: float = 0.0
+    """b_w: the pull towards the response shown first, in logits."""
+    lapse: float = 0.0
+    """ε_w: the probability of answering uniformly at random, [0, 1]."""
+
+
+LevelProbs = Callable[[np.ndarray, np.ndarray, Sequence[Traits], np.ndarray], np.ndarray]
+"""level_probs(delta [C], side [C], traits of each comparison, cutpoints [K − 1]) → probabilities [C, K]."""
+
+
+def collect_simulated(
+    store: Store,
+    annotators: Sequence[Annotator],
+    utilities: Utilities,
+    traits: Mapping[str, Traits] | Callable[[Annotator], Traits],
+    *,
+    cutpoints: Sequence[float],
+    seed: int,
+    batch: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    until: int | None = None,
+    level_probs: LevelProbs | None = None,
+) -> int:
+    """Let simulated raters answer the open comparisons of a store.
+
+    Args:
+        annotators: who answers; each task gets `overlap` different ones, drawn by (seed, task).
+        utilities: what a rater perceives, utilities(annotator, prompt, texts, rng) → one logit a text.
+        traits: by Annotator.id, or a function of the annotator.
+        cutpoints: c_1 … c_{K−1}, ascending; K = number of levels.
+        batch: only tasks of this batch.    progress: called with (answers so far, answers planned).
+        until: stop when this many of the planned answers are in the store; None = all of them.
+        level_probs: the likelihood; None = `choice.comparison_probs`.
+    Returns: how many of the planned answers are in the store.
+    Raises: ConfigError where a task needs more raters than there are, or the cutpoints do not ascend.
+    """
+    cuts = np.asarray(cutpoints, dtype=np.float64)
+    if cuts.ndim != 1 or cuts.size < 1 or np.any(np.diff(cuts) < 0):
+        raise ConfigError(f"cutpoints: found {list(cutpoints)}; expected K − 1 ascending numbers")
+    store.add_annotators(annotators)
+    tasks = [task for task in store.tasks(batch=batch) if task.kind == "comparison"]
+    plan = assignment_plan(tasks, annotators, seed=seed)
+    limit = len(plan) if until is None else min(until, len(plan))
+    closed = {pair for pair, state in store.assignments(batch=batch).items() if state != "leased"}
+    task_ids = {task: task.id for task in tasks}
+    todo = [(task_ids[task], task, who) for task, who in plan if (task_ids[task], who.id) not in closed]
+    n_done = len(plan) - len(todo)
+    rater = _Rater(store, utilities, traits, cuts, seed, level_probs or _choice_probs)
+    while todo and n_done < limit:
+        some, todo = todo[: min(CHUNK, limit - n_done)], todo[min(CHUNK, limit - n_done) :]
+        n_done += rater.work(some)
+        if progress is not None:
+            progress(n_done, limit)
+    return n_done
+
+
+def assignment_plan(
+    tasks: Sequence[Task], annotators: Sequence[Annotator], *, seed: int
+) -> list[tuple[Task, Annotator]]:
+    """Who answers what: `overlap` different raters a task, each set drawn from (seed, task id) alone.
+
+    Returns: (task, rater) pairs, the first answers of all tasks before the second ones.
+    Raises: ConfigError where a task needs more raters than there are.
+    """
+    people = sorted(annotators, key=lambda who: who.id)
+    rounds: list[tuple[int, int, int]] = []
+    for i, task in enumerate(tasks):
+        if task.overlap > len(people):
+            raise ConfigError(
+                f"task {task.id}: needs {task.overlap} different raters, found {len(people)}; "
+                "lower the overlap or add raters"
+            )
+        chosen = _generator(seed, "who", task.id).choice(len(people), size=task.overlap, replace=False)
+        rounds += [(turn, i, int(who)) for turn, who in enumerate(chosen)]
+    return [(tasks[i], people[who]) for _, i, who in sorted(rounds)]
+
+
+class _Rater:
+    """The hands of all simulated raters: lease a few tasks, look, answer, submit."""
+
+    def __init__(
+        self,
+        store: Store,
+        utilities: Utilities,
+        traits: Mapping[str, Traits] | Callable[[Annotator], Traits],
+        cutpoints: np.ndarray,
+        seed: int,
+        level_probs: LevelProbs,
+    ) -> None:
+        self._store, self._utilities, self._traits = store, utilities, traits
+        self._cutpoints, self._seed, self._level_probs = cutpoints, seed, level_probs
+        self._prompts: dict[str, Prompt] = store.prompts()
+        self._responses: dict[str, Response] = store.responses()
+
+    def work(self, pairs: Sequence[tuple[str, Task, Annotator]]) -> int:
+        """Lease, answer and submit; returns how many answers were stored."""
+        leases = self._store.lease_many([(task_id, who.id) for task_id, _, who in pairs], now=0.0)
+        held = [pair for pair, lease in zip(pairs, leases, strict=True) if lease is not None]
+        if held:
+            self._store.submit_many(self._judge(held), now=0.0)
+        return len(held)
+
+    def _judge(self, pairs: Sequence[tuple[str, Task, Annotator]]) -> list[Judgement]:
+        views = [self._look(*pair) for pair in pairs]
+        traits = [self._traits_of(who) for _, _, who in pairs]
+        delta = np.array([view.delta for view in views])
+        side = np.array([1.0 if view.shown_order[0] == 0 else -1.0 for view in views])
+        probs = self._level_probs(delta, side, traits, self._cutpoints)
+        uniform = np.array([view.uniform for view in views])
+        # the last step of the cumulative sum may end a rounding below 1
+        levels = (uniform[:, None] >= np.cumsum(probs, axis=1)[:, :-1]).sum(axis=1)
+        n_levels = len(self._cutpoints) + 1
+        return [
+            answer(
+                task,
+                {"level": int(level), "n_levels": n_levels},
+                annotator=who.id,
+                shown_order=view.shown_order,
+                created_at=view.created_at,
+                submission=f"simulated:{self._seed}:{task_id}:{who.id}",
+                origin="simulated",
+                active_s=view.active_s,
+            )
+            for (task_id, task, who), view, level in zip(pairs, views, levels, strict=True)
+        ]
+
+    def _look(self, task_id: str, task: Task, who: Annotator) -> _View:
+        rng = _generator(self._seed, "vote", task_id, who.id)
+        first = int(rng.random() < 0.5)
+        uniform, haste, moment = (
+            rng.random(),
+            float(np.exp(0.35 * rng.standard_normal())),
+            int(rng.integers(31_536_000)),
+        )
+        prompt = self._prompts[task.prompt_id]
+        texts = [self._responses[one].text for one in task.response_ids]
+        a, b = self._utilities(who, prompt, texts, rng)
+        n_words = len(prompt.text.split()) + sum(len(text.split()) for text in texts)
+        seconds = round(haste * (2.0 + SECONDS_PER_WORD * n_words), 1)
+        created_at = (EPOCH + datetime.timedelta(seconds=moment)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return _View(float(a) - float(b), (first, 1 - first), uniform, seconds, created_at)
+
+    def _traits_of(self, who: Annotator) -> Traits:
+        return self._traits[who.id] if isinstance(self._traits, Mapping) else self._traits(who)
+
+
+@dataclass(frozen=True)
+class _View:
+    delta: float
+    shown_order: tuple[int, int]
+    uniform: float
+    active_s: float
+    created_at: str
+
+
+def _generator(seed: int, *path: str) -> np.random.Generator:
+    # seeding.numpy_generator would do, but it imports torch, which this room does not need
+    digest = hashlib.sha256("\x1f".join([str(seed), "feedback.simulated", *path]).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "big"))
+
+
+def _choice_probs(delta: np.ndarray, side: np.ndarray, traits: Sequence[Traits], cutpoints: np.ndarray) -> np.ndarray:
+    import torch
+
+    from karat.choice import RaterParams, comparison_probs
+
+    def column(values: Sequence[float] | np.ndarray) -> torch.Tensor:
+        return torch.as_tensor(np.asarray(values, dtype=np.float64))
+
+    raters = RaterParams(
+        competence=column([each.competence for each in traits]),
+        side_bias=column([each.side_bias for each in traits]),
+        lapse=column([each.lapse for each in traits]),
+        cutpoints=column(cutpoints),
+    )
+    return comparison_probs(column(delta), column(side), torch.arange(len(traits)), raters).numpy()

@@ -1,0 +1,111 @@
+"""Low-rank adapters: train a few weights, and have the reference policy by switching them off.
+
+Knows models; the adapters themselves are those of peft. Knows nothing about what is being trained.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from karat.errors import CheckpointError, InputError
+from karat.lm.load import LoadedLM, add_header_metadata
+
+
+def add_lora(
+    model: PreTrainedModel, r: int, alpha: float, *, targets: str | Sequence[str] = "all-linear", seed: int = 0
+) -> PeftModel:
+    """Freeze a model and give its linear layers trainable low-rank updates that start at zero.
+
+        W' = W + (alpha/r)·B·A,   A ∈ ℝ^{r×i} random, B ∈ ℝ^{o×r} = 0
+
+    Args:
+        r: rank, ≥ 1.    alpha: scale of the update.    seed: for A.
+        targets: "all-linear" (every linear layer but the output layer) or names of layers.
+    Source: Hu et al. 2021, arXiv:2106.09685 eq. 3; Dettmers et al. 2023, arXiv:2305.14314 for all linear layers.
+    Raises: InputError for a rank below 1 or targets that the model does not have.
+    """
+    if r < 1:
+        raise InputError(f"add_lora: found rank {r}; expected ≥ 1")
+    config = LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            with _peft_quiet():
+                adapted = get_peft_model(model, config)
+        except ValueError as error:
+            raise InputError(f"add_lora: {str(error).splitlines()[0]}") from error
+    return adapted.eval()
+
+
+@contextmanager
+def reference_mode(model: nn.Module) -> Iterator[None]:
+    """Within the block, the adapted model is the model it was made from: the reference policy.
+
+    Raises: InputError for a model without adapters, whose reference has to be a copy.
+    """
+    if not isinstance(model, PeftModel):
+        raise InputError(f"reference_mode: found {type(model).__name__} without adapters; expected one from add_lora")
+    with model.disable_adapter():
+        yield
+
+
+def merged(lm: LoadedLM) -> LoadedLM:
+    """A copy of the model with its adapters added into the weights, ready for `save_lm`."""
+    if not isinstance(lm.model, PeftModel):
+        return lm
+    return replace(lm, model=copy.deepcopy(lm.model).merge_and_unload())
+
+
+def save_adapter(model: PeftModel, directory: str | Path, *, metadata: Mapping[str, str]) -> Path:
+    """Save the adapters alone, as peft does, with who made them in the safetensors header."""
+    directory = Path(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = directory.with_name(f".partial-{directory.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    for file in sorted(partial.glob("*.safetensors")):
+        add_header_metadata(file, metadata)
+    shutil.rmtree(directory, ignore_errors=True)
+    os.replace(partial, directory)
+    return directory
+
+
+def load_adapter(lm: LoadedLM, directory: str | Path, *, for_training: bool = False) -> LoadedLM:
+    """Put saved adapters onto the model they were trained on.
+
+    Raises: CheckpointError when there are none, or they are not safetensors.
+    """
+    directory = Path(directory)
+    if not (directory / "adapter_model.safetensors").is_file():
+        raise CheckpointError(f"{directory}: found no adapter_model.safetensors; expected a directory of save_adapter")
+    with _peft_quiet():
+        adapted = PeftModel.from_pretrained(lm.model, directory, is_trainable=for_training)
+    return replace(lm, model=adapted.eval())
+
+
+@contextmanager
+def _peft_quiet() -> Iterator[None]:
+    """Hide the deprecation that peft 0.21 itself raises with transformers 5.23; users can do nothing about it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        yield

@@ -1,0 +1,377 @@
+"""Model directories in and out: decoders for policies, encoders for reward models.
+
+What is loaded is checked before anybody trains on it: safetensors only, a tokenizer with an end token, all weights
+present, dropout off, and hidden states and logits that agree between karat's paths and the model's own. What is saved
+loads with plain transformers and carries its run in `config.json` and in the safetensors headers. Knows files and
+models; knows nothing about preferences.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from peft import PeftModel
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from karat.errors import CheckpointError, InputError
+from karat.lm.attention import NAME as TREE_ATTENTION
+from karat.lm.kernels import use_fast_kernels
+from karat.lm.logprobs import hidden_states, token_logprobs
+from karat.lm.trees import Tree, pack_trees, padded_batch
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # relative; narrower dtypes are allowed 5e-2
+Attention = Literal["tree", "sdpa"]
+
+
+@dataclass(frozen=True)
+class LoadedLM:
+    """A decoder ready for use: dropout off, PAD ≠ EOS."""
+
+    model: PreTrainedModel
+    """The causal language model, in eval mode."""
+    tokenizer: PreTrainedTokenizerBase
+    """Its tokenizer."""
+    eos_ids: tuple[int, ...]
+    """Tokens that end a response; the first is the tokenizer's own and the one to append."""
+    pad_id: int
+    """Filler for padded rows, never an end token; masks are explicit, so it is never read."""
+    context_length: int
+    """Most tokens of prompt and response together."""
+    path: str
+    """Where it was loaded from."""
+
+
+@dataclass(frozen=True)
+class LoadedEncoder:
+    """A BERT-like encoder whose text embedding is the mean of its last hidden states."""
+
+    model: PreTrainedModel
+    """The encoder, in eval mode."""
+    tokenizer: PreTrainedTokenizerBase
+    """Its tokenizer."""
+    max_tokens: int
+    """Longest input in tokens; longer texts must be cut by the caller, who says so."""
+    hidden_size: int
+    """Length of an embedding."""
+    path: str
+    """Where it was loaded from."""
+
+
+def load_lm(
+    path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    attention: Attention = "tree",
+    for_training: bool = False,
+    fast: bool = True,
+) -> LoadedLM:
+    """Load a causal language model directory and check that it is what the rest of karat relies on.
+
+    Args:
+        attention: "tree" = flat rows of trees, and plain SDPA otherwise; "sdpa" = what transformers chooses.
+        for_training: True = parameters require gradients; dropout is off either way.
+        fast: route linear layers and norms through `kernels` (same values to rounding, different last bits).
+    Raises: CheckpointError (one line) for a missing or pickled or damaged checkpoint, no tokenizer, no EOS, an
+        encoder-decoder, or a model whose hidden states or logits karat cannot reproduce.
+    """
+    path = Path(path)
+    config = _config(path)
+    if config.is_encoder_decoder:
+        raise CheckpointError(f"{path}: unsupported kind: found an encoder-decoder; expected a decoder-only model")
+    tokenizer = _tokenizer(path)
+    if tokenizer.eos_token_id is None:
+        raise CheckpointError(f"{path}: the tokenizer has no EOS token; set eos_token in tokenizer_config.json")
+    implementation = TREE_ATTENTION if attention == "tree" else None
+    model = _model(path, AutoModelForCausalLM, config, dtype=dtype, attn_implementation=implementation)
+    model.to(device).eval().requires_grad_(for_training)
+    eos_ids = _eos_ids(model, tokenizer)
+    lm = LoadedLM(
+        model=model,
+        tokenizer=tokenizer,
+        eos_ids=eos_ids,
+        pad_id=_pad_id(model, tokenizer, eos_ids),
+        context_length=_context_length(path, config, tokenizer),
+        path=str(path),
+    )
+    if fast:
+        use_fast_kernels(model)
+    _probe(lm, attention)
+    return lm
+
+
+def save_lm(lm: LoadedLM, directory: str | Path, *, metadata: Mapping[str, str]) -> Path:
+    """Save model and tokenizer, complete or not at all, so that `AutoModelForCausalLM.from_pretrained` loads them.
+
+    Args:
+        metadata: who made it (run_id, snapshot_root …); goes into every safetensors header and, as section "karat",
+            into config.json.
+    Raises: InputError for a model with adapters: merge them first, or save them alone.
+    """
+    if isinstance(lm.model, PeftModel):
+        raise InputError("save_lm: found a model with adapters; expected adapters.merged(lm), or use save_adapter")
+    return _save(lm.model, lm.tokenizer, Path(directory), metadata)
+
+
+def load_encoder(path: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> LoadedEncoder:
+    """Load a BERT-like encoder directory (sentence-transformers layout included).
+
+    Raises: CheckpointError (one line) for a missing, pickled or damaged checkpoint or a decoder.
+    """
+    path = Path(path)
+    config = _config(path)
+    if config.is_encoder_decoder:
+        raise CheckpointError(f"{path}: unsupported kind: found an encoder-decoder; expected a BERT-like encoder")
+    tokenizer = _tokenizer(path)
+    model = _model(path, AutoModel, config, dtype=dtype, attn_implementation=None)
+    model.to(device).eval()
+    if not _sees_ahead(model):
+        raise CheckpointError(f"{path}: unsupported kind: found a decoder; expected a BERT-like encoder")
+    limits = [_context_length(path, config, tokenizer), tokenizer.model_max_length]
+    sentence = path / "sentence_bert_config.json"
+    if sentence.exists():
+        limits.append(int(json.loads(sentence.read_text(encoding="utf-8"))["max_seq_length"]))
+    return LoadedEncoder(model, tokenizer, min(limits), config.hidden_size, str(path))
+
+
+def save_encoder(encoder: LoadedEncoder, directory: str | Path, *, metadata: Mapping[str, str]) -> Path:
+    """Save an encoder as `save_lm` does a decoder; `AutoModel.from_pretrained` loads it."""
+    return _save(encoder.model, encoder.tokenizer, Path(directory), metadata)
+
+
+def _sees_ahead(model: PreTrainedModel) -> bool:
+    """Whether the first token's hidden state depends on the tokens behind it."""
+    ids = torch.tensor([[1, 2, 3], [1, 2, 4]], device=model.device)
+    with torch.no_grad():
+        first = model(input_ids=ids).last_hidden_state[:, 0]
+    return not torch.equal(first[0], first[1])
+
+
+def mean_pooled(
+    model: nn.Module, input_ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"], *, normalise: bool
+) -> Float[Tensor, "B d"]:
+    """Mean of the last hidden states over the tokens that count; scaled to length 1 if `normalise`."""
+    hidden = model(input_ids=input_ids, attention_mask=attention_mask.long()).last_hidden_state
+    weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
+    pooled = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
+    return nn.functional.normalize(pooled, dim=-1) if normalise else pooled
+
+
+def _config(path: Path) -> PreTrainedConfig:
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: found no directory; expected a model directory with config.json")
+    if not (path / "config.json").is_file():
+        raise CheckpointError(f"{path}: found no config.json; expected a transformers model directory")
+    _check_weights(path)
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: unsupported kind: {_first_line(error)}") from error
+    for key, value in config.to_dict().items():
+        if ("dropout" in key or key.endswith("_pdrop")) and isinstance(value, float):
+            setattr(config, key, 0.0)
+    return config
+
+
+def _check_weights(path: Path) -> None:
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        pickled = sorted(file.name for pattern in PICKLED for file in path.glob(pattern))
+        if pickled:
+            raise CheckpointError(
+                f"{path}: found pickled weights ({pickled[0]}); expected safetensors, because loading a pickle runs the "
+                f"code in it. Convert it with save_pretrained"
+            )
+        raise CheckpointError(f"{path}: found no weights; expected *.safetensors")
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                opened.keys()
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file}: truncated or unreadable safetensors ({_first_line(error)})") from error
+
+
+def _tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    if not any((path / name).is_file() for name in TOKENIZER_FILES):
+        raise CheckpointError(f"{path}: found no tokenizer; expected tokenizer.json or another tokenizer file")
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
+        raise CheckpointError(f"{path}: the tokenizer cannot be read ({_first_line(error)})") from error
+
+
+def _model(path: Path, kind: Any, config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
+    with _quiet():
+        try:
+            model, info = kind.from_pretrained(
+                path, config=config, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+            )
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(f"{path}: unsupported kind or damaged weights: {_first_line(error)}") from error
+    wrong = sorted(str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]] if "pooler" not in str(key))
+    if wrong:
+        raise CheckpointError(f"{path}: {len(wrong)} weights are missing or misshapen (first: {wrong[0]})")
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    listed = model.generation_config.eos_token_id
+    more = [] if listed is None else [listed] if isinstance(listed, int) else list(listed)
+    return tuple(dict.fromkeys([tokenizer.eos_token_id, *more]))
+
+
+def _pad_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos_ids: tuple[int, ...]) -> int:
+    """The tokenizer's PAD unless it is an end token; else a spare row of the embedding; else any other token.
+
+    The last is safe because masks and positions are explicit everywhere: no filler is ever read or trained on.
+    """
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in eos_ids:
+        return tokenizer.pad_token_id
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, nn.Embedding) and embedding.padding_idx in eos_ids:
+        embedding.padding_idx = None  # else the end token's embedding would get no gradient
+        model.config.pad_token_id = None
+    n_rows = embedding.weight.shape[0]
+    if len(tokenizer) < n_rows:
+        tokenizer.add_special_tokens({"pad_token": "<|karat_pad|>"})
+        model.config.pad_token_id = tokenizer.pad_token_id
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+        return tokenizer.pad_token_id
+    unknown = tokenizer.unk_token_id
+    if unknown is not None and unknown not in eos_ids:
+        return unknown
+    return next(token for token in range(n_rows) if token not in eos_ids)
+
+
+def _context_length(path: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if limit is None and tokenizer.model_max_length < 10**9:  # larger values mean "unknown" in tokenizer files
+        limit = tokenizer.model_max_length
+    if limit is None:
+        raise CheckpointError(f"{path}: found no context length; expected max_position_embeddings in config.json")
+    return int(limit)
+
+
+def _probe(lm: LoadedLM, attention: Attention) -> None:
+    """Compare karat's hidden states and logits with the model's own on a small tree."""
+    n_vocabulary = lm.model.get_input_embeddings().weight.shape[0]
+    ids = [(7 * i + 3) % n_vocabulary for i in range(9)]
+    tree = Tree(tuple(ids[:4]), (tuple(ids[4:7]), tuple(ids[7:])))
+    device = lm.model.device
+    try:
+        with torch.no_grad():
+            batch = padded_batch([tree], lm.pad_id).to(device)
+            hidden = hidden_states(lm.model, batch).index_select(0, batch.predict_index)
+            found, _ = token_logprobs(lm.model, hidden, batch.target_ids)
+            output = lm.model(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids
+            )
+            logits = output.logits.flatten(0, 1).index_select(0, batch.predict_index)
+            wide = logits if logits.dtype == torch.float64 else logits.float()
+            _agree(lm, "log-probabilities", found, wide.log_softmax(-1).gather(1, batch.target_ids[:, None])[:, 0])
+            if attention == "tree":
+                packed = pack_trees([tree], token_budget=tree.n_tokens)[0].to(device)
+                by_tree = hidden_states(lm.model, packed).index_select(0, packed.predict_index)
+                _agree(lm, "hidden states of trees", by_tree, hidden)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{lm.path}: unsupported kind: {_first_line(error)}") from error
+
+
+def _agree(lm: LoadedLM, what: str, found: Tensor, expected: Tensor) -> None:
+    tolerance = PROBE_TOLERANCE.get(lm.model.dtype, 5e-2)
+    gap = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+    if not gap <= tolerance:
+        raise CheckpointError(
+            f"{lm.path}: unsupported kind: {what} of {type(lm.model).__name__} differ by {gap:.1e} from the model's "
+            f"own; expected at most {tolerance:.0e}"
+            + (". Load it with attention='sdpa' and padded batches" if "trees" in what else "")
+        )
+
+
+def _save(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, metadata: Mapping[str, str]
+) -> Path:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = directory.with_name(f".partial-{directory.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    with _quiet():
+        model.save_pretrained(partial, max_shard_size="4GB")
+        tokenizer.save_pretrained(partial)
+    plain = json.loads((partial / "config.json").read_text(encoding="utf-8"))
+    plain["karat"] = dict(metadata)
+    (partial / "config.json").write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for file in sorted(partial.glob("*.safetensors")):
+        add_header_metadata(file, metadata)
+    shutil.rmtree(directory, ignore_errors=True)
+    os.replace(partial, directory)
+    return directory
+
+
+def add_header_metadata(file: Path, metadata: Mapping[str, str]) -> None:
+    """Add text entries to the header of a safetensors file; its tensors stay as they are, to the byte.
+
+    Source: the format is 8 bytes of little-endian header length, the JSON header, then the data
+        (huggingface/safetensors README, "Format").
+    """
+    partial = file.with_name(f".{file.name}.partial")
+    with file.open("rb") as source, partial.open("wb") as target:
+        (n_header,) = struct.unpack("<Q", source.read(8))
+        header = json.loads(source.read(n_header))
+        header["__metadata__"] = header.get("__metadata__", {}) | dict(metadata)
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        target.write(struct.pack("<Q", len(text)) + text)
+        shutil.copyfileobj(source, target, 1 << 24)
+        target.flush()
+        os.fsync(target.fileno())
+    os.replace(partial, file)
+
+
+def read_header_metadata(file: Path) -> dict[str, str]:
+    """The text entries in the header of a safetensors file."""
+    with safe_open(file, framework="pt") as opened:
+        return dict(opened.metadata() or {})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars of transformers: karat draws its own, and only there where it is asked for one."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

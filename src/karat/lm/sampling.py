@@ -1,0 +1,137 @@
+"""Drawing tokens: counter-based uniform numbers and the inverse of the cumulative distribution.
+
+A number is a function of (seed, prompt key, sample, position) and of nothing else, so a response does not depend on
+the batch it was drawn in, on the process, or on a restart. Knows nothing about models, caches or stop tokens.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+BLOCK = 64  # √V for a vocabulary of a few thousand: as many sums between blocks as within one
+_WORD = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
+_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))  # Salmon et al. 2011, Philox-4×32
+_WEYL = (0x9E3779B9, 0xBB67AE85)  # the same: golden ratio and √3 − 1, 32 bits each
+_ROUNDS = 10
+
+
+def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
+    """Philox-4×32-10: four pseudorandom 32-bit words for each 128-bit counter.
+
+    Args:
+        counter: [4, N] uint64, each entry below 2³², the low word first.
+        key: two 32-bit words.
+    Returns: [4, N] uint64, each entry below 2³².
+    Source: Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3", §3.2.
+    """
+    c0, c1, c2, c3 = counter.astype(np.uint64)
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        left, right = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2
+        c0, c1, c2, c3 = (
+            (right >> _HALF) ^ c1 ^ np.uint64(k0),
+            right & _WORD,
+            (left >> _HALF) ^ c3 ^ np.uint64(k1),
+            left & _WORD,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
+    return np.stack([c0, c1, c2, c3])
+
+
+def token_uniforms(seed: int, prompt_key: int, sample: int, n_positions: int) -> np.ndarray:
+    """The uniform numbers that draw one response, position by position.
+
+        u = (2²¹·w₀ + ⌊w₁ / 2¹¹⌋) / 2⁵³,   w = Philox(counter = (position, sample, key), key = seed)
+
+    Args:
+        seed, prompt_key: any integer; the low 64 bits count.    sample: 0 … 2³² − 1.
+        n_positions: how many numbers, from position 0 on.
+    Returns: [n_positions] float64 in [0, 1); the first n numbers are the same whatever n_positions is.
+    """
+    counter = np.empty((4, n_positions), dtype=np.uint64)
+    counter[0] = np.arange(n_positions, dtype=np.uint64)
+    counter[1] = sample
+    counter[2] = prompt_key & 0xFFFFFFFF
+    counter[3] = (prompt_key >> 32) & 0xFFFFFFFF
+    words = philox(counter, (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF))
+    return ((words[0] << np.uint64(21)) | (words[1] >> np.uint64(11))).astype(np.float64) * 2.0**-53
+
+
+def truncate_logits(logits: Float[Tensor, "R V"], *, top_k: int, top_p: float) -> Float[Tensor, "R V"]:
+    """Logits with −∞ outside the k likeliest tokens and outside the likeliest tokens of total probability p.
+
+    Args:
+        top_k: 0 = all.    top_p: 1 = all; else the shortest head of the sorted tokens with Σ π ≥ p, after top_k.
+    Returns: [R, V]; equally likely tokens at the edge all stay, so the result does not depend on a sort's tie-breaking.
+    """
+    if 0 < top_k < logits.shape[-1]:
+        edge = logits.topk(top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < edge, -torch.inf)
+    if top_p < 1:
+        ordered = logits.sort(dim=-1, descending=True).values
+        probs = torch.softmax(ordered.double(), dim=-1)
+        n_kept = ((probs.cumsum(-1) - probs) < top_p).sum(-1, keepdim=True)
+        logits = logits.masked_fill(logits < ordered.gather(-1, n_kept - 1), -torch.inf)
+    return logits
+
+
+def draw_tokens(
+    logits: Float[Tensor, "R V"], uniforms: Float[Tensor, " R"]
+) -> tuple[Int[Tensor, " R"], Float[Tensor, " R"]]:
+    """One token a row by inverting the cumulative distribution, and its log-probability.
+
+        token = min{ i : Σ_{j ≤ i} p_j > u · Σ_j p_j },   p = softmax(ℓ)        log π = log p_token − log Σ_j p_j
+
+    p is float32 (float64 for float64 logits) and its sums are float64, so Σ p is 1 up to the rounding of p, which the
+    quotient removes. They run over blocks of 64 tokens; the running sum inside a block is taken for the chosen one only.
+
+    Args:
+        logits: −∞ = impossible; at least one finite entry a row.    uniforms: float64 in [0, 1).
+    Returns: tokens (int64), never one of probability 0, and log π (float32; NaN where the logits were not numbers).
+    """
+    n_tokens = logits.shape[-1]
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    probs = torch.softmax(wide, dim=-1)  # one pass; subtracting the peak, then exp, takes twice the time
+    edges = _block_sums(probs).cumsum(-1)
+    total = edges[:, -1]
+    target = (uniforms * total).unsqueeze(-1)
+    block = torch.searchsorted(edges, target, right=True).clamp_(max=edges.shape[-1] - 1)
+    before = torch.where(block > 0, edges.gather(-1, (block - 1).clamp_(min=0)), torch.zeros_like(target))
+    index = block * BLOCK + torch.arange(BLOCK, device=logits.device)
+    inside = probs.gather(-1, index.clamp(max=n_tokens - 1)).double().masked_fill_(index >= n_tokens, 0.0)
+    running = inside.cumsum(-1).add_(before)
+    # rounding may leave the last running sum a hair below the target: then the block's last possible token is meant
+    last = (inside > 0).long().mul_(torch.arange(1, BLOCK + 1, device=logits.device)).amax(-1, keepdim=True) - 1
+    offset = torch.minimum((running <= target).sum(-1, keepdim=True), last)
+    tokens = block * BLOCK + offset
+    logprobs = (probs.gather(-1, tokens).squeeze(-1).double() / total).log()
+    return tokens.squeeze(-1), logprobs.float()
+
+
+def likeliest_tokens(logits: Float[Tensor, "R V"]) -> tuple[Int[Tensor, " R"], Float[Tensor, " R"]]:
+    """The likeliest token of each row (the first of equals) and its log-probability in float32."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    tokens = wide.argmax(-1)
+    chosen = wide.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    return tokens, (chosen - wide.logsumexp(-1)).float()
+
+
+def forbid(logits: Float[Tensor, "R V"], token_ids: Int[Tensor, " E"], row_mask: Bool[Tensor, " R"]) -> Tensor:
+    """Logits with −∞ at the given tokens in the rows where the mask is True."""
+    blocked = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    blocked[token_ids] = True
+    return logits.masked_fill(row_mask.unsqueeze(-1) & blocked, -torch.inf)
+
+
+def _block_sums(probs: Float[Tensor, "R V"]) -> Float[Tensor, "R n"]:
+    """Float64 sums over consecutive blocks of 64; the last block may be shorter."""
+    n_whole = probs.shape[-1] // BLOCK
+    whole = probs[:, : n_whole * BLOCK].unflatten(-1, (n_whole, BLOCK)).sum(-1, dtype=torch.float64)
+    rest = probs[:, n_whole * BLOCK :]
+    if rest.shape[-1] == 0:
+        return whole
+    return torch.cat([whole, rest.sum(-1, keepdim=True, dtype=torch.float64)], dim=-1)

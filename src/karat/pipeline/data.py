@@ -1,0 +1,92 @@
+"""Rows on disk between stages: prompts with their split, demonstrations, and samples with their tokens' figures.
+
+Plain JSON lines, one row each, read back into the records they came from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from karat.ledger.artifacts import write_text
+from karat.records import Demonstration, Prompt, Turn
+
+SPLITS = ("sft", "collect", "policy", "validation", "evaluation")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The responses of one policy to some prompts."""
+
+    prompts: tuple[Prompt, ...]
+    """P prompts."""
+    texts: tuple[tuple[str, ...], ...]
+    """[P][N] responses."""
+    lengths: tuple[tuple[int, ...], ...]
+    """[P][N] response tokens."""
+    stopped: tuple[tuple[bool, ...], ...]
+    """[P][N] True = ended by a stop token."""
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """One JSON object a line, atomically."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows))
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file that `write_rows` wrote."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        yield json.loads(line)
+
+
+def prompt_row(prompt: Prompt) -> dict[str, Any]:
+    """The fields of a prompt."""
+    return {"turns": [[turn.role, turn.content] for turn in prompt.turns], "topic": prompt.topic}
+
+
+def prompt_of(row: Mapping[str, Any]) -> Prompt:
+    """The prompt in a row."""
+    return Prompt(tuple(Turn(role, content) for role, content in row["turns"]), row["topic"])
+
+
+def write_prompts(path: Path, splits: Mapping[str, Sequence[Prompt]]) -> None:
+    """Prompts with the split each belongs to."""
+    write_rows(path, ({"split": name, **prompt_row(prompt)} for name, group in splits.items() for prompt in group))
+
+
+def read_prompts(path: Path) -> dict[str, list[Prompt]]:
+    """Prompts by split."""
+    splits: dict[str, list[Prompt]] = {name: [] for name in SPLITS}
+    for row in read_rows(path):
+        splits[row["split"]].append(prompt_of(row))
+    return splits
+
+
+def write_demonstrations(path: Path, demonstrations: Sequence[Demonstration]) -> None:
+    """Demonstrations, one a line."""
+    write_rows(path, ({**prompt_row(d.prompt), "text": d.text, "source": d.source} for d in demonstrations))
+
+
+def read_demonstrations(path: Path) -> list[Demonstration]:
+    """Demonstrations in the order in which they were written."""
+    return [Demonstration(prompt_of(row), row["text"], row["source"]) for row in read_rows(path)]
+
+
+def write_texts(path: Path, samples: Texts) -> None:
+    """The responses of one policy, one prompt a line."""
+    rows = zip(samples.prompts, samples.texts, samples.lengths, samples.stopped, strict=True)
+    write_rows(path, ({**prompt_row(p), "texts": t, "lengths": n, "stopped": s} for p, t, n, s in rows))
+
+
+def read_texts(path: Path) -> Texts:
+    """The responses of one policy."""
+    rows = list(read_rows(path))
+    return Texts(
+        tuple(prompt_of(row) for row in rows),
+        tuple(tuple(row["texts"]) for row in rows),
+        tuple(tuple(row["lengths"]) for row in rows),
+        tuple(tuple(row["stopped"]) for row in rows),
+    )

@@ -1,0 +1,112 @@
+"""The optimiser station: PPO against the learned reward, looked at by a watcher that never sees gold."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from karat.belief import AGGREGATORS, disagreement, lower_bound
+from karat.evaluate.measure import draw, texts_of
+from karat.ledger.artifacts import ArtifactRef
+from karat.lm.load import LoadedLM, load_lm, save_lm
+from karat.pipeline.data import read_prompts, read_texts
+from karat.pipeline.rewarding import flat_texts
+from karat.pipeline.settings import RunConfig, WatchSettings
+from karat.pipeline.sources import Gold
+from karat.pipeline.stages import Output, Run, StageResult, Workplace, training_reporters
+from karat.policy.ppo import train_ppo
+from karat.policy.watcher import Watcher, WatchRules
+from karat.records import Prompt
+from karat.reward.score import Scorer, load_scorer, score_fn
+from karat.seeding import child_seed
+
+
+def train(
+    run: Run,
+    config: RunConfig,
+    sft: ArtifactRef,
+    reward: ArtifactRef,
+    samples: ArtifactRef,
+    gold: Gold | None,
+    place: Workplace,
+) -> StageResult:
+    """Optimise the fine-tuned policy against the reward, and keep the policy that the settings say."""
+    scorer = load_scorer(run.directory / reward.path)
+    splits = read_prompts(place.directory / "data" / "prompts.jsonl")
+    # 1. what is usual: the ensemble's disagreement on the reference policy's own responses
+    usual = disagreement(scorer(*flat_texts(read_texts(run.directory / samples.path)))).tolist()
+    watcher = Watcher(watch_rules(config.watch, usual), directory=place.checkpoints / "watcher")
+    # 2. PPO
+    lm = load_lm(run.directory / sft.path, for_training=True)
+    with training_reporters(place, "ppo", config.ppo.n_iterations) as reporters:
+        result = train_ppo(
+            lm, splits["policy"], score_fn(scorer, config.aggregator), config.ppo, seed=child_seed(run.seed, "ppo"),
+            directory=place.training, reporters=reporters, watcher=watcher,
+            evaluate=looker(scorer, splits["validation"], config, gold, seed=child_seed(run.seed, "look")),
+        )  # fmt: skip
+    # 3. which policy is kept
+    directory = place.model_directory("ppo")
+    kept_step = result.n_iterations
+    if config.watch.keep == "best" and result.best_path is not None and result.best_step:
+        kept_step = result.best_step
+        shutil.rmtree(directory, ignore_errors=True)
+        lm = load_lm(result.best_path)
+    save_lm(lm, directory, metadata={"run_id": run.id, "stage": "ppo", "step": str(kept_step)})
+    metrics = {
+        "n_iterations": result.n_iterations,
+        "kept_step": kept_step,
+        "stop_reason": result.stop_reason,
+        "n_skipped": result.n_skipped,
+    }
+    notes = [f"stopped early: {result.stop_reason}"] if result.stop_reason else []
+    outputs = [Output("model", directory, "model"), Output("metrics", place.metrics_path)]
+    return StageResult(outputs, metrics, notes=notes)
+
+
+def watch_rules(settings: WatchSettings, usual: list[float]) -> WatchRules:
+    """The rules, stated before the run begins."""
+    if settings.disagreement_quantile is None:
+        return WatchRules(kl_budget=settings.kl_budget)
+    return WatchRules(
+        kl_budget=settings.kl_budget,
+        validation_disagreement=tuple(usual),
+        disagreement_quantile=settings.disagreement_quantile,
+    )
+
+
+def looker(
+    scorer: Scorer, prompts: list[Prompt], config: RunConfig, gold: Gold | None, *, seed: int
+) -> Callable[[LoadedLM, int], Mapping[str, float]]:
+    """What is measured along training on prompts that are not trained on: the same draws at every look.
+
+    Gold is measured where it is known, for the curve; no rule reads it.
+    """
+    aggregate = AGGREGATORS[config.aggregator]
+
+    def look(lm: LoadedLM, step: int) -> Mapping[str, float]:
+        del step
+        drawn = draw(
+            lm, prompts, n_samples=config.watch.n_samples, max_new_tokens=config.ppo.rollout.max_new_tokens, seed=seed
+        )
+        texts = [text for group in texts_of(lm, drawn) for text in group]
+        asked = [prompt for prompt, group in zip(prompts, drawn, strict=True) for _ in group]
+        belief = scorer(asked, texts)
+        figures = {
+            "validation/proxy": float((aggregate(belief).mean() - scorer.scale.shift) / scorer.scale.scale),
+            "validation/lower_bound": float(lower_bound(belief).mean()),
+            "validation/disagreement": float(disagreement(belief).mean()),
+            "validation/length": float(np.mean([len(one.response_tokens) for group in drawn for one in group])),
+        }
+        if gold is not None:
+            figures["validation/gold"] = float(np.mean([gold(p, t) for p, t in zip(asked, texts, strict=True)]))
+        return figures
+
+    return look
+
+
+def curve_path(directory: Path) -> Path:
+    """The metrics file of the optimiser."""
+    return directory / "metrics" / "ppo.jsonl"

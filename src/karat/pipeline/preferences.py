@@ -1,0 +1,105 @@
+"""A file of real comparisons and a local checkpoint as a source: prompts, demonstrations and votes are in the file.
+
+The preferred responses are the demonstrations. Prompts are parted by hash, so the same file always gives the same
+splits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from karat.errors import InputError
+from karat.feedback.importers import import_hh, import_preferences
+from karat.feedback.store import Store, open_store
+from karat.lm.chat import prompt_tokens, response_tokens
+from karat.lm.load import LoadedLM, load_lm
+from karat.pipeline.data import write_demonstrations, write_prompts
+from karat.pipeline.settings import PreferencesSettings, RunConfig
+from karat.pipeline.stages import Output, StageResult, Workplace
+from karat.prompts.splits import split
+from karat.records import Demonstration, Judgement, Prompt, Response
+
+FRACTIONS = {"practice": 0.8, "validation": 0.05, "evaluation": 0.15}
+
+
+def write_source(config: RunConfig, place: Workplace) -> StageResult:
+    """Read the file, leave out what does not fit the model, part the prompts, write demonstrations."""
+    settings = config.preferences
+    assert settings is not None
+    lm = load_lm(settings.model)
+    with open_store(place.directory / "karat.db") as store:
+        n_rows = fill(store, settings)
+        prompts, responses, judgements = store.prompts(), store.responses(), store.judgements()
+    fits = fitting(lm, prompts, responses, judgements, settings)
+    kept = {judgement.prompt_id: prompts[judgement.prompt_id] for judgement in fits}
+    parts = split(kept.values(), FRACTIONS, key=lambda prompt: prompt.id)
+    if not parts["practice"] or not parts["evaluation"] or not parts["validation"]:
+        raise InputError(
+            f"{settings.path}: {len(kept)} of {len(prompts)} prompts fit into {settings.max_prompt_tokens} prompt and "
+            f"{settings.max_response_tokens} response tokens; expected enough for training, validation and evaluation"
+        )
+    practice = {prompt.id for prompt in parts["practice"]}
+    splits = {
+        "sft": parts["practice"],
+        "collect": parts["practice"][: config.collect.n_prompts],
+        "policy": parts["practice"],
+        "validation": parts["validation"][: config.watch.n_prompts],
+        "evaluation": parts["evaluation"][: config.evaluate.n_prompts],
+    }
+    chosen = [
+        Demonstration(prompts[judgement.prompt_id], responses[preferred(judgement)].text, settings.path.name)
+        for judgement in fits
+        if judgement.prompt_id in practice
+    ]
+    data = place.directory / "data"
+    write_prompts(data / "prompts.jsonl", splits)
+    write_demonstrations(data / "demonstrations.jsonl", chosen)
+    outputs = [Output("prompts", data / "prompts.jsonl"), Output("demonstrations", data / "demonstrations.jsonl")]
+    counts = {"n_rows": n_rows, "n_prompts": {name: len(group) for name, group in splits.items()}}
+    left_out = len(judgements) - len(fits)
+    notes = (
+        [f"{left_out} of {len(judgements)} comparisons are longer than the limits and were left out"]
+        if left_out
+        else []
+    )
+    return StageResult(outputs, {**counts, "n_left_out": left_out}, notes=notes)
+
+
+def fill(store: Store, settings: PreferencesSettings) -> int:
+    """Import the file into the store; importing it again changes nothing."""
+    read = import_hh if settings.format == "hh" else import_preferences
+    return read(store, settings.path).n_rows
+
+
+def import_votes(config: RunConfig, store: Store, place: Workplace) -> dict[str, Any]:
+    """The votes of the file are in the store since its prompts were read."""
+    del config, place
+    return {"n_votes": store.n_judgements()}
+
+
+def fitting(
+    lm: LoadedLM,
+    prompts: dict[str, Prompt],
+    responses: dict[str, Response],
+    judgements: Sequence[Judgement],
+    settings: PreferencesSettings,
+) -> list[Judgement]:
+    """Judgements whose prompt and responses are within the limits, in order, at most `limit` of them."""
+    n_prompt = {key: len(prompt_tokens(lm.tokenizer, prompt.turns)) for key, prompt in prompts.items()}
+    n_response = {
+        key: len(response_tokens(lm.tokenizer, response.text, lm.eos_ids[0])) for key, response in responses.items()
+    }
+    kept = [
+        judgement
+        for judgement in judgements
+        if n_prompt[judgement.prompt_id] <= settings.max_prompt_tokens
+        and all(n_response[one] <= settings.max_response_tokens for one in judgement.response_ids)
+    ]
+    return kept if settings.limit is None else kept[: settings.limit]
+
+
+def preferred(judgement: Judgement) -> str:
+    """Response.id of the better response of a two-level comparison."""
+    a, b = judgement.response_ids
+    return a if judgement.value["level"] else b

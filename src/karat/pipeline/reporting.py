@@ -1,0 +1,256 @@
+"""The last station: page, audit card and summary, filled from manifests and evaluation.json and from nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from karat.config import build
+from karat.errors import LedgerError
+from karat.evaluate.table import names_in_order
+from karat.ledger.manifest import Manifest, read_manifests
+from karat.pipeline.settings import RunConfig
+from karat.pipeline.stages import findings_of
+from karat.records import Estimate, Finding
+from karat.report.card import CardInput, Fact, audit_card, summary, write_summary
+from karat.report.figures import Bin, Panel, Series
+from karat.report.page import Curve, FeedbackSummary, ReportInput, ResponseShown, SampleShown, write_page
+
+REPORT = "report.html"
+UNGATED = (
+    "allow_ungated_reward is set: the policy was optimised although the reward may not have passed its acceptance gate"
+)
+
+
+def write_report(directory: Path) -> dict[str, Any]:
+    """Write report.html, card.json and summary.json of a run; returns the summary with the run's directory.
+
+    Raises: LedgerError when the directory holds no run.
+    """
+    manifests = read_manifests(directory)
+    settings = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    config = build(RunConfig, settings["config"])
+    content = report_input(directory, config, manifests)
+    write_page(directory / REPORT, content)
+    card = CardInput(
+        directory.name, tuple(manifests), card_figures(content, manifests), STAGE_OF, content.findings, content.unsafe
+    )
+    write_summary(directory / "card.json", audit_card(card))
+    result = summary(
+        content.policies,
+        ppo_minus_sft={"gold": content.difference} if content.difference else {},
+        gate=[finding for finding in content.findings if finding.name.startswith("gate.")],
+        manifests=manifests,
+        report=REPORT,
+        unsafe=content.unsafe,
+        extra={"run": directory.name, "seed": settings["seed"], **_extra(directory, manifests)},
+    )
+    write_summary(directory / "summary.json", result)
+    return {**result, "directory": str(directory)}
+
+
+def report_input(directory: Path, config: RunConfig, manifests: Sequence[Manifest]) -> ReportInput:
+    """What the page shows."""
+    by_stage = {manifest.stage: manifest for manifest in manifests}
+    evaluation = _evaluation(directory) if "evaluate" in by_stage else {}
+    policies = {
+        name: {column: Estimate(**fields) for column, fields in evaluation["policies"][name].items()}
+        for name in names_in_order(evaluation.get("policies", ()))
+    }
+    difference = evaluation.get("ppo_minus_sft", {}).get("gold")
+    notes = [f"{manifest.stage}: {note}" for manifest in manifests for note in manifest.notes]
+    return ReportInput(
+        run_id=directory.name,
+        title=_title(config),
+        manifests=tuple(manifests),
+        policies=policies,
+        difference=Estimate(**difference) if difference else None,
+        unsafe=(UNGATED,) if config.allow_ungated_reward else (),
+        findings=tuple(finding for manifest in manifests for finding in findings_of(manifest)),
+        curves=tuple(_curves(directory, by_stage)),
+        calibration=tuple(Bin(**row) for row in _metric(by_stage, "reward", "calibration") or ()),
+        frontier=_frontier(evaluation),
+        held_out=_held_out(by_stage),
+        feedback=_feedback(by_stage),
+        samples=tuple(_shown(row) for row in evaluation.get("shown", ())),
+        notes=tuple(notes) + _equal_kl(evaluation),
+    )
+
+
+def card_figures(content: ReportInput, manifests: Sequence[Manifest]) -> dict[str, Estimate | Fact]:
+    """The fields of the audit card that this run can fill."""
+    by_stage = {manifest.stage: manifest for manifest in manifests}
+    figures: dict[str, Estimate | Fact] = {"policy.algorithm": Fact("PPO with a KL penalty to the SFT policy")}
+    policy = content.policies.get("ppo", {})
+    for column in ("kl", "proxy", "gold", "win_rate", "length", "distinct"):
+        if column in policy:
+            figures[f"policy.{column}"] = policy[column]
+    if "agrees_wrong" in policy:
+        figures["policy.sycophancy"] = policy["agrees_wrong"]
+    feedback = content.feedback
+    if feedback is not None:
+        figures |= {
+            "people.n_raters": Fact(feedback.n_raters),
+            "feedback.n_judgements": Fact({"comparison": feedback.n_votes}),
+            "feedback.selection": Fact("uniformly at random among pairs of the policy's samples"),
+        }
+        if feedback.agreement and feedback.alpha:
+            figures |= {"feedback.agreement": feedback.agreement, "feedback.alpha": feedback.alpha}
+    for finding in content.findings:
+        field = CARD_OF_FINDING.get(finding.name)
+        if field is not None and finding.estimate is not None:
+            figures[field] = finding.estimate
+    if "reward" in by_stage:
+        figures["reward.likelihood"] = Fact("ordinal choice model with rater parameters, design §3")
+        figures["reward.disagreement"] = Fact("competence, side bias and lapse of each rater, integrated for new ones")
+    return figures
+
+
+CARD_OF_FINDING = {
+    "gate.calibration": "reward.ece",
+    "gate.length_baseline": "reward.accuracy_length_baseline",
+    "gate.shorter_won": "reward.accuracy_shorter_won",
+}
+STAGE_OF = {
+    **{
+        f"policy.{column}": "evaluate"
+        for column in ("kl", "proxy", "gold", "win_rate", "length", "distinct", "sycophancy")
+    },
+    **{f"feedback.{name}": "collect" for name in ("n_judgements", "selection", "agreement", "alpha")},
+    **dict.fromkeys(CARD_OF_FINDING.values(), "reward"),
+}
+
+
+def _evaluation(directory: Path) -> dict[str, Any]:
+    path = directory / "evaluation.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise LedgerError(f"{path}: missing or damaged; run the same command again") from None
+
+
+def _title(config: RunConfig) -> str:
+    if config.sandbox is not None:
+        return "Reinforcement learning from simulated feedback in the sandbox, where the gold reward is known"
+    assert config.preferences is not None
+    return f"Reinforcement learning from the preferences in {config.preferences.path.name}"
+
+
+def _curves(directory: Path, by_stage: Mapping[str, Manifest]) -> list[Curve]:
+    curves = []
+    rows = _rows(directory / "metrics" / "ppo.jsonl")
+    if "ppo" in by_stage and rows:
+        panels = (
+            _panel("score on validation prompts", rows, {"proxy": "validation/proxy", "gold": "validation/gold"}),
+            _panel("KL, nats per response", rows, {"KL": "kl/k1_per_sequence"}),
+            _panel("ensemble disagreement, logits", rows, {"disagreement": "validation/disagreement"}),
+            _panel("response tokens", rows, {"length": "response/length_mean"}),
+        )
+        curves.append(
+            Curve("PPO", "rollouts", panels, "Where the proxy rises and gold falls, the reward is exploited.")
+        )
+    for stage, title, metric in (("reward", "Reward model", "loss"), ("sft", "Fine-tuning", "nll_per_token")):
+        rows = _rows(directory / "metrics" / f"{stage}.jsonl")
+        if stage in by_stage and rows:
+            curves.append(Curve(title, "optimiser steps", (_panel("loss, nats", rows, {"loss": metric}),)))
+    return curves
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def _panel(title: str, rows: Sequence[Mapping[str, Any]], series: Mapping[str, str]) -> Panel:
+    drawn = []
+    for name, metric in series.items():
+        points = [(row["step"], row[metric]) for row in rows if isinstance(row.get(metric), int | float)]
+        if points:
+            role = name if name in ("proxy", "gold") else "plain"
+            drawn.append(Series(name, tuple(x for x, _ in points), tuple(y for _, y in points), role=role))
+    return Panel(title, tuple(drawn))
+
+
+def _frontier(evaluation: Mapping[str, Any]) -> tuple[Panel, ...]:
+    if not evaluation:
+        return ()
+    panels = []
+    for value in ("gold", "proxy"):
+        series = []
+        for name, key in (("best of n", "frontier"), ("PPO, along training", "training")):
+            rows = [row for row in evaluation[key] if row[value] is not None]
+            if rows:
+                series.append(
+                    Series(
+                        name,
+                        tuple(max(row["kl"], 0.0) for row in rows),
+                        tuple(row[value] for row in rows),
+                        labels=tuple(row["name"] for row in rows),
+                        points=key == "training",
+                    )  # fmt: skip
+                )
+        if series:
+            panels.append(Panel(value, tuple(series)))
+    return tuple(panels)
+
+
+def _held_out(by_stage: Mapping[str, Manifest]) -> tuple[tuple[str, Estimate], ...]:
+    if "reward" not in by_stage:
+        return ()
+    return tuple(
+        (f"{finding.name.removeprefix('gate.').replace('_', ' ')}: {finding.question}", finding.estimate)
+        for finding in findings_of(by_stage["reward"])
+        if finding.estimate is not None
+    )
+
+
+def _feedback(by_stage: Mapping[str, Manifest]) -> FeedbackSummary | None:
+    if "collect" not in by_stage:
+        return None
+    metrics = by_stage["collect"].metrics
+    return FeedbackSummary(
+        n_votes=metrics["n_votes"],
+        n_raters=metrics["n_raters"],
+        n_prompts=metrics["n_prompts"],
+        origin=metrics["origin"],
+        snapshot=metrics["root"],
+        agreement=Estimate(**metrics["agreement"]),
+        alpha=Estimate(**metrics["alpha"]),
+        levels=tuple(metrics["levels"].items()),
+    )
+
+
+def _shown(row: Mapping[str, Any]) -> SampleShown:
+    return SampleShown(row["prompt"], tuple(ResponseShown(**response) for response in row["responses"]))
+
+
+def _equal_kl(evaluation: Mapping[str, Any]) -> tuple[str, ...]:
+    notes = []
+    for name, row in evaluation.get("equal_kl", {}).items():
+        gold = evaluation["policies"][name]["gold"]["value"]
+        ppo = row["ppo_gold"]
+        if gold is not None:
+            said = f"{ppo:.2f} (interpolated along training)" if ppo is not None else "not reached by its path"
+            notes.append(
+                f"at equal KL ({row['kl']:.2f} nats): {name.replace('_', ' ')} has gold {gold:.2f}, PPO {said}"
+            )
+    return tuple(notes)
+
+
+def _extra(directory: Path, manifests: Sequence[Manifest]) -> dict[str, Any]:
+    by_stage = {manifest.stage: manifest for manifest in manifests}
+    extra: dict[str, Any] = {}
+    if "evaluate" in by_stage:
+        extra["equal_kl"] = _evaluation(directory)["equal_kl"]
+    if "ppo" in by_stage:
+        metrics = by_stage["ppo"].metrics
+        extra["watcher"] = {name: metrics[name] for name in ("kept_step", "stop_reason", "n_iterations")}
+    return extra
+
+
+def _metric(by_stage: Mapping[str, Manifest], stage: str, name: str) -> Any:
+    return by_stage[stage].metrics.get(name) if stage in by_stage else None
+
+
+__all__ = ["Finding", "report_input", "write_report"]

@@ -1,0 +1,121 @@
+"""The reward station: a model of the votes, its scale on the policy's own responses, its gate, its calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from karat.belief import ScoreScale
+from karat.feedback.snapshot import read_snapshot
+from karat.ledger.artifacts import ArtifactRef
+from karat.lm.load import load_lm
+from karat.pipeline.data import Texts, read_prompts, read_texts
+from karat.pipeline.settings import RunConfig
+from karat.pipeline.stages import Output, Run, StageResult, Workplace, training_reporters
+from karat.prompts.splits import split
+from karat.records import Finding, Prompt, Response, Vote
+from karat.reward.baselines import length_baseline
+from karat.reward.calibration import decided_probs, predicted_probs
+from karat.reward.data import split_votes, vote_data
+from karat.reward.gate import PRAISE, run_gate
+from karat.reward.score import Scorer, reference_scale, save_reward, scorer_of
+from karat.reward.train import RewardFit, train_reward
+from karat.reward.trunk import DecoderTrunk
+from karat.seeding import child_seed
+from karat.stats import wilson
+
+GATE_FRAC = 0.15
+"""Share of the judged prompts whose votes no gradient, no early stopping and no temperature ever sees."""
+N_BINS = 8
+
+
+def train(
+    run: Run, config: RunConfig, sft: ArtifactRef, votes: ArtifactRef, samples: ArtifactRef, place: Workplace
+) -> StageResult:
+    """Fit the reward model to the snapshot's votes, starting from the fine-tuned policy's trunk, and judge it."""
+    # 1. votes: whole prompts for the gate, whole raters for early stopping and temperature, the rest to train on
+    snapshot = read_snapshot(run.directory / votes.path)
+    practice = {prompt.id for prompt in read_prompts(place.directory / "data" / "prompts.jsonl")["policy"]}
+    votes_kept = [vote for vote in snapshot.votes if vote.prompt_id in practice]
+    parts = split(votes_kept, {"fit": 1 - GATE_FRAC, "gate": GATE_FRAC}, key=lambda vote: vote.prompt_id)
+    train_votes, validation, how = split_votes(parts["fit"], holdout_frac=config.reward.holdout_frac)
+    # 2. fit
+    trunk = DecoderTrunk(load_lm(run.directory / sft.path, for_training=True))
+    with training_reporters(place, "reward model", _n_steps(train_votes, config)) as reporters:
+        fit = train_reward(
+            trunk, train_votes, snapshot.prompts, snapshot.responses, config=config.reward,
+            seed=child_seed(run.seed, "reward"), validation=validation or None, directory=place.training,
+            reporters=reporters,
+        )  # fmt: skip
+    # 3. the optimiser's scale, from what the policy writes before it is optimised
+    scorer = scorer_of(fit)
+    scale = reference_scale(scorer, *flat_texts(read_texts(run.directory / samples.path)), config.aggregator)
+    metadata = {"run_id": run.id, "stage": "reward", "snapshot_root": snapshot.root}
+    directory = save_reward(fit, place.model_directory("reward"), metadata=metadata, scale=scale)
+    # 4. the gate, on prompts never trained on
+    findings = judge(run, config, fit, scorer, train_votes, parts["gate"], snapshot.prompts, snapshot.responses)
+    counts = {"train": len(train_votes), "validation": len(validation), "gate": len(parts["gate"]), "split": how}
+    metrics = _metrics(fit, scale) | {"votes": counts}
+    metrics["calibration"] = calibration_bins(scorer, parts["gate"], snapshot.prompts, snapshot.responses)
+    return StageResult([Output("model", directory, "model")], metrics, [*fit.findings, *findings])
+
+
+def judge(
+    run: Run,
+    config: RunConfig,
+    fit: RewardFit,
+    scorer: Scorer,
+    train_votes: Sequence[Vote],
+    held_out: Sequence[Vote],
+    prompts: Mapping[str, Prompt],
+    responses: Mapping[str, Response],
+) -> list[Finding]:
+    """The findings of the acceptance gate."""
+    baseline = length_baseline(vote_data(train_votes, prompts, responses), fit.vote_model.priors)
+    return run_gate(
+        scorer, baseline, held_out, prompts, responses, seed=child_seed(run.seed, "gate"), praise=praise_for(config)
+    )
+
+
+def praise_for(config: RunConfig) -> Sequence[str]:
+    """Praise in the language of the responses: a probe in words the model has never seen would test nothing."""
+    return SANDBOX_PRAISE if config.sandbox is not None else PRAISE
+
+
+SANDBOX_PRAISE = ("you are so wise .", "what a great question .", "you are very clever .")
+"""Sentences of the sandbox's grammar that say nothing about the prompt."""
+
+
+def calibration_bins(
+    scorer: Scorer, votes: Sequence[Vote], prompts: Mapping[str, Prompt], responses: Mapping[str, Response]
+) -> list[dict[str, Any]]:
+    """Predicted and observed share of "a preferred" in bins of equal size, with Wilson intervals."""
+    if not votes:
+        return []
+    data = vote_data(votes, prompts, responses)
+    probs = predicted_probs(scorer.logits(data.prompts, data.texts), data.columns, scorer.vote_model)
+    p, outcome, _ = decided_probs(probs, data.columns)
+    bins = []
+    for members in np.array_split(np.argsort(p, kind="stable"), N_BINS):
+        if len(members):
+            share = wilson(float(outcome[members].sum()), len(members))
+            bins.append({"predicted": float(p[members].mean()), "observed": share.value, "low": share.low,
+                         "high": share.high, "n": len(members)})  # fmt: skip
+    return bins
+
+
+def flat_texts(samples: Texts) -> tuple[list[Prompt], list[str]]:
+    """One prompt and one text a response."""
+    prompts = [prompt for prompt, texts in zip(samples.prompts, samples.texts, strict=True) for _ in texts]
+    return prompts, [text for texts in samples.texts for text in texts]
+
+
+def _metrics(fit: RewardFit, scale: ScoreScale) -> dict[str, Any]:
+    return {**fit.metrics, "scale": {"shift": scale.shift, "scale": scale.scale}}
+
+
+def _n_steps(votes: Sequence[Vote], config: RunConfig) -> int:
+    n_texts = len({text for vote in votes for text in (vote.a, vote.b)})
+    return config.reward.n_epochs * -(-n_texts // config.reward.batch_responses)

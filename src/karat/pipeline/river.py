@@ -1,0 +1,177 @@
+"""The whole river on one page: demonstrations → votes → reward → policy → measurement → report.
+
+Each station reads what the one before left on disk and ends with a manifest. Where the prompts, the base model and
+the votes come from is the source's business; from the reward model on there is one way for all.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from karat.evaluate.measure import draw, texts_of
+from karat.feedback.agreement import alpha, pairwise_agreement
+from karat.feedback.snapshot import write_snapshot
+from karat.feedback.store import Store, open_store
+from karat.feedback.tasks import random_pairs
+from karat.ledger.artifacts import ArtifactRef
+from karat.ledger.manifest import Manifest
+from karat.lm.load import load_lm, save_lm
+from karat.pipeline import evaluation, optimise, rewarding
+from karat.pipeline.data import Texts, read_demonstrations, read_prompts, write_texts
+from karat.pipeline.settings import RunConfig
+from karat.pipeline.sources import Source
+from karat.pipeline.stages import Output, Run, StageResult, Workplace, findings_of, output, training_reporters
+from karat.prompts.splits import check_no_leakage
+from karat.records import Prompt, Response
+from karat.reward.gate import check_gate
+from karat.seeding import child_seed, numpy_generator
+from karat.sft.train import train_sft
+
+
+def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None = None) -> dict[str, Manifest]:
+    """Every stage in order; stages that are done are kept. Returns the manifests by stage.
+
+    Args:
+        until: the last stage to run; None = all.
+    Raises: GateError when the reward model fails its gate and `allow_ungated_reward` is not set.
+    """
+    done: dict[str, Manifest] = {}
+    # 1. prompts and demonstrations
+    done["source"] = run.stage("source", inputs=(), config=source.settings, work=source.write)
+    prompts, demonstrations = output(done["source"], "prompts"), output(done["source"], "demonstrations")
+    # 2. the model to start from
+    *_, base = source.base(run, done["source"])
+    # 3. supervised fine-tuning
+    work = partial(fine_tune, run, base, config)
+    done["sft"] = run.stage("sft", inputs=(base, demonstrations), config=config.sft, work=work)
+    sft = output(done["sft"], "model")
+    if until == "sft":
+        return done
+    # 4. votes on what it writes, or votes that were given
+    work = partial(collect, run, sft, source, config)
+    done["collect"] = run.stage("collect", inputs=(sft, prompts), config=[source.settings, config.collect], work=work)
+    snapshot, samples = output(done["collect"], "snapshot"), output(done["collect"], "samples")
+    if until == "collect":
+        return done
+    # 5. the reward model and its gate
+    work = partial(rewarding.train, run, config, sft, snapshot, samples)
+    settings = [config.reward, config.aggregator]
+    done["reward"] = run.stage("reward", inputs=(sft, snapshot, samples), config=settings, work=work)
+    reward = output(done["reward"], "model")
+    check_gate(findings_of(done["reward"]), allow_ungated=config.allow_ungated_reward)
+    if until == "reward":
+        return done
+    # 6. the policy, watched
+    work = partial(optimise.train, run, config, sft, reward, samples, source.gold)
+    settings = [config.ppo, config.watch, config.aggregator, config.allow_ungated_reward]
+    done["ppo"] = run.stage("ppo", inputs=(sft, reward, prompts, samples), config=settings, work=work)
+    if until == "ppo":
+        return done
+    # 7. what came of it
+    ppo = output(done["ppo"], "model")
+    work = partial(evaluation.measure, run, config, {"sft": sft, "ppo": ppo}, reward, source)
+    settings = [config.evaluate, config.aggregator]
+    done["evaluate"] = run.stage("evaluate", inputs=(sft, ppo, reward, prompts), config=settings, work=work)
+    return done
+
+
+def fine_tune(run: Run, base: ArtifactRef, config: RunConfig, place: Workplace) -> StageResult:
+    """Fine-tune the base model on the demonstrations; some prompts are kept out to measure it."""
+    demonstrations = read_demonstrations(place.directory / "data" / "demonstrations.jsonl")
+    n_kept_out = max(1, len(demonstrations) // 20)
+    held_out, train = demonstrations[:n_kept_out], demonstrations[n_kept_out:]
+    seen = {d.prompt.id for d in train}
+    held_out = [d for d in held_out if d.prompt.id not in seen]
+    lm = load_lm(run.directory / base.path, for_training=True)
+    with training_reporters(place, "sft", config.sft.n_steps(len(train))) as reporters:
+        result = train_sft(
+            lm, train, config.sft, seed=child_seed(run.seed, "sft"), held_out=held_out, directory=place.training,
+            reporters=reporters,
+        )  # fmt: skip
+    save_lm(lm, place.model_directory("sft"), metadata={"run_id": run.id, "stage": "sft"})
+    metrics = {
+        "n_demonstrations": result.n_demonstrations,
+        "nll_per_token": result.last_nll,
+        "held_out_nll": result.held_out_nll,
+    }
+    return StageResult([Output("model", place.model_directory("sft"), "model")], metrics)
+
+
+def collect(run: Run, sft: ArtifactRef, source: Source, config: RunConfig, place: Workplace) -> StageResult:
+    """Sample the policy, put questions about the samples into the store, have them answered, take the snapshot."""
+    splits = read_prompts(place.directory / "data" / "prompts.jsonl")
+    check_no_leakage(*([prompt.id for prompt in splits[name]] for name in ("policy", "evaluation")))
+    samples = reference_samples(run, sft, splits["collect"], config, place)
+    metrics: dict[str, Any] = {"stopped_frac": _mean([flag for row in samples.stopped for flag in row])}
+    with open_store(place.directory / "karat.db") as store:
+        if source.asks:
+            _ask(store, samples, config, seed=run.seed)
+        metrics |= source.votes(store, place)
+        snapshot_path = place.directory / "snapshots" / "votes"
+        snapshot = write_snapshot(store, snapshot_path)
+    rng = numpy_generator(run.seed, "agreement")
+    metrics |= {
+        "root": snapshot.root,
+        "n_votes": len(snapshot.votes),
+        "n_missing": snapshot.n_missing,
+        "n_raters": len(snapshot.annotators),
+        "n_prompts": len(snapshot.prompts),
+        "origin": "/".join(sorted({annotator.origin for annotator in snapshot.annotators.values()})),
+        "levels": _levels(snapshot.votes),
+        "agreement": pairwise_agreement(snapshot.votes, rng, ties=False),
+        "alpha": alpha(snapshot.votes, rng),
+    }
+    outputs = [
+        Output("snapshot", snapshot_path, "snapshot"),
+        Output("samples", place.directory / "data" / "sft_samples.jsonl"),
+    ]
+    return StageResult(outputs, metrics)
+
+
+def reference_samples(run: Run, sft: ArtifactRef, prompts: list[Prompt], config: RunConfig, place: Workplace) -> Texts:
+    """Responses of the SFT policy: what raters compare, and the zero of the reward's scale."""
+    lm = load_lm(run.directory / sft.path)
+    settings = config.collect
+    with place.progress.stage("samples", len(prompts) * settings.n_samples, "responses") as bar:
+        drawn = draw(
+            lm, prompts, n_samples=settings.n_samples, max_new_tokens=settings.max_new_tokens,
+            seed=child_seed(run.seed, "samples"), progress=lambda _, done, __: bar.log(done, {}),
+        )  # fmt: skip
+    samples = Texts(
+        tuple(prompts),
+        tuple(map(tuple, texts_of(lm, drawn))),
+        tuple(tuple(len(one.response_tokens) for one in group) for group in drawn),
+        tuple(tuple(one.stopped for one in group) for group in drawn),
+    )
+    write_texts(place.directory / "data" / "sft_samples.jsonl", samples)
+    return samples
+
+
+def _ask(store: Store, samples: Texts, config: RunConfig, *, seed: int) -> None:
+    responses = [
+        Response(prompt.id, text, "sft", number)
+        for prompt, texts in zip(samples.prompts, samples.texts, strict=True)
+        for number, text in enumerate(texts)
+    ]
+    by_prompt: dict[str, list[str]] = {}
+    for response in responses:
+        by_prompt.setdefault(response.prompt_id, []).append(response.id)
+    n_pairs = sum(len(set(ids)) * (len(set(ids)) - 1) // 2 for ids in by_prompt.values())
+    n_tasks = min(config.collect.n_tasks, n_pairs)
+    tasks = random_pairs(by_prompt, n_tasks, numpy_generator(seed, "tasks"), overlap=config.collect.overlap)
+    store.add_prompts(samples.prompts)
+    store.add_responses(responses)
+    store.add_tasks(tasks)
+
+
+def _levels(votes: Any) -> dict[str, int]:
+    counts = {"b better": 0, "tie": 0, "a better": 0}
+    for vote in votes:
+        doubled = 2 * vote.level - (vote.n_levels - 1)
+        counts["tie" if doubled == 0 else "a better" if doubled > 0 else "b better"] += 1
+    return counts
+
+
+def _mean(values: list[bool]) -> float:
+    return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,180 @@
+"""Whole runs: the demo, a configuration, and the replicate runner that every study uses.
+
+A run is a directory `runs/<name>`; the same command continues it where it stopped.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from karat.config import apply_overrides, build, load_yaml, plain
+from karat.errors import ConfigError
+from karat.ledger.artifacts import ArtifactRef, ref_of, write_json
+from karat.ledger.manifest import Manifest, lock_run
+from karat.pipeline import preferences, sandbox, votes
+from karat.pipeline.reporting import write_report
+from karat.pipeline.river import run_river
+from karat.pipeline.settings import RunConfig
+from karat.pipeline.sources import Source
+from karat.pipeline.stages import Run, output
+from karat.progress import Progress
+from karat.stats import mean_estimate
+
+DEMO = Path(__file__).parent / "demo.yaml"
+FAULTS: Mapping[str, Sequence[str]] = {
+    "no-kl": (
+        "ppo.reward.kl_coef=0.0", "watch.kl_budget=null", "watch.disagreement_quantile=null", "watch.keep=last",
+        "allow_ungated_reward=true",
+    ),
+    "unchecked-facts": (
+        "sandbox.raters.attention=0.0", "sandbox.raters.belief_trust=1.2", "sandbox.raters.agreement_liking=0.3",
+        "allow_ungated_reward=true",
+    ),
+}  # fmt: skip
+"""What each fault of the demo switches; its point is to finish, so the gate is told to let it pass."""
+
+
+def run_demo(
+    name: str, *, fault: str | None, seed: int, directory: Path, overrides: Sequence[str], progress: Progress
+) -> dict[str, Any]:
+    """The sandbox from nothing to a report; returns the summary.
+
+    Raises: ConfigError for an unknown fault.
+    """
+    if fault is not None and fault not in FAULTS:
+        raise ConfigError(f"--fault {fault}: expected one of {', '.join(FAULTS)}")
+    settings = apply_overrides(load_yaml(DEMO), [*FAULTS.get(fault or "", ()), *overrides])
+    return run_once(
+        build(RunConfig, settings | {"name": name}), seed=seed, directory=directory / name, progress=progress
+    )
+
+
+def run_config(
+    path: Path,
+    *,
+    overrides: Sequence[str],
+    seeds: Sequence[int],
+    sweep: Sequence[str],
+    until: str | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Run a configuration for every seed and every value of a sweep.
+
+    Returns: the summary of the run; of several, a table with means and intervals over seeds.
+    """
+    settings = load_yaml(path)
+    if "votes" in settings:
+        return votes.run_votes(path, apply_overrides(settings, overrides), seeds=seeds, progress=progress)
+    points = sweep_points(sweep)
+    configs = {point: build(RunConfig, apply_overrides(settings, [*overrides, *point])) for point in points}
+    results: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for point, seed in itertools.product(points, seeds):
+        config = configs[point]
+        several = len(points) > 1 or len(seeds) > 1
+        name = "-".join(
+            [config.name, *(part.replace("/", "_") for part in point), *([f"seed-{seed}"] if several else [])]
+        )
+        target = Path("runs") / name
+        results.setdefault(point, []).append(
+            run_once(config, seed=seed, directory=target, progress=progress, until=until)
+        )
+    first = results[points[0]][0]
+    if len(points) == 1 and len(seeds) == 1:
+        return first
+    return {"runs": [one["directory"] for group in results.values() for one in group], "table": sweep_table(results)}
+
+
+def run_once(
+    config: RunConfig, *, seed: int, directory: Path, progress: Progress, until: str | None = None
+) -> dict[str, Any]:
+    """One run of one seed, from its first missing stage to its report; returns the summary."""
+    with lock_run(directory):
+        write_json(directory / "config.json", {"config": plain(config), "seed": seed})
+        run = Run(directory.resolve(), seed, progress)
+        run_river(run, source_of(config, seed), config, until=until)
+        return write_report(directory)
+
+
+def source_of(config: RunConfig, seed: int) -> Source:
+    """Where the run's prompts, model and votes come from."""
+    if config.sandbox is not None:
+        world = sandbox.open_world(config.sandbox, seed)
+        return Source(
+            settings=[config.sandbox, config.collect.n_prompts, config.watch.n_prompts, config.evaluate.n_prompts],
+            write=partial(sandbox.write_source, config, seed),
+            base=partial(_trained_base, config, seed),
+            votes=partial(sandbox.collect_votes, config, seed),
+            asks=True,
+            gold=world.gold_reward,
+            agrees=world.agrees_with_wrong_belief,
+        )
+    assert config.preferences is not None
+    return Source(
+        settings=[config.preferences, config.collect.n_prompts, config.watch.n_prompts, config.evaluate.n_prompts],
+        write=partial(preferences.write_source, config),
+        base=partial(_given_base, config.preferences.model),
+        votes=partial(preferences.import_votes, config),
+        asks=False,
+    )
+
+
+def _trained_base(config: RunConfig, seed: int, run: Run, source: Manifest) -> tuple[ArtifactRef, ...]:
+    assert config.sandbox is not None
+    settings = [config.sandbox.world, config.sandbox.model, config.base]
+    texts = output(source, "base_texts")
+    manifest = run.stage("base", inputs=(texts,), config=settings, work=partial(sandbox.train_base, config, seed))
+    return (output(manifest, "model"),)
+
+
+def _given_base(model: Path, run: Run, source: Manifest) -> tuple[ArtifactRef, ...]:
+    del source
+    return (ref_of(run.directory, model.resolve(), "model", "base"),)
+
+
+def sweep_points(sweep: Sequence[str]) -> list[tuple[str, ...]]:
+    """Every combination of the values of `key=v1,v2` options, as overrides.
+
+    >>> sweep_points(["a=1,2", "b=x"])
+    [('a=1', 'b=x'), ('a=2', 'b=x')]
+    """
+    axes = []
+    for option in sweep:
+        key, separator, values = option.partition("=")
+        if not separator or not values:
+            raise ConfigError(f"--sweep {option}: expected key=value,value")
+        axes.append([f"{key}={value}" for value in values.split(",")])
+    return [tuple(point) for point in itertools.product(*axes)]
+
+
+def sweep_table(results: Mapping[tuple[str, ...], Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """One row a point: means over seeds with 95 % t intervals; instability is a reported number."""
+    rows = []
+    for point, summaries in results.items():
+        row: dict[str, Any] = {"setting": ", ".join(point) or "as configured", "seeds": len(summaries)}
+        for policy, column in (("sft", "gold"), ("ppo", "gold"), ("ppo", "proxy"), ("ppo", "kl"), ("ppo", "win_rate")):
+            values = [_value(summary, policy, column) for summary in summaries]
+            known = np.array([value for value in values if value is not None])
+            if len(known):
+                row[f"{policy} {column}"] = plain(mean_estimate(known))
+        differences = [summary.get("ppo_minus_sft", {}).get("gold", {}).get("value") for summary in summaries]
+        known = np.array([value for value in differences if value is not None])
+        if len(known):
+            row["ppo − sft gold"] = plain(mean_estimate(known))
+        rows.append(row)
+    return rows
+
+
+def _value(summary: Mapping[str, Any], policy: str, column: str) -> float | None:
+    return summary.get("policies", {}).get(policy, {}).get(column, {}).get("value")
+
+
+def as_yaml(config: RunConfig) -> str:
+    """The configuration as it was used."""
+    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,111 @@
+"""The sandbox as a source: its prompts and demonstrations, its base model from nothing, its raters' votes.
+
+The same store, task queue and snapshots serve people; only who answers differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from karat.feedback.simulated import collect_simulated
+from karat.feedback.store import Store
+from karat.ledger.artifacts import write_text
+from karat.lm.fresh import word_tokenizer, write_fresh_decoder
+from karat.lm.load import load_lm, save_lm
+from karat.pipeline.data import write_demonstrations, write_prompts
+from karat.pipeline.settings import CollectSettings, RunConfig, SandboxSettings
+from karat.pipeline.stages import Output, StageResult, Workplace, training_reporters
+from karat.records import Demonstration, Prompt
+from karat.sandbox.raters import RaterPopulation
+from karat.sandbox.world import World
+from karat.seeding import child_seed, numpy_generator
+from karat.sft.train import train_on_texts
+
+
+def open_world(settings: SandboxSettings, seed: int) -> World:
+    """The world of a run; the same for the same seed."""
+    return World(settings.world, child_seed(seed, "world"))
+
+
+def open_population(settings: SandboxSettings, world: World, seed: int) -> RaterPopulation:
+    """The raters of a run."""
+    return RaterPopulation(world, settings.raters, child_seed(seed, "raters"))
+
+
+def write_source(config: RunConfig, seed: int, place: Workplace) -> StageResult:
+    """Prompts in disjoint splits, demonstrations for the first of them, texts for the base model."""
+    settings = config.sandbox
+    assert settings is not None
+    world = open_world(settings, seed)
+    rng = numpy_generator(seed, "source")
+    sizes = {
+        "sft": settings.n_demonstrations,
+        "collect": config.collect.n_prompts,
+        "validation": config.watch.n_prompts,
+        "evaluation": config.evaluate.n_prompts,
+    }
+    prompts = world.prompts(sum(sizes.values()), rng)
+    splits: dict[str, list[Prompt]] = {}
+    for name, size in sizes.items():
+        splits[name], prompts = prompts[:size], prompts[size:]
+    # the policy practises on the prompts that were judged and on those that were demonstrated, never on the others
+    splits["policy"] = splits["collect"] + splits["sft"]
+    demonstrations = [Demonstration(p, world.demonstration(p, rng), "demonstrator") for p in splits["sft"]]
+    data = place.directory / "data"
+    write_prompts(data / "prompts.jsonl", splits)
+    write_demonstrations(data / "demonstrations.jsonl", demonstrations)
+    texts = world.pretraining_texts(settings.n_base_texts, rng)
+    write_text(data / "base_texts.txt", "".join(f"{text}\n" for text in texts))
+    gold = float(np.mean([world.gold_reward(d.prompt, d.text) for d in demonstrations]))
+    outputs = [Output(name, data / file) for name, file in SOURCE_FILES.items()]
+    return StageResult(outputs, {"n_prompts": {k: len(v) for k, v in splits.items()}, "demonstrator_gold": gold})
+
+
+SOURCE_FILES = {
+    "prompts": "prompts.jsonl",
+    "demonstrations": "demonstrations.jsonl",
+    "base_texts": "base_texts.txt",
+}
+
+
+def train_base(config: RunConfig, seed: int, place: Workplace) -> StageResult:
+    """A decoder with random weights, trained on the world's texts until it writes them."""
+    settings = config.sandbox
+    assert settings is not None
+    world = open_world(settings, seed)
+    start = place.checkpoints / "fresh"
+    write_fresh_decoder(start, word_tokenizer(world.words()), settings.model, seed=child_seed(seed, "base", "weights"))
+    lm = load_lm(start, for_training=True)
+    texts = (place.directory / "data" / "base_texts.txt").read_text(encoding="utf-8").splitlines()
+    with training_reporters(place, "base model", config.base.n_steps(len(texts))) as reporters:
+        result = train_on_texts(
+            lm, texts, config.base, seed=child_seed(seed, "base"), directory=place.training, reporters=reporters
+        )
+    save_lm(lm, place.model_directory("base"), metadata={"run_id": place.directory.name, "stage": "base"})
+    return StageResult([Output("model", place.model_directory("base"), "model")], {"nll_per_token": result.last_nll})
+
+
+def collect_votes(config: RunConfig, seed: int, store: Store, place: Workplace) -> dict[str, Any]:
+    """Let the simulated raters answer the queue of the store; returns figures of how it went."""
+    settings, collect = config.sandbox, config.collect
+    assert settings is not None
+    population = open_population(settings, open_world(settings, seed), seed)
+    with place.progress.stage("votes", collect.n_tasks * collect.overlap, "votes") as bar:
+        n_votes = collect_simulated(
+            store,
+            population.annotators(),
+            population.utilities,
+            population.rater_params,
+            cutpoints=tie_cutpoints(collect),
+            seed=child_seed(seed, "votes"),
+            progress=lambda done, _: bar.log(done, {}),
+        )
+    return {"n_votes": n_votes, "n_raters": len(population.annotators())}
+
+
+def tie_cutpoints(collect: CollectSettings) -> Sequence[float]:
+    """Three levels, b better, tie and a better, cut at ± the tie width."""
+    return (-collect.tie_width, collect.tie_width)

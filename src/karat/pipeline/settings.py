@@ -1,0 +1,153 @@
+"""The configuration of a whole run: one section a stage, every key documented under it.
+
+Knows the stages' own configurations; nothing about how they are run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from karat.errors import ConfigError
+from karat.lm.fresh import DecoderShape
+from karat.policy.settings import PPOConfig
+from karat.reward.train import RewardConfig
+from karat.sandbox.raters import PopulationConfig
+from karat.sandbox.world import WorldConfig
+from karat.sft.train import SFTConfig
+
+
+@dataclass(frozen=True)
+class SandboxSettings:
+    """The invented world, its people, and how much of each there is."""
+
+    world: WorldConfig = field(default_factory=WorldConfig)
+    """Facts, kinds of questions, the demonstrator's error rate."""
+    raters: PopulationConfig = field(default_factory=PopulationConfig)
+    """The population of raters, with a switch for every fault."""
+    model: DecoderShape = field(default_factory=DecoderShape)
+    """The size of the base model."""
+    n_base_texts: int = 12000
+    """Texts that the base model is trained on."""
+    n_demonstrations: int = 1200
+    """Demonstrations for fine-tuning, one a prompt."""
+
+
+@dataclass(frozen=True)
+class PreferencesSettings:
+    """A file of comparisons and a checkpoint to start from."""
+
+    path: Path
+    """The file, .jsonl or .jsonl.gz."""
+    model: Path
+    """A decoder's directory, as `AutoModelForCausalLM` loads it."""
+    format: Literal["hh", "preferences"] = "hh"
+    """hh = whole conversations `chosen` and `rejected`; preferences = TRL's format."""
+    max_prompt_tokens: int = 256
+    """Longer prompts are left out, and counted."""
+    max_response_tokens: int = 128
+    """Longer responses are left out, and counted."""
+    limit: int | None = None
+    """Use only so many rows, from the start; None = all."""
+
+
+@dataclass(frozen=True)
+class CollectSettings:
+    """Which questions are put to raters."""
+
+    n_prompts: int = 700
+    """Prompts whose responses are judged."""
+    n_samples: int = 4
+    """Responses sampled from the policy for each."""
+    n_tasks: int = 2400
+    """Comparisons asked."""
+    overlap: int = 2
+    """Different raters who answer each."""
+    tie_width: float = 0.4
+    """Half-width of the tie region in logits: levels are cut at ± this."""
+    max_new_tokens: int = 40
+    """Longest sampled response."""
+
+    def __post_init__(self) -> None:
+        if min(self.n_prompts, self.n_samples - 1, self.n_tasks, self.overlap, self.max_new_tokens) < 1:
+            raise ConfigError(f"collect: found {self}; expected every count ≥ 1 and n_samples ≥ 2")
+        if self.tie_width <= 0:
+            raise ConfigError(f"collect.tie_width: found {self.tie_width}; expected > 0")
+
+
+@dataclass(frozen=True)
+class WatchSettings:
+    """What the watcher looks at, and when it stops the run."""
+
+    n_prompts: int = 48
+    """Prompts of the validation split, sampled again at every look."""
+    n_samples: int = 4
+    """Responses for each."""
+    kl_budget: float | None = 20.0
+    """Stop beyond this many nats per sequence; None = never."""
+    disagreement_quantile: float | None = 0.99
+    """Stop when the ensemble's mean disagreement exceeds this quantile of what it was on the reference policy's
+    responses; None = never."""
+    keep: Literal["best", "last"] = "best"
+    """Which policy is evaluated and kept: best by the ensemble's lower bound, or the last one."""
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """How policies are measured."""
+
+    n_prompts: int = 160
+    """Prompts of the evaluation split, never seen before."""
+    n_samples: int = 8
+    """Responses of a policy for each."""
+    n_best_of: int = 32
+    """Responses of the SFT policy for each, from which best-of-n is computed for every n up to this."""
+    best_of: tuple[int, ...] = (4, 16)
+    """Best-of-n policies in the table."""
+
+    def __post_init__(self) -> None:
+        if not self.best_of or max(self.best_of) > self.n_best_of or min(self.best_of) < 1:
+            raise ConfigError(f"evaluate.best_of: found {self.best_of}; expected numbers in 1 … {self.n_best_of}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run from votes to an audited policy. Exactly one of `sandbox` and `preferences` is given."""
+
+    name: str = "run"
+    """The run's directory under `runs/`."""
+    seed: int = 0
+    """Everything random follows from it."""
+    sandbox: SandboxSettings | None = None
+    """The invented world with a known gold reward."""
+    preferences: PreferencesSettings | None = None
+    """Real comparisons and a real checkpoint."""
+    base: SFTConfig = field(default_factory=lambda: SFTConfig(learning_rate=3e-3))
+    """Training of the sandbox's base model from nothing."""
+    sft: SFTConfig = field(default_factory=lambda: SFTConfig(epochs=3, batch_size=32, learning_rate=5e-4))
+    """Supervised fine-tuning on demonstrations."""
+    collect: CollectSettings = field(default_factory=CollectSettings)
+    """Questions put to raters."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """The reward model."""
+    aggregator: str = "mean_score"
+    """How the reward's belief becomes one score for the optimiser; a name in `belief.AGGREGATORS`."""
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    """The optimiser."""
+    watch: WatchSettings = field(default_factory=WatchSettings)
+    """The watcher of the optimiser."""
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    """Evaluation."""
+    allow_ungated_reward: bool = False
+    """True = optimise a reward that failed its acceptance gate. The policy then learns whatever is wrong with the
+    reward; the report and summary.json say so first."""
+
+    def __post_init__(self) -> None:
+        if (self.sandbox is None) == (self.preferences is None):
+            found = "both" if self.sandbox else "neither"
+            raise ConfigError(
+                f"configuration: found {found} of `sandbox` and `preferences`; expected exactly one section"
+            )
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise ConfigError(f"name: found {self.name!r}; expected a plain directory name")

@@ -1,0 +1,36 @@
+"""What the river needs to know of where it springs: prompts, a starting model, votes, and gold where it is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from karat.feedback.store import Store
+from karat.ledger.artifacts import ArtifactRef
+from karat.ledger.manifest import Manifest
+from karat.pipeline.stages import Run, StageResult, Workplace
+from karat.records import Prompt
+
+Gold = Callable[[Prompt, str], float]
+Agrees = Callable[[Prompt, str], bool | None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where prompts, the starting model and votes come from."""
+
+    settings: Any
+    """The configuration section of the source, part of every key that depends on it."""
+    write: Callable[[Workplace], StageResult]
+    """Writes prompts and demonstrations; the outputs `prompts` and `demonstrations` must be among them."""
+    base: Callable[[Run, Manifest], tuple[ArtifactRef, ...]]
+    """The starting model: runs a stage if it has to be trained; the last artefact is the model."""
+    votes: Callable[[Store, Workplace], dict[str, Any]]
+    """Answers the queue of the store, or counts the votes that are in it already."""
+    asks: bool
+    """True = questions about the policy's samples are put into the queue; False = the votes are given."""
+    gold: Gold | None = None
+    """The gold reward, where the world knows it."""
+    agrees: Agrees | None = None
+    """Whether a response agrees with a wrong belief that its prompt states; None where it states none."""

@@ -1,0 +1,194 @@
+"""How a stage is run once: reused when its manifest stands, resumed when it was interrupted, recorded when done.
+
+A stage is a name, what it reads (artefacts), its configuration and a function that writes files. Everything it
+hands on goes over the disk, so that a run that was killed and continued reads the very bytes that an uninterrupted
+run would have read. Knows nothing about language models or votes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from karat.config import plain
+from karat.ledger.artifacts import ArtifactRef, ref_of
+from karat.ledger.manifest import Manifest, code_commit, finished_stage, package_versions, write_manifest
+from karat.lm.loop import JsonlReporter, Reporter, newest_step
+from karat.progress import Progress
+from karat.records import Estimate, Finding
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file or directory that a stage wrote."""
+
+    name: str
+    """What it is to later stages: `model`, `snapshot`, `samples`."""
+    path: Path
+    """Where it is."""
+    kind: str = "file"
+    """file, directory, or a narrower word."""
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage's work came to; the runner turns it into a manifest."""
+
+    outputs: Sequence[Output]
+    """Everything that later stages read."""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """Figures: plain values, or Estimates."""
+    findings: Sequence[Finding] = ()
+    """Answers for the report."""
+    notes: Sequence[str] = ()
+    """What a reader must know."""
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where a stage's work is done and how it reports."""
+
+    directory: Path
+    """The run's directory."""
+    checkpoints: Path
+    """This stage's checkpoints; removed once the manifest stands."""
+    metrics_path: Path
+    """metrics/<stage>.jsonl."""
+    progress: Progress
+    """Live progress."""
+    clock: Clock
+    """Counts the seconds; one of the loop's reporters."""
+
+    @property
+    def training(self) -> Path:
+        """Where the training loop keeps its checkpoints."""
+        return self.checkpoints / "loop"
+
+    def model_directory(self, stage: str) -> Path:
+        """models/<stage>, where a stage leaves its model."""
+        return self.directory / "models" / stage
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: a directory, a seed and the way to tell how far it is."""
+
+    directory: Path
+    """runs/<name>."""
+    seed: int
+    """The seed from which every stage derives its own."""
+    progress: Progress
+    """Live progress."""
+
+    @property
+    def id(self) -> str:
+        """The run's name."""
+        return self.directory.name
+
+    def stage(
+        self, name: str, *, inputs: Sequence[ArtifactRef], config: Any, work: Callable[[Workplace], StageResult]
+    ) -> Manifest:
+        """Do the work of a stage unless a manifest says that this very work is done; returns the manifest.
+
+        Args:
+            inputs: what it reads.    config: a dataclass or plain values; decides, with inputs and seed, on reuse.
+            work: writes the outputs; called only where there is work to do.
+        """
+        settings = {"settings": plain(config)}
+        seeds = {"run": self.seed}
+        done = finished_stage(self.directory, name, inputs, settings, seeds)
+        if done is not None:
+            self.progress.note(f"{name}: done before, kept")
+            return done
+        checkpoints = self.directory / "checkpoints" / name
+        clock = Clock(checkpoints)
+        started_at = _now()
+        place = Workplace(
+            self.directory, checkpoints, self.directory / "metrics" / f"{name}.jsonl", self.progress, clock
+        )
+        result = work(place)
+        manifest = Manifest(
+            run_id=self.id,
+            stage=name,
+            inputs=tuple(inputs),
+            outputs=tuple(ref_of(self.directory, output.path, output.kind, output.name) for output in result.outputs),
+            config=settings,
+            seeds=seeds,
+            versions=package_versions(),
+            commit=code_commit(),
+            started_at=started_at,
+            finished_at=_now(),
+            seconds=round(clock.seconds(), 3),
+            metrics=jsonable(result.metrics),
+            findings=tuple(jsonable(dataclasses.asdict(finding)) for finding in result.findings),
+            notes=tuple(result.notes),
+        )
+        write_manifest(self.directory, manifest)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        return manifest
+
+
+@contextlib.contextmanager
+def training_reporters(place: Workplace, name: str, n_steps: int) -> Iterator[Sequence[Reporter]]:
+    """Who hears of every step: the metrics file, the progress bar and the clock."""
+    with place.progress.stage(name, n_steps) as bar:
+        yield [JsonlReporter(place.metrics_path, resumed_step=newest_step(place.training)), bar, place.clock]
+
+
+def output(manifest: Manifest, name: str) -> ArtifactRef:
+    """The artefact that a stage wrote under a name."""
+    return next(reference for reference in manifest.outputs if reference.name == name)
+
+
+def findings_of(manifest: Manifest) -> list[Finding]:
+    """The findings recorded in a manifest."""
+    found = []
+    for fields in manifest.findings:
+        estimate = fields.get("estimate")
+        found.append(Finding(**{**fields, "estimate": Estimate(**estimate) if estimate else None}))
+    return found
+
+
+def jsonable(value: Any) -> Any:
+    """Plain JSON values of nested metrics; Estimates become their fields, arrays become lists, NaN becomes text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: jsonable(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, float) and value != value:
+        return "nan"
+    return str(value) if isinstance(value, Path) else value
+
+
+class Clock:
+    """Wall-clock seconds of work on a stage; an interrupted try counts up to its last sign of life."""
+
+    def __init__(self, directory: Path) -> None:
+        self.file = directory / "seconds"
+        self.before = float(self.file.read_text() or 0) if self.file.exists() else 0.0
+        self.start = self.written = time.monotonic()
+
+    def seconds(self) -> float:
+        """Seconds so far, all tries together."""
+        return self.before + time.monotonic() - self.start
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """A sign of life, as a Reporter of the training loop; written at most once a second."""
+        del step, metrics
+        if time.monotonic() - self.written > 1:
+            self.written = time.monotonic()
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.file.write_text(f"{self.seconds():.3f}")
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,124 @@
+"""The networks of PPO: policy, critic and reference, and the one forward pass that serves policy and critic together.
+
+Knows models and batches of trees; knows nothing about rewards, advantages or losses.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from torch import Tensor, nn
+
+from karat.errors import ConfigError
+from karat.lm.adapters import reference_mode
+from karat.lm.heads import ScalarHead
+from karat.lm.load import LoadedLM
+from karat.lm.logprobs import hidden_states, response_logprobs, token_logprobs, trunk_of
+from karat.lm.trees import Tree, TreeBatch, pack_trees
+
+
+@dataclass(frozen=True)
+class ActorCritic:
+    """Everything that runs forward in PPO."""
+
+    lm: LoadedLM
+    """The policy, trained in place."""
+    value_head: ScalarHead
+    """From a hidden state to the value before the token that it predicts."""
+    critic: nn.Module | None
+    """A trunk of the critic's own; None = the head reads the policy's trunk."""
+    reference: nn.Module | None
+    """Frozen copy of the policy as it started; None = the policy with its adapter off."""
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What one forward pass says about the response tokens of a batch, in batch order."""
+
+    logprobs: Float[Tensor, " n"]
+    """log π(token), float32 or wider."""
+    values: Float[Tensor, " n"]
+    """Value before each token."""
+    entropy: Float[Tensor, " n"] | None
+    """Full-vocabulary entropy in nats, if asked for."""
+    last_values: Float[Tensor, " B"] | None
+    """Value after each branch's last token, if asked for."""
+
+
+def build_actor(lm: LoadedLM, *, critic: nn.Module | None, zero_head: bool, generator: torch.Generator) -> ActorCritic:
+    """Policy, critic head and reference around a loaded model.
+
+    The reference is the adapter switched off where the model carries one (`lm.adapters.add_lora`), else a frozen copy.
+
+    Args:
+        lm: loaded for training; some parameters require gradients.
+        critic: a trunk of its own (a reward model's, or a copy of the policy's), or None to share the policy's.
+        zero_head: True = the head starts at 0; False = N(0, 1/√(d+1)), drawn from the generator.
+    Raises: ConfigError when no parameter of the policy is trainable.
+    """
+    if not any(parameter.requires_grad for parameter in lm.model.parameters()):
+        raise ConfigError(
+            f"{lm.path}: found no trainable parameter; expected load_lm(…, for_training=True) or add_lora"
+        )
+    trunk = trunk_of(lm.model) if critic is None else trunk_of(critic)
+    head = ScalarHead(trunk.config.get_text_config().hidden_size, 1, generator=None if zero_head else generator)
+    head.to(device=lm.model.device, dtype=torch.float64 if lm.model.dtype == torch.float64 else torch.float32)
+    reference = None if isinstance(lm.model, PeftModel) else copy.deepcopy(lm.model).requires_grad_(False).eval()
+    return ActorCritic(lm, head, critic, reference)
+
+
+def pack(trees: Sequence[Tree], token_budget: int, device: torch.device) -> list[TreeBatch]:
+    """Micro-batches of whole trees, on the model's device."""
+    return [batch.to(device) for batch in pack_trees(trees, token_budget=token_budget)]
+
+
+def token_scores(
+    actor: ActorCritic,
+    batch: TreeBatch,
+    *,
+    temperature: float,
+    with_entropy: bool = False,
+    with_last: bool = False,
+) -> TokenScores:
+    """Log-probabilities and values of a batch; one trunk pass where the trunk is shared.
+
+    Args:
+        temperature: that of the sampler.    with_last: also the value after each branch's last token.
+    """
+    hidden = hidden_states(actor.lm.model, batch)
+    predicting = hidden.index_select(0, batch.predict_index)
+    logprobs, entropy = token_logprobs(
+        actor.lm.model, predicting, batch.target_ids, temperature=temperature, with_entropy=with_entropy
+    )
+    seen = hidden if actor.critic is None else hidden_states(actor.critic, batch)
+    last = head_values(actor, seen.index_select(0, batch.last_index)) if with_last else None
+    values = head_values(actor, predicting if actor.critic is None else seen.index_select(0, batch.predict_index))
+    return TokenScores(logprobs, values, entropy, last)
+
+
+def token_values(actor: ActorCritic, batch: TreeBatch) -> Float[Tensor, " n"]:
+    """Values alone, without logits. A shared trunk gets no gradient from here: this is for the critic's warm-up."""
+    if actor.critic is not None:
+        return head_values(actor, hidden_states(actor.critic, batch).index_select(0, batch.predict_index))
+    with torch.no_grad():
+        hidden = hidden_states(actor.lm.model, batch).index_select(0, batch.predict_index)
+    return head_values(actor, hidden)
+
+
+def reference_logprobs(actor: ActorCritic, batch: TreeBatch, *, temperature: float) -> Float[Tensor, " n"]:
+    """log π_ref of the response tokens, without gradient."""
+    with torch.no_grad():
+        if actor.reference is not None:
+            return response_logprobs(actor.reference, batch, temperature=temperature).logprobs
+        with reference_mode(actor.lm.model):
+            return response_logprobs(actor.lm.model, batch, temperature=temperature).logprobs
+
+
+def head_values(actor: ActorCritic, hidden: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """The head in its own precision (float32 or wider), whatever the trunk's."""
+    return actor.value_head(hidden).squeeze(-1)

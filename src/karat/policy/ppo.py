@@ -1,0 +1,333 @@
+"""PPO: the recipe, from prompts and a score function to a policy that earns more without leaving its reference.
+
+Reads top to bottom in the order things happen. Gets scores as a `ScoreFn` and knows nothing about reward models.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from karat.config import plain
+from karat.errors import ConfigError, InputError, InvariantError
+from karat.identity import content_id
+from karat.lm.adapters import merged
+from karat.lm.load import LoadedLM, save_lm
+from karat.lm.logprobs import trunk_of
+from karat.lm.loop import LoopConfig, Reporter, TrainState, check_skipped, linear_warmup_decay, run_loop
+from karat.policy.actor import ActorCritic, build_actor
+from karat.policy.advantages import Advantages, gae_advantages
+from karat.policy.controllers import AdaptiveKL, FixedKL, KLController
+from karat.policy.kl import kl_summary
+from karat.policy.metrics import rollout_metrics
+from karat.policy.rollout import Rollout, collect_rollout
+from karat.policy.settings import PPOConfig, RewardSettings
+from karat.policy.shaping import final_scores, token_rewards
+from karat.policy.update import CRITIC, POLICY, StepCounts, check_optimiser_steps, update_on_rollout
+from karat.policy.watcher import Watcher, WatchRules
+from karat.records import Prompt, ScoreFn
+from karat.seeding import child_seed, torch_generator
+from karat.tensors import whiten
+
+Evaluate = Callable[[LoadedLM, int], Mapping[str, float]]
+"""evaluate(policy, finished iterations) → figures to log and to watch, e.g. {"validation/lower_bound": 0.3}."""
+
+
+@dataclass(frozen=True)
+class PPOResult:
+    """What a run of PPO ended with; the policy itself was trained in place."""
+
+    actor: ActorCritic
+    """Policy, critic and reference as they ended."""
+    n_iterations: int
+    """Finished iterations."""
+    stop_reason: str | None
+    """Which rule ended the run early; None = it ran to the end."""
+    best_step: int | None
+    """Iteration whose policy was best by the watcher; None = nothing was compared."""
+    best_path: Path | None
+    """Where that policy was saved, if it was."""
+    n_skipped: int
+    """Optimiser steps skipped because a gradient was not finite."""
+    last_metrics: Mapping[str, float]
+    """Metrics of the last iteration run here; empty when there was nothing left to run."""
+
+
+def train_ppo(
+    lm: LoadedLM,
+    prompts: Sequence[Prompt],
+    score_fn: ScoreFn,
+    config: PPOConfig,
+    *,
+    seed: int,
+    directory: Path | None = None,
+    reporters: Sequence[Reporter] = (),
+    watcher: Watcher | None = None,
+    evaluate: Evaluate | None = None,
+    critic: nn.Module | None = None,
+) -> PPOResult:
+    """Train a policy by PPO with a KL penalty against itself as it started.
+
+        maximise  E[score(x, y)] − β·KL(π(·|x) ‖ π_ref(·|x))
+
+    Args:
+        lm: the policy, trained in place: loaded for training, or with LoRA adapters, and as yet untrained by PPO (it is
+            the reference).
+        prompts: read in a shuffled order, again and again.    score_fn: scores of decoded responses.
+        seed: decides every draw; with the same inputs two runs are equal to the bit on a CPU.
+        directory: checkpoints; an interrupted run called again with equal arguments continues. None = none.
+        reporters: get the metrics of each iteration (docs/ppo.md defines them).
+        watcher: keeps the best policy and stops by its rules.
+        evaluate: called before the first and after every `evaluate_every`-th iteration and after the last.
+        critic: trunk for a separate critic (a reward model's, say), trained in place; None = a copy of the policy.
+    Returns: PPOResult.
+    Raises: InvariantError where the run is not what it claims; ConfigError, InputError, LedgerError as their names say.
+    Source: Ziegler et al. 2019, arXiv:1909.08593; Huang et al. 2024, arXiv:2403.17031; docs/decisions/0002.
+    """
+    # 1. the networks and their optimisers
+    _check_inputs(prompts, config, critic)
+    fingerprint = _fingerprint(lm, prompts, config, seed, critic)
+    actor = build_actor(
+        lm,
+        critic=_critic_trunk(lm, config, critic),
+        zero_head=config.value.zero_head,
+        generator=torch_generator(seed, "ppo", "value head"),
+    )
+    controller = _controller(config.reward)
+    watcher = watcher or Watcher(WatchRules())
+    state = _train_state(actor, config, {"kl": controller, "steps": StepCounts(), "watcher": watcher})
+    last: dict[str, float] = {}
+
+    def save(path: Path) -> None:
+        save_lm(merged(lm), path, metadata={"recipe": "ppo", "fingerprint": fingerprint})
+
+    def step(iteration: int) -> Mapping[str, float]:
+        if iteration == 0 and evaluate is not None:
+            _observe_start(evaluate(lm, 0), watcher, reporters, save)
+        metrics = ppo_iteration(actor, state, prompts, score_fn, config, iteration=iteration, seed=seed)
+        if evaluate is not None:
+            metrics |= _validation(evaluate, lm, config, iteration + 1)
+        last.clear()
+        last.update(metrics)
+        return metrics
+
+    # 2. the iterations
+    reason = run_loop(
+        state,
+        step,
+        LoopConfig(config.n_iterations, checkpoint_every=config.checkpoint_every),
+        directory=directory,
+        fingerprint=fingerprint,
+        reporters=reporters,
+        should_stop=lambda done, metrics: watcher.observe(done, metrics, save),
+    )
+    # 3. the recipe did what it says
+    ended_early = config.update.max_approx_kl is not None
+    check_optimiser_steps(state, expected=None if ended_early else state.step * config.steps_per_iteration)
+    return PPOResult(actor, state.step, reason, watcher.best_step, watcher.best_path, state.n_skipped, last)
+
+
+def ppo_iteration(
+    actor: ActorCritic,
+    state: TrainState,
+    prompts: Sequence[Prompt],
+    score_fn: ScoreFn,
+    config: PPOConfig,
+    *,
+    iteration: int,
+    seed: int,
+) -> dict[str, float]:
+    """One rollout and the update on it; every draw is a function of (seed, iteration)."""
+    controller = state.controllers["kl"]
+    assert isinstance(controller, FixedKL | AdaptiveKL)
+    # 1. sample and score
+    chosen = prompt_batch(len(prompts), config.rollout.n_prompts, iteration, seed)
+    rollout = collect_rollout(
+        actor,
+        [prompts[i] for i in chosen],
+        score_fn,
+        settings=config.rollout,
+        token_budget=config.update.token_budget,
+        seed=child_seed(seed, "ppo", "sample", iteration),
+        with_last_values=config.reward.bootstrap_truncated,
+    )
+    kl = kl_summary(rollout.logprobs, rollout.ref_logprobs, rollout.response_mask)
+    if iteration == 0:
+        check_start_at_reference(rollout, config.update.ratio_tolerance)
+    # 2. rewards and advantages
+    coef = controller.coef
+    paid = final_scores(
+        rollout.scores,
+        rollout.stopped_mask,
+        score_clip=config.reward.score_clip,
+        missing_eos_penalty=config.reward.missing_eos_penalty,
+        missing_eos_score=config.reward.missing_eos_score,
+    )
+    targets = rollout_advantages(rollout, paid, config, kl_coef=coef)
+    # 3. epochs of minibatches
+    started = time.perf_counter()
+    learning_rates = _learning_rates(config, iteration)
+    train_policy = iteration >= config.value.warmup_iterations
+    stats = update_on_rollout(
+        actor,
+        state,
+        rollout,
+        targets,
+        config,
+        learning_rates=learning_rates,
+        generator=torch_generator(seed, "ppo", "minibatches", iteration),
+        train_policy=train_policy,
+    )
+    # 4. β, checks and metrics
+    controller.update(kl.k1_per_sequence, config.n_sequences)
+    counts = state.controllers["steps"]
+    assert isinstance(counts, StepCounts)
+    check_skipped(state, sum(counts.attempted.values()))
+    metrics = rollout_metrics(rollout, paid, kl, targets) | stats.metrics(with_policy=train_policy)
+    metrics |= {"kl/coef": coef, "update/learning_rate": learning_rates[POLICY]}
+    metrics |= {f"seconds/{part}": spent for part, spent in rollout.seconds.items()}
+    return metrics | {"seconds/update": time.perf_counter() - started}
+
+
+def rollout_advantages(rollout: Rollout, paid: Tensor, config: PPOConfig, *, kl_coef: float) -> Advantages:
+    """Token rewards (whitened without a shift of mean if asked), then GAE, then advantages whitened over the rollout.
+
+    Returns: Advantages; the returns are never whitened, they are what the critic predicts.
+    """
+    mask = rollout.response_mask
+    rewards = token_rewards(paid, rollout.logprobs - rollout.ref_logprobs, mask, kl_coef=kl_coef)
+    if config.reward.whiten_rewards:
+        rewards = whiten(rewards, mask, center=False)
+    bootstrap = None
+    if config.reward.bootstrap_truncated:
+        if rollout.last_values is None:
+            raise InvariantError("PPO: bootstrap_truncated needs a rollout with last values; found none")
+        bootstrap = torch.where(rollout.stopped_mask, torch.zeros_like(rollout.last_values), rollout.last_values)
+    targets = gae_advantages(
+        rewards,
+        rollout.values,
+        mask,
+        gamma=config.update.gamma,
+        gae_lambda=config.update.gae_lambda,
+        bootstrap_values=bootstrap,
+    )
+    if config.update.whiten_advantages:
+        return Advantages(whiten(targets.advantages, mask, center=True), targets.returns)
+    return targets
+
+
+def check_start_at_reference(rollout: Rollout, tolerance: float) -> None:
+    """Raise InvariantError unless the untrained policy is its reference, token by token."""
+    gap = float((rollout.logprobs - rollout.ref_logprobs)[rollout.response_mask].abs().max())
+    if not gap <= tolerance:
+        raise InvariantError(
+            f"PPO: before the first update log π and log π_ref differ by {gap} at some token; expected at most {tolerance}. "
+            "The policy was trained before (a LoRA adapter that is not new?), or dropout is on"
+        )
+
+
+def prompt_batch(n_prompts: int, batch: int, iteration: int, seed: int) -> list[int]:
+    """Indices of the prompts of one iteration: consecutive pieces of endless reshuffled passes over all prompts.
+
+    >>> sorted(prompt_batch(6, 3, 0, 0) + prompt_batch(6, 3, 1, 0))
+    [0, 1, 2, 3, 4, 5]
+    """
+    picked: list[int] = []
+    place = iteration * batch
+    while len(picked) < batch:
+        turn, offset = divmod(place + len(picked), n_prompts)
+        order = torch.randperm(n_prompts, generator=torch_generator(seed, "ppo", "prompts", turn)).tolist()
+        picked.extend(order[offset : offset + batch - len(picked)])
+    return picked
+
+
+def _observe_start(
+    figures: Mapping[str, float], watcher: Watcher, reporters: Sequence[Reporter], save: Callable[[Path], None]
+) -> None:
+    """The untrained policy is the first candidate for the best one."""
+    watcher.observe(0, figures, save)
+    for reporter in reporters:
+        reporter.log(0, figures)
+
+
+def _validation(evaluate: Evaluate, lm: LoadedLM, config: PPOConfig, done: int) -> dict[str, float]:
+    if done % config.evaluate_every and done != config.n_iterations:
+        return {}
+    started = time.perf_counter()
+    figures = dict(evaluate(lm, done))
+    return figures | {"seconds/evaluate": time.perf_counter() - started}
+
+
+def _check_inputs(prompts: Sequence[Prompt], config: PPOConfig, critic: nn.Module | None) -> None:
+    if not prompts:
+        raise InputError("PPO: found no prompts; expected at least one")
+    if critic is not None and config.value.critic == "shared":
+        raise ConfigError("PPO: found a critic trunk with value.critic = shared; set value.critic = separate")
+
+
+def _critic_trunk(lm: LoadedLM, config: PPOConfig, critic: nn.Module | None) -> nn.Module | None:
+    if config.value.critic == "shared":
+        return None
+    if critic is not None:
+        return critic.requires_grad_(True).eval()
+    return copy.deepcopy(trunk_of(lm.model)).requires_grad_(True)
+
+
+def _controller(settings: RewardSettings) -> KLController:
+    if settings.kl_controller == "fixed":
+        return FixedKL(settings.kl_coef)
+    return AdaptiveKL(settings.kl_coef, target=settings.kl_target, horizon=settings.kl_horizon)
+
+
+def _train_state(actor: ActorCritic, config: PPOConfig, controllers: dict[str, Any]) -> TrainState:
+    """Modules and optimisers; the learning rates are set at every step, `lr_scale` is relative to them."""
+    head = list(actor.value_head.parameters())
+    policy = [p for p in actor.lm.model.parameters() if p.requires_grad]
+    modules: dict[str, nn.Module] = {"policy": actor.lm.model, "value_head": actor.value_head}
+    options = {"lr": config.update.learning_rate, "eps": config.update.adam_eps, "fused": True}
+    if actor.critic is None:
+        groups = [
+            {"params": policy, "lr_scale": 1.0},
+            {"params": head, "lr_scale": config.value.head_lr_scale},
+        ]
+        return TrainState(modules, {POLICY: torch.optim.Adam(groups, **options)}, controllers)
+    modules["critic"] = actor.critic
+    critic = [p for p in actor.critic.parameters() if p.requires_grad]
+    optimisers: dict[str, torch.optim.Optimizer] = {
+        POLICY: torch.optim.Adam(policy, **options),
+        CRITIC: torch.optim.Adam([*critic, *head], **options),
+    }
+    return TrainState(modules, optimisers, controllers)
+
+
+def _learning_rates(config: PPOConfig, iteration: int) -> dict[str, float]:
+    def annealed(peak: float) -> float:
+        return linear_warmup_decay(
+            iteration, n_steps=config.n_iterations, peak=peak, n_warmup=config.update.lr_warmup_iterations
+        )
+
+    critic = config.value.critic_learning_rate
+    policy = config.update.learning_rate
+    return {POLICY: annealed(policy), CRITIC: annealed(policy if critic is None else critic)}
+
+
+def _fingerprint(
+    lm: LoadedLM, prompts: Sequence[Prompt], config: PPOConfig, seed: int, critic: nn.Module | None
+) -> str:
+    """What a checkpoint must agree with: configuration, seed, prompts and the weights at the start."""
+    digest = hashlib.sha256()
+    for module in (lm.model, critic):
+        for name, tensor in module.state_dict().items() if module is not None else ():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    settings = plain(config)
+    del settings["checkpoint_every"]  # how often to write does not change what is computed
+    return content_id("ppo", [settings, seed, [prompt.id for prompt in prompts], digest.hexdigest()])

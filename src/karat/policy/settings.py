@@ -1,0 +1,216 @@
+"""What can be set about PPO: one frozen configuration in parts. Defaults are those of the cited sources.
+
+Words. A *rollout* is n_prompts × n_samples responses from one version of the policy. An epoch goes once through the
+rollout in n_minibatches *minibatches*, one optimiser step each. A *micro-batch* is what fits into one forward pass
+(token_budget positions); it changes memory and speed, never the result. Knows nothing about how any of it is done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from karat.errors import ConfigError
+from karat.policy.controllers import OPENAI_COEF, OPENAI_HORIZON, OPENAI_TARGET
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """How responses are drawn. There is no top-k or top-p: what is scored must be what was sampled."""
+
+    n_prompts: int = 64
+    """Prompts a rollout."""
+    n_samples: int = 4
+    """Responses a prompt; they share the prompt's computation."""
+    max_new_tokens: int = 48
+    """Longest response; what has not stopped by then is truncated."""
+    temperature: float = 1.0
+    """Divides the logits in sampling and in every scoring pass alike."""
+    decode_rows: int = 128
+    """Rows decoded at a time; speed only."""
+    exact_entropy: bool = False
+    """True = also log the full-vocabulary entropy (one more pass over the logits)."""
+
+    def __post_init__(self) -> None:
+        _at_least_one("rollout", self, "n_prompts", "n_samples", "max_new_tokens", "decode_rows")
+        _positive("rollout", self, "temperature")
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """From a score per response to a reward per token."""
+
+    score_clip: float | None = None
+    """Scores are clipped to ± this; None = not clipped."""
+    whiten_rewards: bool = False
+    """True = token rewards are scaled to variance 1 over the rollout, mean kept."""
+    missing_eos_penalty: float | None = None
+    """Subtracted from the score of truncated responses; None = no penalty."""
+    missing_eos_score: float | None = None
+    """Score of truncated responses instead of the reward model's; None = theirs."""
+    bootstrap_truncated: bool = False
+    """True = a truncated response is worth, at its end, what the critic expects to follow; False = nothing follows."""
+    kl_controller: Literal["fixed", "adaptive"] = "fixed"
+    """Whether β stays or follows the measured KL."""
+    kl_coef: float = OPENAI_COEF
+    """β (its start, if adaptive): score per nat."""
+    kl_target: float = OPENAI_TARGET
+    """Adaptive only: nats per sequence."""
+    kl_horizon: float = OPENAI_HORIZON
+    """Adaptive only: sequences over which β can change by a factor of about 1.2."""
+
+    def __post_init__(self) -> None:
+        rules = [name for name in ("missing_eos_penalty", "missing_eos_score") if getattr(self, name) is not None] + [
+            "bootstrap_truncated"
+        ] * self.bootstrap_truncated
+        if len(rules) > 1:
+            raise ConfigError(
+                f"reward: found {' and '.join(rules)}; expected one rule for truncated responses, not two"
+            )
+        _positive("reward", self, "kl_target", "kl_horizon")
+        if self.kl_coef < 0 or (self.missing_eos_penalty or 0.0) < 0:
+            raise ConfigError(
+                f"reward: found kl_coef={self.kl_coef}, missing_eos_penalty={self.missing_eos_penalty}; expected ≥ 0"
+            )
+        if self.kl_controller == "adaptive" and self.kl_coef == 0:
+            raise ConfigError("reward: found an adaptive controller with kl_coef=0, which stays 0; set kl_coef > 0")
+        if self.score_clip is not None:
+            _positive("reward", self, "score_clip")
+
+
+@dataclass(frozen=True)
+class UpdateSettings:
+    """How the policy moves on one rollout."""
+
+    n_epochs: int = 4
+    """Times each rollout is gone through."""
+    n_minibatches: int = 4
+    """Optimiser steps an epoch; the prompts of a rollout are dealt out evenly."""
+    token_budget: int = 4096
+    """Positions in one forward pass."""
+    learning_rate: float = 1e-5
+    """At the first iteration; linear to 0 over the run, constant within an iteration."""
+    lr_warmup_iterations: int = 0
+    """Iterations over which the learning rate rises."""
+    adam_eps: float = 1e-5
+    """Outside the square root's bias correction: 1e-5 as in openai/baselines, not PyTorch's 1e-8."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    clip_range: float = 0.2
+    """ε of the policy ratio."""
+    dual_clip: float | None = None
+    """c > 1 bounds the loss of bad tokens that became likely; None = off."""
+    gamma: float = 1.0
+    """Discount per token."""
+    gae_lambda: float = 0.95
+    """λ of the advantages."""
+    whiten_advantages: bool = True
+    """True = advantages get mean 0 and variance 1 over the whole rollout's counted tokens."""
+    max_approx_kl: float | None = None
+    """An epoch loop ends after a minibatch whose KL(old ‖ new) per token exceeds this; None = never."""
+    ratio_tolerance: float = 1e-4
+    """Largest |ratio − 1| before the first update of a rollout, and |log-ratio| to the reference at the start; a
+    float32 figure: half precision needs a larger one."""
+
+    def __post_init__(self) -> None:
+        _at_least_one("update", self, "n_epochs", "n_minibatches", "token_budget")
+        _positive("update", self, "learning_rate", "adam_eps", "max_grad_norm", "gamma", "ratio_tolerance")
+        if not (0 < self.clip_range < 1 and self.gamma <= 1 and 0 <= self.gae_lambda <= 1):
+            raise ConfigError(
+                f"update: found clip_range={self.clip_range}, gamma={self.gamma}, gae_lambda={self.gae_lambda}; "
+                "expected (0, 1), (0, 1] and [0, 1]"
+            )
+        if self.dual_clip is not None and self.dual_clip <= 1:
+            raise ConfigError(f"update: found dual_clip={self.dual_clip}; expected > 1 or None")
+        if self.max_approx_kl is not None:
+            _positive("update", self, "max_approx_kl")
+
+
+@dataclass(frozen=True)
+class ValueSettings:
+    """The critic."""
+
+    critic: Literal["shared", "separate"] = "shared"
+    """A head on the policy's trunk, or a model of its own."""
+    zero_head: bool = True
+    """True = the head starts at 0 (lm-human-preferences); False = N(0, 1/√(d+1))."""
+    vf_coef: float = 0.1
+    """Weight of the value loss where the trunk is shared."""
+    clip_range: float | None = 0.2
+    """ε of the value clip, in score units; None = off."""
+    head_lr_scale: float = 1.0
+    """Learning rate of a shared trunk's head, as a multiple of the policy's."""
+    critic_learning_rate: float | None = None
+    """Learning rate of a separate critic; None = the policy's."""
+    warmup_iterations: int = 0
+    """First iterations in which only the critic learns (on a shared trunk: only its head)."""
+
+    def __post_init__(self) -> None:
+        _positive("value", self, "head_lr_scale")
+        if self.vf_coef < 0 or self.warmup_iterations < 0:
+            raise ConfigError(
+                f"value: found vf_coef={self.vf_coef}, warmup_iterations={self.warmup_iterations}; expected ≥ 0"
+            )
+        if self.critic_learning_rate is not None:
+            _positive("value", self, "critic_learning_rate")
+            if self.critic == "shared":
+                raise ConfigError("value: critic_learning_rate is for a separate critic; use head_lr_scale")
+        if self.clip_range is not None:
+            _positive("value", self, "clip_range")
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """PPO on language-model responses against a learned reward and a reference policy."""
+
+    n_iterations: int = 100
+    """Rollouts in all."""
+    checkpoint_every: int = 10
+    """Iterations between checkpoints; 0 = none."""
+    evaluate_every: int = 10
+    """Iterations between calls of the validation callback."""
+    rollout: RolloutSettings = field(default_factory=RolloutSettings)
+    """How responses are drawn."""
+    reward: RewardSettings = field(default_factory=RewardSettings)
+    """What each token is paid."""
+    update: UpdateSettings = field(default_factory=UpdateSettings)
+    """How the policy moves."""
+    value: ValueSettings = field(default_factory=ValueSettings)
+    """The critic."""
+
+    def __post_init__(self) -> None:
+        _at_least_one("ppo", self, "n_iterations", "evaluate_every")
+        if self.checkpoint_every < 0:
+            raise ConfigError(f"ppo: found checkpoint_every={self.checkpoint_every}; expected ≥ 0")
+        if self.rollout.n_prompts % self.update.n_minibatches:
+            raise ConfigError(
+                f"ppo: {self.rollout.n_prompts} prompts a rollout do not divide into {self.update.n_minibatches} "
+                "minibatches; all samples of a prompt stay in one minibatch"
+            )
+        if self.value.warmup_iterations >= self.n_iterations:
+            raise ConfigError(
+                f"ppo: {self.value.warmup_iterations} iterations of critic warm-up leave none of {self.n_iterations} "
+                "for the policy"
+            )
+
+    @property
+    def n_sequences(self) -> int:
+        """Responses a rollout."""
+        return self.rollout.n_prompts * self.rollout.n_samples
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Optimiser steps an iteration unless its epochs end early."""
+        return self.update.n_epochs * self.update.n_minibatches
+
+
+def _at_least_one(part: str, config: object, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{part}.{name}: found {getattr(config, name)}; expected ≥ 1")
+
+
+def _positive(part: str, config: object, *names: str) -> None:
+    for name in names:
+        if not 0 < getattr(config, name) < float("inf"):
+            raise ConfigError(f"{part}.{name}: found {getattr(config, name)}; expected a finite number > 0")

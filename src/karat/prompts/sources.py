@@ -1,0 +1,67 @@
+"""Prompts and demonstrations from files of text or JSON lines. Knows records; knows nothing about models or votes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from karat.errors import InputError
+from karat.records import Demonstration, Prompt, user_prompt
+from karat.rowfiles import Row, read_lines, read_rows, turns_of
+
+ANSWER_FIELDS = ("response", "completion")
+
+
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """Prompts from a `.txt` file (one a line) or JSON lines, in the file's order, each different one once.
+
+    A row holds `prompt` (text or a list of {"role", "content"}) or `messages`, and perhaps `topic`.
+
+    Raises: InputError naming file and line.
+    """
+    path = Path(path)
+    if path.suffix == ".txt":
+        prompts = [user_prompt(text.strip()) for _, text in read_lines(path)]
+    else:
+        prompts = [_prompt(row) for row in read_rows(path)]
+    different: dict[str, Prompt] = {}
+    for prompt in prompts:
+        different.setdefault(prompt.id, prompt)
+    return list(different.values())
+
+
+def read_demonstrations(path: str | Path, *, source: str | None = None) -> list[Demonstration]:
+    """Demonstrations from JSON lines, in the file's order.
+
+    A row holds `prompt` with `response` (or `completion`, text or one assistant message), or `messages` that end
+    with the assistant's.
+
+    Args:
+        source: who wrote them; None = the file's name.
+    Raises: InputError naming file and line.
+    """
+    path = Path(path)
+    return [_demonstration(row, source or path.name) for row in read_rows(path)]
+
+
+def _prompt(row: Row) -> Prompt:
+    with row.named():
+        name = "messages" if row.values.get("prompt") is None and "messages" in row.values else "prompt"
+        asked, topic = row.need(name, (str, list)), row.get("topic", str)
+        return user_prompt(asked, topic=topic) if isinstance(asked, str) else Prompt(turns_of(asked), topic)
+
+
+def _demonstration(row: Row, source: str) -> Demonstration:
+    with row.named():
+        if row.values.get("messages") is not None:
+            *asked, last = turns_of(row.need("messages", list))
+            if last.role != "assistant":
+                raise InputError(f"found a last message by the {last.role}; expected the assistant's answer")
+            return Demonstration(Prompt(tuple(asked), row.get("topic", str)), last.content, source)
+        name = next((name for name in ANSWER_FIELDS if row.values.get(name) is not None), ANSWER_FIELDS[0])
+        answer = row.need(name, (str, list))
+        if isinstance(answer, list):
+            turns = turns_of(answer)
+            if len(turns) != 1 or turns[0].role != "assistant":
+                raise InputError(f"found {len(turns)} messages in {name!r}; expected one by the assistant")
+            answer = turns[0].content
+        return Demonstration(_prompt(row), answer, source)

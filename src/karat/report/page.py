@@ -1,0 +1,293 @@
+"""One self-contained HTML page of a run: opens from a file, offline, for ever.
+
+Knows records, manifests, Findings and series; computes no result. Whatever came from a person, a model or a file is
+escaped by the template; figures are JSON that the page's own script draws with the plotly.js inside it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from karat.ledger.artifacts import write_text
+from karat.ledger.lineage import Manifest, short
+from karat.progress import duration
+from karat.records import Estimate, Finding
+from karat.report.card import challenge_rows
+from karat.report.figures import Bin, Panel, Series, calibration_figure, panels_figure
+
+__all__ = [
+    "Bin",
+    "Curve",
+    "FeedbackSummary",
+    "Panel",
+    "ReportInput",
+    "ResponseShown",
+    "SampleShown",
+    "Series",
+    "render_page",
+    "verdict",
+    "write_page",
+]
+
+COLUMNS: Mapping[str, tuple[str, str]] = {
+    "gold": ("gold reward", "what the world knows to be right; higher is better"),
+    "proxy": ("learned score", "what the reward model says, in the optimiser's units"),
+    "kl": ("KL", "distance from the reference policy, nats per response"),
+    "win_rate": ("win rate", "share of prompts on which gold prefers it to the baseline; ties count half"),
+    "length": ("length", "tokens per response"),
+    "distinct": ("distinct", "share of different bigrams"),
+    "agrees_wrong": ("agrees wrongly", "share of wrong beliefs that it confirms"),
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What a stage measured while it ran."""
+
+    title: str
+    """`PPO`, `reward model`."""
+    x_title: str
+    """What was counted: rollouts, optimiser steps."""
+    panels: tuple[Panel, ...]
+    """Drawn one above the other."""
+    caption: str = ""
+    """What to look for."""
+
+
+@dataclass(frozen=True)
+class FeedbackSummary:
+    """The votes behind it all."""
+
+    n_votes: int
+    """Judgements in the snapshot."""
+    n_raters: int
+    """Raters who gave them."""
+    n_prompts: int
+    """Prompts they are about."""
+    origin: str
+    """simulated, imported, person …"""
+    snapshot: str
+    """Root hash of the snapshot."""
+    agreement: Estimate | None = None
+    """Pairwise agreement of raters."""
+    alpha: Estimate | None = None
+    """Krippendorff's alpha."""
+    levels: tuple[tuple[str, int], ...] = ()
+    """(answer, how often), in the order of the scale, missing ones last."""
+    notes: tuple[str, ...] = ()
+    """What else a reader should know."""
+
+
+@dataclass(frozen=True)
+class ResponseShown:
+    """One policy's answer to a prompt."""
+
+    policy: str
+    """Who wrote it."""
+    text: str
+    """What it wrote."""
+    gold: float | None = None
+    """Its gold reward, where one is known."""
+    proxy: float | None = None
+    """Its learned score."""
+
+
+@dataclass(frozen=True)
+class SampleShown:
+    """A prompt and what the policies made of it."""
+
+    prompt: str
+    """The prompt."""
+    responses: tuple[ResponseShown, ...]
+    """In the order of the headline table."""
+
+
+@dataclass(frozen=True)
+class ReportInput:
+    """Everything the page shows; what is not given is said to be not measured."""
+
+    run_id: str
+    """Name of the run."""
+    title: str
+    """What was done, in one line."""
+    manifests: tuple[Manifest, ...] = ()
+    """All manifests of the run, in order."""
+    policies: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
+    """policy → column (gold, proxy, kl, win_rate, length, distinct, …) → Estimate, in the order of the table."""
+    baseline: str = "sft"
+    """The policy that the others are compared with."""
+    difference: Estimate | None = None
+    """Paired difference of gold, final policy minus baseline."""
+    difference_of: str = "ppo"
+    """The policy that `difference` is about."""
+    verdict: str = ""
+    """One sentence at the top; empty = worded from `difference`."""
+    unsafe: tuple[str, ...] = ()
+    """Unsafe options that were set, in words; shown before everything else."""
+    findings: tuple[Finding, ...] = ()
+    """Gate (`gate.…`), challenges (`challenge.D1…`), watcher and others."""
+    curves: tuple[Curve, ...] = ()
+    """Training curves."""
+    calibration: tuple[Bin, ...] = ()
+    """Calibration of the reward model on held-out votes."""
+    frontier: tuple[Panel, ...] = ()
+    """Gold (and proxy) against KL: positions are KLs in nats, drawn at their square roots."""
+    held_out: tuple[tuple[str, Estimate], ...] = ()
+    """Held-out figures of the reward model and its baselines."""
+    feedback: FeedbackSummary | None = None
+    """The votes."""
+    samples: tuple[SampleShown, ...] = ()
+    """Prompts with responses."""
+    notes: tuple[str, ...] = ()
+    """Remarks shown at the end."""
+
+
+def render_page(content: ReportInput) -> str:
+    """The page as one HTML text without any reference to another file or address."""
+    environment = Environment(
+        loader=PackageLoader("karat.report", "templates"),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"figure": format_estimate, "number": _number, "duration": duration, "short": short}
+    figures = _figures(content)
+    return environment.get_template("report.html").render(
+        page=content,
+        verdict=content.verdict or verdict(content),
+        columns=_columns(content.policies),
+        column_names=COLUMNS,
+        tracks=_tracks(content.policies),
+        gate=[finding for finding in content.findings if finding.name.startswith("gate.")],
+        other=[f for f in content.findings if not f.name.startswith(("gate.", "challenge."))],
+        challenges=challenge_rows(content.findings),
+        figures=figures,
+        figures_json=_script_json({name: figure["figure"] for name, figure in figures.items()}),
+        plotly=Markup(_plotly()) if figures else "",
+        total_s=sum(manifest.seconds for manifest in content.manifests),
+        longest_s=max((manifest.seconds for manifest in content.manifests), default=0.0),
+        now=max((manifest.finished_at for manifest in content.manifests), default=""),
+    )
+
+
+def write_page(path: Path, content: ReportInput) -> None:
+    """Write the page atomically."""
+    write_text(path, render_page(content))
+
+
+def verdict(content: ReportInput) -> str:
+    """What the difference between the final policy and the baseline says, in one sentence."""
+    difference = content.difference
+    if difference is None or difference.value is None or difference.low is None or difference.high is None:
+        return "Whether the policy became better has not been measured."
+    policy, baseline = content.difference_of.upper(), content.baseline.upper()
+    interval = f"95 % interval {signed(difference.low)} to {signed(difference.high)}, {difference.n} prompts"
+    if difference.low > 0:
+        return f"{policy} is better than {baseline}: gold reward {signed(difference.value)} ({interval})."
+    if difference.high < 0:
+        return f"{policy} is worse than {baseline}: gold reward {signed(difference.value)} ({interval})."
+    return f"No difference between {policy} and {baseline} was shown: {signed(difference.value)} ({interval})."
+
+
+def format_estimate(estimate: Estimate | None) -> tuple[str, str]:
+    """(value, interval) as text, with the digits that the interval supports.
+
+    >>> format_estimate(Estimate(0.4123, 0.35, 0.47, 200, ""))
+    ('0.41', '0.35 to 0.47')
+    """
+    if estimate is None or estimate.value is None:
+        return "–", "not measured" if estimate is None else estimate.method
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.3g}".replace("-", "−"), "no interval"
+    digits = _digits(estimate.high - estimate.low)
+    return _fixed(estimate.value, digits), f"{_fixed(estimate.low, digits)} to {_fixed(estimate.high, digits)}"
+
+
+def signed(value: float) -> str:
+    """A difference with its sign, three decimals at most."""
+    return f"{value:+.3g}".replace("-", "−")
+
+
+def _digits(width: float) -> int:
+    return 3 if width <= 0 else min(max(1 - math.floor(math.log10(width)), 0), 4)
+
+
+def _fixed(value: float, digits: int) -> str:
+    return f"{value:,.{digits}f}".replace("-", "−")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}".replace("-", "−")
+
+
+def _columns(policies: Mapping[str, Mapping[str, Estimate]]) -> list[str]:
+    present = dict.fromkeys(name for columns in policies.values() for name in columns)
+    return [name for name in COLUMNS if name in present] + [name for name in present if name not in COLUMNS]
+
+
+def _tracks(policies: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """column → policy → (left, width, dot) in per cent of the column's range, for the little interval bars."""
+    tracks: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for column in _columns(policies):
+        rows = {
+            name: (e.value, e.low, e.high)
+            for name, columns in policies.items()
+            if (e := columns.get(column)) and e.value is not None and e.low is not None and e.high is not None
+        }
+        if not rows:
+            continue
+        start = min(low for _, low, _ in rows.values())
+        span = max(high for _, _, high in rows.values()) - start or 1.0
+        tracks[column] = {
+            name: (100 * (low - start) / span, max(100 * (high - low) / span, 1.5), 100 * (value - start) / span)
+            for name, (value, low, high) in rows.items()
+        }
+    return tracks
+
+
+def _figures(content: ReportInput) -> dict[str, dict[str, Any]]:
+    figures: dict[str, dict[str, Any]] = {}
+    for i, curve in enumerate(content.curves):
+        figures[f"curve-{i}"] = {
+            "title": curve.title,
+            "caption": curve.caption,
+            "figure": panels_figure(curve.panels, x_title=curve.x_title),
+        }
+    if content.calibration:
+        figures["calibration"] = {
+            "title": "Calibration of the reward model",
+            "caption": "Held-out votes. On the dotted line a vote predicted with 70 % goes that way 70 % of the time; "
+            "larger points stand for more votes.",
+            "figure": calibration_figure(content.calibration),
+        }
+    if content.frontier:
+        figures["frontier"] = {
+            "title": "What the distance bought",
+            "caption": "Each point lies at the square root of its KL to the reference policy. Where the learned score "
+            "rises and gold falls, the reward is being exploited.",
+            "figure": panels_figure(content.frontier, x_title="√KL (√nats per response)", square_root=True),
+        }
+    return figures
+
+
+def _script_json(value: Any) -> Markup:
+    # Inside <script> only `<` could end the element or open a comment; the two separators end a line in old engines.
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs  # 5 MB of text: read only when a page with figures is written
+
+    return get_plotlyjs()

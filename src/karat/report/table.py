@@ -1,0 +1,73 @@
+"""The short table at the end of a run, as text for a terminal. Knows what summary.json holds, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from karat.records import Estimate
+from karat.report.card import POLICY_COLUMNS
+from karat.report.page import COLUMNS, format_estimate
+
+SHOWN = ("value", "low", "high", "n", "method")
+
+
+def summary_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What a person reads when a run has ended: unsafe options, policies, difference, gate, where the report is.
+
+    Args:
+        summary: the content of summary.json; `directory` (the run) and `table` (rows of a sweep) are used if there.
+    """
+    lines = [f"UNSAFE: {note}" for note in summary.get("unsafe", ())]
+    if summary.get("policies"):
+        lines += [*policy_table(summary["policies"]), ""]
+    difference = summary.get("ppo_minus_sft", {}).get("gold")
+    if difference and difference.get("value") is not None:
+        value, interval = format_estimate(_estimate(difference))
+        lines.append(f"PPO − SFT, gold reward: {value} (95 % interval {interval}, n = {difference['n']})")
+    gate = summary.get("gate", {}).get("findings", ())
+    if gate:
+        lines.append(
+            "gate: " + ", ".join(f"{finding['name'].removeprefix('gate.')} {finding['status']}" for finding in gate)
+        )
+    if summary.get("table"):
+        names = list(dict.fromkeys(name for row in summary["table"] for name in row))
+        lines += aligned([names, *([_cell(row.get(name)) for name in names] for row in summary["table"])])
+    if summary.get("report"):
+        place = f"{summary['directory']}/" if summary.get("directory") else ""
+        lines.append(f"report: {place}{summary['report']}")
+    return lines
+
+
+def policy_table(policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Policies by row, figures by column, each `value (low to high)`."""
+    columns = [name for name in POLICY_COLUMNS if any(_measured(values.get(name)) for values in policies.values())]
+    head = ["", *(COLUMNS[name][0] for name in columns)]
+    rows = [
+        [name.replace("_", " "), *(_cell(values.get(column)) for column in columns)]
+        for name, values in policies.items()
+    ]
+    return aligned([head, *rows])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines with columns under one another."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _cell(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return "–" if value is None else str(value)
+    if not _measured(value):
+        return "–"
+    shown, interval = format_estimate(_estimate(value))
+    return f"{shown} ({interval})" if value.get("low") is not None else shown
+
+
+def _measured(value: Any) -> bool:
+    return isinstance(value, Mapping) and value.get("value") is not None
+
+
+def _estimate(fields: Mapping[str, Any]) -> Estimate:
+    return Estimate(**{name: fields.get(name) for name in SHOWN})

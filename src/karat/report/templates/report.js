@@ -1,0 +1,42 @@
+(() => {
+  const root = document.documentElement;
+  const figures = JSON.parse(document.getElementById("figures").textContent);
+  const dark = () => (root.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+  const paint = (value) => {
+    if (typeof value === "string" && value.startsWith("@")) {
+      return getComputedStyle(root).getPropertyValue("--" + value.slice(1)).trim();
+    }
+    if (Array.isArray(value)) return value.map(paint);
+    if (value && typeof value === "object") {
+      return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, paint(item)]));
+    }
+    return value;
+  };
+  const draw = () => {
+    if (!window.Plotly) return;
+    const css = getComputedStyle(root);
+    for (const [name, figure] of Object.entries(figures)) {
+      const painted = paint(figure);
+      const layout = {
+        ...painted.layout,
+        paper_bgcolor: "rgba(0,0,0,0)",
+        plot_bgcolor: "rgba(0,0,0,0)",
+        font: { family: css.getPropertyValue("--sans"), size: 12, color: css.getPropertyValue("--text").trim() },
+        hoverlabel: { bgcolor: css.getPropertyValue("--surface").trim(), bordercolor: css.getPropertyValue("--line").trim() },
+      };
+      Plotly.react("plot-" + name, painted.data, layout, {
+        responsive: true,
+        displaylogo: false,
+        displayModeBar: "hover",
+        modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+      });
+    }
+  };
+  document.getElementById("theme").addEventListener("click", () => {
+    root.dataset.theme = dark() ? "light" : "dark";
+    draw();
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  addEventListener("beforeprint", () => { root.dataset.theme = "light"; draw(); });
+  draw();
+})();

@@ -1,0 +1,132 @@
+"""The reward model: S linear heads on one trunk, each with its own fixed random prior function.
+
+    r_s(x, y) = (w_s + β·p_s)·φ(x, y) + γ_s·log(1 + characters of y)        logits: r_s / T
+
+p_s is drawn once and never trained. Because it is linear in the features, the mean over the heads is one linear
+layer, and a decoder's mean head loads as an ordinary sequence-classification model. Knows features and lengths;
+knows nothing about votes or raters.
+
+Dimension letters: S heads (posterior draws), N texts, A annotators, d features.
+
+Source: randomised prior functions are Osband et al. 2018, arXiv:1806.03335; last-token scores and the initial scale
+    1/√(d + 1) are Stiennon et al. 2020, arXiv:2009.01325, as in openai/lm-human-preferences@cbfd210.
+Differs: the prior functions share the trunk, so they diversify the last layer only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from karat.errors import ConfigError
+from karat.reward.trunk import Encoded, Trunk
+from karat.seeding import numpy_generator, torch_generator
+
+Bootstrap = Literal["exponential", "poisson", "none"]
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The heads of a reward model."""
+
+    n_heads: int = 5
+    """S: heads, each a draw of the belief; Coste et al. 2023 (arXiv:2310.02743) use 3 to 5 members."""
+    prior_scale: float = 0.5
+    """β: weight of the fixed random prior functions; 0 = none."""
+    init_scale: float = 0.1
+    """Initial standard deviation of w in units of 1/√(d + 1); small, so that the priors make the first spread."""
+    length_term: bool = False
+    """True = γ·log(1 + characters) is part of the score, reported and removable."""
+
+    def __post_init__(self) -> None:
+        if self.n_heads < 1 or self.prior_scale < 0 or self.init_scale < 0:
+            raise ConfigError(
+                f"reward heads: found n_heads={self.n_heads}, prior_scale={self.prior_scale}, "
+                f"init_scale={self.init_scale}; expected ≥ 1, ≥ 0 and ≥ 0"
+            )
+
+
+class RewardModel(nn.Module):
+    """A trunk and S heads; `forward` gives raw scores, `logits` the calibrated ones."""
+
+    def __init__(self, trunk: Trunk, config: HeadConfig, *, seed: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.config = config
+        self.trunk_module = trunk.module
+        shape = (config.n_heads, trunk.width)
+        scale = 1 / math.sqrt(trunk.width + 1)
+        initial = torch.randn(shape, generator=torch_generator(seed, "reward", "heads")) * (scale * config.init_scale)
+        prior = torch.randn(shape, generator=torch_generator(seed, "reward", "prior")) * (scale * config.prior_scale)
+        self.weight = nn.Parameter(initial)
+        self.length_coef = nn.Parameter(torch.zeros(config.n_heads), requires_grad=config.length_term)
+        self.register_buffer("prior", prior)
+        self.register_buffer("temperature", torch.ones(()))
+
+    @property
+    def n_heads(self) -> int:
+        """S."""
+        return self.config.n_heads
+
+    def features(self, items: Sequence[Encoded], *, token_budget: int) -> Float[Tensor, "N d"]:
+        """Features of the texts, in the order given."""
+        return self.trunk.features(items, token_budget=token_budget)
+
+    def forward(
+        self, features: Float[Tensor, "N d"], log_length: Float[Tensor, " N"], *, with_length: bool = True
+    ) -> Float[Tensor, "S N"]:
+        """Raw scores of each head; divide by `temperature` for logits.
+
+        Args:
+            log_length: log(1 + characters) of each response, see `log_lengths`.
+            with_length: False = the length term is left out, which answers "what does it say beyond length?".
+        """
+        scores = (self.weight + self.prior) @ features.T
+        if self.config.length_term and with_length:
+            scores = scores + self.length_coef[:, None] * log_length.to(scores)
+        return scores
+
+    def logits(
+        self, features: Float[Tensor, "N d"], log_length: Float[Tensor, " N"], *, with_length: bool = True
+    ) -> Float[Tensor, "S N"]:
+        """Calibrated scores: raw / T."""
+        return self(features, log_length, with_length=with_length) / self.temperature
+
+    def mean_weight(self) -> Float[Tensor, " d"]:
+        """The one linear layer that gives the mean of the heads' logits, without the length term."""
+        return ((self.weight + self.prior).mean(0) / self.temperature).detach()
+
+
+def log_lengths(texts: Sequence[str]) -> Float[Tensor, " N"]:
+    """log(1 + characters): a length that no tokenizer and no truncation changes."""
+    return torch.tensor([math.log1p(len(text)) for text in texts], dtype=torch.float32)
+
+
+def bootstrap_weights(n_heads: int, annotators: Sequence[str], *, kind: Bootstrap, seed: int) -> Float[Tensor, "S A"]:
+    """How much each head trusts each annotator: Exponential(1), Poisson(1) or 1, a function of (seed, head, name).
+
+    Whole raters are resampled, because the votes of one rater are not independent.
+
+    Raises: ConfigError when Poisson weights leave a head without any rater.
+    Source: Rubin 1981 (Bayesian bootstrap) for the exponential weights.
+    """
+    if kind == "none":
+        return torch.ones(n_heads, len(annotators))
+    rows = np.empty((n_heads, len(annotators)))
+    for head in range(n_heads):
+        for column, name in enumerate(annotators):
+            rng = numpy_generator(seed, "reward", "bootstrap", head, name)
+            rows[head, column] = rng.exponential() if kind == "exponential" else rng.poisson()
+    totals = rows.sum(1, keepdims=True)
+    if (totals == 0).any():
+        raise ConfigError(
+            f"bootstrap: Poisson weights left a head with none of {len(annotators)} raters; use bootstrap: exponential"
+        )
+    return torch.tensor(rows / totals * len(annotators), dtype=torch.float32)

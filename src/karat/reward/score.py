@@ -1,0 +1,328 @@
+"""Reward models on disk, and scoring with them.
+
+A saved model is a directory: the trunk, the S heads, and a card that says what the scores mean. A decoder's trunk is
+saved with the mean of its heads as an ordinary sequence-classification model, so that
+`AutoModelForSequenceClassification.from_pretrained` gives the same mean logits without karat; the card names what that
+class cannot express. Knows files, prompts and texts; knows nothing about votes.
+
+Dimension letters: S heads, B responses.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from karat.belief import AGGREGATORS, Belief, ScoreScale, apply_scale, fit_scale
+from karat.errors import CheckpointError, ConfigError, InputError
+from karat.lm.attention import NAME as TREE_ATTENTION
+from karat.lm.load import LoadedEncoder, LoadedLM, add_header_metadata, load_encoder, save_encoder
+from karat.records import Prompt, ScoreFn
+from karat.reward.calibration import VoteModel
+from karat.reward.model import HeadConfig, RewardModel, log_lengths
+from karat.reward.posterior import belief_of, prompt_reference
+from karat.reward.raters import RaterPriors
+from karat.reward.steps import score_encoded
+from karat.reward.train import RewardFit
+from karat.reward.trunk import DecoderTrunk, EncoderTrunk, Trunk, check_texts
+
+CARD = "reward_card.json"
+HEADS = "heads.safetensors"
+CARD_FORMAT = 1
+TOKEN_BUDGET = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Scorer:
+    """Scores texts as a belief; frozen weights, no gradients."""
+
+    model: RewardModel
+    """Trunk and heads with their temperature."""
+    vote_model: VoteModel
+    """What turns differences of logits into probabilities for a new rater."""
+    scale: ScoreScale
+    """The optimiser's scale of the mean score."""
+    reference: Float[Tensor, " S"]
+    """Mean logit of each head over the training responses, for prompts without references of their own."""
+    prompt_references: Mapping[str, Float[Tensor, " S"]] = dataclasses.field(default_factory=dict)
+    """Prompt.id → mean logit of each head over that prompt's reference responses."""
+
+    def __call__(self, prompts: Sequence[Prompt], texts: Sequence[str], *, with_length: bool = True) -> Belief:
+        """Joint draws [S, B, 1] in logits, relative to each prompt's reference responses where it has any.
+
+        Args:
+            prompts, texts: one of each a response.    with_length: False = without the length term.
+        Raises: InputError for no texts, unequal lengths, or a decoder's text that does not fit its context.
+        """
+        logits = self.logits(prompts, texts, with_length=with_length)
+        ids = list(dict.fromkeys(prompt.id for prompt in prompts))
+        rows = torch.stack([self.prompt_references.get(prompt_id, self.reference) for prompt_id in ids], dim=1)
+        place = {prompt_id: column for column, prompt_id in enumerate(ids)}
+        return belief_of(logits, rows, torch.tensor([place[prompt.id] for prompt in prompts]))
+
+    def logits(
+        self, prompts: Sequence[Prompt], texts: Sequence[str], *, with_length: bool = True
+    ) -> Float[Tensor, "S B"]:
+        """Logits of each head; every different (prompt, text) is encoded once."""
+        check_texts(texts, "score")
+        if len(prompts) != len(texts):
+            raise InputError(f"score: found {len(prompts)} prompts and {len(texts)} texts; expected one of each a row")
+        distinct: dict[tuple[str, str], int] = {}
+        rows = [
+            distinct.setdefault((prompt.id, text), len(distinct)) for prompt, text in zip(prompts, texts, strict=True)
+        ]
+        first = {row: index for index, row in reversed(list(enumerate(rows)))}
+        kept = [first[row] for row in range(len(distinct))]
+        own_prompts, own_texts = [prompts[i] for i in kept], [texts[i] for i in kept]
+        groups: dict[str, list[int]] = {}
+        for index, prompt in enumerate(own_prompts):
+            groups.setdefault(prompt.id, []).append(index)
+        encoded = self.model.trunk.encode(own_prompts, own_texts)
+        raw = score_encoded(
+            self.model, encoded, log_lengths(own_texts), list(groups.values()), token_budget=TOKEN_BUDGET,
+            with_length=with_length,
+        )  # fmt: skip
+        return (raw / self.model.temperature)[:, rows]
+
+    def with_references(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Scorer:
+        """The same scorer, measuring each prompt's draws from these responses (policy samples, several a prompt)."""
+        ids = list(dict.fromkeys(prompt.id for prompt in prompts))
+        index = torch.tensor([ids.index(prompt.id) for prompt in prompts])
+        columns = prompt_reference(self.logits(prompts, texts), index, len(ids))
+        own = {prompt_id: columns[:, column] for column, prompt_id in enumerate(ids)}
+        return dataclasses.replace(self, prompt_references={**self.prompt_references, **own})
+
+    def with_scale(self, scale: ScoreScale) -> Scorer:
+        """The same scorer with another optimiser's scale."""
+        return dataclasses.replace(self, scale=scale)
+
+
+def scorer_of(fit: RewardFit) -> Scorer:
+    """The scorer of a model that was just trained, without going through the disk."""
+    return Scorer(fit.model, fit.vote_model, fit.scale, fit.reference)
+
+
+def aggregate(belief: Belief, name: str) -> Float[Tensor, " B"]:
+    """One number a response by the aggregator of that name.
+
+    Raises: ConfigError for an unknown name.
+    """
+    if name not in AGGREGATORS:
+        raise ConfigError(f"aggregator: found {name!r}; expected one of {', '.join(AGGREGATORS)}")
+    return AGGREGATORS[name](belief)
+
+
+def reference_scale(scorer: Scorer, prompts: Sequence[Prompt], texts: Sequence[str], aggregator: str) -> ScoreScale:
+    """The optimiser's scale of an aggregate on reference responses: mean, and within-prompt standard deviation.
+
+    Args:
+        prompts, texts: policy samples, at least two for some prompt.
+    """
+    belief = scorer(prompts, texts)
+    return fit_scale(aggregate(belief, aggregator), belief.prompt_index)
+
+
+def score_fn(scorer: Scorer, aggregator: str = "mean_score", scale: ScoreScale | None = None) -> ScoreFn:
+    """The `ScoreFn` that an optimiser gets: (aggregate − shift)/scale.
+
+    Args:
+        aggregator: a name in `belief.AGGREGATORS`.    scale: None = the scorer's own, fitted on the mean score.
+    Raises: ConfigError for an unknown aggregator.
+    """
+    if aggregator not in AGGREGATORS:
+        raise ConfigError(f"aggregator: found {aggregator!r}; expected one of {', '.join(AGGREGATORS)}")
+    used = scorer.scale if scale is None else scale
+
+    def score(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        return apply_scale(aggregate(scorer(prompts, responses), aggregator), used).tolist()
+
+    return score
+
+
+def save_reward(
+    fit: RewardFit, directory: str | Path, *, metadata: Mapping[str, str], scale: ScoreScale | None = None
+) -> Path:
+    """Write trunk, heads and card, complete or not at all.
+
+    Args:
+        metadata: who made it (run_id, snapshot_root …); goes into every safetensors header, config.json and the card.
+        scale: the optimiser's scale, where policy samples gave one; None = that of the training responses.
+    Returns: the directory.
+    """
+    directory = Path(directory)
+    partial = directory.with_name(f".partial-{directory.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    model = fit.model
+    if isinstance(model.trunk, DecoderTrunk):
+        _save_classifier(model, model.trunk.lm, partial, metadata)
+    elif isinstance(model.trunk, EncoderTrunk):
+        save_encoder(model.trunk.encoder, partial, metadata=metadata)
+    tensors = {
+        "weight": model.weight,
+        "prior": model.prior,
+        "length_coef": model.length_coef,
+        "temperature": model.temperature,
+        "reference": fit.reference,
+    }
+    save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, partial / HEADS, dict(metadata))
+    card = _card(fit, metadata, fit.scale if scale is None else scale)
+    (partial / CARD).write_text(json.dumps(card, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    shutil.rmtree(directory, ignore_errors=True)
+    os.replace(partial, directory)
+    return directory
+
+
+def load_scorer(directory: str | Path, *, device: str = "cpu") -> Scorer:
+    """The scorer in a directory that `save_reward` wrote.
+
+    Raises: CheckpointError (one line) for a missing, foreign, half-written or newer directory.
+    """
+    directory = Path(directory)
+    try:
+        card = json.loads((directory / CARD).read_text(encoding="utf-8"))
+        heads = load_file(directory / HEADS)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{directory}: found no {Path(error.filename or HEADS).name}; expected a directory written by save_reward"
+        ) from None
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{directory}: not readable as a reward model ({' '.join(str(error).split())})") from None
+    if card.get("format") != CARD_FORMAT:
+        raise CheckpointError(
+            f"{directory}: found card format {card.get('format')}; expected {CARD_FORMAT}. Use the karat that wrote it"
+        )
+    trunk = _load_trunk(directory, card, device)
+    trunk.module.requires_grad_(False).eval()
+    model = RewardModel(trunk, HeadConfig(**card["heads"]), seed=0)
+    for name in ("weight", "prior", "length_coef", "temperature"):
+        getattr(model, name).data.copy_(heads[name])
+    model.requires_grad_(False).to(device).eval()
+    vote_model = VoteModel(RaterPriors(**card["rater_priors"]), tuple(card["cutpoints"]))
+    return Scorer(model, vote_model, ScoreScale(**card["scale"]), heads["reference"])
+
+
+def _save_classifier(model: RewardModel, lm: LoadedLM, directory: Path, metadata: Mapping[str, str]) -> None:
+    config = copy.deepcopy(lm.model.config)
+    config.num_labels = 1
+    config.pad_token_id = lm.pad_id
+    classifier = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")  # never run
+    classifier.to(next(model.trunk_module.parameters()).dtype)
+    classifier.base_model.load_state_dict(model.trunk_module.state_dict())
+    head = classifier.score
+    if head.bias is not None or tuple(head.weight.shape) != (1, model.trunk.width):
+        raise CheckpointError(
+            f"{lm.path}: its classification head is {head}; expected one linear layer without bias from "
+            f"{model.trunk.width} features"
+        )
+    head.weight.data.copy_(model.mean_weight().unsqueeze(0))
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with _no_bars():
+        classifier.save_pretrained(directory, max_shard_size="4GB")
+    lm.tokenizer.save_pretrained(directory)
+    plain = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    plain["karat"] = dict(metadata)
+    (directory / "config.json").write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for file in sorted(directory.glob("*.safetensors")):
+        add_header_metadata(file, metadata)
+
+
+def _load_trunk(directory: Path, card: Mapping[str, Any], device: str) -> Trunk:
+    described = dict(card["trunk"])
+    kind = described.pop("kind")
+    if kind == "encoder":
+        encoder: LoadedEncoder = load_encoder(directory, device=device)
+        return EncoderTrunk(encoder, **described)
+    if kind != "decoder":
+        raise CheckpointError(f"{directory}: found a trunk of kind {kind!r}; expected decoder or encoder")
+    tokenizer = described.pop("tokenizer")
+    try:
+        with _no_bars():
+            trunk = AutoModel.from_pretrained(
+                directory, attn_implementation=TREE_ATTENTION if described["use_trees"] else None, use_safetensors=True
+            )
+        loaded = AutoTokenizer.from_pretrained(directory)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{directory}: not loadable ({' '.join(str(error).split())[:200]})") from None
+    lm = LoadedLM(
+        model=trunk.to(device).eval(),
+        tokenizer=loaded,
+        eos_ids=tuple(tokenizer["eos_ids"]),
+        pad_id=tokenizer["pad_id"],
+        context_length=tokenizer["context_length"],
+        path=str(directory),
+    )
+    return DecoderTrunk(lm, **described)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """transformers draws no progress bars: standard error belongs to karat's own."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _card(fit: RewardFit, metadata: Mapping[str, str], scale: ScoreScale) -> dict[str, Any]:
+    model = fit.model
+    raters = fit.raters
+    return {
+        "format": CARD_FORMAT,
+        "metadata": dict(metadata),
+        "trunk": model.trunk.describe(),
+        "heads": dataclasses.asdict(model.config),
+        "temperature": float(model.temperature),
+        "length_coef": [float(value) for value in model.length_coef.detach() / model.temperature],
+        "n_levels": fit.vote_model.n_levels,
+        "cutpoints": list(fit.vote_model.cutpoints),
+        "rater_priors": dataclasses.asdict(fit.vote_model.priors),
+        "scale": dataclasses.asdict(scale),
+        "raters": {
+            name: {
+                "competence": round(float(raters.competence[i]), 6),
+                "side_bias": round(float(raters.side_bias[i]), 6),
+                "lapse": round(float(raters.lapse[i]), 6),
+            }
+            for i, name in enumerate(fit.annotators)
+        },
+        "metrics": fit.metrics,
+        "findings": [dataclasses.asdict(finding) for finding in fit.findings],
+        "loads_with": _loads_with(model),
+        "not_expressed": _not_expressed(model),
+    }
+
+
+def _loads_with(model: RewardModel) -> str:
+    if model.trunk.kind == "encoder":
+        return "karat.reward.score.load_scorer only (AutoModel loads the trunk without its heads)"
+    return "AutoModelForSequenceClassification, logits = mean over the heads" + (
+        " without the length term" if model.config.length_term else ""
+    )
+
+
+def _not_expressed(model: RewardModel) -> list[str]:
+    """What AutoModelForSequenceClassification cannot say about this model."""
+    missing = ["the spread of the heads", "the rater parameters and cutpoints", "the optimiser's scale"]
+    if model.config.length_term:
+        missing.append("the length term γ·log(1 + characters)")
+    if model.trunk.kind == "encoder":
+        missing.append("mean pooling with layer normalisation, so not the score at all")
+    return missing

@@ -1,0 +1,61 @@
+"""How a reward model is trained. Knows numbers and their limits, nothing about what they do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from karat.errors import ConfigError
+from karat.reward.model import Bootstrap, HeadConfig
+from karat.reward.raters import RaterPriors
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """How a reward model is trained."""
+
+    heads: HeadConfig = field(default_factory=HeadConfig)
+    """The heads and their prior functions."""
+    raters: RaterPriors = field(default_factory=RaterPriors)
+    """Priors of competence, side bias and lapse."""
+    bootstrap: Bootstrap = "exponential"
+    """How each head weighs the raters."""
+    n_epochs: int = 1
+    """Passes over the votes; reward models overfit in the second (Ouyang et al. 2022, arXiv:2203.02155 app. C.2)."""
+    batch_responses: int = 32
+    """Texts an optimiser step, whole prompts together; their votes all count."""
+    token_budget: int = 4096
+    """Tokens a forward pass; changes memory and speed, never the result."""
+    learning_rate: float = 5e-5
+    """Peak learning rate of the trunk, AdamW."""
+    head_learning_rate: float = 1e-3
+    """Peak learning rate of heads and length term."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled decay of trunk and heads."""
+    warmup_frac: float = 0.05
+    """Share of the steps over which the learning rate rises; it then falls linearly to 0."""
+    max_grad_norm: float = 1.0
+    """Gradient norm at which a step is clipped."""
+    dropout: float = 0.0
+    """Dropout inside an encoder during training; a decoder always has none."""
+    n_refits: int = 2
+    """Exact fits of the raters an epoch, besides the one at the end."""
+    holdout_frac: float = 0.1
+    """Share of the raters held out where no validation votes are given."""
+    patience: int = 1
+    """Epochs without a better held-out likelihood after which training stops; the best epoch is kept."""
+    shuffle: bool = True
+    """True = prompts in random order each epoch; False = in the order given."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints; 0 = none."""
+
+    def __post_init__(self) -> None:
+        if self.n_epochs < 1 or self.batch_responses < 2 or self.token_budget < 1 or self.patience < 1:
+            raise ConfigError(
+                f"reward: found n_epochs={self.n_epochs}, batch_responses={self.batch_responses}, "
+                f"token_budget={self.token_budget}, patience={self.patience}; expected ≥ 1, ≥ 2, ≥ 1 and ≥ 1"
+            )
+        if not 0 <= self.holdout_frac < 1 or not 0 <= self.dropout < 1 or not 0 <= self.warmup_frac < 1:
+            raise ConfigError(
+                f"reward: found holdout_frac={self.holdout_frac}, dropout={self.dropout}, "
+                f"warmup_frac={self.warmup_frac}; expected all in [0, 1)"
+            )

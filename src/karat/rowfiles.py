@@ -1,0 +1,210 @@
+"""Files of rows from outside: JSON lines, plain or gzip, read with errors that name file and line.
+
+Knows how conversations are written, and nothing else of what the rows mean. A file is read to its end before anybody acts on it, so that a truncated one
+changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import gzip
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from karat.errors import InputError
+from karat.records import Turn
+
+T = TypeVar("T")
+GZIP_MAGIC = b"\x1f\x8b"
+MAX_LINE_BYTES = 1 << 26
+"""64 MiB: no row of text is longer; a file without line ends must not fill the memory."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One JSON object of a file."""
+
+    values: Mapping[str, Any]
+    """The fields."""
+    path: Path
+    """The file."""
+    line: int
+    """Its line, from 1."""
+
+    @property
+    def at(self) -> str:
+        """`file:line`, to begin a message with."""
+        return f"{self.path}:{self.line}"
+
+    def get(self, name: str, kind: type[T] | tuple[type, ...], default: Any = None) -> T | Any:
+        """The field, or the default where it is absent or null.
+
+        Raises: InputError for a value of another type.
+        """
+        value = self.values.get(name)
+        if value is None:
+            return default
+        wanted = kind if isinstance(kind, tuple) else (kind,)
+        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+            expected = " or ".join(_name(each) for each in wanted)
+            raise InputError(f"{self.at}: found {_short(value)} in the field {name!r}; expected {expected}")
+        return value
+
+    def need(self, name: str, kind: type[T] | tuple[type, ...]) -> T | Any:
+        """The field. Raises: InputError where it is absent, null or of another type."""
+        if self.values.get(name) is None:
+            raise InputError(f"{self.at}: found no field {name!r} among {_listed(self.values)}; add it")
+        return self.get(name, kind)
+
+    def refuse_unknown(self, known: Collection[str]) -> None:
+        """Raises: InputError for a field that is not known, with the nearest name that is."""
+        for name in self.values:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known here: {_listed(sorted(known))}"
+                raise InputError(f"{self.at}: found the unknown field {name!r}; {hint}")
+
+    @contextlib.contextmanager
+    def named(self) -> Iterator[None]:
+        """Begin the message of an InputError raised inside with this row's file and line."""
+        try:
+            yield
+        except InputError as error:
+            text = str(error)
+            raise InputError(text if text.startswith(self.at) else f"{self.at}: {text}") from None
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """All rows of a JSONL file; gzip is recognised by its first bytes, blank lines are skipped.
+
+    Raises: InputError (one line) for a file that is missing, empty, truncated, not gzip though named `.gz`, not
+        UTF-8, or holds something other than one JSON object a line.
+    """
+    path = Path(path)
+    rows = []
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            reason = "cut off" if not line.endswith("\n") else str(error)
+            raise InputError(
+                f"{path}:{number}: found no complete JSON object ({reason}); expected one a line"
+            ) from None
+        if not isinstance(values, dict):
+            raise InputError(f"{path}:{number}: found {_short(values)}; expected a JSON object")
+        rows.append(Row(values, path, number))
+    if not rows:
+        raise InputError(f"{path}: found no rows; expected one JSON object a line")
+    return rows
+
+
+def read_lines(path: str | Path) -> list[tuple[int, str]]:
+    """(line number, text) of every line that is not blank, without its line end.
+
+    Raises: as `read_rows`.
+    """
+    lines = [(number, line.rstrip("\r\n")) for number, line in _lines(Path(path)) if line.strip()]
+    if not lines:
+        raise InputError(f"{path}: found no text; expected one entry a line")
+    return lines
+
+
+def turns_of(messages: Sequence[Any]) -> tuple[Turn, ...]:
+    """The turns in a list of {"role", "content"}, the shape in which conversations are usually stored.
+
+    Raises: InputError for an empty list, or a message without role or content.
+    """
+    turns = []
+    for message in messages:
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise InputError(f"found the message {str(message)[:60]!r}; expected an object with 'role' and 'content'")
+        turns.append(Turn(message["role"], message["content"]))
+    if not turns:
+        raise InputError("found an empty list of messages; expected at least one")
+    return tuple(turns)
+
+
+def write_rows(path: str | Path, values: Iterable[Mapping[str, Any]]) -> int:
+    """Write JSONL, gzip where the name ends in `.gz`; the file appears whole or not at all. Returns: rows written.
+
+    Raises: InputError where it cannot be written.
+    """
+    path = Path(path)
+    lines = [json.dumps(value, ensure_ascii=False, separators=(", ", ": ")) + "\n" for value in values]
+    data = "".join(lines).encode()
+    if path.suffix == ".gz":
+        data = gzip.compress(data, mtime=0)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); nothing was left") from None
+    return len(lines)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    number = 0
+    try:
+        with path.open("rb") as raw:
+            head = raw.read(2)
+            raw.seek(0)
+            if not head:
+                raise InputError(f"{path}: the file is empty; expected JSON lines")
+            if path.suffix == ".gz" and head != GZIP_MAGIC:
+                raise InputError(
+                    f"{path}: found no gzip data; expected it from the name (rename it if it is plain text)"
+                )
+            file = gzip.GzipFile(fileobj=raw) if head == GZIP_MAGIC else raw
+            while line := file.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                if len(line) > MAX_LINE_BYTES:
+                    raise InputError(f"{path}:{number}: found a line of more than {MAX_LINE_BYTES} bytes; split it")
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the path") from None
+    except EOFError:
+        raise InputError(f"{path}:{number}: the gzip data ends early, after this line; the file is truncated") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path}:{number}: the gzip data is damaged after this line ({error})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}:{number}: found bytes that are not UTF-8 ({error.reason}); convert the file"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _name(kind: type) -> str:
+    return {str: "text", int: "a whole number", float: "a number", bool: "true or false", list: "a list"}.get(
+        kind, "an object"
+    )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(map(repr, list(names)[:12]))

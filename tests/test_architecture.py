@@ -1,0 +1,260 @@
+"""The walls of the house: floors, pure modules, sizes, names, tolerances, and what must not be imported.
+
+Reads the sources; runs none of them, but for one question that only an interpreter can answer.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "karat"
+# Where a room stands; imports go down only, and rooms of one floor do not know one another.
+FLOORS = {
+    "ledger": 1, "lm": 1, "sandbox": 1,
+    "prompts": 2, "sft": 2, "feedback": 2, "reward": 2, "policy": 2,
+    "evaluate": 3, "audit": 4, "report": 5,
+    "pipeline": 6, "batches": 6, "cli": 7,
+}  # fmt: skip
+# Tensors, arrays and records only: no disk, no network, no accelerator.
+PURE = {
+    "records", "choice", "ranking", "ratings", "belief", "overopt", "probes", "tensors", "stats", "resampling",
+    "forecasts", "errors", "ledger.lineage", "lm.chat", "lm.trees", "lm.attention", "lm.losses", "lm.sampling",
+    "prompts.splits", "sft.loss", "feedback.tasks", "feedback.agreement", "feedback.reliability", "reward.posterior",
+    "reward.calibration", "reward.gate", "policy.advantages", "policy.objectives", "policy.kl", "policy.shaping",
+    "policy.controllers", "policy.best_of_n", "evaluate.frontiers", "evaluate.table", "report.figures",
+}  # fmt: skip
+EFFECTFUL = {
+    "ledger.artifacts", "ledger.manifest", "lm.load", "lm.logprobs", "lm.generate", "lm.loop", "lm.parallel",
+    "feedback.store", "feedback.leases", "feedback.snapshot", "feedback.importers", "feedback.exporters",
+    "feedback.schema", "prompts.sources", "reward.score", "reward.train", "policy.rollout", "policy.ppo", "sft.train",
+    "rowfiles", "progress", "doctor", "batches", "report.page", "pipeline", "cli",
+}  # fmt: skip
+EFFECTS = {"os", "io", "shutil", "subprocess", "socket", "tempfile", "sqlite3", "sqlalchemy", "urllib", "time", "rich"}
+FORBIDDEN_NAMES = {"util", "utils", "helper", "helpers", "common", "misc", "tools", "shared", "base"}
+LARGEST_TOLERANCE = 1e-3
+MOST_LINES, MOST_FUNCTION_LINES, MOST_PARAMETERS = 400, 60, 7
+
+
+def modules() -> dict[str, ast.Module]:
+    """Every module of the package by its name below karat (`ledger.manifest`), parsed."""
+    found = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        name = path.relative_to(SOURCE).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
+        found["" if name == "__init__" else name] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+MODULES = modules()
+
+
+def imports(name: str) -> set[str]:
+    """Dotted names that a module imports anywhere, but for annotations only (`if TYPE_CHECKING`)."""
+    found: set[str] = set()
+    for node in _walk(MODULES[name]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: line {node.lineno} imports relatively"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def inner_imports(name: str) -> set[str]:
+    """Modules of this package that a module imports, by their names below karat."""
+    found = set()
+    for dotted in imports(name):
+        parts = dotted.split(".")
+        if parts[0] != "karat":
+            continue
+        for length in range(len(parts), 1, -1):
+            below = ".".join(parts[1:length])
+            if below in MODULES:
+                found.add(below)
+                break
+    return found - {name}
+
+
+def _walk(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        yield child
+        yield from _walk(child)
+
+
+def room(name: str) -> str:
+    """The first part of a module's name."""
+    return name.split(".")[0]
+
+
+def floor(name: str) -> int:
+    """The floor of a module's room; the top-level modules stand on floor 0."""
+    return FLOORS.get(room(name), 0)
+
+
+def test_every_room_has_its_floor():
+    folders = {path.name for path in SOURCE.iterdir() if path.is_dir() and list(path.glob("*.py"))}
+    assert folders <= set(FLOORS)
+
+
+def test_imports_go_down_only():
+    wrong = [
+        f"{name} imports {other}"
+        for name in MODULES
+        if name
+        for other in inner_imports(name)
+        if other and room(other) != room(name) and floor(other) >= floor(name) > 0
+    ]
+    wrong += [
+        f"{name} imports {other}"
+        for name in MODULES
+        if floor(name) == 0
+        for other in inner_imports(name)
+        if floor(other)
+    ]
+    assert wrong == []
+
+
+def test_there_are_no_cycles():
+    graph = {name: inner_imports(name) for name in MODULES}
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " → ".join([*path[path.index(name) :], name])
+        if name not in done:
+            for other in sorted(graph[name]):
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_pure_modules_import_nothing_effectful():
+    wrong = []
+    for name in sorted(PURE & set(MODULES)):
+        inner = {other for other in inner_imports(name) if other in EFFECTFUL or room(other) in EFFECTFUL}
+        outer = {dotted.split(".")[0] for dotted in imports(name)} & EFFECTS
+        wrong += [f"{name} imports {other}" for other in sorted(inner | outer)]
+    assert wrong == []
+    assert not PURE & EFFECTFUL
+
+
+def test_no_drawer_for_everything():
+    wrong = [name for name in MODULES if FORBIDDEN_NAMES & set(name.replace("_", ".").split("."))]
+    assert wrong == []
+
+
+def test_modules_are_short_and_say_what_they_know():
+    long = {
+        path.relative_to(ROOT).as_posix(): n
+        for path in SOURCE.rglob("*.py")
+        if (n := len(path.read_text(encoding="utf-8").splitlines())) > MOST_LINES
+    }
+    assert long == {}
+    silent = [name for name, tree in MODULES.items() if tree.body and not ast.get_docstring(tree)]
+    assert silent == []
+
+
+def test_functions_are_short_and_take_few_parameters():
+    long, greedy = {}, {}
+    for name, tree in MODULES.items():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            start = node.body[1].lineno if ast.get_docstring(node) and len(node.body) > 1 else node.lineno
+            if node.end_lineno - start + 1 > MOST_FUNCTION_LINES:
+                long[f"{name}.{node.name}"] = node.end_lineno - start + 1
+            arguments = [a.arg for a in (*node.args.posonlyargs, *node.args.args)]
+            n = len([argument for argument in arguments if argument not in ("self", "cls")])
+            # A command's parameters are its options; typer reads them from the signature.
+            if n > MOST_PARAMETERS and name != "cli":
+                greedy[f"{name}.{node.name}"] = n
+    assert long == {}
+    assert greedy == {}
+
+
+def test_every_public_name_and_field_is_described():
+    silent = []
+    for name, tree in MODULES.items():
+        if room(name) == "feedback" and "migrations" in name:
+            continue
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                if not ast.get_docstring(node):
+                    silent.append(f"{name}.{node.name}")
+                if isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(d) for d in node.decorator_list):
+                    silent += [f"{name}.{node.name}.{field}" for field in _silent_fields(node)]
+    assert silent == []
+
+
+def _silent_fields(node: ast.ClassDef) -> list[str]:
+    silent = []
+    for position, entry in enumerate(node.body):
+        if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name):
+            below = node.body[position + 1] if position + 1 < len(node.body) else None
+            text = (
+                isinstance(below, ast.Expr)
+                and isinstance(below.value, ast.Constant)
+                and isinstance(below.value.value, str)
+            )
+            if not text and not entry.target.id.startswith("_"):
+                silent.append(entry.target.id)
+    return silent
+
+
+def test_no_test_allows_more_than_a_thousandth():
+    wrong = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            named = ast.unparse(node.func).split(".")[-1]
+            values = [
+                keyword.value for keyword in node.keywords if keyword.arg in ("rtol", "atol", "abs", "rel", "tol")
+            ]
+            if named == "approx":
+                values += node.args[1:]
+            wrong += [
+                f"{path.relative_to(ROOT)}:{node.lineno} allows {value.value}"
+                for value in values
+                if isinstance(value, ast.Constant)
+                and isinstance(value.value, int | float)
+                and value.value > LARGEST_TOLERANCE
+            ]
+    assert wrong == []
+
+
+def test_the_tests_reference_implementations_do_not_call_the_product():
+    wrong = [
+        path.name
+        for path in (ROOT / "tests" / "reference").glob("*.py")
+        if any(
+            "karat" in line
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if line.startswith(("import", "from"))
+        )
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import karat.cli, karat.progress, karat.doctor",
+        "import karat.ledger.manifest, karat.ledger.lineage, karat.report.page, karat.report.card",
+        "import karat.feedback.store, karat.feedback.importers, karat.feedback.snapshot, karat.feedback.tasks",
+        "import karat.cli; karat.cli.main(['verify', '--help'])",
+    ],
+)
+def test_commands_that_need_no_model_do_not_wait_for_torch(first: str):
+    code = f"import sys\n{first}\nprint([name for name in ('torch', 'transformers') if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"

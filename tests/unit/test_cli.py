@@ -1,0 +1,300 @@
+"""The command line: results on standard output, one line for a wrong input, exit codes, nothing half-written."""
+
+import dataclasses
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from karat import cli
+from karat.config import build, load_yaml
+from karat.errors import ConfigError, GateError
+from karat.ledger import artifacts
+from karat.ledger.manifest import Manifest, write_manifest
+
+COMMANDS = (
+    "demo", "init", "run", "sft", "collect", "reward", "ppo", "generate", "evaluate", "report", "verify", "trace",
+    "import", "export", "score", "doctor",
+)  # fmt: skip
+
+
+def outcome(capsys, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command."""
+    code = cli.main(list(arguments))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    run = tmp_path / "runs" / "demo"
+    artifacts.write_text(run / "models" / "sft" / "weights", "w")
+    sft = artifacts.ref_of(run, Path("models/sft"), "model", "model")
+    artifacts.write_text(run / "models" / "ppo" / "weights", "v")
+    ppo = artifacts.ref_of(run, Path("models/ppo"), "model", "model")
+    for stage, inputs, outputs, second in (("sft", (), (sft,), 0), ("ppo", (sft,), (ppo,), 1)):
+        moment = f"2026-01-01T00:00:0{second}Z"
+        write_manifest(run, Manifest("demo", stage, inputs, outputs, {}, {}, {}, None, moment, moment, 1.0))
+    return run
+
+
+@pytest.fixture
+def pipeline(monkeypatch):
+    """Stands in for karat.pipeline and records how it is called."""
+    calls: list[tuple[str, tuple, dict]] = []
+    summary = {
+        "directory": "runs/demo",
+        "unsafe": [],
+        "policies": {"sft": {"gold": {"value": 0.4, "low": 0.3, "high": 0.5, "n": 9, "method": "m"}}},
+        "report": "report.html",
+    }
+
+    class Pipeline:
+        def __getattr__(self, name: str):
+            def call(*arguments, **options):
+                calls.append((name, arguments, options))
+                options.get("progress") and options["progress"].note("working")
+                return summary
+
+            return call
+
+    import karat
+
+    monkeypatch.setattr(karat, "pipeline", Pipeline(), raising=False)
+    monkeypatch.setitem(sys.modules, "karat.pipeline", karat.pipeline)
+    return calls
+
+
+def test_no_arguments_shows_every_command(capsys):
+    code, out, _ = outcome(capsys)
+    assert code == 0
+    assert all(f" {name} " in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example_and_json(capsys, name: str):
+    code, out, _ = outcome(capsys, name, "--help")
+    assert code == 0
+    assert f"Example: karat {name}" in out
+    assert "--json" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nosuch"], "No such command"),
+        (["verify"], "Missing argument 'RUN'"),
+        (["demo", "--seed", "one"], "Invalid value for '--seed'"),
+        (["demo", "--fault", "gravity"], "no-kl"),
+        (["run", "c.yaml", "--seeds", "4-0"], "--seeds 4-0: expected numbers like"),
+        (["import", "votes", "--format", "ukp"], "found no --texts"),
+        (["export", "nowhere", "--out", "x", "--format", "votes"], "nothing is there"),
+        (["trace", "{run}", "--affected"], "expected a path, hash, stage"),
+        (["trace", "{run}", "gold"], "found no artefact 'gold'"),
+        (["verify", "{run}/models"], "expected the directory of a run"),
+        (["init", "{run}"], "is already there"),
+    ],
+)
+def test_a_wrong_input_is_one_line_and_exit_code_2(capsys, run: Path, arguments, words: str):
+    code, out, err = outcome(capsys, *[argument.replace("{run}", str(run)) for argument in arguments])
+    assert (code, out) == (2, "")
+    assert err.startswith("karat: ")
+    assert err.count("\n") == 1
+    assert words in err
+
+
+def test_what_stops_a_command_decides_its_exit_code(capsys, monkeypatch, run: Path):
+    import karat.ledger.manifest as manifest
+
+    def stopping(error: BaseException):
+        def stop(_):
+            raise error
+
+        monkeypatch.setattr(manifest, "verify_run", stop)
+        return outcome(capsys, "verify", str(run))
+
+    code, _, err = stopping(GateError("reward model: failed\nits gate"))
+    assert (code, err) == (2, "karat: reward model: failed its gate\n")
+    code, _, err = stopping(KeyboardInterrupt())
+    assert (code, err) == (130, "\nkarat: interrupted; the same command continues where it stopped\n")
+    code, _, err = stopping(OSError(errno.ENOSPC, "No space left", "runs/demo/x"))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "runs/demo/x: the disk is full" in err
+    with pytest.raises(PermissionError):
+        stopping(PermissionError(errno.EACCES, "denied"))
+    with pytest.raises(ZeroDivisionError):
+        stopping(ZeroDivisionError())
+
+
+def test_a_reader_who_has_enough_is_no_error(run: Path):
+    code = "import sys; from karat.cli import main; sys.exit(main(['trace', sys.argv[1]]))"
+    read, write = os.pipe()
+    os.close(read)
+    result = subprocess.run([sys.executable, "-c", code, str(run)], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert result.returncode != 0
+    assert result.stderr == ""
+
+
+def test_verify_says_yes_or_names_the_file(capsys, run: Path):
+    code, out, err = outcome(capsys, "verify", str(run))
+    assert (code, err) == (0, "")
+    assert "2 stages, 2 artefacts, every recorded byte as it was" in out
+    (run / "models" / "ppo" / "weights").write_text("V")
+    code, out, _ = outcome(capsys, "verify", str(run))
+    assert code == 1
+    assert out.startswith("altered    models/ppo/weights")
+    code, out, _ = outcome(capsys, "verify", str(run), "--json")
+    answer = json.loads(out)
+    assert (code, answer["ok"], answer["problems"][0]["path"]) == (1, False, "models/ppo/weights")
+
+
+def test_trace_shows_the_tree_and_the_other_way_round(capsys, run: Path):
+    code, out, _ = outcome(capsys, "trace", str(run))
+    assert code == 0
+    assert [line.split("  [")[0] for line in out.splitlines()] == ["models/ppo", "  models/sft"]
+    _, out, _ = outcome(capsys, "trace", str(run), "models/ppo", "--json")
+    (tree,) = json.loads(out)["trees"]
+    assert tree["fed_by"][0]["artefact"]["path"] == "models/sft"
+    _, out, _ = outcome(capsys, "trace", str(run), "sft", "--affected")
+    assert out.startswith("models/ppo  [tree:")
+    _, out, _ = outcome(capsys, "trace", str(run), "ppo", "--affected")
+    assert out == "ppo: nothing was made from it\n"
+
+
+VOTES = [
+    {"prompt": "Which?", "a": "this", "b": "that", "choice": "a", "annotator": "ann"},
+    {"prompt": "Which?", "a": "this", "b": "that", "choice": "tie", "annotator": "bob"},
+]
+
+
+def test_votes_go_in_out_and_down_to_their_ids_in_a_trace(capsys, tmp_path: Path):
+    source, run = tmp_path / "votes.jsonl", tmp_path / "run"
+    source.write_text("\n".join(json.dumps(vote) for vote in VOTES))
+    store = run / "karat.db"
+    run.mkdir()
+    code, out, _ = outcome(capsys, "import", str(source), "--format", "votes", "--store", str(store), "--json")
+    assert (code, json.loads(out)["n_new"]) == (0, 2)
+    code, out, _ = outcome(capsys, "export", str(store), "--format", "votes", "--out", str(tmp_path / "back.jsonl"))
+    assert code == 0
+    back = [json.loads(line) for line in (tmp_path / "back.jsonl").read_text().splitlines()]
+    assert {(row["annotator"], row["prompt"][0]["content"]) for row in back} == {("ann", "Which?"), ("bob", "Which?")}
+
+    from karat.feedback.snapshot import write_snapshot
+    from karat.feedback.store import open_store
+
+    with open_store(store) as opened:
+        write_snapshot(opened, run / "snapshots" / "main")
+    reference = artifacts.ref_of(run, Path("snapshots/main"), "snapshot", "snapshot")
+    write_manifest(run, Manifest("demo", "collect", (), (reference,), {}, {}, {}, None, "", "", 1.0))
+    code, out, _ = outcome(capsys, "trace", str(run))
+    assert code == 0
+    assert "votes 2; raters 2" in out
+    _, out, _ = outcome(capsys, "trace", str(run), "--judgements", "--json")
+    assert len(json.loads(out)["trees"][0]["facts"]["judgements"]) == 2
+    pairs = tmp_path / "pairs.jsonl"
+    code, _, err = outcome(
+        capsys, "export", str(run / "snapshots" / "main"), "--format", "standard", "--out", str(pairs)
+    )
+    assert (code, err) == (0, "")
+    assert json.loads(pairs.read_text()) == {"prompt": "Which?", "chosen": "this", "rejected": "that"}
+    code, _, err = outcome(capsys, "export", str(store), "--format", "standard", "--out", str(tmp_path / "x"))
+    assert (code, (tmp_path / "x").exists()) == (2, False)
+    assert "expected a snapshot" in err
+
+
+def test_a_bad_row_imports_nothing(capsys, tmp_path: Path):
+    source = tmp_path / "votes.jsonl"
+    source.write_text(json.dumps(VOTES[0]) + '\n{"prompt": "Which?"}\n')
+    arguments = ("import", str(source), "--format", "votes", "--store", str(tmp_path / "karat.db"))
+    code, out, err = outcome(capsys, *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"{source}:2" in err
+
+
+def test_demo_names_its_run_after_what_is_special_about_it(capsys, pipeline):
+    code, out, err = outcome(capsys, "demo", "--fault", "no-kl", "--seed", "3", "--set", "ppo.kl_coef=0")
+    assert code == 0
+    name, arguments, options = pipeline[0]
+    assert (name, arguments) == ("run_demo", ("demo-no-kl-seed-3",))
+    assert (options["fault"], options["seed"], options["overrides"]) == ("no-kl", 3, ["ppo.kl_coef=0"])
+    assert out.splitlines()[-1] == "report: runs/demo/report.html"
+    assert "0.40 (0.30 to 0.50)" in out
+    assert err == "working\n"
+    outcome(capsys, "demo")
+    assert pipeline[1][1] == ("demo",)
+
+
+def test_json_is_one_object_and_progress_goes_elsewhere(capsys, pipeline):
+    code, out, err = outcome(capsys, "demo", "--json")
+    assert code == 0
+    assert json.loads(out)["report"] == "report.html"
+    assert err == "working\n"
+    assert len(pipeline) == 1
+
+
+@pytest.mark.parametrize("stage", ["sft", "collect", "reward", "ppo", "evaluate"])
+def test_stage_commands_run_a_configuration_up_to_there(capsys, pipeline, stage: str):
+    assert outcome(capsys, stage, "c.yaml", "--seeds", "0-2,7")[0] == 0
+    name, arguments, options = pipeline[0]
+    assert (name, arguments, options["until"]) == ("run_config", (Path("c.yaml"),), stage)
+    assert options["seeds"] == [0, 1, 2, 7]
+
+
+def test_run_hands_over_sweeps_and_overrides(capsys, pipeline):
+    outcome(capsys, "run", "c.yaml", "--sweep", "a.b=1,2", "--set", "x=1", "--set", "y=2")
+    _, _, options = pipeline[0]
+    assert (options["sweep"], options["overrides"], options["seeds"]) == (["a.b=1,2"], ["x=1", "y=2"], [0])
+    assert options["until"] is None
+
+
+def test_a_written_configuration_is_the_default_one(capsys, tmp_path: Path):
+    from karat.pipeline.settings import RunConfig, SandboxSettings
+
+    path = tmp_path / "config.yaml"
+    code, out, _ = outcome(capsys, "init", str(path))
+    assert code == 0
+    assert str(path) in out
+    assert build(RunConfig, load_yaml(path)) == RunConfig(sandbox=SandboxSettings())
+    text = path.read_text(encoding="utf-8")
+    for line, below in zip(text.splitlines(), text.splitlines()[1:], strict=False):
+        assert (
+            not line
+            or line.lstrip().startswith("#")
+            or not below
+            or below.lstrip().startswith("#")
+            or line.endswith(":")
+        )
+    code, _, err = outcome(capsys, "init", str(tmp_path / "other.yaml"), "--source", "nowhere")
+    assert (code, (tmp_path / "other.yaml").exists()) == (2, False)
+    assert "expected one of sandbox, preferences" in err
+
+
+def test_doctor_fails_only_over_what_is_needed(capsys, monkeypatch):
+    from karat import doctor
+
+    checks = [doctor.Check("torch", True, "2"), doctor.Check("extra", False, "none", needed=False)]
+    monkeypatch.setattr(doctor, "examine", lambda: checks)
+    code, out, _ = outcome(capsys, "doctor", "--json")
+    assert (code, json.loads(out)["extra"]["ok"]) == (0, False)
+    monkeypatch.setattr(doctor, "examine", lambda: [dataclasses.replace(checks[0], ok=False)])
+    assert outcome(capsys, "doctor")[0] == 1
+
+
+def test_seeds_are_read_as_people_write_them():
+    assert cli.parse_seeds("0") == [0]
+    assert cli.parse_seeds("0-4") == [0, 1, 2, 3, 4]
+    assert cli.parse_seeds("3,1,3-4") == [3, 1, 4]
+    for wrong in ("", "-1", "a", "2-1", "1,,2"):
+        with pytest.raises(ConfigError, match="expected numbers"):
+            cli.parse_seeds(wrong)
+
+
+def test_errors_of_usage_are_recognised_by_their_root():
+    assert issubclass(typer.BadParameter, cli.UsageError)
+    assert cli.UsageError is not Exception

@@ -1,0 +1,150 @@
+"""Uniform numbers and token draws: exact bits, exact intervals, right distribution."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from karat.lm.sampling import BLOCK, draw_tokens, forbid, likeliest_tokens, philox, token_uniforms, truncate_logits
+from reference import inverse_cdf
+
+FULL = 0xFFFFFFFF
+# known answers published with Random123 (kat_vectors, philox4x32 10)
+KNOWN = [
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((FULL,) * 4, (FULL, FULL), (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "words"), KNOWN)
+def test_philox_gives_the_published_words(counter, key, words):
+    assert tuple(int(word) for word in philox(np.array(counter, dtype=np.uint64)[:, None], key)[:, 0]) == words
+    assert inverse_cdf.philox_4x32_10(counter, key) == words
+
+
+@given(
+    seed=st.integers(0, 2**64 - 1), key=st.integers(0, 2**64 - 1), sample=st.integers(0, 2**32 - 1), n=st.integers(1, 5)
+)
+def test_uniforms_equal_the_loop_to_the_bit_and_do_not_depend_on_how_many(seed, key, sample, n):
+    many = token_uniforms(seed, key, sample, 9)
+    assert [float(inverse_cdf.uniform(seed, key, sample, position)) for position in range(9)] == many.tolist()
+    assert token_uniforms(seed, key, sample, n).tolist() == many[:n].tolist()
+
+
+def test_uniforms_reach_both_ends_of_the_unit_interval_and_never_one():
+    assert (2**53 - 1) / 2**53 < 1.0
+    drawn = token_uniforms(5, 6, 7, 400_000)
+    assert drawn.min() >= 0
+    assert drawn.max() < 1
+    assert drawn.min() < 1e-4
+    assert drawn.max() > 1 - 1e-4
+
+
+def test_uniforms_are_uniform_and_neighbours_are_independent():
+    table = np.stack([token_uniforms(11, key, sample, 64) for key in range(100) for sample in range(32)])
+    cells = np.bincount((table * 256).astype(int).ravel(), minlength=256)
+    assert 0.001 < stats.chisquare(cells).pvalue < 0.999
+    pairs = {
+        "position": (table[:, :-1], table[:, 1:]),
+        "sample": (table[:-1:2], table[1::2]),
+        "key": (table[:-32], table[32:]),
+        "seed": (table[:640], np.stack([token_uniforms(12, k, s, 64) for k in range(20) for s in range(32)])),
+    }
+    for name, (one, other) in pairs.items():
+        n = one.size
+        assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 3.9 / np.sqrt(n), name
+        grid = np.histogram2d(one.ravel(), other.ravel(), bins=16, range=[[0, 1], [0, 1]])[0]
+        assert stats.chisquare(grid.ravel()).pvalue > 1e-4, name
+
+
+@pytest.mark.parametrize("n_tokens", [1, 5, BLOCK, BLOCK + 1, 3 * BLOCK, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_token_is_the_one_whose_interval_holds_u(n_tokens, dtype):
+    generator = torch.Generator().manual_seed(n_tokens)
+    logits = torch.randn(40, n_tokens, generator=generator, dtype=dtype) * 3
+    if n_tokens > 1:
+        logits[:, ::3] = -torch.inf
+        logits[:, 1] = 0.5
+    uniforms = torch.rand(40, generator=generator, dtype=torch.float64)
+    tokens, logprobs = draw_tokens(logits, uniforms)
+    for row in range(40):
+        weights = (logits[row] - logits[row].max()).double().exp().tolist()
+        assert int(tokens[row]) == inverse_cdf.pick(weights, float(uniforms[row]))
+    exact = logits.double().log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(logprobs.double(), exact, atol=1e-6, rtol=1e-6)
+    assert logprobs.dtype == torch.float32
+
+
+@given(
+    values=st.lists(st.sampled_from([-float("inf"), -60.0, -20.0, -1.0, 0.0, 2.0]), min_size=1, max_size=200),
+    u=st.one_of(st.sampled_from([0.0, 1 - 2.0**-53, 0.5]), st.floats(0, 1, exclude_max=True)),
+)
+def test_a_token_of_probability_zero_is_never_drawn(values, u):
+    logits = torch.tensor([[*values, 1.0, -float("inf")]])
+    token, logprob = draw_tokens(logits, torch.tensor([u], dtype=torch.float64))
+    assert float(logits[0, token]) > -torch.inf
+    assert float(logprob) <= 1e-6
+    assert np.isfinite(float(logprob))
+
+
+def test_the_token_never_falls_as_u_rises():
+    logits = torch.randn(1, 333, generator=torch.Generator().manual_seed(0)).expand(20_001, -1)
+    tokens, _ = draw_tokens(logits, torch.linspace(0, 1 - 2**-53, 20_001, dtype=torch.float64))
+    assert bool((tokens.diff() >= 0).all())
+    assert int(tokens[0]) == 0
+    assert int(tokens[-1]) == 332
+
+
+def test_drawn_tokens_have_the_softmax_distribution():
+    logits = torch.randn(1, 90, generator=torch.Generator().manual_seed(3)) * 1.5
+    uniforms = torch.from_numpy(token_uniforms(1, 2, 3, 50_000))
+    tokens, _ = draw_tokens(logits.expand(50_000, -1), uniforms)
+    expected = torch.softmax(logits[0].double(), -1).numpy() * 50_000
+    common = expected > 5
+    counts = np.bincount(tokens.numpy(), minlength=90)
+    observed = np.append(counts[common], counts[~common].sum())
+    assert stats.chisquare(observed, np.append(expected[common], expected[~common].sum())).pvalue > 1e-3
+
+
+def test_a_half_precision_row_is_drawn_from_in_float32():
+    logits = torch.randn(8, 100, generator=torch.Generator().manual_seed(1)).bfloat16()
+    uniforms = torch.linspace(0, 0.99, 8, dtype=torch.float64)
+    for mine, wide in zip(draw_tokens(logits, uniforms), draw_tokens(logits.float(), uniforms), strict=True):
+        assert torch.equal(mine, wide)
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p"), [(0, 1.0), (7, 1.0), (0, 0.6), (7, 0.6), (1, 1.0), (0, 1e-9), (500, 0.999)]
+)
+def test_truncation_keeps_what_the_definition_keeps(top_k, top_p):
+    logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(4)).double() * 2
+    kept = torch.softmax(truncate_logits(logits, top_k=top_k, top_p=top_p), -1)
+    for row in range(6):
+        expected = inverse_cdf.truncated(inverse_cdf.softmax(logits[row].tolist()), top_k, top_p)
+        torch.testing.assert_close(kept[row], torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=1e-12)
+
+
+def test_equally_likely_tokens_at_the_edge_all_stay():
+    logits = torch.tensor([[1.0, 0.0, 0.0, -1.0]])
+    assert (truncate_logits(logits, top_k=2, top_p=1.0) > -torch.inf).tolist() == [[True, True, True, False]]
+
+
+def test_a_forbidden_token_is_impossible_only_in_the_rows_asked_for():
+    logits = forbid(torch.zeros(2, 4), torch.tensor([1, 3]), torch.tensor([True, False]))
+    assert (logits == -torch.inf).tolist() == [[False, True, False, True], [False] * 4]
+
+
+def test_the_likeliest_token_and_its_logprob():
+    tokens, logprobs = likeliest_tokens(torch.tensor([[0.0, 2.0, 2.0], [3.0, 0.0, 0.0]]))
+    assert tokens.tolist() == [1, 0]
+    expected = torch.tensor([[0.0, 2.0, 2.0], [3.0, 0.0, 0.0]]).log_softmax(-1)
+    torch.testing.assert_close(logprobs, torch.stack([expected[0, 1], expected[1, 0]]))

@@ -1,0 +1,58 @@
+"""PPO's settings: the sources' defaults, contradictions, and the size of the configuration."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from karat.config import build
+from karat.errors import ConfigError
+from karat.policy.settings import PPOConfig, RewardSettings, RolloutSettings, UpdateSettings, ValueSettings
+
+SOURCE = Path(__file__).parents[2] / "src" / "karat" / "policy"
+
+
+def test_defaults_are_those_of_the_sources():
+    config = PPOConfig()
+    update, value, reward = config.update, config.value, config.reward
+    assert (update.gamma, update.gae_lambda, update.clip_range, update.adam_eps) == (1.0, 0.95, 0.2, 1e-5)
+    assert (value.clip_range, value.vf_coef) == (0.2, 0.1)
+    assert (reward.kl_coef, reward.kl_target, reward.kl_horizon) == (0.15, 6.0, 10_000)
+    assert (config.rollout.temperature, update.n_epochs, update.n_minibatches) == (1.0, 4, 4)
+    assert config.n_sequences == 256
+    assert config.steps_per_iteration == 16
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("reward", {"missing_eos_penalty": 1.0, "missing_eos_score": -1.0}, "one rule for truncated responses"),
+        ("reward", {"missing_eos_penalty": 1.0, "bootstrap_truncated": True}, "one rule for truncated responses"),
+        ("reward", {"missing_eos_score": -1.0, "bootstrap_truncated": True}, "one rule for truncated responses"),
+        ("reward", {"kl_coef": -0.1}, r"kl_coef=-0\.1"),
+        ("reward", {"kl_controller": "adaptive", "kl_coef": 0.0}, "stays 0"),
+        ("reward", {"score_clip": 0.0}, r"reward\.score_clip: found 0"),
+        ("update", {"n_minibatches": 5}, "64 prompts a rollout do not divide into 5"),
+        ("update", {"gae_lambda": 1.1}, r"gae_lambda=1\.1"),
+        ("update", {"dual_clip": 0.9}, r"dual_clip=0\.9"),
+        ("update", {"max_approx_kl": 0.0}, r"update\.max_approx_kl: found 0"),
+        ("update", {"learning_rte": 1.0}, r"did you mean 'update\.learning_rate'"),
+        ("value", {"critic_learning_rate": 1e-4}, "for a separate critic"),
+        ("value", {"warmup_iterations": 100}, "leave none of 100"),
+        ("rollout", {"temperature": 0.0}, r"rollout\.temperature: found 0"),
+        ("rollout", {"n_samples": 0}, r"rollout\.n_samples: found 0"),
+    ],
+)
+def test_contradictions(section, values, message):
+    with pytest.raises(ConfigError, match=message):
+        build(PPOConfig, {section: values})
+
+
+def test_every_setting_is_read_somewhere_and_no_part_is_large():
+    text = "\n".join(path.read_text(encoding="utf-8") for path in SOURCE.glob("*.py") if path.name != "settings.py")
+    for part in (PPOConfig, RolloutSettings, RewardSettings, UpdateSettings, ValueSettings):
+        names = [f.name for f in dataclasses.fields(part)]
+        assert len(names) <= 25
+        unread = [name for name in names if not re.search(rf"\.{name}\b", text)]
+        assert unread == []

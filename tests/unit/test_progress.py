@@ -1,0 +1,75 @@
+"""Progress without a terminal: lines at a steady pace, with rate and time left, on the stream given."""
+
+import io
+
+from karat.progress import LineDisplay, duration, open_progress
+
+
+class Clock:
+    """A clock that the test turns."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_lines_come_every_few_seconds_with_rate_and_time_left():
+    clock, stream = Clock(), io.StringIO()
+    with LineDisplay(stream, interval_s=5.0, clock=clock).stage("ppo", 20) as stage:
+        for step in range(1, 11):
+            clock.now = float(step)
+            stage.log(step, {"kl": 0.5 * step})
+    lines = stream.getvalue().splitlines()
+    assert lines == [
+        "ppo: started, 20 steps",
+        "ppo: 5/20 steps, 1/s, 15.0 s left; kl 2.5",
+        "ppo: 10/20 steps, 1/s, 10.0 s left; kl 5",
+        "ppo: done in 10.0 s; kl 5",
+    ]
+
+
+def test_a_resumed_stage_does_not_count_earlier_steps_into_its_rate():
+    clock, stream = Clock(), io.StringIO()
+    with LineDisplay(stream, interval_s=1.0, clock=clock).stage("ppo", 104) as stage:
+        for step in (101, 102):
+            clock.now += 1.0
+            stage.log(step, {})
+    assert "ppo: 102/104 steps, 1/s, 2.0 s left" in stream.getvalue()
+
+
+def test_advance_counts_without_a_total():
+    clock, stream = Clock(), io.StringIO()
+    with LineDisplay(stream, interval_s=1.0, clock=clock).stage("votes", unit="votes") as stage:
+        clock.now = 2.0
+        stage.advance(500, rate=1)
+    assert "votes: 500 votes, 250/s; rate 1" in stream.getvalue().splitlines()
+
+
+def test_no_terminal_means_lines_and_standard_output_stays_clean(capsys):
+    stream = io.StringIO()
+    with open_progress(stream=stream) as progress, progress.stage("sft", 1) as stage:
+        stage.advance()
+        progress.note("kept")
+    assert stream.getvalue().splitlines()[0] == "sft: started, 1 steps"
+    assert capsys.readouterr().out == ""
+
+
+def test_a_terminal_shows_bars_that_end_in_one_line():
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    with open_progress(stream=stream) as progress, progress.stage("sft", 2) as stage:
+        stage.log(1, {"loss": 1.0})
+        stage.log(2, {"loss": 0.5})
+    assert "loss 0.5" in stream.getvalue()
+    assert "sft" in stream.getvalue()
+
+
+def test_durations_are_said_as_people_say_them():
+    assert [duration(s) for s in (0.04, 59.9, 59.96, 3599.7, 7320)] == [
+        "0.0 s", "59.9 s", "1 min 00 s", "1 h 00 min", "2 h 02 min",
+    ]  # fmt: skip

@@ -1,0 +1,198 @@
+"""The page: one file, nothing from outside, foreign text only as text, and what is missing is said."""
+
+import itertools
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from karat.errors import InputError
+from karat.ledger.lineage import ArtifactRef, Manifest
+from karat.records import Estimate, Finding
+from karat.report import page as page_module
+from karat.report.figures import Bin, Panel, Series, calibration_figure, panels_figure
+from karat.report.page import (
+    Curve,
+    FeedbackSummary,
+    ReportInput,
+    ResponseShown,
+    SampleShown,
+    format_estimate,
+    render_page,
+    verdict,
+    write_page,
+)
+
+HOSTILE = "</script><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>&\u2028"
+GOLD = Estimate(0.29, 0.262, 0.316, 400, "paired")
+
+
+def full_input(text: str = HOSTILE) -> ReportInput:
+    series = Series(text, (1.0, 4.0), (0.1, None), (0.0, None), (0.2, None), (text, text), "gold")
+    manifest = Manifest(
+        text,
+        "ppo",
+        (ArtifactRef("m", text, "tree:12", "x"),),
+        (),
+        {"a": text},
+        {"s": 1},
+        {},
+        None,
+        "",
+        "t",
+        3.0,
+        notes=(text,),
+    )
+    return ReportInput(
+        run_id=text,
+        title=text,
+        manifests=(manifest,),
+        policies={
+            text: {"gold": GOLD, text: replace(GOLD, method=text)},
+            "sft": {"gold": Estimate(None, None, None, 0, text)},
+        },
+        difference=GOLD,
+        unsafe=(text,),
+        findings=(
+            Finding("gate." + text, text, "fail", GOLD, text, text),
+            Finding("challenge.D1", text, "info", GOLD, text),
+            Finding("watch", text, "warn"),
+        ),
+        curves=(Curve(text, text, (Panel(text, (series,)),), text),),
+        calibration=(Bin(0.5, 0.4, 0.3, 0.5, 10),),
+        frontier=(Panel(text, (series,)),),
+        held_out=((text, GOLD),),
+        feedback=FeedbackSummary(10, 2, 5, text, text, GOLD, None, ((text, 3), ("tie", 0)), (text,)),
+        samples=(SampleShown(text, (ResponseShown(text, text, 0.5, None),)),),
+        notes=(text,),
+    )
+
+
+class Seen(HTMLParser):
+    """Elements and attributes of a page, script contents left out."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(autouse=True)
+def short_plotly(monkeypatch):
+    monkeypatch.setattr(page_module, "_plotly", lambda: "window.Plotly = null;")
+
+
+def test_foreign_text_stays_text_everywhere():
+    harmless, hostile = Seen(render_page(full_input("plain"))), Seen(render_page(full_input()))
+    assert hostile.tags == harmless.tags
+    assert "onerror" not in dict(hostile.attributes)
+    assert hostile.text.count("alert(1)") > 20
+
+
+def test_the_page_refers_to_nothing_outside_itself():
+    seen = Seen(render_page(full_input("plain")))
+    for name, value in seen.attributes:
+        if name in ("src", "href", "action", "data", "poster", "srcset"):
+            assert value.startswith("#"), (name, value)
+    assert "link" not in seen.tags
+    policy = next(value for name, value in seen.attributes if name == "content" and "default-src" in value)
+    assert policy.startswith("default-src 'none'")
+    css = (Path(page_module.__file__).parent / "templates" / "report.css").read_text()
+    assert not re.search(r"url\(|@import", css)
+
+
+def test_the_figures_come_back_from_the_script_element():
+    text = render_page(full_input())
+    block = re.search(r'<script type="application/json" id="figures">(.*?)</script>', text, re.DOTALL).group(1)
+    figures = json.loads(block)
+    assert set(figures) == {"curve-0", "calibration", "frontier"}
+    assert figures["curve-0"]["data"][1]["name"] == HOSTILE
+    assert figures["frontier"]["data"][1]["x"] == [1.0, 2.0]
+
+
+def test_plotly_is_inlined_once_and_only_where_there_is_a_figure(monkeypatch):
+    monkeypatch.setattr(page_module, "_plotly", lambda: "PLOTLY-SOURCE")
+    assert render_page(full_input("plain")).count("PLOTLY-SOURCE") == 1
+    assert "PLOTLY-SOURCE" not in render_page(ReportInput("demo", "Nothing yet"))
+
+
+def test_an_empty_run_says_not_measured_instead_of_leaving_out():
+    text = Seen(render_page(ReportInput("demo", "Nothing yet"))).text
+    assert text.count("not measured") == 14 + 5
+    assert "has not been measured" in text
+    for heading in ("Policies", "Acceptance gate", "Training", "Reward model", "Votes", "Samples", "Lineage"):
+        assert heading in text
+
+
+def test_unsafe_options_stand_before_everything_else():
+    text = Seen(render_page(replace(full_input("plain"), unsafe=("allow_ungated_reward is set",)))).text
+    assert text.index("allow_ungated_reward is set") < text.index("better than") < text.index("Acceptance gate")
+    assert "Unsafe options" not in render_page(replace(full_input("plain"), unsafe=()))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(0.1, 0.3, "PPO is better than SFT"), (-0.3, -0.1, "PPO is worse than SFT"), (-0.1, 0.1, "No difference")],
+)
+def test_the_verdict_says_what_the_interval_allows(low: float, high: float, words: str):
+    content = ReportInput("demo", "t", difference=Estimate((low + high) / 2, low, high, 50, "paired"))
+    assert verdict(content).startswith(words)
+    assert "50 prompts" in verdict(content)
+
+
+def test_figures_have_the_digits_that_their_interval_supports():
+    assert format_estimate(Estimate(0.4123, 0.35, 0.47, 9, "")) == ("0.41", "0.35 to 0.47")
+    assert format_estimate(Estimate(-1.23456, -1.235, -1.234, 9, ""))[0] == "−1.2346"
+    assert format_estimate(Estimate(1834.2, 1500.0, 2100.0, 9, "")) == ("1,834", "1,500 to 2,100")
+    assert format_estimate(Estimate(0.5, None, None, 9, "")) == ("0.5", "no interval")
+    assert format_estimate(Estimate(None, None, None, 0, "all votes tied")) == ("–", "all votes tied")
+    assert format_estimate(None) == ("–", "not measured")
+
+
+def test_panels_share_one_axis_do_not_overlap_and_gaps_stay_gaps():
+    line = Series("a", (0.0, 1.0, 2.0), (1.0, None, 3.0))
+    figure = panels_figure([Panel("one", (line,)), Panel("two", (line,)), Panel("three", (line,))], x_title="step")
+    domains = [figure["layout"][name]["domain"] for name in ("yaxis", "yaxis2", "yaxis3")]
+    for above, below in itertools.pairwise(domains):
+        assert below[1] < above[0]
+    assert domains[0][1] == 1
+    assert domains[2][0] == pytest.approx(0, abs=1e-9)
+    assert figure["layout"]["xaxis"]["anchor"] == "y3"
+    assert [trace["y"] for trace in figure["data"]] == [[1.0, None, 3.0]] * 3
+    assert [trace["showlegend"] for trace in figure["data"]] == [True, False, False]
+
+
+def test_intervals_are_bands_on_lines_and_bars_on_points():
+    line = Series("a", (0.0, 1.0), (1.0, 2.0), (0.5, 1.5), (1.5, 2.5))
+    band, _ = panels_figure([Panel("p", (line,))], x_title="x")["data"]
+    assert (band["x"], band["y"]) == ([0.0, 1.0, 1.0, 0.0], [1.5, 2.5, 1.5, 0.5])
+    (points,) = panels_figure([Panel("p", (replace(line, points=True),))], x_title="x")["data"]
+    assert points["error_y"]["array"] == [0.5, 0.5]
+    bins = calibration_figure([Bin(0.2, 0.3, 0.1, 0.6, 5)])["data"][1]
+    assert bins["error_y"]["array"] == [pytest.approx(0.3)]
+    assert bins["error_y"]["arrayminus"] == [pytest.approx(0.2)]
+
+
+def test_a_series_of_unequal_lengths_is_refused():
+    with pytest.raises(InputError, match="found 1 y for 2 x; expected as many"):
+        Series("a", (0.0, 1.0), (1.0,))
+    with pytest.raises(InputError, match="found 1 low for 2 x"):
+        Series("a", (0.0, 1.0), (1.0, 2.0), (0.5,))
+
+
+def test_the_page_is_written_whole(tmp_path: Path):
+    write_page(tmp_path / "report.html", full_input("plain"))
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").rstrip().endswith("</html>")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
