@@ -119,7 +119,7 @@ def test_imports_go_down_only():
         for other in inner_imports(name)
         if floor(other)
     ]
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)
 
 
 def test_there_are_no_cycles():
@@ -143,13 +143,13 @@ def test_pure_modules_import_nothing_effectful():
         inner = {other for other in inner_imports(name) if other in EFFECTFUL or room(other) in EFFECTFUL}
         outer = {dotted.split(".")[0] for dotted in imports(name)} & EFFECTS
         wrong += [f"{name} imports {other}" for other in sorted(inner | outer)]
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)
     assert not PURE & EFFECTFUL
 
 
 def test_no_drawer_for_everything():
     wrong = [name for name in MODULES if FORBIDDEN_NAMES & set(name.replace("_", ".").split("."))]
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)
 
 
 def test_modules_are_short_and_say_what_they_know():
@@ -158,9 +158,9 @@ def test_modules_are_short_and_say_what_they_know():
         for path in SOURCE.rglob("*.py")
         if (n := len(path.read_text(encoding="utf-8").splitlines())) > MOST_LINES
     }
-    assert long == {}
+    assert not long, long
     silent = [name for name, tree in MODULES.items() if tree.body and not ast.get_docstring(tree)]
-    assert silent == []
+    assert not silent, "\n".join(silent)
 
 
 def test_functions_are_short_and_take_few_parameters():
@@ -177,8 +177,8 @@ def test_functions_are_short_and_take_few_parameters():
             # A command's parameters are its options; typer reads them from the signature.
             if n > MOST_PARAMETERS and name != "cli":
                 greedy[f"{name}.{node.name}"] = n
-    assert long == {}
-    assert greedy == {}
+    assert not long, long
+    assert not greedy, greedy
 
 
 def test_every_public_name_and_field_is_described():
@@ -192,7 +192,7 @@ def test_every_public_name_and_field_is_described():
                     silent.append(f"{name}.{node.name}")
                 if isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(d) for d in node.decorator_list):
                     silent += [f"{name}.{node.name}.{field}" for field in _silent_fields(node)]
-    assert silent == []
+    assert not silent, "\n".join(silent)
 
 
 def _silent_fields(node: ast.ClassDef) -> list[str]:
@@ -229,7 +229,7 @@ def test_no_test_allows_more_than_a_thousandth():
                 and isinstance(value.value, int | float)
                 and value.value > LARGEST_TOLERANCE
             ]
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)
 
 
 def test_the_tests_reference_implementations_do_not_call_the_product():
@@ -242,7 +242,7 @@ def test_the_tests_reference_implementations_do_not_call_the_product():
             if line.startswith(("import", "from"))
         )
     ]
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize(

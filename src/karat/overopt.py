@@ -123,34 +123,48 @@ def best_of_n_kl(scores: ArrayLike, n: int, *, probs: ArrayLike | None = None) -
     return max(0.0, float((np.exp(log_q) * (log_q - np.log(mass))).sum()))
 
 
-def expected_best_of_n(scores: ArrayLike, n: int, *, values: ArrayLike | None = None) -> NDArray[np.float64]:
-    """Unbiased estimate of the expected value of the best of n, from N ≥ n samples: the mean over all C(N, n) subsets.
+def best_of_n_weights(scores: ArrayLike, n: int) -> NDArray[np.float64]:
+    """Probability that each of N samples is the best of n drawn without replacement.
 
-        Σ_{i=n}^{N} C(i − 1, n − 1)/C(N, n) · x₍ᵢ₎
+        w₍ᵢ₎ = C(i − 1, n − 1)/C(N, n) for the i-th smallest score;   samples that tie share their weight equally
 
     Args:
-        scores: [..., N] by which the best is chosen.    values: [..., N] what is averaged (gold); None = the scores.
-    Returns: [...] one estimate for each leading index; samples that tie in score share their weight.
+        scores: [..., N] by which the best is chosen.
+    Returns: [..., N], each row sums to 1: best-of-n as a reweighting of the samples.
     Raises: InputError for n outside 1 … N.
-    Source: Nakano et al. 2021, arXiv:2112.09332, appendix I (unbiased estimator of best-of-n).
+    Source: Nakano et al. 2021, arXiv:2112.09332, appendix I.
     """
     s = np.asarray(scores, dtype=float)
-    v = s if values is None else np.asarray(values, dtype=float)
     n_samples = s.shape[-1] if s.ndim else 0
-    if s.shape != v.shape or not 1 <= n <= n_samples:
-        raise InputError(f"expected_best_of_n: found n = {n}, scores {s.shape}, values {v.shape}; expected 1 ≤ n ≤ N")
+    if not 1 <= n <= n_samples:
+        raise InputError(f"best of n: found n = {n}, scores {s.shape}; expected 1 ≤ n ≤ N")
     i = np.arange(1, n_samples + 1)
     with np.errstate(divide="ignore"):
         log_weight = np.where(i >= n, _log_choose(i - 1, n - 1) - _log_choose(n_samples, n), -np.inf)
     weights = np.exp(log_weight)
-    flat_s, flat_v = s.reshape(-1, n_samples), v.reshape(-1, n_samples)
-    result = np.empty(flat_s.shape[0])
-    for row, (score, value) in enumerate(zip(flat_s, flat_v, strict=True)):
+    flat = s.reshape(-1, n_samples)
+    result = np.empty_like(flat)
+    for row, score in enumerate(flat):
         _, level = np.unique(score, return_inverse=True)
-        sorted_level = np.sort(level)
-        shared = np.bincount(sorted_level, weights=weights) / np.bincount(level)
-        result[row] = shared[level] @ value
-    return result.reshape(s.shape[:-1])
+        shared = np.bincount(np.sort(level), weights=weights) / np.bincount(level)
+        result[row] = shared[level]
+    return result.reshape(s.shape)
+
+
+def expected_best_of_n(scores: ArrayLike, n: int, *, values: ArrayLike | None = None) -> NDArray[np.float64]:
+    """Unbiased estimate of the expected value of the best of n, from N ≥ n samples: the mean over all C(N, n) subsets.
+
+    Args:
+        scores: [..., N] by which the best is chosen.    values: [..., N] what is averaged (gold); None = the scores.
+    Returns: [...] one estimate for each leading index.
+    Raises: InputError for n outside 1 … N or values of another shape.
+    Source: Nakano et al. 2021, arXiv:2112.09332, appendix I (unbiased estimator of best-of-n).
+    """
+    s = np.asarray(scores, dtype=float)
+    v = s if values is None else np.asarray(values, dtype=float)
+    if s.shape != v.shape:
+        raise InputError(f"expected_best_of_n: found scores {s.shape}, values {v.shape}; expected the same shape")
+    return (best_of_n_weights(s, n) * v).sum(-1)
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float | None:

@@ -112,6 +112,13 @@ def test_an_untouched_run_verifies_and_manifests_come_in_order(run: Path):
     assert [manifest.stage for manifest in read_manifests(run)] == ["collect", "reward", "ppo"]
 
 
+def test_a_run_may_be_named_relative_to_where_one_stands(run: Path, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    assert verify_run(Path("demo")) == []
+    manifest = read_manifest(Path("demo"), "reward")
+    assert finished_stage(Path("demo"), "reward", manifest.inputs, manifest.config, manifest.seeds) is not None
+
+
 def test_a_moved_run_still_verifies(run: Path, tmp_path: Path):
     run.rename(tmp_path / "elsewhere")
     assert verify_run(tmp_path / "elsewhere") == []

@@ -96,6 +96,13 @@ def test_a_token_of_probability_zero_is_never_drawn(values, u):
     assert np.isfinite(float(logprob))
 
 
+def test_a_number_at_a_step_belongs_to_the_token_above_it():
+    logits = torch.full((5, 4 * BLOCK), -torch.inf)
+    logits[:, [BLOCK, BLOCK + 3, 2 * BLOCK + 1, 4 * BLOCK - 2]] = 0.0  # four tokens of exactly a quarter each
+    tokens, _ = draw_tokens(logits, torch.tensor([0.0, 0.25, 0.5, 0.75, 1 - 2**-53], dtype=torch.float64))
+    assert tokens.tolist() == [BLOCK, BLOCK + 3, 2 * BLOCK + 1, 4 * BLOCK - 2, 4 * BLOCK - 2]
+
+
 def test_the_token_never_falls_as_u_rises():
     logits = torch.randn(1, 333, generator=torch.Generator().manual_seed(0)).expand(20_001, -1)
     tokens, _ = draw_tokens(logits, torch.linspace(0, 1 - 2**-53, 20_001, dtype=torch.float64))

@@ -1,10 +1,11 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from karat.choice import VoteBatch
+from karat.choice import RaterParams, VoteBatch
 from karat.errors import ConfigError, InputError
 from karat.lm.load import load_lm
 from karat.lm.loop import JsonlReporter
@@ -14,6 +15,7 @@ from karat.reward.model import HeadConfig, RewardModel, bootstrap_weights, log_l
 from karat.reward.raters import RaterPriors, fit_raters, prior_raters
 from karat.reward.train import RewardConfig, comparison_loss, train_reward
 from karat.reward.trunk import DecoderTrunk, micro_batches
+from reference.reward_loops import ensemble_loss
 from reward_worlds import gold, planted_votes
 from tiny_models import tiny_checkpoint
 
@@ -30,8 +32,8 @@ def trunk(path, **options):
 
 
 def test_training_recovers_the_planted_preference_on_prompts_never_seen(llama):
-    votes, prompts, responses = planted_votes(n_prompts=24)
-    config = dataclasses.replace(SMALL, n_epochs=6, patience=6)
+    votes, prompts, responses = planted_votes(n_prompts=16)
+    config = dataclasses.replace(SMALL, n_epochs=4, patience=4, batch_responses=16)
     fit = train_reward(trunk(llama), votes, prompts, responses, config=config, seed=1)
     _, new_prompts, new_responses = planted_votes(n_prompts=10, seed=99)
     items = list(new_responses.values())
@@ -111,6 +113,24 @@ def test_bradley_terry_without_raters_is_the_plain_pairwise_loss():
     loss = comparison_loss(scores, votes, prior_raters(1, 2, priors), torch.ones(1, 1))
     expected = -(torch.nn.functional.logsigmoid(torch.tensor([0.5, 3.0]))).mean()
     assert torch.allclose(loss, expected, atol=1e-7)
+
+
+def test_the_loss_is_the_weighted_mean_of_the_reference_loop():
+    rng = np.random.default_rng(0)
+    scores, weights = rng.normal(size=(3, 6)), rng.exponential(size=(3, 4))
+    raters = [(rng.normal(1, 0.5), rng.normal(0, 0.5), rng.beta(1, 19)) for _ in range(4)]
+    cutpoints = [-1.2, -0.3, 0.3, 1.2]
+    pairs = [rng.choice(6, 2, replace=False).tolist() for _ in range(30)]
+    votes = [(a, b, int(rng.integers(5)), int(rng.integers(-1, 2)), int(rng.integers(4))) for a, b in pairs]
+    a, b, level, side, rater = (torch.tensor(column) for column in zip(*votes, strict=True))
+    params = RaterParams(
+        *(torch.tensor(column) for column in zip(*raters, strict=True)), torch.tensor(cutpoints).double()
+    )
+    found = comparison_loss(
+        torch.tensor(scores), VoteBatch(a, b, level, side.double(), rater, 5), params, torch.tensor(weights)
+    )
+    expected = ensemble_loss(scores.tolist(), votes, (raters, cutpoints), weights.tolist())
+    assert float(found) == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_loss_has_the_gradient_of_finite_differences():

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from karat.errors import InputError
-from karat.evaluate.frontiers import best_of_kl_bound, best_of_weights
+from karat.overopt import best_of_n_kl_bound, best_of_n_weights
 from karat.records import Estimate
 from karat.stats import mean_estimate
 
@@ -54,13 +54,6 @@ class PolicySamples:
 
 def best_of(samples: PolicySamples, n: int) -> PolicySamples:
     """The best-of-n policy on top of measured samples: each counts with the probability that the proxy picks it."""
-    weights = best_of_weights(n, samples.proxy.shape[1])
-    placed = np.zeros_like(samples.proxy)
-    for row, scores in enumerate(samples.proxy):
-        order = np.argsort(scores, kind="stable")
-        for value in np.unique(scores):
-            tied = np.flatnonzero(scores[order] == value)
-            placed[row, order[tied]] = weights[tied].mean()
     return PolicySamples(
         name=f"best_of_{n}",
         texts=samples.texts,
@@ -68,8 +61,8 @@ def best_of(samples: PolicySamples, n: int) -> PolicySamples:
         gold=samples.gold,
         length=samples.length,
         kl=None,
-        kl_bound=best_of_kl_bound(n),
-        weights=placed,
+        kl_bound=float(best_of_n_kl_bound(n)),
+        weights=best_of_n_weights(samples.proxy, n),
     )
 
 

@@ -220,8 +220,9 @@ def _described(node: TraceNode, run_dir: Path, describe: Callable[[ArtifactRef, 
 
 
 def _found(run_dir: Path, reference: ArtifactRef) -> ArtifactRef | None:
-    place = run_dir / reference.path
-    return ref_of(run_dir, place, reference.kind, reference.name) if place.exists() else None
+    if not (run_dir / reference.path).exists():
+        return None
+    return ref_of(run_dir, Path(reference.path), reference.kind, reference.name)
 
 
 def _manifest_path(run_dir: Path, stage: str) -> Path:

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from karat.belief import AGGREGATORS, apply_scale
-from karat.evaluate.frontiers import FrontierPoint, best_of_kl_bound, best_of_means, interpolate_gold
+from karat.evaluate.frontiers import FrontierPoint, interpolate_gold
 from karat.evaluate.measure import draw, sequence_kl, texts_of
 from karat.evaluate.table import PolicySamples, best_of, gold_difference, not_known, policy_figures
 from karat.ledger.artifacts import ArtifactRef, write_json
 from karat.lm.load import LoadedLM, load_lm
+from karat.overopt import best_of_n_kl_bound, expected_best_of_n
 from karat.pipeline.data import read_prompts
 from karat.pipeline.optimise import curve_path
 from karat.pipeline.settings import RunConfig
@@ -64,7 +65,10 @@ def measure(
         "frontier": [dataclasses.asdict(point) for point in frontier],
         "training": [dataclasses.asdict(point) for point in path],
         "equal_kl": {
-            f"best_of_{n}": {"kl": best_of_kl_bound(n), "ppo_gold": interpolate_gold(path, best_of_kl_bound(n))}
+            f"best_of_{n}": {
+                "kl": float(best_of_n_kl_bound(n)),
+                "ppo_gold": interpolate_gold(path, float(best_of_n_kl_bound(n))),
+            }
             for n in config.evaluate.best_of
         },
         "shown": shown_samples(prompts, measured),
@@ -111,9 +115,9 @@ def best_of_frontier(samples: PolicySamples) -> list[FrontierPoint]:
     """Proxy and gold of best-of-n for n = 1, 2, 4 … up to the number of samples."""
     points, n = [], 1
     while n <= samples.proxy.shape[1]:
-        gold = None if samples.gold is None else float(best_of_means(samples.proxy, samples.gold, n).mean())
-        proxy = float(best_of_means(samples.proxy, samples.proxy, n).mean())
-        points.append(FrontierPoint(f"best of {n}", best_of_kl_bound(n), proxy, gold))
+        gold = None if samples.gold is None else float(expected_best_of_n(samples.proxy, n, values=samples.gold).mean())
+        proxy = float(expected_best_of_n(samples.proxy, n).mean())
+        points.append(FrontierPoint(f"best of {n}", float(best_of_n_kl_bound(n)), proxy, gold))
         n *= 2
     return points
 

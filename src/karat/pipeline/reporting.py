@@ -188,7 +188,7 @@ def _frontier(evaluation: Mapping[str, Any]) -> tuple[Panel, ...]:
                         tuple(row[value] for row in rows),
                         labels=tuple(row["name"] for row in rows),
                         points=key == "training",
-                    )  # fmt: skip
+                    )
                 )
         if series:
             panels.append(Panel(value, tuple(series)))
