@@ -3,7 +3,8 @@
     small   hidden 256, MLP 704, 4 layers, 4 heads, 2 KV heads, head size 64, tied embeddings, vocabulary 8,192
     medium  hidden 384, MLP 1,024, 6 layers, 6 heads (2 KV heads), otherwise the same
 
-Both sides of every comparison load the directory written here, so their weights are equal.
+Each is written twice: as a causal language model, and as a sequence-classification model of the same trunk with a
+random score head. Both sides of every comparison load the directories written here, so their weights are equal.
 """
 
 from __future__ import annotations
@@ -15,13 +16,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from karat.lm.fresh import DecoderShape, write_fresh_decoder
+from karat.lm.load import load_lm
+from karat.reward.model import HeadConfig, RewardModel
+from karat.reward.trunk import DecoderTrunk
 
 WORK = Path(__file__).parent / "work"
 VOCABULARY = 8192
 PAD, EOS = "<|pad|>", "<|end|>"
+# One plain head N(0, 1/√(d + 1)) as in Stiennon et al. 2020: −log σ(r₁ − r₂) is then what both sides minimise.
+PLAIN_HEAD = HeadConfig(n_heads=1, prior_scale=0.0, init_scale=1.0)
+SEED = 0
 SHAPES = {
     "small": DecoderShape(hidden=256, mlp=704, layers=4, heads=4, kv_heads=2, head_size=64, context=2048),
     "medium": DecoderShape(hidden=384, mlp=1024, layers=6, heads=6, kv_heads=2, head_size=64, context=2048),
@@ -67,7 +74,24 @@ def checkpoint(size: str) -> Path:
     """The directory of a bench model, written on first use."""
     directory = WORK / size
     if not (directory / "config.json").exists():
-        write_fresh_decoder(directory, hh_tokenizer(), SHAPES[size], seed=0)
+        write_fresh_decoder(directory, hh_tokenizer(), SHAPES[size], seed=SEED)
+    return directory
+
+
+def plain_reward_model(size: str) -> RewardModel:
+    """A reward model on the bench's weights as `train_reward` would start it from PLAIN_HEAD and SEED."""
+    return RewardModel(DecoderTrunk(load_lm(checkpoint(size))), PLAIN_HEAD, seed=SEED)
+
+
+def classifier(size: str) -> Path:
+    """The directory of the same reward model as a sequence-classification model, written on first use."""
+    directory = WORK / f"{size}-classifier"
+    if not (directory / "config.json").exists():
+        source = checkpoint(size)
+        model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1)
+        model.score.weight.data.copy_(plain_reward_model(size).mean_weight())
+        model.save_pretrained(directory)
+        PreTrainedTokenizerFast.from_pretrained(source).save_pretrained(directory)
     return directory
 
 

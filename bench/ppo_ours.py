@@ -21,14 +21,15 @@ class Laps:
     """A reporter that keeps metrics and the time between iterations."""
 
     def __init__(self) -> None:
-        self.began = time.perf_counter()
+        self.began, self.cpu_began = time.perf_counter(), time.process_time()
         self.rows: list[dict[str, float]] = []
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """One finished iteration."""
-        now = time.perf_counter()
-        self.rows.append({**metrics, "step": step, "seconds/all": now - self.began})
-        self.began = now
+        now, cpu_now = time.perf_counter(), time.process_time()
+        laps = {"seconds/all": now - self.began, "seconds/processor": cpu_now - self.cpu_began}
+        self.rows.append({**metrics, "step": step, **laps})
+        self.began, self.cpu_began = now, cpu_now
 
 
 def bench_prompts(tokenizer, n: int) -> list:

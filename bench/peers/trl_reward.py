@@ -1,15 +1,16 @@
-"""TRL's RewardTrainer on the pairs, order and weights of the bench; run inside TRL's own environment.
+"""TRL's RewardTrainer on the pairs, order and weights of the bench; one turn = one step.
 
-    python trl_reward.py WORK.json RESULT.json
+Run inside TRL's own environment: python -m bench.peers.trl_reward WORK.json
 
-WORK.json: {model, pairs: [[chosen ids, rejected ids], …] in training order, pairs_per_step, learning_rate,
-max_grad_norm, weight_decay, n_warm_steps, threads}. The first n_warm_steps steps are not timed.
+WORK.json: {classifier, pairs: [[chosen ids, rejected ids], …] in training order, pairs_per_step, n_steps,
+learning_rate, max_grad_norm, threads, output}.
 """
 
+from __future__ import annotations
+
 import json
-import resource
 import sys
-import time
+from pathlib import Path
 
 import torch
 import transformers
@@ -19,72 +20,71 @@ from torch.utils.data import SequentialSampler
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 from trl import RewardConfig, RewardTrainer
 
-work = json.load(open(sys.argv[1]))
-torch.set_num_threads(work["threads"])
-torch.manual_seed(0)
-model = AutoModelForSequenceClassification.from_pretrained(work["model"], num_labels=1, dtype=torch.float32)
-tokenizer = AutoTokenizer.from_pretrained(work["model"])
-dataset = Dataset.from_list([{"chosen_ids": a, "rejected_ids": b} for a, b in work["pairs"]])
-resident_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+from bench.turns import Finished, Turns
 
 
 class InOrder(RewardTrainer):
-    """The same trainer, reading the pairs in the order given."""
+    """The same trainer, reading the pairs in the order given and keeping each step's loss unrounded."""
 
-    def _get_train_sampler(self, *arguments, **named):
+    last_loss = float("nan")
+
+    def _get_train_sampler(self, *arguments, **named):  # noqa: ARG002
         return SequentialSampler(self.train_dataset)
 
-
-class Clock(TrainerCallback):
-    """Times whole steps and keeps every loss."""
-
-    def __init__(self):
-        self.losses, self.marks = [], []
-
-    def on_step_end(self, args, state, control, **named):
-        self.marks.append(time.perf_counter())
-
-    def on_log(self, args, state, control, logs=None, **named):
-        if logs and "loss" in logs:
-            self.losses.append(logs["loss"])
+    def compute_loss(self, *arguments, **named):
+        loss = super().compute_loss(*arguments, **named)
+        self.last_loss = float(loss.detach())
+        return loss
 
 
-clock = Clock()
-n_steps = len(work["pairs"]) // work["pairs_per_step"]
-config = RewardConfig(
-    output_dir=sys.argv[2] + ".out",
-    per_device_train_batch_size=work["pairs_per_step"],
-    max_steps=n_steps,
-    learning_rate=work["learning_rate"],
-    lr_scheduler_type="constant",
-    warmup_steps=0,
-    weight_decay=work["weight_decay"],
-    max_grad_norm=work["max_grad_norm"],
-    adam_epsilon=1e-8,
-    max_length=1024,
-    gradient_checkpointing=False,
-    bf16=False,
-    use_cpu=True,
-    logging_steps=1,
-    save_strategy="no",
-    report_to=[],
-    disable_tqdm=True,
-    dataloader_drop_last=False,
-)
-trainer = InOrder(model=model, args=config, train_dataset=dataset, processing_class=tokenizer, callbacks=[clock])
-start = time.perf_counter()
-trainer.train()
-marks = [start, *clock.marks]
-warm = work["n_warm_steps"]
-seconds = marks[-1] - marks[warm]
-json.dump(
-    {
-        "pairs_per_s": (n_steps - warm) * work["pairs_per_step"] / seconds,
-        "losses": clock.losses,
-        "step_s": [b - a for a, b in zip(marks, marks[1:])],
-        "resident_mib": resident_mib,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "versions": {"trl": trl.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
-    },
-    open(sys.argv[2], "w"),
-)
+class StepClock(TrainerCallback):
+    """Ends a turn after each step and waits for the next."""
+
+    def __init__(self, turns: Turns, pairs_per_step: int) -> None:
+        self.turns, self.pairs_per_step, self.trainer = turns, pairs_per_step, None
+
+    def on_step_end(self, args, state, control, **named):  # noqa: ARG002
+        self.turns.done(self.pairs_per_step, loss=self.trainer.last_loss)
+        self.turns.begin()
+
+
+def main() -> None:
+    """Load, then train turn by turn."""
+    turns = Turns()
+    work = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    torch.set_num_threads(work["threads"])
+    model = AutoModelForSequenceClassification.from_pretrained(work["classifier"], num_labels=1, dtype=torch.float32)
+    config = RewardConfig(
+        output_dir=work["output"],
+        per_device_train_batch_size=work["pairs_per_step"],
+        max_steps=work["n_steps"],
+        learning_rate=work["learning_rate"],
+        weight_decay=0.0,
+        max_grad_norm=work["max_grad_norm"],
+        max_length=1024,
+        gradient_checkpointing=False,  # on by default; off is faster
+        bf16=False,
+        use_cpu=True,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+    clock = StepClock(turns, work["pairs_per_step"])
+    trainer = InOrder(
+        model=model,
+        args=config,
+        train_dataset=Dataset.from_list([{"chosen_ids": a, "rejected_ids": b} for a, b in work["pairs"]]),
+        processing_class=AutoTokenizer.from_pretrained(work["classifier"]),
+        callbacks=[clock],
+    )
+    clock.trainer = trainer
+    versions = {"trl": trl.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    turns.begin(ready=versions)
+    trainer.train()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Finished:
+        pass

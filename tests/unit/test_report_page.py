@@ -196,3 +196,15 @@ def test_the_page_is_written_whole(tmp_path: Path):
     write_page(tmp_path / "report.html", full_input("plain"))
     assert (tmp_path / "report.html").read_text(encoding="utf-8").rstrip().endswith("</html>")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_series_without_a_role_differ_in_colour_and_keep_it_across_panels():
+    first, second = (Series(name, (0.0,), (1.0,)) for name in ("ppo", "best of n"))
+    traces = panels_figure([Panel("gold", (first, second)), Panel("proxy", (second,))], x_title="x")["data"]
+    colours = [trace["line"]["color"] for trace in traces]
+    assert colours[0] != colours[1] == colours[2]
+
+
+def test_the_head_counts_only_what_was_held_against_a_threshold():
+    gate = tuple(Finding(f"gate.{status}", "?", status) for status in ("pass", "pass", "fail", "info"))
+    assert "2 of 3 passed" in Seen(render_page(ReportInput("demo", "t", findings=gate))).text

@@ -115,6 +115,34 @@ def test_bradley_terry_without_raters_is_the_plain_pairwise_loss():
     assert torch.allclose(loss, expected, atol=1e-7)
 
 
+def test_plain_settings_take_the_steps_of_pairwise_training_in_the_order_given(llama):
+    votes, prompts, responses = planted_votes(6, 2, 3, 1, n_levels=2)
+    config = RewardConfig(
+        heads=HeadConfig(n_heads=1, prior_scale=0, init_scale=1), raters=RaterPriors(modelled=False), bootstrap="none",
+        n_refits=0, holdout_frac=0, shuffle=False, warmup_frac=0, batch_responses=4, weight_decay=0,
+    )  # fmt: skip
+    untrained = RewardModel(trunk(llama), config.heads, seed=0)
+    first = votes[:2]
+    chosen = [vote.a if vote.level == 1 else vote.b for vote in first]
+    rejected = [vote.b if vote.level == 1 else vote.a for vote in first]
+    encoded = untrained.trunk.encode(
+        [prompts[vote.prompt_id] for vote in first] * 2, [responses[i].text for i in chosen + rejected]
+    )
+    scores = (untrained.features(encoded, token_budget=4096) @ untrained.weight[0]).detach()
+    losses = []
+
+    class Losses:
+        def log(self, _step, metrics):
+            losses.append(metrics["loss"])
+
+    fit = train_reward(trunk(llama), votes, prompts, responses, config=config, seed=0, reporters=[Losses()])
+    expected = -torch.nn.functional.logsigmoid(scores[:2] - scores[2:]).mean()
+    assert losses[0] == pytest.approx(float(expected), abs=1e-5)
+    assert len(losses) == 3
+    assert fit.vote_model.cutpoints == (0.0,)
+    assert float(fit.model.temperature) == 1.0
+
+
 def test_the_loss_is_the_weighted_mean_of_the_reference_loop():
     rng = np.random.default_rng(0)
     scores, weights = rng.normal(size=(3, 6)), rng.exponential(size=(3, 4))
@@ -260,11 +288,14 @@ def test_one_rater_has_competence_one_and_the_findings_say_so(llama):
     assert fit.held_out
 
 
-def test_contradictory_settings_are_refused():
+def test_contradictory_settings_are_refused(llama):
     with pytest.raises(ConfigError, match="holdout_frac=1"):
         RewardConfig(holdout_frac=1)
     with pytest.raises(ConfigError, match="n_epochs=0"):
         RewardConfig(n_epochs=0)
+    votes, prompts, responses = planted_votes(2)
+    with pytest.raises(ConfigError, match="with a decoder; expected 0"):
+        train_reward(trunk(llama), votes, prompts, responses, config=RewardConfig(dropout=0.1), seed=0)
     with pytest.raises(ConfigError, match="n_heads=0"):
         HeadConfig(n_heads=0)
     with pytest.raises(ConfigError, match="expected all numbers > 0"):

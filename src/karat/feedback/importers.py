@@ -202,13 +202,21 @@ def import_ukp(store: Store, votes_path: str | Path, arguments_path: str | Path)
     Raises: InputError naming file and line; nothing is stored then.
     Source: Habernal & Gurevych 2016, ACL, "Which argument is more convincing?".
     """
+    return _import_votes(store, Path(votes_path), ukp_texts(arguments_path))
+
+
+def ukp_texts(arguments_path: str | Path) -> dict[str, tuple[Prompt, str]]:
+    """Prompt and plain text of each argument of UKPConvArg1, by the file's own id.
+
+    Raises: InputError naming file and line.
+    """
     texts: dict[str, tuple[Prompt, str]] = {}
     for row in read_rows(arguments_path):
         with row.named():
             topic, stance = row.need("topic", str), row.need("stance", str)
             asked = f"Topic: {_spoken(topic)}. Stance: {_spoken(stance)}. Give a convincing argument."
             _add_text(texts, row, user_prompt(asked, topic=topic), plain_text(row.need("text", str)))
-    return _import_votes(store, Path(votes_path), texts)
+    return texts
 
 
 def plain_text(marked_up: str) -> str:

@@ -7,21 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from karat.config import build
 from karat.errors import LedgerError
 from karat.evaluate.table import names_in_order
 from karat.ledger.manifest import Manifest, read_manifests
-from karat.pipeline.settings import RunConfig
 from karat.pipeline.stages import findings_of
-from karat.records import Estimate, Finding
+from karat.records import Estimate
 from karat.report.card import CardInput, Fact, audit_card, summary, write_summary
 from karat.report.figures import Bin, Panel, Series
 from karat.report.page import Curve, FeedbackSummary, ReportInput, ResponseShown, SampleShown, write_page
 
 REPORT = "report.html"
-UNGATED = (
-    "allow_ungated_reward is set: the policy was optimised although the reward may not have passed its acceptance gate"
-)
 
 
 def write_report(directory: Path) -> dict[str, Any]:
@@ -31,8 +26,7 @@ def write_report(directory: Path) -> dict[str, Any]:
     """
     manifests = read_manifests(directory)
     settings = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    config = build(RunConfig, settings["config"])
-    content = report_input(directory, config, manifests)
+    content = report_input(directory, settings["title"], settings["unsafe"], manifests)
     write_page(directory / REPORT, content)
     card = CardInput(
         directory.name, tuple(manifests), card_figures(content, manifests), STAGE_OF, content.findings, content.unsafe
@@ -51,7 +45,7 @@ def write_report(directory: Path) -> dict[str, Any]:
     return {**result, "directory": str(directory)}
 
 
-def report_input(directory: Path, config: RunConfig, manifests: Sequence[Manifest]) -> ReportInput:
+def report_input(directory: Path, title: str, unsafe: Sequence[str], manifests: Sequence[Manifest]) -> ReportInput:
     """What the page shows."""
     by_stage = {manifest.stage: manifest for manifest in manifests}
     evaluation = _evaluation(directory) if "evaluate" in by_stage else {}
@@ -63,11 +57,11 @@ def report_input(directory: Path, config: RunConfig, manifests: Sequence[Manifes
     notes = [f"{manifest.stage}: {note}" for manifest in manifests for note in manifest.notes]
     return ReportInput(
         run_id=directory.name,
-        title=_title(config),
+        title=title,
         manifests=tuple(manifests),
         policies=policies,
         difference=Estimate(**difference) if difference else None,
-        unsafe=(UNGATED,) if config.allow_ungated_reward else (),
+        unsafe=tuple(unsafe),
         findings=tuple(finding for manifest in manifests for finding in findings_of(manifest)),
         curves=tuple(_curves(directory, by_stage)),
         calibration=tuple(Bin(**row) for row in _metric(by_stage, "reward", "calibration") or ()),
@@ -82,8 +76,10 @@ def report_input(directory: Path, config: RunConfig, manifests: Sequence[Manifes
 def card_figures(content: ReportInput, manifests: Sequence[Manifest]) -> dict[str, Estimate | Fact]:
     """The fields of the audit card that this run can fill."""
     by_stage = {manifest.stage: manifest for manifest in manifests}
-    figures: dict[str, Estimate | Fact] = {"policy.algorithm": Fact("PPO with a KL penalty to the SFT policy")}
     policy = content.policies.get("ppo", {})
+    figures: dict[str, Estimate | Fact] = {}
+    if policy:
+        figures["policy.algorithm"] = Fact("PPO with a KL penalty to the SFT policy")
     for column in ("kl", "proxy", "gold", "win_rate", "length", "distinct"):
         if column in policy:
             figures[f"policy.{column}"] = policy[column]
@@ -91,10 +87,11 @@ def card_figures(content: ReportInput, manifests: Sequence[Manifest]) -> dict[st
         figures["policy.sycophancy"] = policy["agrees_wrong"]
     feedback = content.feedback
     if feedback is not None:
+        selection = "uniformly at random among pairs of the policy's samples"
         figures |= {
             "people.n_raters": Fact(feedback.n_raters),
             "feedback.n_judgements": Fact({"comparison": feedback.n_votes}),
-            "feedback.selection": Fact("uniformly at random among pairs of the policy's samples"),
+            "feedback.selection": Fact(selection if policy else "as imported"),
         }
         if feedback.agreement and feedback.alpha:
             figures |= {"feedback.agreement": feedback.agreement, "feedback.alpha": feedback.alpha}
@@ -112,6 +109,12 @@ CARD_OF_FINDING = {
     "gate.calibration": "reward.ece",
     "gate.length_baseline": "reward.accuracy_length_baseline",
     "gate.shorter_won": "reward.accuracy_shorter_won",
+    "held_out.reward_model.accuracy": "reward.accuracy",
+    "held_out.reward_model.nll": "reward.nll",
+    "held_out.reward_model.ece": "reward.ece",
+    "held_out.reward_model.shorter_won": "reward.accuracy_shorter_won",
+    "held_out.length.accuracy": "reward.accuracy_length_baseline",
+    "held_out.ngram.accuracy": "reward.accuracy_ngram_baseline",
 }
 STAGE_OF = {
     **{
@@ -129,13 +132,6 @@ def _evaluation(directory: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise LedgerError(f"{path}: missing or damaged; run the same command again") from None
-
-
-def _title(config: RunConfig) -> str:
-    if config.sandbox is not None:
-        return "Reinforcement learning from simulated feedback in the sandbox, where the gold reward is known"
-    assert config.preferences is not None
-    return f"Reinforcement learning from the preferences in {config.preferences.path.name}"
 
 
 def _curves(directory: Path, by_stage: Mapping[str, Manifest]) -> list[Curve]:
@@ -251,6 +247,3 @@ def _extra(directory: Path, manifests: Sequence[Manifest]) -> dict[str, Any]:
 
 def _metric(by_stage: Mapping[str, Manifest], stage: str, name: str) -> Any:
     return by_stage[stage].metrics.get(name) if stage in by_stage else None
-
-
-__all__ = ["Finding", "report_input", "write_report"]

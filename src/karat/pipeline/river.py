@@ -21,7 +21,16 @@ from karat.pipeline import evaluation, optimise, rewarding
 from karat.pipeline.data import Texts, read_demonstrations, read_prompts, write_texts
 from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Source
-from karat.pipeline.stages import Output, Run, StageResult, Workplace, findings_of, output, training_reporters
+from karat.pipeline.stages import (
+    Output,
+    Run,
+    StageResult,
+    Workplace,
+    findings_of,
+    level_counts,
+    output,
+    training_reporters,
+)
 from karat.prompts.splits import check_no_leakage
 from karat.records import Prompt, Response
 from karat.reward.gate import check_gate
@@ -118,7 +127,7 @@ def collect(run: Run, sft: ArtifactRef, source: Source, config: RunConfig, place
         "n_raters": len(snapshot.annotators),
         "n_prompts": len(snapshot.prompts),
         "origin": "/".join(sorted({annotator.origin for annotator in snapshot.annotators.values()})),
-        "levels": _levels(snapshot.votes),
+        "levels": level_counts(snapshot.votes),
         "agreement": pairwise_agreement(snapshot.votes, rng, ties=False),
         "alpha": alpha(snapshot.votes, rng),
     }
@@ -163,14 +172,6 @@ def _ask(store: Store, samples: Texts, config: RunConfig, *, seed: int) -> None:
     store.add_prompts(samples.prompts)
     store.add_responses(responses)
     store.add_tasks(tasks)
-
-
-def _levels(votes: Any) -> dict[str, int]:
-    counts = {"b better": 0, "tie": 0, "a better": 0}
-    for vote in votes:
-        doubled = 2 * vote.level - (vote.n_levels - 1)
-        counts["tie" if doubled == 0 else "a better" if doubled > 0 else "b better"] += 1
-    return counts
 
 
 def _mean(values: list[bool]) -> float:

@@ -71,7 +71,7 @@ def run_config(
     """
     settings = load_yaml(path)
     if "votes" in settings:
-        return votes.run_votes(path, apply_overrides(settings, overrides), seeds=seeds, progress=progress)
+        return votes.run_votes(apply_overrides(settings, overrides), seeds=seeds, progress=progress)
     points = sweep_points(sweep)
     configs = {point: build(RunConfig, apply_overrides(settings, [*overrides, *point])) for point in points}
     results: dict[tuple[str, ...], list[dict[str, Any]]] = {}
@@ -96,7 +96,8 @@ def run_once(
 ) -> dict[str, Any]:
     """One run of one seed, from its first missing stage to its report; returns the summary."""
     with lock_run(directory):
-        write_json(directory / "config.json", {"config": plain(config), "seed": seed})
+        about = {"title": config.title, "unsafe": list(config.unsafe)}
+        write_json(directory / "config.json", {**about, "config": plain(config), "seed": seed})
         run = Run(directory.resolve(), seed, progress)
         run_river(run, source_of(config, seed), config, until=until)
         return write_report(directory)

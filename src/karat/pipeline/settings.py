@@ -151,3 +151,21 @@ class RunConfig:
             )
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ConfigError(f"name: found {self.name!r}; expected a plain directory name")
+
+    @property
+    def title(self) -> str:
+        """What the run does, in one line."""
+        if self.sandbox is not None:
+            return "Reinforcement learning from simulated feedback in the sandbox, where the gold reward is known"
+        assert self.preferences is not None
+        return f"Reinforcement learning from the preferences in {self.preferences.path.name}"
+
+    @property
+    def unsafe(self) -> tuple[str, ...]:
+        """Unsafe options that are set, in words."""
+        return (UNGATED,) if self.allow_ungated_reward else ()
+
+
+UNGATED = (
+    "allow_ungated_reward is set: the policy was optimised although the reward may not have passed its acceptance gate"
+)

@@ -12,7 +12,7 @@ import dataclasses
 import datetime
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from karat.ledger.artifacts import ArtifactRef, ref_of
 from karat.ledger.manifest import Manifest, code_commit, finished_stage, package_versions, write_manifest
 from karat.lm.loop import JsonlReporter, Reporter, newest_step
 from karat.progress import Progress
-from karat.records import Estimate, Finding
+from karat.records import Estimate, Finding, Vote
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Run:
 
 
 @contextlib.contextmanager
-def training_reporters(place: Workplace, name: str, n_steps: int) -> Iterator[Sequence[Reporter]]:
+def training_reporters(place: Workplace, name: str, n_steps: int | None) -> Iterator[Sequence[Reporter]]:
     """Who hears of every step: the metrics file, the progress bar and the clock."""
     with place.progress.stage(name, n_steps) as bar:
         yield [JsonlReporter(place.metrics_path, resumed_step=newest_step(place.training)), bar, place.clock]
@@ -145,6 +145,15 @@ def training_reporters(place: Workplace, name: str, n_steps: int) -> Iterator[Se
 def output(manifest: Manifest, name: str) -> ArtifactRef:
     """The artefact that a stage wrote under a name."""
     return next(reference for reference in manifest.outputs if reference.name == name)
+
+
+def level_counts(votes: Iterable[Vote]) -> dict[str, int]:
+    """How often b was better, neither, and a."""
+    counts = {"b better": 0, "tie": 0, "a better": 0}
+    for vote in votes:
+        doubled = 2 * vote.level - (vote.n_levels - 1)
+        counts["tie" if doubled == 0 else "a better" if doubled > 0 else "b better"] += 1
+    return counts
 
 
 def findings_of(manifest: Manifest) -> list[Finding]:

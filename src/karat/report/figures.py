@@ -20,6 +20,7 @@ FRAME_PIXELS = 90
 COLOURS: dict[Role, str] = {
     "gold": "@gold", "proxy": "@proxy", "kl": "@kl", "baseline": "@baseline", "plain": "@plain",
 }  # fmt: skip
+PLAIN_COLOURS = ("@plain", "@baseline", "@kl", "@proxy")
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,12 @@ def panels_figure(panels: Sequence[Panel], *, x_title: str, square_root: bool = 
     layout["xaxis"]["anchor"] = _axis("y", n - 1)
     traces: list[dict[str, Any]] = []
     named: set[str] = set()
+    colours = _colours(panels)
     for i, panel in enumerate(panels):
         top = 1 - i * (height + gap)
         layout[_axis("yaxis", i)] = {"domain": [max(top - height, 0.0), top], **_scale(panel.title)}
         for series in panel.series:
-            for trace in _series_traces(series, square_root=square_root):
+            for trace in _series_traces(series, colours[series.name, series.role], square_root=square_root):
                 shown = trace.pop("legend_entry") and series.name not in named
                 named |= {series.name} if shown else set()
                 traces.append({**trace, "yaxis": _axis("y", i), "showlegend": shown})
@@ -147,9 +149,23 @@ def estimates_series(
     )
 
 
-def _series_traces(series: Series, *, square_root: bool) -> list[dict[str, Any]]:
+def _colours(panels: Sequence[Panel]) -> dict[tuple[str, Role], str]:
+    """Series without a role of their own get different colours, the same for one name in all panels."""
+    colours: dict[tuple[str, Role], str] = {}
+    n_plain = 0
+    for series in (series for panel in panels for series in panel.series):
+        key = (series.name, series.role)
+        if key in colours:
+            continue
+        colours[key] = COLOURS[series.role]
+        if series.role == "plain":
+            colours[key] = PLAIN_COLOURS[n_plain % len(PLAIN_COLOURS)]
+            n_plain += 1
+    return colours
+
+
+def _series_traces(series: Series, colour: str, *, square_root: bool) -> list[dict[str, Any]]:
     x = [math.sqrt(max(value, 0.0)) for value in series.x] if square_root else list(series.x)
-    colour = COLOURS[series.role]
     trace: dict[str, Any] = {
         "type": "scatter",
         "mode": "markers" if series.points else "lines" if len(x) > 40 else "lines+markers",

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from karat.belief import ScoreScale, fit_scale
 from karat.choice import RaterParams
+from karat.errors import ConfigError
 from karat.identity import content_id
 from karat.lm.loop import LoopConfig, Reporter, TrainState, check_skipped, run_loop
 from karat.records import Estimate, Finding, Prompt, Response, Vote
@@ -133,6 +134,8 @@ def train_reward(
 
 
 def _start(trunk: Trunk, data: VoteData, held: VoteData | None, config: RewardConfig, seed: int) -> TrainingRun:
+    if config.dropout > 0 and trunk.kind == "decoder":
+        raise ConfigError(f"reward: found dropout={config.dropout} with a decoder; expected 0, only encoders have it")
     trunk.module.requires_grad_(True)
     model = RewardModel(trunk, config.heads, seed=seed)
     for module in trunk.module.modules():

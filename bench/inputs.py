@@ -1,0 +1,80 @@
+"""What both sides of each comparison get: prompts and pairs of the HH comparisons as token ids.
+
+karat's own tokenisation makes the ids and the peers are given them, so that nobody's template or truncation can make a
+difference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerFast
+
+from bench.models import SEED, checkpoint, hh_rows
+from karat.feedback.importers import hh_conversation
+from karat.lm.chat import prompt_tokens, response_tokens
+from karat.records import Prompt, Response, Vote
+
+MAX_PAIR_TOKENS = 1024
+MAX_PROMPT_TOKENS = 96
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Comparisons in training order."""
+
+    votes: list[Vote]
+    """One vote a pair, for a = chosen."""
+    prompts: dict[str, Prompt]
+    """By id."""
+    responses: dict[str, Response]
+    """By id."""
+    token_ids: list[tuple[list[int], list[int]]]
+    """Whole sequences, chosen and rejected, prompt ⊕ response ⊕ EOS."""
+    shared_tokens: int
+    """Prompt tokens, counted once a pair."""
+
+
+def hh_pairs(n_pairs: int) -> Pairs:
+    """The first n comparisons in file order whose prompts differ and whose sequences fit."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint("medium"))
+    found = Pairs([], {}, {}, [], 0)
+    shared = 0
+    for number, row in enumerate(hh_rows()):
+        prompt, chosen = hh_conversation(row["chosen"])
+        other, rejected = hh_conversation(row["rejected"])
+        if prompt != other or chosen == rejected or prompt.id in found.prompts:
+            continue
+        start = prompt_tokens(tokenizer, prompt.turns)
+        ends = [response_tokens(tokenizer, text, tokenizer.eos_token_id) for text in (chosen, rejected)]
+        if len(start) + max(map(len, ends)) > MAX_PAIR_TOKENS:
+            continue
+        a, b = (Response(prompt.id, text, "hh") for text in (chosen, rejected))
+        found.prompts[prompt.id] = prompt
+        found.responses.update({a.id: a, b.id: b})
+        found.votes.append(Vote(f"hh-{number}", prompt.id, a.id, b.id, 1, 2, 0, "hh"))
+        found.token_ids.append((start + ends[0], start + ends[1]))
+        shared += len(start)
+        if len(found.votes) == n_pairs:
+            return Pairs(found.votes, found.prompts, found.responses, found.token_ids, shared)
+    raise SystemExit(f"bench: found {len(found.votes)} usable HH pairs; expected {n_pairs}")
+
+
+def hh_prompts(n_prompts: int) -> tuple[list[Prompt], list[list[int]]]:
+    """The first n different prompts of at most 96 tokens, and their ids."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint("small"))
+    prompts: dict[str, Prompt] = {}
+    ids: list[list[int]] = []
+    for row in hh_rows():
+        prompt, _ = hh_conversation(row["chosen"])
+        tokens = prompt_tokens(tokenizer, prompt.turns)
+        if prompt.id in prompts or len(tokens) > MAX_PROMPT_TOKENS:
+            continue
+        prompts[prompt.id] = prompt
+        ids.append(tokens)
+        if len(ids) == n_prompts:
+            return list(prompts.values()), ids
+    raise SystemExit(f"bench: found {len(ids)} HH prompts of at most {MAX_PROMPT_TOKENS} tokens; expected {n_prompts}")
+
+
+__all__ = ["SEED", "Pairs", "hh_pairs", "hh_prompts"]

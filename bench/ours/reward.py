@@ -1,0 +1,71 @@
+"""Our side of the reward row: `train_reward` on the pairs, order and weights of the bench; one turn = one step.
+
+    python -m bench.ours.reward WORK.json
+
+WORK.json: {n_steps, pairs_per_step, learning_rate, threads, …}.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import transformers
+
+from bench.inputs import hh_pairs
+from bench.models import PLAIN_HEAD, SEED, checkpoint
+from bench.turns import Finished, Turns
+from karat.lm.load import load_lm
+from karat.reward.raters import RaterPriors
+from karat.reward.settings import RewardConfig
+from karat.reward.train import train_reward
+from karat.reward.trunk import DecoderTrunk
+
+
+class StepClock:
+    """A reporter that ends a turn after each step and waits for the next."""
+
+    def __init__(self, turns: Turns, pairs_per_step: int) -> None:
+        self.turns, self.pairs_per_step = turns, pairs_per_step
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:  # noqa: ARG002 - the protocol of reporters
+        """Called by the training loop."""
+        self.turns.done(self.pairs_per_step, loss=metrics["loss"])
+        self.turns.begin()
+
+
+def main() -> None:
+    """Load, then train turn by turn."""
+    turns = Turns()
+    work = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    torch.set_num_threads(work["threads"])
+    pairs = hh_pairs(work["n_steps"] * work["pairs_per_step"])
+    trunk = DecoderTrunk(load_lm(checkpoint("medium"), for_training=True))
+    config = RewardConfig(
+        heads=PLAIN_HEAD,
+        raters=RaterPriors(modelled=False),
+        bootstrap="none",
+        batch_responses=2 * work["pairs_per_step"],
+        token_budget=work["token_budget"],
+        learning_rate=work["learning_rate"],
+        head_learning_rate=work["learning_rate"],
+        weight_decay=0.0,
+        warmup_frac=0.0,
+        max_grad_norm=work["max_grad_norm"],
+        n_refits=0,
+        holdout_frac=0.0,
+        shuffle=False,
+    )
+    clock = StepClock(turns, work["pairs_per_step"])
+    turns.begin(ready={"torch": torch.__version__, "transformers": transformers.__version__})
+    train_reward(trunk, pairs.votes, pairs.prompts, pairs.responses, config=config, seed=SEED, reporters=[clock])
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Finished:
+        pass
