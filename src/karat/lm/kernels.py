@@ -8,6 +8,7 @@ language.
 
 from __future__ import annotations
 
+import functools
 from types import MethodType
 from typing import Any
 
@@ -76,8 +77,18 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
         and weight.dtype == torch.float32
         and x.device.type == "cpu"
         and x.numel() * weight.shape[0] >= SMALLEST_PRODUCT
-        and torch.backends.mkldnn.is_available()
+        and _onednn_is_there()
     )
+
+
+@functools.cache
+def _onednn_is_there() -> bool:
+    """Whether this build of PyTorch has the operation: it is an internal one, and a build without it is no error."""
+    try:
+        operation = torch.ops.mkldnn._linear_pointwise
+    except (AttributeError, RuntimeError):
+        return False
+    return operation is not None and torch.backends.mkldnn.is_available()
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
