@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bench.models import SEED, checkpoint, hh_rows
 from transformers import PreTrainedTokenizerFast
 
-from bench.models import SEED, checkpoint, hh_rows
 from karat.feedback.importers import hh_conversation
 from karat.lm.chat import prompt_tokens, response_tokens
 from karat.records import Prompt, Response, Vote

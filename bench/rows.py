@@ -32,6 +32,12 @@ class Turn:
         """Our rate over theirs, both in units a second."""
         return rate(self.ours) / rate(self.theirs)
 
+    @property
+    def cpu_ratio(self) -> float:
+        """The same in processor seconds of all threads: what remains meaningful on a busy machine."""
+        ours, theirs = (report["units"] / report["cpu_seconds"] for report in (self.ours, self.theirs))
+        return ours / theirs
+
 
 def rate(report: dict[str, Any]) -> float:
     """Units a second of one report."""
@@ -52,7 +58,7 @@ def take_turns(ours: Worker, theirs: Worker, *, n_warm: int, n_turns: int, label
             first = ours.turn()
             second = theirs.turn()
         turns.append(Turn(first, second))
-        kind = "warm-up" if number < n_warm else f"{turns[-1].ratio:.2f} ×"
+        kind = "warm-up" if number < n_warm else f"{turns[-1].ratio:.2f} × (cpu {turns[-1].cpu_ratio:.2f} ×)"
         print(
             f"{label} {number + 1}/{n_warm + n_turns}: ours {rate(first):.4g}/s, theirs {rate(second):.4g}/s, {kind}, "
             f"{time.perf_counter() - started:.0f} s",
@@ -78,6 +84,7 @@ def row(
         "ratio": _short(ratio),
         "target": target,
         "met": ratio >= target,
+        "ratio_cpu": _short(statistics.median(turn.cpu_ratio for turn in turns)),
         "ratio_of_totals": _short(_total_rate(turns, "ours") / _total_rate(turns, "theirs")),
         "peak_mib_ours": round(ours.peak_mib),
         "peak_mib_theirs": round(theirs.peak_mib),

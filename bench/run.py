@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,9 @@ from bench.environments import PPO_PEER, REWARD_PEER, trl_python
 from bench.rows import row, take_turns
 from bench.turns import ROOT, Worker
 
-THREADS = 2
+THREADS = int(os.environ.get("KARAT_BENCH_THREADS", "2"))
 WORK = ROOT / "bench" / "work"
+PPO_WORK = {"max_new_tokens": 48, "n_epochs": 4, "n_minibatches": 4, "learning_rate": 3e-6, "kl_coef": 0.05}
 TARGETS = {"reward": 5.0, "ppo": 2.5, "ppo-k4": 4.5, "sample": 3.5}
 
 
@@ -61,6 +65,40 @@ def reward_row(*, quick: bool) -> dict[str, Any]:
     }
 
 
+def ppo_row(name: str, n_prompts: int, n_samples: int, *, quick: bool) -> dict[str, Any]:
+    """One PPO iteration: samples a second, and the seconds of its parts on our side."""
+    from bench.inputs import hh_prompts
+    from bench.models import checkpoint, classifier
+
+    n_warm, n_iterations = (1, 3) if quick else (1, 9)
+    work = PPO_WORK | {
+        "n_prompts": n_prompts,
+        "n_samples": n_samples,
+        "model": str(checkpoint("small")),
+        "classifier": str(classifier("small")),
+        "prompts": hh_prompts(n_prompts)[1],
+        "n_iterations": n_iterations,
+        "reward": "model",
+        "seed": 0,
+        "threads": THREADS,
+        "output": str(WORK / "trl_ppo"),
+    }
+    ours, theirs = _pair(name, work, "bench.ours.ppo", "bench.peers.trl_ppo", trl_python(PPO_PEER))
+    turns = take_turns(ours, theirs, n_warm=n_warm, n_turns=n_iterations - n_warm, label=name)
+    steps = {
+        "ours": sum(turn.ours["n_steps"] for turn in turns) / n_iterations,
+        "theirs": turns[-1].theirs["n_steps_so_far"] / n_iterations,
+    }
+    if steps["ours"] != steps["theirs"]:
+        raise SystemExit(f"bench: {name} made {steps} optimiser steps an iteration; expected the same on both sides")
+    timed = turns[n_warm:]
+    parts = {part: statistics.median(turn.ours["parts"][part] for turn in timed) for part in timed[0].ours["parts"]}
+    return row(name, "samples/s", timed, ours, theirs, target=TARGETS[name], threads=THREADS) | {
+        "optimiser_steps": steps["ours"],
+        "seconds_ours": {part: round(seconds, 3) for part, seconds in parts.items()},
+    }
+
+
 def _pair(name: str, work: dict[str, Any], ours: str, theirs: str, peer_python: Path) -> tuple[Worker, Worker]:
     WORK.mkdir(parents=True, exist_ok=True)
     path = WORK / f"{name}.json"
@@ -72,7 +110,11 @@ def _pair(name: str, work: dict[str, Any], ours: str, theirs: str, peer_python: 
     )
 
 
-ROWS: dict[str, Callable[..., dict[str, Any]]] = {"reward": reward_row}
+ROWS: dict[str, Callable[..., dict[str, Any]]] = {
+    "reward": reward_row,
+    "ppo": partial(ppo_row, "ppo", 64, 1),
+    "ppo-k4": partial(ppo_row, "ppo-k4", 16, 4),
+}
 
 
 def main() -> None:

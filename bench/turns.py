@@ -19,7 +19,14 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 GO, END = "go\n", "end\n"
-QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+# nothing is fetched, and both sides compute on the processor
+QUIET = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "ACCELERATE_USE_CPU": "true",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 class Finished(BaseException):
@@ -33,7 +40,7 @@ class Turns:
         # what libraries print must not reach the channel
         self._channel = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
-        self._started = 0.0
+        self._started = self._cpu = 0.0
 
     def begin(self, *, ready: Mapping[str, Any] | None = None) -> None:
         """Wait for the next turn and start the clock; the first call also says that everything is loaded.
@@ -44,12 +51,12 @@ class Turns:
             self._send({"ready": dict(ready), "resident_mib": memory_mib("VmRSS")})
         if sys.stdin.readline() != GO:
             raise Finished
-        self._started = time.perf_counter()
+        self._started, self._cpu = time.perf_counter(), time.process_time()
 
     def done(self, units: float, **figures: Any) -> None:
         """Stop the clock; `units` of work were done since `begin`."""
-        seconds = time.perf_counter() - self._started
-        self._send({"seconds": seconds, "units": units, **figures, "peak_mib": memory_mib("VmHWM")})
+        spent = {"seconds": time.perf_counter() - self._started, "cpu_seconds": time.process_time() - self._cpu}
+        self._send({**spent, "units": units, **figures, "peak_mib": memory_mib("VmHWM")})
 
     def _send(self, message: Mapping[str, Any]) -> None:
         self._channel.write(json.dumps(message) + "\n")

@@ -3,8 +3,7 @@
     KARAT_DATA=… python bench/ukp_study.py --out build/ukp_study --folds 0 1 2 3
 
 Each fold trains on the votes of nine topics and is tested on three. What a fold found is written when it is done, and
-a fold that is there is not run again. Seeds and settings are constants below; they were chosen by training on half of
-the training folds and looking at the other half (see docs/reward.md), never at a test topic.
+a fold that is there is not run again. How the settings were chosen is said in docs/reward.md.
 """
 
 import argparse

@@ -7,6 +7,7 @@ WORK.json: {n_steps, pairs_per_step, learning_rate, threads, …}.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Mapping
@@ -14,10 +15,10 @@ from pathlib import Path
 
 import torch
 import transformers
-
 from bench.inputs import hh_pairs
 from bench.models import PLAIN_HEAD, SEED, checkpoint
 from bench.turns import Finished, Turns
+
 from karat.lm.load import load_lm
 from karat.reward.raters import RaterPriors
 from karat.reward.settings import RewardConfig
@@ -65,7 +66,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with contextlib.suppress(Finished):
         main()
-    except Finished:
-        pass

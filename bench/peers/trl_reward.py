@@ -8,6 +8,7 @@ learning_rate, max_grad_norm, threads, output}.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -15,12 +16,11 @@ from pathlib import Path
 import torch
 import transformers
 import trl
+from bench.turns import Finished, Turns
 from datasets import Dataset
 from torch.utils.data import SequentialSampler
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 from trl import RewardConfig, RewardTrainer
-
-from bench.turns import Finished, Turns
 
 
 class InOrder(RewardTrainer):
@@ -84,7 +84,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with contextlib.suppress(Finished):
         main()
-    except Finished:
-        pass
