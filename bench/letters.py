@@ -5,4 +5,4 @@ library only, because it is also read in the peers' environments.
 """
 
 LETTER = "e"
-SCORE_OF_ONE = 0.1
+SCORE_OF_ONE = 0.25

@@ -1,6 +1,7 @@
 """The benches: karat beside its peers, the same weights, inputs, threads and optimiser steps on both sides.
 
     python bench/run.py [--work reward|ppo|ppo-k4|sample|all] [--quick]
+    python bench/run.py --long [--work time-to-score|ukp|all]
 
 Standard output has one JSON object a row; progress goes to standard error. docs/benchmarks.md says what each figure
 means.
@@ -12,6 +13,7 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -99,6 +101,31 @@ def ppo_row(name: str, n_prompts: int, n_samples: int, *, quick: bool) -> dict[s
     }
 
 
+def sample_row(*, quick: bool) -> dict[str, Any]:
+    """Sampling with natural endings: response tokens a second, the end token included."""
+    from bench.inputs import hh_prompts
+    from bench.models import checkpoint, hh_ids
+
+    n_warm, n_turns = (1, 4) if quick else (2, 24)
+    eos_id, pad_id = hh_ids()
+    work = {
+        "model": str(checkpoint("small")),
+        "prompts": hh_prompts(32)[1],
+        "n_samples": 4,
+        "max_new_tokens": 64,
+        "eos_id": eos_id,
+        "pad_id": pad_id,
+        "threads": THREADS,
+    }
+    # any environment with this transformers will do for the peer
+    ours, theirs = _pair("sample", work, "bench.ours.sample", "bench.peers.hf_generate", trl_python(REWARD_PEER))
+    turns = take_turns(ours, theirs, n_warm=n_warm, n_turns=n_turns, label="sample")[n_warm:]
+    n_tokens = {side: statistics.mean(getattr(t, side)["units"] for t in turns) for side in ("ours", "theirs")}
+    return row("sample", "tokens/s", turns, ours, theirs, target=TARGETS["sample"], threads=THREADS) | {
+        "tokens_a_turn": {side: round(n) for side, n in n_tokens.items()},
+    }
+
+
 def _pair(name: str, work: dict[str, Any], ours: str, theirs: str, peer_python: Path) -> tuple[Worker, Worker]:
     WORK.mkdir(parents=True, exist_ok=True)
     path = WORK / f"{name}.json"
@@ -114,19 +141,43 @@ ROWS: dict[str, Callable[..., dict[str, Any]]] = {
     "reward": reward_row,
     "ppo": partial(ppo_row, "ppo", 64, 1),
     "ppo-k4": partial(ppo_row, "ppo-k4", 16, 4),
+    "sample": sample_row,
 }
+
+
+def score_row(*, quick: bool) -> dict[str, Any]:
+    """Wall-clock time to the peer's final score; see score_study.py."""
+    from bench import score_study
+
+    return score_study.score_row(quick=quick, threads=THREADS)
+
+
+def ukp_row(*, quick: bool) -> dict[str, Any]:
+    """The study of the real votes, in its own process; its whole report."""
+    folds = ["0"] if quick else ["0", "1", "2", "3"]
+    script = [sys.executable, str(ROOT / "bench" / "ukp_study.py"), "--threads", str(THREADS), "--folds", *folds]
+    done = subprocess.run(script, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"bench: ukp_study.py ended with code {done.returncode}")
+    return {"work": "ukp"} | json.loads(done.stdout)
+
+
+LONG_ROWS: dict[str, Callable[..., dict[str, Any]]] = {"time-to-score": score_row, "ukp": ukp_row}
 
 
 def main() -> None:
     """Run the rows asked for, print each when it is done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="?", choices=[*ROWS, "all"], help="the same as --work")
-    parser.add_argument("--work", choices=[*ROWS, "all"], default="all", help="which row; default all")
+    names = [*ROWS, *LONG_ROWS, "all"]
+    parser.add_argument("name", nargs="?", choices=names, help="the same as --work")
+    parser.add_argument("--work", choices=names, default="all", help="which row; default all")
+    parser.add_argument("--long", action="store_true", help="the studies that take hours, resumable")
     parser.add_argument("--quick", action="store_true", help="few repeats: does it run?")
     options = parser.parse_args()
     chosen = options.name or options.work
-    for name in ROWS if chosen == "all" else [chosen]:
-        print(json.dumps(ROWS[name](quick=options.quick), ensure_ascii=False), flush=True)
+    rows = ROWS | LONG_ROWS
+    for name in [chosen] if chosen != "all" else LONG_ROWS if options.long else ROWS:
+        print(json.dumps(rows[name](quick=options.quick), ensure_ascii=False), flush=True)
 
 
 if __name__ == "__main__":

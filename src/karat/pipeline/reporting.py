@@ -195,9 +195,9 @@ def _held_out(by_stage: Mapping[str, Manifest]) -> tuple[tuple[str, Estimate], .
     if "reward" not in by_stage:
         return ()
     return tuple(
-        (f"{finding.name.removeprefix('gate.').replace('_', ' ')}: {finding.question}", finding.estimate)
+        (finding.name.partition(".")[2].replace("_", " ").replace(".", ": "), finding.estimate)
         for finding in findings_of(by_stage["reward"])
-        if finding.estimate is not None
+        if finding.estimate is not None and finding.name.startswith(("gate.", "held_out."))
     )
 
 

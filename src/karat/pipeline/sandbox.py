@@ -57,7 +57,7 @@ def write_source(config: RunConfig, seed: int, place: Workplace) -> StageResult:
     data = place.directory / "data"
     write_prompts(data / "prompts.jsonl", splits)
     write_demonstrations(data / "demonstrations.jsonl", demonstrations)
-    texts = world.pretraining_texts(settings.n_base_texts, rng)
+    texts = world.pretraining_texts(settings.n_base_texts, numpy_generator(seed, "source", "base"))
     write_text(data / "base_texts.txt", "".join(f"{text}\n" for text in texts))
     gold = float(np.mean([world.gold_reward(d.prompt, d.text) for d in demonstrations]))
     outputs = [Output(name, data / file) for name, file in SOURCE_FILES.items()]

@@ -92,7 +92,8 @@ def fit_raters(
     one_rater = len(set(votes.annotator.tolist())) < 2
     competence = start.competence.double().clone().requires_grad_(priors.modelled and not one_rater)
     side_bias = start.side_bias.double().clone().requires_grad_(priors.modelled)
-    lapse_raw = torch.logit(start.lapse.double().clamp(LAPSE_FLOOR, 0.99)).requires_grad_(priors.modelled)
+    inside = (start.lapse.double() - LAPSE_FLOOR) / (1 - 2 * LAPSE_FLOOR)
+    lapse_raw = torch.logit(inside.clamp(LAPSE_FLOOR, 0.99)).requires_grad_(priors.modelled)
     cut_raw = raw_cutpoints(start.cutpoints.double()).requires_grad_(start.cutpoints.shape[0] > 1)
     columns = VoteBatch(votes.a, votes.b, votes.level, votes.side.double(), votes.annotator, votes.n_levels)
     free = [p for p in (competence, side_bias, lapse_raw, cut_raw) if p.requires_grad]
@@ -100,7 +101,11 @@ def fit_raters(
         return start
 
     def current() -> RaterParams:
-        lapse = torch.sigmoid(lapse_raw) if priors.modelled else torch.zeros(n_annotators, dtype=torch.float64)
+        if not priors.modelled:
+            zeros = torch.zeros(n_annotators, dtype=torch.float64)
+            return RaterParams(competence, side_bias, zeros, symmetric_cutpoints(cut_raw, votes.n_levels))
+        # the prior's mode is ε = 0, where log ε has no gradient: a long step of the line search must not get there
+        lapse = LAPSE_FLOOR + (1 - 2 * LAPSE_FLOOR) * torch.sigmoid(lapse_raw)
         return RaterParams(competence, side_bias, lapse, symmetric_cutpoints(cut_raw, votes.n_levels))
 
     def objective() -> Tensor:

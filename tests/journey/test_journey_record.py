@@ -1,0 +1,123 @@
+"""What a finished run leaves: bytes that can be checked, a trace to the votes, a report, one JSON object."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from journeys import SANDBOX, STAGES, inside, karat, manifests, weights, write_config
+
+
+def test_a_finished_run_has_every_stage_its_summary_and_its_report(finished: Path):
+    run = finished / "runs" / "tiny"
+    assert set(manifests(run)) == set(STAGES)
+    summary = json.loads((run / "summary.json").read_text())
+    for policy in ("sft", "best_of_2", "ppo"):
+        for figure in ("gold", "proxy", "kl", "length", "distinct", "win_rate"):
+            assert {"value", "low", "high", "n", "method"} <= set(summary["policies"][policy][figure])
+    assert {"value", "low", "high", "n", "method"} <= set(summary["ppo_minus_sft"]["gold"])
+    assert summary["unsafe"][0].startswith("allow_ungated_reward is set")
+    assert next(iter(summary)) == "unsafe"
+    assert (finished / "output.txt").read_text().startswith("UNSAFE: allow_ungated_reward is set")
+    page = (run / "report.html").read_text()
+    assert "allow_ungated_reward is set" in page
+    assert "not measured" in page
+    for outside in ('src="http', "@import", "url(http"):
+        assert outside not in page
+
+
+def test_verify_is_clean_and_then_names_the_flipped_byte(copied: Path):
+    clean = karat("verify", "runs/tiny")
+    assert (clean.code, clean.err) == (0, "")
+    assert "every recorded byte as it was" in clean.out
+    for file in ("models/ppo/model.safetensors", "data/demonstrations.jsonl", "models/reward/config.json"):
+        _flipped_is_named(Path("runs/tiny") / file, file)
+    for path in sorted(Path("runs/tiny/snapshots/votes").rglob("*")):
+        if path.is_file():
+            _flipped_is_named(path, path.relative_to("runs/tiny").as_posix())
+
+
+def _flipped_is_named(path: Path, shown: str) -> None:
+    before = path.read_bytes()
+    middle = len(before) // 2
+    path.write_bytes(before[:middle] + bytes([before[middle] ^ 1]) + before[middle + 1 :])
+    found = karat("verify", "runs/tiny")
+    assert found.code == 1
+    assert shown in found.out
+    answer = json.loads(karat("verify", "runs/tiny", "--json").out)
+    assert not answer["ok"]
+    assert {problem["path"] for problem in answer["problems"]} == {shown}
+    path.write_bytes(before)
+
+
+def test_trace_reaches_the_votes_with_their_number_and_raters(finished: Path):
+    with inside(finished):
+        found = karat("trace", "runs/tiny", "models/ppo")
+        assert (found.code, found.err) == (0, "")
+        collected = json.loads(Path("runs/tiny/manifests/collect.json").read_text())["metrics"]
+        assert f"votes {collected['n_votes']}" in found.out
+        assert f"raters {collected['n_raters']}" in found.out
+        listed = json.loads(karat("trace", "runs/tiny", "snapshots/votes", "--judgements", "--json").out)
+        assert len(listed["trees"][0]["facts"]["judgements"]) == collected["n_votes"]
+
+
+def test_report_writes_the_page_again_and_computes_nothing(copied: Path):
+    run = Path("runs/tiny")
+    before = manifests(run)
+    page, summary = (run / "report.html").read_bytes(), (run / "summary.json").read_bytes()
+    for name in ("report.html", "summary.json", "card.json"):
+        (run / name).unlink()
+    assert karat("report", run).code == 0
+    assert ((run / "report.html").read_bytes(), (run / "summary.json").read_bytes()) == (page, summary)
+    assert (run / "card.json").exists()
+    assert manifests(run) == before
+
+
+def test_the_same_command_again_repeats_nothing(copied: Path):
+    run = Path("runs/tiny")
+    before = manifests(run)
+    again = karat("run", "tiny.yaml", "--json")
+    assert again.code == 0
+    assert manifests(run) == before
+    assert all(f"{stage}: done before, kept" in again.err for stage in STAGES)
+    answer = json.loads(again.out)
+    assert answer["directory"] == str(run)
+    assert again.out.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["verify", "trace", "report"])
+def test_json_is_one_object_on_standard_output(copied: Path, command: str):
+    found = karat(command, "runs/tiny", "--json")
+    assert found.code == 0
+    assert isinstance(json.loads(found.out), dict)
+
+
+def test_two_seeded_runs_in_different_directories_are_equal_to_the_bit(finished: Path, here: Path):
+    assert karat("ppo", write_config(SANDBOX, name="elsewhere")).code == 0
+    assert weights(here / "runs/elsewhere/models/ppo") == weights(finished / "runs/tiny/models/ppo")
+    assert weights(here / "runs/elsewhere/models/reward") == weights(finished / "runs/tiny/models/reward")
+
+
+def test_replicates_give_a_table_with_intervals_and_reuse_what_is_done(here: Path):
+    small = {**SANDBOX, "ppo": {**SANDBOX["ppo"], "n_iterations": 1, "checkpoint_every": 0}}
+    command = ("run", write_config(small), "--seeds", "0-1", "--sweep", "ppo.reward.kl_coef=0.05,0.2", "--json")
+    first = karat(*command)
+    assert first.code == 0, first.err
+    answer = json.loads(first.out)
+    assert len(set(answer["runs"])) == 4
+    assert [row["setting"] for row in answer["table"]] == ["ppo.reward.kl_coef=0.05", "ppo.reward.kl_coef=0.2"]
+    for row in answer["table"]:
+        assert row["seeds"] == 2
+        assert row["ppo gold"]["n"] == 2
+        assert row["ppo gold"]["low"] <= row["ppo gold"]["value"] <= row["ppo gold"]["high"]
+        assert "ppo − sft gold" in row
+    before = {run: manifests(here / run) for run in answer["runs"]}
+    again = karat(*command)
+    assert json.loads(again.out) == answer
+    assert {run: manifests(here / run) for run in answer["runs"]} == before
+    seeds = [weights(here / run / "models/ppo") for run in answer["runs"]]
+    assert len(set(seeds)) == 4
+    plain = karat("run", "tiny.yaml", "--seeds", "0-1", "--sweep", "ppo.reward.kl_coef=0.05,0.2")
+    assert plain.code == 0
+    assert "ppo.reward.kl_coef=0.05" in plain.out
