@@ -6,9 +6,9 @@ difference.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from bench.models import SEED, checkpoint, hh_rows
+from bench.models import checkpoint, hh_rows
 from transformers import PreTrainedTokenizerFast
 
 from karat.feedback.importers import hh_conversation
@@ -39,7 +39,7 @@ def hh_pairs(n_pairs: int) -> Pairs:
     """The first n comparisons in file order whose prompts differ and whose sequences fit."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint("medium"))
     found = Pairs([], {}, {}, [], 0)
-    shared = 0
+    shared_tokens = 0
     for number, row in enumerate(hh_rows()):
         prompt, chosen = hh_conversation(row["chosen"])
         other, rejected = hh_conversation(row["rejected"])
@@ -54,9 +54,9 @@ def hh_pairs(n_pairs: int) -> Pairs:
         found.responses.update({a.id: a, b.id: b})
         found.votes.append(Vote(f"hh-{number}", prompt.id, a.id, b.id, 1, 2, 0, "hh"))
         found.token_ids.append((start + ends[0], start + ends[1]))
-        shared += len(start)
+        shared_tokens += len(start)
         if len(found.votes) == n_pairs:
-            return Pairs(found.votes, found.prompts, found.responses, found.token_ids, shared)
+            return replace(found, shared_tokens=shared_tokens)
     raise SystemExit(f"bench: found {len(found.votes)} usable HH pairs; expected {n_pairs}")
 
 
@@ -75,6 +75,3 @@ def hh_prompts(n_prompts: int) -> tuple[list[Prompt], list[list[int]]]:
         if len(ids) == n_prompts:
             return list(prompts.values()), ids
     raise SystemExit(f"bench: found {len(ids)} HH prompts of at most {MAX_PROMPT_TOKENS} tokens; expected {n_prompts}")
-
-
-__all__ = ["SEED", "Pairs", "hh_pairs", "hh_prompts"]

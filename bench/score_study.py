@@ -84,6 +84,7 @@ def _run(
             for side in SIDES
         },
         "versions": {side: worker.versions for side, worker in zip(SIDES, workers, strict=True)},
+        "peak_mib": {side: round(worker.peak_mib) for side, worker in zip(SIDES, workers, strict=True)},
         "machine": machine(),
         "threads": threads,
     }
@@ -92,11 +93,12 @@ def _run(
 
 def _workers(common: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Worker, Worker]:
     from bench.inputs import hh_prompts
-    from bench.models import checkpoint, classifier
+    from bench.models import trained_checkpoint
 
+    model = str(trained_checkpoint())
     inputs = {
-        "model": str(checkpoint("small")),
-        "classifier": str(classifier("small")),
+        "model": model,
+        "classifier": model,  # the peer's value model: the policy's trunk with a new head
         "prompts": hh_prompts(common["n_prompts"])[1],
         "output": str(WORK / "trl_ppo"),
     }
@@ -135,6 +137,7 @@ def _row(found: Mapping[str, Any], seeds: Sequence[int], window: int, threads: i
         theirs / ours if ours and theirs else None for ours, theirs in zip(times["ours"], times["theirs"], strict=True)
     ]
     reached = [ratio for ratio in ratios if ratio is not None]
+    peaks = {side: max(run["peak_mib"][side] for run in runs) for side in SIDES}
     complete = len(reached) == len(ratios)
     ratio = statistics.median(reached) if complete else None
     return {
@@ -145,6 +148,9 @@ def _row(found: Mapping[str, Any], seeds: Sequence[int], window: int, threads: i
         "target": TARGET,
         "met": ratio is not None and ratio >= TARGET,
         "ratios": ratios,
+        "peak_mib_ours": peaks["ours"],
+        "peak_mib_theirs": peaks["theirs"],
+        "ratio_memory": peaks["theirs"] / peaks["ours"],
         "seconds": times,
         "final_scores": {side: [smoothed(run[side]["scores"], window)[-1] for run in runs] for side in SIDES},
         "first_scores": {side: [smoothed(run[side]["scores"], window)[0] for run in runs] for side in SIDES},
@@ -153,6 +159,8 @@ def _row(found: Mapping[str, Any], seeds: Sequence[int], window: int, threads: i
         "threads": threads,
         "machine": [run["machine"] for run in runs],
         "n_repeats": len(runs),
+        "spread": {"ratio": {"min": min(reached), "max": max(reached)} if reached else None},
+        "note": "" if complete else f"the peer's final score was not reached in {len(ratios) - len(reached)} runs",
     }
 
 

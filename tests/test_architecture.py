@@ -32,7 +32,7 @@ PURE = {
 }  # fmt: skip
 EFFECTFUL = {
     "ledger.artifacts", "ledger.manifest", "lm.load", "lm.logprobs", "lm.generate", "lm.loop", "lm.parallel",
-    "feedback.store", "feedback.leases", "feedback.snapshot", "feedback.importers", "feedback.exporters",
+    "feedback.store", "feedback.engine", "feedback.additions", "feedback.submission", "feedback.leases", "feedback.snapshot", "feedback.importers", "feedback.exporters",
     "feedback.schema", "prompts.sources", "reward.score", "reward.train", "policy.rollout", "policy.ppo", "sft.train",
     "rowfiles", "progress", "doctor", "batches", "report.page", "pipeline", "cli",
 }  # fmt: skip

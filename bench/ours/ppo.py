@@ -2,7 +2,7 @@
 
     python -m bench.ours.ppo WORK.json
 
-WORK.json: {n_prompts, prompt_tokens, n_samples, max_new_tokens, n_epochs, n_minibatches, learning_rate, kl_coef,
+WORK.json: {model, n_prompts, n_samples, max_new_tokens, n_epochs, n_minibatches, learning_rate, kl_coef,
 n_iterations, reward: "model" | "letters", seed, threads, …}; docs/benchmarks.md says what they mean.
 """
 
@@ -19,7 +19,7 @@ import torch
 import transformers
 from bench.inputs import hh_prompts
 from bench.letters import LETTER, SCORE_OF_ONE
-from bench.models import checkpoint, plain_reward_model
+from bench.models import plain_reward_model
 from bench.turns import Finished, Turns
 
 from karat.belief import ScoreScale
@@ -75,7 +75,7 @@ def main() -> None:
     turns = Turns()
     work = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(work["threads"])
-    lm = load_lm(checkpoint("small"), for_training=True)
+    lm = load_lm(work["model"], for_training=True)
     prompts, _ = hh_prompts(work["n_prompts"])
     config = ppo_config(work)
     score = model_score() if work["reward"] == "model" else letter_score

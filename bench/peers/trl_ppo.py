@@ -82,6 +82,7 @@ def main() -> None:
     turns = Turns()
     work = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(work["threads"])
+    torch.manual_seed(work["seed"])  # of the value model's head, where the checkpoint has none
     tokenizer = AutoTokenizer.from_pretrained(work["model"], padding_side="left")
     prompts = [ids for ids in work["prompts"] for _ in range(work["n_samples"])]
 

@@ -45,6 +45,7 @@ Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 
 Fault = Literal["no-kl", "unchecked-facts"]
 ImportFormat = Literal["votes", "preferences", "hh", "ukp"]
+InitSource = Literal["sandbox", "preferences", "votes"]
 ExportFormat = Literal["conversational", "standard", "votes"]
 
 
@@ -65,10 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has enough; Python would complain once more while it shuts down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if not _is_full_disk(error):
             raise
-        place = f"{error.filename}: " if error.filename else ""
+        place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
         return _complain(f"{place}the disk is full; free some space, and the same command continues where it stopped")
     if code == INTERRUPTED:  # typer itself turns an interruption into this code, silently
         print(f"\n{RESUMES}", file=sys.stderr)
@@ -327,9 +328,7 @@ def export(
 @app.command(epilog="Example: karat init config.yaml && karat run config.yaml")
 def init(
     path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("config.yaml"),
-    source: Annotated[
-        str, typer.Option(help="Where prompts and votes come from: sandbox or a section of the file.")
-    ] = "sandbox",
+    source: Annotated[InitSource, typer.Option(help="Where prompts and votes come from.")] = "sandbox",
     as_json: AsJson = False,
 ) -> None:
     """Write a commented configuration with every key and its default."""
@@ -337,9 +336,10 @@ def init(
         raise ConfigError(f"{path}: is already there; choose another name, or remove it first")
     from karat.ledger.artifacts import write_text
     from karat.pipeline.settings import RunConfig
+    from karat.pipeline.votes import VotesConfig
     from karat.starter import commented_yaml
 
-    write_text(path, commented_yaml(RunConfig, choose=source))
+    write_text(path, commented_yaml(VotesConfig) if source == "votes" else commented_yaml(RunConfig, choose=source))
     _answer(as_json, {"written": str(path)}, [f"{path}: written; change what you need, then: karat run {path}"])
 
 
@@ -391,6 +391,12 @@ def _summary_lines(summary: Mapping[str, Any]) -> list[str]:
 def _counts(summary: Any) -> str:
     counts = dataclasses.asdict(summary).items()
     return ", ".join(f"{count:,} {name.removeprefix('n_').replace('_', ' ')}" for name, count in counts)
+
+
+def _is_full_disk(error: Exception) -> bool:
+    """Whether a write failed for want of space; safetensors says so in words only."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return (isinstance(error, OSError) and error.errno in full) or any(f"(os error {n})" in str(error) for n in full)
 
 
 def _complain(message: str) -> int:

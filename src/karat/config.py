@@ -45,7 +45,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
 def apply_overrides(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A copy of the mapping with `a.b=value` overrides applied; values are read as YAML.
 
-    Raises: ConfigError for an override without `=` or through a key that is not a mapping.
+    Raises: ConfigError for an override without `=`, with a value that is not YAML, or through a key that is not a
+        mapping.
     """
     result = _copy(config)
     for override in overrides:
@@ -58,7 +59,10 @@ def apply_overrides(config: Mapping[str, Any], overrides: Sequence[str]) -> dict
             target = target.setdefault(key, {})
             if not isinstance(target, dict):
                 raise ConfigError(f"--set {override}: {key!r} holds a plain value, not a section")
-        target[keys[-1]] = yaml.safe_load(text)
+        try:
+            target[keys[-1]] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override}: not readable as YAML ({' '.join(str(error).split())})") from None
     return result
 
 

@@ -76,6 +76,12 @@ def ratio_bootstrap(
 
 
 def percentile_interval(value: float, draws: Draws, n: int, *, level: float, what: str) -> Estimate:
+    """The middle `level` of the bootstrap draws as the interval of a value.
+
+    Args:
+        draws: the statistic on each draw; not finite = undefined there.    n: clusters, for the method.
+    Returns: no interval where the statistic is undefined on more than 5 % of the draws.
+    """
     defined = draws[np.isfinite(draws)]
     if defined.size < 0.95 * draws.size:
         lost = draws.size - defined.size
@@ -100,6 +106,12 @@ def not_estimable(reason: str, n: int) -> Estimate:
 
 
 def cluster_sums(caller: str, values: Draws, clusters: ArrayLike) -> tuple[Draws, Draws]:
+    """Sum and number of the values of each cluster, in the order of the sorted labels.
+
+    Args:
+        clusters: one label a value.
+    Raises: InputError that begins with `caller`, for unequal lengths.
+    """
     labels = np.asarray(clusters)
     if labels.shape != values.shape:
         raise InputError(f"{caller}: found {labels.shape} clusters for {values.shape} values; expected one a value")
@@ -108,6 +120,7 @@ def cluster_sums(caller: str, values: Draws, clusters: ArrayLike) -> tuple[Draws
 
 
 def draw_chunks(n_draws: int, width: int) -> list[int]:
+    """Sizes of the blocks in which `n_draws` rows of `width` cells fit into CHUNK_CELLS; at least one row a block."""
     step = max(1, CHUNK_CELLS // max(1, width))
     return [min(step, n_draws - start) for start in range(0, n_draws, step)]
 
@@ -120,6 +133,10 @@ def _value_of(fn: Callable[[NDArray[np.intp]], float], rows: NDArray[np.intp]) -
 
 
 def finite_row(caller: str, values: ArrayLike) -> Draws:
+    """The values as a float64 row.
+
+    Raises: InputError that begins with `caller`, for another shape or values that are not finite.
+    """
     x = np.asarray(values, dtype=float)
     if x.ndim != 1:
         raise InputError(f"{caller}: found values of shape {x.shape}; expected one number a row")
@@ -131,6 +148,7 @@ def finite_row(caller: str, values: ArrayLike) -> Draws:
 
 
 def paired_rows(caller: str, a: ArrayLike, b: ArrayLike) -> tuple[Draws, Draws]:
+    """Two finite rows of one length. Raises: InputError that begins with `caller` otherwise."""
     x, y = finite_row(caller, a), finite_row(caller, b)
     if x.shape != y.shape:
         raise InputError(f"{caller}: found {x.size} and {y.size} values; expected one of each a row")
@@ -138,16 +156,19 @@ def paired_rows(caller: str, a: ArrayLike, b: ArrayLike) -> tuple[Draws, Draws]:
 
 
 def needed_rng(rng: np.random.Generator | None, caller: str) -> np.random.Generator:
+    """The generator, which may be left out only where nothing is drawn. Raises: InputError for None."""
     if rng is None:
         raise InputError(f"{caller}: an interval over clusters draws; expected rng=np.random.Generator, found None")
     return rng
 
 
 def checked_level(level: float) -> float:
+    """A confidence level as given. Raises: InputError outside (0, 1)."""
     if not 0 < level < 1:
         raise InputError(f"level: found {level}; expected a number in (0, 1), like 0.95")
     return level
 
 
 def percent(level: float) -> str:
+    """A share as text: 0.95 is "95 %"."""
     return f"{100 * level:g} %"

@@ -55,6 +55,9 @@ def _section(owner: type, field: dataclasses.Field, kind: type, indent: int) -> 
 
 
 def _entry(owner: type, field: dataclasses.Field, indent: int) -> list[str]:
+    hint = typing.get_type_hints(owner)[field.name]
+    if _default(field) is PLACEHOLDER and dataclasses.is_dataclass(hint):
+        return _section(owner, field, hint, indent)
     return _value_entry(owner, field, _default(field), indent)
 
 

@@ -33,7 +33,7 @@ SANDBOX: dict[str, Any] = {
         "checkpoint_every": 1,
         "evaluate_every": 1,
         "rollout": {"n_prompts": 8, "n_samples": 2, "max_new_tokens": 24},
-        "update": {"n_epochs": 1, "n_minibatches": 2},
+        "update": {"n_epochs": 1, "n_minibatches": 2, "learning_rate": 3.0e-3},
     },
     "watch": {"n_prompts": 6, "n_samples": 2},
     "evaluate": {"n_prompts": 12, "n_samples": 2, "n_best_of": 4, "best_of": [2]},
@@ -65,9 +65,16 @@ class Outcome:
 
 def karat(*arguments: object) -> Outcome:
     """Run a command in this process."""
+    import torch
+
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tensors this small only lose by sharing the work
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.main([str(argument) for argument in arguments])
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = cli.main([str(argument) for argument in arguments])
+    finally:
+        torch.set_num_threads(n_threads)
     return Outcome(code, out.getvalue(), err.getvalue())
 
 

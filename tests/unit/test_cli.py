@@ -272,7 +272,35 @@ def test_a_written_configuration_is_the_default_one(capsys, tmp_path: Path):
         )
     code, _, err = outcome(capsys, "init", str(tmp_path / "other.yaml"), "--source", "nowhere")
     assert (code, (tmp_path / "other.yaml").exists()) == (2, False)
-    assert "expected one of sandbox, preferences" in err
+    assert "'sandbox', 'preferences', 'votes'" in err
+
+
+def test_a_written_configuration_of_votes_is_the_default_one(capsys, tmp_path: Path):
+    from karat.pipeline.votes import VotesConfig, VotesSettings
+    from karat.starter import PLACEHOLDER
+
+    path = tmp_path / "votes.yaml"
+    code, out, _ = outcome(capsys, "init", str(path), "--source", "votes")
+    assert code == 0
+    assert str(path) in out
+    assert build(VotesConfig, load_yaml(path)) == VotesConfig(VotesSettings(Path(PLACEHOLDER)))
+    assert "# The votes, .jsonl or .jsonl.gz.\n  path:" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--sweep", "n_folds=2,3"], "found --sweep n_folds=2,3 for a configuration of `votes`"),
+        (["ppo"], "found the station 'ppo' for a configuration of `votes`"),
+        (["collect"], "expected `karat run` or `karat reward`"),
+    ],
+)
+def test_a_configuration_of_votes_refuses_what_it_cannot_do(capsys, tmp_path: Path, arguments, words: str):
+    path = tmp_path / "votes.yaml"
+    path.write_text("votes: {path: nowhere.jsonl}\n", encoding="utf-8")
+    code, out, err = outcome(capsys, arguments[0], str(path), *arguments[1:])
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert words in err
 
 
 def test_doctor_fails_only_over_what_is_needed(capsys, monkeypatch):

@@ -285,7 +285,7 @@ def test_the_real_harmless_comparisons_are_read_whole(tmp_path, store):
     for vote in snapshot.votes:
         chosen, rejected = (vote.a, vote.b) if vote.level == 1 else (vote.b, vote.a)
         longer += len(snapshot.responses[chosen].text) > len(snapshot.responses[rejected].text)
-    assert longer / 1600 == pytest.approx(0.44, abs=0.01)  # the data's README
+    assert 0.435 <= longer / 1600 < 0.445  # the data's README says 0.44, rounded to two digits
 
 
 def test_the_examples_of_the_documentation_are_read(tmp_path, store):

@@ -18,7 +18,8 @@ from alembic.migration import MigrationContext
 from feedback_cases import small_store, vote
 from karat.errors import StoreError
 from karat.feedback import schema
-from karat.feedback.store import MIGRATIONS, open_store
+from karat.feedback.engine import MIGRATIONS
+from karat.feedback.store import open_store
 from karat.records import Annotator, Judgement, Response, Task, user_prompt
 
 

@@ -249,8 +249,6 @@ def test_refuses_bad_input():
         train_ppo(toy_lm(), PROMPTS, share_of_w3, small(1), seed=0, critic=toy_lm().model.base_model)
 
 
-# peft asks transformers 5.23 for a name that it has deprecated
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_under_lora_only_the_adapter_learns_and_what_is_saved_is_merged(tmp_path):
     lm = toy_lm()
     before = {name: p.detach().clone() for name, p in lm.model.named_parameters()}

@@ -55,8 +55,6 @@ def test_every_row_equals_a_plain_forward_pass(temperature):
     assert rollout.sampler_gap[0] < 1e-5  # the sampler records float32
 
 
-# peft 0.x asks transformers 5.23 for a name that it has deprecated
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_under_lora_the_reference_is_the_model_without_its_adapter():
     plain_lm = toy_lm(torch.float64)
     base = toy_lm(torch.float64).model

@@ -87,7 +87,8 @@ def test_temperature_recovers_a_planted_overconfidence(world):
     data = vote_data(votes, prompts, responses)
     scores = torch.tensor([[3 * gold(text) for text in data.texts]])
     temperature = fit_temperature(scores, data.columns, VoteModel(RaterPriors(modelled=False), (-0.5, 0.5)))
-    assert temperature == pytest.approx(3.0, rel=0.25)
+    # two standard errors: 720 votes leave 0.22 (curvature of their likelihood at 3)
+    assert 3 - 0.44 < temperature < 3 + 0.44
     assert fit_temperature(-scores, data.columns, MODEL) > 15
 
 

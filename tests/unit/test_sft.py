@@ -3,9 +3,9 @@
 import math
 
 import pytest
-import tiny_models
 import torch
 
+import tiny_models
 from karat.errors import ConfigError, InputError
 from karat.lm.load import load_lm
 from karat.lm.loop import LoopConfig

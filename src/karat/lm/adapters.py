@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -50,8 +49,7 @@ def add_lora(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            with _peft_quiet():
-                adapted = get_peft_model(model, config)
+            adapted = get_peft_model(model, config)
         except ValueError as error:
             raise InputError(f"add_lora: {str(error).splitlines()[0]}") from error
     return adapted.eval()
@@ -98,14 +96,5 @@ def load_adapter(lm: LoadedLM, directory: str | Path, *, for_training: bool = Fa
     directory = Path(directory)
     if not (directory / "adapter_model.safetensors").is_file():
         raise CheckpointError(f"{directory}: found no adapter_model.safetensors; expected a directory of save_adapter")
-    with _peft_quiet():
-        adapted = PeftModel.from_pretrained(lm.model, directory, is_trainable=for_training)
+    adapted = PeftModel.from_pretrained(lm.model, directory, is_trainable=for_training)
     return replace(lm, model=adapted.eval())
-
-
-@contextmanager
-def _peft_quiet() -> Iterator[None]:
-    """Hide the deprecation that peft 0.21 itself raises with transformers 5.23; users can do nothing about it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-        yield

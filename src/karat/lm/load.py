@@ -43,6 +43,7 @@ from karat.lm.trees import Tree, pack_trees, padded_batch
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # relative; narrower dtypes are allowed 5e-2
+HEADER_ALIGNMENT = 64  # bytes, as torch aligns its own memory
 Attention = Literal["tree", "sdpa"]
 
 
@@ -233,7 +234,10 @@ def _model(path: Path, kind: Any, config: PreTrainedConfig, **options: Any) -> P
             raise CheckpointError(f"{path}: unsupported kind or damaged weights: {_first_line(error)}") from error
     wrong = sorted(str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]] if "pooler" not in str(key))
     if wrong:
-        raise CheckpointError(f"{path}: {len(wrong)} weights are missing or misshapen (first: {wrong[0]})")
+        raise CheckpointError(
+            f"{path}: unsupported kind or damaged weights: {len(wrong)} weights are missing or misshapen "
+            f"(first: {wrong[0]}); expected all that {type(model).__name__} needs"
+        )
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -347,7 +351,9 @@ def add_header_metadata(file: Path, metadata: Mapping[str, str]) -> None:
         header = json.loads(source.read(n_header))
         header["__metadata__"] = header.get("__metadata__", {}) | dict(metadata)
         text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
+        # Where the data begins must not depend on how long the run's name is: kernels round differently on memory that
+        # is aligned differently, and loaded weights are views of the file.
+        text += b" " * (-(8 + len(text)) % HEADER_ALIGNMENT)
         target.write(struct.pack("<Q", len(text)) + text)
         shutil.copyfileobj(source, target, 1 << 24)
         target.flush()

@@ -285,7 +285,8 @@ class JsonlReporter:
     def __init__(self, path: Path, *, resumed_step: int = 0) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= resumed_step]
+        # Whoever begins anew says everything anew, what was measured before the first step included.
+        kept = [line for line in _lines(path) if json.loads(line)["step"] <= resumed_step] if resumed_step else []
         path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

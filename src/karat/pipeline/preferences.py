@@ -32,6 +32,7 @@ def write_source(config: RunConfig, place: Workplace) -> StageResult:
         n_rows = fill(store, settings)
         prompts, responses, judgements = store.prompts(), store.responses(), store.judgements()
     fits = fitting(lm, prompts, responses, judgements, settings)
+    check_context(lm, [prompts[judgement.prompt_id] for judgement in fits], config)
     kept = {judgement.prompt_id: prompts[judgement.prompt_id] for judgement in fits}
     parts = split(kept.values(), FRACTIONS, key=lambda prompt: prompt.id)
     if not parts["practice"] or not parts["evaluation"] or not parts["validation"]:
@@ -64,6 +65,17 @@ def write_source(config: RunConfig, place: Workplace) -> StageResult:
         else []
     )
     return StageResult(outputs, {**counts, "n_left_out": left_out}, notes=notes)
+
+
+def check_context(lm: LoadedLM, prompts: Sequence[Prompt], config: RunConfig) -> None:
+    """Raise InputError where a prompt leaves no room for the responses that will be sampled to it."""
+    room = max(config.collect.max_new_tokens, config.ppo.rollout.max_new_tokens)
+    longest = max((len(prompt_tokens(lm.tokenizer, prompt.turns)) for prompt in prompts), default=0)
+    if longest + room > lm.context_length:
+        raise InputError(
+            f"{lm.path}: found a prompt of {longest} tokens with room wanted for {room} response tokens; expected at most "
+            f"{lm.context_length} in all, the model's context. Lower preferences.max_prompt_tokens or max_new_tokens"
+        )
 
 
 def fill(store: Store, settings: PreferencesSettings) -> int:

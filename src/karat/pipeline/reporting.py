@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from karat.errors import LedgerError
 from karat.evaluate.table import names_in_order
@@ -13,7 +13,7 @@ from karat.ledger.manifest import Manifest, read_manifests
 from karat.pipeline.stages import findings_of
 from karat.records import Estimate
 from karat.report.card import CardInput, Fact, audit_card, summary, write_summary
-from karat.report.figures import Bin, Panel, Series
+from karat.report.figures import Bin, Panel, Role, Series
 from karat.report.page import Curve, FeedbackSummary, ReportInput, ResponseShown, SampleShown, write_page
 
 REPORT = "report.html"
@@ -172,9 +172,12 @@ def _frontier(evaluation: Mapping[str, Any]) -> tuple[Panel, ...]:
     if not evaluation:
         return ()
     panels = []
-    for value in ("gold", "proxy"):
+    values: tuple[Literal["gold", "proxy"], ...] = ("gold", "proxy")
+    for value in values:
         series = []
-        for name, key in (("best of n", "frontier"), ("PPO, along training", "training")):
+        path = f"PPO along training, {value}"
+        kinds: tuple[tuple[str, str, Role], ...] = (("best of n", "frontier", "baseline"), (path, "training", value))
+        for name, key, role in kinds:
             rows = [row for row in evaluation[key] if row[value] is not None]
             if rows:
                 series.append(
@@ -183,7 +186,8 @@ def _frontier(evaluation: Mapping[str, Any]) -> tuple[Panel, ...]:
                         tuple(max(row["kl"], 0.0) for row in rows),
                         tuple(row[value] for row in rows),
                         labels=tuple(row["name"] for row in rows),
-                        points=key == "training",
+                        role=role,
+                        points=role == "baseline",
                     )
                 )
         if series:

@@ -15,7 +15,7 @@ from karat.pipeline.data import Texts, read_prompts, read_texts
 from karat.pipeline.settings import RunConfig
 from karat.pipeline.stages import Output, Run, StageResult, Workplace, training_reporters
 from karat.prompts.splits import split
-from karat.records import Finding, Prompt, Response, Vote
+from karat.records import Prompt, Response, Vote
 from karat.reward.baselines import length_baseline
 from karat.reward.calibration import decided_probs, predicted_probs
 from karat.reward.data import split_votes, vote_data
@@ -55,28 +55,15 @@ def train(
     metadata = {"run_id": run.id, "stage": "reward", "snapshot_root": snapshot.root}
     directory = save_reward(fit, place.model_directory("reward"), metadata=metadata, scale=scale)
     # 4. the gate, on prompts never trained on
-    findings = judge(run, config, fit, scorer, train_votes, parts["gate"], snapshot.prompts, snapshot.responses)
+    baseline = length_baseline(vote_data(train_votes, snapshot.prompts, snapshot.responses), fit.vote_model.priors)
+    findings = run_gate(
+        scorer, baseline, parts["gate"], snapshot.prompts, snapshot.responses, seed=child_seed(run.seed, "gate"),
+        praise=praise_for(config),
+    )  # fmt: skip
     counts = {"train": len(train_votes), "validation": len(validation), "gate": len(parts["gate"]), "split": how}
     metrics = _metrics(fit, scale) | {"votes": counts}
     metrics["calibration"] = calibration_bins(scorer, parts["gate"], snapshot.prompts, snapshot.responses)
     return StageResult([Output("model", directory, "model")], metrics, [*fit.findings, *findings])
-
-
-def judge(
-    run: Run,
-    config: RunConfig,
-    fit: RewardFit,
-    scorer: Scorer,
-    train_votes: Sequence[Vote],
-    held_out: Sequence[Vote],
-    prompts: Mapping[str, Prompt],
-    responses: Mapping[str, Response],
-) -> list[Finding]:
-    """The findings of the acceptance gate."""
-    baseline = length_baseline(vote_data(train_votes, prompts, responses), fit.vote_model.priors)
-    return run_gate(
-        scorer, baseline, held_out, prompts, responses, seed=child_seed(run.seed, "gate"), praise=praise_for(config)
-    )
 
 
 def praise_for(config: RunConfig) -> Sequence[str]:

@@ -68,9 +68,11 @@ def run_config(
     """Run a configuration for every seed and every value of a sweep.
 
     Returns: the summary of the run; of several, a table with means and intervals over seeds.
+    Raises: ConfigError for a sweep or an earlier station of a configuration of `votes`.
     """
     settings = load_yaml(path)
     if "votes" in settings:
+        _refuse_for_votes(path, sweep, until)
         return votes.run_votes(apply_overrides(settings, overrides), seeds=seeds, progress=progress)
     points = sweep_points(sweep)
     configs = {point: build(RunConfig, apply_overrides(settings, [*overrides, *point])) for point in points}
@@ -139,6 +141,18 @@ def _given_base(model: Path, run: Run, source: Manifest) -> tuple[ArtifactRef, .
     return (ref_of(run.directory, model.resolve(), "model", "base"),)
 
 
+def _refuse_for_votes(path: Path, sweep: Sequence[str], until: str | None) -> None:
+    """A run of given votes ends with its reward and compares no policies, so a sweep has no table to fill."""
+    if sweep:
+        raise ConfigError(
+            f"{path}: found --sweep {sweep[0]} for a configuration of `votes`; expected none: give each value with --set"
+        )
+    if until not in (None, "reward"):
+        raise ConfigError(
+            f"{path}: found the station {until!r} for a configuration of `votes`; expected `karat run` or `karat reward`"
+        )
+
+
 def sweep_points(sweep: Sequence[str]) -> list[tuple[str, ...]]:
     """Every combination of the values of `key=v1,v2` options, as overrides.
 
@@ -148,7 +162,7 @@ def sweep_points(sweep: Sequence[str]) -> list[tuple[str, ...]]:
     axes = []
     for option in sweep:
         key, separator, values = option.partition("=")
-        if not separator or not values:
+        if not key or not separator or not values:
             raise ConfigError(f"--sweep {option}: expected key=value,value")
         axes.append([f"{key}={value}" for value in values.split(",")])
     return [tuple(point) for point in itertools.product(*axes)]

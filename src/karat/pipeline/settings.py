@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from karat.belief import AGGREGATORS
 from karat.errors import ConfigError
 from karat.lm.fresh import DecoderShape
 from karat.policy.settings import PPOConfig
@@ -148,6 +149,10 @@ class RunConfig:
             found = "both" if self.sandbox else "neither"
             raise ConfigError(
                 f"configuration: found {found} of `sandbox` and `preferences`; expected exactly one section"
+            )
+        if self.aggregator not in AGGREGATORS:
+            raise ConfigError(
+                f"aggregator: found {self.aggregator!r}; expected one of {', '.join(sorted(AGGREGATORS))}"
             )
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ConfigError(f"name: found {self.name!r}; expected a plain directory name")

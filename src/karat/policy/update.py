@@ -52,16 +52,27 @@ class UpdateStats:
     """Running sums over the minibatches of one update; every mean is over counted tokens."""
 
     n_tokens: float = 0.0
+    """Counted tokens of all minibatches: each token once an epoch."""
     policy_loss: float = 0.0
+    """Sum over tokens of the clipped policy loss."""
     value_loss: float = 0.0
+    """Sum over tokens of the value loss."""
     n_clipped: float = 0.0
+    """Tokens whose ratio was clipped."""
     n_value_clipped: float = 0.0
+    """Tokens whose value was clipped."""
     approx_kl: float = 0.0
+    """Sum over tokens of the estimated KL from the rollout's policy, in nats."""
     ratio_max: float = 0.0
+    """Largest ratio of new to old probability at any token."""
     ratio_error_first: float | None = None
+    """Largest |ratio − 1| before the first optimiser step, when it should be 0; None = the policy was not updated."""
     grad_norms: list[float] = field(default_factory=list)
+    """Gradient norm of each optimiser step before clipping; not finite = the step was skipped."""
     n_minibatches: int = 0
+    """Minibatches so far, one step of each optimiser."""
     ended_early: bool = False
+    """True = the estimated KL passed its limit, and the remaining minibatches were left out."""
 
     def metrics(self, *, with_policy: bool) -> dict[str, float]:
         """Means for the log; policy figures are left out where the policy was not updated."""

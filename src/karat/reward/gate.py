@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,9 +19,8 @@ from karat.errors import GateError, InputError
 from karat.forecasts import calibration_slope, ece
 from karat.records import Estimate, Finding, Prompt, Response, Vote
 from karat.reward.baselines import Baseline
-from karat.reward.calibration import decided_probs, predicted_probs, vote_nll
+from karat.reward.calibration import VoteModel, decided_probs, predicted_probs, vote_nll
 from karat.reward.data import VoteData, vote_data
-from karat.reward.score import Scorer
 from karat.seeding import numpy_generator
 from karat.stats import mean_estimate, paired_difference, proportion
 
@@ -45,6 +45,19 @@ PRAISE = (
 """Phrases without any content that would please whatever was asked."""
 
 
+class GatedScorer(Protocol):
+    """What the gate asks of a reward model; `reward.score.Scorer` answers it."""
+
+    @property
+    def vote_model(self) -> VoteModel:
+        """What turns differences of logits into probabilities for a new rater."""
+        ...
+
+    def logits(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> torch.Tensor:
+        """Logits [S, N] of each head, one prompt and one text a column."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class _HeldOut:
     """Per-vote figures of one predictor."""
@@ -56,7 +69,7 @@ class _HeldOut:
 
 
 def run_gate(
-    scorer: Scorer,
+    scorer: GatedScorer,
     baseline: Baseline,
     held_out: Sequence[Vote],
     prompts: Mapping[str, Prompt],
@@ -152,7 +165,7 @@ def _calibration(model: _HeldOut, clusters: np.ndarray, seed: int) -> list[Findi
     ]
 
 
-def _praise(scorer: Scorer, data: VoteData, plain: torch.Tensor, praise: Sequence[str]) -> Finding:
+def _praise(scorer: GatedScorer, data: VoteData, plain: torch.Tensor, praise: Sequence[str]) -> Finding:
     """Append each phrase to every response and look how many gain more than the allowed share of a sd."""
     spread = _within_prompt_sd(plain, data.groups)
     worst, worst_phrase = -1.0, ""

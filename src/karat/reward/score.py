@@ -231,7 +231,7 @@ def _save_classifier(model: RewardModel, lm: LoadedLM, directory: Path, metadata
         )
     head.weight.data.copy_(model.mean_weight().unsqueeze(0))
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with _no_bars():
+    with _quiet():
         classifier.save_pretrained(directory, max_shard_size="4GB")
     lm.tokenizer.save_pretrained(directory)
     plain = json.loads((directory / "config.json").read_text(encoding="utf-8"))
@@ -251,7 +251,7 @@ def _load_trunk(directory: Path, card: Mapping[str, Any], device: str) -> Trunk:
         raise CheckpointError(f"{directory}: found a trunk of kind {kind!r}; expected decoder or encoder")
     tokenizer = described.pop("tokenizer")
     try:
-        with _no_bars():
+        with _quiet():
             trunk = AutoModel.from_pretrained(
                 directory, attn_implementation=TREE_ATTENTION if described["use_trees"] else None, use_safetensors=True
             )
@@ -270,13 +270,15 @@ def _load_trunk(directory: Path, card: Mapping[str, Any], device: str) -> Trunk:
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
-    """transformers draws no progress bars: standard error belongs to karat's own."""
-    shown = transformers_logging.is_progress_bar_enabled()
+def _quiet() -> Iterator[None]:
+    """transformers draws no progress bars and reports no heads left out: standard error belongs to karat's own."""
+    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if shown:
             transformers_logging.enable_progress_bar()
 

@@ -91,20 +91,35 @@ class TrainingRun:
     """One training run: what its step reads and writes. All that changes is in `state`."""
 
     model: RewardModel
+    """The model in training."""
     data: VoteData
+    """The votes trained on, and their texts."""
     held: VoteData | None
+    """Held-out votes for early stopping; None = train for all epochs."""
     config: RewardConfig
+    """What was asked for."""
     seed: int
+    """Dropout follows from it and the step."""
     encoded: list[Encoded]
+    """The texts of `data` as the trunk reads them."""
     log_length: Float[Tensor, " N"]
+    """log(1 + characters) of each text."""
     weights: Float[Tensor, "S A"]
+    """How much each rater counts in each head's bootstrap."""
     table: RaterTable
+    """Rater parameters, and the last score of each text."""
     best: BestEpoch
+    """Which epoch was best on the held-out votes."""
     copy: WeightCopy
+    """The weights of that epoch."""
     state: TrainState
+    """Weights, optimiser and the above, as a checkpoint holds them."""
     plans: list[list[Minibatch]]
+    """The minibatches of each epoch."""
     one_rater: bool
+    """True = all votes are by one rater."""
     held_scores: Float[Tensor, "S N"] | None = None
+    """Scores of the held-out texts after the best epoch, in this process."""
 
     @property
     def n_steps(self) -> int:
@@ -164,6 +179,7 @@ class TrainingRun:
             yield loss
 
     def scores(self, items: Sequence[Encoded], log_length: Tensor) -> Float[Tensor, "S n"]:
+        """Raw scores of some texts, with gradients."""
         features = self.model.features(items, token_budget=self.config.token_budget)
         return self.model(features, log_length).cpu()
 

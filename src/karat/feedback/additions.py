@@ -1,0 +1,70 @@
+"""Adding what can be judged, and by whom: each row once, and only where what it refers to is already there.
+
+Knows one open connection and the tables; transactions are the caller's. Knows nothing about judgements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, select
+
+from karat.errors import StoreError
+from karat.feedback import leases
+from karat.feedback import schema as tables
+from karat.records import Annotator, Prompt, Response, Task
+
+
+def add_prompts(connection: Connection, prompts: Iterable[Prompt]) -> int:
+    """Store prompts that are not there yet. Returns: how many were new."""
+    return _add(connection, tables.prompts, map(tables.prompt_row, prompts))
+
+
+def add_responses(connection: Connection, responses: Iterable[Response]) -> int:
+    """Store responses that are not there yet; their prompts must be. Returns: how many were new."""
+    rows = [tables.response_row(response) for response in responses]
+    require(connection, tables.prompts, {row["prompt_id"] for row in rows}, "the prompt", "add_prompts")
+    return _add(connection, tables.responses, rows)
+
+
+def add_annotators(connection: Connection, annotators: Iterable[Annotator]) -> int:
+    """Store raters that are not there yet. Returns: how many were new."""
+    rows = ({"id": who.id, "origin": who.origin, "grp": who.group} for who in annotators)
+    return _add(connection, tables.annotators, rows)
+
+
+def add_tasks(connection: Connection, new: Iterable[Task]) -> int:
+    """Queue tasks that are not there yet; their texts must be. Returns: how many were new."""
+    new = list(new)
+    require(connection, tables.prompts, {task.prompt_id for task in new}, "the prompt", "add_prompts")
+    named = {response_id for task in new for response_id in task.response_ids}
+    require(connection, tables.responses, named, "the response", "add_responses")
+    return _add(connection, tables.tasks, map(tables.task_row, new))
+
+
+def require(connection: Connection, table: sa.Table, keys: set[str], what: str, remedy: str) -> None:
+    """Raise StoreError naming the first of the keys that is not in the table, and what to do first."""
+    unknown = keys - _known(connection, table.c.id, keys)
+    if unknown:
+        raise StoreError(f"found {what} {min(unknown)!r}, which is not in the store; {remedy} first")
+
+
+def _known(connection: Connection, column: sa.Column, keys: Iterable[str]) -> set[str]:
+    wanted = sorted(keys)
+    found: set[str] = set()
+    for start in range(0, len(wanted), leases.CHUNK):
+        found.update(
+            connection.execute(select(column).where(column.in_(wanted[start : start + leases.CHUNK]))).scalars()
+        )
+    return found
+
+
+def _add(connection: Connection, table: sa.Table, rows: Iterable[dict[str, Any]]) -> int:
+    by_id = {row["id"]: row for row in rows}
+    known = _known(connection, table.c.id, by_id)
+    new = [row for key, row in by_id.items() if key not in known]
+    if new:
+        connection.execute(table.insert(), new)
+    return len(new)

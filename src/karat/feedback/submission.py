@@ -1,0 +1,175 @@
+"""Submitting judgements: the same key twice is one judgement, another content under it is an error.
+
+Knows one open connection and the tables; transactions are the caller's. A judgement must answer a task that is there,
+by a rater who is there, about the texts of that task; what it corrects must be the rater's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, select
+
+from karat.errors import StoreError
+from karat.feedback import leases
+from karat.feedback import schema as tables
+from karat.feedback.additions import require
+from karat.feedback.schema import StoredJudgement, judgement_rows, stored_judgement
+from karat.records import Judgement
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where an imported judgement came from, beside what the judgement itself says."""
+
+    file: str
+    """Name of the file."""
+    line: int
+    """Line in it, from 1."""
+    session: str | None = None
+    """The file's own name for the sitting in which it was given; None = not known."""
+    accepted_at: str | None = None
+    """When the rater took the work, as the file says it; None = not known."""
+
+
+def submit(connection: Connection, judgements: Sequence[Judgement], *, now: float) -> list[StoredJudgement]:
+    """Store judgements whose key is new.
+
+    Args:
+        now: seconds since the epoch, for leases that may be open.
+    Returns: all of them as stored, in their order.
+    Raises: StoreError for a key that was used for another content, or an unknown task, rater or text.
+    """
+    keyed, keys, stored = _split_known(connection, judgements)
+    new = _insert_new(connection, keyed, stored, now=now, provenance={})
+    stored |= _stored_by_key(connection, new)
+    return [stored[key] for key in keys]
+
+
+def submit_imported(
+    connection: Connection, judgements: Sequence[Judgement], provenance: Mapping[str, Provenance], *, now: float
+) -> int:
+    """Store judgements whose key is new, with where they came from by submission key. Returns: how many were new."""
+    keyed, _, stored = _split_known(connection, judgements)
+    return len(_insert_new(connection, keyed, stored, now=now, provenance=provenance))
+
+
+def judgement_question() -> sa.Select:
+    """Every judgement with its words, where they were not erased."""
+    joined = tables.judgements.outerjoin(tables.words, tables.words.c.judgement_id == tables.judgements.c.id)
+    return select(tables.judgements, tables.words.c.words).select_from(joined)
+
+
+def _split_known(
+    connection: Connection, judgements: Sequence[Judgement]
+) -> tuple[dict[str, Judgement], list[str], dict[str, StoredJudgement]]:
+    """Judgements by submission key, the keys in the order given, and what is stored under them already."""
+    keyed: dict[str, Judgement] = {}
+    keys: list[str] = []
+    for judgement in map(_with_floats, judgements):
+        key = judgement.submission or tables.UNNAMED + judgement.id
+        if key in keyed and not _same_content(keyed[key], judgement):
+            raise _reused(key)
+        keyed.setdefault(key, judgement)
+        keys.append(key)
+    stored = _stored_by_key(connection, keyed)
+    for key, record in stored.items():
+        if not record.erased and not _same_content(record.judgement, keyed[key]):
+            raise _reused(key)
+    return keyed, keys, stored
+
+
+def _insert_new(
+    connection: Connection,
+    keyed: Mapping[str, Judgement],
+    stored: Mapping[str, StoredJudgement],
+    *,
+    now: float,
+    provenance: Mapping[str, Provenance],
+) -> list[str]:
+    """Insert what is not stored; returns its keys."""
+    new = [judgement for key, judgement in keyed.items() if key not in stored]
+    if not new:
+        return []
+    _check_new(connection, new)
+    late = leases.close_leases(connection, [(each.task_id, each.annotator) for each in new], now=now)
+    rows = [judgement_rows(each, salt=_salt(each), late=flag) for each, flag in zip(new, late, strict=True)]
+    connection.execute(tables.judgements.insert(), [each.judgement for each in rows])
+    connection.execute(tables.salts.insert(), [each.salt for each in rows])
+    if words := [each.words for each in rows if each.words is not None]:
+        connection.execute(tables.words.insert(), words)
+    origins = [
+        {"judgement_id": each.judgement["id"], **vars(provenance[each.judgement["submission"]])}
+        for each in rows
+        if each.judgement["submission"] in provenance
+    ]
+    if origins:
+        connection.execute(tables.provenance.insert(), origins)
+    return [key for key in keyed if key not in stored]
+
+
+def _check_new(connection: Connection, new: Sequence[Judgement]) -> None:
+    require(connection, tables.tasks, {each.task_id for each in new}, "the task", "add_tasks")
+    require(connection, tables.annotators, {each.annotator for each in new}, "the rater", "add_annotators")
+    earlier = {each.supersedes: each.annotator for each in new if each.supersedes is not None}
+    columns = tables.judgements.c
+    for judgement_id, annotator in earlier.items():
+        owner = connection.execute(select(columns.annotator).where(columns.id == judgement_id)).scalar()
+        if owner != annotator:
+            raise StoreError(
+                f"judgement by {annotator!r} supersedes {judgement_id!r}, which is not an earlier judgement of hers; "
+                "correct only your own"
+            )
+    named = {each.task_id for each in new}
+    asked: dict[str, tuple[str, str]] = {}
+    wanted = sorted(named)
+    for start in range(0, len(wanted), leases.CHUNK):
+        some = tables.tasks.c.id.in_(wanted[start : start + leases.CHUNK])
+        for row in connection.execute(select(tables.tasks).where(some)):
+            asked[row.id] = (row.prompt_id, row.response_ids)
+    for each in new:
+        if asked[each.task_id] != (each.prompt_id, tables.json_text(each.response_ids)):
+            raise StoreError(
+                f"judgement of task {each.task_id} names prompt {each.prompt_id} and responses "
+                f"{', '.join(each.response_ids)}; expected those of the task"
+            )
+
+
+def _stored_by_key(connection: Connection, keys: Iterable[str]) -> dict[str, StoredJudgement]:
+    wanted = list(keys)
+    column = tables.judgements.c.submission
+    found: dict[str, StoredJudgement] = {}
+    for start in range(0, len(wanted), leases.CHUNK):
+        question = judgement_question().where(column.in_(wanted[start : start + leases.CHUNK]))
+        found.update((row.submission, stored_judgement(row)) for row in connection.execute(question))
+    return found
+
+
+def _same_content(first: Judgement, second: Judgement) -> bool:
+    return first == second or first.id == dataclasses.replace(second, created_at=first.created_at).id
+
+
+def _reused(key: str) -> StoreError:
+    return StoreError(f"submission {key!r} was used for another judgement; expected one key for each submission")
+
+
+def _with_floats(judgement: Judgement) -> Judgement:
+    # the columns hold floats: 3 and 3.0 must not become two identities of one event
+    changes = {
+        name: float(getattr(judgement, name))
+        for name in ("active_s", "idle_s", "propensity")
+        if isinstance(getattr(judgement, name), int)
+    }
+    return dataclasses.replace(judgement, **changes) if changes else judgement
+
+
+def _salt(judgement: Judgement) -> str:
+    # nobody's words need protection in a simulation, and two seeded runs must give the same bytes
+    if judgement.origin == "simulated":
+        return hashlib.sha256(b"simulated\0" + judgement.submission.encode()).hexdigest()[:32]
+    return secrets.token_hex(16)

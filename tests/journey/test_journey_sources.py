@@ -1,0 +1,179 @@
+"""Real input of three kinds, tiny: preferences with a decoder, votes with an encoder, and the gate on the way."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from journeys import SANDBOX, inside, karat, manifests, write_config, write_rows
+from tiny_models import tiny_checkpoint
+
+from karat.pipeline import rewarding
+from karat.pipeline.runs import FAULTS
+from karat.records import Finding
+
+WORDS = "yes no perhaps never always good bad red blue green".split()
+
+
+def preferences(n: int) -> list[dict[str, str]]:
+    """Rows of whole conversations whose preferred ends say one word more often."""
+    draws = random.Random(0)
+    rows = []
+    for i in range(n):
+        start = f"\n\nHuman: {i} or {draws.choice(WORDS)}?\n\nAssistant: "
+        rows.append({"chosen": f"{start}good {draws.choice(WORDS)}", "rejected": f"{start}bad {draws.choice(WORDS)}"})
+    return rows
+
+
+def test_preferences_and_a_checkpoint_reach_a_policy_that_plain_transformers_loads(here: Path):
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    tiny_checkpoint("qwen3", here / "model")
+    write_rows(Path("rows.jsonl"), preferences(80))
+    small = {key: SANDBOX[key] for key in ("ppo", "watch", "evaluate", "allow_ungated_reward")}
+    limits = {"max_prompt_tokens": 80, "max_response_tokens": 24}
+    config = {"preferences": {"path": "rows.jsonl", "model": "model", **limits}, **small}
+    config["collect"] = {"n_prompts": 16, "n_samples": 2, "max_new_tokens": 16}
+    config["evaluate"] = {**SANDBOX["evaluate"], "n_prompts": 8}
+    outcome = karat("run", write_config(config))
+    assert outcome.code == 0, outcome.err
+    run = here / "runs" / "run"
+    assert set(manifests(run)) == {"source", "sft", "collect", "reward", "ppo", "evaluate"}
+    summary = json.loads((run / "summary.json").read_text())
+    gold = summary["policies"]["ppo"]["gold"]
+    assert gold["value"] is None
+    assert "not" in gold["method"]
+    assert summary["unsafe"]
+    assert outcome.out.startswith("UNSAFE: ")
+    assert karat("verify", run).code == 0
+    assert "votes 80" in karat("trace", run, "models/ppo").out
+    for stage in ("sft", "ppo"):
+        model = AutoModelForCausalLM.from_pretrained(run / "models" / stage)
+        tokens = AutoTokenizer.from_pretrained(run / "models" / stage)("Which?", return_tensors="pt")
+        assert torch.isfinite(model(**tokens).logits).all()
+    head = AutoModelForSequenceClassification.from_pretrained(run / "models" / "reward")
+    assert head.config.num_labels == 1
+    assert head.config.pad_token_id is not None
+    # a file with other content under the same name is another run's input
+    before = manifests(run)
+    write_rows(Path("rows.jsonl"), [*preferences(80), *preferences(90)[80:]])
+    assert karat("sft", "tiny.yaml").code == 0
+    assert manifests(run)["source"] != before["source"]
+
+
+def votes(n: int, raters: int = 6) -> list[dict[str, Any]]:
+    """Votes on four topics by raters who like one word."""
+    draws = random.Random(1)
+    rows = []
+    for i in range(n):
+        good, bad = f"good {draws.choice(WORDS)} {i}", f"bad {draws.choice(WORDS)} {i}"
+        for rater in draws.sample(range(raters), 3):
+            choice = draws.choices(["a", "b", "tie"], [7, 2, 1])[0]
+            rows.append(
+                {"prompt": f"Topic {i % 4}?", "topic": f"t{i % 4}", "a": good, "b": bad, "choice": choice,
+                 "annotator": f"rater {rater}", "reason": "I like it", "accepted_at": "2026-01-31T16:53:19Z",
+                 "submitted_at": "2026-01-31T16:54:02Z", "session": f"s{rater}-{i}"}
+            )  # fmt: skip
+    return rows
+
+
+def encoder(directory: Path) -> None:
+    """A BERT with random weights and a tokenizer of the words of these votes."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, *map(str, range(60)), "Topic", "?"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
+        model_max_length=64,
+    )  # fmt: skip
+    shape = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        BertModel(BertConfig(hidden_size=32, vocab_size=len(words), **shape)).save_pretrained(directory)
+    fast.save_pretrained(directory)
+
+
+def test_votes_of_four_topics_and_an_encoder_reach_a_report(here: Path):
+    encoder(here / "encoder")
+    rows = votes(40)
+    write_rows(Path("votes.jsonl"), rows)
+    config = {
+        "name": "opinions", "votes": {"path": "votes.jsonl"}, "encoder": "encoder", "max_tokens": 32, "n_folds": 4,
+        "reward": {"n_epochs": 1, "batch_responses": 32, "heads": {"n_heads": 2}},
+    }  # fmt: skip
+    outcome = karat("run", write_config(config), "--json")
+    assert outcome.code == 0, outcome.err
+    run = here / "runs" / "opinions"
+    assert set(manifests(run)) == {"collect", "fold-0", "fold-1", "fold-2", "fold-3", "reward"}
+    collected = json.loads(manifests(run)["collect"])["metrics"]
+    assert (collected["n_votes"], collected["n_raters"]) == (len(rows), 6)
+    assert (collected["n_reasons"], collected["n_timed"]) == (len(rows), len(rows))
+    systems = json.loads(manifests(run)["reward"])["metrics"]["systems"]
+    assert {"length", "ngram", "reward_model"} <= set(systems)
+    for system in ("length", "ngram", "reward_model"):
+        assert systems[system]["accuracy"]["n"] > 0
+    page = (run / "report.html").read_text()
+    assert "reward model" in page
+    assert "not measured" in page
+    assert karat("verify", run).code == 0
+    assert f"votes {len(rows)}" in karat("trace", run, "models/reward").out
+    before = manifests(run)
+    assert json.loads(karat("run", "tiny.yaml", "--json").out) == json.loads(outcome.out)
+    assert manifests(run) == before
+
+
+FAILED = Finding("gate.calibration", "Are its probabilities right on average?", "fail", detail="ECE 0.4")
+
+
+@pytest.mark.parametrize("fault", [None, *FAULTS])
+def test_a_reward_that_fails_its_gate_stops_before_the_policy(copied: Path, monkeypatch, fault: str | None):
+    """The finding is set, because a run of seconds holds back too few votes to fail honestly; the rest is real."""
+    run = copied / "runs" / "tiny"
+    for stage in ("ppo", "evaluate"):
+        (run / "manifests" / f"{stage}.json").unlink()
+    before = manifests(run)
+    monkeypatch.setattr(rewarding, "run_gate", lambda *_, **__: [FAILED])
+    switched = [change for change in FAULTS.get(fault or "", ()) if not change.startswith("allow_ungated_reward")]
+    options = [
+        part for change in [*switched, "allow_ungated_reward=false", "reward.n_epochs=2"] for part in ("--set", change)
+    ]
+    complaint = karat("run", "tiny.yaml", *options).complaint
+    assert "gate" in complaint
+    assert "calibration" in complaint
+    assert "allow_ungated_reward" in complaint
+    assert not {"ppo", "evaluate"} & set(manifests(run))
+    assert set(manifests(run)) == set(before)
+    # what was recorded of the failure stays, and with the option the run ends and says so first
+    allowed = karat("run", "tiny.yaml", *options, "--set", "allow_ungated_reward=true")
+    assert allowed.code == 0, allowed.err
+    assert allowed.out.startswith("UNSAFE: allow_ungated_reward")
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["unsafe"]
+    assert "calibration fail" in allowed.out
+    # refusing it afterwards does not wash the policy that is there
+    assert "gate" in karat("run", "tiny.yaml", *options).complaint
+    assert karat("report", run).out.startswith("UNSAFE: allow_ungated_reward")
+
+
+def test_every_fault_of_the_demo_allows_what_it_is_there_to_show():
+    for fault, changes in FAULTS.items():
+        assert "allow_ungated_reward=true" in changes, fault
+
+
+def test_a_run_continued_with_other_settings_equals_one_that_had_them_from_the_start(copied: Path, here: Path):
+    """Votes that were given on the samples of another policy do not slip into this one's reward."""
+    change = ("--set", "sft.epochs=1")
+    with inside(copied):
+        assert karat("collect", "tiny.yaml", *change).code == 0
+        again = json.loads(manifests(copied / "runs/tiny")["collect"])["metrics"]["n_votes"]
+    with inside(here / "fresh"):
+        assert karat("collect", write_config(SANDBOX), *change).code == 0
+        fresh = json.loads(manifests(here / "fresh/runs/tiny")["collect"])["metrics"]["n_votes"]
+    assert again == fresh
