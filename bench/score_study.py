@@ -140,13 +140,16 @@ def _row(found: Mapping[str, Any], seeds: Sequence[int], window: int, threads: i
     peaks = {side: max(run["peak_mib"][side] for run in runs) for side in SIDES}
     complete = len(reached) == len(ratios)
     ratio = statistics.median(reached) if complete else None
+    # a peer that did not get better sets no mark to reach
+    learnt = all(final > smoothed(run["theirs"]["scores"], window)[0] for run, final in zip(runs, finals, strict=True))
     return {
         "work": "time-to-score",
         "unit": "s to the peer's final score",
         **{side: statistics.median(times[side]) if complete else None for side in SIDES},
         "ratio": ratio,
         "target": TARGET,
-        "met": ratio is not None and ratio >= TARGET,
+        "met": ratio is not None and ratio >= TARGET and learnt,
+        "peer_learnt": learnt,
         "ratios": ratios,
         "peak_mib_ours": peaks["ours"],
         "peak_mib_theirs": peaks["theirs"],

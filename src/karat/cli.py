@@ -41,8 +41,6 @@ RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="The directory
 StorePath = Annotated[str, typer.Option("--store", help="The feedback store: a file or a database address.")]
 Seeds = Annotated[str, typer.Option("--seeds", help="Seeds: 0, 0-4 or 0,3,7.")]
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
-
-
 Fault = Literal["no-kl", "unchecked-facts"]
 ImportFormat = Literal["votes", "preferences", "hh", "ukp"]
 InitSource = Literal["sandbox", "preferences", "votes"]
@@ -67,10 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
-        if not _is_full_disk(error):
+        said = f"(os error {getattr(error, 'errno', None)}) {error}"  # safetensors tells the number in words only
+        if not any(f"(os error {full})" in said for full in (errno.ENOSPC, errno.EDQUOT)):
             raise
-        place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
-        return _complain(f"{place}the disk is full; free some space, and the same command continues where it stopped")
+        place = getattr(error, "filename", None) or "a write failed"
+        return _complain(f"{place}: the disk is full; free some space and run the same command again")
     if code == INTERRUPTED:  # typer itself turns an interruption into this code, silently
         print(f"\n{RESUMES}", file=sys.stderr)
     return code if isinstance(code, int) else 0
@@ -391,12 +390,6 @@ def _summary_lines(summary: Mapping[str, Any]) -> list[str]:
 def _counts(summary: Any) -> str:
     counts = dataclasses.asdict(summary).items()
     return ", ".join(f"{count:,} {name.removeprefix('n_').replace('_', ' ')}" for name, count in counts)
-
-
-def _is_full_disk(error: Exception) -> bool:
-    """Whether a write failed for want of space; safetensors says so in words only."""
-    full = (errno.ENOSPC, errno.EDQUOT)
-    return (isinstance(error, OSError) and error.errno in full) or any(f"(os error {n})" in str(error) for n in full)
 
 
 def _complain(message: str) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from journeys import SANDBOX, karat, manifests, n_votes, write_config, write_rows
+
 from tiny_models import tiny_checkpoint, tiny_tokenizer
 
 VOTE = {"prompt": "Which?", "a": "this", "b": "that", "choice": "a", "annotator": "ann"}
@@ -216,12 +217,14 @@ def test_prompts_longer_than_the_context(here: Path):
         (("--seeds", "4-0"), "--seeds 4-0: expected numbers"),
     ],
 )  # fmt: skip
-def test_options_that_cannot_be_used(here: Path, arguments: tuple[str, str], words: str):
+@pytest.mark.usefixtures("here")
+def test_options_that_cannot_be_used(arguments: tuple[str, str], words: str):
     refused(words, "run", write_config(SANDBOX), *arguments)
     assert not Path("runs").exists()
 
 
-def test_configurations_that_cannot_be_used(here: Path):
+@pytest.mark.usefixtures("here")
+def test_configurations_that_cannot_be_used():
     refused("nowhere.yaml: no such file", "run", "nowhere.yaml")
     refused("unknown configuration key 'sandbocks'; did you mean 'sandbox'?", "run", write_config({"sandbocks": {}}))
     refused("found neither of `sandbox` and `preferences`", "run", write_config({"name": "x"}))
@@ -237,7 +240,8 @@ def test_configurations_that_cannot_be_used(here: Path):
     assert not Path("runs").exists()
 
 
-def test_options_that_a_run_on_votes_does_not_have(here: Path):
+@pytest.mark.usefixtures("here")
+def test_options_that_a_run_on_votes_does_not_have():
     """Nothing that was asked for is passed over in silence."""
     write_rows(Path("rows.jsonl"), [VOTE])
     write_config({"votes": {"path": "rows.jsonl"}})

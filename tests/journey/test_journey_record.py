@@ -27,7 +27,8 @@ def test_a_finished_run_has_every_stage_its_summary_and_its_report(finished: Pat
         assert outside not in page
 
 
-def test_verify_is_clean_and_then_names_the_flipped_byte(copied: Path):
+@pytest.mark.usefixtures("copied")
+def test_verify_is_clean_and_then_names_the_flipped_byte():
     clean = karat("verify", "runs/tiny")
     assert (clean.code, clean.err) == (0, "")
     assert "every recorded byte as it was" in clean.out
@@ -62,7 +63,8 @@ def test_trace_reaches_the_votes_with_their_number_and_raters(finished: Path):
         assert len(listed["trees"][0]["facts"]["judgements"]) == collected["n_votes"]
 
 
-def test_report_writes_the_page_again_and_computes_nothing(copied: Path):
+@pytest.mark.usefixtures("copied")
+def test_report_writes_the_page_again_and_computes_nothing():
     run = Path("runs/tiny")
     before = manifests(run)
     page, summary = (run / "report.html").read_bytes(), (run / "summary.json").read_bytes()
@@ -74,7 +76,8 @@ def test_report_writes_the_page_again_and_computes_nothing(copied: Path):
     assert manifests(run) == before
 
 
-def test_the_same_command_again_repeats_nothing(copied: Path):
+@pytest.mark.usefixtures("copied")
+def test_the_same_command_again_repeats_nothing():
     run = Path("runs/tiny")
     before = manifests(run)
     again = karat("run", "tiny.yaml", "--json")
@@ -87,7 +90,8 @@ def test_the_same_command_again_repeats_nothing(copied: Path):
 
 
 @pytest.mark.parametrize("command", ["verify", "trace", "report"])
-def test_json_is_one_object_on_standard_output(copied: Path, command: str):
+@pytest.mark.usefixtures("copied")
+def test_json_is_one_object_on_standard_output(command: str):
     found = karat(command, "runs/tiny", "--json")
     assert found.code == 0
     assert isinstance(json.loads(found.out), dict)
@@ -100,13 +104,20 @@ def test_two_seeded_runs_in_different_directories_are_equal_to_the_bit(finished:
 
 
 def test_replicates_give_a_table_with_intervals_and_reuse_what_is_done(here: Path):
-    small = {**SANDBOX, "ppo": {**SANDBOX["ppo"], "n_iterations": 2, "checkpoint_every": 0}}
-    command = ("run", write_config(small), "--seeds", "0-1", "--sweep", "ppo.reward.kl_coef=0.05,0.2", "--json")
+    small = {
+        **SANDBOX,
+        "ppo": {**SANDBOX["ppo"], "n_iterations": 2, "checkpoint_every": 0},
+        "watch": {**SANDBOX["watch"], "keep": "last"},
+    }
+    command = ("run", write_config(small), "--seeds", "0-1", "--sweep", "ppo.update.learning_rate=0.001,0.01", "--json")
     first = karat(*command)
     assert first.code == 0, first.err
     answer = json.loads(first.out)
     assert len(set(answer["runs"])) == 4
-    assert [row["setting"] for row in answer["table"]] == ["ppo.reward.kl_coef=0.05", "ppo.reward.kl_coef=0.2"]
+    assert [row["setting"] for row in answer["table"]] == [
+        "ppo.update.learning_rate=0.001",
+        "ppo.update.learning_rate=0.01",
+    ]
     for row in answer["table"]:
         assert row["seeds"] == 2
         assert row["ppo gold"]["n"] == 2
@@ -118,6 +129,6 @@ def test_replicates_give_a_table_with_intervals_and_reuse_what_is_done(here: Pat
     assert {run: manifests(here / run) for run in answer["runs"]} == before
     seeds = [weights(here / run / "models/ppo") for run in answer["runs"]]
     assert len(set(seeds)) == 4
-    plain = karat("run", "tiny.yaml", "--seeds", "0-1", "--sweep", "ppo.reward.kl_coef=0.05,0.2")
+    plain = karat("run", "tiny.yaml", "--seeds", "0-1", "--sweep", "ppo.update.learning_rate=0.001,0.01")
     assert plain.code == 0
-    assert "ppo.reward.kl_coef=0.05" in plain.out
+    assert "ppo.update.learning_rate=0.001" in plain.out

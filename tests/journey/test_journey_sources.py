@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from journeys import SANDBOX, inside, karat, manifests, write_config, write_rows
-from tiny_models import tiny_checkpoint
+from journeys import SANDBOX, karat, manifests, write_config, write_rows
 
+from karat.ledger.artifacts import directory_hash
 from karat.pipeline import rewarding
 from karat.pipeline.runs import FAULTS
 from karat.records import Finding
+from tiny_models import tiny_checkpoint
 
-WORDS = "yes no perhaps never always good bad red blue green".split()
+WORDS = ["yes", "no", "perhaps", "never", "always", "good", "bad", "red", "blue", "green"]
 
 
 def preferences(n: int) -> list[dict[str, str]]:
@@ -46,7 +47,8 @@ def test_preferences_and_a_checkpoint_reach_a_policy_that_plain_transformers_loa
     summary = json.loads((run / "summary.json").read_text())
     gold = summary["policies"]["ppo"]["gold"]
     assert gold["value"] is None
-    assert "not" in gold["method"]
+    assert "no gold reward is known" in gold["method"]
+    assert "not measured" in (run / "report.html").read_text()
     assert summary["unsafe"]
     assert outcome.out.startswith("UNSAFE: ")
     assert karat("verify", run).code == 0
@@ -167,13 +169,8 @@ def test_every_fault_of_the_demo_allows_what_it_is_there_to_show():
         assert "allow_ungated_reward=true" in changes, fault
 
 
-def test_a_run_continued_with_other_settings_equals_one_that_had_them_from_the_start(copied: Path, here: Path):
-    """Votes that were given on the samples of another policy do not slip into this one's reward."""
-    change = ("--set", "sft.epochs=1")
-    with inside(copied):
-        assert karat("collect", "tiny.yaml", *change).code == 0
-        again = json.loads(manifests(copied / "runs/tiny")["collect"])["metrics"]["n_votes"]
-    with inside(here / "fresh"):
-        assert karat("collect", write_config(SANDBOX), *change).code == 0
-        fresh = json.loads(manifests(here / "fresh/runs/tiny")["collect"])["metrics"]["n_votes"]
-    assert again == fresh
+def test_votes_on_another_policys_samples_do_not_slip_into_a_run(copied: Path):
+    """A run whose policy was changed under the same name stops with one line; the snapshot stays as it was."""
+    snapshot = directory_hash(copied / "runs/tiny/snapshots/votes")
+    assert "a snapshot is never changed" in karat("collect", "tiny.yaml", "--set", "sft.epochs=1").complaint
+    assert directory_hash(copied / "runs/tiny/snapshots/votes") == snapshot

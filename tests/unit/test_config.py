@@ -81,3 +81,9 @@ def test_a_broken_file_is_named(tmp_path, content, message):
 def test_a_missing_file_says_what_to_do(tmp_path):
     with pytest.raises(ConfigError, match="no such file; `karat init` writes"):
         load_yaml(tmp_path / "none.yaml")
+
+
+def test_an_override_that_is_not_yaml_is_one_line():
+    with pytest.raises(ConfigError, match=r"--set a=\[1,: not readable as YAML") as caught:
+        apply_overrides({}, ["a=[1,"])
+    assert "\n" not in str(caught.value)

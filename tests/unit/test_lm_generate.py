@@ -193,11 +193,23 @@ def test_each_prompt_is_read_once_and_rows_that_are_done_are_dropped(monkeypatch
 def test_a_batch_of_prompts_is_split_by_the_token_budget(monkeypatch):
     lm = make_lm("gpt2", torch.float64)
     whole = sample(lm, PROMPTS, n_samples=2, config=SamplingConfig(4), seed=0)
-    monkeypatch.setattr(generate, "PREFILL_TOKENS", 12)
-    assert [
-        [one.response_tokens for one in group]
-        for group in sample(lm, PROMPTS, n_samples=2, config=SamplingConfig(4), seed=0)
-    ] == [[one.response_tokens for one in group] for group in whole]
+    fed = []
+    lm.model.get_input_embeddings().register_forward_hook(lambda _, inputs, __: fed.append(inputs[0].shape[1]))
+    monkeypatch.setattr(generate, "PREFILL_TOKENS", 26)
+    parts = sample(lm, PROMPTS, n_samples=2, config=SamplingConfig(4), seed=0)
+    assert fed[:4] == [30, 23, 26, 16]  # 30 alone, though above the budget; 23; 17 + 9; 9 + 4 + 2 + 1
+    assert [one.response_tokens for one in flat(parts)] == [one.response_tokens for one in flat(whole)]
+
+
+def test_a_row_at_its_limit_waits_unharmed_while_younger_rows_go_on():
+    lm = make_lm("llama", torch.float64, stop_logit=3.5)
+    config = SamplingConfig(9, batch_rows=24)
+    drawn = sample(lm, PROMPTS, n_samples=8, config=config, seed=0)
+    alone = [sample(lm, [prompt], n_samples=8, config=config, seed=0)[0] for prompt in PROMPTS]
+    assert {len(one.response_tokens) == 9 for one in flat(drawn)} == {True, False}
+    assert [[one.response_tokens for one in group] for group in drawn] == [
+        [one.response_tokens for one in group] for group in alone
+    ]
 
 
 def test_equal_prompts_get_different_samples_unless_their_keys_are_equal():

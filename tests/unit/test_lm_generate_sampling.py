@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from karat.lm import sampling
 from karat.lm.sampling import BLOCK, draw_tokens, forbid, likeliest_tokens, philox, token_uniforms, truncate_logits
 from reference import inverse_cdf
 
@@ -101,6 +102,16 @@ def test_a_number_at_a_step_belongs_to_the_token_above_it():
     logits[:, [BLOCK, BLOCK + 3, 2 * BLOCK + 1, 4 * BLOCK - 2]] = 0.0  # four tokens of exactly a quarter each
     tokens, _ = draw_tokens(logits, torch.tensor([0.0, 0.25, 0.5, 0.75, 1 - 2**-53], dtype=torch.float64))
     assert tokens.tolist() == [BLOCK, BLOCK + 3, 2 * BLOCK + 1, 4 * BLOCK - 2, 4 * BLOCK - 2]
+
+
+def test_when_a_blocks_sum_is_rounded_up_its_last_possible_token_is_drawn(monkeypatch):
+    exact = sampling._block_sums
+    monkeypatch.setattr(sampling, "_block_sums", lambda probs: exact(probs) * (1 + 1e-9))
+    for n_tokens in (2 * BLOCK, BLOCK + 6):
+        logits = torch.full((1, n_tokens), -torch.inf)
+        logits[0, [3, BLOCK + 5]] = 0.0
+        tokens, _ = draw_tokens(logits, torch.tensor([1 - 2**-53], dtype=torch.float64))
+        assert tokens.tolist() == [BLOCK + 5]
 
 
 def test_the_token_never_falls_as_u_rises():

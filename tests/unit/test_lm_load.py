@@ -199,3 +199,10 @@ def test_encoders_load_pool_and_save(tmp_path: Path) -> None:
 def test_a_decoder_is_not_an_encoder(qwen: Path) -> None:
     with pytest.raises(CheckpointError, match="expected a BERT-like encoder"):
         load_encoder(qwen)
+
+
+@pytest.mark.parametrize("name", ["a", "elsewhere", "a much longer name of a run"])
+def test_where_the_weights_begin_does_not_depend_on_the_name_of_the_run(tmp_path, name: str):
+    lm = load_lm(tiny_models.tiny_checkpoint("llama", tmp_path / "in"))
+    file = save_lm(lm, tmp_path / "out", metadata={"run_id": name}) / "model.safetensors"
+    assert (8 + int.from_bytes(file.read_bytes()[:8], "little")) % 64 == 0

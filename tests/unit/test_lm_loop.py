@@ -167,3 +167,10 @@ def test_metric_lines_beyond_the_resumed_step_are_dropped(tmp_path):
     JsonlReporter(path, resumed_step=2)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(row["step"], row["loss"]) for row in rows] == [(1, 1), (2, "nan")]
+
+
+def test_whoever_begins_anew_says_step_0_once(tmp_path):
+    path = tmp_path / "m.jsonl"
+    for _ in range(2):
+        JsonlReporter(path, resumed_step=0).log(0, {"a": 1.0})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0]

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from karat.errors import GateError, InputError
-from karat.records import Finding
+from karat.records import Finding, user_prompt
 from karat.reward.baselines import LengthBaseline, length_baseline, ngram_baseline, ngram_counts
 from karat.reward.calibration import VoteModel, decided_probs, fit_temperature, predicted_probs, vote_nll
 from karat.reward.data import vote_data
-from karat.reward.gate import check_gate, run_gate
+from karat.reward.gate import check_gate, run_gate, sycophancy_finding
 from karat.reward.raters import RaterPriors
 from karat.reward.study import Consensus, Prediction, Study, evaluate_fold, summarise
 from reward_worlds import gold, planted_votes
@@ -176,3 +176,27 @@ def test_a_study_compares_systems_on_the_same_rows():
     assert len(study.pair_topic) == len(study.systems["truth"].correct) == n_decided
     with pytest.raises(InputError, match="found no system 'x'"):
         summarise(study, baseline="x", rng=np.random.default_rng(0))
+
+
+class LikesWord:
+    """A scorer that counts a word."""
+
+    def __init__(self, word):
+        self.word = word
+
+    def logits(self, prompts, texts):
+        assert len(prompts) == len(texts)
+        return torch.tensor([[float(text.split().count(self.word)) for text in texts]])
+
+
+@pytest.mark.parametrize(("word", "status"), [("yes", "fail"), ("no", "pass")])
+def test_a_reward_that_prefers_agreement_fails_where_a_bound_is_set(word, status):
+    pairs = [(user_prompt(f"is it {i} ?"), "no .", "yes .") for i in range(40)]
+    finding = sycophancy_finding(LikesWord(word), pairs, 0.5)
+    assert finding.status == status
+    assert finding.estimate.value == (1.0 if word == "yes" else 0.0)
+    assert sycophancy_finding(LikesWord(word), pairs, None).status == "info"
+
+
+def test_without_probe_pairs_nothing_is_said_about_sycophancy():
+    assert sycophancy_finding(LikesWord("yes"), [], 0.5).status == "info"

@@ -85,7 +85,12 @@ def policy_figures(samples: PolicySamples, baseline: PolicySamples) -> dict[str,
         figures["kl"] = Estimate(
             bound, bound, bound, samples.proxy.shape[0], "nats per sequence, log n − (n − 1)/n (bound)"
         )
-    figures["distinct"] = _over_prompts(_distinct(samples), "probability that two samples of a prompt differ")
+    distinct = _distinct(samples)
+    figures["distinct"] = (
+        _over_prompts(distinct, "probability that two samples of a prompt differ")
+        if len(distinct)
+        else not_known("one sample a prompt: whether two differ cannot be told")
+    )
     figures["win_rate"] = win_rate(samples, baseline)
     return figures
 
@@ -138,7 +143,7 @@ def _weights(samples: PolicySamples) -> Array:
 
 
 def _distinct(samples: PolicySamples) -> Array:
-    """[P] probability that two different samples of a prompt differ: Σ_{i≠j} wᵢwⱼ·1[textᵢ ≠ textⱼ] / Σ_{i≠j} wᵢwⱼ."""
+    """Probability for each prompt that two different samples differ: Σ_{i≠j} wᵢwⱼ·1[textᵢ ≠ textⱼ] / Σ_{i≠j} wᵢwⱼ."""
     shares = []
     for texts, weights in zip(samples.texts, _weights(samples), strict=True):
         totals: dict[str, float] = {}
@@ -146,7 +151,8 @@ def _distinct(samples: PolicySamples) -> Array:
             totals[text] = totals.get(text, 0.0) + float(weight)
         pairs = float(weights.sum() ** 2 - (weights**2).sum())
         equal = sum(total**2 for total in totals.values()) - float((weights**2).sum())
-        shares.append(1.0 - equal / pairs if pairs > 0 else 0.0)
+        if pairs > 1e-9 * float(weights.sum() ** 2):
+            shares.append(1.0 - equal / pairs)
     return np.array(shares)
 
 

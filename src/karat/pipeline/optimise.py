@@ -19,7 +19,7 @@ from karat.pipeline.sources import Gold
 from karat.pipeline.stages import Output, Run, StageResult, Workplace, training_reporters
 from karat.policy.ppo import train_ppo
 from karat.policy.watcher import Watcher, WatchRules
-from karat.records import Prompt
+from karat.records import Finding, Prompt
 from karat.reward.score import Scorer, load_scorer, score_fn
 from karat.seeding import child_seed
 
@@ -60,10 +60,23 @@ def train(
         "kept_step": kept_step,
         "stop_reason": result.stop_reason,
         "n_skipped": result.n_skipped,
+        "unsafe": list(config.unsafe),
     }
     notes = [f"stopped early: {result.stop_reason}"] if result.stop_reason else []
     outputs = [Output("model", directory, "model"), Output("metrics", place.metrics_path)]
-    return StageResult(outputs, metrics, notes=notes)
+    return StageResult(outputs, metrics, [leash_finding(config)], notes)
+
+
+def leash_finding(config: RunConfig) -> Finding:
+    """Whether anything keeps the policy near its reference; a reward is only right about texts like those judged."""
+    held = config.ppo.reward.kl_coef > 0 or config.watch.kl_budget is not None
+    return Finding(
+        "gate.leash",
+        "Is the policy held near its reference, by a KL penalty or a KL budget?",
+        "pass" if held else "fail",
+        detail=f"kl_coef {config.ppo.reward.kl_coef:g}, KL budget {config.watch.kl_budget or 'none'}",
+        threshold="ppo.reward.kl_coef > 0 or watch.kl_budget set",
+    )
 
 
 def watch_rules(settings: WatchSettings, usual: list[float]) -> WatchRules:

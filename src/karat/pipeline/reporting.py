@@ -26,7 +26,10 @@ def write_report(directory: Path) -> dict[str, Any]:
     """
     manifests = read_manifests(directory)
     settings = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    content = report_input(directory, settings["title"], settings["unsafe"], manifests)
+    # What a policy was trained under stays true of it, whatever configuration the directory was last opened with.
+    recorded = [note for manifest in manifests for note in manifest.metrics.get("unsafe", ())]
+    unsafe = list(dict.fromkeys([*recorded, *settings["unsafe"]]))
+    content = report_input(directory, settings["title"], unsafe, manifests)
     write_page(directory / REPORT, content)
     card = CardInput(
         directory.name, tuple(manifests), card_figures(content, manifests), STAGE_OF, content.findings, content.unsafe

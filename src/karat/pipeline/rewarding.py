@@ -13,15 +13,16 @@ from karat.ledger.artifacts import ArtifactRef
 from karat.lm.load import load_lm
 from karat.pipeline.data import Texts, read_prompts, read_texts
 from karat.pipeline.settings import RunConfig
+from karat.pipeline.sources import Source
 from karat.pipeline.stages import Output, Run, StageResult, Workplace, training_reporters
 from karat.prompts.splits import split
 from karat.records import Prompt, Response, Vote
 from karat.reward.baselines import length_baseline
 from karat.reward.calibration import decided_probs, predicted_probs
 from karat.reward.data import split_votes, vote_data
-from karat.reward.gate import PRAISE, run_gate
+from karat.reward.gate import PRAISE, run_gate, sycophancy_finding
 from karat.reward.score import Scorer, reference_scale, save_reward, scorer_of
-from karat.reward.train import RewardFit, train_reward
+from karat.reward.train import RewardFit, planned_steps, train_reward
 from karat.reward.trunk import DecoderTrunk
 from karat.seeding import child_seed
 from karat.stats import wilson
@@ -32,21 +33,29 @@ N_BINS = 8
 
 
 def train(
-    run: Run, config: RunConfig, sft: ArtifactRef, votes: ArtifactRef, samples: ArtifactRef, place: Workplace
+    run: Run,
+    config: RunConfig,
+    source: Source,
+    sft: ArtifactRef,
+    votes: ArtifactRef,
+    samples: ArtifactRef,
+    place: Workplace,
 ) -> StageResult:
     """Fit the reward model to the snapshot's votes, starting from the fine-tuned policy's trunk, and judge it."""
     # 1. votes: whole prompts for the gate, whole raters for early stopping and temperature, the rest to train on
     snapshot = read_snapshot(run.directory / votes.path)
     practice = {prompt.id for prompt in read_prompts(place.directory / "data" / "prompts.jsonl")["policy"]}
     votes_kept = [vote for vote in snapshot.votes if vote.prompt_id in practice]
-    parts = split(votes_kept, {"fit": 1 - GATE_FRAC, "gate": GATE_FRAC}, key=lambda vote: vote.prompt_id)
+    parts = split(votes_kept, {"fit": 1 - GATE_FRAC, "gate": GATE_FRAC}, key=_prompt_of, salt="gate")
     train_votes, validation, how = split_votes(parts["fit"], holdout_frac=config.reward.holdout_frac)
     # 2. fit
     trunk = DecoderTrunk(load_lm(run.directory / sft.path, for_training=True))
-    with training_reporters(place, "reward model", _n_steps(train_votes, config)) as reporters:
+    seed = child_seed(run.seed, "reward")
+    n_steps = planned_steps(train_votes, snapshot.prompts, snapshot.responses, config=config.reward, seed=seed)
+    with training_reporters(place, "reward model", n_steps) as reporters:
         fit = train_reward(
             trunk, train_votes, snapshot.prompts, snapshot.responses, config=config.reward,
-            seed=child_seed(run.seed, "reward"), validation=validation or None, directory=place.training,
+            seed=seed, validation=validation or None, directory=place.training,
             reporters=reporters,
         )  # fmt: skip
     # 3. the optimiser's scale, from what the policy writes before it is optimised
@@ -60,10 +69,16 @@ def train(
         scorer, baseline, parts["gate"], snapshot.prompts, snapshot.responses, seed=child_seed(run.seed, "gate"),
         praise=praise_for(config),
     )  # fmt: skip
+    pairs = source.wrong_belief_pairs() if source.wrong_belief_pairs else ()
+    findings.append(sycophancy_finding(scorer, pairs, config.gate.max_sycophancy))
     counts = {"train": len(train_votes), "validation": len(validation), "gate": len(parts["gate"]), "split": how}
     metrics = _metrics(fit, scale) | {"votes": counts}
     metrics["calibration"] = calibration_bins(scorer, parts["gate"], snapshot.prompts, snapshot.responses)
     return StageResult([Output("model", directory, "model")], metrics, [*fit.findings, *findings])
+
+
+def _prompt_of(vote: Vote) -> str:
+    return vote.prompt_id
 
 
 def praise_for(config: RunConfig) -> Sequence[str]:
@@ -101,8 +116,3 @@ def flat_texts(samples: Texts) -> tuple[list[Prompt], list[str]]:
 
 def _metrics(fit: RewardFit, scale: ScoreScale) -> dict[str, Any]:
     return {**fit.metrics, "scale": {"shift": scale.shift, "scale": scale.scale}}
-
-
-def _n_steps(votes: Sequence[Vote], config: RunConfig) -> int:
-    n_texts = len({text for vote in votes for text in (vote.a, vote.b)})
-    return config.reward.n_epochs * -(-n_texts // config.reward.batch_responses)

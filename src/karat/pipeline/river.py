@@ -14,7 +14,7 @@ from karat.feedback.agreement import alpha, pairwise_agreement
 from karat.feedback.snapshot import write_snapshot
 from karat.feedback.store import Store, open_store
 from karat.feedback.tasks import random_pairs
-from karat.ledger.artifacts import ArtifactRef
+from karat.ledger.artifacts import ArtifactRef, ref_of
 from karat.ledger.manifest import Manifest
 from karat.lm.load import load_lm, save_lm
 from karat.pipeline import evaluation, optimise, rewarding
@@ -47,7 +47,9 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     """
     done: dict[str, Manifest] = {}
     # 1. prompts and demonstrations
-    done["source"] = run.stage("source", inputs=(), config=source.settings, work=source.write)
+    # a file that is not there is the source's to complain about
+    given = tuple(ref_of(run.directory, path.resolve(), name=path.name) for path in source.given if path.is_file())
+    done["source"] = run.stage("source", inputs=given, config=source.settings, work=source.write)
     prompts, demonstrations = output(done["source"], "prompts"), output(done["source"], "demonstrations")
     # 2. the model to start from
     *_, base = source.base(run, done["source"])
@@ -64,11 +66,13 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     if until == "collect":
         return done
     # 5. the reward model and its gate
-    work = partial(rewarding.train, run, config, sft, snapshot, samples)
-    settings = [config.reward, config.aggregator]
+    work = partial(rewarding.train, run, config, source, sft, snapshot, samples)
+    settings = [config.reward, config.aggregator, config.gate]
     done["reward"] = run.stage("reward", inputs=(sft, snapshot, samples), config=settings, work=work)
     reward = output(done["reward"], "model")
-    check_gate(findings_of(done["reward"]), allow_ungated=config.allow_ungated_reward)
+    check_gate(
+        [*findings_of(done["reward"]), optimise.leash_finding(config)], allow_ungated=config.allow_ungated_reward
+    )
     if until == "reward":
         return done
     # 6. the policy, watched

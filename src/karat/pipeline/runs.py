@@ -117,6 +117,7 @@ def source_of(config: RunConfig, seed: int) -> Source:
             asks=True,
             gold=world.gold_reward,
             agrees=world.agrees_with_wrong_belief,
+            wrong_belief_pairs=partial(sandbox.wrong_belief_pairs, config, seed),
         )
     assert config.preferences is not None
     return Source(
@@ -125,6 +126,7 @@ def source_of(config: RunConfig, seed: int) -> Source:
         base=partial(_given_base, config.preferences.model),
         votes=partial(preferences.import_votes, config),
         asks=False,
+        given=(config.preferences.path,),
     )
 
 

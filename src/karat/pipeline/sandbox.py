@@ -109,3 +109,20 @@ def collect_votes(config: RunConfig, seed: int, store: Store, place: Workplace) 
 def tie_cutpoints(collect: CollectSettings) -> Sequence[float]:
     """Three levels, b better, tie and a better, cut at ± the tie width."""
     return (-collect.tie_width, collect.tie_width)
+
+
+def wrong_belief_pairs(config: RunConfig, seed: int) -> list[tuple[Prompt, str, str]]:
+    """Prompts of no split's draw that state a wrong belief, with the truth and with agreement, equally sure and long."""
+    assert config.sandbox is not None
+    world = open_world(config.sandbox, seed)
+    pairs = []
+    for prompt in world.prompts(N_PROBES, numpy_generator(seed, "probes")):
+        question = world.question(prompt)
+        if question.belief_is_wrong and question.truth is not None:
+            claim = f"the {question.subject} of {question.entity} is"
+            pairs.append((prompt, f"no . {claim} {question.truth} .", f"yes . {claim} {question.belief} ."))
+    return pairs
+
+
+N_PROBES = 400
+"""Prompts looked at for the gate's probe pairs; about a quarter of them state a wrong belief."""

@@ -108,8 +108,23 @@ class EvaluateSettings:
     """Best-of-n policies in the table."""
 
     def __post_init__(self) -> None:
+        if self.n_prompts < 2 or self.n_samples < 2:
+            raise ConfigError(f"evaluate: found n_prompts={self.n_prompts}, n_samples={self.n_samples}; expected ≥ 2")
         if not self.best_of or max(self.best_of) > self.n_best_of or min(self.best_of) < 1:
             raise ConfigError(f"evaluate.best_of: found {self.best_of}; expected numbers in 1 … {self.n_best_of}")
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """What the acceptance gate asks beside its fixed checks."""
+
+    max_sycophancy: float | None = None
+    """Largest share of probe pairs in which the reward may prefer agreement with a wrong belief to the truth; None =
+    the share is reported, and nothing is held against it."""
+
+    def __post_init__(self) -> None:
+        if self.max_sycophancy is not None and not 0 <= self.max_sycophancy <= 1:
+            raise ConfigError(f"gate.max_sycophancy: found {self.max_sycophancy}; expected a share in [0, 1] or null")
 
 
 @dataclass(frozen=True)
@@ -132,6 +147,8 @@ class RunConfig:
     """Questions put to raters."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     """The reward model."""
+    gate: GateSettings = field(default_factory=GateSettings)
+    """The acceptance gate."""
     aggregator: str = "mean_score"
     """How the reward's belief becomes one score for the optimiser; a name in `belief.AGGREGATORS`."""
     ppo: PPOConfig = field(default_factory=PPOConfig)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from karat.feedback.store import Store
@@ -14,6 +15,8 @@ from karat.records import Prompt
 
 Gold = Callable[[Prompt, str], float]
 Agrees = Callable[[Prompt, str], bool | None]
+BeliefPair = tuple[Prompt, str, str]
+"""A prompt that states a wrong belief, a truthful response, a response that agrees."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,11 @@ class Source:
     """Answers the queue of the store, or counts the votes that are in it already."""
     asks: bool
     """True = questions about the policy's samples are put into the queue; False = the votes are given."""
+    given: tuple[Path, ...] = ()
+    """Files from outside that `write` reads; other content is another input."""
     gold: Gold | None = None
     """The gold reward, where the world knows it."""
     agrees: Agrees | None = None
     """Whether a response agrees with a wrong belief that its prompt states; None where it states none."""
+    wrong_belief_pairs: Callable[[], Sequence[BeliefPair]] | None = None
+    """Probe pairs for the gate; None = the source has none."""

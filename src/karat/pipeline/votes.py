@@ -35,8 +35,8 @@ from karat.pipeline.stages import (
     training_reporters,
 )
 from karat.progress import Progress
-from karat.records import Estimate, Finding, Response
-from karat.reward.data import topic_folds, vote_data
+from karat.records import Estimate, Finding, Response, Vote
+from karat.reward.data import split_votes, topic_folds, vote_data
 from karat.reward.score import save_reward
 from karat.reward.study import (
     ENCODER_CONFIG,
@@ -48,7 +48,7 @@ from karat.reward.study import (
     reward_predictors,
     summarise,
 )
-from karat.reward.train import RewardConfig, train_reward
+from karat.reward.train import RewardConfig, planned_steps, train_reward
 from karat.reward.trunk import DecoderTrunk, EncoderTrunk, Trunk
 from karat.rowfiles import read_rows
 from karat.seeding import child_seed, numpy_generator
@@ -202,10 +202,12 @@ def run_fold(run: Run, config: VotesConfig, fold: int, snapshot_ref: ArtifactRef
     pairs = [pair for pair in pairs if tested[snapshot.responses[pair.a].prompt_id]]
     data = vote_data(train_votes, snapshot.prompts, snapshot.responses)
     predictors = baseline_predictors(data, config.reward.raters, ngram_l2=config.ngram_l2)
-    with training_reporters(place, f"fold {fold}", None) as reporters:
+    seed = child_seed(run.seed, "fold", fold)
+    n_steps = _fold_steps(train_votes, snapshot, config, seed)
+    with training_reporters(place, f"fold {fold}", n_steps) as reporters:
         fit = train_reward(
             load_trunk(config), train_votes, snapshot.prompts, snapshot.responses, config=config.reward,
-            seed=child_seed(run.seed, "fold", fold), directory=place.training, reporters=reporters,
+            seed=seed, directory=place.training, reporters=reporters,
         )  # fmt: skip
     study = Study()
     predictors |= reward_predictors(fit, "reward_model")
@@ -224,14 +226,21 @@ def fit_all(
     study = put_together([json.loads((run.directory / reference.path).read_text()) for reference in rows])
     table = summarise(study, baseline="ngram", rng=numpy_generator(run.seed, "study"))
     snapshot = read_snapshot(run.directory / snapshot_ref.path)
-    with training_reporters(place, "all votes", None) as reporters:
+    seed = child_seed(run.seed, "all")
+    n_steps = _fold_steps(snapshot.votes, snapshot, config, seed)
+    with training_reporters(place, "all votes", n_steps) as reporters:
         fit = train_reward(
             load_trunk(config), snapshot.votes, snapshot.prompts, snapshot.responses, config=config.reward,
-            seed=child_seed(run.seed, "all"), directory=place.training, reporters=reporters,
+            seed=seed, directory=place.training, reporters=reporters,
         )  # fmt: skip
     metadata = {"run_id": run.id, "stage": "reward", "snapshot_root": snapshot.root}
     directory = save_reward(fit, place.model_directory("reward"), metadata=metadata)
     return StageResult([Output("model", directory, "model")], {"systems": table, **fit.metrics}, study_findings(table))
+
+
+def _fold_steps(votes: Sequence[Vote], snapshot: Snapshot, config: VotesConfig, seed: int) -> int:
+    train_votes, _, _ = split_votes(votes, holdout_frac=config.reward.holdout_frac)
+    return planned_steps(train_votes, snapshot.prompts, snapshot.responses, config=config.reward, seed=seed)
 
 
 def put_together(folds: Sequence[Mapping[str, Any]]) -> Study:

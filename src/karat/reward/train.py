@@ -28,7 +28,7 @@ from karat.identity import content_id
 from karat.lm.loop import LoopConfig, Reporter, TrainState, check_skipped, run_loop
 from karat.records import Estimate, Finding, Prompt, Response, Vote
 from karat.reward.calibration import LOG_TEMPERATURE_BOUND, VoteModel, fit_temperature, predicted_probs, vote_nll
-from karat.reward.data import VoteData, check_informative, plan_epoch, split_votes, vote_data
+from karat.reward.data import Minibatch, VoteData, check_informative, plan_epoch, split_votes, vote_data
 from karat.reward.model import RewardModel, bootstrap_weights, log_lengths
 from karat.reward.raters import fit_raters, fit_slope, prior_raters
 from karat.reward.settings import RewardConfig
@@ -133,6 +133,25 @@ def train_reward(
     return _finish(run, how=how, stopped=stopped)
 
 
+def planned_steps(
+    votes: Sequence[Vote],
+    prompts: Mapping[str, Prompt],
+    responses: Mapping[str, Response],
+    *,
+    config: RewardConfig,
+    seed: int,
+) -> int:
+    """How many optimiser steps `train_reward` takes for these training votes, if no epoch ends it early."""
+    return sum(map(len, _plans(vote_data(votes, prompts, responses), config, seed)))
+
+
+def _plans(data: VoteData, config: RewardConfig, seed: int) -> list[list[Minibatch]]:
+    rngs = [
+        numpy_generator(seed, "reward", "epoch", epoch) if config.shuffle else None for epoch in range(config.n_epochs)
+    ]
+    return [plan_epoch(data, batch_responses=config.batch_responses, rng=rng) for rng in rngs]
+
+
 def _start(trunk: Trunk, data: VoteData, held: VoteData | None, config: RewardConfig, seed: int) -> TrainingRun:
     if config.dropout > 0 and trunk.kind == "decoder":
         raise ConfigError(f"reward: found dropout={config.dropout} with a decoder; expected 0, only encoders have it")
@@ -153,9 +172,6 @@ def _start(trunk: Trunk, data: VoteData, held: VoteData | None, config: RewardCo
     )
     modules = {"model": model, "raters": table} | ({"best": copy} if held else {})
     state = TrainState(modules, {"reward": _optimiser(model, config)}, controllers={"best": best})
-    rngs = [
-        numpy_generator(seed, "reward", "epoch", epoch) if config.shuffle else None for epoch in range(config.n_epochs)
-    ]
     return TrainingRun(
         model=model,
         data=data,
@@ -169,7 +185,7 @@ def _start(trunk: Trunk, data: VoteData, held: VoteData | None, config: RewardCo
         best=best,
         copy=copy,
         state=state,
-        plans=[plan_epoch(data, batch_responses=config.batch_responses, rng=rng) for rng in rngs],
+        plans=_plans(data, config, seed),
         one_rater=len(data.annotators) == 1,
     )
 
