@@ -39,7 +39,7 @@ Overrides = Annotated[
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A configuration; `karat init` writes one.")]
 RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run, runs/<name>.")]
 StorePath = Annotated[str, typer.Option("--store", help="The feedback store: a file or a database address.")]
-Seeds = Annotated[str, typer.Option("--seeds", help="Seeds: 0, 0-4 or 0,3,7.")]
+Seeds = Annotated[str, typer.Option("--seeds", help="Seeds: 0, 0-4 or 0,3,7; empty = the configuration's.")]
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 Fault = Literal["no-kl", "unchecked-facts"]
 ImportFormat = Literal["votes", "preferences", "hh", "ukp"]
@@ -103,12 +103,10 @@ def demo(
     _river(work, as_json)
 
 
-@app.command(
-    epilog="Example: karat run examples/ukp.yaml --set data.path=votes --seeds 0-4 --sweep policy.kl_coef=0.05,0.1"
-)
+@app.command(epilog="Example: karat run config.yaml --seeds 0-4 --sweep ppo.reward.kl_coef=0.1,0.2")
 def run(
     config: ConfigFile,
-    seeds: Seeds = "0",
+    seeds: Seeds = "",
     sweep: Annotated[list[str] | None, typer.Option(metavar="KEY=V1,V2", help="Values to try; repeatable.")] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
@@ -118,7 +116,7 @@ def run(
 
 
 def _stage_command(stage: str, says: str) -> None:
-    def command(config: ConfigFile, seeds: Seeds = "0", overrides: Overrides = None, as_json: AsJson = False) -> None:
+    def command(config: ConfigFile, seeds: Seeds = "", overrides: Overrides = None, as_json: AsJson = False) -> None:
         _configured(config, seeds, None, overrides, as_json, until=stage)
 
     app.command(stage, help=says, epilog=f"Example: karat {stage} config.yaml --seeds 0")(command)
@@ -140,7 +138,7 @@ def report(run_dir: RunDirectory, as_json: AsJson = False) -> None:
 def _configured(
     config: Path, seeds: str, sweep: list[str] | None, overrides: list[str] | None, as_json: bool, *, until: str | None
 ) -> None:
-    numbers = parse_seeds(seeds)
+    numbers = parse_seeds(seeds) if seeds else None
 
     def work(pipeline: Any, progress: Any) -> Any:
         return pipeline.run_config(

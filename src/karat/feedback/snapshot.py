@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from karat.errors import InputError, LedgerError, StoreError
 from karat.feedback.schema import UNKNOWN_ANNOTATOR, WORD_KINDS, StoredJudgement, json_text
 from karat.feedback.store import Store
 from karat.identity import content_id, file_hash
+from karat.ledger.artifacts import staged_directory
 from karat.records import Annotator, Judgement, Prompt, Response, Turn, Vote
 
 FORMAT = 1
@@ -65,7 +65,8 @@ def write_snapshot(store: Store, path: str | Path, *, batch: str | None = None) 
 
     Args:
         path: a directory that does not exist yet, or holds this same snapshot.    batch: only tasks of this batch.
-    Raises: StoreError where there are no judgements, or the path holds something else.
+    Raises: StoreError where there are no judgements, or the path holds something else; LedgerError where it cannot be
+        written.
     """
     path = Path(path)
     records, n_superseded = current_judgements(store.records(batch=batch))
@@ -78,16 +79,9 @@ def write_snapshot(store: Store, path: str | Path, *, batch: str | None = None) 
                 f"{path}: holds another snapshot ({found.root}); a snapshot is never changed: give a new path"
             )
         return found
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as name:
-            _write_files(Path(name), store, records, n_superseded)
-            os.replace(name, path)
-            Path(name).mkdir()  # for the context manager to remove
-    except OSError as error:
-        raise StoreError(
-            f"{path}: the snapshot cannot be written ({error.strerror or error}); nothing was left"
-        ) from None
+    # One fixed name beside it: what a killed process left behind is overwritten by its successor.
+    with staged_directory(path) as directory:
+        _write_files(directory, store, records, n_superseded)
     return read_snapshot(path)
 
 

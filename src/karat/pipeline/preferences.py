@@ -84,9 +84,9 @@ def fill(store: Store, settings: PreferencesSettings) -> int:
     return read(store, settings.path).n_rows
 
 
-def import_votes(config: RunConfig, store: Store, place: Workplace) -> dict[str, Any]:
+def import_votes(config: RunConfig, store: Store, place: Workplace, batch: str) -> dict[str, Any]:
     """The votes of the file are in the store since its prompts were read."""
-    del config, place
+    del config, place, batch
     return {"n_votes": store.n_judgements()}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from karat.config import plain
 from karat.evaluate.measure import draw, texts_of
 from karat.feedback.agreement import alpha, pairwise_agreement
 from karat.feedback.snapshot import write_snapshot
@@ -117,12 +118,14 @@ def collect(run: Run, sft: ArtifactRef, source: Source, config: RunConfig, place
     check_no_leakage(*([prompt.id for prompt in splits[name]] for name in ("policy", "evaluation")))
     samples = reference_samples(run, sft, splits["collect"], config, place)
     metrics: dict[str, Any] = {"stopped_frac": _mean([flag for row in samples.stopped for flag in row])}
+    # other settings under the same name are another batch of questions; the votes on the old ones stay in the store
+    batch = content_id("batch", [sft.hash, plain(config.collect), run.seed])
     with open_store(place.directory / "karat.db") as store:
         if source.asks:
-            _ask(store, samples, config, seed=run.seed)
-        metrics |= source.votes(store, place)
-        snapshot_path = place.directory / "snapshots" / "votes"
-        snapshot = write_snapshot(store, snapshot_path)
+            _ask(store, samples, config, seed=run.seed, batch=batch)
+        metrics |= source.votes(store, place, batch)
+        snapshot_path = place.directory / "snapshots" / (batch.replace(":", "-") if source.asks else "votes")
+        snapshot = write_snapshot(store, snapshot_path, batch=batch if source.asks else None)
     rng = numpy_generator(run.seed, "agreement")
     metrics |= {
         "root": snapshot.root,
@@ -161,7 +164,7 @@ def reference_samples(run: Run, sft: ArtifactRef, prompts: list[Prompt], config:
     return samples
 
 
-def _ask(store: Store, samples: Texts, config: RunConfig, *, seed: int) -> None:
+def _ask(store: Store, samples: Texts, config: RunConfig, *, seed: int, batch: str) -> None:
     responses = [
         Response(prompt.id, text, "sft", number)
         for prompt, texts in zip(samples.prompts, samples.texts, strict=True)
@@ -172,7 +175,8 @@ def _ask(store: Store, samples: Texts, config: RunConfig, *, seed: int) -> None:
         by_prompt.setdefault(response.prompt_id, []).append(response.id)
     n_pairs = sum(len(set(ids)) * (len(set(ids)) - 1) // 2 for ids in by_prompt.values())
     n_tasks = min(config.collect.n_tasks, n_pairs)
-    tasks = random_pairs(by_prompt, n_tasks, numpy_generator(seed, "tasks"), overlap=config.collect.overlap)
+    rng, overlap = numpy_generator(seed, "tasks"), config.collect.overlap
+    tasks = random_pairs(by_prompt, n_tasks, rng, overlap=overlap, batch=batch)
     store.add_prompts(samples.prompts)
     store.add_responses(responses)
     store.add_tasks(tasks)

@@ -60,13 +60,15 @@ def run_config(
     path: Path,
     *,
     overrides: Sequence[str],
-    seeds: Sequence[int],
+    seeds: Sequence[int] | None,
     sweep: Sequence[str],
     until: str | None,
     progress: Progress,
 ) -> dict[str, Any]:
     """Run a configuration for every seed and every value of a sweep.
 
+    Args:
+        seeds: None = the configuration's own.    sweep: `key=v1,v2`, every combination is run.
     Returns: the summary of the run; of several, a table with means and intervals over seeds.
     Raises: ConfigError for a sweep or an earlier station of a configuration of `votes`.
     """
@@ -77,6 +79,7 @@ def run_config(
     points = sweep_points(sweep)
     configs = {point: build(RunConfig, apply_overrides(settings, [*overrides, *point])) for point in points}
     results: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    seeds = [next(iter(configs.values())).seed] if seeds is None else seeds
     for point, seed in itertools.product(points, seeds):
         config = configs[point]
         several = len(points) > 1 or len(seeds) > 1

@@ -88,8 +88,8 @@ def train_base(config: RunConfig, seed: int, place: Workplace) -> StageResult:
     return StageResult([Output("model", place.model_directory("base"), "model")], {"nll_per_token": result.last_nll})
 
 
-def collect_votes(config: RunConfig, seed: int, store: Store, place: Workplace) -> dict[str, Any]:
-    """Let the simulated raters answer the queue of the store; returns figures of how it went."""
+def collect_votes(config: RunConfig, seed: int, store: Store, place: Workplace, batch: str) -> dict[str, Any]:
+    """Let the simulated raters answer a batch of the store's queue; returns figures of how it went."""
     settings, collect = config.sandbox, config.collect
     assert settings is not None
     population = open_population(settings, open_world(settings, seed), seed)
@@ -101,6 +101,7 @@ def collect_votes(config: RunConfig, seed: int, store: Store, place: Workplace) 
             population.rater_params,
             cutpoints=tie_cutpoints(collect),
             seed=child_seed(seed, "votes"),
+            batch=batch,
             progress=lambda done, _: bar.log(done, {}),
         )
     return {"n_votes": n_votes, "n_raters": len(population.annotators())}

@@ -29,8 +29,8 @@ class Source:
     """Writes prompts and demonstrations; the outputs `prompts` and `demonstrations` must be among them."""
     base: Callable[[Run, Manifest], tuple[ArtifactRef, ...]]
     """The starting model: runs a stage if it has to be trained; the last artefact is the model."""
-    votes: Callable[[Store, Workplace], dict[str, Any]]
-    """Answers the queue of the store, or counts the votes that are in it already."""
+    votes: Callable[[Store, Workplace, str], dict[str, Any]]
+    """Answers the questions of a batch in the store's queue, or counts the votes that are in it already."""
     asks: bool
     """True = questions about the policy's samples are put into the queue; False = the votes are given."""
     given: tuple[Path, ...] = ()

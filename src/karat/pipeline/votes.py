@@ -101,10 +101,11 @@ class VotesConfig:
             raise ConfigError(f"n_folds: found {self.n_folds}; expected at least 2")
 
 
-def run_votes(settings: Mapping[str, Any], *, seeds: Sequence[int], progress: Progress) -> dict[str, Any]:
+def run_votes(settings: Mapping[str, Any], *, seeds: Sequence[int] | None, progress: Progress) -> dict[str, Any]:
     """Import, cross-validate by topic, fit to everything, report; returns the summary of the last seed."""
     config = build(VotesConfig, settings)
     summary: dict[str, Any] = {}
+    seeds = [config.seed] if seeds is None else seeds
     for seed in seeds:
         name = config.name if len(seeds) == 1 else f"{config.name}-seed-{seed}"
         summary = run_once(config, seed=seed, directory=Path("runs") / name, progress=progress)
