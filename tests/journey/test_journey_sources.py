@@ -11,6 +11,7 @@ import pytest
 import torch
 from journeys import SANDBOX, karat, manifests, write_config, write_rows
 
+from karat.feedback.snapshot import read_snapshot
 from karat.ledger.artifacts import directory_hash
 from karat.pipeline import rewarding
 from karat.pipeline.runs import FAULTS
@@ -170,7 +171,14 @@ def test_every_fault_of_the_demo_allows_what_it_is_there_to_show():
 
 
 def test_votes_on_another_policys_samples_do_not_slip_into_a_run(copied: Path):
-    """A run whose policy was changed under the same name stops with one line; the snapshot stays as it was."""
-    snapshot = directory_hash(copied / "runs/tiny/snapshots/votes")
-    assert "a snapshot is never changed" in karat("collect", "tiny.yaml", "--set", "sft.epochs=1").complaint
-    assert directory_hash(copied / "runs/tiny/snapshots/votes") == snapshot
+    """A policy changed under the same name is asked about anew; the votes on the old one stay, in their own snapshot."""
+    run = copied / "runs/tiny"
+    old = directory_hash(run / "snapshots/votes")
+    before = json.loads((run / "manifests/collect.json").read_text())
+    assert karat("collect", "tiny.yaml", "--set", "sft.epochs=1").code == 0
+    assert directory_hash(run / "snapshots/votes") == old
+    (new,) = [path for path in (run / "snapshots").iterdir() if path.name != "votes"]
+    first, second = read_snapshot(run / "snapshots/votes"), read_snapshot(new)
+    assert len(first.votes) == before["metrics"]["n_votes"]
+    assert len(second.votes) > 0
+    assert not {vote.judgement_id for vote in first.votes} & {vote.judgement_id for vote in second.votes}

@@ -249,7 +249,7 @@ def test_stage_commands_run_a_configuration_up_to_there(capsys, pipeline, stage:
 def test_run_hands_over_sweeps_and_overrides(capsys, pipeline):
     outcome(capsys, "run", "c.yaml", "--sweep", "a.b=1,2", "--set", "x=1", "--set", "y=2")
     _, _, options = pipeline[0]
-    assert (options["sweep"], options["overrides"], options["seeds"]) == (["a.b=1,2"], ["x=1", "y=2"], [0])
+    assert (options["sweep"], options["overrides"], options["seeds"]) == (["a.b=1,2"], ["x=1", "y=2"], None)
     assert options["until"] is None
 
 

@@ -121,7 +121,10 @@ def test_a_base_model_learns_whole_texts(checkpoint):
 
 @pytest.mark.parametrize(
     ("demonstrations", "message"),
-    [([], "found no demonstrations"), ([Demonstration(user_prompt("x" * 5000), "y", "t")], "context")],
+    [
+        ([], "found no demonstrations"),
+        ([Demonstration(user_prompt("x" * 5000), "y", "t")], "expected at most 128 in all"),
+    ],
 )
 def test_what_cannot_be_trained_on_is_named(checkpoint, demonstrations, message):
     with pytest.raises(InputError, match=message):

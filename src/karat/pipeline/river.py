@@ -15,6 +15,7 @@ from karat.feedback.agreement import alpha, pairwise_agreement
 from karat.feedback.snapshot import write_snapshot
 from karat.feedback.store import Store, open_store
 from karat.feedback.tasks import random_pairs
+from karat.identity import content_id
 from karat.ledger.artifacts import ArtifactRef, ref_of
 from karat.ledger.manifest import Manifest
 from karat.lm.load import load_lm, save_lm
@@ -119,12 +120,13 @@ def collect(run: Run, sft: ArtifactRef, source: Source, config: RunConfig, place
     samples = reference_samples(run, sft, splits["collect"], config, place)
     metrics: dict[str, Any] = {"stopped_frac": _mean([flag for row in samples.stopped for flag in row])}
     # other settings under the same name are another batch of questions; the votes on the old ones stay in the store
-    batch = content_id("batch", [sft.hash, plain(config.collect), run.seed])
+    batch = content_id("batch", [samples.texts, plain(config.collect), run.seed])
     with open_store(place.directory / "karat.db") as store:
         if source.asks:
             _ask(store, samples, config, seed=run.seed, batch=batch)
         metrics |= source.votes(store, place, batch)
-        snapshot_path = place.directory / "snapshots" / (batch.replace(":", "-") if source.asks else "votes")
+        first = not source.asks or store.tasks()[0].batch == batch
+        snapshot_path = place.directory / "snapshots" / ("votes" if first else f"votes-{batch[-12:]}")
         snapshot = write_snapshot(store, snapshot_path, batch=batch if source.asks else None)
     rng = numpy_generator(run.seed, "agreement")
     metrics |= {
