@@ -42,7 +42,12 @@ def write_report(directory: Path) -> dict[str, Any]:
         manifests=manifests,
         report=REPORT,
         unsafe=content.unsafe,
-        extra={"run": directory.name, "seed": settings["seed"], **_extra(directory, manifests)},
+        extra={
+            "run": directory.name,
+            "seed": settings["seed"],
+            "verdict": content.verdict,
+            **_extra(directory, manifests),
+        },
     )
     write_summary(directory / "summary.json", result)
     return {**result, "directory": str(directory)}
@@ -64,6 +69,7 @@ def report_input(directory: Path, title: str, unsafe: Sequence[str], manifests: 
         manifests=tuple(manifests),
         policies=policies,
         difference=Estimate(**difference) if difference else None,
+        verdict=_study_verdict(by_stage),
         unsafe=tuple(unsafe),
         findings=tuple(finding for manifest in manifests for finding in findings_of(manifest)),
         curves=tuple(_curves(directory, by_stage)),
@@ -113,9 +119,9 @@ CARD_OF_FINDING = {
     "gate.length_baseline": "reward.accuracy_length_baseline",
     "gate.shorter_won": "reward.accuracy_shorter_won",
     "held_out.reward_model.accuracy": "reward.accuracy",
-    "held_out.reward_model.nll": "reward.nll",
+    "held_out.reward_model.vote_nll": "reward.nll",
     "held_out.reward_model.ece": "reward.ece",
-    "held_out.reward_model.shorter_won": "reward.accuracy_shorter_won",
+    "held_out.reward_model.accuracy_shorter_won": "reward.accuracy_shorter_won",
     "held_out.length.accuracy": "reward.accuracy_length_baseline",
     "held_out.ngram.accuracy": "reward.accuracy_ngram_baseline",
 }
@@ -205,6 +211,19 @@ def _held_out(by_stage: Mapping[str, Manifest]) -> tuple[tuple[str, Estimate], .
         (finding.name.partition(".")[2].replace("_", " ").replace(".", ": "), finding.estimate)
         for finding in findings_of(by_stage["reward"])
         if finding.estimate is not None and finding.name.startswith(("gate.", "held_out."))
+    )
+
+
+def _study_verdict(by_stage: Mapping[str, Manifest]) -> str:
+    """What a run without a policy found, in one sentence; empty where there is a policy to speak of."""
+    systems = _metric(by_stage, "reward", "systems")
+    if not systems or "reward_model" not in systems:
+        return ""
+    accuracy, gain = (systems["reward_model"][name] for name in ("accuracy", "accuracy_minus_baseline"))
+    return (
+        f"On topics never trained on the reward names the published answer in {accuracy['value']:.3f} of the pairs; "
+        f"against n-grams {gain['value']:+.3f} (95 % interval {gain['low']:+.3f} to {gain['high']:+.3f}, "
+        f"{gain['n']} topics)."
     )
 
 

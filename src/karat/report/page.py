@@ -168,7 +168,7 @@ def render_page(content: ReportInput) -> str:
         column_names=COLUMNS,
         tracks=_tracks(content.policies),
         gate=[finding for finding in content.findings if finding.name.startswith("gate.")],
-        other=[f for f in content.findings if not f.name.startswith(("gate.", "challenge."))],
+        other=[f for f in content.findings if not f.name.startswith(("gate.", "challenge.", "held_out."))],
         challenges=challenge_rows(content.findings),
         figures=figures,
         figures_json=_script_json({name: figure["figure"] for name, figure in figures.items()}),

@@ -21,6 +21,8 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     lines = [f"UNSAFE: {note}" for note in summary.get("unsafe", ())]
     if summary.get("policies"):
         lines += [*policy_table(summary["policies"]), ""]
+    if summary.get("verdict"):
+        lines.append(summary["verdict"])
     difference = summary.get("ppo_minus_sft", {}).get("gold")
     if difference and difference.get("value") is not None:
         value, interval = format_estimate(_estimate(difference))
