@@ -23,8 +23,9 @@ help:
 # Made again when the pins or the package's own requirements change, and after a half-finished installation.
 $(READY): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "karat needs Python 3.11 or later; found " + sys.version.split()[0] + ". Set PYTHON=/path/to/python3.11")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -c constraints.txt -e '.[dev,encoder]'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the pinned packages into $(VENV)" >&2
+	@$(BIN)/pip install -c constraints.txt -e '.[dev,encoder]' >&2
 	@touch $(READY)
 
 demo: $(READY)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from journeys import SANDBOX, STAGES, inside, karat, manifests, weights, write_config
+from transformers import AutoModelForCausalLM
 
 
 def test_a_finished_run_has_every_stage_its_summary_and_its_report(finished: Path):
@@ -132,3 +133,14 @@ def test_replicates_give_a_table_with_intervals_and_reuse_what_is_done(here: Pat
     plain = karat("run", "tiny.yaml", "--seeds", "0-1", "--sweep", "ppo.update.learning_rate=0.001,0.01")
     assert plain.code == 0
     assert "ppo.update.learning_rate=0.001" in plain.out
+
+
+def test_with_adapters_the_reference_is_the_adapter_off_and_what_is_saved_is_merged(here: Path):
+    adapted = write_config({**SANDBOX, "lora": {"rank": 4, "alpha": 8.0}}, name="adapted")
+    assert karat("run", adapted).code == 0
+    model = AutoModelForCausalLM.from_pretrained(here / "runs/adapted/models/ppo")
+    assert not [name for name, _ in model.named_parameters() if "lora" in name]
+    rows = [json.loads(line) for line in (here / "runs/adapted/metrics/ppo.jsonl").read_text().splitlines()]
+    first = next(row for row in rows if "kl/k1_per_sequence" in row)
+    assert abs(first["kl/k1_per_sequence"]) < 1e-3  # before the first update the policy is its reference
+    assert weights(here / "runs/adapted/models/ppo") != weights(here / "runs/adapted/models/sft")

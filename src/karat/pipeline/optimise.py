@@ -11,8 +11,10 @@ import numpy as np
 from karat.belief import AGGREGATORS, disagreement, lower_bound
 from karat.evaluate.measure import draw, texts_of
 from karat.ledger.artifacts import ArtifactRef
+from karat.lm.adapters import merged
 from karat.lm.load import LoadedLM, load_lm, save_lm
 from karat.pipeline.data import read_prompts, read_texts
+from karat.pipeline.models import load_for_training
 from karat.pipeline.rewarding import flat_texts
 from karat.pipeline.settings import RunConfig, WatchSettings
 from karat.pipeline.sources import Gold
@@ -40,7 +42,7 @@ def train(
     usual = disagreement(scorer(*flat_texts(read_texts(run.directory / samples.path)))).tolist()
     watcher = Watcher(watch_rules(config.watch, usual), directory=place.checkpoints / "watcher")
     # 2. PPO
-    lm = load_lm(run.directory / sft.path, for_training=True)
+    lm = load_for_training(run.directory / sft.path, config.lora, seed=child_seed(run.seed, "ppo", "lora"))
     with training_reporters(place, "ppo", config.ppo.n_iterations) as reporters:
         result = train_ppo(
             lm, splits["policy"], score_fn(scorer, config.aggregator), config.ppo, seed=child_seed(run.seed, "ppo"),
@@ -54,7 +56,7 @@ def train(
         kept_step = result.best_step
         shutil.rmtree(directory, ignore_errors=True)
         lm = load_lm(result.best_path)
-    save_lm(lm, directory, metadata={"run_id": run.id, "stage": "ppo", "step": str(kept_step)})
+    save_lm(merged(lm), directory, metadata={"run_id": run.id, "stage": "ppo", "step": str(kept_step)})
     metrics = {
         "n_iterations": result.n_iterations,
         "kept_step": kept_step,

@@ -18,9 +18,11 @@ from karat.feedback.tasks import random_pairs
 from karat.identity import content_id
 from karat.ledger.artifacts import ArtifactRef, ref_of
 from karat.ledger.manifest import Manifest
+from karat.lm.adapters import merged
 from karat.lm.load import load_lm, save_lm
 from karat.pipeline import evaluation, optimise, rewarding
 from karat.pipeline.data import Texts, read_demonstrations, read_prompts, write_texts
+from karat.pipeline.models import load_for_training
 from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Source
 from karat.pipeline.stages import (
@@ -57,7 +59,7 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     *_, base = source.base(run, done["source"])
     # 3. supervised fine-tuning
     work = partial(fine_tune, run, base, config)
-    done["sft"] = run.stage("sft", inputs=(base, demonstrations), config=config.sft, work=work)
+    done["sft"] = run.stage("sft", inputs=(base, demonstrations), config=[config.sft, config.lora], work=work)
     sft = output(done["sft"], "model")
     if until == "sft":
         return done
@@ -79,7 +81,7 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
         return done
     # 6. the policy, watched
     work = partial(optimise.train, run, config, sft, reward, samples, source.gold)
-    settings = [config.ppo, config.watch, config.aggregator, config.allow_ungated_reward]
+    settings = [config.ppo, config.lora, config.watch, config.aggregator, config.allow_ungated_reward]
     done["ppo"] = run.stage("ppo", inputs=(sft, reward, prompts, samples), config=settings, work=work)
     if until == "ppo":
         return done
@@ -98,13 +100,13 @@ def fine_tune(run: Run, base: ArtifactRef, config: RunConfig, place: Workplace) 
     held_out, train = demonstrations[:n_kept_out], demonstrations[n_kept_out:]
     seen = {d.prompt.id for d in train}
     held_out = [d for d in held_out if d.prompt.id not in seen]
-    lm = load_lm(run.directory / base.path, for_training=True)
+    lm = load_for_training(run.directory / base.path, config.lora, seed=child_seed(run.seed, "sft", "lora"))
     with training_reporters(place, "sft", config.sft.n_steps(len(train))) as reporters:
         result = train_sft(
             lm, train, config.sft, seed=child_seed(run.seed, "sft"), held_out=held_out, directory=place.training,
             reporters=reporters,
         )  # fmt: skip
-    save_lm(lm, place.model_directory("sft"), metadata={"run_id": run.id, "stage": "sft"})
+    save_lm(merged(lm), place.model_directory("sft"), metadata={"run_id": run.id, "stage": "sft"})
     metrics = {
         "n_demonstrations": result.n_demonstrations,
         "nll_per_token": result.last_nll,

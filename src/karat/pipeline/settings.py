@@ -115,6 +115,20 @@ class EvaluateSettings:
 
 
 @dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters instead of all weights; the reference policy is then the adapter switched off."""
+
+    rank: int = 16
+    """r, ≥ 1."""
+    alpha: float = 32.0
+    """The update is scaled by alpha/r."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0:
+            raise ConfigError(f"lora: found rank={self.rank}, alpha={self.alpha}; expected ≥ 1 and > 0")
+
+
+@dataclass(frozen=True)
 class GateSettings:
     """What the acceptance gate asks beside its fixed checks."""
 
@@ -143,6 +157,8 @@ class RunConfig:
     """Training of the sandbox's base model from nothing."""
     sft: SFTConfig = field(default_factory=lambda: SFTConfig(epochs=3, batch_size=32, learning_rate=5e-4))
     """Supervised fine-tuning on demonstrations."""
+    lora: LoraSettings | None = None
+    """Adapters for fine-tuning and the optimiser; None = all weights are trained. What is saved is merged."""
     collect: CollectSettings = field(default_factory=CollectSettings)
     """Questions put to raters."""
     reward: RewardConfig = field(default_factory=RewardConfig)
