@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ from karat.evaluate.table import PolicySamples, best_of, gold_difference, not_kn
 from karat.ledger.artifacts import ArtifactRef, write_json
 from karat.lm.load import LoadedLM, load_lm
 from karat.overopt import best_of_n_kl_bound, expected_best_of_n
-from karat.pipeline.data import read_prompts
+from karat.pipeline.data import read_prompts, read_rows
 from karat.pipeline.optimise import curve_path
 from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Agrees, Gold, Source
@@ -125,8 +124,7 @@ def best_of_frontier(samples: PolicySamples) -> list[FrontierPoint]:
 def training_path(place: Workplace) -> list[FrontierPoint]:
     """Proxy, gold and KL along the optimiser's run, at the iterations where all were measured."""
     points = []
-    for line in curve_path(place.directory).read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in read_rows(curve_path(place.directory)):
         if "validation/proxy" in row:
             kl = float(row.get("kl/k1_per_sequence", 0.0))
             points.append(FrontierPoint(f"ppo {row['step']}", kl, row["validation/proxy"], row.get("validation/gold")))

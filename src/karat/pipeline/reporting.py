@@ -10,6 +10,7 @@ from typing import Any, Literal
 from karat.errors import LedgerError
 from karat.evaluate.table import names_in_order
 from karat.ledger.manifest import Manifest, read_manifests
+from karat.pipeline.data import read_rows
 from karat.pipeline.stages import findings_of
 from karat.records import Estimate
 from karat.report.card import CardInput, Fact, audit_card, summary, write_summary
@@ -164,7 +165,7 @@ def _curves(directory: Path, by_stage: Mapping[str, Manifest]) -> list[Curve]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return list(read_rows(path)) if path.exists() else []
 
 
 def _panel(title: str, rows: Sequence[Mapping[str, Any]], series: Mapping[str, str]) -> Panel:

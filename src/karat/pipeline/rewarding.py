@@ -20,7 +20,7 @@ from karat.records import Prompt, Response, Vote
 from karat.reward.baselines import length_baseline
 from karat.reward.calibration import decided_probs, predicted_probs
 from karat.reward.data import split_votes, vote_data
-from karat.reward.gate import PRAISE, run_gate, sycophancy_finding
+from karat.reward.gate import run_gate, sycophancy_finding
 from karat.reward.score import Scorer, reference_scale, save_reward, scorer_of
 from karat.reward.train import RewardFit, planned_steps, train_reward
 from karat.reward.trunk import DecoderTrunk
@@ -67,7 +67,7 @@ def train(
     baseline = length_baseline(vote_data(train_votes, snapshot.prompts, snapshot.responses), fit.vote_model.priors)
     findings = run_gate(
         scorer, baseline, parts["gate"], snapshot.prompts, snapshot.responses, seed=child_seed(run.seed, "gate"),
-        praise=praise_for(config),
+        praise=source.praise,
     )  # fmt: skip
     pairs = source.wrong_belief_pairs() if source.wrong_belief_pairs else ()
     findings.append(sycophancy_finding(scorer, pairs, config.gate.max_sycophancy))
@@ -79,15 +79,6 @@ def train(
 
 def _prompt_of(vote: Vote) -> str:
     return vote.prompt_id
-
-
-def praise_for(config: RunConfig) -> Sequence[str]:
-    """Praise in the language of the responses: a probe in words the model has never seen would test nothing."""
-    return SANDBOX_PRAISE if config.sandbox is not None else PRAISE
-
-
-SANDBOX_PRAISE = ("you are so wise .", "what a great question .", "you are very clever .")
-"""Sentences of the sandbox's grammar that say nothing about the prompt."""
 
 
 def calibration_bins(

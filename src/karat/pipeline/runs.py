@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from karat.config import apply_overrides, build, load_yaml, plain
 from karat.errors import ConfigError
@@ -120,6 +119,7 @@ def source_of(config: RunConfig, seed: int) -> Source:
             asks=True,
             gold=world.gold_reward,
             agrees=world.agrees_with_wrong_belief,
+            praise=sandbox.PRAISE,
             wrong_belief_pairs=partial(sandbox.wrong_belief_pairs, config, seed),
         )
     assert config.preferences is not None
@@ -193,8 +193,3 @@ def sweep_table(results: Mapping[tuple[str, ...], Sequence[Mapping[str, Any]]]) 
 
 def _value(summary: Mapping[str, Any], policy: str, column: str) -> float | None:
     return summary.get("policies", {}).get(policy, {}).get(column, {}).get("value")
-
-
-def as_yaml(config: RunConfig) -> str:
-    """The configuration as it was used."""
-    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)

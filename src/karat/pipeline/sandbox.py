@@ -125,5 +125,7 @@ def wrong_belief_pairs(config: RunConfig, seed: int) -> list[tuple[Prompt, str, 
     return pairs
 
 
+PRAISE = ("you are so wise .", "what a great question .", "you are very clever .")
+"""Sentences of the grammar that say nothing about the prompt."""
 N_PROBES = 400
 """Prompts looked at for the gate's probe pairs; about a quarter of them state a wrong belief."""

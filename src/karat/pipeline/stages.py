@@ -22,7 +22,8 @@ from karat.ledger.artifacts import ArtifactRef, ref_of
 from karat.ledger.manifest import Manifest, code_commit, finished_stage, package_versions, write_manifest
 from karat.lm.loop import JsonlReporter, Reporter, newest_step
 from karat.progress import Progress
-from karat.records import Estimate, Finding, Vote
+from karat.records import Finding, Vote
+from karat.report.card import finding_of
 
 
 @dataclass(frozen=True)
@@ -158,11 +159,7 @@ def level_counts(votes: Iterable[Vote]) -> dict[str, int]:
 
 def findings_of(manifest: Manifest) -> list[Finding]:
     """The findings recorded in a manifest."""
-    found = []
-    for fields in manifest.findings:
-        estimate = fields.get("estimate")
-        found.append(Finding(**{**fields, "estimate": Estimate(**estimate) if estimate else None}))
-    return found
+    return [finding_of(fields) for fields in manifest.findings]
 
 
 def jsonable(value: Any) -> Any:

@@ -5,7 +5,7 @@ Knows tokens and trees; nothing about files, optimisers or where demonstrations 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from karat.errors import InputError
 from karat.lm.trees import Tree
@@ -31,8 +31,3 @@ def trees_of(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]
 def n_response_tokens(trees: Sequence[Tree]) -> int:
     """The denominator of the loss: response tokens counted once each, over the whole minibatch."""
     return sum(len(branch) for tree in trees for branch in tree.branches)
-
-
-def perplexity_metrics(nll_sum: float, n_tokens: int) -> Mapping[str, float]:
-    """Mean negative log-likelihood per response token, in nats."""
-    return {"nll_per_token": nll_sum / n_tokens, "n_tokens": float(n_tokens)}

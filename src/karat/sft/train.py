@@ -15,14 +15,16 @@ import torch
 
 from karat.errors import ConfigError, InputError
 from karat.identity import content_id
+from karat.lm import losses
 from karat.lm.chat import check_fits, prompt_tokens, response_tokens
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import response_logprobs
 from karat.lm.loop import LoopConfig, Reporter, TrainState, check_skipped, linear_warmup_decay, optimiser_step, run_loop
+from karat.lm.losses import token_nll
 from karat.lm.trees import Tree, pack_trees
 from karat.records import Demonstration
 from karat.seeding import torch_generator
-from karat.sft.loss import n_response_tokens, perplexity_metrics, trees_of
+from karat.sft.loss import n_response_tokens, trees_of
 
 
 @dataclass(frozen=True)
@@ -155,14 +157,14 @@ def train_on_pairs(
         n_tokens = n_response_tokens(trees)
         sums: list[float] = []
 
-        def losses():
+        def micro_losses():
             for batch in pack_trees(trees, token_budget=config.token_budget):
                 loss = -response_logprobs(lm.model, batch).logprobs.sum() / n_tokens
                 sums.append(float(loss.detach()))
                 yield loss
 
         rate = linear_warmup_decay(index, n_steps=n_steps, peak=config.learning_rate, n_warmup=n_warmup)
-        norm = optimiser_step(state, "policy", losses(), max_grad_norm=config.max_grad_norm, learning_rate=rate)
+        norm = optimiser_step(state, "policy", micro_losses(), max_grad_norm=config.max_grad_norm, learning_rate=rate)
         check_skipped(state, index + 1)
         last_nll = sum(sums)
         return {"nll_per_token": last_nll, "grad_norm": norm, "learning_rate": rate, "n_tokens": float(n_tokens)}
@@ -192,8 +194,5 @@ def minibatch_trees(
 def mean_nll(lm: LoadedLM, pairs: Sequence[tuple[list[int], list[int]]], token_budget: int) -> float:
     """Mean negative log-likelihood per response token, in nats, without training."""
     trees = trees_of([prompt for prompt, _ in pairs], [response for _, response in pairs])
-    total = sum(
-        -float(response_logprobs(lm.model, batch).logprobs.double().sum())
-        for batch in pack_trees(trees, token_budget=token_budget)
-    )
-    return perplexity_metrics(total, n_response_tokens(trees))["nll_per_token"]
+    batches = pack_trees(trees, token_budget=token_budget)
+    return losses.mean_nll(token_nll(response_logprobs(lm.model, batch).logprobs.double()) for batch in batches)
