@@ -25,7 +25,7 @@ SETTINGS = [
     {"learning_rate": rate, "n_minibatches": n_minibatches} for rate in (1e-4, 3e-4, 1e-3) for n_minibatches in (1, 4)
 ]
 SEARCH_SEED, SEEDS = 100, (0, 1, 2)
-N_ITERATIONS, WINDOW = 30, 5
+N_ITERATIONS, N_SEARCH, WINDOW = 24, 10, 5
 TARGET = 6.0
 SIDES = ("ours", "theirs")
 WORK = ROOT / "bench" / "work"
@@ -36,11 +36,16 @@ SHAPE = {"n_prompts": 16, "n_samples": 4, "max_new_tokens": 48, "n_epochs": 4, "
 def score_row(*, quick: bool, threads: int) -> dict[str, Any]:
     """Run what is missing and put the row together; `quick` runs three iterations and keeps them apart."""
     path = WORK / "score_study_quick.json" if quick else RESULTS
-    n_iterations, window = (3, 1) if quick else (N_ITERATIONS, WINDOW)
+    n_iterations, n_search, window = (3, 3, 1) if quick else (N_ITERATIONS, N_SEARCH, WINDOW)
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": {}}
-    found["shape"] = SHAPE | {"n_iterations": n_iterations, "window": window, "prompts": "HH, at most 96 tokens"}
+    found["shape"] = SHAPE | {
+        "n_iterations": n_iterations,
+        "n_search": n_search,
+        "window": window,
+        "prompts": "HH, at most 96 tokens",
+    }
     for setting in SETTINGS[:2] if quick else SETTINGS:
-        _run(found, path, dict.fromkeys(SIDES, setting), SEARCH_SEED, n_iterations, threads)
+        _run(found, path, dict.fromkeys(SIDES, setting), SEARCH_SEED, n_search, threads)
     found["best"] = {side: _best(found["runs"], side, window) for side in SIDES}
     for seed in SEEDS[:1] if quick else SEEDS:
         _run(found, path, found["best"], seed, n_iterations, threads)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from karat.answers import check_value
 from karat.errors import InputError
 from karat.identity import content_id
 
@@ -27,6 +28,12 @@ KINDS = (
     "span_marks", "step_marks",
 )  # fmt: skip
 ORIGINS = ("person", "simulated", "ai", "imported")
+Granularity = Literal["conversation", "response", "turn", "step", "span"]
+GRANULARITIES = ("conversation", "response", "turn", "step", "span")
+Audience = Literal["annotator", "expert"]
+AUDIENCES = ("annotator", "expert")
+WORD_KINDS = ("correction", "demonstration", "critique")
+"""Kinds whose answer is words."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +135,20 @@ class Task:
     """Version of the guideline under which it is judged."""
     batch: str = "main"
     """Names the purpose, so that the same question may be asked again in a later round."""
+    question: str = ""
+    """Question.id of how it is asked; "" = the plain question of its kind (`karat.questions.plain_question`)."""
+    audience: Audience = "annotator"
+    """Who is asked: raters, or expert reviewers."""
+    reserved_for: str | None = None
+    """Annotator.id of the only rater who may answer (a repeat of her own work); None = anybody of the audience."""
+    stop_after: int = 0
+    """This many equal answers and no other suffice, though the overlap is larger; 0 = always the whole overlap."""
 
     def __post_init__(self) -> None:
         _one_of("Task.kind", self.kind, KINDS)
+        _one_of("Task.audience", self.audience, AUDIENCES)
+        if self.stop_after < 0:
+            raise InputError(f"Task.stop_after: found {self.stop_after}; expected ≥ 0")
         if self.overlap < 1:
             raise InputError(f"Task.overlap: found {self.overlap}; expected ≥ 1")
         if not 0 < self.propensity <= 1:
@@ -142,8 +160,11 @@ class Task:
 
     @property
     def id(self) -> str:
-        """Content hash of what is asked."""
-        return content_id("task", [self.prompt_id, list(self.response_ids), self.kind, self.guideline, self.batch])
+        """Content hash of what is asked; what an earlier version did not have enters only where it is used."""
+        asked: list[Any] = [self.prompt_id, list(self.response_ids), self.kind, self.guideline, self.batch]
+        if self.question or self.audience != "annotator" or self.reserved_for is not None:
+            asked += [self.question, self.audience, self.reserved_for]
+        return content_id("task", asked)
 
 
 @dataclass(frozen=True)
@@ -159,10 +180,15 @@ class Judgement:
     response_ids: tuple[str, ...]
     """Responses judged, in identity order (a, b, …)."""
     value: Mapping[str, Any]
-    """The answer. comparison: {"level": 0 … n_levels − 1, "n_levels": K}, level 0 = "b much better", K − 1 = "a
-    much better", the middle of an odd K = tie; or {"missing": reason}. ranking: {"ranks": [1, 2, 2, …]}, equal
-    = tied, 1 = best. best_of: {"best": index}. rating: {"score": x, "low": l, "high": h}. label: {"good": bool}.
-    correction, demonstration, critique: {"text": words}."""
+    """The answer; {"missing": reason} fits every kind ("cannot judge", "none fits", "escalated").
+
+    comparison: {"level": 0 … n_levels − 1, "n_levels": K}, level 0 = "b much better", K − 1 = "a much better", the
+    middle of an odd K = tie, which may say "both": "good" or "bad". ranking: {"ranks": [1, 2, 2, …]}, equal = tied,
+    1 = best. best_of: {"best": index}. rating: {"score": x, "low": l, "high": h}, or {"scores": {attribute: x, …},
+    "low": l, "high": h}. label: {"good": bool} or {"flags": [name, …]} or both, with "escalate": bool. correction,
+    demonstration: {"text": words}. critique: {"text": words}, with "aspects": [name, …]. span_marks: {"spans":
+    [{"response": index, "start": s, "end": e, "class": name}, …]}, code points of the response's text, end exclusive.
+    step_marks: {"steps": [{"start": s, "end": e, "mark": −1, 0 or 1}, …]} of one response, in order."""
     annotator: str
     """Annotator.id of who judged."""
     shown_order: tuple[int, ...]
@@ -187,6 +213,9 @@ class Judgement:
     """id of an earlier judgement by the same annotator that this one corrects."""
     submission: str = ""
     """The client's key for this submission: sent twice, stored once."""
+    shown: Mapping[str, Any] = field(default_factory=dict)
+    """What else was on the page: {"truncated": [bool, …] in identity order, "page": version of the page, "question":
+    Question.id, "arms": {experiment: arm}, "locale": tag, …}; {} = not known. Never words of the rater."""
 
     def __post_init__(self) -> None:
         _one_of("Judgement.kind", self.kind, KINDS)
@@ -202,44 +231,24 @@ class Judgement:
         check_value(self.kind, self.value, len(self.response_ids))
 
     @property
+    def event(self) -> dict[str, Any]:
+        """Every field by name; `shown` only where something is known, so that older events keep their bytes."""
+        return {name: value for name, value in vars(self).items() if name != "shown" or value}
+
+    @property
+    def written(self) -> bool:
+        """True = the answer itself is words, which are stored apart and can be erased."""
+        return self.kind in WORD_KINDS and "missing" not in self.value
+
+    @property
+    def wordless(self) -> dict[str, Any]:
+        """The event without the rater's words."""
+        return self.event | {"reason": None} | ({"value": {}} if self.written else {})
+
+    @property
     def id(self) -> str:
-        """Content hash of the whole event."""
-        return content_id("judgement", self)
-
-
-def check_value(kind: Kind, value: Mapping[str, Any], n_responses: int) -> None:
-    """Raise InputError unless the value fits its kind; `{"missing": reason}` fits every kind."""
-    if "missing" in value:
-        return
-    if kind == "comparison":
-        level, n_levels = value.get("level"), value.get("n_levels")
-        whole = _is_int(level) and _is_int(n_levels)
-        if n_responses != 2 or not whole or not (n_levels >= 2 and 0 <= level < n_levels):
-            raise InputError(
-                f"comparison of {n_responses} responses: found {dict(value)}; "
-                "expected 2 responses and level in 0 … n_levels − 1"
-            )
-    elif kind == "ranking":
-        ranks = value.get("ranks")
-        if (
-            not isinstance(ranks, list | tuple)
-            or len(ranks) != n_responses
-            or not all(_is_int(rank) and rank >= 1 for rank in ranks)
-        ):
-            raise InputError(f"ranking of {n_responses} responses: found {dict(value)}; expected one rank ≥ 1 for each")
-    elif kind == "best_of":
-        best = value.get("best")
-        if not _is_int(best) or not 0 <= best < n_responses:
-            raise InputError(
-                f"best_of {n_responses} responses: found {dict(value)}; expected an index below {n_responses}"
-            )
-    elif kind == "label":
-        if not isinstance(value.get("good"), bool):
-            raise InputError(f"label: found {dict(value)}; expected good: true or false")
-    elif kind == "rating":
-        score, low, high = (value.get(name) for name in ("score", "low", "high"))
-        if not all(isinstance(number, int | float) for number in (score, low, high)) or not low <= score <= high:  # type: ignore[operator]
-            raise InputError(f"rating: found {dict(value)}; expected low ≤ score ≤ high")
+        """Content hash of the wordless event: when words are erased, no hash of them stays behind."""
+        return content_id("judgement", self.wordless)
 
 
 @dataclass(frozen=True)
@@ -373,10 +382,6 @@ def vote_of(judgement: Judgement, *, topic: str | None = None) -> Vote | None:
         propensity=judgement.propensity,
         tags={} if topic is None else {"topic": topic},
     )
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -17,7 +17,7 @@ from alembic.migration import MigrationContext
 
 from feedback_cases import small_store, vote
 from karat.errors import StoreError
-from karat.feedback import schema
+from karat.feedback import people_tables, schema
 from karat.feedback.engine import MIGRATIONS
 from karat.feedback.store import open_store
 from karat.records import Annotator, Judgement, Response, Task, user_prompt
@@ -195,10 +195,10 @@ def test_opening_again_finds_everything(tmp_path):
 
 def test_the_migrations_make_the_tables_of_the_code_and_unmake_them(tmp_path):
     store = open_store(tmp_path / "k.db")
-    with store._connection() as connection:
+    with store.connection() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, schema.metadata) == []
-    with store._connection(write=True) as connection:
+        assert compare_metadata(context, people_tables.metadata) == []
+    with store.connection(write=True) as connection:
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS))
         config.set_main_option("path_separator", "os")
@@ -213,7 +213,7 @@ def test_a_store_of_a_newer_version_is_refused(tmp_path):
     connection.execute("UPDATE alembic_version SET version_num = '0999'")
     connection.commit()
     connection.close()
-    with pytest.raises(StoreError, match="found a store of version '0999', expected '0001' or older") as caught:
+    with pytest.raises(StoreError, match="found a store of version '0999', expected '0002' or older") as caught:
         open_store(tmp_path / "k.db")
     assert "\n" not in str(caught.value)
 

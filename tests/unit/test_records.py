@@ -3,6 +3,7 @@
 import pytest
 
 from karat.errors import InputError
+from karat.identity import content_id
 from karat.records import Judgement, Prompt, Response, Task, Turn, user_prompt, vote_of
 
 
@@ -49,11 +50,54 @@ def test_cannot_judge_is_missing_not_a_tie():
         ({"kind": "best_of", "value": {"best": 2}}, "an index below 2"),
         ({"kind": "label", "value": {"good": 1}}, "good: true or false"),
         ({"kind": "rating", "value": {"score": 9, "low": 1, "high": 5}}, "low ≤ score ≤ high"),
+        ({"kind": "rating", "value": {"scores": {"helpful": 9}, "low": 1, "high": 5}}, "low ≤ score ≤ high"),
+        ({"kind": "rating", "value": {"scores": {}, "low": 1, "high": 5}}, "expected numbers for score"),
+        ({"kind": "rating", "value": {"score": float("nan"), "low": 1, "high": 5}}, "expected numbers for score"),
+        ({"kind": "label", "value": {"flags": "spam"}}, "a list of names"),
+        ({"kind": "label", "value": {"flags": [], "escalate": 1}}, "expected true or false"),
+        ({"value": {"level": 0, "n_levels": 3, "both": "good"}}, "with the level of a tie"),
+        ({"value": {"missing": True}}, "expected the reason as text"),
+        ({"kind": "critique", "value": {"text": "  "}}, "expected something written"),
+        (
+            {"kind": "span_marks", "value": {"spans": [{"response": 0, "start": 4, "end": 4, "class": "x"}]}},
+            "start < end",
+        ),
+        ({"kind": "span_marks", "value": {"spans": [{"response": 2, "start": 0, "end": 4, "class": "x"}]}}, "response"),
+        ({"kind": "step_marks", "value": {"steps": [{"start": 0, "end": 4, "mark": 1}]}}, "expected 1 response"),
     ],
 )
 def test_an_impossible_judgement_is_refused(changes, message):
     with pytest.raises(InputError, match=message):
         judgement(**changes)
+
+
+def test_steps_are_marked_in_order():
+    steps = [{"start": 0, "end": 4, "mark": 1}, {"start": 4, "end": 9, "mark": -1}]
+    one = {"kind": "step_marks", "response_ids": ("response:a",), "shown_order": (0,)}
+    assert judgement(**one, value={"steps": steps}).value["steps"] == steps
+    with pytest.raises(InputError, match="in order without overlap"):
+        judgement(**one, value={"steps": steps[::-1]})
+    with pytest.raises(InputError, match="expected −1, 0 or 1"):
+        judgement(**one, value={"steps": [{"start": 0, "end": 4, "mark": 2}]})
+
+
+def test_the_identity_of_a_judgement_says_nothing_about_its_words():
+    assert judgement(reason="because").id == judgement().id
+    said = {"kind": "critique", "response_ids": ("response:a",), "shown_order": (0,)}
+    assert judgement(**said, value={"text": "dull"}).id == judgement(**said, value={"text": "bright"}).id
+    assert judgement(**said, value={"missing": "cannot judge"}).id != judgement(**said, value={"text": "dull"}).id
+
+
+def test_what_was_shown_is_part_of_the_event_and_absent_where_it_is_not_known():
+    assert judgement(shown={"page": "1"}).id != judgement().id
+    assert "shown" not in judgement().event
+
+
+def test_a_task_is_named_by_its_question_only_where_it_has_one():
+    plain = Task("p", ("a", "b"))
+    assert plain.id == content_id("task", ["p", ["a", "b"], "comparison", "v1", "main"])
+    others = [Task("p", ("a", "b"), question="question:1"), Task("p", ("a", "b"), audience="expert")]
+    assert len({plain.id, *(task.id for task in others), Task("p", ("a", "b"), reserved_for="r").id}) == 4
 
 
 def test_a_prompt_ends_before_the_assistant_speaks():

@@ -1,25 +1,30 @@
-"""How far raters agree: raw pairwise agreement and Krippendorff's alpha, with intervals over items or over raters.
+"""How far raters agree: raw agreement, Krippendorff's alpha, the kappas and AC1, with intervals over items or raters.
 
-Individual votes in, Estimates out. Knows nothing about models of raters; a consensus is somebody else's view.
+Individual answers in, Estimates out; what is not defined is None with the reason. Knows nothing about models of
+raters; a consensus is somebody else's view.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Literal
 
-import krippendorff
 import numpy as np
 from scipy import stats as distributions
 
 from karat.errors import InputError
+from karat.feedback.answer_table import AnswerTable, vote_table
+from karat.feedback.coefficients import COEFFICIENTS, Coefficient
 from karat.records import Estimate, Vote
+from karat.resampling import cluster_weights
+from karat.stats import wilson
 
 Over = Literal["item", "annotator"]
 LEVEL = 0.95
 N_GROUPS = 20
 """Groups of raters in the jackknife: t with 19 degrees of freedom."""
+NO_OVERLAP = "undefined: no item has two votes"
+NO_VARIATION = "undefined: no variation"
 
 
 def pairwise_agreement(
@@ -36,7 +41,7 @@ def pairwise_agreement(
         over: "item" = bootstrap of items; "annotator" = jackknife over groups of raters.
     Returns: the estimate; n counts items with at least two votes (or raters), value None where there are none.
     """
-    return _estimate(_Table(votes, ties=ties), rng, _agreement, "pairwise agreement", over=over, n_draws=n_draws)
+    return coefficient(vote_table(votes, ties=ties), "agreement", rng, over=over, n_draws=n_draws)
 
 
 def alpha(
@@ -54,103 +59,150 @@ def alpha(
     Args:
         measurement: metric of the difference between two votes.    over: as in `pairwise_agreement`.
     Returns: the estimate; value None with method "undefined: …" where all votes are equal or no item has two votes.
-    Source: Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability"; package krippendorff.
+    Source: Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability".
     """
-
-    def statistic(counts: np.ndarray) -> float | None:
-        return _alpha(counts, measurement)
-
-    return _estimate(_Table(votes, ties=True), rng, statistic, f"{measurement} alpha", over=over, n_draws=n_draws)
+    return coefficient(vote_table(votes), f"{measurement} alpha", rng, over=over, n_draws=n_draws)
 
 
-class _Table:
-    """Votes as columns: item, rater, direction (0 b, 1 tie, 2 a, seen from the first text of the item)."""
-
-    def __init__(self, votes: Sequence[Vote], *, ties: bool) -> None:
-        kept = [vote for vote in votes if ties or 2 * vote.level != vote.n_levels - 1]
-        items: dict[tuple[str, str], int] = {}
-        raters: dict[str, int] = {}
-        self.item = np.zeros(len(kept), dtype=np.int64)
-        self.rater = np.zeros(len(kept), dtype=np.int64)
-        self.value = np.zeros(len(kept), dtype=np.int64)
-        for i, vote in enumerate(kept):
-            direction = int(np.sign(2 * vote.level - (vote.n_levels - 1)))
-            first, second = sorted((vote.a, vote.b))
-            self.item[i] = items.setdefault((first, second), len(items))
-            self.rater[i] = raters.setdefault(vote.annotator, len(raters))
-            self.value[i] = 1 + (direction if first == vote.a else -direction)
-        self.n_items, self.n_raters = len(items), len(raters)
-
-    def counts(self, keep_mask: np.ndarray | None = None) -> np.ndarray:
-        """Votes of each direction on each item, "N 3"."""
-        counts = np.zeros((self.n_items, 3), dtype=np.int64)
-        chosen = slice(None) if keep_mask is None else keep_mask
-        np.add.at(counts, (self.item[chosen], self.value[chosen]), 1)
-        return counts
-
-
-def _estimate(
-    table: _Table,
-    rng: np.random.Generator,
-    statistic: Callable[[np.ndarray], float | None],
-    name: str,
-    *,
-    over: Over,
-    n_draws: int,
+def coefficient(
+    table: AnswerTable, name: str, rng: np.random.Generator, *, over: Over = "item", n_draws: int = 1000
 ) -> Estimate:
+    """One coefficient of agreement of any answers, with its interval.
+
+    Args:
+        name: one of `COEFFICIENTS`.    rng: draws the items, or the groups of raters.
+        over: "item" = other items might have been asked: percentile bootstrap of items. "annotator" = other raters
+            might have answered: jackknife over 20 groups of raters, t interval. Report both; the wider one counts.
+    Returns: value None with method "undefined: …" where no item has two answers, or where the answers do not vary.
+        The interval is None, with the reason in the method, where it would have no width (all agree) or cannot be had.
+    Raises: InputError for an unknown name, for Cohen's kappa without exactly two raters, and where values that are not
+        numbers are asked for an interval alpha.
+    """
     if over not in ("item", "annotator"):
         raise InputError(f"{name}: found over={over!r}; expected 'item' or 'annotator'")
-    counts = table.counts()
-    counts = counts[counts.sum(axis=1) >= 2]
-    n = len(counts) if over == "item" else table.n_raters
-    if len(counts) == 0:
-        return Estimate(None, None, None, n, "undefined: no item has two votes")
-    value = statistic(counts)
-    if value is None:
-        return Estimate(None, None, None, n, "undefined: no variation")
-    if over == "item":
-        drawn = [statistic(counts[rng.integers(len(counts), size=len(counts))]) for _ in range(n_draws)]
-        known = [each for each in drawn if each is not None]
-        low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if known else (None, None)
+    if name not in COEFFICIENTS:
+        raise InputError(f"coefficient: found {name!r}; expected one of {', '.join(COEFFICIENTS)}")
+    n_raters = len(np.unique(table.annotator))
+    measure = COEFFICIENTS[name]
+    n_items, evaluate = measure(table) if len(table) else (0, None)
+    n = n_items if over == "item" else n_raters
+    if evaluate is None or n_items == 0:
+        return Estimate(None, None, None, n, NO_OVERLAP)
+    value = float(evaluate(np.ones((1, n_items)))[0])
+    if np.isnan(value):
+        return Estimate(None, None, None, n, NO_VARIATION)
+    if over == "annotator":
+        return _jackknife(table, measure, rng, value, name)
+    draws = np.concatenate([evaluate(weights) for weights in cluster_weights(n_items, rng, n_draws)])
+    return _bootstrap(draws, value, n_items, name)
+
+
+def agreement_table(
+    table: AnswerTable, names: Sequence[str], rng: np.random.Generator, *, n_draws: int = 1000
+) -> dict[str, tuple[Estimate, Estimate]]:
+    """Several coefficients of the same answers, each with its interval by item and by rater."""
+    return {
+        name: (
+            coefficient(table, name, rng, n_draws=n_draws),
+            coefficient(table, name, rng, over="annotator", n_draws=n_draws),
+        )
+        for name in names
+    }
+
+
+def agreement_by(
+    table: AnswerTable,
+    groups: Sequence[Hashable],
+    name: str,
+    rng: np.random.Generator,
+    *,
+    over: Over = "item",
+    n_draws: int = 1000,
+) -> dict[Hashable, Estimate]:
+    """A coefficient within each group of answers: a topic, a guideline version, a window of time, a group of raters.
+
+    Args:
+        groups: one key a row of the table; only answers with the same key are compared. None = in no group.
+    Returns: one estimate a key, in the order in which keys occur; "undefined: …" where a group cannot tell.
+    """
+    if len(groups) != len(table):
+        raise InputError(f"agreement_by: found {len(groups)} keys for {len(table)} answers; expected one each")
+    rows: dict[Hashable, list[int]] = {}
+    for row, key in enumerate(groups):
+        if key is not None:
+            rows.setdefault(key, []).append(row)
+    found = {}
+    for key, chosen in rows.items():
+        part = table.select(np.array(chosen))
+        if name == "Cohen's kappa" and len(np.unique(part.annotator)) != 2:
+            found[key] = Estimate(None, None, None, 0, "undefined: Cohen's kappa is of two raters")
+        else:
+            found[key] = coefficient(part, name, rng, over=over, n_draws=n_draws)
+    return found
+
+
+def time_windows(seconds: Sequence[float], width_s: float) -> list[float]:
+    """The start of the window of `width_s` seconds in which each time falls: keys for `agreement_by`."""
+    times = np.asarray(seconds, dtype=float)
+    if not width_s > 0 or not np.isfinite(times).all():
+        raise InputError(f"time_windows: found a width of {width_s} s; expected a width above 0 and finite times")
+    return (np.floor(times / width_s) * width_s).tolist()
+
+
+def rater_agreement(table: AnswerTable) -> tuple[np.ndarray, np.ndarray]:
+    """For each rater of the table, pairs that she forms with others on the same items: how many are equal, and of how many.
+
+    Returns: (equal, pairs), one a rater in the order of `table.annotators`; their quotient is her agreement.
+    """
+    n_codes = max(len(table.domain), 1)
+    per_item = np.bincount(table.item, minlength=len(table.items))
+    per_cell = np.bincount(table.item * n_codes + table.code, minlength=len(table.items) * n_codes)
+    equal = per_cell[table.item * n_codes + table.code] - 1
+    size = len(table.annotators)
+    return (
+        np.bincount(table.annotator, weights=equal, minlength=size),
+        np.bincount(table.annotator, weights=per_item[table.item] - 1, minlength=size),
+    )
+
+
+def _bootstrap(draws: np.ndarray, value: float, n: int, name: str) -> Estimate:
+    known = draws[np.isfinite(draws)]
+    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(known) else (value, value)
+    if high - low > 1e-12 and len(known) >= LEVEL * len(draws):
         method = f"{name}; {LEVEL:.0%} percentile bootstrap over items, {len(known)} draws"
+        return Estimate(value, float(low), float(high), n, method)
+    if name == "agreement" and value in (0.0, 1.0):
+        ends = wilson(value * n, n, level=LEVEL)
+        return Estimate(value, ends.low, ends.high, n, f"{name}; {LEVEL:.0%} Wilson interval on items (all are alike)")
+    if len(known) < LEVEL * len(draws):
+        why = f"undefined on {len(draws) - len(known)} of {len(draws)} draws of items"
     else:
-        low, high = _jackknife(table, rng, statistic, value)
-        method = f"{name}; {LEVEL:.0%} jackknife over {min(N_GROUPS, table.n_raters)} groups of raters, t interval"
-    return Estimate(value, _float(low), _float(high), n, method)
+        why = "all items are alike, a bootstrap has no width"
+    return Estimate(value, None, None, n, f"{name}; no interval: {why}")
 
 
-def _jackknife(
-    table: _Table, rng: np.random.Generator, statistic: Callable[[np.ndarray], float | None], value: float
-) -> tuple[float | None, float | None]:
+def _jackknife(table: AnswerTable, measure: Coefficient, rng: np.random.Generator, value: float, name: str) -> Estimate:
     """Interval from leaving out one group of raters at a time.
 
     Not a bootstrap: a rater drawn twice would agree with herself, and agreement would be biased upwards.
     """
-    n_groups = min(N_GROUPS, table.n_raters)
-    group = rng.permutation(table.n_raters) % n_groups
-    without = [statistic(table.counts(group[table.rater] != one)) for one in range(n_groups)]
-    known = np.array([each for each in without if each is not None])
+    raters, row = np.unique(table.annotator, return_inverse=True)
+    n_groups = min(N_GROUPS, len(raters))
+    if name == "Cohen's kappa":
+        return Estimate(value, None, None, 2, f"{name}; no interval over raters: it is a figure of these two")
+    group = rng.permutation(len(raters)) % n_groups
+    without = []
+    for one in range(n_groups):
+        rest = table.select(group[row] != one)
+        n_items, evaluate = measure(rest) if len(rest) else (0, None)
+        without.append(np.nan if evaluate is None or not n_items else float(evaluate(np.ones((1, n_items)))[0]))
+    known = np.array(without)[np.isfinite(without)]
     if len(known) < max(2, n_groups):
-        return None, None
+        why = f"undefined without one of the {n_groups} groups of raters"
+        return Estimate(value, None, None, len(raters), f"{name}; no interval over raters: {why}")
     error = np.sqrt((len(known) - 1) / len(known) * ((known - known.mean()) ** 2).sum())
-    reach = distributions.t.ppf((1 + LEVEL) / 2, len(known) - 1) * error
-    return value - reach, value + reach
-
-
-def _agreement(counts: np.ndarray) -> float | None:
-    n_votes = counts.sum(axis=1)
-    pairs = (n_votes * (n_votes - 1)).sum()
-    return None if pairs == 0 else float((counts * (counts - 1)).sum() / pairs)
-
-
-def _alpha(counts: np.ndarray, measurement: str) -> float | None:
-    counts = counts[counts.sum(axis=1) >= 2]
-    if (counts.sum(axis=0) > 0).sum() < 2:
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return float(krippendorff.alpha(value_counts=counts, value_domain=[0, 1, 2], level_of_measurement=measurement))
-
-
-def _float(value: float | None) -> float | None:
-    return None if value is None else float(value)
+    if error < 1e-12:
+        return Estimate(value, None, None, len(raters), f"{name}; no interval over raters: they are all alike")
+    reach = float(distributions.t.ppf((1 + LEVEL) / 2, len(known) - 1) * error)
+    method = f"{name}; {LEVEL:.0%} jackknife over {n_groups} groups of raters, t interval"
+    return Estimate(value, value - reach, value + reach, len(raters), method)

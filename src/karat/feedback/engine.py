@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from karat.errors import StoreError
-from karat.feedback.schema import HEAD
+from karat.feedback.schema import HEAD, OLDER
 
 WRITE = "karat_write"
 MIGRATIONS = Path(__file__).with_name("migrations")
@@ -65,7 +65,7 @@ def migrate(engine: Engine, address: str) -> None:
         version = _version(connection, address)
         if version == HEAD:
             return
-        if version is not None:
+        if version is not None and version not in OLDER:
             raise StoreError(
                 f"{address}: found a store of version {version!r}, expected {HEAD!r} or older; "
                 "it was written by a newer karat: install that version to read it"

@@ -18,10 +18,13 @@ from typing import Any
 from sqlalchemy import Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
 
 from karat.identity import canonical_json
-from karat.records import Judgement, Prompt, Response, Task, Turn
+from karat.records import WORD_KINDS, Judgement, Prompt, Response, Task, Turn
 
-HEAD = "0001"
+HEAD = "0002"
 """The revision of the migrations that this code reads and writes."""
+
+OLDER = ("0001",)
+"""Revisions of earlier stores, which are brought to HEAD when they are opened."""
 
 UNKNOWN_ANNOTATOR = "unknown"
 """Stands for raters that a file does not name: many people, so that none of their votes replaces another."""
@@ -73,6 +76,12 @@ tasks = Table(
     Column("guideline", Text, nullable=False),
     Column("batch", Text, nullable=False),
     Column("n_answers", Integer, nullable=False),
+    Column("question", String(64), nullable=False),
+    Column("audience", String(16), nullable=False),
+    Column("reserved_for", String(200)),
+    Column("stop_after", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Index("tasks_open", "state", "audience", "seq"),
 )
 
 assignments = Table(
@@ -112,6 +121,7 @@ judgements = Table(
     Column("supersedes", String(64)),
     Column("late", Boolean, nullable=False),
     Column("has_words", Boolean, nullable=False),
+    Column("shown", Text, nullable=False),
     Index("judgements_by_task", "task_id", "annotator"),
 )
 
@@ -138,9 +148,6 @@ provenance = Table(
     Column("session", Text),
     Column("accepted_at", Text),
 )
-
-WORD_KINDS = ("correction", "demonstration", "critique")
-"""Kinds whose answer is words: their value is stored with the words, not with the record."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +197,7 @@ def response_of(row: Any) -> Response:
 def task_row(task: Task) -> dict[str, Any]:
     """The row of a task that nobody has answered yet."""
     row = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
-    return {**row, "id": task.id, "response_ids": json_text(task.response_ids), "n_answers": 0}
+    return {**row, "id": task.id, "response_ids": json_text(task.response_ids), "n_answers": 0, "state": "open"}
 
 
 def task_of(row: Any) -> Task:
@@ -204,6 +211,10 @@ def task_of(row: Any) -> Task:
         propensity=row.propensity,
         guideline=row.guideline,
         batch=row.batch,
+        question=row.question,
+        audience=row.audience,
+        reserved_for=row.reserved_for,
+        stop_after=row.stop_after,
     )
 
 
@@ -225,15 +236,14 @@ def judgement_rows(judgement: Judgement, *, salt: str, late: bool) -> JudgementR
     Args:
         salt: hex digits, secret.    late: True = the lease had expired.
     """
-    event = _event_bytes(judgement)
-    judgement_id = _id_of_event(event)
-    written = judgement.kind in WORD_KINDS and "missing" not in judgement.value
+    judgement_id = "judgement:" + hashlib.sha256(b"judgement\0" + _json_bytes(judgement.wordless)).hexdigest()[:32]
+    written = judgement.written
     spoken = {"reason": judgement.reason, "value": dict(judgement.value) if written else None}
     has_words = written or judgement.reason is not None
     row = {
         "id": judgement_id,
         "submission": judgement.submission or UNNAMED + judgement_id,
-        "commitment": _commitment_of_event(event, salt),
+        "commitment": commitment_of(judgement, salt),
         "task_id": judgement.task_id,
         "kind": judgement.kind,
         "prompt_id": judgement.prompt_id,
@@ -251,6 +261,7 @@ def judgement_rows(judgement: Judgement, *, salt: str, late: bool) -> JudgementR
         "supersedes": judgement.supersedes,
         "late": late,
         "has_words": has_words,
+        "shown": json_text(dict(judgement.shown)),
     }
     words_row = {"judgement_id": judgement_id, "words": json_text(spoken)} if has_words else None
     return JudgementRows(row, words_row, {"judgement_id": judgement_id, "salt": salt})
@@ -281,25 +292,17 @@ def stored_judgement(row: Any) -> StoredJudgement:
         origin=row.origin,
         supersedes=row.supersedes,
         submission="" if row.submission.startswith(UNNAMED) else row.submission,
+        shown=json.loads(row.shown),
     )
     return StoredJudgement(judgement, row.id, row.commitment, bool(row.late), erased, row.seq)
 
 
 def commitment_of(judgement: Judgement, salt: str) -> str:
     """`commit:` and the SHA-256 of the salt and the event's canonical JSON."""
-    return _commitment_of_event(_event_bytes(judgement), salt)
+    return "commit:" + hashlib.sha256(bytes.fromhex(salt) + b"\0" + _json_bytes(judgement.event)).hexdigest()
 
 
-def _event_bytes(judgement: Judgement) -> bytes:
-    """Canonical JSON of the event: by the short way where there is nothing to normalise."""
-    text = _ENCODER.encode(vars(judgement))
-    return text.encode() if text.isascii() else canonical_json(judgement)
-
-
-def _commitment_of_event(event: bytes, salt: str) -> str:
-    return "commit:" + hashlib.sha256(bytes.fromhex(salt) + b"\0" + event).hexdigest()
-
-
-def _id_of_event(event: bytes) -> str:
-    # identity.content_id of the judgement, from bytes that are needed for the commitment anyway
-    return "judgement:" + hashlib.sha256(b"judgement\0" + event).hexdigest()[:32]
+def _json_bytes(event: dict[str, Any]) -> bytes:
+    """`canonical_json`, by the short way where there is nothing to normalise."""
+    text = _ENCODER.encode(event)
+    return text.encode() if text.isascii() else canonical_json(event)

@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 
 from karat.errors import InputError, LedgerError, StoreError
-from karat.feedback.schema import UNKNOWN_ANNOTATOR, WORD_KINDS, StoredJudgement, json_text
+from karat.feedback.schema import UNKNOWN_ANNOTATOR, StoredJudgement, json_text
 from karat.feedback.store import Store
 from karat.identity import content_id, file_hash
 from karat.ledger.artifacts import staged_directory
-from karat.records import Annotator, Judgement, Prompt, Response, Turn, Vote
+from karat.records import WORD_KINDS, Annotator, Judgement, Prompt, Response, Turn, Vote
 
 FORMAT = 1
 COLUMNS = ("prompt", "a", "b", "level", "n_levels", "side", "annotator", "strategy", "propensity", "active_s", "late")
@@ -285,10 +285,10 @@ def _record_line(record: StoredJudgement) -> dict[str, Any]:
 
 def _words_lines(record: StoredJudgement) -> list[dict[str, Any]]:
     judgement = record.judgement
-    written = judgement.kind in WORD_KINDS and "missing" not in judgement.value
-    if record.erased or not (written or judgement.reason is not None):
+    if record.erased or not (judgement.written or judgement.reason is not None):
         return []
-    return [{"id": record.id, "reason": judgement.reason, "value": dict(judgement.value) if written else None}]
+    value = dict(judgement.value) if judgement.written else None
+    return [{"id": record.id, "reason": judgement.reason, "value": value}]
 
 
 def _is_vote(record: StoredJudgement) -> bool:

@@ -62,7 +62,8 @@ class Store:
 
     def __init__(self, engine: Engine, address: str) -> None:
         self._engine = engine
-        self._address = address
+        self.address = address
+        """The path or URL that it was opened with."""
 
     def __enter__(self) -> Store:
         return self
@@ -78,19 +79,19 @@ class Store:
 
     def add_prompts(self, prompts: Iterable[Prompt]) -> int:
         """Store prompts that are not there yet. Returns: how many were new."""
-        return self._write(lambda connection: additions.add_prompts(connection, prompts))
+        return self.write(lambda connection: additions.add_prompts(connection, prompts))
 
     def add_responses(self, responses: Iterable[Response]) -> int:
         """Store responses that are not there yet; their prompts must be. Returns: how many were new."""
-        return self._write(lambda connection: additions.add_responses(connection, responses))
+        return self.write(lambda connection: additions.add_responses(connection, responses))
 
     def add_annotators(self, annotators: Iterable[Annotator]) -> int:
         """Store raters that are not there yet. Returns: how many were new."""
-        return self._write(lambda connection: additions.add_annotators(connection, annotators))
+        return self.write(lambda connection: additions.add_annotators(connection, annotators))
 
     def add_tasks(self, new: Iterable[Task]) -> int:
         """Queue tasks that are not there yet; their texts must be. Returns: how many were new."""
-        return self._write(lambda connection: additions.add_tasks(connection, new))
+        return self.write(lambda connection: additions.add_tasks(connection, new))
 
     def ingest(
         self,
@@ -117,7 +118,7 @@ class Store:
             additions.add_tasks(connection, new_tasks)
             return submission.submit_imported(connection, judgements, provenance or {}, now=now)
 
-        return self._write(write)
+        return self.write(write)
 
     # Judging
 
@@ -139,7 +140,7 @@ class Store:
             additions.require(connection, tables.annotators, {annotator_id}, "the rater", "add_annotators")
             return leases.next_lease(connection, annotator_id, now=now, lease_s=lease_s, batch=batch)
 
-        return self._write(write)
+        return self.write(write)
 
     def lease_many(self, pairs: Sequence[tuple[str, str]], now: float, lease_s: float = 600.0) -> list[Lease | None]:
         """Leases on named (task id, rater id) pairs in one transaction, under the same rules as `lease_next`.
@@ -151,23 +152,23 @@ class Store:
             additions.require(connection, tables.annotators, {who for _, who in pairs}, "the rater", "add_annotators")
             return leases.lease_pairs(connection, pairs, now=now, lease_s=lease_s)
 
-        return self._write(write)
+        return self.write(write)
 
     def heartbeat(self, lease_id: str, annotator_id: str, now: float, lease_s: float = 600.0) -> float:
         """Extend a live lease. Returns: its new expiry. Raises: LeaseError where it is not live or not hers."""
-        return self._write(
+        return self.write(
             lambda connection: leases.extend_lease(connection, lease_id, annotator_id, now=now, lease_s=lease_s)
         )
 
     def skip(self, lease_id: str, annotator_id: str, reason: str) -> None:
         """Give a task back for good, with a reason. Raises: LeaseError where the lease is not hers."""
-        self._write(lambda connection: leases.skip_lease(connection, lease_id, annotator_id, reason=reason))
+        self.write(lambda connection: leases.skip_lease(connection, lease_id, annotator_id, reason=reason))
 
     def skips(self) -> list[tuple[str, str, str]]:
         """(task id, rater id, reason) of every skipped task."""
         columns = tables.assignments.c
         question = select(columns.task_id, columns.annotator, columns.skip_reason).where(columns.state == "skipped")
-        with self._connection() as connection:
+        with self.connection() as connection:
             return [tuple(row) for row in connection.execute(question.order_by(columns.task_id, columns.annotator))]
 
     def submit(self, judgement: Judgement, *, now: float = 0.0) -> StoredJudgement:
@@ -183,7 +184,7 @@ class Store:
 
     def submit_many(self, judgements: Sequence[Judgement], *, now: float = 0.0) -> list[StoredJudgement]:
         """`submit` for many in one transaction: all are stored or none. Returns: them as stored, in their order."""
-        return self._write(lambda connection: submission.submit(connection, judgements, now=now))
+        return self.write(lambda connection: submission.submit(connection, judgements, now=now))
 
     def erase_words(self, judgement_ids: Sequence[str]) -> int:
         """Delete the words and salts of judgements for good; their records and commitments stay.
@@ -202,9 +203,9 @@ class Store:
                 connection.execute(tables.salts.delete().where(tables.salts.c.judgement_id.in_(some)))
             return n_erased
 
-        n_erased = self._write(write)
-        if self._engine.dialect.name == "sqlite":
-            with _one_line(self._address):  # or the words would live on in the log of old pages
+        n_erased = self.write(write)
+        if self.dialect == "sqlite":
+            with _one_line(self.address):  # or the words would live on in the log of old pages
                 raw = self._engine.raw_connection()
                 raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 raw.close()
@@ -214,19 +215,19 @@ class Store:
 
     def prompts(self) -> dict[str, Prompt]:
         """Every prompt by its id."""
-        with self._connection() as connection:
+        with self.connection() as connection:
             rows = connection.execute(select(tables.prompts).order_by(tables.prompts.c.id))
             return {row.id: tables.prompt_of(row) for row in rows}
 
     def responses(self) -> dict[str, Response]:
         """Every response by its id."""
-        with self._connection() as connection:
+        with self.connection() as connection:
             rows = connection.execute(select(tables.responses).order_by(tables.responses.c.id))
             return {row.id: tables.response_of(row) for row in rows}
 
     def annotators(self) -> dict[str, Annotator]:
         """Every rater by id."""
-        with self._connection() as connection:
+        with self.connection() as connection:
             rows = connection.execute(select(tables.annotators).order_by(tables.annotators.c.id))
             return {row.id: Annotator(row.id, row.origin, row.grp) for row in rows}
 
@@ -235,7 +236,7 @@ class Store:
         question = select(tables.tasks).order_by(tables.tasks.c.seq)
         if batch is not None:
             question = question.where(tables.tasks.c.batch == batch)
-        with self._connection() as connection:
+        with self.connection() as connection:
             return [tables.task_of(row) for row in connection.execute(question)]
 
     def assignments(self, *, batch: str | None = None) -> dict[tuple[str, str], str]:
@@ -245,7 +246,7 @@ class Store:
         if batch is not None:
             question = question.join(tables.tasks, tables.tasks.c.id == columns.task_id)
             question = question.where(tables.tasks.c.batch == batch)
-        with self._connection() as connection:
+        with self.connection() as connection:
             return {(row.task_id, row.annotator): row.state for row in connection.execute(question)}
 
     def records(self, *, batch: str | None = None) -> list[StoredJudgement]:
@@ -254,7 +255,7 @@ class Store:
         if batch is not None:
             question = question.join(tables.tasks, tables.tasks.c.id == tables.judgements.c.task_id)
             question = question.where(tables.tasks.c.batch == batch)
-        with self._connection() as connection:
+        with self.connection() as connection:
             return [stored_judgement(row) for row in connection.execute(question)]
 
     def judgements(self) -> list[Judgement]:
@@ -263,19 +264,19 @@ class Store:
 
     def provenance(self) -> dict[str, Provenance]:
         """Where imported judgements came from, by judgement id."""
-        with self._connection() as connection:
+        with self.connection() as connection:
             rows = connection.execute(select(tables.provenance))
             return {row.judgement_id: Provenance(row.file, row.line, row.session, row.accepted_at) for row in rows}
 
     def n_judgements(self) -> int:
         """How many judgements there are."""
-        with self._connection() as connection:
+        with self.connection() as connection:
             return _count(connection, tables.judgements)
 
     def verify(self) -> list[Problem]:
         """Recompute every commitment and text identity; erased words are no problem, altered ones are."""
         problems: list[Problem] = []
-        with self._connection() as connection:
+        with self.connection() as connection:
             question = submission.judgement_question().add_columns(tables.salts.c.salt)
             question = question.outerjoin(tables.salts, tables.salts.c.judgement_id == tables.judgements.c.id)
             for row in connection.execute(question.order_by(tables.judgements.c.seq)):
@@ -292,16 +293,27 @@ class Store:
                 problems.append(Problem(prompt_id, "the stored prompt differs from its identity: it was altered"))
         return problems
 
-    # Transactions
+    # Transactions, for the modules of this room; what they do in one is one step or none
 
     @contextlib.contextmanager
-    def _connection(self, *, write: bool = False) -> Iterator[Connection]:
-        with transaction(self._engine, self._address, write=write) as connection:
+    def connection(self, *, write: bool = False) -> Iterator[Connection]:
+        """One transaction: committed at the end, rolled back by an exception.
+
+        Args:
+            write: True = take the writer's lock from the start; without it, changing anything is a mistake.
+        """
+        with transaction(self._engine, self.address, write=write) as connection:
             yield connection
 
-    def _write(self, change: Callable[[Connection], Any]) -> Any:
-        with self._connection(write=True) as connection:
+    def write(self, change: Callable[[Connection], Any]) -> Any:
+        """What `change` returns, done in one writing transaction."""
+        with self.connection(write=True) as connection:
             return change(connection)
+
+    @property
+    def dialect(self) -> str:
+        """Which database it is: sqlite or postgresql."""
+        return self._engine.dialect.name
 
 
 def _count(connection: Connection, table: sa.Table) -> int:

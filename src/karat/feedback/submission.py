@@ -20,6 +20,7 @@ from karat.feedback import leases
 from karat.feedback import schema as tables
 from karat.feedback.additions import require
 from karat.feedback.schema import StoredJudgement, judgement_rows, stored_judgement
+from karat.identity import canonical_json
 from karat.records import Judgement
 
 
@@ -151,7 +152,8 @@ def _stored_by_key(connection: Connection, keys: Iterable[str]) -> dict[str, Sto
 
 
 def _same_content(first: Judgement, second: Judgement) -> bool:
-    return first == second or first.id == dataclasses.replace(second, created_at=first.created_at).id
+    second = dataclasses.replace(second, created_at=first.created_at)
+    return first == second or canonical_json(first.event) == canonical_json(second.event)
 
 
 def _reused(key: str) -> StoreError:
