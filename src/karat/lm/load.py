@@ -106,7 +106,9 @@ def load_lm(
     tokenizer = _tokenizer(path)
     if tokenizer.eos_token_id is None:
         raise CheckpointError(f"{path}: the tokenizer has no EOS token; set eos_token in tokenizer_config.json")
-    implementation = TREE_ATTENTION if attention == "tree" else None
+    # transformers' SDPA leaves out the soft cap on attention scores (Gemma 2), and not every release says so
+    plain = "eager" if getattr(config, "attn_logit_softcapping", None) else None
+    implementation = TREE_ATTENTION if attention == "tree" else plain
     model = _model(path, AutoModelForCausalLM, config, dtype=dtype, attn_implementation=implementation)
     model.to(device).eval().requires_grad_(for_training)
     eos_ids = _eos_ids(model, tokenizer)

@@ -1,0 +1,62 @@
+"""The command line: one thin command for each recipe, which imports its room only when it runs.
+
+Results go to standard output, progress and errors to standard error. A wrong input is one line and exit code 2;
+interrupting is safe (130) and the same command continues. Knows no method: every command hands over to a room.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+# isort: off, because commands appear in the help in the order in which they register
+from karat.cli import river, exchange, record, setup  # noqa: F401
+
+# isort: on
+from karat.cli.options import app
+from karat.cli.river import parse_seeds
+from karat.errors import KaratError
+
+__all__ = ["UsageError", "app", "main", "parse_seeds"]
+
+RESUMES = "karat: interrupted; the same command continues where it stopped"
+INTERRUPTED = 130
+# typer carries its own copy of click, whose root of usage errors has no public name.
+UsageError: type[Exception] = typer.BadParameter.__bases__[0].__bases__[0]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0 success, 1 a check that failed, 2 a wrong input, 130 interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        # standalone_mode=False: click hands its errors over instead of exiting by its own rules.
+        code = typer.main.get_command(app).main(args=given or ["--help"], prog_name="karat", standalone_mode=False)
+        sys.stdout.flush()
+    except KaratError as error:
+        return _complain(str(error))
+    except UsageError as error:
+        return _complain(f"{error.format_message().rstrip('.')}; see `karat --help`")  # type: ignore[attr-defined]
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has enough; Python would complain once more while it shuts down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        said = f"(os error {getattr(error, 'errno', None)}) {error}"  # safetensors tells the number in words only
+        if not any(f"(os error {full})" in said for full in (errno.ENOSPC, errno.EDQUOT)):
+            raise
+        place = getattr(error, "filename", None) or "a write failed"
+        return _complain(f"{place}: the disk is full; free some space and run the same command again")
+    if code == INTERRUPTED:  # typer itself turns an interruption into this code, silently
+        print(f"\n{RESUMES}", file=sys.stderr)
+    return code if isinstance(code, int) else 0
+
+
+def _complain(message: str) -> int:
+    print(f"karat: {' '.join(message.split())}", file=sys.stderr)
+    return 2

@@ -1,0 +1,52 @@
+"""The application that commands register with, the options that several of them take, and how they answer.
+
+Knows typer and JSON; knows no command and no room.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="karat",
+    help="Reinforcement learning from human feedback, end to end, and the audit of it.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+RUNS = Path("runs")
+
+AsJson = Annotated[bool, typer.Option("--json", help="One machine-readable object on standard output.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY.SUB=VALUE", help="Override a configuration key; repeatable.")
+]
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A configuration; `karat init` writes one.")]
+RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run, runs/<name>.")]
+StorePath = Annotated[str, typer.Option("--store", help="The feedback store: a file or a database address.")]
+Seeds = Annotated[str, typer.Option("--seeds", help="Seeds: 0, 0-4 or 0,3,7; empty = the configuration's.")]
+Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
+
+
+def answer(as_json: bool, content: Any, lines: Iterable[str]) -> None:
+    """Print the one object, or the lines for a person."""
+    if as_json:
+        typer.echo(json.dumps(content, ensure_ascii=False, default=_plain, allow_nan=False))
+        return
+    for line in lines:
+        typer.echo(line)
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else str(value)
+
+
+def counts(summary: Any) -> str:
+    """The counts of a summary in words: `12 votes, 3 raters`."""
+    counts = dataclasses.asdict(summary).items()
+    return ", ".join(f"{count:,} {name.removeprefix('n_').replace('_', ' ')}" for name, count in counts)

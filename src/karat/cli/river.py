@@ -1,0 +1,161 @@
+"""Commands of the river: whole runs, their stages, and the models they leave behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from karat.cli.options import RUNS, AsJson, ConfigFile, Out, Overrides, RunDirectory, Seeds, answer, app
+from karat.errors import ConfigError
+
+Fault = Literal["no-kl", "unchecked-facts"]
+
+
+@app.command(epilog="Example: karat demo --seed 1 --fault no-kl")
+def demo(
+    name: Annotated[str, typer.Option(help="Name of the run; empty = demo, with fault and seed.")] = "",
+    fault: Annotated[Fault | None, typer.Option(help="A fault to switch on, to watch it show.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
+    directory: Annotated[Path, typer.Option(help="Where runs are kept.")] = RUNS,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """The whole river in the sandbox, from nothing to an audited policy, in about six minutes."""
+    chosen = name or "-".join(["demo", *([fault] if fault else []), *([f"seed-{seed}"] if seed else [])])
+
+    def work(pipeline: Any, progress: Any) -> Any:
+        return pipeline.run_demo(
+            chosen,
+            fault=fault,
+            seed=seed,
+            directory=directory,
+            overrides=overrides or [],
+            progress=progress,
+        )
+
+    _river(work, as_json)
+
+
+@app.command(epilog="Example: karat run config.yaml --seeds 0-4 --sweep ppo.reward.kl_coef=0.1,0.2")
+def run(
+    config: ConfigFile,
+    seeds: Seeds = "",
+    sweep: Annotated[list[str] | None, typer.Option(metavar="KEY=V1,V2", help="Values to try; repeatable.")] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a configuration to its report, for each seed and each value of a sweep; what is finished is reused."""
+    _configured(config, seeds, sweep, overrides, as_json, until=None)
+
+
+def _stage_command(stage: str, says: str) -> None:
+    def command(config: ConfigFile, seeds: Seeds = "", overrides: Overrides = None, as_json: AsJson = False) -> None:
+        _configured(config, seeds, None, overrides, as_json, until=stage)
+
+    app.command(stage, help=says, epilog=f"Example: karat {stage} config.yaml --seeds 0")(command)
+
+
+_stage_command("sft", "Run a configuration up to the supervised policy.")
+_stage_command("collect", "Run a configuration up to the snapshot of votes.")
+_stage_command("reward", "Run a configuration up to the reward model and its gate.")
+_stage_command("ppo", "Run a configuration up to the optimised policy.")
+_stage_command("evaluate", "Run a configuration up to the comparison of the policies.")
+
+
+@app.command(epilog="Example: karat report runs/demo")
+def report(run_dir: RunDirectory, as_json: AsJson = False) -> None:
+    """Write a finished run's report, audit card and summary again from its manifests."""
+    _river(lambda pipeline, _: pipeline.write_report(run_dir), as_json)
+
+
+def _configured(
+    config: Path, seeds: str, sweep: list[str] | None, overrides: list[str] | None, as_json: bool, *, until: str | None
+) -> None:
+    numbers = parse_seeds(seeds) if seeds else None
+
+    def work(pipeline: Any, progress: Any) -> Any:
+        return pipeline.run_config(
+            config, overrides=overrides or [], seeds=numbers, sweep=sweep or [], until=until, progress=progress
+        )
+
+    _river(work, as_json)
+
+
+def _river(work: Callable[[Any, Any], Any], as_json: bool) -> None:
+    """The one place that calls karat.pipeline; each function returns what summary.json holds, plus `directory`."""
+    from karat import pipeline
+    from karat.progress import open_progress
+
+    with open_progress() as progress:
+        summary = work(pipeline, progress)
+    answer(as_json, summary, _summary_lines(summary))
+
+
+@app.command(epilog="Example: karat generate runs/demo/models/ppo prompts.jsonl --out answers.jsonl --samples 4")
+def generate(
+    model: Annotated[Path, typer.Argument(help="Directory of a causal language model.")],
+    prompts: Annotated[Path, typer.Argument(help='JSON lines: {"prompt": text or [{"role", "content"}]}.')],
+    out: Out,
+    samples: Annotated[int, typer.Option(help="Responses for each prompt.")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest response.")] = 128,
+    temperature: Annotated[float, typer.Option(help="1 = the policy's own distribution.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Sample responses of a policy."""
+    from karat.batches import generate_file
+    from karat.lm.generate import SamplingConfig
+    from karat.progress import open_progress
+
+    config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature)
+    with open_progress() as progress, progress.stage("generate", unit="responses") as bar:
+        n = generate_file(
+            model,
+            prompts,
+            out,
+            n_samples=samples,
+            config=config,
+            seed=seed,
+            progress=lambda tokens, done, total: bar.log(done, {"of": total, "tokens": tokens}),
+        )
+    answer(as_json, {"out": str(out), "n_responses": n}, [f"{out}: {n} responses"])
+
+
+@app.command(epilog="Example: karat score runs/demo/models/reward answers.jsonl --out scores.jsonl")
+def score(
+    model: Annotated[Path, typer.Argument(help="Directory of a reward model.")],
+    responses: Annotated[Path, typer.Argument(help='JSON lines: {"prompt": …, "response": text}.')],
+    out: Out,
+    as_json: AsJson = False,
+) -> None:
+    """Score responses with a reward model: mean and spread of its belief, in logits."""
+    from karat.batches import score_file
+    from karat.progress import open_progress
+
+    with open_progress() as progress, progress.stage("score", unit="responses") as bar:
+        n = score_file(model, responses, out, progress=lambda done, total: bar.log(done, {"of": total}))
+    answer(as_json, {"out": str(out), "n_responses": n}, [f"{out}: {n} scores"])
+
+
+def parse_seeds(text: str) -> list[int]:
+    """The numbers in `0`, `0-4` or `0,3,7`.
+
+    >>> parse_seeds("0-2,7")
+    [0, 1, 2, 7]
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdigit() or not (last or first).isdigit() or int(last or first) < int(first):
+            raise ConfigError(f"--seeds {text}: expected numbers like 0, 0-4 or 0,3,7")
+        seeds += range(int(first), int(last or first) + 1)
+    return list(dict.fromkeys(seeds))
+
+
+def _summary_lines(summary: Mapping[str, Any]) -> list[str]:
+    from karat.report.table import summary_lines
+
+    return summary_lines(summary)
