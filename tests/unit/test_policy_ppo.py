@@ -13,8 +13,10 @@ from karat.errors import ConfigError, InputError, InvariantError, LedgerError
 from karat.lm.adapters import add_lora
 from karat.lm.load import load_lm
 from karat.policy import ppo
+from karat.policy.actor import build_actor
 from karat.policy.advantages import gae_advantages
-from karat.policy.ppo import prompt_batch, rollout_advantages, train_ppo
+from karat.policy.ppo import prompt_batch, rollout_advantages, rollout_rewards, start_at_mean, train_ppo
+from karat.policy.rollout import collect_rollout
 from karat.policy.settings import PPOConfig, RewardSettings, RolloutSettings, UpdateSettings, ValueSettings
 from karat.policy.shaping import token_rewards
 from karat.policy.watcher import Watcher, WatchRules
@@ -211,13 +213,37 @@ def test_whitening_and_bootstrapping_where_asked(monkeypatch):
     torch.testing.assert_close(targets.returns, plain.returns)
     ended = gae_advantages(rewards, rollout.values, mask, **options)
     assert not torch.allclose(plain.returns, ended.returns)
-    scaled = rollout_advantages(
-        rollout, rollout.scores, small(1, reward=RewardSettings(whiten_rewards=True)), kl_coef=0.1
-    )
+    whitening = small(1, reward=RewardSettings(whiten_rewards=True))
+    scaled = rollout_advantages(rollout, rollout_rewards(rollout, rollout.scores, whitening, kl_coef=0.1), whitening)
     variance = masked_variance(rewards, mask)
     white = (rewards - masked_mean(rewards, mask)) / variance.sqrt() + masked_mean(rewards, mask)
     expected = gae_advantages(white, rollout.values, mask, **options)
     torch.testing.assert_close(scaled.returns, expected.returns, atol=1e-5, rtol=1e-4)
+
+
+def test_a_constant_added_to_every_score_changes_nothing():
+    def trained(shift):
+        lm = toy_lm()
+        train_ppo(lm, PROMPTS, lambda p, texts: [s + shift for s in share_of_w3(p, texts)], small(4), seed=0)
+        return [parameter.detach() for parameter in lm.model.parameters()]
+
+    for ours, theirs in zip(trained(0.0), trained(64.0), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def test_the_critic_starts_at_the_mean_reward_and_may_start_at_zero():
+    for start, expected in ((True, 7.0), (False, 0.0)):
+        lm, config = toy_lm(), small(1, reward=RewardSettings(kl_coef=0.1), value=ValueSettings(start_at_mean=start))
+        actor = build_actor(lm, critic=None, zero_head=True, generator=torch.Generator())
+        rollout = collect_rollout(
+            actor, PROMPTS, lambda _, texts: [7.0] * len(texts), settings=config.rollout, token_budget=512, seed=0
+        )
+        rewards = rollout_rewards(rollout, rollout.scores, config, kl_coef=0.1)
+        moved = start_at_mean(actor, rollout, rewards) if start else rollout
+        assert float(actor.value_head.bias.detach()) == pytest.approx(expected, abs=1e-4)
+        found = rollout_advantages(moved, rewards, PPOConfig(update=UpdateSettings(whiten_advantages=False)))
+        # whatever every response earns is no reason to prefer any of its tokens
+        assert (float(found.advantages.abs().max()) < 1e-3) is start
 
 
 def test_prompts_are_passed_over_evenly():

@@ -8,7 +8,7 @@ import torch
 
 from karat.errors import InvariantError
 from karat.policy.advantages import Advantages
-from karat.policy.ppo import _train_state, rollout_advantages
+from karat.policy.ppo import _train_state, rollout_advantages, rollout_rewards
 from karat.policy.settings import PPOConfig, RolloutSettings, UpdateSettings, ValueSettings
 from karat.policy.update import (
     StepCounts,
@@ -38,7 +38,7 @@ def prepared(dtype=torch.float64, *, critic=False, **options):
     settings = config(ValueSettings(critic="separate") if critic else None, **options)
     state = _train_state(actor, settings, {"steps": StepCounts()})
     rollout = toy_rollout(actor)
-    targets = rollout_advantages(rollout, rollout.scores, settings, kl_coef=0.1)
+    targets = rollout_advantages(rollout, rollout_rewards(rollout, rollout.scores, settings, kl_coef=0.1), settings)
     return actor, state, rollout, targets, settings
 
 
@@ -151,7 +151,15 @@ def test_head_has_its_own_learning_rate():
     settings = config(ValueSettings(head_lr_scale=10.0))
     state = _train_state(actor, settings, {"steps": StepCounts()})
     rollout = toy_rollout(actor)
-    run((actor, state, rollout, rollout_advantages(rollout, rollout.scores, settings, kl_coef=0.1), settings))
+    run(
+        (
+            actor,
+            state,
+            rollout,
+            rollout_advantages(rollout, rollout_rewards(rollout, rollout.scores, settings, kl_coef=0.1), settings),
+            settings,
+        )
+    )
     assert [group["lr"] for group in state.optimisers["policy"].param_groups] == [1e-3, pytest.approx(1e-2)]
 
 

@@ -9,7 +9,7 @@ import copy
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +171,10 @@ def ppo_iteration(
         missing_eos_penalty=config.reward.missing_eos_penalty,
         missing_eos_score=config.reward.missing_eos_score,
     )
-    targets = rollout_advantages(rollout, paid, config, kl_coef=coef)
+    rewards = rollout_rewards(rollout, paid, config, kl_coef=coef)
+    if iteration == 0 and config.value.start_at_mean:
+        rollout = start_at_mean(actor, rollout, rewards)
+    targets = rollout_advantages(rollout, rewards, config)
     # 3. epochs of minibatches
     started = time.perf_counter()
     learning_rates = _learning_rates(config, iteration)
@@ -197,15 +200,41 @@ def ppo_iteration(
     return metrics | {"seconds/update": time.perf_counter() - started}
 
 
-def rollout_advantages(rollout: Rollout, paid: Tensor, config: PPOConfig, *, kl_coef: float) -> Advantages:
-    """Token rewards (whitened without a shift of mean if asked), then GAE, then advantages whitened over the rollout.
+def rollout_rewards(rollout: Rollout, paid: Tensor, config: PPOConfig, *, kl_coef: float) -> Tensor:
+    """Token rewards [B, T]: the score at the end and the KL penalty, whitened without a shift of mean if asked."""
+    mask = rollout.response_mask
+    rewards = token_rewards(paid, rollout.logprobs - rollout.ref_logprobs, mask, kl_coef=kl_coef)
+    return whiten(rewards, mask, center=False) if config.reward.whiten_rewards else rewards
+
+
+def start_at_mean(actor: ActorCritic, rollout: Rollout, rewards: Tensor) -> Rollout:
+    """Shift the critic by the mean reward of a response; returns the rollout as that critic would have seen it.
+
+        b ← b + Σ_{i,t} r_{i,t} / B
+
+    From there the advantage of a token is γλ^(T−t)·(score − mean): its sign is right from the first update on. A
+    critic that starts at 0 gives every late token an advantage for the mean score alone, whitening then pushes early
+    tokens down and late ones up whatever they say, and the policy learns little until the critic has caught up.
+
+    Args:
+        rewards: token rewards, 0 where masked.
+    Differs: lm-human-preferences normalises the reward model to mean 0 on the reference policy instead, which a score
+        function from outside does not allow.
+    """
+    mean = rewards.sum(1).mean()
+    with torch.no_grad():
+        actor.value_head.bias += mean.to(actor.value_head.bias.dtype)
+    values = torch.where(rollout.response_mask, rollout.values + mean, rollout.values)
+    last = None if rollout.last_values is None else rollout.last_values + mean
+    return replace(rollout, values=values, last_values=last)
+
+
+def rollout_advantages(rollout: Rollout, rewards: Tensor, config: PPOConfig) -> Advantages:
+    """GAE over token rewards, then advantages whitened over the rollout if asked.
 
     Returns: Advantages; the returns are never whitened, they are what the critic predicts.
     """
     mask = rollout.response_mask
-    rewards = token_rewards(paid, rollout.logprobs - rollout.ref_logprobs, mask, kl_coef=kl_coef)
-    if config.reward.whiten_rewards:
-        rewards = whiten(rewards, mask, center=False)
     bootstrap = None
     if config.reward.bootstrap_truncated:
         if rollout.last_values is None:

@@ -134,6 +134,9 @@ class ValueSettings:
     """A head on the policy's trunk, or a model of its own."""
     zero_head: bool = True
     """True = the head starts at 0 (lm-human-preferences); False = N(0, 1/√(d+1))."""
+    start_at_mean: bool = True
+    """True = before the first update the head's bias becomes the first rollout's mean reward per response, so that a
+    constant added to every score changes nothing; False = as in the sources, where the critic has to learn it first."""
     vf_coef: float = 0.1
     """Weight of the value loss where the trunk is shared."""
     clip_range: float | None = 0.2
