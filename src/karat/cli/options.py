@@ -49,4 +49,5 @@ def _plain(value: Any) -> Any:
 def counts(summary: Any) -> str:
     """The counts of a summary in words: `12 votes, 3 raters`."""
     counts = dataclasses.asdict(summary).items()
-    return ", ".join(f"{count:,} {name.removeprefix('n_').replace('_', ' ')}" for name, count in counts)
+    named = ((name.removeprefix("n_").replace("_", " "), count) for name, count in counts if isinstance(count, int))
+    return ", ".join(f"{count:,} {name}" for name, count in named)

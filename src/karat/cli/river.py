@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from karat.cli.options import RUNS, AsJson, ConfigFile, Out, Overrides, RunDirectory, Seeds, answer, app
+from karat.cli.options import (
+    RUNS,
+    AsJson,
+    ConfigFile,
+    Out,
+    Overrides,
+    RunDirectory,
+    Seeds,
+    StorePath,
+    answer,
+    app,
+    counts,
+)
 from karat.errors import ConfigError
 
 Fault = Literal["no-kl", "unchecked-facts"]
@@ -59,7 +72,51 @@ def _stage_command(stage: str, says: str) -> None:
 
 
 _stage_command("sft", "Run a configuration up to the supervised policy.")
-_stage_command("collect", "Run a configuration up to the snapshot of votes.")
+
+
+@app.command(epilog="Example: karat collect --model runs/demo/models/ppo --prompts prompts.jsonl --store karat.db")
+def collect(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="A configuration; none = --model.")] = None,
+    seeds: Seeds = "",
+    overrides: Overrides = None,
+    model: Annotated[Path | None, typer.Option(help="A checkpoint whose samples become questions.")] = None,
+    against: Annotated[Path | None, typer.Option(help="A second one: a blind arena of the two.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Prompts for --model: text lines or JSON lines.")] = None,
+    store: StorePath = "karat.db",
+    kind: Annotated[str, typer.Option(help="What is asked: comparison, ranking, rating, correction, …")] = "comparison",
+    principle: Annotated[str, typer.Option(help="A written principle to judge by.")] = "",
+    samples: Annotated[int, typer.Option(help="Responses for each prompt.")] = 4,
+    tasks: Annotated[int, typer.Option(help="Questions in all.")] = 200,
+    overlap: Annotated[int, typer.Option(help="Raters for each question.")] = 1,
+    stop_after: Annotated[int, typer.Option(help="Equal answers that suffice; 0 = the whole overlap.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest response.")] = 128,
+    batch: Annotated[str, typer.Option(help="Names these questions; empty = after the checkpoint.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until people have answered.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a configuration up to its votes; or put questions about a checkpoint's samples into a store."""
+    if (config is None) == (model is None):
+        raise ConfigError("collect: found both or neither of CONFIG and --model; expected one of them")
+    if config is not None:
+        _configured(config, seeds, None, overrides, as_json, until="collect")
+        return
+    if model is None or prompts is None:
+        raise ConfigError("collect --model: found no --prompts; expected a file of prompts")
+    from karat.pipeline.asking import Asking, arena_batch, asked_question, collect_from
+    from karat.progress import open_progress
+
+    models = [model] if against is None else [model, against]
+    asking = Asking(
+        question=asked_question(kind, principle), n_tasks=tasks, overlap=overlap, stop_after=stop_after,
+        n_samples=samples, max_new_tokens=max_new_tokens, batch=batch or arena_batch(models), seed=seed,
+    )  # fmt: skip
+    with open_progress() as progress:
+        done = collect_from(store, models, prompts, asking, wait=wait, progress=progress)
+    lines = [f"{store}: {counts(done)}", f"let people answer with: karat serve {store}"]
+    answer(as_json, {"store": store, **dataclasses.asdict(done)}, lines)
+
+
 _stage_command("reward", "Run a configuration up to the reward model and its gate.")
 _stage_command("ppo", "Run a configuration up to the optimised policy.")
 _stage_command("evaluate", "Run a configuration up to the comparison of the policies.")

@@ -1,4 +1,4 @@
-"""Simulated raters: they lease tasks and submit judgements as people do, through the store and nothing else.
+"""Simulated raters: they lease tasks and submit judgements as people do, through a store or a server's client.
 
 What they perceive (utilities) and how they answer (the likelihood of `choice`) is handed over. Which rater answers
 which task, and every number drawn for one answer, follow from the seed, the task and the rater: a run that was
@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from karat.errors import ConfigError
-from karat.feedback.store import Store
 from karat.feedback.tasks import answer
 from karat.records import Annotator, Judgement, Prompt, Response, Task, Utilities
 
@@ -61,12 +60,44 @@ class RaterTraits:
     """ε_w: the probability of answering uniformly at random, [0, 1]."""
 
 
+class Desk(Protocol):
+    """Where simulated raters find tasks and leave judgements: a `Store`, or a `client.AdminClient` of a server."""
+
+    def add_annotators(self, annotators: Iterable[Annotator]) -> int:
+        """Make raters known. Returns: how many were new."""
+        ...
+
+    def tasks(self, *, batch: str | None = None) -> list[Task]:
+        """Tasks in the order in which they were queued."""
+        ...
+
+    def assignments(self, *, batch: str | None = None) -> dict[tuple[str, str], str]:
+        """State of every (task id, rater id) pair."""
+        ...
+
+    def prompts(self) -> dict[str, Prompt]:
+        """Every prompt by its id."""
+        ...
+
+    def responses(self) -> dict[str, Response]:
+        """Every response by its id."""
+        ...
+
+    def lease_many(self, pairs: Sequence[tuple[str, str]], now: float, lease_s: float = 600.0) -> Sequence[object]:
+        """Leases on (task id, rater id) pairs, None where there is none to be had."""
+        ...
+
+    def submit_many(self, judgements: Sequence[Judgement], *, now: float = 0.0) -> Sequence[object]:
+        """Store judgements: all of them or none."""
+        ...
+
+
 LevelProbs = Callable[[np.ndarray, np.ndarray, Sequence[Traits], np.ndarray], np.ndarray]
 """level_probs(delta [C], side [C], traits of each comparison, cutpoints [K − 1]) → probabilities [C, K]."""
 
 
 def collect_simulated(
-    store: Store,
+    store: Desk,
     annotators: Sequence[Annotator],
     utilities: Utilities,
     traits: Mapping[str, Traits] | Callable[[Annotator], Traits],
@@ -74,18 +105,22 @@ def collect_simulated(
     cutpoints: Sequence[float],
     seed: int,
     batch: str | None = None,
+    overlap: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     until: int | None = None,
     level_probs: LevelProbs | None = None,
 ) -> int:
-    """Let simulated raters answer the open comparisons of a store.
+    """Let simulated raters answer the open comparisons of a store, or of the store behind a server.
 
     Args:
+        store: the store itself, or `AdminClient(url, token)`: the votes are the same to the bit.
         annotators: who answers; each task gets `overlap` different ones, drawn by (seed, task).
         utilities: what a rater perceives, utilities(annotator, prompt, texts, rng) → one logit a text.
         traits: by Annotator.id, or a function of the annotator.
         cutpoints: c_1 … c_{K−1}, ascending; K = number of levels.
-        batch: only tasks of this batch.    progress: called with (answers so far, answers planned).
+        batch: only tasks of this batch.    overlap: answers that the simulated raters give to each task; None = all that
+            it wants. The rest is left to others.
+        progress: called with (answers so far, answers planned).
         until: stop when this many of the planned answers are in the store; None = all of them.
         level_probs: the likelihood; None = `choice.comparison_probs`.
     Returns: how many of the planned answers are in the store.
@@ -96,7 +131,7 @@ def collect_simulated(
         raise ConfigError(f"cutpoints: found {list(cutpoints)}; expected K − 1 ascending numbers")
     store.add_annotators(annotators)
     tasks = [task for task in store.tasks(batch=batch) if task.kind == "comparison"]
-    plan = assignment_plan(tasks, annotators, seed=seed)
+    plan = assignment_plan(tasks, annotators, seed=seed, overlap=overlap)
     limit = len(plan) if until is None else min(until, len(plan))
     closed = {pair for pair, state in store.assignments(batch=batch).items() if state != "leased"}
     task_ids = {task: task.id for task in tasks}
@@ -112,9 +147,12 @@ def collect_simulated(
 
 
 def assignment_plan(
-    tasks: Sequence[Task], annotators: Sequence[Annotator], *, seed: int
+    tasks: Sequence[Task], annotators: Sequence[Annotator], *, seed: int, overlap: int | None = None
 ) -> list[tuple[Task, Annotator]]:
     """Who answers what: `overlap` different raters a task, each set drawn from (seed, task id) alone.
+
+    Args:
+        overlap: None = each task's own.
 
     Returns: (task, rater) pairs, the first answers of all tasks before the second ones.
     Raises: ConfigError where a task needs more raters than there are.
@@ -122,12 +160,13 @@ def assignment_plan(
     people = sorted(annotators, key=lambda who: who.id)
     rounds: list[tuple[int, int, int]] = []
     for i, task in enumerate(tasks):
-        if task.overlap > len(people):
+        n_raters = task.overlap if overlap is None else min(overlap, task.overlap)
+        if n_raters > len(people):
             raise ConfigError(
-                f"task {task.id}: needs {task.overlap} different raters, found {len(people)}; "
+                f"task {task.id}: needs {n_raters} different raters, found {len(people)}; "
                 "lower the overlap or add raters"
             )
-        chosen = _generator(seed, "who", task.id).choice(len(people), size=task.overlap, replace=False)
+        chosen = _generator(seed, "who", task.id).choice(len(people), size=n_raters, replace=False)
         rounds += [(turn, i, int(who)) for turn, who in enumerate(chosen)]
     return [(tasks[i], people[who]) for _, i, who in sorted(rounds)]
 
@@ -137,7 +176,7 @@ class _Rater:
 
     def __init__(
         self,
-        store: Store,
+        store: Desk,
         utilities: Utilities,
         traits: Mapping[str, Traits] | Callable[[Annotator], Traits],
         cutpoints: np.ndarray,

@@ -17,11 +17,15 @@ from sqlalchemy import Connection, select
 
 from karat.errors import StoreError
 from karat.feedback import leases
+from karat.feedback import people_tables as people
 from karat.feedback import schema as tables
 from karat.feedback.additions import require
 from karat.feedback.schema import StoredJudgement, judgement_rows, stored_judgement
 from karat.identity import canonical_json
 from karat.records import Judgement
+
+MOST_KEY = 200
+"""Characters in a submission key or the name of a rater: what the columns hold on every database."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,31 @@ def judgement_question() -> sa.Select:
     return select(tables.judgements, tables.words.c.words).select_from(joined)
 
 
+def erase_words(
+    connection: Connection, judgement_ids: Sequence[str], *, reason: str, by: str, now: float
+) -> list[str]:
+    """Delete words and salts of judgements, and say in `erasures` who asked for it and why.
+
+    A judgement without words keeps its salt: its commitment hides nothing that the record does not say.
+
+    Returns: ids of those that had words. Raises: StoreError for an unknown judgement.
+    """
+    require(connection, tables.judgements, set(judgement_ids), "the judgement", "check the id")
+    wanted = sorted(set(judgement_ids))
+    erased: list[str] = []
+    for start in range(0, len(wanted), leases.CHUNK):
+        some = wanted[start : start + leases.CHUNK]
+        here = tables.words.c.judgement_id.in_(some)
+        found = sorted(connection.execute(select(tables.words.c.judgement_id).where(here)).scalars())
+        connection.execute(tables.words.delete().where(here))
+        connection.execute(tables.salts.delete().where(tables.salts.c.judgement_id.in_(found)))
+        erased += found
+    if erased:
+        rows = [{"judgement_id": one, "reason": reason, "by": by, "at": float(now)} for one in erased]
+        connection.execute(people.erasures.insert(), rows)
+    return erased
+
+
 def _split_known(
     connection: Connection, judgements: Sequence[Judgement]
 ) -> tuple[dict[str, Judgement], list[str], dict[str, StoredJudgement]]:
@@ -78,6 +107,7 @@ def _split_known(
             raise _reused(key)
         keyed.setdefault(key, judgement)
         keys.append(key)
+    _lock_tasks(connection, {each.task_id for each in keyed.values()})
     stored = _stored_by_key(connection, keyed)
     for key, record in stored.items():
         if not record.erased and not _same_content(record.judgement, keyed[key]):
@@ -111,16 +141,35 @@ def _insert_new(
     ]
     if origins:
         connection.execute(tables.provenance.insert(), origins)
+    leases.settle(connection, sorted({each.task_id for each in new}), now=now)
     return [key for key in keyed if key not in stored]
 
 
+def _lock_tasks(connection: Connection, task_ids: Iterable[str]) -> None:
+    """On PostgreSQL whoever answers a task goes before the next who does: what is read after this is still so later."""
+    if connection.dialect.name != "postgresql":
+        return
+    wanted = sorted(task_ids)  # everybody in this order, so that no two wait for one another
+    for start in range(0, len(wanted), leases.CHUNK):
+        some = tables.tasks.c.id.in_(wanted[start : start + leases.CHUNK])
+        question = select(tables.tasks.c.id).where(some).order_by(tables.tasks.c.id)
+        connection.execute(question.with_for_update(key_share=True)).all()
+
+
 def _check_new(connection: Connection, new: Sequence[Judgement]) -> None:
+    for each in new:
+        for what, text in (("submission", each.submission), ("annotator", each.annotator)):
+            if len(text) > MOST_KEY:
+                raise StoreError(f"judgement: found a {what} of {len(text)} characters; expected at most {MOST_KEY}")
     require(connection, tables.tasks, {each.task_id for each in new}, "the task", "add_tasks")
     require(connection, tables.annotators, {each.annotator for each in new}, "the rater", "add_annotators")
     earlier = {each.supersedes: each.annotator for each in new if each.supersedes is not None}
     columns = tables.judgements.c
+    # what is corrected may come in with its correction, as when a whole store is imported
+    together = {each.id: each.annotator for each in new} if earlier else {}
     for judgement_id, annotator in earlier.items():
-        owner = connection.execute(select(columns.annotator).where(columns.id == judgement_id)).scalar()
+        stored = connection.execute(select(columns.annotator).where(columns.id == judgement_id)).scalar()
+        owner = stored if stored is not None else together.get(judgement_id)
         if owner != annotator:
             raise StoreError(
                 f"judgement by {annotator!r} supersedes {judgement_id!r}, which is not an earlier judgement of hers; "

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from karat.errors import InputError
-from karat.records import Judgement, Origin, Task
+from karat.records import Judgement, Kind, Origin, Task
 
 
 def random_pairs(
@@ -56,6 +57,88 @@ def random_pairs(
             )
         )
     return tasks
+
+
+def random_tasks(
+    responses_by_prompt: Mapping[str, Sequence[str]],
+    kind: Kind,
+    n_tasks: int,
+    rng: np.random.Generator,
+    *,
+    n_responses: int | None = None,
+    overlap: int = 1,
+    guideline: str = "v1",
+    batch: str = "main",
+) -> list[Task]:
+    """Tasks of any kind, drawn uniformly, without replacement, from all that the responses allow.
+
+    comparison: pairs of one prompt's responses; ranking, best_of: one set of a prompt's responses a prompt;
+    demonstration: the prompt alone; every other kind: one response.
+
+    Args:
+        responses_by_prompt: Response.ids under their Prompt.id; a repeated id counts once.
+        n_tasks: how many to draw; fewer are drawn where there are fewer.
+        n_responses: ranking, best_of: responses of a set, ≥ 2; None = all of the prompt's.
+        overlap: how many raters are to answer each, ≥ 1.
+    Returns: tasks of strategy "random" with their propensity; the identity order is itself drawn.
+    Raises: InputError where nothing can be asked.
+    """
+    if kind == "comparison":
+        sets = [len(set(ids)) for ids in responses_by_prompt.values()]
+        n_pairs = sum(n * (n - 1) // 2 for n in sets)
+        return random_pairs(
+            responses_by_prompt, min(n_tasks, n_pairs), rng, overlap=overlap, guideline=guideline, batch=batch
+        )
+    targets: list[tuple[str, tuple[str, ...]]] = []
+    for prompt_id in sorted(responses_by_prompt):
+        ids = list(dict.fromkeys(responses_by_prompt[prompt_id]))
+        if kind == "demonstration":
+            targets.append((prompt_id, ()))
+        elif kind in ("ranking", "best_of"):
+            n = len(ids) if n_responses is None else n_responses
+            if min(n, len(ids)) >= 2:
+                targets.append((prompt_id, tuple(ids[i] for i in rng.permutation(len(ids))[:n])))
+        else:
+            targets += [(prompt_id, (one,)) for one in ids]
+    if not targets or n_tasks < 1:
+        raise InputError(f"random_tasks: found nothing to ask as {kind} for {n_tasks} tasks; add responses or tasks")
+    n_drawn = min(n_tasks, len(targets))
+    return [
+        Task(
+            prompt_id=targets[index][0],
+            response_ids=targets[index][1],
+            kind=kind,
+            overlap=overlap,
+            strategy="random",
+            propensity=n_drawn / len(targets),
+            guideline=guideline,
+            batch=batch,
+        )
+        for index in rng.choice(len(targets), size=n_drawn, replace=False)
+    ]
+
+
+def plan_overlap(
+    tasks: Sequence[Task], strata: Mapping[str, str], overlap: Mapping[str, int], *, stop_after: int = 0
+) -> list[Task]:
+    """Tasks with the number of answers that their stratum wants.
+
+    Args:
+        strata: stratum of each task, by Task.prompt_id (a topic, a difficulty); a prompt left out is of stratum "".
+        overlap: answers wanted by stratum, ≥ 1; "*" = every other stratum.
+        stop_after: equal answers that suffice (`Task.stop_after`), where that is fewer than the overlap; 0 = never.
+    Returns: the same questions in their order; identities do not change, because overlap is no part of them.
+    Raises: InputError for a stratum without a number.
+    """
+    planned = []
+    for task in tasks:
+        stratum = strata.get(task.prompt_id, "")
+        wanted = overlap.get(stratum, overlap.get("*"))
+        if wanted is None:
+            raise InputError(f"overlap: found no number for the stratum {stratum!r}; name it, or give one for '*'")
+        stop = stop_after if 0 < stop_after < wanted else 0
+        planned.append(dataclasses.replace(task, overlap=wanted, stop_after=stop))
+    return planned
 
 
 def answer(

@@ -6,12 +6,14 @@ the votes come from is the source's business; from the reward model on there is 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from karat.config import plain
 from karat.evaluate.measure import draw, texts_of
 from karat.feedback.agreement import alpha, pairwise_agreement
+from karat.feedback.documents import add_questions, document
 from karat.feedback.snapshot import write_snapshot
 from karat.feedback.store import Store, open_store
 from karat.feedback.tasks import random_pairs
@@ -23,6 +25,7 @@ from karat.lm.load import load_lm, save_lm
 from karat.pipeline import evaluation, optimise, rewarding
 from karat.pipeline.data import Texts, read_demonstrations, read_prompts, write_texts
 from karat.pipeline.models import load_for_training
+from karat.pipeline.people import add_for_later
 from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Source
 from karat.pipeline.stages import (
@@ -36,6 +39,7 @@ from karat.pipeline.stages import (
     training_reporters,
 )
 from karat.prompts.splits import check_no_leakage
+from karat.questions import Question
 from karat.records import Prompt, Response
 from karat.reward.gate import check_gate
 from karat.seeding import child_seed, numpy_generator
@@ -96,6 +100,17 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
 def fine_tune(run: Run, base: ArtifactRef, config: RunConfig, place: Workplace) -> StageResult:
     """Fine-tune the base model on the demonstrations; some prompts are kept out to measure it."""
     demonstrations = read_demonstrations(place.directory / "data" / "demonstrations.jsonl")
+    if not demonstrations:
+        save_lm(
+            load_lm(run.directory / base.path),
+            place.model_directory("sft"),
+            metadata={"run_id": run.id, "stage": "sft"},
+        )
+        return StageResult(
+            [Output("model", place.model_directory("sft"), "model")],
+            {"n_demonstrations": 0},
+            notes=["without demonstrations the supervised policy is the checkpoint itself"],
+        )
     n_kept_out = max(1, len(demonstrations) // 20)
     held_out, train = demonstrations[:n_kept_out], demonstrations[n_kept_out:]
     seen = {d.prompt.id for d in train}
@@ -179,11 +194,26 @@ def _ask(store: Store, samples: Texts, config: RunConfig, *, seed: int, batch: s
         by_prompt.setdefault(response.prompt_id, []).append(response.id)
     n_pairs = sum(len(set(ids)) * (len(set(ids)) - 1) // 2 for ids in by_prompt.values())
     n_tasks = min(config.collect.n_tasks, n_pairs)
-    rng, overlap = numpy_generator(seed, "tasks"), config.collect.overlap
+    rng = numpy_generator(seed, "tasks")
+    # simulated raters answer first; the people's part is opened when theirs is in, so that neither takes the other's
+    overlap = config.collect.overlap - config.collect.people or config.collect.overlap
     tasks = random_pairs(by_prompt, n_tasks, rng, overlap=overlap, batch=batch)
+    if config.collect.people:  # a page asks them, so the tasks name the question and the guideline that it shows
+        question = Question(n_levels=N_LEVELS, principle=config.collect.principle)
+        add_questions(store, [question])
+        current = document(store, "guideline")
+        asked = {"question": question.id, "stop_after": config.collect.stop_after}
+        tasks = [replace(t, **asked, guideline=current.version if current else t.guideline) for t in tasks]
     store.add_prompts(samples.prompts)
     store.add_responses(responses)
-    store.add_tasks(tasks)
+    if 0 < config.collect.people < config.collect.overlap:
+        add_for_later(store, tasks)
+    else:
+        store.add_tasks(tasks)
+
+
+N_LEVELS = 3
+"""Levels of a comparison: b better, tie, a better. The reward's likelihood takes one scale for all votes."""
 
 
 def _mean(values: list[bool]) -> float:

@@ -17,7 +17,7 @@ from karat.config import apply_overrides, build, load_yaml, plain
 from karat.errors import ConfigError
 from karat.ledger.artifacts import ArtifactRef, ref_of, write_json
 from karat.ledger.manifest import Manifest, lock_run
-from karat.pipeline import preferences, sandbox, votes
+from karat.pipeline import people, preferences, sandbox, votes
 from karat.pipeline.reporting import write_report
 from karat.pipeline.river import run_river
 from karat.pipeline.settings import RunConfig
@@ -121,6 +121,15 @@ def source_of(config: RunConfig, seed: int) -> Source:
             agrees=world.agrees_with_wrong_belief,
             praise=sandbox.PRAISE,
             wrong_belief_pairs=partial(sandbox.wrong_belief_pairs, config, seed),
+        )
+    if config.people is not None:
+        return Source(
+            settings=[config.people, config.collect.n_prompts, config.watch.n_prompts, config.evaluate.n_prompts],
+            write=partial(people.write_source, config),
+            base=partial(_given_base, config.people.model),
+            votes=people.collect_from_people,
+            asks=True,
+            given=(config.people.prompts,),
         )
     assert config.preferences is not None
     return Source(

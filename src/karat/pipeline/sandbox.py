@@ -16,6 +16,7 @@ from karat.ledger.artifacts import write_text
 from karat.lm.fresh import word_tokenizer, write_fresh_decoder
 from karat.lm.load import load_lm, save_lm
 from karat.pipeline.data import write_demonstrations, write_prompts
+from karat.pipeline.people import collect_from_people, open_to_people
 from karat.pipeline.settings import CollectSettings, RunConfig, SandboxSettings
 from karat.pipeline.stages import Output, StageResult, Workplace, training_reporters
 from karat.records import Demonstration, Prompt
@@ -89,11 +90,12 @@ def train_base(config: RunConfig, seed: int, place: Workplace) -> StageResult:
 
 
 def collect_votes(config: RunConfig, seed: int, store: Store, place: Workplace, batch: str) -> dict[str, Any]:
-    """Let the simulated raters answer a batch of the store's queue; returns figures of how it went."""
+    """Let the simulated raters answer their part of a batch, then wait for the people's, if they are asked too."""
     settings, collect = config.sandbox, config.collect
     assert settings is not None
     population = open_population(settings, open_world(settings, seed), seed)
-    with place.progress.stage("votes", collect.n_tasks * collect.overlap, "votes") as bar:
+    n_simulated = collect.overlap - collect.people
+    with place.progress.stage("votes", collect.n_tasks * n_simulated, "votes") as bar:
         n_votes = collect_simulated(
             store,
             population.annotators(),
@@ -102,8 +104,12 @@ def collect_votes(config: RunConfig, seed: int, store: Store, place: Workplace, 
             cutpoints=tie_cutpoints(collect),
             seed=child_seed(seed, "votes"),
             batch=batch,
+            overlap=n_simulated,
             progress=lambda done, _: bar.log(done, {}),
         )
+    if collect.people:
+        open_to_people(store, batch, collect.overlap)
+        n_votes = collect_from_people(store, place, batch)["n_votes"]
     return {"n_votes": n_votes, "n_raters": len(population.annotators())}
 
 

@@ -54,6 +54,18 @@ class PreferencesSettings:
 
 
 @dataclass(frozen=True)
+class PeopleSettings:
+    """Prompts of one's own and a checkpoint; people judge what the policy writes, in the page of `karat serve`."""
+
+    prompts: Path
+    """JSON lines with `prompt` (text or a list of {"role", "content"}); rows with a `response` are demonstrations."""
+    model: Path
+    """A decoder's directory, as `AutoModelForCausalLM` loads it."""
+    max_prompt_tokens: int = 256
+    """Longer prompts are left out, and counted."""
+
+
+@dataclass(frozen=True)
 class CollectSettings:
     """Which questions are put to raters."""
 
@@ -69,8 +81,17 @@ class CollectSettings:
     """Half-width of the tie region in logits: levels are cut at ± this."""
     max_new_tokens: int = 40
     """Longest sampled response."""
+    people: int = 0
+    """Of the `overlap` answers to each question, how many people give in the page of `karat serve`; simulated raters
+    give the rest. The run waits for them. A source without simulated raters needs `people` equal to `overlap`."""
+    stop_after: int = 0
+    """This many equal answers and no other suffice for a question; 0 = always the whole overlap."""
+    principle: str = ""
+    """The written principle that people judge by; "" = overall preference under the guideline."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.people <= self.overlap:
+            raise ConfigError(f"collect.people: found {self.people}; expected 0 … {self.overlap}, the overlap")
         if min(self.n_prompts, self.n_samples - 1, self.n_tasks, self.overlap, self.max_new_tokens) < 1:
             raise ConfigError(f"collect: found {self}; expected every count ≥ 1 and n_samples ≥ 2")
         if self.tie_width <= 0:
@@ -143,7 +164,7 @@ class GateSettings:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A run from votes to an audited policy. Exactly one of `sandbox` and `preferences` is given."""
+    """A run from votes to an audited policy. Exactly one of `sandbox`, `preferences` and `people` is given."""
 
     name: str = "run"
     """The run's directory under `runs/`."""
@@ -153,6 +174,8 @@ class RunConfig:
     """The invented world with a known gold reward."""
     preferences: PreferencesSettings | None = None
     """Real comparisons and a real checkpoint."""
+    people: PeopleSettings | None = None
+    """Prompts and a checkpoint of one's own; people judge."""
     base: SFTConfig = field(default_factory=lambda: SFTConfig(learning_rate=3e-3))
     """Training of the sandbox's base model from nothing."""
     sft: SFTConfig = field(default_factory=lambda: SFTConfig(epochs=3, batch_size=32, learning_rate=5e-4))
@@ -178,10 +201,16 @@ class RunConfig:
     reward; the report and summary.json say so first."""
 
     def __post_init__(self) -> None:
-        if (self.sandbox is None) == (self.preferences is None):
-            found = "both" if self.sandbox else "neither"
+        given = [name for name in ("sandbox", "preferences", "people") if getattr(self, name) is not None]
+        if len(given) != 1:
             raise ConfigError(
-                f"configuration: found {found} of `sandbox` and `preferences`; expected exactly one section"
+                f"configuration: found {' and '.join(given) or 'none'} of `sandbox`, `preferences` and `people`; "
+                "expected exactly one section"
+            )
+        if self.people is not None and self.collect.people != self.collect.overlap:
+            raise ConfigError(
+                f"collect: found people={self.collect.people} with overlap={self.collect.overlap}; a run of `people` has "
+                "no other raters: set both to the same number"
             )
         if self.aggregator not in AGGREGATORS:
             raise ConfigError(
@@ -195,6 +224,8 @@ class RunConfig:
         """What the run does, in one line."""
         if self.sandbox is not None:
             return "Reinforcement learning from simulated feedback in the sandbox, where the gold reward is known"
+        if self.people is not None:
+            return "Reinforcement learning from the judgements of people on the policy's own responses"
         assert self.preferences is not None
         return f"Reinforcement learning from the preferences in {self.preferences.path.name}"
 

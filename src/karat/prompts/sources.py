@@ -43,6 +43,18 @@ def read_demonstrations(path: str | Path, *, source: str | None = None) -> list[
     return [_demonstration(row, source or path.name) for row in read_rows(path)]
 
 
+def rows_with_answers(path: str | Path) -> list[Demonstration]:
+    """The demonstrations among the prompts of a file: its rows that have an answer; a text file has none.
+
+    Raises: InputError naming file and line.
+    """
+    path = Path(path)
+    if path.suffix == ".txt":
+        return []
+    rows = read_rows(path)
+    return [_demonstration(r, path.name) for r in rows if any(r.values.get(name) is not None for name in ANSWER_FIELDS)]
+
+
 def _prompt(row: Row) -> Prompt:
     with row.named():
         name = "messages" if row.values.get("prompt") is None and "messages" in row.values else "prompt"

@@ -1,0 +1,160 @@
+"""Commands of the place where people work: the server, accounts and links, seals, backups, erasure.
+
+Every one of them takes a store: a file, a database address, or the directory of a run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from karat.cli.options import AsJson, answer, app
+from karat.errors import ConfigError, StoreError
+
+Role = Literal["annotator", "expert", "auditor", "admin"]
+StoreOrRun = Annotated[
+    str, typer.Argument(metavar="RUN_OR_STORE", help="A run's directory, a store's file, or a database address.")
+]
+people = typer.Typer(help="Accounts of raters, experts, auditors and admins, and the links that let them in.")
+app.add_typer(people, name="people")
+
+
+def store_address(run_or_store: str) -> str:
+    """The address of the store of a run, or the address itself.
+
+    Raises: StoreError for a directory without a store.
+    """
+    place = Path(run_or_store)
+    if "://" in run_or_store or not place.is_dir():
+        return run_or_store
+    if not (place / "karat.db").is_file():
+        raise StoreError(f"{place}: found no karat.db in this directory; expected a run that has collected, or a store")
+    return str(place / "karat.db")
+
+
+@app.command(epilog="Example: karat serve runs/demo")
+def serve(
+    run_or_store: StoreOrRun,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than loopback need --public-url.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 = any free one.")] = 8000,
+    public_url: Annotated[str, typer.Option(help="What people type: https://… of the proxy in front.")] = "",
+    trusted_proxy: Annotated[list[str] | None, typer.Option(help="A proxy's address or network; repeatable.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that answer.")] = 2,
+    policy: Annotated[Path | None, typer.Option(help="A checkpoint whose samples keep the queue filled.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Prompts for --policy.")] = None,
+    keep: Annotated[int, typer.Option(help="With --policy: tasks that should be waiting.")] = 20,
+) -> None:
+    """Let people judge: the page for raters, experts, auditors and admins. Ctrl-C ends it; nothing is lost."""
+    from karat.feedback.web.serve import serve as run_server
+    from karat.feedback.web.settings import ServerSettings
+
+    if (policy is None) != (prompts is None):
+        raise ConfigError("serve: found one of --policy and --prompts; expected both, or neither")
+    settings = ServerSettings(host=host, port=port, public_url=public_url, trusted_proxies=tuple(trusted_proxy or ()))
+    address = store_address(run_or_store)
+    fill = _filler(address, policy, prompts, keep) if policy is not None and prompts is not None else _nothing
+    with fill():
+        run_server(address, settings, workers=workers, say=typer.echo)
+
+
+@people.command("add", epilog="Example: karat people add karat.db --role annotator --n 20")
+def people_add(
+    run_or_store: StoreOrRun,
+    role: Annotated[Role, typer.Option(help="What the account may do.")] = "annotator",
+    login: Annotated[str, typer.Option(help="Name to sign in with, where a password will be set.")] = "",
+    contact: Annotated[str, typer.Option(help="How to reach the person; shown to admins only.")] = "",
+    n: Annotated[int, typer.Option(help="How many accounts.")] = 1,
+    url: Annotated[str, typer.Option(help="Address that the links begin with.")] = "http://127.0.0.1:8000",
+    days: Annotated[float, typer.Option(help="How long a link lives.")] = 14.0,
+    as_json: AsJson = False,
+) -> None:
+    """Make accounts and print one link for each; whoever opens it is signed in."""
+    from karat.feedback.accounts import invite, make_account
+    from karat.feedback.store import open_store
+
+    if n < 1 or (n > 1 and (login or contact)):
+        raise ConfigError(f"people add: found --n {n}; expected 1 or more, and 1 with --login or --contact")
+    made, now = [], time.time()
+    with open_store(store_address(run_or_store)) as store:
+        for _ in range(n):
+            account = make_account(store, role, now=now, login=login or None, contact=contact or None)
+            link = f"{url.rstrip('/')}/invite/{invite(store, account.id, now=now, days=days)}"
+            made.append({"account": account.id, "annotator": account.annotator, "role": role, "link": link})
+    answer(as_json, {"accounts": made}, [f"{one['annotator'] or one['role']}  {one['link']}" for one in made])
+
+
+@people.command("link", epilog="Example: karat people link karat.db rater-4f2a81c09d")
+def people_link(
+    run_or_store: StoreOrRun,
+    who: Annotated[str, typer.Argument(help="A pseudonym, login or account id.")],
+    url: Annotated[str, typer.Option(help="Address that the link begins with.")] = "http://127.0.0.1:8000",
+    days: Annotated[float, typer.Option(help="How long the link lives.")] = 14.0,
+    as_json: AsJson = False,
+) -> None:
+    """Issue a new link for somebody; the older one dies."""
+    from karat.feedback.accounts import accounts, invite
+    from karat.feedback.store import open_store
+
+    with open_store(store_address(run_or_store)) as store:
+        found = [one for one in accounts(store) if who in (one.id, one.login, one.annotator)]
+        if not found:
+            raise StoreError(f"people link: found nobody called {who!r}; `karat people list` shows who there is")
+        link = f"{url.rstrip('/')}/invite/{invite(store, found[0].id, now=time.time(), days=days)}"
+    answer(as_json, {"account": found[0].id, "link": link}, [link])
+
+
+@people.command("list", epilog="Example: karat people list karat.db --json")
+def people_list(run_or_store: StoreOrRun, as_json: AsJson = False) -> None:
+    """Who may sign in: role, pseudonym, login, state."""
+    from karat.feedback.accounts import accounts
+    from karat.feedback.store import open_store
+
+    with open_store(store_address(run_or_store)) as store:
+        found = accounts(store)
+    lines = [f"{one.role:<10} {one.annotator or '-':<24} {one.login or '-':<20} {one.state}" for one in found]
+    answer(as_json, {"accounts": [dataclasses.asdict(one) for one in found]}, lines or ["nobody yet"])
+
+
+def _nothing() -> Any:
+    import contextlib
+
+    return contextlib.nullcontext()
+
+
+def _filler(address: str, policy: Path, prompts: Path, keep: int) -> Callable[[], Any]:
+    """A context in which a thread keeps the queue filled with questions about a policy's samples."""
+    import contextlib
+    import threading
+
+    from karat.feedback.store import open_store
+    from karat.pipeline.asking import Asking, keep_filled
+    from karat.progress import open_progress
+    from karat.prompts.sources import read_prompts
+
+    asked = read_prompts(prompts)
+    asking = Asking(n_tasks=keep, batch=f"live:{policy.name}")
+
+    @contextlib.contextmanager
+    def filling() -> Any:
+        stop = threading.Event()
+
+        def work() -> None:
+            with open_store(address) as store, open_progress(quiet=True) as progress:
+                keep_filled(store, policy, asked, asking, n_waiting_least=keep, progress=progress, stop=stop)
+
+        thread = threading.Thread(target=work, daemon=True, name="karat-filler")
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(timeout=30)
+
+    return filling

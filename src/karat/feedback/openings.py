@@ -1,0 +1,136 @@
+"""Which tasks have room for another answer: said in each task's own row, so that nobody counts leases of full ones.
+
+Whoever changes the leases or answers of a task locks its row first and settles it afterwards. Knows assignments,
+answers and overlap; knows nothing about who is offered what.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, bindparam, select
+
+from karat.feedback.matching import agreed
+from karat.feedback.schema import assignments, judgements, tasks
+
+CHUNK = 400
+"""Identifiers in one IN list: below the limit of every engine, and of every SQLite build (999)."""
+
+OPEN, HELD, CLOSED, PULLED, CHECK, LATER = "open", "held", "closed", "pulled", "check", "later"
+"""States of a task: needs answers, all of them being given, has them, taken out, silent check; not offered to anybody
+yet, though raters who are named for it (simulated ones) may answer."""
+
+LAPSED = 0.0
+"""Expiry of a lease whose place somebody else was given: no heartbeat brings it back, its answer is late."""
+
+
+@dataclass(frozen=True)
+class State:
+    """How one rater stands to one task."""
+
+    state: str
+    """leased, submitted or skipped."""
+    lease_id: str | None
+    """Name of her newest lease on it."""
+    n_leases: int
+    """How many she has had."""
+    expires_at: float | None
+    """End of the newest; None once it was answered or skipped."""
+
+    def live(self, now: float) -> bool:
+        """True = her lease has not run out."""
+        return self.state == "leased" and (self.expires_at or LAPSED) > now
+
+
+_STATES = select(
+    assignments.c.task_id, assignments.c.annotator, assignments.c.state,
+    assignments.c.lease_id, assignments.c.n_leases, assignments.c.expires_at,
+)  # fmt: skip
+OF_TASK = _STATES.where(assignments.c.task_id == bindparam("task"))
+"""Every assignment of one task; statements that every request needs are built once."""
+OF_PAIR = OF_TASK.where(assignments.c.annotator == bindparam("who"))
+"""The assignment of one rater to one task."""
+_ROW = select(tasks).where(tasks.c.id == bindparam("task")).with_for_update()
+_SET_STATE = (
+    tasks.update()
+    .where(tasks.c.id == bindparam("at_task"))
+    .values(state=bindparam("new_state"), free_at=bindparam("new_free_at"))
+)
+
+
+def settle(connection: Connection, task_ids: Sequence[str], *, now: float) -> None:
+    """Write down of each task whether it needs answers, is fully held, or has all it needs.
+
+    A task is closed when it has as many answers as its overlap, or `stop_after` of them and all of them say the same
+    (`matching.gist`; a rater who gave no answer is not of the same opinion). Stopping early saves answers where they
+    would change nothing, and makes plain agreement over such tasks too high: report it over the others.
+    """
+    rows = {key: row for key, row in locked_rows(connection, task_ids).items() if row.state in (OPEN, HELD, CLOSED)}
+    wanting = sorted(key for key, row in rows.items() if row.n_answers < row.overlap)
+    ends: dict[str, list[float]] = {key: [] for key in wanting}
+    for (key, _), state in states_of(connection, wanting).items():
+        if state.live(now):
+            ends[key].append(state.expires_at or LAPSED)
+    changes: list[dict] = []
+    for key, row in rows.items():
+        wanted, free_at = CLOSED, row.free_at
+        if key in ends and not _stops_early(connection, row):
+            full = row.n_answers + len(ends[key]) >= row.overlap
+            wanted, free_at = (HELD, min(ends[key])) if full else (OPEN, 0.0)
+        if (wanted, free_at) != (row.state, row.free_at):
+            changes.append({"at_task": key, "new_state": wanted, "new_free_at": free_at})
+    if changes:
+        connection.execute(_SET_STATE, changes)
+
+
+def set_state(connection: Connection, task_id: str, state: str, free_at: float) -> None:
+    """Write down that one task is open, held (until free_at at the earliest) or closed; its row is locked."""
+    connection.execute(_SET_STATE, {"at_task": task_id, "new_state": state, "new_free_at": free_at})
+
+
+def _stops_early(connection: Connection, row: sa.Row) -> bool:
+    if row.stop_after == 0 or row.n_answers < row.stop_after:
+        return False
+    question = select(judgements.c.annotator, judgements.c.value).where(judgements.c.task_id == row.id)
+    newest: Mapping[str, str] = dict(connection.execute(question.order_by(judgements.c.seq)).tuples().all())
+    return agreed(row.kind, [json.loads(value) for value in newest.values()], row.stop_after)
+
+
+def locked_rows(connection: Connection, task_ids: Sequence[str]) -> dict[str, sa.Row]:
+    """Rows of tasks by id, locked in one order everywhere, so that two transactions never wait for each other."""
+    if len(task_ids) == 1:
+        return {row.id: row for row in connection.execute(_ROW, {"task": task_ids[0]})}
+    question = select(tasks).order_by(tasks.c.id).with_for_update()
+    return {row.id: row for row in rows_in(connection, question, tasks.c.id, sorted(task_ids))}
+
+
+def states_of(connection: Connection, task_ids: Sequence[str]) -> dict[tuple[str, str], State]:
+    """Every assignment of these tasks, by (task, rater)."""
+    if len(task_ids) == 1:
+        rows: Iterable[sa.Row] = connection.execute(OF_TASK, {"task": task_ids[0]})
+    else:
+        rows = rows_in(connection, _STATES, assignments.c.task_id, task_ids)
+    return {(row.task_id, row.annotator): state_of(row) for row in rows}
+
+
+def states_of_pairs(connection: Connection, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], State]:
+    """The assignments of (task, rater) pairs, and perhaps more of the same tasks."""
+    if len(pairs) > 1:
+        return states_of(connection, sorted({task_id for task_id, _ in pairs}))
+    [(task_id, annotator)] = pairs
+    row = connection.execute(OF_PAIR, {"task": task_id, "who": annotator}).first()
+    return {} if row is None else {(task_id, annotator): state_of(row)}
+
+
+def state_of(row: sa.Row) -> State:
+    """The state in a row of `OF_TASK` or `OF_PAIR`."""
+    return State(row.state, row.lease_id, row.n_leases, row.expires_at)
+
+
+def rows_in(connection: Connection, question: sa.Select, column: sa.Column, keys: Sequence[str]) -> Iterable[sa.Row]:
+    """What a question finds where a column has one of these values, however many there are."""
+    for start in range(0, len(keys), CHUNK):
+        yield from connection.execute(question.where(column.in_(keys[start : start + CHUNK])))

@@ -1,0 +1,223 @@
+"""Questions about what a policy writes now: its samples become tasks, once or whenever the queue runs low.
+
+The page of `karat serve` and simulated raters answer them alike. Knows models, prompts and the store; knows nothing
+about who answers.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from sqlalchemy import func, select
+
+from karat.errors import ConfigError, InputError
+from karat.evaluate.measure import draw, texts_of
+from karat.feedback.documents import add_questions, document
+from karat.feedback.openings import HELD, OPEN
+from karat.feedback.schema import tasks as task_table
+from karat.feedback.store import Store, open_store
+from karat.feedback.tasks import random_tasks
+from karat.lm.load import LoadedLM, load_lm
+from karat.pipeline.people import wait_for_answers
+from karat.progress import Progress
+from karat.prompts.sources import read_prompts
+from karat.questions import Question, plain_question
+from karat.records import KINDS, Prompt, Response, Task
+from karat.seeding import child_seed, numpy_generator
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a policy's samples become questions."""
+
+    question: Question = field(default_factory=lambda: plain_question("comparison"))
+    """What is asked about them."""
+    n_tasks: int = 200
+    """How many questions."""
+    overlap: int = 1
+    """How many raters answer each, ≥ 1."""
+    stop_after: int = 0
+    """This many equal answers suffice; 0 = always the whole overlap."""
+    n_samples: int = 4
+    """Responses for each prompt, ≥ 2 where responses are compared."""
+    max_new_tokens: int = 128
+    """Longest response."""
+    batch: str = "main"
+    """Names the purpose of the questions."""
+    seed: int = 0
+    """Everything drawn follows from it."""
+
+    def __post_init__(self) -> None:
+        if min(self.n_tasks, self.overlap, self.n_samples, self.max_new_tokens) < 1:
+            raise ConfigError(f"questions: found {self}; expected every count ≥ 1")
+        if self.question.kind in ("comparison", "ranking", "best_of") and self.n_samples < 2:
+            raise ConfigError(f"questions: found {self.n_samples} sample for a {self.question.kind}; expected ≥ 2")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was put into a store."""
+
+    n_prompts: int
+    """Prompts that were sampled."""
+    n_responses: int
+    """Different responses."""
+    n_tasks: int
+    """Tasks that were new."""
+    n_answers: int
+    """Answers to the batch, where the command waited for them."""
+    batch: str
+    """Task.batch of them."""
+
+
+def ask_about(
+    store: Store, models: Mapping[str, LoadedLM], prompts: Sequence[Prompt], asking: Asking, *, progress: Progress
+) -> Asked:
+    """Sample every model on the prompts and queue questions about what they wrote.
+
+    Args:
+        models: by the name that becomes Response.source, which no rater ever sees; of two models, each comparison
+            shows one response of either (an arena).
+    Returns: what was added; asking the same again adds nothing.
+    Raises: InputError where nothing can be asked, as when two models always write the same.
+    """
+    written: dict[str, dict[str, list[str]]] = {}
+    responses: list[Response] = []
+    for name, lm in models.items():
+        with progress.stage(f"samples {name}", len(prompts) * asking.n_samples, "responses") as bar:
+            drawn = draw(
+                lm, prompts, n_samples=asking.n_samples, max_new_tokens=asking.max_new_tokens,
+                seed=child_seed(asking.seed, "samples", name), progress=lambda _, done, __, bar=bar: bar.log(done, {}),
+            )  # fmt: skip
+        for prompt, texts in zip(prompts, texts_of(lm, drawn), strict=True):
+            new = [Response(prompt.id, text, name, number) for number, text in enumerate(texts)]
+            responses += new
+            written.setdefault(name, {})[prompt.id] = [response.id for response in new]
+    tasks = _across(written, asking) if len(models) == 2 else _within(written, asking)
+    guideline = document(store, "guideline")
+    tasks = [
+        replace(
+            task,
+            question=asking.question.id,
+            stop_after=asking.stop_after,
+            guideline=guideline.version if guideline else task.guideline,
+        )
+        for task in tasks
+    ]
+    add_questions(store, [asking.question])
+    store.add_prompts(prompts)
+    store.add_responses(responses)
+    n_new = store.add_tasks(tasks)
+    return Asked(len(prompts), len({one.id for one in responses}), n_new, 0, asking.batch)
+
+
+def collect_from(
+    address: str, models: Sequence[Path], prompts: Path, asking: Asking, *, wait: bool, progress: Progress
+) -> Asked:
+    """Put questions about one or two checkpoints into a store; the work of `karat collect --model`.
+
+    Args:
+        prompts: a file of prompts.    wait: True = return when people have answered.
+    Raises: InputError and CheckpointError for files that cannot be used.
+    """
+    asked = read_prompts(prompts)
+    loaded = {str(path): load_lm(path) for path in models}
+    if len(loaded) < len(models):
+        raise InputError(f"collect: found {models[0]} against itself; expected two checkpoints")
+    with open_store(address) as store:
+        done = ask_about(store, loaded, asked, asking, progress=progress)
+        if not wait:
+            return done
+        progress.note(f"waiting for people's judgements; let them judge with: karat serve {address}")
+        return replace(done, n_answers=wait_for_answers(store, asking.batch, progress=progress))
+
+
+def asked_question(kind: str, principle: str = "") -> Question:
+    """The plain question of a kind, to be judged by a principle if one is given. Raises: ConfigError for no such kind."""
+    if kind not in KINDS:
+        raise ConfigError(f"--kind {kind}: expected one of {', '.join(KINDS)}")
+    return replace(plain_question(kind), principle=principle)  # type: ignore[arg-type]
+
+
+def arena_batch(models: Sequence[Path]) -> str:
+    """The batch of questions about these checkpoints: one = live, two = an arena."""
+    names = "-".join(path.name for path in models)
+    return f"arena:{names}" if len(models) == 2 else f"live:{names}"
+
+
+def _within(written: Mapping[str, Mapping[str, Sequence[str]]], asking: Asking) -> list[Task]:
+    by_prompt: dict[str, list[str]] = {}
+    for of_model in written.values():
+        for prompt_id, ids in of_model.items():
+            by_prompt.setdefault(prompt_id, []).extend(ids)
+    rng = numpy_generator(asking.seed, "tasks")
+    kind, n = asking.question.kind, asking.n_tasks
+    return random_tasks(by_prompt, kind, n, rng, overlap=asking.overlap, batch=asking.batch)
+
+
+def _across(written: Mapping[str, Mapping[str, Sequence[str]]], asking: Asking) -> list[Task]:
+    """One comparison of the two models a prompt; which response of either, and which is a, is drawn."""
+    if asking.question.kind != "comparison":
+        raise ConfigError(f"arena: found questions of kind {asking.question.kind}; expected comparison")
+    first, second = written.values()
+    rng = numpy_generator(asking.seed, "arena")
+    tasks = []
+    for prompt_id in sorted(first):
+        pairs = [(a, b) for a in first[prompt_id] for b in second[prompt_id] if a != b]
+        if pairs:
+            pair = pairs[rng.integers(len(pairs))]
+            pair = pair[::-1] if rng.random() < 0.5 else pair
+            tasks.append(Task(prompt_id, pair, overlap=asking.overlap, batch=asking.batch))
+    if not tasks:
+        raise InputError("arena: the two models write the same responses to every prompt; there is nothing to compare")
+    chosen = sorted(rng.choice(len(tasks), size=min(asking.n_tasks, len(tasks)), replace=False))
+    return [replace(tasks[i], propensity=len(chosen) / len(tasks)) for i in chosen]
+
+
+def n_waiting(store: Store, batch: str) -> int:
+    """How many tasks of a batch still need answers."""
+    here = (task_table.c.batch == batch) & task_table.c.state.in_((OPEN, HELD))
+    with store.connection() as connection:
+        question = select(func.count()).select_from(task_table).where(here)
+        return connection.execute(question).scalar_one()
+
+
+def keep_filled(
+    store: Store,
+    model: Path,
+    prompts: Sequence[Prompt],
+    asking: Asking,
+    *,
+    n_waiting_least: int,
+    progress: Progress,
+    stop: threading.Event,
+    poll_s: float = 2.0,
+    load: Callable[[Path], LoadedLM] = load_lm,
+) -> int:
+    """Sample the policy on more prompts whenever fewer than so many tasks wait, until told to stop or out of prompts.
+
+    Args:
+        model: a checkpoint; read again whenever its files are newer, so that the current policy is asked about.
+        n_waiting_least: tasks that should be waiting.    stop: set from outside to end.
+    Returns: how many tasks were queued.
+    """
+    n_queued, lm, read_at, at = 0, None, 0.0, 0
+    while not stop.is_set() and at < len(prompts):
+        if n_waiting(store, asking.batch) >= n_waiting_least:
+            stop.wait(poll_s)
+            continue
+        newest = max((path.stat().st_mtime for path in model.glob("*.safetensors")), default=0.0)
+        if lm is None or newest > read_at:
+            lm, read_at = load(model), newest
+        some, at = prompts[at : at + FILL], at + FILL
+        # every fill draws its own samples, the same ones after a restart
+        part = replace(asking, seed=child_seed(asking.seed, "fill", str(at)), n_tasks=asking.n_tasks)
+        n_queued += ask_about(store, {model.name: lm}, some, part, progress=progress).n_tasks
+    return n_queued
+
+
+FILL = 8
+"""Prompts sampled at a time: enough for a batch of the sampler, few enough that the tasks are about today's policy."""

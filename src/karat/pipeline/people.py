@@ -1,0 +1,133 @@
+"""People as a source: prompts of one's own, a local checkpoint, and judgements given in the page of `karat serve`.
+
+The run puts its questions into the store of its directory, says how people reach them, waits, and goes on when the
+answers are in. Interrupting it loses nothing: the same command waits on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, func, select
+
+from karat.errors import InputError
+from karat.feedback.additions import add_tasks
+from karat.feedback.openings import CHUNK, HELD, LATER, OPEN, settle
+from karat.feedback.schema import tasks
+from karat.feedback.store import Store
+from karat.lm.chat import prompt_tokens
+from karat.lm.load import load_lm
+from karat.pipeline.data import write_demonstrations, write_prompts
+from karat.pipeline.preferences import FRACTIONS, check_context
+from karat.pipeline.settings import RunConfig
+from karat.pipeline.stages import Output, StageResult, Workplace
+from karat.progress import Progress
+from karat.prompts.sources import ANSWER_FIELDS, read_prompts, rows_with_answers
+from karat.prompts.splits import split
+from karat.records import Task
+
+POLL_S = 2.0
+"""Seconds between two looks at the store while the run waits."""
+
+
+def write_source(config: RunConfig, place: Workplace) -> StageResult:
+    """Read the prompts, leave out what does not fit the model, part them, write the demonstrations among them."""
+    settings = config.people
+    assert settings is not None
+    lm = load_lm(settings.model)
+    prompts = read_prompts(settings.prompts)
+    fits = [p for p in prompts if len(prompt_tokens(lm.tokenizer, p.turns)) <= settings.max_prompt_tokens]
+    check_context(lm, fits, config)
+    parts = split(fits, FRACTIONS, key=lambda prompt: prompt.id)
+    if not all(parts.values()):
+        raise InputError(
+            f"{settings.prompts}: {len(fits)} of {len(prompts)} prompts fit into {settings.max_prompt_tokens} tokens; "
+            "expected enough for training, validation and evaluation (some dozens)"
+        )
+    practice = {prompt.id for prompt in parts["practice"]}
+    shown = [d for d in rows_with_answers(settings.prompts) if d.prompt.id in practice]
+    splits = {
+        "sft": [d.prompt for d in shown],
+        "collect": parts["practice"][: config.collect.n_prompts],
+        "policy": parts["practice"],
+        "validation": parts["validation"][: config.watch.n_prompts],
+        "evaluation": parts["evaluation"][: config.evaluate.n_prompts],
+    }
+    data = place.directory / "data"
+    write_prompts(data / "prompts.jsonl", splits)
+    write_demonstrations(data / "demonstrations.jsonl", shown)
+    outputs = [Output("prompts", data / "prompts.jsonl"), Output("demonstrations", data / "demonstrations.jsonl")]
+    notes = []
+    if left_out := len(prompts) - len(fits):
+        notes.append(f"{left_out} of {len(prompts)} prompts are longer than the limit and were left out")
+    if not shown:
+        fields = " or ".join(ANSWER_FIELDS)
+        notes.append(f"no row has a {fields}: the checkpoint is taken as it is, without fine-tuning")
+    counts = {"n_prompts": {name: len(group) for name, group in splits.items()}, "n_left_out": left_out}
+    return StageResult(outputs, counts, notes=notes)
+
+
+def collect_from_people(store: Store, place: Workplace, batch: str) -> dict[str, Any]:
+    """Wait until people have answered a batch; returns figures of it."""
+    place.progress.note(f"waiting for people's judgements; let them judge with: karat serve {place.directory}")
+    return {"n_votes": wait_for_answers(store, batch, progress=place.progress)}
+
+
+def wait_for_answers(
+    store: Store,
+    batch: str,
+    *,
+    progress: Progress,
+    sleep: Callable[[float], None] = time.sleep,
+) -> int:
+    """Look at the store until every task of a batch has its answers, was closed early or was pulled.
+
+    Args:
+        sleep: waits between two looks.
+    Returns: how many answers there are.
+    """
+    done, wanted = answers_of(store, batch)
+    with progress.stage("judgements", wanted, "answers") as bar:
+        bar.log(done, {})
+        while done < wanted:
+            sleep(POLL_S)
+            done, wanted = answers_of(store, batch)
+            bar.log(done, {"of": wanted})
+    return done
+
+
+def add_for_later(store: Store, new: Sequence[Task]) -> None:
+    """Queue tasks that named raters answer first; nobody is offered them until `open_to_people`."""
+    untouched = (tasks.c.state == OPEN) & (tasks.c.n_answers == 0)
+
+    def write(connection: Connection) -> None:
+        if not add_tasks(connection, new):
+            return
+        for start in range(0, len(new), CHUNK):
+            some = tasks.c.id.in_([task.id for task in new[start : start + CHUNK]])
+            connection.execute(tasks.update().where(some & untouched).values(state=LATER))
+
+    store.write(write)
+
+
+def open_to_people(store: Store, batch: str, overlap: int) -> None:
+    """Ask for so many answers to each task of a batch, and offer those that still need some."""
+    waiting = (tasks.c.batch == batch) & (tasks.c.state == LATER)
+
+    def write(connection: Connection) -> None:
+        ids = list(connection.execute(select(tasks.c.id).where(waiting)).scalars())
+        connection.execute(tasks.update().where(waiting).values(overlap=overlap, state=OPEN))
+        settle(connection, ids, now=0.0)
+
+    store.write(write)
+
+
+def answers_of(store: Store, batch: str) -> tuple[int, int]:
+    """(answers given, answers wanted) of a batch: a task that is closed or pulled wants no more than it has."""
+    here = (tasks.c.batch == batch) & tasks.c.state.in_((OPEN, HELD))
+    with store.connection() as connection:
+        given = connection.execute(select(func.sum(tasks.c.n_answers)).where(tasks.c.batch == batch)).scalar() or 0
+        missing = connection.execute(select(func.sum(tasks.c.overlap - tasks.c.n_answers)).where(here)).scalar() or 0
+    return int(given), int(given + missing)

@@ -1,0 +1,143 @@
+"""A run that asks people: it queues questions about its policy's samples, waits, and goes on when the answers are in."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import pytest
+from journeys import SANDBOX, inside, karat, manifests, write_config
+
+from karat.feedback.documents import question_of
+from karat.feedback.store import open_store
+from karat.feedback.tasks import answer
+from karat.pipeline import people
+from karat.records import Annotator
+from tiny_models import tiny_checkpoint
+
+SECTIONS = {name: SANDBOX[name] for name in ("ppo", "watch", "evaluate")}
+
+
+def judge(path, stop: threading.Event, *, n_raters: int) -> None:
+    """Answer whatever is queued, as raters at the page do: lease by lease, the longer response wins."""
+    while not path.exists() and not stop.is_set():
+        time.sleep(0.05)
+    with open_store(path) as store:
+        raters = [f"person-{i}" for i in range(n_raters)]
+        store.add_annotators([Annotator(name) for name in raters])
+        while not stop.is_set():
+            responses, idle = store.responses(), True
+            for name in raters:
+                lease = store.lease_next(name, now=time.time())
+                if lease is None:
+                    continue
+                idle = False
+                a, b = (len(responses[one].text) for one in lease.task.response_ids)
+                level = 1 if a == b else 2 if a > b else 0
+                made = answer(
+                    lease.task, {"level": level, "n_levels": 3}, annotator=name, shown_order=(0, 1),
+                    created_at="2026-01-01T00:00:00Z", submission=lease.id,
+                )  # fmt: skip
+                store.submit(made, now=time.time())
+            if idle:
+                time.sleep(0.05)
+
+
+@pytest.fixture
+def raters(monkeypatch):
+    """Starts raters at a store, and stops them at the end."""
+    monkeypatch.setattr(people, "POLL_S", 0.05)
+    stop, threads = threading.Event(), []
+
+    def start(path, n_raters=3):
+        threads.append(threading.Thread(target=judge, args=(path, stop), kwargs={"n_raters": n_raters}))
+        threads[-1].start()
+
+    yield start
+    stop.set()
+    for thread in threads:
+        thread.join(timeout=30)
+
+
+def test_a_run_with_ones_own_prompts_and_model_waits_for_people(tmp_path, raters):
+    with inside(tmp_path):
+        tiny_checkpoint("qwen3", tmp_path / "model")
+        rows = [{"prompt": f"ab {i}"} | ({"response": "cd"} if i % 2 else {}) for i in range(60)]
+        (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        own = {"prompts": "prompts.jsonl", "model": "model"}
+        collect = {
+            "n_prompts": 30,
+            "n_tasks": 40,
+            "overlap": 2,
+            "people": 2,
+            "max_new_tokens": 12,
+            "principle": "Be kind.",
+        }
+        content = {"name": "own", "people": own, "collect": collect, "allow_ungated_reward": True, **SECTIONS}
+        config = write_config(content, sft={"epochs": 1, "batch_size": 8, "learning_rate": 1e-3})
+        raters(tmp_path / "runs" / "own" / "karat.db")
+        done = karat("run", config)
+        assert done.code == 0, done.err
+        assert "waiting for people's judgements; let them judge with: karat serve" in done.err
+        assert set(manifests(tmp_path / "runs" / "own")) == {"source", "sft", "collect", "reward", "ppo", "evaluate"}
+        facts = json.loads(manifests(tmp_path / "runs" / "own")["collect"])["metrics"]
+        assert (facts["n_votes"], facts["n_raters"], facts["origin"]) == (80, 3, "person")
+        with open_store(tmp_path / "runs" / "own" / "karat.db") as store:
+            assert {question_of(store, task).principle for task in store.tasks()} == {"Be kind."}
+        assert json.loads(manifests(tmp_path / "runs" / "own")["sft"])["metrics"]["n_demonstrations"] > 10
+
+
+def test_people_and_simulated_raters_share_the_questions(tmp_path, raters):
+    with inside(tmp_path):
+        collect = {"n_prompts": 20, "n_tasks": 30, "max_new_tokens": 24, "overlap": 3, "people": 1}
+        config = write_config(SANDBOX, name="mixed", collect=collect)
+        raters(tmp_path / "runs" / "mixed" / "karat.db")
+        done = karat("collect", config)
+        assert done.code == 0, done.err
+        with open_store(tmp_path / "runs" / "mixed" / "karat.db") as store:
+            by_task: dict[str, list[str]] = {}
+            for judgement in store.judgements():
+                by_task.setdefault(judgement.task_id, []).append(judgement.origin)
+        assert all(sorted(origins) == ["person", "simulated", "simulated"] for origins in by_task.values())
+        assert len(by_task) == 30
+
+
+def test_waiting_ends_when_what_is_missing_was_pulled(tmp_path):
+    from feedback_cases import small_store
+    from karat.feedback.schema import tasks
+    from karat.progress import open_progress
+
+    with small_store(tmp_path / "k.db", n_tasks=4, overlap=2) as store, open_progress(quiet=True) as progress:
+        looks = []
+
+        def pull(_: float) -> None:
+            looks.append(people.answers_of(store, "main"))
+            store.write(lambda connection: connection.execute(tasks.update().values(state="pulled")))
+
+        assert people.wait_for_answers(store, "main", progress=progress, sleep=pull) == 0
+        assert looks == [(0, 8)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"collect": {"overlap": 2, "people": 1}}, "set both to the same number"),
+        ({"collect": {"overlap": 2, "people": 3}}, "expected 0 … 2, the overlap"),
+        ({"sandbox": {}}, "found sandbox and people"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_one_line(tmp_path, changes, message):
+    with inside(tmp_path):
+        content = {"people": {"prompts": "p.jsonl", "model": "m"}, "collect": {"overlap": 1, "people": 1}}
+        assert message in karat("run", write_config(content, **changes)).complaint
+
+
+def test_too_few_prompts_are_one_line(tmp_path):
+    with inside(tmp_path):
+        tiny_checkpoint("qwen3", tmp_path / "model")
+        (tmp_path / "p.txt").write_text("one\ntwo\n")
+        content = {"people": {"prompts": "p.txt", "model": "model"}, "collect": {"overlap": 1, "people": 1}}
+        assert (
+            "expected enough for training, validation and evaluation" in karat("run", write_config(content)).complaint
+        )

@@ -1,0 +1,137 @@
+"""What a policy writes becomes questions: of every kind, of two policies, and whenever the queue runs low."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from karat.errors import ConfigError, InputError
+from karat.feedback.documents import put_document, question_of
+from karat.feedback.store import open_store
+from karat.feedback.tasks import random_tasks
+from karat.lm.load import load_lm
+from karat.pipeline import asking as asking_module
+from karat.pipeline.asking import Asking, arena_batch, ask_about, asked_question, collect_from, keep_filled, n_waiting
+from karat.progress import open_progress
+from karat.questions import Question, plain_question
+from karat.records import KINDS, user_prompt
+from karat.seeding import numpy_generator
+from tiny_models import tiny_checkpoint
+
+PROMPTS = [user_prompt(f"ab {i}") for i in range(6)]
+SMALL = Asking(n_tasks=10, n_samples=3, max_new_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    root = tmp_path_factory.mktemp("checkpoints")
+    return [tiny_checkpoint("qwen3", root / "first"), tiny_checkpoint("llama", root / "second")]
+
+
+@pytest.fixture
+def store(tmp_path):
+    with open_store(tmp_path / "k.db") as opened:
+        yield opened
+
+
+@pytest.fixture
+def progress():
+    with open_progress(quiet=True) as shown:
+        yield shown
+
+
+def test_samples_become_tasks_that_name_the_question_and_the_guideline(checkpoints, store, progress):
+    put_document(store, "guideline", "v7", {"text": "Be fair."}, now=0.0)
+    asking = replace(SMALL, question=Question(n_levels=3, principle="Be kind."), overlap=2, stop_after=1, batch="b")
+    done = ask_about(store, {"first": load_lm(checkpoints[0])}, PROMPTS, asking, progress=progress)
+    assert (done.n_prompts, done.n_tasks, done.batch) == (6, 10, "b")
+    assert {(t.guideline, t.overlap, t.stop_after, t.batch, t.strategy) for t in store.tasks()} == {
+        ("v7", 2, 1, "b", "random")
+    }
+    assert {question_of(store, task) for task in store.tasks()} == {asking.question}
+    assert {response.source for response in store.responses().values()} == {"first"}
+    assert n_waiting(store, "b") == 10
+    again = ask_about(store, {"first": load_lm(checkpoints[0])}, PROMPTS, asking, progress=progress)
+    assert again.n_tasks == 0
+
+
+def test_an_arena_shows_one_response_of_either_policy_on_either_side(checkpoints, store, progress):
+    models = {"x": load_lm(checkpoints[0]), "y": load_lm(checkpoints[1])}
+    many = [user_prompt(f"ab {i}") for i in range(24)]
+    ask_about(store, models, many, replace(SMALL, n_tasks=24), progress=progress)
+    responses = store.responses()
+    sources = [tuple(responses[one].source for one in task.response_ids) for task in store.tasks()]
+    assert set(sources) == {("x", "y"), ("y", "x")}
+    assert len({task.prompt_id for task in store.tasks()}) == len(sources) == 24
+
+
+def test_two_policies_that_write_the_same_cannot_be_compared(checkpoints, store, progress, monkeypatch):
+    monkeypatch.setattr(asking_module, "texts_of", lambda _, drawn: [["same"] * len(group) for group in drawn])
+    models = {"x": load_lm(checkpoints[0]), "y": load_lm(checkpoints[1])}
+    with pytest.raises(InputError, match="write the same responses to every prompt"):
+        ask_about(store, models, PROMPTS, SMALL, progress=progress)
+    assert store.tasks() == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_can_be_asked(kind):
+    by_prompt = {"p1": ["a", "b", "c", "a"], "p2": ["d", "e"], "p3": ["f"]}
+    tasks = random_tasks(by_prompt, kind, 100, numpy_generator(0, "t"), batch="k", overlap=2)
+    n_responses = {"comparison": {2}, "ranking": {2, 3}, "best_of": {2, 3}, "demonstration": {0}}.get(kind, {1})
+    assert {len(task.response_ids) for task in tasks} == n_responses
+    assert len(tasks) == {"comparison": 4, "ranking": 2, "best_of": 2, "demonstration": 3}.get(kind, 6)
+    assert {(task.kind, task.overlap, task.batch, task.propensity) for task in tasks} == {(kind, 2, "k", 1.0)}
+    assert len({task.id for task in tasks}) == len(tasks)
+    fewer = random_tasks(by_prompt, kind, 2, numpy_generator(0, "t"))
+    assert {task.propensity for task in fewer} == {2 / len(tasks)}
+
+
+def test_nothing_to_ask_is_said():
+    with pytest.raises(InputError, match="found nothing to ask as ranking"):
+        random_tasks({"p": ["a"]}, "ranking", 3, numpy_generator(0, "t"))
+
+
+def test_the_queue_is_filled_when_it_runs_low_and_no_sooner(checkpoints, store, progress):
+    n_loads = []
+
+    def load(path):
+        n_loads.append(path)
+        return load_lm(path)
+
+    many = [user_prompt(f"ab {i}") for i in range(20)]
+    asking = replace(SMALL, n_tasks=4, batch="live")
+
+    class Stopping(threading.Event):
+        """Stops at the first time that nothing is to be done."""
+
+        def wait(self, timeout=None):
+            self.set()
+            return timeout is not None
+
+    n = keep_filled(
+        store, checkpoints[0], many, asking, n_waiting_least=7, progress=progress, stop=Stopping(), load=load
+    )
+    assert n == n_waiting(store, "live") == 8  # 4 a fill, until at least 7 wait
+    assert len(n_loads) == 1
+
+
+def test_a_file_of_prompts_and_a_checkpoint_are_all_it_takes(checkpoints, tmp_path, progress):
+    (tmp_path / "prompts.txt").write_text("ab\ncd\nef\n")
+    address = str(tmp_path / "new.db")
+    done = collect_from(address, checkpoints[:1], tmp_path / "prompts.txt", SMALL, wait=False, progress=progress)
+    assert done.n_tasks > 0
+    with pytest.raises(InputError, match="against itself"):
+        collect_from(address, [checkpoints[0]] * 2, tmp_path / "prompts.txt", SMALL, wait=False, progress=progress)
+
+
+def test_names_and_limits():
+    assert arena_batch([Path("runs/a/ppo")]) == "live:ppo"
+    assert arena_batch([Path("runs/a/sft"), Path("runs/a/ppo")]) == "arena:sft-ppo"
+    assert asked_question("rating", "Be kind.") == replace(plain_question("rating"), principle="Be kind.")
+    with pytest.raises(ConfigError, match="--kind stars: expected one of comparison"):
+        asked_question("stars")
+    with pytest.raises(ConfigError, match="expected ≥ 2"):
+        Asking(n_samples=1)
