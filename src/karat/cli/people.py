@@ -122,6 +122,27 @@ def people_list(run_or_store: StoreOrRun, as_json: AsJson = False) -> None:
     answer(as_json, {"accounts": [dataclasses.asdict(one) for one in found]}, lines or ["nobody yet"])
 
 
+@people.command("study", epilog="Example: karat people study karat.db pilot --url https://judge.example.org")
+def people_study(
+    run_or_store: StoreOrRun,
+    name: Annotated[str, typer.Argument(help="Name of the study here.")],
+    close: Annotated[bool, typer.Option("--close", help="Let nobody in by its link any more.")] = False,
+    url: Annotated[str, typer.Option(help="Address that the link begins with.")] = "http://127.0.0.1:8000",
+    as_json: AsJson = False,
+) -> None:
+    """Open a study for raters of another platform (Prolific and its like), and print the link to give to it."""
+    from karat.feedback.store import open_store
+    from karat.feedback.studies import close_study, open_study
+
+    with open_store(store_address(run_or_store)) as store:
+        study = (close_study if close else open_study)(store, name, now=time.time())
+    query = "PROLIFIC_PID={{%PROLIFIC_PID%}}&STUDY_ID={{%STUDY_ID%}}&SESSION_ID={{%SESSION_ID%}}"
+    link = f"{url.rstrip('/')}/study/{study.token}?{query}"
+    answer(
+        as_json, {"study": name, "open": study.is_open, "link": link}, [link if study.is_open else f"{name}: closed"]
+    )
+
+
 def _nothing() -> Any:
     import contextlib
 

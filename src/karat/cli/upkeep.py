@@ -1,0 +1,108 @@
+"""Commands for whoever keeps a store: seal it, take it away for an audit, back it up, restore it, erase a person."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from karat.cli.options import AsJson, Out, answer, app
+from karat.cli.people import StoreOrRun, store_address
+from karat.errors import ConfigError
+
+if TYPE_CHECKING:
+    from karat.feedback.erasure import Fed
+
+BY = "command line"
+"""Who is noted as having erased."""
+
+
+@app.command(epilog="Example: karat seal karat.db")
+def seal(run_or_store: StoreOrRun, as_json: AsJson = False) -> None:
+    """Seal what came in since the last seal, and print the line to publish: it pins everything up to here."""
+    from karat.feedback.seals import seal as make_seal
+    from karat.feedback.seals import seals
+    from karat.feedback.store import open_store
+
+    with open_store(store_address(run_or_store)) as store:
+        new = make_seal(store, now=time.time())
+        last = seals(store)[-1:]
+    content = {"new": new is not None, "seal": last[0].line if last else None}
+    answer(as_json, content, [last[0].line] if last else ["there is nothing to seal yet"])
+
+
+@app.command(epilog="Example: karat bundle karat.db --out bundle && karat verify bundle")
+def bundle(run_or_store: StoreOrRun, out: Out, as_json: AsJson = False) -> None:
+    """Write what an auditor may take away: every record and seal, no texts, pseudonyms of its own."""
+    from karat.feedback.bundle import write_bundle
+    from karat.feedback.store import open_store
+
+    with open_store(store_address(run_or_store)) as store:
+        made = write_bundle(store, out, now=time.time())
+    lines = [f"{out}: {made.n_judgements:,} judgements by {made.n_raters:,} raters; check it with: karat verify {out}"]
+    answer(as_json, dataclasses.asdict(made), lines)
+
+
+@app.command(epilog="Example: karat backup karat.db --out backup-2026-11-21")
+def backup(run_or_store: StoreOrRun, out: Out, as_json: AsJson = False) -> None:
+    """Copy a store as it is now, while people go on working: a directory of rows, or one file where OUT ends in .db."""
+    from karat.feedback.backup import backup as make_backup
+    from karat.feedback.store import open_store
+
+    with open_store(store_address(run_or_store)) as store:
+        made = make_backup(store, out, now=time.time())
+    answer(
+        as_json, dataclasses.asdict(made), [f"{out}: {made.rows.get('judgements', 0):,} judgements; keep it private"]
+    )
+
+
+@app.command(epilog="Example: karat restore backup-2026-11-21 karat-restored.db")
+def restore(
+    path: Annotated[Path, typer.Argument(metavar="BACKUP", help="What `karat backup` wrote.")],
+    store: Annotated[str, typer.Argument(help="Where the store shall be: a file or database that is empty.")],
+    as_json: AsJson = False,
+) -> None:
+    """Make a store from a backup, on SQLite or PostgreSQL, and check it; exit code 1 where the check finds something."""
+    from karat.feedback.backup import restore as make_store
+
+    made = make_store(path, store)
+    lines = [f"{one.judgement_id}  {one.what}" for one in made.problems]
+    lines.append(f"{made.address}: {made.rows.get('judgements', 0):,} judgements restored")
+    answer(as_json, dataclasses.asdict(made), lines)
+    if made.problems:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: karat erase karat.db rater-4f2a81c09d --reason 'asked by mail' --runs runs")
+def erase(
+    run_or_store: StoreOrRun,
+    annotator: Annotated[str, typer.Argument(help="The pseudonym of the person.")],
+    reason: Annotated[str, typer.Option(help="Who asked for it and why; it is kept.")],
+    runs: Annotated[list[Path] | None, typer.Option(help="Runs, or directories of runs, to look through.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without this, say only what would be done.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Erase a person's words and whatever leads to her, for good, and list the artefacts that fed on her judgements."""
+    from karat.feedback.erasure import erase_annotator, fed_artefacts
+    from karat.feedback.store import open_store
+
+    if not reason.strip():
+        raise ConfigError("erase: found an empty --reason; expected who asked for it and why")
+    with open_store(store_address(run_or_store)) as store:
+        if not yes:
+            ids = [one.id for one in store.records() if one.judgement.annotator == annotator]
+            fed = fed_artefacts(runs or [], ids)
+            lines = [f"{len(ids):,} judgements; repeat with --yes to erase their words", *map(_fed_line, fed)]
+            answer(as_json, {"done": False, "n_judgements": len(ids), "artefacts": list(fed)}, lines)
+            return
+        done = erase_annotator(store, annotator, reason=reason, by=BY, now=time.time(), runs=runs or [])
+    lines = [f"{done.n_erased:,} of {len(done.judgement_ids):,} judgements had words; they are gone"]
+    answer(as_json, {"done": True, **dataclasses.asdict(done)}, [*lines, *map(_fed_line, done.artefacts)])
+
+
+def _fed_line(fed: Fed) -> str:
+    words = ", holds words of theirs: take them out or delete it" if fed.has_words else ""
+    return f"fed on them: {fed.run}/{fed.path} ({fed.stage}{words})"
