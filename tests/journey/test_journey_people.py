@@ -122,7 +122,7 @@ def test_waiting_ends_when_what_is_missing_was_pulled(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"collect": {"overlap": 2, "people": 1}}, "set both to the same number"),
+        ({"collect": {"overlap": 2, "people": 1}}, "leave `people` out"),
         ({"collect": {"overlap": 2, "people": 3}}, "expected 0 … 2, the overlap"),
         ({"sandbox": {}}, "found sandbox and people"),
     ],

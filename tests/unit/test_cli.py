@@ -272,7 +272,7 @@ def test_a_written_configuration_is_the_default_one(capsys, tmp_path: Path):
         )
     code, _, err = outcome(capsys, "init", str(tmp_path / "other.yaml"), "--source", "nowhere")
     assert (code, (tmp_path / "other.yaml").exists()) == (2, False)
-    assert "'sandbox', 'preferences', 'votes'" in err
+    assert "'sandbox', 'preferences', 'people', 'votes'" in err
 
 
 def test_a_written_configuration_of_votes_is_the_default_one(capsys, tmp_path: Path):

@@ -11,7 +11,7 @@ import typer
 from karat.cli.options import AsJson, answer, app
 from karat.errors import ConfigError
 
-InitSource = Literal["sandbox", "preferences", "votes"]
+InitSource = Literal["sandbox", "preferences", "people", "votes"]
 
 
 @app.command(epilog="Example: karat init config.yaml && karat run config.yaml")

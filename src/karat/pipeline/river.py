@@ -196,9 +196,9 @@ def _ask(store: Store, samples: Texts, config: RunConfig, *, seed: int, batch: s
     n_tasks = min(config.collect.n_tasks, n_pairs)
     rng = numpy_generator(seed, "tasks")
     # simulated raters answer first; the people's part is opened when theirs is in, so that neither takes the other's
-    overlap = config.collect.overlap - config.collect.people or config.collect.overlap
+    overlap = config.collect.overlap - config.n_people or config.collect.overlap
     tasks = random_pairs(by_prompt, n_tasks, rng, overlap=overlap, batch=batch)
-    if config.collect.people:  # a page asks them, so the tasks name the question and the guideline that it shows
+    if config.n_people:  # a page asks them, so the tasks name the question and the guideline that it shows
         question = Question(n_levels=N_LEVELS, principle=config.collect.principle)
         add_questions(store, [question])
         current = document(store, "guideline")
@@ -206,7 +206,7 @@ def _ask(store: Store, samples: Texts, config: RunConfig, *, seed: int, batch: s
         tasks = [replace(t, **asked, guideline=current.version if current else t.guideline) for t in tasks]
     store.add_prompts(samples.prompts)
     store.add_responses(responses)
-    if 0 < config.collect.people < config.collect.overlap:
+    if 0 < config.n_people < config.collect.overlap:
         add_for_later(store, tasks)
     else:
         store.add_tasks(tasks)

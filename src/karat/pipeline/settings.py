@@ -83,7 +83,7 @@ class CollectSettings:
     """Longest sampled response."""
     people: int = 0
     """Of the `overlap` answers to each question, how many people give in the page of `karat serve`; simulated raters
-    give the rest. The run waits for them. A source without simulated raters needs `people` equal to `overlap`."""
+    give the rest. The run waits for them. A run of `people` asks people for all answers, whatever is said here."""
     stop_after: int = 0
     """This many equal answers and no other suffice for a question; 0 = always the whole overlap."""
     principle: str = ""
@@ -207,10 +207,10 @@ class RunConfig:
                 f"configuration: found {' and '.join(given) or 'none'} of `sandbox`, `preferences` and `people`; "
                 "expected exactly one section"
             )
-        if self.people is not None and self.collect.people != self.collect.overlap:
+        if self.people is not None and self.collect.people not in (0, self.collect.overlap):
             raise ConfigError(
                 f"collect: found people={self.collect.people} with overlap={self.collect.overlap}; a run of `people` has "
-                "no other raters: set both to the same number"
+                "no other raters: leave `people` out, or set both to the same number"
             )
         if self.aggregator not in AGGREGATORS:
             raise ConfigError(
@@ -218,6 +218,11 @@ class RunConfig:
             )
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ConfigError(f"name: found {self.name!r}; expected a plain directory name")
+
+    @property
+    def n_people(self) -> int:
+        """Answers to each question that people give."""
+        return self.collect.overlap if self.people is not None else self.collect.people
 
     @property
     def title(self) -> str:
