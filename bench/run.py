@@ -1,6 +1,6 @@
 """The benches: karat beside its peers, the same weights, inputs, threads and optimiser steps on both sides.
 
-    python bench/run.py [--work reward|ppo|ppo-k4|sample|all] [--quick]
+    python bench/run.py [--work reward|ppo|ppo-k4|sample|load|all] [--quick]
     python bench/run.py --long [--work time-to-score|ukp|all]
 
 Standard output has one JSON object a row; progress goes to standard error. docs/benchmarks.md says what each figure
@@ -137,11 +137,19 @@ def _pair(name: str, work: dict[str, Any], ours: str, theirs: str, peer_python: 
     )
 
 
+def load_row(*, quick: bool) -> dict[str, Any]:
+    """Many raters at once; see load_study.py, which also has its own options."""
+    from bench import load_study
+
+    return load_study.load_row(quick=quick)
+
+
 ROWS: dict[str, Callable[..., dict[str, Any]]] = {
     "reward": reward_row,
     "ppo": partial(ppo_row, "ppo", 64, 1),
     "ppo-k4": partial(ppo_row, "ppo-k4", 16, 4),
     "sample": sample_row,
+    "load": load_row,
 }
 
 

@@ -1,9 +1,14 @@
 """Settings for all tests: examples are drawn from a fixed seed, and slow machines are not failures."""
 
 import os
+from collections.abc import Callable, Iterator
 
+import pytest
+import sqlalchemy as sa
 import torch
 from hypothesis import HealthCheck, settings
+
+import postgresql_server
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -13,3 +18,19 @@ settings.register_profile(
     "karat", deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("karat")
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[sa.URL]:
+    """A running PostgreSQL server; tests that ask for one are skipped where there is none."""
+    with postgresql_server.server() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def new_address(request: pytest.FixtureRequest, tmp_path) -> Callable[[str], str]:
+    """Makes addresses of new stores on either database: `new_address("k")`."""
+    if request.param == "sqlite":
+        return lambda name: str(tmp_path / f"{name}.db")
+    url = request.getfixturevalue("postgresql")
+    return lambda _: postgresql_server.new_database(url)

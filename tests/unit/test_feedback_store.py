@@ -23,8 +23,8 @@ from karat.feedback.store import open_store
 from karat.records import Annotator, Judgement, Response, Task, user_prompt
 
 
-def test_what_is_stored_comes_back_with_the_same_identity(tmp_path):
-    store = small_store(tmp_path / "k.db")
+def test_what_is_stored_comes_back_with_the_same_identity(new_address):
+    store = small_store(new_address("k"))
     task = store.tasks()[0]
     given = vote(task, "r0", active_s=12, reason="näher an der Frage", origin="person")
     stored = store.submit(given)
@@ -36,23 +36,23 @@ def test_what_is_stored_comes_back_with_the_same_identity(tmp_path):
     assert store.verify() == []
 
 
-def test_the_short_way_to_an_identity_is_the_long_way(tmp_path):
-    store = small_store(tmp_path / "k.db")
+def test_the_short_way_to_an_identity_is_the_long_way(new_address):
+    store = small_store(new_address("k"))
     for reason in (None, "plain", "nai\u0308ve \u212b"):
         given = vote(store.tasks()[0], "r0", reason=reason, active_s=1.5, key=f"{reason}")
         assert schema.judgement_rows(given, salt="00", late=False).judgement["id"] == given.id
 
 
-def test_texts_are_stored_once(tmp_path):
-    store = open_store(tmp_path / "k.db")
+def test_texts_are_stored_once(new_address):
+    store = open_store(new_address("k"))
     prompt = user_prompt("hi")
     assert store.add_prompts([prompt, prompt]) == 1
     assert store.add_prompts([prompt]) == 0
     assert store.add_responses([Response(prompt.id, "x", "one"), Response(prompt.id, "x", "two")]) == 1
 
 
-def test_the_same_submission_is_one_row(tmp_path):
-    store = small_store(tmp_path / "k.db")
+def test_the_same_submission_is_one_row(new_address):
+    store = small_store(new_address("k"))
     given = vote(store.tasks()[0], "r0", key="k")
     first = store.submit(given)
     assert store.submit(dataclasses.replace(given, created_at="2026-01-01T00:00:07Z")) == first
@@ -60,8 +60,8 @@ def test_the_same_submission_is_one_row(tmp_path):
     assert store.n_judgements() == 1
 
 
-def test_a_key_used_for_another_content_is_refused(tmp_path):
-    store = small_store(tmp_path / "k.db")
+def test_a_key_used_for_another_content_is_refused(new_address):
+    store = small_store(new_address("k"))
     task = store.tasks()[0]
     store.submit(vote(task, "r0", key="k"))
     with pytest.raises(StoreError, match="submission 'k' was used for another judgement"):
@@ -71,16 +71,16 @@ def test_a_key_used_for_another_content_is_refused(tmp_path):
     assert store.n_judgements() == 1
 
 
-def test_without_a_key_the_content_is_the_key(tmp_path):
-    store = small_store(tmp_path / "k.db")
+def test_without_a_key_the_content_is_the_key(new_address):
+    store = small_store(new_address("k"))
     given = vote(store.tasks()[0], "r0", key="")
     assert store.submit(given).judgement.submission == ""
     store.submit(given)
     assert store.n_judgements() == 1
 
 
-def test_all_of_a_batch_or_nothing(tmp_path):
-    store = small_store(tmp_path / "k.db")
+def test_all_of_a_batch_or_nothing(new_address):
+    store = small_store(new_address("k"))
     good, other = store.tasks()[:2]
     with pytest.raises(StoreError, match="the rater 'nobody', which is not in the store; add_annotators first"):
         store.submit_many([vote(good, "r0"), vote(other, "nobody")])
@@ -88,8 +88,8 @@ def test_all_of_a_batch_or_nothing(tmp_path):
     assert store.assignments() == {}
 
 
-def test_a_judgement_must_fit_its_task(tmp_path):
-    store = small_store(tmp_path / "k.db")
+def test_a_judgement_must_fit_its_task(new_address):
+    store = small_store(new_address("k"))
     task = store.tasks()[0]
     swapped = dataclasses.replace(vote(task, "r0"), response_ids=task.response_ids[::-1])
     with pytest.raises(StoreError, match="expected those of the task"):
@@ -102,8 +102,8 @@ def test_a_judgement_must_fit_its_task(tmp_path):
         store.add_responses([Response("prompt:x", "text", "made")])
 
 
-def test_one_corrects_only_ones_own(tmp_path):
-    store = small_store(tmp_path / "k.db")
+def test_one_corrects_only_ones_own(new_address):
+    store = small_store(new_address("k"))
     task = store.tasks()[0]
     first = store.submit(vote(task, "r0", key="1"))
     store.submit(vote(task, "r0", key="2", level=0, supersedes=first.id))
@@ -167,8 +167,8 @@ def test_erased_words_leave_the_record_whole(tmp_path):
         store.erase_words(["judgement:none"])
 
 
-def test_the_same_words_have_different_commitments(tmp_path):
-    stores = [small_store(tmp_path / name) for name in ("a.db", "b.db")]
+def test_the_same_words_have_different_commitments(new_address):
+    stores = [small_store(new_address(name)) for name in ("a.db", "b.db")]
     found = {store.submit(vote(store.tasks()[0], "r0")).commitment for store in stores}
     assert len(found) == 2
     simulated = {store.submit(vote(store.tasks()[1], "r0", origin="simulated")).commitment for store in stores}
@@ -193,8 +193,8 @@ def test_opening_again_finds_everything(tmp_path):
         assert store.annotators()["r0"] == Annotator("r0")
 
 
-def test_the_migrations_make_the_tables_of_the_code_and_unmake_them(tmp_path):
-    store = open_store(tmp_path / "k.db")
+def test_the_migrations_make_the_tables_of_the_code_and_unmake_them(new_address):
+    store = open_store(new_address("k"))
     with store.connection() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, people_tables.metadata) == []

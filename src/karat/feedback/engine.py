@@ -1,6 +1,6 @@
 """The engine beneath the store: connections, transactions, migrations, and database errors as one line.
 
-Knows SQLite's needs, Alembic and the store's version; knows nothing about what the tables hold.
+Knows what SQLite and PostgreSQL need, Alembic and the store's version; knows nothing about what the tables hold.
 """
 
 from __future__ import annotations
@@ -13,14 +13,65 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from karat.errors import StoreError
 from karat.feedback.schema import HEAD, OLDER
+from karat.feedback.turnstile import Turnstile
 
 WRITE = "karat_write"
+WRITER = "karat_writer"
+FLEETING = "karat_fleeting"
 MIGRATIONS = Path(__file__).with_name("migrations")
+MIGRATION_LOCK = 0x6B61726174
+"""Names the lock under which one process at a time migrates a PostgreSQL store: "karat" in ASCII."""
+POOL_SIZE = 10
+"""Connections that one process keeps."""
+POOL_OVERFLOW = {"sqlite": 30, "postgresql": 10}
+"""Connections beyond them: a web server's 40 threads at most; four processes must fit into PostgreSQL's usual 100."""
+WORDY = (
+    "words",
+    "salts",
+    "drafts",
+    "demographics",
+    "accounts",
+    "assignments",
+    "standing",
+    "flags",
+    "queue_log",
+    "admin_log",
+    "provenance",
+    "annotators",
+)
+"""Tables in which something personal may have been deleted or emptied."""
+REPEAT = ("40001", "40P01", "23505")
+"""SQLSTATEs after which the same transaction may succeed: not serialisable, deadlock, and a row that another
+transaction inserted at the same moment (asked again, it is found)."""
+
+
+def store_url(address: str) -> URL:
+    """The SQLAlchemy URL of a path or URL: a path is SQLite, `postgresql://` is spoken through psycopg.
+
+    Raises: StoreError (one line) for an address that no database has.
+    """
+    with one_line(address):
+        url = sa.make_url(address) if "://" in address else URL.create("sqlite", database=address)
+    if url.drivername in ("postgresql", "postgres"):
+        url = url.set(drivername="postgresql+psycopg")
+    if url.get_backend_name() not in ("sqlite", "postgresql"):
+        raise StoreError(f"{shown_address(address)}: found {url.get_backend_name()}; expected sqlite or postgresql")
+    return url
+
+
+def shown_address(address: str) -> str:
+    """A path or URL as messages may show it: without its password."""
+    if "://" not in address:
+        return address
+    try:
+        return sa.make_url(address).render_as_string(hide_password=True)
+    except SQLAlchemyError:
+        return "the store's URL"
 
 
 def open_engine(address: str, busy_timeout_s: float) -> Engine:
@@ -30,26 +81,83 @@ def open_engine(address: str, busy_timeout_s: float) -> Engine:
         busy_timeout_s: seconds to wait for another writer before giving up.
     Raises: StoreError (one line) for an address that no database has.
     """
-    url = address if "://" in address else f"sqlite:///{address}"
-    with one_line(address):
-        engine = sa.create_engine(url, connect_args={"timeout": busy_timeout_s} if url.startswith("sqlite") else {})
-        if engine.dialect.name == "sqlite":
+    url = store_url(address)
+    overflow = POOL_OVERFLOW[url.get_backend_name()]
+    pool = {"pool_size": POOL_SIZE, "max_overflow": overflow, "pool_timeout": busy_timeout_s}
+    with one_line(shown_address(address)):
+        if url.get_backend_name() == "sqlite":
+            in_memory = url.database in (None, "", ":memory:")
+            engine = sa.create_engine(url, connect_args={"timeout": busy_timeout_s}, **({} if in_memory else pool))
             _make_sqlite_safe(engine, busy_timeout_s)
-    return engine
+            return engine
+        wait = f"-c lock_timeout={int(busy_timeout_s * 1000)} -c timezone=UTC"
+        try:
+            return sa.create_engine(url, connect_args={"options": wait}, pool_pre_ping=True, **pool)
+        except ImportError:
+            raise StoreError(
+                f"{shown_address(address)}: PostgreSQL needs the package psycopg; install karat with its extra `postgres`"
+            ) from None
 
 
 @contextlib.contextmanager
-def transaction(engine: Engine, address: str, *, write: bool = False) -> Iterator[Connection]:
+def transaction(
+    engine: Engine, address: str, *, write: bool = False, steady: bool = False, durable: bool = True
+) -> Iterator[Connection]:
     """One transaction: committed at the end, rolled back by an exception.
 
     Args:
-        write: True = take the writer's lock from the start.
+        write: True = take the writer's lock from the start (SQLite has one; PostgreSQL locks rows as they are named).
+        steady: True = every question sees the store as it was at the first one, whatever others commit meanwhile.
+        durable: False = it need not survive a power cut (a lease); the disk is not waited for.
     Raises: StoreError (one line) for whatever the database refuses.
     """
-    with one_line(address), engine.connect() as raw:
-        connection = raw.execution_options(**{WRITE: write})
+    with one_line(address), _turn(engine, address, write), engine.connect() as raw:
+        options: dict[str, Any] = {WRITE: write, FLEETING: not durable}
+        if steady and engine.dialect.name == "postgresql":  # on SQLite every transaction is
+            options["isolation_level"] = "REPEATABLE READ"
+        connection = raw.execution_options(**options)
         with connection.begin():
+            if not durable and engine.dialect.name == "postgresql":
+                connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
             yield connection
+
+
+@contextlib.contextmanager
+def _turn(engine: Engine, address: str, write: bool) -> Iterator[None]:
+    """Threads of one process take turns at SQLite's one writer: waiting here costs no sleeping and retrying."""
+    waiting = engine.get_execution_options().get(WRITER)
+    if not write or waiting is None:
+        yield
+        return
+    lock, timeout_s = waiting
+    if not lock.acquire(timeout=timeout_s):
+        raise StoreError(f"{address}: {LOCKED}")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def scrub(engine: Engine, address: str) -> None:
+    """Overwrite what was deleted from the tables that hold words.
+
+    Raises: StoreError where others use them for too long; what was deleted stays deleted, but may lie in the files.
+    """
+    with one_line(address):
+        if engine.dialect.name == "sqlite":  # freed pages are zeroed already; the log of old pages is cut off here
+            with contextlib.closing(engine.raw_connection()) as raw:
+                raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            return
+        with engine.connect() as raw:
+            # without FULL the old rows stay legible in their pages until something is written over them
+            statement = sa.text(f"VACUUM (FULL) {', '.join(WORDY)}")
+            raw.execution_options(isolation_level="AUTOCOMMIT").execute(statement)
+
+
+def repeatable(error: StoreError) -> bool:
+    """Whether a transaction that ended with this error may simply be done again: another one came between."""
+    cause = error.__cause__
+    return isinstance(cause, DBAPIError) and getattr(cause.orig, "sqlstate", None) in REPEAT
 
 
 def migrate(engine: Engine, address: str) -> None:
@@ -62,6 +170,8 @@ def migrate(engine: Engine, address: str) -> None:
             return
     with transaction(engine, address, write=True) as connection:
         # asked again, because another process may have migrated it meanwhile
+        if engine.dialect.name == "postgresql":
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
         version = _version(connection, address)
         if version == HEAD:
             return
@@ -70,11 +180,16 @@ def migrate(engine: Engine, address: str) -> None:
                 f"{address}: found a store of version {version!r}, expected {HEAD!r} or older; "
                 "it was written by a newer karat: install that version to read it"
             )
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-        config.set_main_option("path_separator", "os")
-        config.attributes["connection"] = connection
-        command.upgrade(config, HEAD)
+        command.upgrade(alembic_config(connection), HEAD)
+
+
+def alembic_config(connection: Connection) -> Config:
+    """What Alembic needs to move a store up or down inside an open writing transaction."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    return config
 
 
 def _version(connection: Connection, address: str) -> str | None:
@@ -87,6 +202,8 @@ def _version(connection: Connection, address: str) -> str | None:
 
 
 def _make_sqlite_safe(engine: Engine, busy_timeout_s: float) -> None:
+    engine.update_execution_options(**{WRITER: (Turnstile(), busy_timeout_s)})
+
     @event.listens_for(engine, "connect")
     def _(dbapi_connection: Any, _record: Any) -> None:
         dbapi_connection.isolation_level = None  # the driver must not open transactions of its own
@@ -101,8 +218,10 @@ def _make_sqlite_safe(engine: Engine, busy_timeout_s: float) -> None:
     @event.listens_for(engine, "begin")
     def _(connection: Connection) -> None:
         # a read that turns into a write fails at once under load; a write that says so first waits its turn
-        write = connection.get_execution_options().get(WRITE, False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+        options = connection.get_execution_options()
+        if options.get(WRITE, False):
+            connection.exec_driver_sql(f"PRAGMA synchronous = {'NORMAL' if options.get(FLEETING) else 'FULL'}")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get(WRITE, False) else "BEGIN")
 
 
 @contextlib.contextmanager
@@ -116,17 +235,33 @@ def one_line(address: str) -> Iterator[None]:
         raise StoreError(f"{address}: {' '.join(str(error).split())}") from error
 
 
+LOCKED = "another process holds the store; nothing was stored. Wait for it or stop it, then repeat"
+FULL = "the disk is full; nothing was stored. Free some space and repeat the command"
+ADVICE = (
+    ("disk is full", FULL),
+    ("No space left on device", FULL),
+    ("disk I/O error", "the disk refused a write; nothing was stored. Check the disk and repeat the command"),
+    ("locked", LOCKED),
+    ("lock timeout", LOCKED),
+    ("not a database", "found a file that is not a database; expected a karat store"),
+    ("unable to open", "cannot be opened; expected a file in a directory that exists and can be written"),
+    ("readonly", "cannot be written; expected write permission"),
+    ("append-only", "judgements are append-only; submit a new one that supersedes the old"),
+    ("Connection refused", "the database server does not answer; start it, or correct the URL"),
+    ("No such file or directory", "the database server does not answer; start it, or correct the URL"),
+    (
+        "too many clients",
+        "the database server has no connection left; start fewer workers, or raise its max_connections",
+    ),
+    ("authentication failed", "the database server refused the password; correct the URL"),
+    ("NUL (0x00)", "found a text with a NUL character; expected text without one. Nothing was stored"),
+)
+"""What a message of the database contains, and what is said instead."""
+
+
 def _explain(message: str) -> str:
     message = " ".join(message.split())
-    for found, advice in (
-        ("disk is full", "the disk is full; nothing was stored. Free some space and repeat the command"),
-        ("disk I/O error", "the disk refused a write; nothing was stored. Check the disk and repeat the command"),
-        ("locked", "another process holds the store; nothing was stored. Wait for it or stop it, then repeat"),
-        ("not a database", "found a file that is not a database; expected a karat store"),
-        ("unable to open", "cannot be opened; expected a file in a directory that exists and can be written"),
-        ("readonly", "cannot be written; expected write permission"),
-        ("append-only", "judgements are append-only; submit a new one that supersedes the old"),
-    ):
+    for found, advice in ADVICE:
         if found in message:
             return advice
     return f"the database refused the operation ({message}); nothing was stored"

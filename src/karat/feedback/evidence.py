@@ -16,6 +16,8 @@ from karat.records import Judgement, Response
 
 MIN_VOTES = 8
 """Below this many votes no rater is flagged: eight coin flips agree one way once in 128, and people are not coins."""
+UNKNOWN = "unknown"
+"""The annotator of imported votes that do not say who voted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,13 +202,16 @@ def vote_record(
         and judgement.response_ids[0] != judgement.response_ids[1]
         and not (corrected and judgement.id in corrected)
     ]
-    raters, texts, items, hashes = {}, {}, {}, {}
+    raters: dict[tuple[str, str], int] = {}
+    texts: dict[str, int] = {}
+    items: dict[tuple[str, ...], int] = {}
+    hashes: dict[str | None, int] = {}
     for judgement in kept:
         for response_id in judgement.response_ids:
             if response_id not in responses:
                 raise InputError(f"vote_record: response {response_id} is not among the {len(responses)} given; add it")
             texts.setdefault(response_id, len(texts))
-        raters.setdefault(judgement.annotator, len(raters))
+        raters.setdefault(_person(judgement), len(raters))
         items.setdefault(tuple(sorted(judgement.response_ids)), len(items))
         hashes.setdefault((devices or {}).get(judgement.submission), len(hashes))
     prompts = {one: judgement.prompt_id for judgement in kept for one in judgement.response_ids}
@@ -218,8 +223,8 @@ def vote_record(
         level=_column(judgement.value["level"] for judgement in kept),
         n_levels=_column(judgement.value["n_levels"] for judgement in kept),
         side=_column(0 if not j.shown_order else 1 - 2 * j.shown_order[0] for j in kept),
-        annotator=_column(raters[judgement.annotator] for judgement in kept),
-        annotators=tuple(raters),
+        annotator=_column(raters[_person(judgement)] for judgement in kept),
+        annotators=tuple(annotator for annotator, _ in raters),
         texts=tuple(responses[one].text for one in texts),
         seconds=np.array([np.nan if j.active_s is None else j.active_s for j in kept], dtype=np.float64),
         submitted_at=np.array([_moment(judgement.created_at) for judgement in kept], dtype=np.float64),
@@ -229,6 +234,11 @@ def vote_record(
         sources=tuple(responses[one].source for one in texts),
         topics=tuple((topics or {}).get(prompts[one], "") for one in texts),
     )
+
+
+def _person(judgement: Judgement) -> tuple[str, str]:
+    # votes of nobody known are votes of many: each stands alone, and nobody is flagged for all of them
+    return judgement.annotator, judgement.submission or judgement.id if judgement.annotator == UNKNOWN else ""
 
 
 def _column(values: object) -> np.ndarray:

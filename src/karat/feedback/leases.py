@@ -7,19 +7,65 @@ a judgement says, about clocks (the time is an argument) or about how a transact
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import Connection, and_, func, select
+from sqlalchemy import Connection, and_, bindparam, select
 
 from karat.errors import LeaseError, StoreError
-from karat.feedback.schema import assignments, task_of, tasks
+from karat.feedback.openings import (
+    CHECK,
+    CLOSED,
+    HELD,
+    LAPSED,
+    OPEN,
+    PULLED,
+    State,
+    locked_rows,
+    set_state,
+    states_of,
+    states_of_pairs,
+)
+from karat.feedback.openings import CHUNK as CHUNK
+from karat.feedback.openings import settle as settle
+from karat.feedback.schema import annotators, assignments, task_of, tasks
 from karat.identity import content_id
 from karat.records import Task
 
-CHUNK = 400
-"""Identifiers in one IN list: below the limit of every engine, and of every SQLite build (999)."""
+_NEW = assignments.insert()
+_HERE = and_(assignments.c.task_id == bindparam("at_task"), assignments.c.annotator == bindparam("by"))
+_AGAIN = (
+    assignments.update()
+    .where(_HERE)
+    .values(lease_id=bindparam("lease"), n_leases=bindparam("n"), expires_at=bindparam("until"))
+    .values(leased_at=sa.case((bindparam("live", type_=sa.Boolean), assignments.c.leased_at), else_=bindparam("at")))
+)
+_LAPSE = (
+    assignments.update()
+    .where(assignments.c.task_id == bindparam("task"), assignments.c.annotator != bindparam("who"))
+    .where(assignments.c.state == "leased", assignments.c.expires_at <= bindparam("now"))
+    .values(expires_at=LAPSED)
+)
+_EXTEND = (
+    assignments.update()
+    .where(assignments.c.lease_id == bindparam("lease"), assignments.c.annotator == bindparam("by"))
+    .where(assignments.c.state == "leased", assignments.c.expires_at > bindparam("now"))
+    .values(expires_at=bindparam("until"))
+)
+_SUBMIT = assignments.update().where(_HERE).values(state="submitted", expires_at=None)
+_COUNT = tasks.update().where(tasks.c.id == bindparam("at_task")).values(n_answers=tasks.c.n_answers + bindparam("n"))
+_HELD = (
+    select(tasks, assignments.c.lease_id, assignments.c.expires_at)
+    .join(assignments, assignments.c.task_id == tasks.c.id)
+    .where(assignments.c.annotator == bindparam("who"), assignments.c.state == "leased")
+    .where(assignments.c.expires_at > bindparam("now"))
+    .order_by(tasks.c.seq)
+    .limit(1)
+)
+_LOCK_RATER = select(annotators.c.id).where(annotators.c.id == bindparam("who")).with_for_update(key_share=True)
 
 
 @dataclass(frozen=True)
@@ -27,7 +73,7 @@ class Lease:
     """The right of one rater to answer one task until a moment."""
 
     id: str
-    """Names this lease; a renewed one keeps its name, a new one after expiry gets another."""
+    """Names this lease, and all that a rater's page may know of the task; a renewed one keeps it, a new one does not."""
     task: Task
     """What is asked."""
     annotator: str
@@ -36,117 +82,227 @@ class Lease:
     """Seconds since the epoch, UTC."""
 
 
-@dataclass(frozen=True)
-class _State:
-    state: str
-    lease_id: str | None
-    n_leases: int
-    expires_at: float | None
-
-
 def next_lease(
     connection: Connection, annotator: str, *, now: float, lease_s: float, batch: str | None
 ) -> Lease | None:
     """The rater's own live lease, else a new one on the first task that needs answers, else None."""
-    mine = assignments.alias("mine")
-    held = (
-        select(tasks)
-        .join(mine, mine.c.task_id == tasks.c.id)
-        .where(mine.c.annotator == annotator, mine.c.state == "leased", mine.c.expires_at > now)
-    )
-    others = (
-        select(func.count())
-        .select_from(assignments)
-        .where(
-            assignments.c.task_id == tasks.c.id,
-            assignments.c.annotator != annotator,
-            assignments.c.state == "leased",
-            assignments.c.expires_at > now,
-        )
-        .scalar_subquery()
-    )
-    answered = (
-        select(mine.c.task_id)
-        .where(mine.c.task_id == tasks.c.id, mine.c.annotator == annotator, mine.c.state.in_(("submitted", "skipped")))
-        .exists()
-    )
-    open_ = select(tasks).where(
-        tasks.c.n_answers < tasks.c.overlap, ~answered, tasks.c.n_answers + others < tasks.c.overlap
-    )
-    for question in (held, open_):
-        if batch is not None:
-            question = question.where(tasks.c.batch == batch)
-        # SKIP LOCKED lets raters pass each other on PostgreSQL; SQLite has one writer and ignores it
-        question = question.order_by(tasks.c.seq).limit(1).with_for_update(of=tasks, skip_locked=True)
-        row = connection.execute(question).first()
-        if row is not None:
-            return _grant(connection, [(row, annotator)], now=now, lease_s=lease_s)[0]
+    lock_rater(connection, annotator)
+    row = held_task(connection, annotator, now=now, batch=batch)
+    if row is not None:
+        return renew(connection, row, annotator, now=now, lease_s=lease_s)
+    return first_open(connection, annotator, now=now, lease_s=lease_s, batch=batch)
+
+
+def lock_rater(connection: Connection, annotator: str) -> None:
+    """Let one rater's requests pass one after another, so that two tabs do not take two tasks."""
+    if connection.dialect.name != "sqlite":  # which has one writer anyhow
+        connection.execute(_LOCK_RATER, {"who": annotator})
+
+
+def held_task(connection: Connection, annotator: str, *, now: float, batch: str | None = None) -> sa.Row | None:
+    """The row of the task on which this rater has a live lease, joined with its lease_id; None without one."""
+    question = _HELD if batch is None else _HELD.where(tasks.c.batch == batch)
+    return connection.execute(question, {"who": annotator, "now": now}).first()
+
+
+def renew(connection: Connection, row: sa.Row, annotator: str, *, now: float, lease_s: float) -> Lease:
+    """The lease in a row of `held_task`, extended."""
+    until = extend_lease(connection, row.lease_id, annotator, now=now, lease_s=lease_s)
+    return Lease(row.lease_id, task_of(row), annotator, until)
+
+
+def first_open(connection: Connection, annotator: str, *, now: float, lease_s: float, **queue: Any) -> Lease | None:
+    """A lease on a task whose last lease ran out, else on the first task by seq that needs answers, else None.
+
+    Args:
+        queue: `audience`, `batch` and `barred` of `peek_open`.
+    """
+    while (row := peek_open(connection, annotator, now=now, **queue)) is not None:
+        if lease := grant(connection, row, annotator, now=now, lease_s=lease_s):
+            return lease
+        settle(connection, [row.id], now=now)  # its leases were extended: not free after all
     return None
+
+
+def peek_open(
+    connection: Connection,
+    annotator: str,
+    *,
+    now: float,
+    audience: str = "annotator",
+    batch: str | None = None,
+    barred: Sequence[str] = (),
+) -> sa.Row | None:
+    """The row of the task that `first_open` tries, locked but not leased.
+
+    Args:
+        audience: whose tasks.    barred: Question.ids that this rater is not to see now.
+    """
+    asked: dict[str, Any] = {"who": annotator, "audience": audience}
+    if batch is not None:
+        asked["batch"] = batch
+    if barred:
+        asked["barred"] = list(barred)
+    optional = (batch is not None, bool(barred))
+    row = _take(connection, HELD, optional, asked | {"now": now})
+    return row if row is not None else _take(connection, OPEN, optional, asked)
+
+
+def _take(connection: Connection, state: str, optional: tuple[bool, bool], asked: dict[str, Any]) -> sa.Row | None:
+    """The first row, locked. Raters pass each other on PostgreSQL, but nobody goes empty-handed for a moment's lock."""
+    if connection.dialect.name == "sqlite":
+        return connection.execute(_queue_question(state, *optional), asked).first()
+    row = connection.execute(_queue_question(state, *optional, lock="skip"), asked).first()
+    return row if row is not None else connection.execute(_queue_question(state, *optional, lock="wait"), asked).first()
+
+
+@functools.cache
+def _queue_question(state: str, has_batch: bool, has_barred: bool, lock: str = "") -> sa.Select:
+    """The first open task, or the held task that has been free for longest; built once for each shape."""
+    who = bindparam("who", type_=sa.String)
+    done = select(assignments.c.task_id).where(
+        assignments.c.task_id == tasks.c.id,
+        assignments.c.annotator == who,
+        assignments.c.state.in_(("submitted", "skipped")),
+    )
+    question = select(tasks).where(
+        tasks.c.state == state,
+        tasks.c.audience == bindparam("audience"),
+        tasks.c.n_answers < tasks.c.overlap,
+        sa.func.coalesce(tasks.c.reserved_for, who) == who,
+        ~done.exists(),
+    )
+    if has_batch:
+        question = question.where(tasks.c.batch == bindparam("batch"))
+    if has_barred:
+        question = question.where(tasks.c.question.not_in(bindparam("barred", expanding=True)))
+    if state == HELD:
+        question = question.where(tasks.c.free_at <= bindparam("now")).order_by(tasks.c.free_at)
+    question = question.order_by(tasks.c.seq).limit(1)
+    return question.with_for_update(of=tasks, skip_locked=lock == "skip") if lock else question
+
+
+def grant(connection: Connection, row: sa.Row, annotator: str, *, now: float, lease_s: float) -> Lease | None:
+    """A lease on a task whose row is locked; None where it has no room. A silent check has room for everybody."""
+    if row.state == CHECK:
+        states = states_of_pairs(connection, [(row.id, annotator)])
+        return _write_lease(connection, row, annotator, states.get((row.id, annotator)), now=now, lease_s=lease_s)
+    states = states_of(connection, [row.id])
+    if any(each.state == "leased" and not each.live(now) and who != annotator for (_, who), each in states.items()):
+        connection.execute(_LAPSE, {"task": row.id, "who": annotator, "now": now})
+        states = states_of(connection, [row.id])
+    mine = states.pop((row.id, annotator), None)
+    ends = [each.expires_at or LAPSED for each in states.values() if each.live(now)]
+    if row.n_answers + len(ends) >= row.overlap:
+        return None
+    lease = _write_lease(connection, row, annotator, mine, now=now, lease_s=lease_s)
+    if row.n_answers + len(ends) + 1 >= row.overlap:
+        set_state(connection, row.id, HELD, min([*ends, lease.expires_at]))
+    elif row.state != OPEN:
+        set_state(connection, row.id, OPEN, LAPSED)
+    return lease
+
+
+def _write_lease(
+    connection: Connection, row: sa.Row, annotator: str, mine: State | None, *, now: float, lease_s: float
+) -> Lease:
+    n_leases = 1 if mine is None else mine.n_leases + (0 if mine.live(now) else 1)
+    lease = Lease(content_id("lease", [row.id, annotator, n_leases]), task_of(row), annotator, now + lease_s)
+    if mine is None:
+        asked = {"task_id": row.id, "annotator": annotator, "state": "leased", "skip_reason": None}
+        times = {"leased_at": now, "expires_at": lease.expires_at}
+        connection.execute(_NEW, asked | times | {"lease_id": lease.id, "n_leases": n_leases})
+    else:
+        names = {"at_task": row.id, "by": annotator, "lease": lease.id, "n": n_leases}
+        connection.execute(_AGAIN, names | {"until": lease.expires_at, "live": mine.live(now), "at": now})
+    return lease
 
 
 def lease_pairs(
     connection: Connection, pairs: Sequence[tuple[str, str]], *, now: float, lease_s: float
 ) -> list[Lease | None]:
-    """Leases on named (task, rater) pairs: None where the task is full or this rater has answered or skipped it.
+    """Leases on named (task, rater) pairs: None where the task is full, closed or pulled, or this rater has answered
+    or skipped it.
 
     Raises: StoreError for a task that the store does not know.
     """
     task_ids = sorted({task_id for task_id, _ in pairs})
-    rows = {row.id: row for row in _rows_in(connection, select(tasks), tasks.c.id, task_ids)}
+    rows = locked_rows(connection, task_ids)
     for task_id in task_ids:
         if task_id not in rows:
             raise StoreError(f"lease: found the unknown task {task_id}; add the task before it is leased")
     states = states_of(connection, task_ids)
     holders: dict[str, set[str]] = {task_id: set() for task_id in task_ids}
     for (task_id, annotator), state in states.items():
-        if state.state == "leased" and (state.expires_at or 0) > now:
+        if state.live(now):
             holders[task_id].add(annotator)
     granted: list[tuple[int, tuple[sa.Row, str]]] = []
     for i, (task_id, annotator) in enumerate(pairs):
         state = states.get((task_id, annotator))
-        if state is not None and state.state != "leased":
-            continue
         row, others = rows[task_id], holders[task_id] - {annotator}
-        if row.n_answers + len(others) < row.overlap:
+        if (state is not None and state.state != "leased") or row.state in (CLOSED, PULLED):
+            continue
+        if row.state == CHECK or row.n_answers + len(others) < row.overlap:
             holders[task_id].add(annotator)
             granted.append((i, (row, annotator)))
     leases: list[Lease | None] = [None] * len(pairs)
-    made = _grant(connection, [pair for _, pair in granted], now=now, lease_s=lease_s)
+    made = _grant_many(connection, [pair for _, pair in granted], states, now=now, lease_s=lease_s)
     for (i, _), lease in zip(granted, made, strict=True):
         leases[i] = lease
+    settle(connection, sorted({row.id for _, (row, _) in granted}), now=now)
     return leases
 
 
 def extend_lease(connection: Connection, lease_id: str, annotator: str, *, now: float, lease_s: float) -> float:
     """The new expiry of a live lease. Raises: LeaseError where it is unknown, expired or somebody else's."""
     expires_at = now + lease_s
-    here = and_(
-        assignments.c.lease_id == lease_id,
-        assignments.c.annotator == annotator,
-        assignments.c.state == "leased",
-        assignments.c.expires_at > now,
-    )
-    if connection.execute(assignments.update().where(here).values(expires_at=expires_at)).rowcount != 1:
+    asked = {"lease": lease_id, "by": annotator, "now": now, "until": expires_at}
+    if connection.execute(_EXTEND, asked).rowcount != 1:
         raise LeaseError(f"lease {lease_id}: found no live lease of {annotator!r} by that name; ask for the next task")
     return expires_at
 
 
-def skip_lease(connection: Connection, lease_id: str, annotator: str, *, reason: str) -> None:
-    """Give a task back for good, with the reason. Raises: LeaseError where the lease is not this rater's."""
+def skip_lease(connection: Connection, lease_id: str, annotator: str, *, reason: str) -> str:
+    """Give a task back for good, with the reason. Returns: its Task.id.
+
+    Raises: LeaseError where the lease is not this rater's.
+    """
     here = and_(
         assignments.c.lease_id == lease_id, assignments.c.annotator == annotator, assignments.c.state == "leased"
     )
+    task_id = connection.execute(select(assignments.c.task_id).where(here)).scalar()
+    if task_id is not None:
+        locked_rows(connection, [task_id])
     change = assignments.update().where(here).values(state="skipped", skip_reason=reason, expires_at=None)
-    if connection.execute(change).rowcount != 1:
+    if task_id is None or connection.execute(change).rowcount != 1:
         raise LeaseError(f"lease {lease_id}: found no open lease of {annotator!r} by that name; nothing was skipped")
+    # room, perhaps: whoever is offered it counts
+    connection.execute(tasks.update().where(tasks.c.id == task_id, tasks.c.state == HELD).values(state=OPEN))
+    return task_id
+
+
+def end_leases(connection: Connection, annotator: str, *, now: float) -> list[str]:
+    """Give a rater's live leases back to the queue; an answer that comes all the same is late. Returns: Task.ids."""
+    columns = assignments.c
+    live = (columns.annotator == annotator) & (columns.state == "leased") & (columns.expires_at > now)
+    task_ids = sorted(connection.execute(select(columns.task_id).where(live)).scalars())
+    if task_ids:
+        locked_rows(connection, task_ids)
+        connection.execute(assignments.update().where(live).values(expires_at=LAPSED))
+        settle(connection, task_ids, now=now)
+    return task_ids
 
 
 def close_leases(connection: Connection, pairs: Sequence[tuple[str, str]], *, now: float) -> list[bool]:
     """Mark (task, rater) pairs as answered; True = that pair's lease had expired.
 
-    The first answer of a rater counts towards the task's overlap; a correction does not count again.
+    The first answer of a rater counts towards the task's overlap; a correction does not count again. `settle` comes
+    after the answers are written.
     """
-    states = states_of(connection, sorted({task_id for task_id, _ in pairs}))
+    task_ids = sorted({task_id for task_id, _ in pairs})
+    if connection.dialect.name != "sqlite":
+        locked_rows(connection, task_ids)
+    states = states_of_pairs(connection, pairs)
     late: list[bool] = []
     new: list[dict] = []
     known: list[dict] = []
@@ -154,8 +310,7 @@ def close_leases(connection: Connection, pairs: Sequence[tuple[str, str]], *, no
     seen: set[tuple[str, str]] = set()
     for task_id, annotator in pairs:
         state = states.get((task_id, annotator))
-        leased = state is not None and state.state == "leased" and state.expires_at is not None
-        late.append(leased and state.expires_at <= now)  # type: ignore[union-attr, operator]
+        late.append(state is not None and state.state == "leased" and not state.live(now))
         if (task_id, annotator) in seen or (state is not None and state.state == "submitted"):
             continue
         seen.add((task_id, annotator))
@@ -163,67 +318,46 @@ def close_leases(connection: Connection, pairs: Sequence[tuple[str, str]], *, no
         if state is None:
             new.append(
                 {"task_id": task_id, "annotator": annotator, "state": "submitted", "n_leases": 0}
-                | {"lease_id": None, "expires_at": None, "skip_reason": None}
+                | {"lease_id": None, "expires_at": None, "skip_reason": None, "leased_at": None}
             )
         else:
             known.append({"at_task": task_id, "by": annotator})
     if new:
-        connection.execute(assignments.insert(), new)
+        connection.execute(_NEW, new)
     if known:
-        here = and_(assignments.c.task_id == sa.bindparam("at_task"), assignments.c.annotator == sa.bindparam("by"))
-        connection.execute(assignments.update().where(here).values(state="submitted", expires_at=None), known)
+        connection.execute(_SUBMIT, known)
     if n_answers:
-        connection.execute(
-            tasks.update()
-            .where(tasks.c.id == sa.bindparam("at_task"))
-            .values(n_answers=tasks.c.n_answers + sa.bindparam("n")),
-            [{"at_task": task_id, "n": n} for task_id, n in n_answers.items()],
-        )
+        connection.execute(_COUNT, [{"at_task": task_id, "n": n} for task_id, n in n_answers.items()])
     return late
 
 
-def states_of(connection: Connection, task_ids: Sequence[str]) -> dict[tuple[str, str], _State]:
-    """Every assignment of these tasks, by (task, rater)."""
-    columns = assignments.c
-    question = select(
-        columns.task_id, columns.annotator, columns.state, columns.lease_id, columns.n_leases, columns.expires_at
-    )
-    return {
-        (row.task_id, row.annotator): _State(row.state, row.lease_id, row.n_leases, row.expires_at)
-        for row in _rows_in(connection, question, columns.task_id, task_ids)
-    }
-
-
-def _rows_in(connection: Connection, question: sa.Select, column: sa.Column, keys: Sequence[str]) -> Iterable[sa.Row]:
-    for start in range(0, len(keys), CHUNK):
-        yield from connection.execute(question.where(column.in_(keys[start : start + CHUNK])))
-
-
-def _grant(connection: Connection, wanted: Sequence[tuple[sa.Row, str]], *, now: float, lease_s: float) -> list[Lease]:
-    states = states_of(connection, sorted({row.id for row, _ in wanted}))
+def _grant_many(
+    connection: Connection,
+    wanted: Sequence[tuple[sa.Row, str]],
+    states: Mapping[tuple[str, str], State],
+    *,
+    now: float,
+    lease_s: float,
+) -> list[Lease]:
     new: list[dict] = []
     known: list[dict] = []
     leases: list[Lease] = []
     for row, annotator in wanted:
         state = states.get((row.id, annotator))
-        live = state is not None and state.expires_at is not None and state.expires_at > now
+        live = state is not None and state.live(now)
         n_leases = 1 if state is None else state.n_leases + (0 if live else 1)
         lease_id = content_id("lease", [row.id, annotator, n_leases])
         leases.append(Lease(lease_id, task_of(row), annotator, now + lease_s))
         if state is None:
             new.append(
-                {"task_id": row.id, "annotator": annotator, "state": "leased", "lease_id": lease_id}
+                {"task_id": row.id, "annotator": annotator, "state": "leased", "lease_id": lease_id, "leased_at": now}
                 | {"n_leases": 1, "expires_at": now + lease_s, "skip_reason": None}
             )
         else:
-            known.append({"at_task": row.id, "by": annotator, "lease": lease_id, "n": n_leases, "until": now + lease_s})
+            names = {"at_task": row.id, "by": annotator, "lease": lease_id}
+            known.append(names | {"n": n_leases, "until": now + lease_s, "live": live, "at": now})
     if new:
-        connection.execute(assignments.insert(), new)
+        connection.execute(_NEW, new)
     if known:
-        here = and_(assignments.c.task_id == sa.bindparam("at_task"), assignments.c.annotator == sa.bindparam("by"))
-        change = assignments.update().where(here)
-        change = change.values(
-            lease_id=sa.bindparam("lease"), n_leases=sa.bindparam("n"), expires_at=sa.bindparam("until")
-        )
-        connection.execute(change, known)
+        connection.execute(_AGAIN, known)
     return leases

@@ -7,7 +7,7 @@ answers and overlap; knows nothing about who is offered what.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -95,7 +95,7 @@ def _stops_early(connection: Connection, row: sa.Row) -> bool:
     if row.stop_after == 0 or row.n_answers < row.stop_after:
         return False
     question = select(judgements.c.annotator, judgements.c.value).where(judgements.c.task_id == row.id)
-    newest: Mapping[str, str] = dict(connection.execute(question.order_by(judgements.c.seq)).tuples().all())
+    newest = {given.annotator: given.value for given in connection.execute(question.order_by(judgements.c.seq))}
     return agreed(row.kind, [json.loads(value) for value in newest.values()], row.stop_after)
 
 

@@ -16,6 +16,9 @@ from karat.feedback.schema import metadata
 APPEND_ONLY = ("documents", "standing", "flags", "admin_log", "seals", "erasures", "queue_log")
 """Tables whose rows are never changed or deleted."""
 
+WORDS = {"standing": "reason", "queue_log": "reason", "flags": "detail", "admin_log": "detail"}
+"""The column of words in such a table: it can be made empty, which is how a person's words are erased."""
+
 questions = Table(
     "questions",
     metadata,
@@ -115,6 +118,8 @@ checks = Table(
     Column("repeats", String(64)),
     Column("version", String(64), nullable=False),
     Column("retired_at", Float),
+    Index("checks_by_purpose", "purpose", "task_id"),
+    Index("checks_by_repeats", "repeats"),
 )
 """Silent checks in the form of real work. purpose: gold, qualification or repeat; expected: JSON of the right answer;
 repeats: the judgement id that is asked again. Nothing of this table is ever sent to a rater."""
@@ -200,8 +205,13 @@ seals = Table(
     Column("previous", String(80), nullable=False),
     Column("hash", String(80), nullable=False),
     Column("sealed_at", Float, nullable=False),
+    Column("heads", Text, nullable=False),
+    Column("nonce", String(64), nullable=False),
+    Column("leaves", Text, nullable=False),
 )
-"""Merkle roots over batches of judgements, each chained to the one before."""
+"""Merkle roots over batches of judgements and other events, each chained to the one before (`karat.feedback.seals`).
+heads: JSON of the last number sealed in each table; leaves: one a line; nonce: blinds what a leaf would give away, and
+never leaves the store."""
 
 erasures = Table(
     "erasures",

@@ -20,24 +20,54 @@ RIDGE = 0.5
 """Inverse prior variance of a text's strength, in logits⁻²."""
 CONCENTRATIONS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Tried weights of the texts' strengths against the item's own votes, in votes."""
+TIE_CONCENTRATION = 2.0
+"""How many votes on an item the usual share of ties is worth."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pool:
     """The answer of the others to the question of each vote; columns of length C, in the orientation of `direction`."""
 
-    logit: np.ndarray
-    """Log-odds that a decided vote of another rater prefers the text with the lower index."""
-    tie: np.ndarray
-    """Probability that another rater calls a tie."""
+    prior: np.ndarray
+    """P(a decided vote prefers the text with the lower index), from the strengths of its texts alone."""
+    counts: np.ndarray
+    """Weight of the other raters' votes on the same item for the higher-index text, a tie, the lower-index text, "C 3"."""
+    weight: np.ndarray
+    """ω of the rater of each vote."""
     concentration: float
-    """How many votes on an item the prediction from its texts' strengths is worth."""
+    """κ: how many votes on an item the prediction from its texts' strengths is worth."""
+    usual_tie: float
+    """Share of ties in the whole record."""
+
+    @property
+    def up(self) -> np.ndarray:
+        """P(a decided vote of another rater prefers the text with the lower index)."""
+        decided = self.counts[:, 0] + self.counts[:, 2]
+        return (self.concentration * self.prior + self.counts[:, 2]) / (self.concentration + decided)
+
+    @property
+    def logit(self) -> np.ndarray:
+        """Log-odds of `up`."""
+        return np.log(self.up) - np.log1p(-self.up)
+
+    @property
+    def tie(self) -> np.ndarray:
+        """P(another rater calls a tie)."""
+        return (TIE_CONCENTRATION * self.usual_tie + self.counts[:, 1]) / (TIE_CONCENTRATION + self.counts.sum(axis=1))
 
     @property
     def probs(self) -> np.ndarray:
-        """Probabilities of higher-index text better, tie, lower-index text better, "C 3"."""
-        up = (1 - self.tie) / (1 + np.exp(-self.logit))
-        return np.column_stack([1 - self.tie - up, self.tie, up])
+        """P(answer of another rater): higher-index text, tie, lower-index text, "C 3"."""
+        return np.column_stack([(1 - self.tie) * (1 - self.up), self.tie, (1 - self.tie) * self.up])
+
+    def without(self, rows: np.ndarray, unheard: np.ndarray) -> Pool:
+        """The pool of some votes where other votes on their items are not heard.
+
+        Args:
+            rows: votes, "R".    unheard: weight of votes to leave out for each of them, "R 3".
+        """
+        counts = np.maximum(self.counts[rows] - unheard, 0.0)
+        return Pool(self.prior[rows], counts, self.weight[rows], self.concentration, self.usual_tie)
 
 
 def pool_view(record: VoteRecord, weights: np.ndarray | None = None) -> Pool:
@@ -59,13 +89,11 @@ def pool_view(record: VoteRecord, weights: np.ndarray | None = None) -> Pool:
         raise InputError(f"pool_view: found weights of shape {omega.shape}; expected {record.n_annotators} numbers ≥ 0")
     direction, weight = record.direction, omega[record.annotator]
     decided = direction != 0
-    gap = _predicted_gaps(record, weight * decided)
-    ups, n = (_others(record, weight * part) for part in (direction > 0, decided))
-    kappa = _best_concentration(gap[decided], ups[decided], n[decided], direction[decided] > 0, weight[decided])
-    p = (kappa / (1 + np.exp(-gap)) + ups) / (kappa + n)
-    ties, every = (_others(record, weight * part) for part in (~decided, np.ones_like(decided)))
-    usual = ((weight * ~decided).sum() + 1) / (weight.sum() + 3)
-    return Pool(np.log(p) - np.log1p(-p), (2 * usual + ties) / (2 + every), kappa)
+    prior = 1 / (1 + np.exp(-_predicted_gaps(record, weight * decided)))
+    counts = np.column_stack([_others(record, weight * (direction == sign)) for sign in (-1, 0, 1)])
+    kappa = _best_concentration(prior[decided], counts[decided], direction[decided] > 0, weight[decided])
+    usual_tie = ((weight * ~decided).sum() + 1) / (weight.sum() + 3)
+    return Pool(prior, counts, weight, kappa, float(usual_tie))
 
 
 def _others(record: VoteRecord, amount: np.ndarray) -> np.ndarray:
@@ -76,11 +104,9 @@ def _others(record: VoteRecord, amount: np.ndarray) -> np.ndarray:
     return np.maximum(whole[record.item] - own[place], 0.0)
 
 
-def _best_concentration(gap: np.ndarray, ups: np.ndarray, n: np.ndarray, up: np.ndarray, weight: np.ndarray) -> float:
-    prior = 1 / (1 + np.exp(-gap))
-
+def _best_concentration(prior: np.ndarray, counts: np.ndarray, up: np.ndarray, weight: np.ndarray) -> float:
     def fit(kappa: float) -> float:
-        p = (kappa * prior + ups) / (kappa + n)
+        p = (kappa * prior + counts[:, 2]) / (kappa + counts[:, 0] + counts[:, 2])
         return float((weight * np.log(np.where(up, p, 1 - p))).sum())
 
     return max(CONCENTRATIONS, key=fit)

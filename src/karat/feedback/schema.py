@@ -26,6 +26,10 @@ HEAD = "0002"
 OLDER = ("0001",)
 """Revisions of earlier stores, which are brought to HEAD when they are opened."""
 
+FIRST_VERSION = "judgements-of-0001"
+"""Name of the entry in `keys` that says how many judgements a store had when it was of version 0001: the identity of
+those hashed their words, and cannot be made again once these are erased."""
+
 UNKNOWN_ANNOTATOR = "unknown"
 """Stands for raters that a file does not name: many people, so that none of their votes replaces another."""
 
@@ -81,8 +85,13 @@ tasks = Table(
     Column("reserved_for", String(200)),
     Column("stop_after", Integer, nullable=False),
     Column("state", String(16), nullable=False),
+    Column("free_at", Float, nullable=False),
     Index("tasks_open", "state", "audience", "seq"),
+    Index("tasks_held", "state", "audience", "free_at"),
+    Index("tasks_reserved", "reserved_for", "state"),
 )
+"""state: "open" = needs another answer; "held" = every missing answer is being given, until `free_at` at the earliest;
+"closed" = has all it needs; "pulled" = taken out by somebody; "check" = a silent check, never offered as work."""
 
 assignments = Table(
     "assignments",
@@ -94,7 +103,9 @@ assignments = Table(
     Column("n_leases", Integer, nullable=False),
     Column("expires_at", Float),
     Column("skip_reason", Text),
+    Column("leased_at", Float),
     Index("assignments_by_annotator", "annotator", "state"),
+    Index("assignments_by_lease", "lease_id"),
 )
 
 judgements = Table(
@@ -123,6 +134,7 @@ judgements = Table(
     Column("has_words", Boolean, nullable=False),
     Column("shown", Text, nullable=False),
     Index("judgements_by_task", "task_id", "annotator"),
+    Index("judgements_by_annotator", "annotator", "seq"),
 )
 
 words = Table(
@@ -197,7 +209,8 @@ def response_of(row: Any) -> Response:
 def task_row(task: Task) -> dict[str, Any]:
     """The row of a task that nobody has answered yet."""
     row = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
-    return {**row, "id": task.id, "response_ids": json_text(task.response_ids), "n_answers": 0, "state": "open"}
+    asked = {"id": task.id, "response_ids": json_text(task.response_ids)}
+    return {**row, **asked, "n_answers": 0, "state": "open", "free_at": 0.0}
 
 
 def task_of(row: Any) -> Task:
@@ -236,7 +249,7 @@ def judgement_rows(judgement: Judgement, *, salt: str, late: bool) -> JudgementR
     Args:
         salt: hex digits, secret.    late: True = the lease had expired.
     """
-    judgement_id = "judgement:" + hashlib.sha256(b"judgement\0" + _json_bytes(judgement.wordless)).hexdigest()[:32]
+    judgement_id = _record_id(judgement.wordless)
     written = judgement.written
     spoken = {"reason": judgement.reason, "value": dict(judgement.value) if written else None}
     has_words = written or judgement.reason is not None
@@ -295,6 +308,19 @@ def stored_judgement(row: Any) -> StoredJudgement:
         shown=json.loads(row.shown),
     )
     return StoredJudgement(judgement, row.id, row.commitment, bool(row.late), erased, row.seq)
+
+
+def record_ids(record: StoredJudgement) -> tuple[str, ...]:
+    """The identities that a stored record may have: of its event without words, and as the first version had it."""
+    wordless = record.judgement.wordless
+    ids = [_record_id(wordless), _record_id(record.judgement.event)]
+    if record.erased and record.judgement.kind in WORD_KINDS:
+        ids.append(_record_id(wordless | {"value": {}}))
+    return tuple(ids)
+
+
+def _record_id(event: dict[str, Any]) -> str:
+    return "judgement:" + hashlib.sha256(b"judgement\0" + _json_bytes(event)).hexdigest()[:32]
 
 
 def commitment_of(judgement: Judgement, salt: str) -> str:

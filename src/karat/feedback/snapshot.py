@@ -24,9 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sqlalchemy import select
 
 from karat.errors import InputError, LedgerError, StoreError
+from karat.feedback.people_tables import checks
 from karat.feedback.schema import UNKNOWN_ANNOTATOR, StoredJudgement, json_text
+from karat.feedback.standing import quarantined
 from karat.feedback.store import Store
 from karat.identity import content_id, file_hash
 from karat.ledger.artifacts import staged_directory
@@ -63,13 +66,15 @@ class Snapshot:
 def write_snapshot(store: Store, path: str | Path, *, batch: str | None = None) -> Snapshot:
     """Write the store's judgements as an immutable directory, and read it back.
 
+    Answers to silent checks and what raters in quarantine judged are left out (`work_records`).
+
     Args:
         path: a directory that does not exist yet, or holds this same snapshot.    batch: only tasks of this batch.
     Raises: StoreError where there are no judgements, or the path holds something else; LedgerError where it cannot be
         written.
     """
     path = Path(path)
-    records, n_superseded = current_judgements(store.records(batch=batch))
+    records, n_superseded = current_judgements(work_records(store, batch=batch))
     if not records:
         raise StoreError("snapshot: found no judgements in the store; collect or import some first")
     if path.exists():
@@ -83,6 +88,19 @@ def write_snapshot(store: Store, path: str | Path, *, batch: str | None = None) 
     with staged_directory(path) as directory:
         _write_files(directory, store, records, n_superseded)
     return read_snapshot(path)
+
+
+def work_records(store: Store, *, batch: str | None = None) -> list[StoredJudgement]:
+    """Judgements of work, in order of arrival: without answers to silent checks, and without those of raters who are
+    in quarantine now; after a release theirs are there again."""
+    left_out = quarantined(store)
+    with store.connection() as connection:
+        hidden = set(connection.execute(select(checks.c.task_id)).scalars())
+    return [
+        record
+        for record in store.records(batch=batch)
+        if record.judgement.annotator not in left_out and record.judgement.task_id not in hidden
+    ]
 
 
 def current_judgements(records: Sequence[StoredJudgement]) -> tuple[list[StoredJudgement], int]:

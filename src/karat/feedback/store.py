@@ -11,32 +11,29 @@ needs to be safe (WAL, foreign keys, `BEGIN IMMEDIATE` for every write) hangs on
 from __future__ import annotations
 
 import contextlib
+import sqlite3
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, select
 
+from karat.errors import StoreError
 from karat.feedback import additions, leases, submission
 from karat.feedback import schema as tables
-from karat.feedback.engine import migrate, open_engine, transaction
-from karat.feedback.engine import one_line as _one_line
+from karat.feedback.engine import migrate, one_line, open_engine, repeatable, scrub, shown_address, transaction
 from karat.feedback.leases import Lease
 from karat.feedback.schema import StoredJudgement, stored_judgement
 from karat.feedback.submission import Provenance
+from karat.feedback.verification import Problem, store_problems
 from karat.records import Annotator, Judgement, Prompt, Response, Task
 
+__all__ = ["Lease", "Problem", "Provenance", "Store", "StoredJudgement", "open_store"]
 
-@dataclass(frozen=True)
-class Problem:
-    """Something in the store that is not what was submitted."""
-
-    judgement_id: str
-    """Whose record it is."""
-    what: str
-    """What was found and what was expected, in one sentence."""
+MOST_ATTEMPTS = 20
+"""Times that a transaction is done again because another came between; each time another one has got through."""
 
 
 def open_store(url_or_path: str | Path, *, busy_timeout_s: float = 30.0) -> Store:
@@ -46,8 +43,8 @@ def open_store(url_or_path: str | Path, *, busy_timeout_s: float = 30.0) -> Stor
         busy_timeout_s: seconds to wait for another writer before giving up.
     Raises: StoreError (one line) where it cannot be opened, is no karat store, or is of a newer version.
     """
-    address = str(url_or_path)
-    engine = open_engine(address, busy_timeout_s)
+    engine = open_engine(str(url_or_path), busy_timeout_s)
+    address = shown_address(str(url_or_path))
     store = Store(engine, address)
     try:
         migrate(engine, address)
@@ -62,8 +59,9 @@ class Store:
 
     def __init__(self, engine: Engine, address: str) -> None:
         self._engine = engine
+        weakref.finalize(self, engine.dispose)  # a forgotten store gives its connections back too
         self.address = address
-        """The path or URL that it was opened with."""
+        """The path or URL that it was opened with, without a password: for messages."""
 
     def __enter__(self) -> Store:
         return self
@@ -79,18 +77,22 @@ class Store:
 
     def add_prompts(self, prompts: Iterable[Prompt]) -> int:
         """Store prompts that are not there yet. Returns: how many were new."""
+        prompts = list(prompts)
         return self.write(lambda connection: additions.add_prompts(connection, prompts))
 
     def add_responses(self, responses: Iterable[Response]) -> int:
         """Store responses that are not there yet; their prompts must be. Returns: how many were new."""
+        responses = list(responses)
         return self.write(lambda connection: additions.add_responses(connection, responses))
 
     def add_annotators(self, annotators: Iterable[Annotator]) -> int:
         """Store raters that are not there yet. Returns: how many were new."""
+        annotators = list(annotators)
         return self.write(lambda connection: additions.add_annotators(connection, annotators))
 
     def add_tasks(self, new: Iterable[Task]) -> int:
         """Queue tasks that are not there yet; their texts must be. Returns: how many were new."""
+        new = list(new)
         return self.write(lambda connection: additions.add_tasks(connection, new))
 
     def ingest(
@@ -111,11 +113,13 @@ class Store:
         Returns: how many judgements were new.
         """
 
+        texts, answers, raters, queued = list(prompts), list(responses), list(annotators), list(new_tasks)
+
         def write(connection: Connection) -> int:
-            additions.add_prompts(connection, prompts)
-            additions.add_responses(connection, responses)
-            additions.add_annotators(connection, annotators)
-            additions.add_tasks(connection, new_tasks)
+            additions.add_prompts(connection, texts)
+            additions.add_responses(connection, answers)
+            additions.add_annotators(connection, raters)
+            additions.add_tasks(connection, queued)
             return submission.submit_imported(connection, judgements, provenance or {}, now=now)
 
         return self.write(write)
@@ -186,30 +190,30 @@ class Store:
         """`submit` for many in one transaction: all are stored or none. Returns: them as stored, in their order."""
         return self.write(lambda connection: submission.submit(connection, judgements, now=now))
 
-    def erase_words(self, judgement_ids: Sequence[str]) -> int:
+    def erase_words(
+        self, judgement_ids: Sequence[str], *, reason: str = "on request", by: str = "operator", now: float = 0.0
+    ) -> int:
         """Delete the words and salts of judgements for good; their records and commitments stay.
 
         Returns: how many had words. Raises: StoreError for an unknown judgement.
         """
+        ids = list(judgement_ids)
+        done = self.write(lambda connection: submission.erase_words(connection, ids, reason=reason, by=by, now=now))
+        self.scrub()
+        return len(done)
 
-        def write(connection: Connection) -> int:
-            additions.require(connection, tables.judgements, set(judgement_ids), "the judgement", "check the id")
-            n_erased = 0
-            for start in range(0, len(judgement_ids), leases.CHUNK):
-                some = judgement_ids[start : start + leases.CHUNK]
-                n_erased += connection.execute(
-                    tables.words.delete().where(tables.words.c.judgement_id.in_(some))
-                ).rowcount
-                connection.execute(tables.salts.delete().where(tables.salts.c.judgement_id.in_(some)))
-            return n_erased
+    def scrub(self) -> None:
+        """Overwrite what was deleted, so that it cannot be read from the store's files any more.
 
-        n_erased = self.write(write)
-        if self.dialect == "sqlite":
-            with _one_line(self.address):  # or the words would live on in the log of old pages
-                raw = self._engine.raw_connection()
-                raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                raw.close()
-        return n_erased
+        On PostgreSQL the tables that held words are written anew, for which writers wait a moment; its log of old
+        pages (WAL) and its archives are the server's own, and forget in their own time.
+        """
+        scrub(self._engine, self.address)
+
+    def copy_pages(self, target: sqlite3.Connection) -> None:
+        """Copy a SQLite store page by page into an empty database, as it is at one moment."""
+        with one_line(self.address), contextlib.closing(self._engine.raw_connection()) as raw:
+            raw.driver_connection.backup(target)
 
     # Reading
 
@@ -273,42 +277,43 @@ class Store:
         with self.connection() as connection:
             return _count(connection, tables.judgements)
 
-    def verify(self) -> list[Problem]:
-        """Recompute every commitment and text identity; erased words are no problem, altered ones are."""
-        problems: list[Problem] = []
-        with self.connection() as connection:
-            question = submission.judgement_question().add_columns(tables.salts.c.salt)
-            question = question.outerjoin(tables.salts, tables.salts.c.judgement_id == tables.judgements.c.id)
-            for row in connection.execute(question.order_by(tables.judgements.c.seq)):
-                if row.salt is None:
-                    continue
-                record = stored_judgement(row)
-                if tables.commitment_of(record.judgement, row.salt) != record.commitment:
-                    problems.append(Problem(record.id, "the stored event differs from its commitment: it was altered"))
-        for response_id, response in self.responses().items():
-            if response.id != response_id:
-                problems.append(Problem(response_id, "the stored response differs from its identity: it was altered"))
-        for prompt_id, prompt in self.prompts().items():
-            if prompt.id != prompt_id:
-                problems.append(Problem(prompt_id, "the stored prompt differs from its identity: it was altered"))
-        return problems
+    def verify(self, published: Iterable[str] = ()) -> list[Problem]:
+        """What is not as it was submitted and sealed, by name; erased words are no problem, altered ones are.
+
+        Args:
+            published: lines of `Seal.line` that were noted outside the store.
+        """
+        with self.connection(steady=True) as connection:
+            return store_problems(connection, published)
 
     # Transactions, for the modules of this room; what they do in one is one step or none
 
     @contextlib.contextmanager
-    def connection(self, *, write: bool = False) -> Iterator[Connection]:
+    def connection(self, *, write: bool = False, steady: bool = False, durable: bool = True) -> Iterator[Connection]:
         """One transaction: committed at the end, rolled back by an exception.
 
         Args:
             write: True = take the writer's lock from the start; without it, changing anything is a mistake.
+            steady: True = everything read belongs to one moment, whatever others commit meanwhile.
+            durable: False = what is written need not survive a power cut: a lease, never an answer.
         """
-        with transaction(self._engine, self.address, write=write) as connection:
+        with transaction(self._engine, self.address, write=write, steady=steady, durable=durable) as connection:
             yield connection
 
-    def write(self, change: Callable[[Connection], Any]) -> Any:
-        """What `change` returns, done in one writing transaction."""
-        with self.connection(write=True) as connection:
-            return change(connection)
+    def write(self, change: Callable[[Connection], Any], *, durable: bool = True) -> Any:
+        """What `change` returns, done in one writing transaction; done again where another came between.
+
+        Args:
+            change: may run several times, of which only the last counts.    durable: as for `connection`.
+        """
+        for attempt in range(MOST_ATTEMPTS):
+            try:
+                with self.connection(write=True, durable=durable) as connection:
+                    return change(connection)
+            except StoreError as error:
+                if not repeatable(error) or attempt == MOST_ATTEMPTS - 1:
+                    raise
+        raise AssertionError("unreachable")
 
     @property
     def dialect(self) -> str:

@@ -13,7 +13,10 @@ from typing import Any, Literal
 from karat.errors import LedgerError
 from karat.identity import content_id
 
-ProblemKind = Literal["altered", "missing", "added", "manifest", "stale", "unchecked"]
+ProblemKind = Literal["altered", "missing", "added", "manifest", "stale", "unchecked", "erased"]
+WORDS_FILE = "words.jsonl"
+"""Name of the file of an artefact that holds people's words and nothing else: what may be erased from it is named by
+the rest of the artefact, and nothing that is computed depends on it."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class Problem:
     """The file, relative to the run's directory."""
     kind: ProblemKind
     """altered, missing, added, manifest (damaged or contradicting itself), stale (rewritten after it had been
-    read), or unchecked (an input outside the run that is not on this machine)."""
+    read), unchecked (an input outside the run that is not on this machine), or erased (words taken out on request)."""
     detail: str
     """What was expected and what was found, one line."""
     stage: str
@@ -92,8 +95,24 @@ class Problem:
 
     @property
     def fatal(self) -> bool:
-        """False = it could not be checked here, which is no sign of an alteration."""
-        return self.kind != "unchecked"
+        """False = it could not be checked here, or was erased on request: no sign of an alteration."""
+        return self.kind not in ("unchecked", "erased")
+
+
+@dataclass(frozen=True)
+class ErasedWords:
+    """That words were taken out of a file of a run on request."""
+
+    path: str
+    """The file, relative to the run's directory; its name is WORDS_FILE."""
+    before: str
+    """Its hash before."""
+    after: str
+    """Its hash after."""
+    reason: str
+    """Who asked for it and why."""
+    at: float
+    """When, seconds since the epoch."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +201,29 @@ def compare(recorded: ArtifactRef, found: ArtifactRef | None, stage: str) -> lis
     if not problems:  # the list of files in the manifest does not give the hash beside it
         problems.append(Problem(recorded.path, "manifest", "its list of files does not give its hash", stage))
     return problems
+
+
+def excuse_erased(
+    problems: Sequence[Problem], recorded: Mapping[str, str], found: Mapping[str, str], erased: Sequence[ErasedWords]
+) -> list[Problem]:
+    """The same problems, where those of words that were taken out on request say "erased" instead of "altered".
+
+    Args:
+        recorded, found: hashes of files by path, as a manifest has them and as they are now.
+        erased: in the order in which words were taken out; each goes on from the one before.
+    """
+    result = []
+    for problem in problems:
+        digest, reasons = recorded.get(problem.path), []
+        for one in erased:
+            if one.path == problem.path and one.before == digest and one.path.endswith("/" + WORDS_FILE):
+                digest = one.after
+                reasons.append(one.reason)
+        if problem.kind == "altered" and reasons and digest == found.get(problem.path):
+            detail = f"words were taken out on request ({'; '.join(dict.fromkeys(reasons))})"
+            problem = Problem(problem.path, "erased", detail, problem.stage)
+        result.append(problem)
+    return result
 
 
 def trace(manifests: Sequence[Manifest], artefact: str | None = None) -> tuple[TraceNode, ...]:

@@ -13,7 +13,7 @@ import json
 import platform
 import re
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,13 @@ from karat.errors import LedgerError
 from karat.identity import canonical_json
 from karat.ledger.artifacts import disk_error, ref_of, write_text
 from karat.ledger.lineage import (
+    WORDS_FILE,
     ArtifactRef,
+    ErasedWords,
     Manifest,
     Problem,
     TraceNode,
+    excuse_erased,
     stage_key,
     trace,
     verify_manifests,
@@ -37,7 +40,9 @@ __all__ = [
     "finished_stage",
     "is_run",
     "lock_run",
+    "note_erased",
     "package_versions",
+    "read_erased",
     "read_manifest",
     "read_manifests",
     "stage_key",
@@ -47,6 +52,8 @@ __all__ = [
 ]
 
 FORMAT = 1
+ERASED = "erased.jsonl"
+"""The list of words taken out of a run's files on request, in the run's directory."""
 PACKAGES = ("karat", "torch", "transformers", "tokenizers", "peft", "accelerate", "numpy", "scipy")
 STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -144,7 +151,33 @@ def verify_run(run_dir: Path) -> list[Problem]:
     manifests.sort(key=_by_time)
     references = {ref.path: ref for manifest in manifests for ref in (*manifest.inputs, *manifest.outputs)}
     found = {path: _found(run_dir, reference) for path, reference in references.items()}
-    return problems + verify_manifests(manifests, found)
+    problems += verify_manifests(manifests, found)
+    erased = read_erased(run_dir)
+    if not erased:
+        return problems
+    return excuse_erased(problems, _file_hashes(references.values()), _file_hashes(found.values()), erased)
+
+
+def note_erased(run_dir: Path, one: ErasedWords) -> None:
+    """Write down that words were taken out of a file, so that `verify_run` says so.
+
+    Raises: LedgerError for any file but WORDS_FILE of an artefact, or when it cannot be written.
+    """
+    if not one.path.endswith("/" + WORDS_FILE):
+        raise LedgerError(f"{one.path}: found another file than {WORDS_FILE}; expected one that holds words only")
+    lines = [*map(dataclasses.asdict, read_erased(run_dir)), dataclasses.asdict(one)]
+    write_text(run_dir / ERASED, "".join(canonical_json(line).decode() + "\n" for line in lines))
+
+
+def read_erased(run_dir: Path) -> list[ErasedWords]:
+    """What was taken out of a run's files on request, oldest first. Raises: LedgerError for a damaged list."""
+    path = run_dir / ERASED
+    try:
+        return [ErasedWords(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError) as error:
+        raise LedgerError(f"{path}: not readable as a list of erasures ({type(error).__name__}: {error})") from None
 
 
 def trace_run(
@@ -211,6 +244,13 @@ def lock_run(run_dir: Path) -> Iterator[None]:
 def is_run(run_dir: Path) -> bool:
     """Whether a directory holds at least one manifest."""
     return any((run_dir / "manifests").glob("*.json"))
+
+
+def _file_hashes(references: Iterable[ArtifactRef | None]) -> dict[str, str]:
+    """Hash by path of every file of these artefacts."""
+    known = [reference for reference in references if reference is not None]
+    inside = {f"{each.path}/{name}": digest for each in known for name, digest in each.files}
+    return inside | {each.path: each.hash for each in known if not each.files}
 
 
 def _described(node: TraceNode, run_dir: Path, describe: Callable[[ArtifactRef, Path], Mapping[str, Any]]) -> TraceNode:

@@ -11,7 +11,8 @@ NEW_TABLES = (
     "drafts", "keys", "limits", "sessions", "invites", "accounts", "documents", "questions",
 )  # fmt: skip
 APPEND_ONLY = ("documents", "standing", "flags", "admin_log", "seals", "erasures", "queue_log")
-TASK_COLUMNS = ("question", "audience", "reserved_for", "stop_after", "state")
+WORDS = {"standing": "reason", "queue_log": "reason", "flags": "detail", "admin_log": "detail"}
+TASK_COLUMNS = ("question", "audience", "reserved_for", "stop_after", "state", "free_at")
 
 
 def upgrade() -> None:
@@ -20,19 +21,29 @@ def upgrade() -> None:
     _create_accounts()
     _create_work()
     _create_events()
+    _record_earlier_erasures()
     for name in APPEND_ONLY:
         _refuse_changes(name)
+    if _is_postgresql():
+        op.execute(
+            "CREATE TRIGGER judgements_keep_all BEFORE TRUNCATE ON judgements "
+            "FOR EACH STATEMENT EXECUTE FUNCTION karat_append_only()"
+        )
 
 
 def downgrade() -> None:
-    for name in NEW_TABLES:
-        if name in APPEND_ONLY and _is_postgresql():
-            op.execute(f"DROP TRIGGER IF EXISTS {name}_append_only ON {name}")
+    if _is_postgresql():
+        op.execute("DROP TRIGGER judgements_keep_all ON judgements")
+    for name in NEW_TABLES:  # their triggers go with them
         op.drop_table(name)
-    op.drop_index("tasks_open", "tasks")
+    for name in ("tasks_open", "tasks_held", "tasks_reserved"):
+        op.drop_index(name, "tasks")
+    op.drop_index("assignments_by_lease", "assignments")
+    op.drop_index("judgements_by_annotator", "judgements")
     # no batch mode: SQLite 3.35 drops columns in place, and a copied table would lose its triggers
     for name in TASK_COLUMNS:
         op.drop_column("tasks", name)
+    op.drop_column("assignments", "leased_at")
     op.drop_column("judgements", "shown")
 
 
@@ -46,7 +57,14 @@ def _widen() -> None:
     op.add_column("tasks", sa.Column("reserved_for", sa.String(200)))
     op.add_column("tasks", sa.Column("stop_after", sa.Integer, nullable=False, server_default="0"))
     op.add_column("tasks", sa.Column("state", sa.String(16), nullable=False, server_default="open"))
+    op.add_column("tasks", sa.Column("free_at", sa.Float, nullable=False, server_default="0"))
+    op.execute("UPDATE tasks SET state = 'closed' WHERE n_answers >= overlap")
     op.create_index("tasks_open", "tasks", ["state", "audience", "seq"])
+    op.create_index("tasks_held", "tasks", ["state", "audience", "free_at"])
+    op.create_index("tasks_reserved", "tasks", ["reserved_for", "state"])
+    op.create_index("assignments_by_lease", "assignments", ["lease_id"])
+    op.create_index("judgements_by_annotator", "judgements", ["annotator", "seq"])
+    op.add_column("assignments", sa.Column("leased_at", sa.Float))
     op.add_column("judgements", sa.Column("shown", sa.Text, nullable=False, server_default="{}"))
 
 
@@ -131,6 +149,8 @@ def _create_work() -> None:
         sa.Column("version", sa.String(64), nullable=False),
         sa.Column("retired_at", sa.Float),
     )
+    op.create_index("checks_by_purpose", "checks", ["purpose", "task_id"])
+    op.create_index("checks_by_repeats", "checks", ["repeats"])
     op.create_table(
         "consents",
         sa.Column("account", sa.String(64), sa.ForeignKey("accounts.id"), primary_key=True),
@@ -174,6 +194,9 @@ def _create_events() -> None:
         sa.Column("previous", sa.String(80), nullable=False),
         sa.Column("hash", sa.String(80), nullable=False),
         sa.Column("sealed_at", sa.Float, nullable=False),
+        sa.Column("heads", sa.Text, nullable=False),
+        sa.Column("nonce", sa.String(64), nullable=False),
+        sa.Column("leaves", sa.Text, nullable=False),
     )
     op.create_table(
         "erasures",
@@ -206,15 +229,34 @@ def _event_table(name: str, *columns: tuple) -> None:
 
 
 def _refuse_changes(name: str) -> None:
-    """These are events: the database itself refuses to change or delete one."""
+    """These are events: the database itself refuses to change or delete one; only its words can be taken out."""
+    columns = [column["name"] for column in sa.inspect(op.get_bind()).get_columns(name)]
+    word = WORDS.get(name)
+    changed = [f'OLD."{column}" IS DISTINCT FROM NEW."{column}"' for column in columns if column != word]
+    when = "" if word is None else "WHEN (" + " OR ".join([f"NEW.\"{word}\" <> ''", *changed]) + ")"
     if _is_postgresql():
-        op.execute(
-            f"CREATE TRIGGER {name}_append_only BEFORE UPDATE OR DELETE ON {name} "
-            "FOR EACH ROW EXECUTE FUNCTION karat_append_only()"
-        )
+        refuse = "EXECUTE FUNCTION karat_append_only()"
+        op.execute(f"CREATE TRIGGER {name}_append_only BEFORE UPDATE ON {name} FOR EACH ROW {when} {refuse}")
+        op.execute(f"CREATE TRIGGER {name}_keep BEFORE DELETE ON {name} FOR EACH ROW {refuse}")
+        op.execute(f"CREATE TRIGGER {name}_keep_all BEFORE TRUNCATE ON {name} FOR EACH STATEMENT {refuse}")
         return
-    for action in ("UPDATE", "DELETE"):
-        op.execute(
-            f"CREATE TRIGGER {name}_refuse_{action.lower()} BEFORE {action} ON {name} "
-            f"BEGIN SELECT RAISE(ABORT, '{name} are append-only'); END"
-        )
+    when = when.replace("IS DISTINCT FROM", "IS NOT")
+    refuse = f"BEGIN SELECT RAISE(ABORT, '{name} are append-only'); END"
+    op.execute(f"CREATE TRIGGER {name}_refuse_update BEFORE UPDATE ON {name} {when} {refuse}")
+    op.execute(f"CREATE TRIGGER {name}_refuse_delete BEFORE DELETE ON {name} {refuse}")
+
+
+def _record_earlier_erasures() -> None:
+    """The first store erased words without saying so; what is missing there was erased, not stolen.
+
+    Its identities hashed the words too: how far they reach is noted, since they cannot be made again without them.
+    """
+    op.execute(
+        "INSERT INTO keys (name, value) "
+        "SELECT 'judgements-of-0001', CAST(max(seq) AS TEXT) FROM judgements HAVING max(seq) IS NOT NULL"
+    )
+    op.execute(
+        'INSERT INTO erasures (judgement_id, reason, "by", at) '
+        "SELECT id, 'erased before erasures were recorded', 'karat', 0 FROM judgements "
+        "WHERE has_words AND id NOT IN (SELECT judgement_id FROM words) ORDER BY seq"
+    )

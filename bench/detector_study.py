@@ -1,0 +1,235 @@
+"""Power of the detectors: simulated attackers of seven kinds among simulated raters and among real ones.
+
+    KARAT_DATA=… python bench/detector_study.py --quick | --full
+
+A cell is a world, a kind of attacker, its share of all raters, its votes and a seed. The whole battery runs on it; named
+by any detector counts as found. What a cell found is written at once, and a cell that is there is not run again unless
+the code of the detectors has changed. `--full` writes bench/results/detector_study.json and the tables of
+docs/detectors.md; `--quick` a few cells of each world, to bench/work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detector_limits import LIMITED, arguments_limit, simulated_limit
+from detector_worlds import KINDS, Arguments, Simulated, plant
+from karat.feedback.detectors import ALPHA, MIN_VOTES, Prepared, battery
+from karat.stats import wilson
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench" / "results" / "detector_study.json"
+DOCS = ROOT / "docs" / "detectors.md"
+SHARES, VOTES = (0.01, 0.02, 0.05, 0.10), (3, 8, 16, 30, 100)
+SEEDS = {"simulated": (0, 1, 2), "ukp_arguments": (0,)}
+MODULES = ("evidence", "pool", "habits", "detectors", "collusion", "triggers", "traits", "marks", "outsourcing",
+           "sketches", "sybils")  # fmt: skip
+TARGETS = ("side-clicker", "flipper", "ring", "trigger")
+
+
+def code_hash() -> str:
+    """Of the detectors and the worlds: cells of another code are run again."""
+    digest = hashlib.sha256()
+    for path in [
+        *(ROOT / "src/karat/feedback" / f"{name}.py" for name in MODULES),
+        *(ROOT / "bench" / f"detector_{name}.py" for name in ("worlds", "limits")),
+    ]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def cells(*, quick: bool, with_data: bool) -> list[tuple[str, str, float, int, int]]:
+    """World, kind, share, votes, seed of every cell; "none" is the honest crowd alone."""
+    found = []
+    for world in ("simulated", "ukp_arguments") if with_data else ("simulated",):
+        for seed in SEEDS[world][: 1 if quick else None]:
+            found.append((world, "none", 0.0, 0, seed))
+            for kind in KINDS:
+                # nobody is named below MIN_VOTES: one share is enough to see that
+                found += [
+                    (world, kind, share, votes, seed)
+                    for share in ((0.05,) if quick else SHARES)
+                    for votes in ((16, 30) if quick else VOTES)
+                    if votes >= MIN_VOTES or share == 0.05
+                ]
+    return found
+
+
+def run_cell(world: Simulated | Arguments, kind: str, share: float, votes: int, seed: int) -> dict[str, Any]:
+    """Plant, run the battery, count whom it names."""
+    rng = np.random.default_rng((seed, 77, KINDS.index(kind) if kind in KINDS else 99, round(1000 * share), votes))
+    n_attackers = round(world.n_raters * share / (1 - share))
+    record, sketch = plant(world, kind, n_attackers, votes, rng)
+    began = time.process_time()
+    flags = battery(record, rng, prepared=Prepared(world.traits, sketch))
+    cpu_s = time.process_time() - began
+    named = {one for flag in flags for one in flag.annotators}
+    right = {one for flag in flags if flag.detector == kind for one in flag.annotators}
+    honest, attackers = record.annotators[: world.n_raters], record.annotators[world.n_raters :]
+    wrong = {flag.detector: set() for flag in flags}
+    for flag in flags:
+        wrong[flag.detector] |= set(flag.annotators) & set(honest)
+    return {
+        "n_attackers": n_attackers,
+        "n_found": len(named & set(attackers)),
+        "n_found_by_its_detector": len(right & set(attackers)),
+        "n_honest": len(honest),
+        "n_honest_judged": int((record.n_votes[: world.n_raters] >= MIN_VOTES).sum()),
+        "n_honest_flagged": len(named & set(honest)),
+        "honest_flagged_by": dict(Counter({name: len(who) for name, who in wrong.items() if who})),
+        "n_votes": len(record),
+        "cpu_s": round(cpu_s, 2),
+    }
+
+
+def key_of(cell: tuple[str, str, float, int, int]) -> str:
+    """The name of a cell in the results."""
+    world, kind, share, votes, seed = cell
+    return f"{world}|{kind}|{share:g}|{votes}|{seed}"
+
+
+def run(path: Path, folder: Path | None, *, quick: bool) -> dict[str, Any]:
+    """Run what is missing."""
+    settings = {"code": code_hash(), "alpha": dict(ALPHA), "quick": quick}
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if found.get("settings") != settings:
+        found = {"settings": settings, "cells": {}, "limits": {}}
+    worlds: dict[tuple[str, int], Simulated | Arguments] = {}
+
+    def world_of(name: str, seed: int) -> Simulated | Arguments:
+        if (name, seed) not in worlds:
+            worlds.clear()
+            worlds[name, seed] = Simulated(seed) if name == "simulated" else Arguments(folder)
+        return worlds[name, seed]
+
+    todo = cells(quick=quick, with_data=folder is not None)
+    for number, cell in enumerate(todo):
+        if key_of(cell) in found["cells"]:
+            continue
+        result = run_cell(world_of(cell[0], cell[4]), *cell[1:])
+        found["cells"][key_of(cell)] = result
+        _write(path, found)
+        print(f"{number + 1}/{len(todo)} {key_of(cell)} {result}", file=sys.stderr, flush=True)
+    for world, kind, votes in sorted({(c[0], c[1], c[3]) for c in todo if c[1] in LIMITED and c[3] >= MIN_VOTES}):
+        key = f"{world}|{kind}|{votes}"
+        if key not in found["limits"]:
+            rng = np.random.default_rng((5, LIMITED.index(kind), votes))
+            limit = simulated_limit if world == "simulated" else arguments_limit
+            found["limits"][key] = round(limit(world_of(world, 0), kind, votes, rng), 4)
+            _write(path, found)
+            print(f"limit {key} {found['limits'][key]}", file=sys.stderr, flush=True)
+    found["summary"] = summary(found)
+    _write(path, found)
+    return found
+
+
+def _write(path: Path, found: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}")
+    partial.write_text(json.dumps(found, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def summary(found: dict[str, Any]) -> dict[str, Any]:
+    """Recall with its interval for each world, kind, share and votes, and false flags for each world."""
+    recall: dict[str, Any] = {}
+    groups: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
+    for key, cell in found["cells"].items():
+        world, kind, share, votes, _ = key.split("|")
+        if kind != "none":
+            groups.setdefault((world, kind, share, votes), []).append(cell)
+    for (world, kind, share, votes), some in groups.items():
+        n = sum(cell["n_attackers"] for cell in some)
+        estimate = wilson(sum(cell["n_found"] for cell in some), n)
+        own = sum(cell["n_found_by_its_detector"] for cell in some) / n
+        recall[f"{world}|{kind}|{share}|{votes}"] = {
+            "value": estimate.value, "low": estimate.low, "high": estimate.high, "n": n, "by_its_detector": own,
+        }  # fmt: skip
+    false_flags: dict[str, Any] = {}
+    for world in sorted({key.split("|")[0] for key in found["cells"]}):
+        rates = {key: cell for key, cell in found["cells"].items() if key.startswith(f"{world}|")}
+        share = [cell["n_honest_flagged"] / cell["n_honest_judged"] for cell in rates.values()]
+        # the same honest people stand in every cell of a seed: they are counted once
+        n = sum(cell["n_honest_judged"] for key, cell in rates.items() if "|none|" in key)
+        mean = wilson(float(np.mean(share)) * n, n)
+        false_flags[world] = {
+            "mean": mean.value, "low": mean.low, "high": mean.high, "n_honest": n, "n_cells": len(share),
+            "worst_cell": max(share), "cells_above_1_percent": int((np.array(share) > 0.01).sum()),
+            "without_attackers": [cell["n_honest_flagged"] for key, cell in rates.items() if "|none|" in key],
+            "by_detector": dict(sum((Counter(cell["honest_flagged_by"]) for cell in rates.values()), Counter())),
+        }  # fmt: skip
+    return {"recall": recall, "false_flags": false_flags}
+
+
+def tables(found: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    lines: list[str] = []
+    summed = found["summary"]
+    titles = {"simulated": "Simulated raters", "ukp_arguments": "Real raters (UKPConvArg1)"}
+    for world, rate in summed["false_flags"].items():
+        lines += [
+            f"### {titles[world]}", "",
+            f"False flags: {rate['mean']:.2%} (95 % Wilson {rate['low']:.2%} – {rate['high']:.2%}) of {rate['n_honest']:,} "
+            f"honest raters with {MIN_VOTES} votes or more, mean of {rate['n_cells']} cells; the worst cell has "
+            f"{rate['worst_cell']:.2%}, {rate['cells_above_1_percent']} cells are above 1 %.",
+            "", "| attacker | share | " + " | ".join(f"{n} votes" for n in VOTES) + " |", "|---|---|" + "---|" * len(VOTES),
+        ]  # fmt: skip
+        for kind in KINDS:
+            for share in SHARES:
+                row = [_entry(summed["recall"].get(f"{world}|{kind}|{share:g}|{n}"), n) for n in VOTES]
+                lines.append(f"| {kind} | {share:.0%} | " + " | ".join(row) + " |")
+            if kind in LIMITED:
+                limit = [found["limits"].get(f"{world}|{kind}|{n}") for n in VOTES]
+                row = ["" if one is None else f"*{one:.2f}*" for one in limit]
+                lines.append("| | *limit* | " + " | ".join(row) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _entry(recall: dict[str, Any] | None, votes: int) -> str:
+    if votes < MIN_VOTES:
+        return "0 by rule"
+    return "" if recall is None else f"{recall['value']:.2f} ({recall['low']:.2f}–{recall['high']:.2f})"
+
+
+def write_docs(text: str) -> None:
+    """Put the tables between the marks in docs/detectors.md."""
+    start, end = "<!-- detector_study: begin -->", "<!-- detector_study: end -->"
+    page = DOCS.read_text(encoding="utf-8")
+    if start not in page or end not in page:
+        sys.exit(f"detector_study: found no marks {start} … {end} in {DOCS.name}; put them where the tables belong")
+    before, rest = page.split(start)
+    DOCS.write_text(before + start + "\n\n" + text + "\n" + end + rest.split(end)[1], encoding="utf-8")
+
+
+def main() -> None:
+    """Run the cells asked for and write what they say."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    size = parser.add_mutually_exclusive_group(required=True)
+    size.add_argument("--quick", action="store_true")
+    size.add_argument("--full", action="store_true")
+    arguments = parser.parse_args()
+    data = os.environ.get("KARAT_DATA")
+    folder = Path(data) / "ukp_arguments" if data else None
+    if folder is None:
+        print("detector_study: KARAT_DATA is not set; only the simulated raters are run", file=sys.stderr)
+    path = ROOT / "bench" / "work" / "detector_study_quick.json" if arguments.quick else RESULTS
+    found = run(path, folder, quick=arguments.quick)
+    text = tables(found)
+    print(text)
+    if arguments.full:
+        write_docs(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""Care for raters: consent, what they say about themselves, how much disturbing matter they see, and which arm they
+are in.
+
+Without consent, where a consent text exists, nobody works; taken back, it stops work at once. Demographics are apart
+from everything else and can be deleted by their owner. Knows days in UTC; knows nothing about pages.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, bindparam, select
+
+from karat.errors import InputError, StoreError
+from karat.feedback import leases
+from karat.feedback import people_tables as people
+from karat.feedback import schema as tables
+from karat.feedback.documents import CONSENT, read_document, read_settings
+from karat.feedback.keys import keyed_fraction, secret_key
+from karat.feedback.schema import json_text
+from karat.feedback.store import Store
+from karat.feedback.upserts import insert_new, put
+
+MOST_FIELDS, MOST_CHARS = 40, 300
+"""Of demographics: fields, and characters of a field."""
+
+DAY_S = 86400.0
+_NEWEST_CONSENT = (
+    select(people.documents.c.version)
+    .where(people.documents.c.name == CONSENT)
+    .order_by(people.documents.c.seq.desc())
+    .limit(1)
+)
+_GIVEN = select(people.consents.c.given_at, people.consents.c.withdrawn_at).where(
+    people.consents.c.account == bindparam("account"), people.consents.c.version == bindparam("version")
+)
+
+
+@dataclass(frozen=True)
+class ConsentState:
+    """Whether an account has agreed to the newest consent text."""
+
+    version: str | None
+    """The newest version; None = the project has no consent text, and none is needed."""
+    given_at: float | None
+    """When this account agreed to it."""
+    withdrawn_at: float | None
+    """When it was taken back."""
+
+    @property
+    def ok(self) -> bool:
+        """True = she may work."""
+        return self.version is None or (self.given_at is not None and self.withdrawn_at is None)
+
+
+@dataclass(frozen=True)
+class Demographics:
+    """What a rater chose to say about herself."""
+
+    annotator: str
+    """Annotator.id."""
+    fields: Mapping[str, Any]
+    """{field: text or list of texts}; fields left out were not answered."""
+    consent: str
+    """Version of the consent text under which it was given."""
+    saved_at: float
+    """Seconds since the epoch."""
+
+
+# Consent
+
+
+def give_consent(store: Store, account_id: str, version: str, *, now: float) -> None:
+    """Record that somebody agreed to a version of the consent text; again after a withdrawal, too.
+
+    Raises: StoreError where there is no such version.
+    """
+
+    def write(connection: Connection) -> None:
+        if read_document(connection, CONSENT, version) is None:
+            raise StoreError(f"consent: found no text of version {version!r}; show the newest one and ask again")
+        row = {"account": account_id, "version": version, "given_at": now, "withdrawn_at": None}
+        put(connection, people.consents, row)
+
+    store.write(write)
+
+
+def withdraw_consent(store: Store, account_id: str, *, now: float) -> None:
+    """Take every consent of an account back: work stops, her lease goes back to the queue. What was judged stays
+    until it is erased on request."""
+
+    def write(connection: Connection) -> None:
+        live = (people.consents.c.account == account_id) & people.consents.c.withdrawn_at.is_(None)
+        connection.execute(people.consents.update().where(live).values(withdrawn_at=now))
+        annotator = connection.execute(
+            select(people.accounts.c.annotator).where(people.accounts.c.id == account_id)
+        ).scalar()
+        if annotator is not None:
+            leases.end_leases(connection, annotator, now=now)
+
+    store.write(write)
+
+
+def consent_of(store: Store, account_id: str) -> ConsentState:
+    """Whether an account has agreed to the newest consent text."""
+    with store.connection() as connection:
+        return read_consent(connection, account_id)
+
+
+def read_consent(connection: Connection, account_id: str) -> ConsentState:
+    """`consent_of` inside a transaction."""
+    version = connection.execute(_NEWEST_CONSENT).scalar()
+    if version is None:
+        return ConsentState(None, None, None)
+    row = connection.execute(_GIVEN, {"account": account_id, "version": version}).first()
+    return ConsentState(version, None, None) if row is None else ConsentState(version, row.given_at, row.withdrawn_at)
+
+
+# Demographics
+
+
+def save_demographics(store: Store, annotator: str, fields: Mapping[str, Any], *, consent: str, now: float) -> None:
+    """Keep what a rater chose to say about herself, in place of what she said before.
+
+    Args:
+        fields: {field: text or list of texts}; empty ones are left out.    consent: version she agreed to, never "".
+    Raises: InputError for something else than short texts, or without a consent.
+    """
+    if not consent:
+        raise InputError("demographics: found no consent; they are kept only with it")
+    kept = {}
+    for name, value in fields.items():
+        texts = [value] if isinstance(value, str) else value
+        short = isinstance(texts, list | tuple) and all(
+            isinstance(text, str) and len(text) <= MOST_CHARS for text in texts
+        )
+        if not isinstance(name, str) or not 0 < len(name) <= 64 or not short or len(texts) > MOST_FIELDS:
+            raise InputError(
+                f"demographics: found {name!r} with something else than texts of at most {MOST_CHARS} characters"
+            )
+        if any(text.strip() for text in texts):
+            kept[name] = value
+    if len(kept) > MOST_FIELDS:
+        raise InputError(f"demographics: found {len(kept)} fields; expected at most {MOST_FIELDS}")
+    row = {"annotator": annotator, "body": json_text(kept), "consent": consent, "saved_at": now}
+    store.write(lambda connection: put(connection, people.demographics, row))
+
+
+def demographics(store: Store, annotator: str) -> Demographics | None:
+    """What a rater said about herself; None where she said nothing."""
+    return all_demographics(store, [annotator]).get(annotator)
+
+
+def all_demographics(store: Store, annotators: Sequence[str] | None = None) -> dict[str, Demographics]:
+    """What raters said about themselves, by Annotator.id; for estimators only, which suppress small groups."""
+    question = select(people.demographics).order_by(people.demographics.c.annotator)
+    if annotators is not None:
+        question = question.where(people.demographics.c.annotator.in_(list(annotators)))
+    with store.connection() as connection:
+        rows = connection.execute(question)
+        return {
+            row.annotator: Demographics(row.annotator, json.loads(row.body), row.consent, row.saved_at) for row in rows
+        }
+
+
+def delete_demographics(store: Store, annotator: str) -> bool:
+    """Delete what a rater said about herself. Returns: whether there was something."""
+    change = people.demographics.delete().where(people.demographics.c.annotator == annotator)
+    return store.write(lambda connection: connection.execute(change).rowcount == 1)
+
+
+# Exposure
+
+
+def exposure_today(store: Store, annotator: str, *, now: float) -> int:
+    """Items with a content warning that a rater has judged or skipped on this day (UTC)."""
+    with store.connection() as connection:
+        return exposure(connection, annotator, warned_questions(connection), now=now)
+
+
+def warned_questions(connection: Connection) -> list[str]:
+    """Question.ids that carry a content warning."""
+    rows = connection.execute(select(people.questions.c.id, people.questions.c.body))
+    return [row.id for row in rows if _warns(row.body)]
+
+
+def exposure(connection: Connection, annotator: str, warned: Sequence[str], *, now: float) -> int:
+    """`exposure_today`, given the questions that carry a warning."""
+    if not warned:
+        return 0
+    start = now - now % DAY_S
+    day = datetime.datetime.fromtimestamp(start, tz=datetime.UTC).strftime("%Y-%m-%d")
+    given, logged = tables.judgements.c, people.queue_log.c
+    judged = select(given.task_id).where(given.annotator == annotator, given.created_at >= day)
+    skipped = select(logged.task_id).where(logged.by == annotator, logged.action == "skipped", logged.at >= start)
+    seen = sa.union(judged, skipped).subquery()
+    question = select(sa.func.count()).select_from(tables.tasks.join(seen, seen.c.task_id == tables.tasks.c.id))
+    return connection.execute(question.where(tables.tasks.c.question.in_(list(warned)))).scalar_one()
+
+
+@functools.lru_cache(maxsize=1024)
+def _warns(body: str) -> bool:
+    return bool(json.loads(body).get("content_warning"))
+
+
+# Arms
+
+
+def arm_of(store: Store, annotator: str, experiment: str, *, now: float) -> str | None:
+    """The arm of a rater in an experiment, drawn by the weights in the settings when it is first asked for.
+
+    Once drawn it stays, whatever becomes of the weights. Returns: None where the settings name no such experiment
+    and she was never in it.
+    """
+    columns = people.arms.c
+    question = select(columns.arm).where(columns.annotator == annotator, columns.experiment == experiment)
+    with store.connection() as connection:
+        arm = connection.execute(question).scalar()
+        weights = read_settings(connection).experiments.get(experiment)
+    if arm is not None or weights is None:
+        return arm
+    drawn = draw_arm(weights, keyed_fraction(secret_key(store, "arms"), experiment, annotator))
+    row = {"annotator": annotator, "experiment": experiment, "arm": drawn, "assigned_at": now}
+
+    def write(connection: Connection) -> str:
+        insert_new(connection, people.arms, row)
+        return str(connection.execute(question).scalar())
+
+    return store.write(write)
+
+
+def arms_of(store: Store, annotator: str, *, now: float) -> dict[str, str]:
+    """The arms of a rater in every experiment of the settings, as `Judgement.shown` records them."""
+    with store.connection() as connection:
+        experiments = sorted(read_settings(connection).experiments)
+    drawn = {name: arm_of(store, annotator, name, now=now) for name in experiments}
+    return {name: arm for name, arm in drawn.items() if arm is not None}
+
+
+def draw_arm(weights: Mapping[str, float], fraction: float) -> str:
+    """The arm at a fraction of the total weight, arms in alphabetical order.
+
+    Args:
+        weights: > 0 by arm.    fraction: in [0, 1), uniform for a fair draw.
+    """
+    names = sorted(weights)
+    left = fraction * sum(weights.values())
+    for name in names:
+        left -= weights[name]
+        if left < 0:
+            return name
+    return names[-1]

@@ -1,0 +1,133 @@
+"""The admin's page of accounts: make them, give out links, lock and unlock.
+
+A link is shown once, on the page that made it; afterwards only a new one can be made. Knows accounts; knows nothing
+about how tokens or passwords are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastapi import APIRouter, HTTPException
+from fastapi.responses import Response
+from sqlalchemy import func, select
+from starlette.requests import Request
+
+from karat.errors import KaratError
+from karat.feedback import accounts
+from karat.feedback.accounts import Account
+from karat.feedback.people_tables import sessions
+from karat.feedback.store import Store
+from karat.feedback.web.access import Visitor
+from karat.feedback.web.desk import Admin, Sent, done, field_of, note, number_of, page
+
+MOST_AT_ONCE = 100
+"""Accounts that one form makes."""
+MESSAGES = {
+    "locked": "The account is locked: its sessions and links have ended.",
+    "unlocked": "The account is unlocked; give out a new link if there is no password.",
+}
+ROLE_WORDS = {
+    "annotator": "rater: judges what is in the queue",
+    "expert": "expert: judges, and settles what raters disagree about",
+    "auditor": "auditor: reads everything under pseudonyms, changes nothing",
+    "admin": "admin: sees and runs everything, judges nothing",
+}
+"""Roles by what they may do."""
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/admin/accounts")
+def account_list(request: Request, visitor: Admin, done: str = "") -> Response:
+    """Who may sign in."""
+    return _list(request, visitor, message=MESSAGES.get(done, ""))
+
+
+@router.post("/admin/accounts")
+def make_accounts(request: Request, visitor: Admin, form: Sent) -> Response:
+    """Make one account or several, and show their links once."""
+    store, now = request.app.state.store, request.app.state.clock()
+    role, n = field_of(form, "role"), number_of(field_of(form, "n") or "1", at_most=MOST_AT_ONCE)
+    login, contact, annotator = (field_of(form, name) or None for name in ("login", "contact", "annotator"))
+    if not n or (n > 1 and (login or contact or annotator)):
+        message = f"Make 1 to {MOST_AT_ONCE} accounts at a time; login, contact and pseudonym are for one account."
+        return _list(request, visitor, status=422, message=message, failed=True)
+    made = []
+    try:
+        for _ in range(n):
+            one = accounts.make_account(store, role, now=now, login=login, contact=contact, annotator=annotator)
+            made.append((one, accounts.invite(store, one.id, now=now)))
+            note(request, visitor, "account made", one.id, role)
+    except KaratError as error:
+        return _list(request, visitor, status=422, message=str(error), failed=True, links=made)
+    return _list(request, visitor, links=made)
+
+
+@router.post("/admin/accounts/{account_id}/link")
+def make_link(request: Request, visitor: Admin, account_id: str) -> Response:
+    """A new link for an account; the older ones die. Shown once."""
+    store, now = request.app.state.store, request.app.state.clock()
+    one = _account(store, account_id)
+    try:
+        token = accounts.invite(store, one.id, now=now)
+    except KaratError as error:
+        return _list(request, visitor, status=409, message=str(error), failed=True)
+    note(request, visitor, "link made", one.id)
+    return _list(request, visitor, links=[(one, token)])
+
+
+@router.post("/admin/accounts/{account_id}/lock")
+def lock(request: Request, visitor: Admin, account_id: str, form: Sent) -> Response:
+    """Lock an account, or unlock it; nobody locks herself out."""
+    store, now = request.app.state.store, request.app.state.clock()
+    one = _account(store, account_id)
+    if one.id == visitor.account:
+        message = "This is your own account; let another admin lock it."
+        return _list(request, visitor, status=409, message=message, failed=True)
+    if field_of(form, "to") == "unlocked":
+        accounts.unlock(store, one.id)
+        note(request, visitor, "account unlocked", one.id)
+        return done("/admin/accounts", "unlocked")
+    accounts.lock(store, one.id, now=now)
+    note(request, visitor, "account locked", one.id)
+    return done("/admin/accounts", "locked")
+
+
+def _list(
+    request: Request,
+    visitor: Visitor,
+    *,
+    status: int = 200,
+    message: str = "",
+    failed: bool = False,
+    links: Sequence[tuple[Account, str]] = (),
+) -> Response:
+    store = request.app.state.store
+    return page(
+        request,
+        visitor,
+        "admin_accounts.html",
+        tab="/admin/accounts",
+        status=status,
+        message=message,
+        failed=failed,
+        accounts=accounts.accounts(store),
+        seen=_last_seen(store),
+        links=[(one, f"{request.app.state.settings.url}/invite/{token}") for one, token in links],
+        roles=ROLE_WORDS,
+        most=MOST_AT_ONCE,
+    )
+
+
+def _account(store: Store, account_id: str) -> Account:
+    found = [one for one in accounts.accounts(store) if one.id == account_id]
+    if not found:
+        raise HTTPException(404, "There is no such account.")
+    return found[0]
+
+
+def _last_seen(store: Store) -> dict[str, float]:
+    question = select(sessions.c.account, func.max(sessions.c.seen_at)).group_by(sessions.c.account)
+    with store.connection() as connection:
+        return dict(map(tuple, connection.execute(question)))

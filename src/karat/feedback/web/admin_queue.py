@@ -1,0 +1,131 @@
+"""The admin's pages about work: the queue task by task, what to ask again, what skips say, and how many votes to plan.
+
+Knows forms and templates. What pulling or issuing again means is `karat.feedback.requeue`'s, what votes cost is
+`karat.feedback.outlay`'s.
+"""
+
+from __future__ import annotations
+
+import json
+
+from fastapi import APIRouter, HTTPException
+from fastapi.responses import Response
+from starlette.requests import Request
+
+from karat.errors import KaratError
+from karat.feedback.dashboard import queue
+from karat.feedback.documents import GUIDELINE, documents
+from karat.feedback.outlay import ask_again
+from karat.feedback.requeue import pull, queue_entries, reissue
+from karat.feedback.snapshot import current_judgements
+from karat.feedback.store import Store
+from karat.feedback.task_browser import TASK_STATES, task_detail, task_page
+from karat.feedback.web.access import Visitor
+from karat.feedback.web.charts import share_bar
+from karat.feedback.web.desk import Admin, Sent, done, field_of, kept_figures, note, number_of, page
+from karat.feedback.web.rendering import markdown_html
+
+MOST_AT_ONCE = 5_000
+"""Tasks that one press of a button puts to raters again."""
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/admin/queue")
+def queue_page(
+    request: Request, visitor: Admin, batch: str = "", state: str = "", before: str = "", done: str = "", n: int = 0
+) -> Response:
+    """The queue: all of it as sums, and one task after the other."""
+    store, now = request.app.state.store, request.app.state.clock()
+    messages = {
+        "pulled": f"{n} tasks are taken out of the queue; their answers stay.",
+        "reissued": f"{n} tasks are in the queue again.",
+    }
+    rows, older = task_page(store, batch=batch, state=state, before=number_of(before))
+    sums = queue(store, now=now)
+    again = kept_figures(request, "again", lambda: ask_again(store))
+    return page(
+        request,
+        visitor,
+        "admin_queue.html",
+        message=messages.get(done, ""),
+        queue=[(row, share_bar(f"done-{i}", f"Done in {row.batch}", row.share_done)) for i, row in enumerate(sums)],
+        batches=list(dict.fromkeys(row.batch for row in sums)),
+        states=TASK_STATES,
+        chosen={"batch": batch, "state": state},
+        rows=rows,
+        older=older,
+        again=again,
+        newest=_newest_guideline(store),
+        entries=queue_entries(store, 30),
+    )
+
+
+@router.get("/admin/task")
+def one_task(request: Request, visitor: Admin, id: str, done: str = "") -> Response:
+    """One task with everything that was said about it."""
+    messages = {
+        "pulled": "The task is taken out of the queue; its answers stay.",
+        "reissued": "The task is in the queue again.",
+    }
+    return _one(request, visitor, id, message=messages.get(done, ""))
+
+
+@router.post("/admin/task")
+def change_task(request: Request, visitor: Admin, form: Sent) -> Response:
+    """Pull one task, or issue it again, with a reason."""
+    store, now = request.app.state.store, request.app.state.clock()
+    task_id, to, reason = (field_of(form, name) for name in ("task", "to", "reason"))
+    extra = number_of(field_of(form, "extra") or "1", at_most=50) or 1
+    try:
+        if to == "pulled":
+            pull(store, [task_id], by=visitor.account, reason=reason, now=now)
+        else:
+            reissue(store, [task_id], by=visitor.account, reason=reason, now=now, extra=extra)
+    except KaratError as error:
+        return _one(request, visitor, task_id, status=422, message=str(error), failed=True)
+    note(request, visitor, f"task {'pulled' if to == 'pulled' else 'reissued'}", task_id, reason)
+    return done("/admin/task", "pulled" if to == "pulled" else "reissued", id=task_id)
+
+
+@router.post("/admin/queue/again")
+def ask_those_again(request: Request, visitor: Admin, form: Sent) -> Response:
+    """Put everything that was judged under an old guideline to raters again, under the newest one."""
+    store, now = request.app.state.store, request.app.state.clock()
+    old, newest = field_of(form, "version"), _newest_guideline(store)
+    stale = [entry for entry in ask_again(store) if entry.version == old]
+    if not stale or not newest:
+        raise HTTPException(404, "There is nothing to ask again under that version.")
+    reason = f"judged under guideline {old}, now {newest}"
+    ids = stale[0].task_ids[:MOST_AT_ONCE]
+    made = reissue(store, ids, by=visitor.account, reason=reason, now=now, guideline=newest)
+    note(request, visitor, "tasks reissued", f"{len(made)} tasks", reason)
+    return done("/admin/queue", "reissued", n=str(len(made)))
+
+
+def _one(
+    request: Request, visitor: Visitor, task_id: str, *, status: int = 200, message: str = "", failed: bool = False
+) -> Response:
+    store = request.app.state.store
+    found = task_detail(store, task_id)
+    if found is None:
+        raise HTTPException(404, "There is no such task.")
+    return page(
+        request,
+        visitor,
+        "admin_task.html",
+        tab="/admin/queue",
+        status=status,
+        message=message,
+        failed=failed,
+        found=found,
+        prompt=[(turn.role, markdown_html(turn.content)) for turn in found.prompt.turns],
+        responses=[(chr(97 + i), one, markdown_html(one.text)) for i, one in enumerate(found.responses)],
+        answers=[(record, json.dumps(dict(record.judgement.value), ensure_ascii=False)) for record in found.answers],
+        current={record.id for record in current_judgements(found.answers)[0]},
+    )
+
+
+def _newest_guideline(store: Store) -> str:
+    known = documents(store, GUIDELINE)
+    return known[-1].version if known else ""

@@ -1,0 +1,176 @@
+"""The admin's pages about raters: the evidence about each, flags to review, quarantine and release.
+
+A program finds, a person decides, says why, and the rater reads it. Knows forms and templates; the evidence is
+`karat.feedback.rater_health`'s.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from fastapi import APIRouter, HTTPException
+from fastapi.responses import Response
+from starlette.requests import Request
+
+from karat.errors import KaratError
+from karat.feedback import accounts, standing
+from karat.feedback.dashboard import DISMISSAL
+from karat.feedback.detectors import battery
+from karat.feedback.evidence import MIN_VOTES, Flag, vote_record
+from karat.feedback.rater_health import RaterHealth, rater_health, with_standing
+from karat.feedback.schema import UNKNOWN_ANNOTATOR
+from karat.feedback.sessions import shared_origins
+from karat.feedback.snapshot import current_judgements
+from karat.feedback.store import Store
+from karat.feedback.web.access import Visitor
+from karat.feedback.web.charts import Whisker, whisker_chart
+from karat.feedback.web.desk import Admin, Sent, done, field_of, kept_figures, note, page
+
+MESSAGES = {
+    "quarantined": "She is in quarantine: she reads the reason, can answer it, and gets no tasks until you release her.",
+    "released": "She is released: she works again, and what she judged counts again.",
+    "dismissed": "The flags are dismissed; they stay on record.",
+    "upheld": "The quarantine stands; she reads your reply.",
+}
+MOST_ROWS = 500
+"""Raters on the page; the ones to look at come first."""
+MOST_BARS = 40
+"""Raters in the chart."""
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/admin/raters")
+def rater_list(request: Request, visitor: Admin, done: str = "", n: int = 0) -> Response:
+    """The evidence about every rater."""
+    rows = health_rows(request)
+    said = f"{n} new flags; those on raters with fewer than {MIN_VOTES} votes are not raised at all." if n else ""
+    message = MESSAGES.get(done, "") or ((said or "No new flag: nothing stood out.") if done == "checked" else "")
+    return page(
+        request,
+        visitor,
+        "admin_raters.html",
+        message=message,
+        rows=rows[:MOST_ROWS],
+        n_rows=len(rows),
+        chart=_side_chart(rows),
+        least=MIN_VOTES,
+    )
+
+
+@router.post("/admin/raters/check")
+def check_raters(request: Request, visitor: Admin) -> Response:
+    """Run the detectors now, and record what they find for review."""
+    store, now = request.app.state.store, request.app.state.clock()
+    n = standing.record_flags(store, run_detectors(store), now=now)
+    note(request, visitor, "detectors run", "raters", f"{n} new flags")
+    return done("/admin/raters", "checked", n=str(n))
+
+
+@router.get("/admin/rater")
+def rater_page(request: Request, visitor: Admin, who: str, done: str = "") -> Response:
+    """Everything about one rater, and what can be done."""
+    return _one(request, visitor, who, message=MESSAGES.get(done, ""))
+
+
+@router.post("/admin/rater")
+def decide(request: Request, visitor: Admin, form: Sent) -> Response:
+    """Quarantine, release, uphold a quarantine, or dismiss the flags of a rater; each with a reason."""
+    store, now = request.app.state.store, request.app.state.clock()
+    who, to, reason = (field_of(form, name) for name in ("who", "to", "reason"))
+    _find(health_rows(request), who)
+    by = visitor.account
+    try:
+        if to == "quarantined":
+            standing.quarantine(store, who, reason=reason, by=by, now=now)
+        elif to == "released":
+            standing.release(store, who, reason=reason, by=by, now=now)
+        elif to == "upheld":
+            _uphold(store, who, reason, by=by, now=now)
+        elif to == "dismissed" and reason:
+            note(request, visitor, DISMISSAL, who, reason)
+        else:
+            return _one(request, visitor, who, status=422, message="Give a reason; it stays on record.", failed=True)
+    except KaratError as error:
+        return _one(request, visitor, who, status=422, message=str(error), failed=True)
+    if to != "dismissed":
+        note(request, visitor, f"rater {to}", who, reason)
+    return done("/admin/rater", to, who=who)
+
+
+def health_rows(request: Request) -> list[RaterHealth]:
+    """The evidence about every rater as this worker last computed it, and where each stands now."""
+    store = request.app.state.store
+    return with_standing(store, kept_figures(request, "raters", lambda: rater_health(store, store.records())))
+
+
+def run_detectors(store: Store, *, seed: int = 0) -> tuple[Flag, ...]:
+    """The whole battery on the comparisons that count now, raters without a name left out."""
+    current = [record.judgement for record in current_judgements(store.records())[0]]
+    named = [one for one in current if one.annotator != UNKNOWN_ANNOTATOR]
+    origin = {who: address for address, names in shared_origins(store) for who in names}
+    record = vote_record(
+        named,
+        store.responses(),
+        topics={key: prompt.topic or "" for key, prompt in store.prompts().items()},
+        pasted={one.submission: bool(one.shown["pasted"]) for one in named if "pasted" in one.shown},
+        devices={one.submission: origin[one.annotator] for one in named if one.annotator in origin},
+    )
+    return battery(record, np.random.default_rng(seed)) if len(record) else ()
+
+
+def _uphold(store: Store, who: str, reason: str, *, by: str, now: float) -> None:
+    """A reply to her answer: the same event once more, with the reason that she reads."""
+    if who not in standing.quarantined(store):
+        standing.release(store, who, reason=reason, by=by, now=now)  # raises: there is nothing to uphold
+    words = reason.strip() or "The quarantine stands."
+    store.write(lambda connection: standing.write_event(connection, who, standing.QUARANTINED, words, by=by, now=now))
+
+
+def _one(
+    request: Request, visitor: Visitor, who: str, *, status: int = 200, message: str = "", failed: bool = False
+) -> Response:
+    store = request.app.state.store
+    row = _find(health_rows(request), who)
+    events = standing.standing_of(store, who).events
+    logged = [one for one in accounts.log_entries(store, 2000) if one.subject == who]
+    return page(
+        request,
+        visitor,
+        "admin_rater.html",
+        tab="/admin/raters",
+        status=status,
+        message=message,
+        failed=failed,
+        row=row,
+        events=list(reversed(events)),
+        dismissals=[one for one in logged if one.action == DISMISSAL],
+        account=accounts.account_by_annotator(store, who),
+        chart=_evidence_chart(row),
+        least=MIN_VOTES,
+    )
+
+
+def _find(rows: list[RaterHealth], who: str) -> RaterHealth:
+    found = [row for row in rows if row.annotator == who]
+    if not found:
+        raise HTTPException(404, "There is no such rater.")
+    return found[0]
+
+
+def _side_chart(rows: list[RaterHealth]) -> str:
+    shown = [row for row in rows if row.side.value is not None and not row.why_not][:MOST_BARS]
+    whiskers = [Whisker(row.annotator, row.side, row.to_review) for row in shown]
+    title = "Share of decided votes for what was shown first"
+    return whisker_chart("sides", title, whiskers, low=0.0, high=1.0, reference=0.5) if shown else ""
+
+
+def _evidence_chart(row: RaterHealth) -> str:
+    figures = (
+        ("Prefers what is shown first", row.side),
+        ("Gold items right", row.gold),
+        ("Repeats answered as before", row.repeats),
+        ("Agrees with others on the same pairs", row.peers),
+    )
+    shown = [Whisker(name, found) for name, found in figures if found.value is not None]
+    title = "Evidence, with 95 % intervals"
+    return whisker_chart("evidence", title, shown, low=0.0, high=1.0, reference=0.5) if shown else ""

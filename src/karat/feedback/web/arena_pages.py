@@ -1,0 +1,219 @@
+"""The blind comparison of two policies: raters ask and vote, admins set up and look.
+
+Which policy wrote what stays on the server: a rater votes on the ordinary page of a comparison, whose two texts are
+both there before she sees either. Knows forms and templates; the rest is `karat.feedback.arena`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from typing import Annotated
+
+import numpy as np
+from fastapi import APIRouter, Depends
+from fastapi.responses import RedirectResponse, Response
+from sqlalchemy import func, select
+from starlette.requests import Request
+
+from karat.errors import InputError, KaratError
+from karat.feedback.accounts import attempt
+from karat.feedback.arena import add_duel, arena, arena_result, arenas, make_arena
+from karat.feedback.assignment import over_budget
+from karat.feedback.care import consent_of
+from karat.feedback.documents import GUIDELINE, document, project_settings
+from karat.feedback.leases import held_task
+from karat.feedback.schema import responses
+from karat.feedback.standing import standing_of
+from karat.feedback.store import Store
+from karat.feedback.web.access import Visitor, needs
+from karat.feedback.web.charts import Whisker, whisker_chart
+from karat.feedback.web.desk import Admin, Sent, done, field_of, kept_figures, note, number_of, page
+from karat.records import Prompt, Sampler, user_prompt
+
+LOG = logging.getLogger("karat.web")
+LIVE_NAME = "live"
+"""Name of the arena in which raters type the prompts."""
+MOST_PROMPT = 4000
+"""Characters of a prompt that a rater types."""
+WINDOW_S, MOST_ASKED = 60.0, 6
+"""Prompts that one rater may send to the policies in a window of seconds."""
+MOST_OVERLAP = 20
+
+router = APIRouter(include_in_schema=False)
+Rater = Annotated[Visitor, Depends(needs("annotator", "expert"))]
+Anybody = Annotated[Visitor, Depends(needs("annotator", "expert", "admin"))]
+
+
+@router.get("/arena")
+def arena_page(request: Request, visitor: Anybody, done: str = "", n: int = 0) -> Response:
+    """For raters the place to ask both policies; for admins the comparisons there are."""
+    if visitor.role != "admin":
+        return _ask_page(request, visitor)
+    message = f"The comparison is set up with {n} questions; raters get them in the queue." if done == "made" else ""
+    return _admin_page(request, visitor, message=message)
+
+
+@router.post("/arena/ask")
+def ask(request: Request, visitor: Rater, form: Sent) -> Response:
+    """Let both policies answer what a rater typed, and put the two answers to her as her next comparison."""
+    state, text = request.app.state, str(form.get("prompt", "")).replace("\r\n", "\n").strip()
+    annotator = str(visitor.annotator)
+    if elsewhere := _not_now(request, visitor):
+        return elsewhere
+    if not text or len(text) > MOST_PROMPT:
+        message = f"The question has {len(text)} characters; write 1 to {MOST_PROMPT}."
+        return _ask_page(request, visitor, text=text, message=message)
+    now = state.clock()
+    if not attempt(state.store, f"arena {annotator}", now=now, window_s=WINDOW_S, most=MOST_ASKED):
+        message = "That is many questions in a minute; wait a little, then send it again."
+        return _ask_page(request, visitor, text=text, message=message, status=429)
+    try:
+        policies, prompt = _policies(request), user_prompt(text)
+        pair = tuple(_one_answer(sampler, prompt) for _, sampler in policies)
+    except Exception:
+        LOG.exception("a policy did not answer in the arena")
+        message = "A policy did not answer. What you wrote is still here; send it again in a moment."
+        return _ask_page(request, visitor, text=text, message=message, status=503)
+    newest = document(state.store, GUIDELINE)
+    names = (policies[0][0], policies[1][0])
+    task = add_duel(
+        state.store,
+        _live_arena(state.store, names),
+        names,
+        (prompt, pair[0], pair[1]),
+        annotator=annotator,
+        guideline=newest.version if newest else "v1",
+        now=now,
+    )
+    lease_s = project_settings(state.store).lease_s
+    if task is None or state.store.lease_many([(task.id, annotator)], now, lease_s)[0] is None:
+        message = "Both gave the same answer, or you have compared these two before. Ask something else."
+        return _ask_page(request, visitor, text=text, message=message)
+    return RedirectResponse("/work", 303)
+
+
+@router.post("/arena/make")
+def make(request: Request, visitor: Admin, form: Sent) -> Response:
+    """Set up a comparison of two policies from the samples that are in the store."""
+    store, now = request.app.state.store, request.app.state.clock()
+    name, first, second = (field_of(form, field) for field in ("name", "first", "second"))
+    overlap = number_of(field_of(form, "overlap") or "1", at_most=MOST_OVERLAP) or 1
+    newest = document(store, GUIDELINE)
+    try:
+        if first == second:
+            raise InputError("arena: found the same policy twice; choose two")
+        samples = {policy: samples_of(store, policy) for policy in (first, second)}
+        guideline = newest.version if newest else "v1"
+        made = make_arena(store, name, samples, now=now, overlap=overlap, guideline=guideline)
+    except KaratError as error:
+        typed = {"name": name, "first": first, "second": second, "overlap": str(overlap)}
+        return _admin_page(request, visitor, status=422, message=str(error), failed=True, typed=typed)
+    note(request, visitor, "arena made", name, f"{first} and {second}, {len(made.written_by)} questions")
+    return done("/arena", "made", n=str(len(made.written_by)))
+
+
+@router.get("/arena/result")
+def result_page(request: Request, visitor: Admin, name: str) -> Response:
+    """What people said, with the policies' names: for admins only."""
+    store = request.app.state.store
+    found = kept_figures(request, f"arena {name}", lambda: arena_result(store, name, np.random.default_rng(0)))
+    rows = [
+        Whisker("All, for other prompts", found.by_prompt),
+        Whisker("All, for other raters", found.by_rater),
+        *(Whisker(f"{what}: {label}", rate) for what, label, rate in found.slices if rate.value is not None),
+    ]
+    title = f"Win rate of {found.arena.policies[0]}"
+    chart = whisker_chart("wins", title, rows, low=0.0, high=1.0, reference=0.5)
+    return page(request, visitor, "arena_result.html", tab="/arena", found=found, chart=chart)
+
+
+def samples_of(store: Store, source: str) -> list[tuple[Prompt, str]]:
+    """What a source wrote, its first sample for each prompt first."""
+    question = select(responses.c.prompt_id, responses.c.text).where(responses.c.source == source)
+    prompts = store.prompts()
+    with store.connection() as connection:
+        rows = connection.execute(question.order_by(responses.c.prompt_id, responses.c.sample, responses.c.id))
+        return [(prompts[row.prompt_id], row.text) for row in rows]
+
+
+def sources(store: Store) -> list[tuple[str, int]]:
+    """Who wrote the responses of the store, with how many each wrote, the most first."""
+    question = select(responses.c.source, func.count()).group_by(responses.c.source)
+    with store.connection() as connection:
+        rows = connection.execute(question.order_by(func.count().desc(), responses.c.source).limit(200))
+        return [(name, n) for name, n in rows]
+
+
+def _ask_page(request: Request, visitor: Visitor, *, text: str = "", message: str = "", status: int = 200) -> Response:
+    live = len(request.app.state.samplers) >= 2
+    return page(
+        request,
+        visitor,
+        "arena_ask.html",
+        tabs=(),
+        status=422 if message and status == 200 else status,
+        message=message,
+        failed=bool(message),
+        live=live,
+        text=text,
+        most=MOST_PROMPT,
+    )
+
+
+def _admin_page(
+    request: Request,
+    visitor: Visitor,
+    *,
+    status: int = 200,
+    message: str = "",
+    failed: bool = False,
+    typed: dict[str, str] | None = None,
+) -> Response:
+    store = request.app.state.store
+    return page(
+        request,
+        visitor,
+        "arena_list.html",
+        tab="/arena",
+        status=status,
+        message=message,
+        failed=failed,
+        names=arenas(store),
+        sources=kept_figures(request, "sources", lambda: sources(store)),
+        live=len(request.app.state.samplers) >= 2,
+        typed=typed or {"name": "", "first": "", "second": "", "overlap": "1"},
+        most=MOST_OVERLAP,
+    )
+
+
+def _not_now(request: Request, visitor: Visitor) -> Response | None:
+    """Where a rater is sent who cannot ask now: to her standing, her consent, her task in hand, or back."""
+    state, annotator = request.app.state, str(visitor.annotator)
+    if len(state.samplers) < 2:
+        return _ask_page(request, visitor)
+    if not consent_of(state.store, visitor.account).ok:
+        return RedirectResponse("/consent", 303)
+    if standing_of(state.store, annotator).state != "working":
+        return RedirectResponse("/work", 303)
+    with state.store.connection() as connection:
+        busy = held_task(connection, annotator, now=state.clock()) is not None
+        over = over_budget(connection, project_settings(state.store), now=state.clock())
+    return RedirectResponse("/work", 303) if busy or over else None
+
+
+def _policies(request: Request) -> list[tuple[str, Sampler]]:
+    return list(request.app.state.samplers.items())[:2]
+
+
+def _one_answer(sampler: Sampler, prompt: Prompt) -> str:
+    return sampler([prompt], n_samples=1, seed=secrets.randbelow(2**31))[0][0]
+
+
+def _live_arena(store: Store, policies: tuple[str, str]) -> str:
+    """The live arena of these two policies: another pair is another arena."""
+    numbered = [name for name in arenas(store) if name == LIVE_NAME or name.startswith(f"{LIVE_NAME}-")]
+    for name in numbered:
+        if arena(store, name).policies == policies:
+            return name
+    return LIVE_NAME if not numbered else f"{LIVE_NAME}-{len(numbered) + 1}"

@@ -1,0 +1,137 @@
+// Drafts: on this device at once, on the server within a second; and back again after a reload.
+
+import { Offline, clock, post } from "./net.js";
+
+const SERVER_AFTER_MS = 600;
+const KEEP_MS = 7 * 86_400_000;
+const NOT_KEPT = new Set(["csrf", "submission", "lease", "supersedes", "confirm"]);
+
+export function pairsOf(form, submitter = null) {
+  return [...new FormData(form, submitter)].filter(([, value]) => typeof value === "string");
+}
+
+/** Puts name-value pairs back into the form. */
+export function fill(form, pairs) {
+  const values = new Map();
+  for (const [name, value] of pairs) values.set(name, [...(values.get(name) ?? []), value]);
+  for (const control of form.elements) {
+    if (!control.name || NOT_KEPT.has(control.name) || control.tagName === "BUTTON" || control.name === "span") continue;
+    const given = values.get(control.name) ?? [];
+    if (control.type === "radio" || control.type === "checkbox") control.checked = given.includes(control.value);
+    else if (given.length) control.value = given[0];
+  }
+  form.dispatchEvent(new CustomEvent("karat:filled", { detail: values }));
+}
+
+export function startAutosave(form, { timing, said, sessionEnded }) {
+  const place = `karat:draft:${form.dataset.who}:${form.dataset.lease}`;
+  let dirty = false;
+  let mirrored = true;
+  let timer = 0;
+  let sending = false;
+  let done = false;
+  let held = false;
+
+  function draft() {
+    timing.write();
+    return pairsOf(form).filter(([name]) => !NOT_KEPT.has(name));
+  }
+
+  function mirror() {
+    try {
+      localStorage.setItem(place, JSON.stringify({ at: Date.now() / 1000, pairs: draft() }));
+      mirrored = true;
+    } catch {
+      mirrored = false;
+    }
+  }
+
+  async function save() {
+    clearTimeout(timer);
+    if (sending || done || held || !dirty) return;
+    sending = true;
+    dirty = false;
+    try {
+      const { status, body } = await post("/work/draft", [["lease", form.dataset.lease], ...draft()]);
+      if (status === 200) said(`Saved ${clock()}`);
+      else if (status === 401) {
+        dirty = true;
+        held = true; // until somebody has signed in again
+        sessionEnded();
+      } else {
+        said(body.error?.message ?? "Not saved on the server; kept on this device", true);
+      }
+    } catch (error) {
+      if (!(error instanceof Offline)) throw error;
+      dirty = true;
+      said(mirrored ? "Offline: kept on this device" : "Offline: not saved", true);
+      timer = setTimeout(save, 5000);
+    } finally {
+      sending = false;
+    }
+    if (dirty && !timer && !held) later();
+  }
+
+  function later() {
+    clearTimeout(timer);
+    timer = setTimeout(() => { timer = 0; save(); }, SERVER_AFTER_MS);
+  }
+
+  function changed() {
+    if (done) return;
+    dirty = true;
+    mirror();
+    if (form.dataset.lease && !held) later();
+  }
+
+  function restore() {
+    let kept = null;
+    try {
+      for (const key of Object.keys(localStorage)) {
+        if (!key.startsWith("karat:draft:")) continue;
+        const { at } = JSON.parse(localStorage.getItem(key)) ?? {};
+        if (!(Date.now() - 1000 * at < KEEP_MS)) localStorage.removeItem(key);
+      }
+      kept = JSON.parse(localStorage.getItem(place));
+    } catch {
+      return;
+    }
+    if (kept && form.dataset.lease && kept.at > Number(form.dataset.saved) + 0.5) {
+      fill(form, kept.pairs);
+      said("Restored from this device");
+      changed();
+    }
+  }
+
+  form.addEventListener("input", changed);
+  form.addEventListener("change", changed);
+  addEventListener("online", save);
+  document.addEventListener("visibilitychange", () => { if (document.hidden) save(); });
+  addEventListener("beforeunload", (event) => {
+    if (dirty && !mirrored && !done) event.preventDefault();
+  });
+  if (form.dataset.lease) restore();
+
+  return {
+    changed,
+    save,
+    /** While an answer is on its way no draft follows it. */
+    hold(on) {
+      held = on;
+      clearTimeout(timer);
+      if (!on && dirty) later();
+    },
+    /** The answer has been handed in: there is nothing left to keep. */
+    finish() {
+      done = true;
+      clearTimeout(timer);
+      try {
+        localStorage.removeItem(place);
+      } catch {
+        // there was nothing
+      }
+    },
+    /** It was not taken after all. */
+    reopen() { done = false; },
+  };
+}

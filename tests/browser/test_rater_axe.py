@@ -1,0 +1,48 @@
+"""Everybody can use the pages: axe-core finds nothing serious or critical, in any kind, colour or state."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from playwright.sync_api import Page
+
+from browser.place import QUESTIONS, Place, add_kind
+from karat.feedback import standing
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.mark.parametrize("kind", list(QUESTIONS))
+def test_axe_finds_nothing_serious_on_any_kind(kind: str, place: Place, visit, axe: str):
+    account, link = place.rater()
+    add_kind(place.store, kind, account.annotator, content_warning="Violence." if kind == "label" else "")
+    page = visit(link, reduced_motion="reduce")
+    assert page.locator(f'#answer[data-kind="{kind}"]').count() == 1
+    page.evaluate(axe)
+    dark = {"comparison": ("dark", True), "ranking": ("contrast", True)}.get(kind, ("light", False))
+    page.evaluate(
+        "([theme, open]) => { document.documentElement.dataset.theme = theme; if (open) document.documentElement.dataset.guide = 'open'; }",
+        list(dark),
+    )
+    page.evaluate("document.getElementById('more').open = true")
+    assert not serious(page)
+
+
+def test_axe_finds_nothing_serious_on_the_other_pages(place: Place, visit, axe: str):
+    account, link = place.rater()
+    page = visit(link, "/")
+    standing.quarantine(
+        place.store, str(account.annotator), reason="Please read the guidelines.", by="x", now=time.time()
+    )
+    for path in ("/", "/guidelines", "/me", "/away", "/standing", "/consent", "/work/history"):
+        page.goto(place.url + path)
+        page.evaluate(axe)
+        assert not serious(page), path
+
+
+def serious(page: Page) -> list[str]:
+    """What axe-core calls serious or critical, with where it is."""
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']}).then(r => r.violations)")
+    return [f"{each['id']}: {node['html'][:160]} {node.get('failureSummary', '')[:200]}" for each in found
+            if each["impact"] in ("serious", "critical") for node in each["nodes"][:3]]  # fmt: skip

@@ -1,0 +1,324 @@
+"""Every kind of task by keyboard alone, by touch on a small screen, and without scripts; and nothing gets lost."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from browser.place import PASSWORD, TEXTS, Place, add_kind
+from karat.feedback import drafts
+from karat.feedback.web import task_view
+from karat.feedback.web.positions import as_shown
+
+pytestmark = pytest.mark.browser
+
+SPAN = {"response": 0, "start": 0, "end": 7, "class": "wrong"}
+STEPS = {"steps": [{"start": 0, "end": 15, "mark": 1}, {"start": 17, "end": 30, "mark": -1}]}
+EXPECTED: dict[str, dict[str, Any]] = {
+    "comparison": {"level": 5, "n_levels": 7},
+    "ranking": {"ranks": [2, 3, 1, 3]},
+    "best_of": {"best": 1},
+    "rating": {"scores": {"true": 6, "clear": 3}, "low": 1, "high": 7},
+    "label": {"good": False, "flags": ["spam"]},
+    "correction": {"text": "Air scatters blue. " + TEXTS[0]},
+    "demonstration": {"text": "Air scatters blue."},
+    "critique": {"text": "It is wrong.", "aspects": ["facts"]},
+    "span_marks": {"spans": [SPAN]},
+    "step_marks": STEPS,
+}
+"""What each walk below answers, in the order shown."""
+KEYS = {
+    "comparison": ["2"],
+    "ranking": ["3", "1", "2", "4", "t"],
+    "best_of": ["2"],
+    "rating": ["6", "3"],
+    "label": ["2", "4"],
+    "correction": ["w", "Control+Home", "type:Air scatters blue. "],
+    "demonstration": ["w", "type:Air scatters blue."],
+    "critique": ["1", "w", "type:It is wrong."],
+    "span_marks": ["m", "ArrowRight", "Shift+ArrowRight", "1"],
+    "step_marks": ["3", "1"],
+}
+TAPS = {
+    "comparison": ['[data-scale][value="1"]'],
+    "ranking": [*(f'.pool .chip[data-p="{i}"] .grip' for i in (2, 0, 1, 3)), '[aria-label^="Tie D"]'],
+    "best_of": ['#candidate-1 input[name="choice"]'],
+    "rating": ['[name="score-0"][value="6"]', '[name="score-1"][value="3"]'],
+    "label": ['[name="good"][value="no"]', '[name="flag"][value="spam"]'],
+    "correction": ["#text", "type:Air scatters blue. "],
+    "demonstration": ["#text", "type:Air scatters blue."],
+    "critique": ['[name="aspect"][value="facts"]', "#text", "type:It is wrong."],
+    "span_marks": ["select", '[data-class="wrong"]'],
+    "step_marks": ['[name="step-0"][value="1"]', '[name="step-1"][value="-1"]'],
+}
+PLAIN = {
+    "ranking": {f"rank-{i}": str(rank) for i, rank in enumerate((2, 3, 1, 3))},
+    "correction": {"text": EXPECTED["correction"]["text"]},
+    "demonstration": {"text": EXPECTED["demonstration"]["text"]},
+    "critique": {"text": EXPECTED["critique"]["text"]},
+    "span_marks": {"quote-0": "The sky", "quote-class-0": "wrong"},
+}
+"""What is filled in without scripts, besides what is tapped."""
+KINDS = list(EXPECTED)
+
+
+def answered(place: Place, annotator: str | None, kind: str) -> Any:
+    """The one judgement of a rater, its value checked against what the walk answers."""
+    [judgement] = place.judgements(annotator)
+    assert as_shown(kind, judgement.value, judgement.shown_order) == EXPECTED[kind]
+    return judgement
+
+
+def submit(page: Page, act: Callable[[], object]) -> None:
+    """Hand in, and wait for the page that comes after."""
+    with page.expect_navigation():
+        act()
+    expect(page.locator("h1")).to_have_text("All done")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_by_keyboard_alone(kind: str, place: Place, visit):
+    account, link = place.rater()
+    add_kind(place.store, kind, account.annotator)
+    page = visit(link)
+    for key in KEYS[kind]:
+        if key.startswith("type:"):
+            page.keyboard.type(key.removeprefix("type:"))
+        else:
+            page.keyboard.press(key)
+    submit(page, lambda: page.keyboard.press("Control+Enter" if "text" in EXPECTED[kind] else "Enter"))
+    judgement = answered(place, account.annotator, kind)
+    assert judgement.shown["script"] is True
+    assert (judgement.shown["layout"], judgement.shown["width"]) == ("side", "desktop")
+    assert judgement.active_s is not None
+    assert len(judgement.shown["truncated"]) == len(judgement.response_ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_by_touch_on_a_small_screen(kind: str, place: Place, visit):
+    account, link = place.rater()
+    add_kind(place.store, kind, account.annotator)
+    page = visit(link, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    for tap in TAPS[kind]:
+        if tap.startswith("type:"):
+            page.keyboard.press("Control+Home")
+            page.keyboard.type(tap.removeprefix("type:"))
+        elif tap == "select":  # what the handles of the system do
+            page.evaluate("getSelection().setBaseAndExtent(document.querySelector('.plain').firstChild, 0, document.querySelector('.plain').firstChild, 7)")  # fmt: skip
+        else:
+            page.locator(tap).tap()
+    small = page.evaluate(
+        "[...document.querySelectorAll('.verdict button, .verdict label.pick, .scale label')]"
+        ".filter(e => e.checkVisibility() && e.getBoundingClientRect().height < 36).map(e => e.textContent.trim())"
+    )
+    assert not small, small
+    submit(page, lambda: page.locator("#submit").tap())
+    assert answered(place, account.annotator, kind).shown["width"] == "phone"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_without_scripts(kind: str, place: Place, visit):
+    account, link = place.rater()
+    add_kind(place.store, kind, account.annotator)
+    page = visit(link, java_script_enabled=False)
+    for name, value in PLAIN.get(kind, {}).items():
+        field = page.locator(f'[name="{name}"]')
+        field.select_option(value) if name.startswith(("rank", "quote-class")) else field.fill(value)
+    if kind not in ("ranking", "span_marks"):
+        for tap in TAPS[kind]:
+            if tap.startswith("[") or "input" in tap:
+                page.locator(tap).check(force=True)
+    page.locator("#submit").click()
+    expect(page.locator("h1")).to_have_text("All done")
+    judgement = answered(place, account.annotator, kind)
+    assert judgement.shown["script"] is False
+    assert judgement.active_s is None
+
+
+def test_what_does_not_fit_comes_back_with_a_message_and_everything_typed(place: Place, visit):
+    account, link = place.rater()
+    add_kind(place.store, "comparison", account.annotator, rationale="required")
+    for scripts in (True, False):
+        page = visit(link, java_script_enabled=scripts)
+        page.locator("#reason").fill("because <b>& so")
+        page.locator("#submit").click()
+        expect(page.locator("#messages [role=alert]")).to_contain_text("Choose which response is better")
+        expect(page.locator("#reason")).to_have_value("because <b>& so")
+    assert not place.judgements(account.annotator)
+
+
+def test_a_very_quick_answer_is_asked_back_once(place: Place, visit, monkeypatch):
+    monkeypatch.setattr(task_view, "FASTEST_S", 1e6)
+    account, link = place.rater()
+    add_kind(place.store, "comparison", account.annotator)
+    page = visit(link)
+    page.keyboard.press("2")
+    page.keyboard.press("Enter")
+    expect(page.locator("#messages [role=alert]")).to_contain_text("very quick")
+    expect(page.locator("#submit")).to_be_focused()
+    submit(page, lambda: page.keyboard.press("Enter"))
+    answered(place, account.annotator, "comparison")
+
+
+def test_a_draft_is_saved_within_a_second_and_survives(place: Place, visit):
+    account, link = place.rater()
+    task = add_kind(place.store, "critique", account.annotator)
+    page = visit(link)
+    page.locator("#text").fill("half a thou")
+    page.locator("#text").press("g")  # in a text it is a letter, not a key
+    expect(page.locator("#saved")).to_have_text(re.compile(r"Saved \d\d:\d\d:\d\d"))
+    draft = drafts.draft(place.store, task.id, str(account.annotator))
+    assert draft is not None
+    assert draft.body["fields"]["text"] == ["half a thoug"]
+    page.context.set_offline(True)
+    page.locator("#text").press("t")
+    expect(page.locator("#saved")).to_contain_text("Offline: kept on this device")
+    page.context.set_offline(False)
+    with page.expect_response("**/work/draft"):
+        page.evaluate("dispatchEvent(new Event('online'))")
+    page.reload()
+    expect(page.locator("#text")).to_have_value("half a thougt")
+
+
+def test_offline_keeps_the_answer_and_sends_it_once(place: Place, visit):
+    account, link = place.rater()
+    add_kind(place.store, "comparison", account.annotator)
+    page = visit(link)
+    page.context.set_offline(True)
+    page.keyboard.press("2")
+    page.keyboard.press("Enter")
+    expect(page.locator("#saved")).to_contain_text("1 answer waits on this device")
+    assert not place.judgements(account.annotator)
+    with page.expect_navigation():
+        page.context.set_offline(False)
+        page.evaluate("dispatchEvent(new Event('online'))")
+    expect(page.locator("h1")).to_have_text("All done")
+    answered(place, account.annotator, "comparison")
+    assert page.evaluate("localStorage.getItem('karat:queue')") == "[]"
+
+
+def test_an_ended_session_is_renewed_on_the_page_and_nothing_is_lost(place: Place, visit):
+    account, link = place.rater(password=PASSWORD)
+    add_kind(place.store, "critique", account.annotator)
+    page = visit(link)
+    page.locator("#text").fill("It is wrong.")
+    page.locator('[name="aspect"][value="facts"]').check(force=True)
+    expect(page.locator("#saved")).to_contain_text("Saved")
+    place.end_sessions()
+    page.locator("#submit").click()
+    dialog = page.locator("#relogin")
+    expect(dialog).to_be_visible()
+    page.keyboard.press("2")  # keys are off while a window is open
+    dialog.locator('[name="password"]').fill("not the password")
+    dialog.locator('button[value="in"]').click()
+    expect(dialog.locator("#relogin-message")).to_contain_text("do not match")
+    dialog.locator('[name="password"]').fill(PASSWORD)
+    submit(page, lambda: dialog.locator('button[value="in"]').click())
+    answered(place, account.annotator, "critique")
+
+
+def test_undo_changes_the_last_answer_and_keeps_the_first(place: Place, visit):
+    account, link = place.rater()
+    add_kind(place.store, "comparison", account.annotator)
+    add_kind(place.store, "label", account.annotator)
+    page = visit(link)
+    page.keyboard.press("6")
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+    expect(page.locator("#instruction")).to_have_text("Is this response good?")
+    with page.expect_navigation():
+        page.keyboard.press("u")
+    expect(page.locator('[data-scale][value="5"]')).to_be_checked()
+    page.keyboard.press("2")
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+    expect(page.locator("#instruction")).to_have_text("Is this response good?")
+    first, second = place.judgements(account.annotator)
+    assert second.supersedes == first.id
+    assert as_shown("comparison", second.value, second.shown_order) == EXPECTED["comparison"]
+
+
+def test_skipping_needs_a_reason_and_asks_back_when_much_is_written(place: Place, visit):
+    account, link = place.rater()
+    add_kind(place.store, "critique", account.annotator)
+    page = visit(link)
+    page.locator("#text").fill("x" * 300)
+    page.keyboard.press("Escape")
+    page.keyboard.press("s")
+    page.locator("#skip").click()
+    expect(page.locator("#messages [role=alert]")).to_contain_text("Say why")
+    page.locator('[name="skip_reason"]').first.check(force=True)
+    page.locator("#skip").click()
+    expect(page.locator("#messages [role=alert]")).to_contain_text("not handed in")
+    submit(page, lambda: page.locator("#skip").click())
+    assert [reason for _, who, reason in place.store.skips() if who == account.annotator]
+
+
+def test_keys_can_be_turned_off_and_the_sheet_shows_them(place: Place, visit):
+    account, link = place.rater()
+    add_kind(place.store, "comparison", account.annotator)
+    page = visit(link)
+    page.keyboard.press("?")
+    expect(page.locator("dialog#keys")).to_be_visible()
+    page.keyboard.press("2")
+    page.locator("#keys-on").uncheck()
+    page.keyboard.press("Escape")
+    page.keyboard.press("2")
+    expect(page.locator("[data-scale]:checked")).to_have_count(0)
+    page.keyboard.press("ArrowRight")
+    expect(page.locator('[data-scale][value="4"]')).to_be_checked()
+
+
+def test_a_ranking_is_dragged_from_its_letters_only(place: Place, visit):
+    account, link = place.rater()
+    add_kind(place.store, "ranking", account.annotator)
+    page = visit(link)
+
+    def drag(start: str, end: str) -> None:
+        boxes = [page.locator(each).bounding_box() for each in (start, end)]
+        (x0, y0), (x1, y1) = [(box["x"] + box["width"] - 12, box["y"] + box["height"] / 2) for box in boxes if box]
+        page.mouse.move(x0, y0)
+        page.mouse.down()
+        page.mouse.move((x0 + x1) / 2, (y0 + y1) / 2, steps=3)
+        page.mouse.move(x1, y1, steps=3)
+        page.mouse.up()
+
+    for letter in (1, 0, 2):
+        drag(f'.pool .chip[data-p="{letter}"] .grip', ".places")
+    drag('.pool .chip[data-p="3"] .grip', '.place[data-at="0"]')
+    ranks = [page.locator(f'[name="rank-{i}"]').input_value() for i in range(4)]
+    assert ranks == ["2", "1", "3", "1"]
+
+
+def test_disturbing_texts_are_covered_until_the_rater_uncovers_them(place: Place, visit):
+    account, link = place.rater()
+    add_kind(place.store, "comparison", account.annotator, content_warning="Violence.")
+    page = visit(link)
+    assert page.locator(".veil").first.evaluate("node => node.inert && getComputedStyle(node).filter.includes('blur')")
+    page.keyboard.press("2")
+    page.keyboard.press("Enter")
+    expect(page.locator("#messages [role=alert]")).to_contain_text("Uncover the texts")
+    page.keyboard.press("v")
+    assert page.locator(".veil").first.evaluate("node => !node.inert && getComputedStyle(node).filter == 'none'")
+    page.locator("body").evaluate("document.activeElement.blur()")
+    submit(page, lambda: page.keyboard.press("Enter"))
+    assert answered(place, account.annotator, "comparison").shown["uncovered"] is True
+
+
+def test_nothing_scrolls_sideways_and_little_moves_at_any_width(place: Place, visit):
+    account, link = place.rater()
+    add_kind(place.store, "comparison", account.annotator)
+    page = visit(link)
+    for width, height in itertools.product((320, 360, 768, 1024, 1440, 3840), (450, 900)):
+        page.set_viewport_size({"width": width, "height": height})
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), width
+        boxes = [page.locator(f"#candidate-{i}").bounding_box() for i in range(2)]
+        first, second = [box for box in boxes if box]
+        assert abs(first["width"] - second["width"]) < 1
+        assert (first["y"] == second["y"]) == (width >= 1024 and height >= 640)

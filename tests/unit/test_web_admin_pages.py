@@ -1,0 +1,501 @@
+"""The admin's pages: their numbers are those of the records, and what is done on them is done, logged and undone."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import json
+import re
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from sqlalchemy import func, select
+
+import web_app
+from feedback_cases import vote
+from karat.feedback import accounts, dashboard, standing
+from karat.feedback.care import arm_of
+from karat.feedback.documents import Pay, ProjectSettings, document, project_settings, put_document, put_settings
+from karat.feedback.evidence import MIN_VOTES
+from karat.feedback.people_tables import admin_log
+from karat.feedback.seals import seals
+from karat.feedback.web import admin_pages
+from karat.feedback.web.admin_documents import line_changes
+from karat.feedback.web.charts import Bar, Whisker, bar_chart, share_bar, whisker_chart
+from karat.feedback.web.figures import duration, interval, money, number, percent, shortened
+from karat.records import Annotator, Estimate
+
+PAGES = (
+    "/admin", "/admin/raters", "/admin/queue", "/admin/plan", "/admin/experiments", "/admin/accounts", "/admin/documents",
+    "/admin/documents/guideline", "/admin/settings", "/admin/record", "/admin/log", "/arena", "/review", "/audit",
+    "/audit/slices", "/audit/record",
+)  # fmt: skip
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
+
+
+@pytest.fixture
+def site(tmp_path) -> web_app.Served:
+    return web_app.served(tmp_path, 10)
+
+
+def crowd(site: web_app.Served, n_raters: int = 6, clicker: str | None = "r0") -> None:
+    """Raters who agree nine times of ten, and one who clicks what is shown first."""
+    rng = np.random.default_rng(1)
+    site.store.add_annotators([Annotator(f"r{i}") for i in range(n_raters)])
+    for task in site.store.tasks():
+        better = task.response_ids[0] < task.response_ids[1]
+        for i in range(n_raters):
+            order = (0, 1) if rng.random() < 0.5 else (1, 0)
+            likes_a = better if rng.random() < 0.9 else not better
+            if f"r{i}" == clicker:
+                likes_a = order[0] == 0
+            site.store.submit(vote(task, f"r{i}", level=2 if likes_a else 0, shown_order=order, active_s=10.0))
+
+
+def text_of(answer) -> str:
+    """What a reader sees, without tags."""
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", answer.text)).split())
+
+
+def logged(site: web_app.Served) -> list[tuple[str, str]]:
+    return [(entry.action, entry.subject) for entry in accounts.log_entries(site.store)]
+
+
+# Every page
+
+
+@pytest.mark.parametrize("n_tasks", [0, 3])
+def test_every_page_is_there_in_an_empty_store_and_in_a_full_one(tmp_path, n_tasks):
+    site = web_app.served(tmp_path, n_tasks)
+    if n_tasks:
+        crowd(site, 3)
+    admin = site.browser("admin")
+    for path in PAGES:
+        answer = admin.get(path)
+        assert answer.status_code == 200, path
+        body = re.sub(r'<script (?:type="module" )?src="/static/[\w.]+\?v=\w+"></script>', "", answer.text)
+        for forbidden in ("<script", " style=", "<style", "javascript:", " onclick="):
+            assert forbidden not in body, path
+
+
+def test_what_people_and_models_wrote_is_escaped_everywhere(site):
+    admin = site.browser("admin")
+    put_document(site.store, "guideline", "v1", {"text": HOSTILE}, now=site.now)
+    admin.post("/admin/accounts", {"role": "annotator", "contact": HOSTILE, "annotator": f"r {HOSTILE}"})
+    put_settings(site.store, ProjectSettings(title=HOSTILE, contact=HOSTILE), now=site.now)
+    task = site.store.tasks()[0]
+    site.store.submit(vote(task, f"r {HOSTILE}", reason=HOSTILE))
+    pages = [*PAGES, f"/admin/task?id={task.id}"]
+    for path in pages:
+        body = admin.get(path).text
+        assert "<img" not in body, path
+        assert "<script>" not in body, path
+    answer = admin.get("/admin/rater", params={"who": f"r {HOSTILE}"})
+    assert answer.status_code == 200
+    assert "<img" not in answer.text
+
+
+# The overview
+
+
+def test_the_overview_shows_the_numbers_of_the_records(site):
+    put_settings(site.store, ProjectSettings(pay=Pay(0.25, "EUR")), now=site.now)
+    crowd(site, 2, clicker=None)
+    said = text_of(site.browser("admin").get("/admin"))
+    judged = site.store.judgements()
+    needed = sum(task.overlap - 2 for task in site.store.tasks())
+    assert f"{len(judged)} Judgements" in said or f"Judgements {len(judged)}" in said
+    assert f"Paid so far {len(judged) * 0.25:.2f} EUR" in said
+    assert f"To come for {needed} answers {needed * 0.25:.2f} EUR" in said
+    same = sum(
+        len({one.value["level"] for one in judged if one.task_id == task.id}) == 1 for task in site.store.tasks()
+    )
+    assert f"agreement {same / 10:.2f}" in said
+
+
+def test_agreement_of_nobody_is_said_to_be_undefined(site):
+    assert "Undefined: nobody has answered" in text_of(site.browser("admin").get("/admin"))
+
+
+def test_work_stops_and_goes_on_with_the_limit_it_had(site):
+    put_settings(site.store, ProjectSettings(), now=site.now)
+    budget = project_settings(site.store).budget
+    admin, rater = site.browser("admin"), site.program("annotator")
+    put_settings(site.store, ProjectSettings(budget=type(budget)(judgements=500)), now=site.now)
+    admin.post("/admin/stop", {"to": "stop"})
+    assert project_settings(site.store).budget.judgements == 0
+    assert rater.post("/api/v1/tasks/next").json()["task"] is None
+    assert "Work is stopped." in text_of(admin.get("/admin"))
+    admin.post("/admin/stop", {"to": "go"})
+    assert project_settings(site.store).budget.judgements == 500
+    assert rater.post("/api/v1/tasks/next").json()["task"] is not None
+    assert {("work stopped", "budget"), ("work resumed", "budget")} <= set(logged(site))
+
+
+def events(site: web_app.Served, changes, n: int) -> list[dict]:
+    """What a listener gets while something happens between two looks."""
+    request = SimpleNamespace(app=site.app)
+
+    async def listen() -> list[dict]:
+        found, turn = [], 0
+        async for line in admin_pages.pulses(request, every_s=0.001, most_s=0.001 * n):
+            if line.startswith("event: pulse"):
+                found.append(json.loads(line.split("data: ", 1)[1]))
+            if turn < len(changes):
+                changes[turn]()
+            turn += 1
+        return found
+
+    return asyncio.run(listen())
+
+
+def test_the_live_stream_says_what_is_new_and_nothing_twice(site):
+    site.store.add_annotators([Annotator("r0")])
+    task = site.store.tasks()[0]
+    moment = dashboard._moment(site.now) + "Z"
+    found = events(site, [lambda: None, lambda: site.store.submit(vote(task, "r0", created_at=moment))], 6)
+    assert [one["figures"]["n_judgements"] for one in found] == [0, 1]
+    assert found[1]["figures"]["last_hour"] == 1
+    assert found[1]["hours"][-1]["n"] == 1
+    [row] = found[1]["queue"]
+    assert (row["n_answers"], row["key"]) == (1, "main|comparison|random|annotator")
+    page = site.browser("admin").get("/admin").text
+    assert f'data-queue="{row["key"]}"' in page
+    assert f'data-bar="{found[1]["hours"][-1]["hour"]}"' in page
+    for name in ("n_judgements", "last_hour", "n_needed", "n_at_work", "n_flagged", "n_answered"):
+        assert f'data-live="{name}"' in page
+        assert name in found[0]["figures"]
+
+
+def test_the_live_stream_ends_so_that_the_right_to_it_is_asked_again(site):
+    assert len(events(site, [], 3)) == 1
+
+
+# Raters: a side-clicker is flagged, looked at, quarantined, answers, and works again
+
+
+def test_the_journey_of_a_flag(tmp_path):
+    site = web_app.served(tmp_path, 24)
+    admin, rater = site.browser("admin"), site.browser("annotator")
+    who = site.annotator()
+    crowd(site, 5, clicker=None)
+    for task in site.store.tasks():
+        site.store.submit(vote(task, who, level=2, shown_order=(0, 1), active_s=10.0))
+    admin.post("/admin/raters/check")
+    listed = text_of(admin.get("/admin/raters"))
+    row = listed[listed.index(who) : listed.index(who) + 200]
+    assert "side-clicker" in row
+    assert "100 % [86 %, 100 %]" in row  # 24 of 24, Wilson
+    said = text_of(admin.get("/admin/rater", params={"who": who}))
+    assert "to review" in said
+    assert "24 of 24 decided votes for the text shown first" in said
+
+    assert admin.post("/admin/rater", {"who": who, "to": "quarantined", "reason": " "}).status_code == 422
+    assert standing.standing_of(site.store, who).state == "working"
+    answer = admin.post("/admin/rater", {"who": who, "to": "quarantined", "reason": "Always the first. Why?"})
+    assert answer.status_code == 303
+    assert rater.get("/work").headers["location"] == "/standing"
+    assert "Always the first. Why?" in text_of(rater.get("/standing"))
+
+    standing.answer_quarantine(site.store, who, "My mouse was broken.", by="x", now=site.now)
+    said = text_of(admin.get("/admin/rater", params={"who": who}))
+    assert "My mouse was broken." in said
+    assert "waits for a reply" in said
+    admin.post("/admin/rater", {"who": who, "to": "upheld", "reason": "Try another one first."})
+    assert "Try another one first." in text_of(rater.get("/standing"))
+    assert "waits for a reply" not in text_of(admin.get("/admin/rater", params={"who": who}))
+    admin.post("/admin/rater", {"who": who, "to": "released", "reason": "Thank you."})
+    assert standing.standing_of(site.store, who).state == "working"
+    assert rater.get("/work").headers.get("location") != "/standing"
+    assert [action for action, subject in reversed(logged(site)) if subject == who] == [
+        "rater quarantined", "rater upheld", "rater released",
+    ]  # fmt: skip
+    assert "to review" not in text_of(admin.get("/admin/rater", params={"who": who}))
+
+
+def test_flags_can_be_dismissed_with_a_reason(tmp_path):
+    site = web_app.served(tmp_path, 24)
+    crowd(site)
+    admin = site.browser("admin")
+    admin.post("/admin/raters/check")
+    with site.store.connection() as connection:
+        flagged = dashboard.undecided_flags(connection)
+    assert flagged == {"r0"}
+    assert admin.post("/admin/rater", {"who": "r0", "to": "dismissed", "reason": ""}).status_code == 422
+    admin.post("/admin/rater", {"who": "r0", "to": "dismissed", "reason": "a lefty"})
+    with site.store.connection() as connection:
+        assert dashboard.undecided_flags(connection) == set()
+    assert "a lefty" in text_of(admin.get("/admin/rater", params={"who": "r0"}))
+
+
+def test_below_the_least_votes_the_page_says_why_nobody_is_flagged(tmp_path):
+    site = web_app.served(tmp_path, MIN_VOTES - 1)
+    crowd(site)
+    admin = site.browser("admin")
+    assert "No new flag" in text_of(admin.get(admin.post("/admin/raters/check").headers["location"]))
+    listed = text_of(admin.get("/admin/raters"))
+    assert f"Below {MIN_VOTES} votes nobody is flagged" in listed
+    assert "too few votes to say" in listed
+    assert f"fewer than {MIN_VOTES} votes: found {MIN_VOTES - 1}" in text_of(
+        admin.get("/admin/rater", params={"who": "r0"})
+    )
+
+
+def test_a_rater_who_is_not_there_is_not_found(site):
+    assert site.browser("admin").get("/admin/rater", params={"who": "nobody"}).status_code == 404
+    answer = site.browser("admin").post("/admin/rater", {"who": "nobody", "to": "quarantined", "reason": "x"})
+    assert answer.status_code == 404
+
+
+# Accounts
+
+
+def test_a_link_is_shown_once_signs_in_and_dies_when_a_new_one_is_made(site):
+    admin = site.browser("admin")
+
+    def link(answer) -> str:
+        return re.search(r"/invite/[\w-]+", answer.text)[0]
+
+    made = admin.post("/admin/accounts", {"role": "annotator", "contact": "Ada", "n": "1"})
+    first = link(made)
+    assert first not in admin.get("/admin/accounts").text
+    [one] = [each for each in accounts.accounts(site.store) if each.contact == "Ada"]
+    guest = site.anybody(Origin=site.settings.url)
+    assert guest.post(first).status_code == 303
+    second = link(admin.post(f"/admin/accounts/{one.id}/link"))
+    assert site.anybody(Origin=site.settings.url).post(first).status_code == 404
+    assert site.anybody(Origin=site.settings.url).post(second).status_code == 303
+    admin.post(f"/admin/accounts/{one.id}/lock", {"to": "locked"})
+    assert site.anybody(Origin=site.settings.url).post(second).status_code == 404
+    assert admin.post(f"/admin/accounts/{one.id}/link").status_code == 409
+    admin.post(f"/admin/accounts/{one.id}/lock", {"to": "unlocked"})
+    assert link(admin.post(f"/admin/accounts/{one.id}/link"))
+    assert [action for action, subject in reversed(logged(site)) if subject == one.id] == [
+        "account made", "link made", "account locked", "account unlocked", "link made",
+    ]  # fmt: skip
+    secrets_kept = [first.rsplit("/", 1)[1], second.rsplit("/", 1)[1]]
+    assert not any(secret in entry.detail for entry in accounts.log_entries(site.store) for secret in secrets_kept)
+
+
+def test_many_accounts_are_made_at_once_and_nobody_locks_herself_out(site):
+    admin = site.browser("admin")
+    before = len(accounts.accounts(site.store))
+    answer = admin.post("/admin/accounts", {"role": "annotator", "n": "5"})
+    assert len(set(re.findall(r"/invite/[\w-]+", answer.text))) == 5
+    assert len(accounts.accounts(site.store)) == before + 5
+    assert admin.post("/admin/accounts", {"role": "annotator", "n": "2", "login": "x"}).status_code == 422
+    assert admin.post("/admin/accounts", {"role": "root", "n": "1"}).status_code == 422
+    assert admin.post("/admin/accounts", {"role": "annotator", "login": "admin"}).status_code == 422  # taken
+    own = site.accounts["admin"].id
+    assert admin.post(f"/admin/accounts/{own}/lock", {"to": "locked"}).status_code == 409
+    assert accounts.account(site.store, own).state == "active"
+    assert admin.post("/admin/accounts/nobody/link").status_code == 404
+
+
+# Documents and settings
+
+
+def test_a_document_is_previewed_then_stored_as_a_new_version_and_compared(site):
+    admin = site.browser("admin")
+    first = "# Guide\n\nOne.\n"
+    assert admin.post("/admin/documents/guideline", {"text": first, "to": "preview"}).status_code == 200
+    assert document(site.store, "guideline") is None
+    admin.post("/admin/documents/guideline", {"text": first, "version": "v1", "to": "save"})
+    admin.post("/admin/documents/guideline", {"text": first.replace("One.", "Two."), "version": "", "to": "save"})
+    assert document(site.store, "guideline", "v1").text == first
+    assert document(site.store, "guideline").text == "# Guide\n\nTwo.\n"
+    page = admin.get("/admin/documents/guideline").text
+    assert "<del>One.</del><ins>Two.</ins>" in page
+    same = admin.post("/admin/documents/guideline", {"text": "other", "version": "v1", "to": "save"})
+    assert same.status_code == 422
+    assert "other" in same.text  # nothing typed is lost
+    assert document(site.store, "guideline", "v1").text == first
+    assert admin.get("/admin/documents/settings").status_code == 404
+    assert admin.get("/admin/documents/..%2fx").status_code == 404
+
+
+def test_changes_between_two_texts_are_lines_added_and_taken_away():
+    old, new = "a\nb\nc\nd\ne\nf\ng\nh", "a\nb\nc\nd\ne\nf\ng\nH\ni"
+    found = line_changes(old, new)
+    assert [(mark, line) for mark, line in found if mark in ("ins", "del")] == [
+        ("del", "h"),
+        ("ins", "H"),
+        ("ins", "i"),
+    ]
+    assert ("span", "g") in found
+    assert ("span", "a") not in found
+    assert line_changes(old, old) == []
+    assert line_changes("a", "a\u202eb")[1] == ("ins", "a⟨U+202E⟩b")
+
+
+def test_settings_are_read_back_as_they_were_typed_and_faults_lose_nothing(site):
+    admin = site.browser("admin")
+    fields = {
+        "title": "Cats", "contact": "x@y.example", "locale": "de-AT", "completion_url": "https://a.example/done",
+        "repeat_gap": "7", "undo_n": "3", "stop_after": "2", "gold_rate": "5,5", "repeat_rate": "3", "lease_minutes": "12.5",
+        "exposure_cap_per_day": "20", "pay_amount": "18", "pay_currency": "eur", "pay_per": "hour",
+        "budget_judgements": "100", "budget_money": "", "overlap": "hard = 5\n* = 2", "experiments": "guide: a = 1, b = 2",
+    }  # fmt: skip
+    assert admin.post("/admin/settings", fields).status_code == 303
+    stored = project_settings(site.store)
+    assert (stored.title, stored.locale, stored.gold_rate, stored.lease_minutes) == ("Cats", "de-AT", 0.055, 12.5)
+    assert (stored.pay, stored.budget.judgements) == (Pay(18.0, "EUR", "hour"), 100)
+    assert (dict(stored.overlap), {k: dict(v) for k, v in stored.experiments.items()}) == (
+        {"hard": 5, "*": 2}, {"guide": {"a": 1.0, "b": 2.0}},
+    )  # fmt: skip
+    page = admin.get("/admin/settings").text
+    again = dict(re.findall(r'name="(\w+)" value="([^"]*)"', page))
+    assert again["gold_rate"] == "5.5"
+    assert "guide: a = 1, b = 2" in page
+    for name, wrong, said in (
+        ("lease_minutes", "soon", "lease_minutes"),
+        ("pay_currency", "money", "currency"),
+        ("overlap", "hard 5", "overlap"),
+        ("gold_rate", "120", "gold_rate"),
+        ("completion_url", "javascript:alert(1)", "https"),
+        ("locale", "<b>", "locale"),
+    ):
+        answer = admin.post("/admin/settings", {**fields, "title": "Typed", name: wrong})
+        assert answer.status_code == 422, name
+        assert said in text_of(answer), name
+        assert "Typed" in answer.text, name
+    assert project_settings(site.store) == stored
+
+
+# The queue
+
+
+def test_a_task_is_pulled_and_issued_again_with_a_reason(site):
+    admin, task = site.browser("admin"), site.store.tasks()[0]
+    assert admin.post("/admin/task", {"task": task.id, "to": "pulled", "reason": ""}).status_code == 422
+    admin.post("/admin/task", {"task": task.id, "to": "pulled", "reason": "a private letter"})
+    offered = {
+        site.store.lease_next(f"x{i}", site.now).task.id
+        for i in range(9)
+        if site.store.add_annotators([Annotator(f"x{i}")])
+    }
+    assert task.id not in offered
+    assert "a private letter" in text_of(admin.get("/admin/task", params={"id": task.id}))
+    admin.post("/admin/task", {"task": task.id, "to": "reissued", "reason": "it was none", "extra": "2"})
+    assert dashboard.queue(site.store, now=site.now)[0].n_pulled == 0
+    assert ("task pulled", task.id) in logged(site)
+    assert admin.get("/admin/task", params={"id": "task:0"}).status_code == 404
+
+
+def test_after_a_new_guideline_the_page_counts_and_asks_again(site):
+    admin = site.browser("admin")
+    site.store.add_annotators([Annotator("r0")])
+    for task in site.store.tasks()[:4]:
+        site.store.submit(vote(task, "r0"))
+    put_document(site.store, "guideline", "v2", {"text": "new"}, now=site.now)
+    said = text_of(admin.get("/admin/queue"))
+    assert "v1 4 4 0 Ask these again" in said
+    answer = admin.post("/admin/queue/again", {"version": "v1"})
+    assert "4 tasks are in the queue again" in text_of(admin.get(answer.headers["location"]))
+    assert sum(task.guideline == "v2" for task in site.store.tasks()) == 4
+    assert admin.post("/admin/queue/again", {"version": "v9"}).status_code == 404
+
+
+def test_the_plan_says_what_votes_cost_or_what_is_missing(site):
+    admin = site.browser("admin")
+    assert "found no comparisons to plan from" in text_of(admin.get("/admin/plan"))
+    crowd(site, 3, clicker=None)
+    put_settings(site.store, ProjectSettings(pay=Pay(36.0, "EUR", "hour")), now=site.now)
+    answer = admin.get("/admin/plan", params={"width": "10", "raters": "1000"})
+    rows = re.findall(r'<th scope="row" class="n">(\d+)</th>(.*?)</tr>', answer.text, re.S)
+    assert [int(overlap) for overlap, _ in rows] == [1, 2, 3, 5]
+    for overlap, cells in rows:
+        pairs, votes, hours, cost = (
+            float(one.replace("\u202f", "")) for one in re.findall(r'num">([\d.\u202f]+)<', cells)
+        )
+        assert votes == pairs * int(overlap)
+        assert hours == pytest.approx(round(votes * 10 / 3600, 1))  # each took ten seconds
+        assert cost == pytest.approx(votes * 10 / 3600 * 36.0)
+    for wrong in ({"width": "0"}, {"width": "x"}, {"pay": "-1"}, {"raters": "0"}, {"accuracy": "200"}):
+        assert "expected" in text_of(admin.get("/admin/plan", params=wrong))
+
+
+def test_the_effect_of_an_arm_is_that_of_its_raters(site):
+    put_settings(site.store, ProjectSettings(experiments={"pay": {"low": 1.0, "high": 1.0}}), now=site.now)
+    admin = site.browser("admin")
+    assert "Nobody was drawn yet." in text_of(admin.get("/admin/experiments"))
+    names = [f"r{i}" for i in range(8)]
+    site.store.add_annotators([Annotator(name) for name in names])
+    drawn = {name: arm_of(site.store, name, "pay", now=site.now) for name in names}
+    for name in names:
+        for task in site.store.tasks()[:3]:
+            slow = 30.0 if drawn[name] == "high" else 10.0
+            site.store.submit(vote(task, name, active_s=slow + names.index(name)))
+    n = Counter(drawn.values())
+    assert min(n.values()) >= 2  # or this test says nothing
+    said = text_of(admin.get("/admin/experiments"))
+    means = {
+        arm: np.mean([(30.0 if arm == "high" else 10.0) + i for i, name in enumerate(names) if drawn[name] == arm])
+        for arm in n
+    }
+    assert f"seconds of activity high {means['high']:.2f}" in said
+    assert f"low {means['low']:.2f}" in said
+    assert f"{means['low'] - means['high']:.2f}".replace("-", "−") in said
+
+
+# The record
+
+
+def test_sealing_shows_the_root_and_verifying_says_what_it_found(site):
+    admin = site.browser("admin")
+    site.store.add_annotators([Annotator("r0")])
+    site.store.submit(vote(site.store.tasks()[0], "r0"))
+    assert "Not sealed yet 1" in text_of(admin.get("/admin/record"))
+    answer = admin.post("/admin/record/seal")
+    said = text_of(admin.get(answer.headers["location"]))
+    newest = seals(site.store)[-1]
+    assert newest.line in said
+    assert newest.root in said
+    assert "Not sealed yet 0" in said
+    assert "as it was submitted and sealed" in text_of(admin.post("/admin/record/verify"))
+    with site.store.connection() as connection:
+        n = connection.execute(select(func.count()).select_from(admin_log)).scalar_one()
+    assert n == len(logged(site)) == 2
+    assert "verified" in text_of(admin.get("/admin/log"))
+
+
+# Charts and numbers
+
+
+def test_a_chart_says_its_numbers_in_words_and_its_bars_in_proportion():
+    drawn = str(bar_chart("c", "Votes", [Bar("a", 1), Bar("<b>", 4), Bar("c", 0)]))
+    heights = [float(one) for one in re.findall(r'class="bar"[^>]* height="([\d.]+)"', drawn)]
+    assert heights[1] == pytest.approx(4 * heights[0])
+    assert heights[2] == 0
+    assert "3 bars, 5 in all; the highest is 4 at &lt;b&gt;" in drawn
+    assert 'role="img" aria-labelledby="c-t c-d"' in drawn
+    assert "<b>" not in drawn
+    assert "style" not in drawn
+
+
+def test_whiskers_stay_inside_and_what_is_undefined_is_not_drawn():
+    rows = [
+        Whisker("one", Estimate(0.5, -3.0, 3.0, 2, "m")),
+        Whisker("two", Estimate(None, None, None, 0, "undefined: no variation")),
+    ]
+    drawn = str(whisker_chart("w", "Agreement", rows, low=0.0, high=1.0, reference=0.5))
+    assert drawn.count("<circle") == 1
+    assert drawn.count("<polygon") == 2  # both ends go on
+    assert "undefined" in drawn
+    ends = [float(one) for one in re.findall(r' x[12]="([\d.-]+)"', drawn)]
+    assert min(ends) >= 0
+    assert max(ends) <= 720
+    assert 'width="50.0"' in str(share_bar("s", "Done", 0.5))
+    assert 'width="0.0"' in str(share_bar("s", "Done", None))
+
+
+def test_numbers_are_written_for_people():
+    assert number(1234567) == "1\u202f234\u202f567"
+    assert number(-0.5, 2) == "−0.50"
+    assert percent(0.555, 1) == "55.5\u202f%"
+    assert [duration(one) for one in (None, 4.4, 60, 3725)] == ["–", "4\u202fs", "1\u202fmin", "1\u202fh 2\u202fmin"]
+    assert money(1234.5, "EUR") == "1\u202f234.50\u202fEUR"
+    assert interval(Estimate(0.5, None, None, 1, "m")) == "no interval"
+    assert shortened("a\n b " + "c" * 300, 10) == "a b ccccc…"
