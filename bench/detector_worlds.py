@@ -128,7 +128,7 @@ class Arguments:
     """The real votes of UKPConvArg1; attackers start from the answer of a real rater to the same question.
 
     Every rater saw the pair as the file has it, the first text as A1: of rationales that open with A1 or A2, 77 % of
-    those for the first text open with A1 and 98 % of those for the second with A2. So the order is real, and one.
+    those for the first text open with A1 and 64 % of those for the second with A2. So the order is real, and one.
     """
 
     name = "ukp_arguments"

@@ -99,7 +99,7 @@ def run_one(name: str, plan: Plan) -> dict[str, Any]:
     found |= figures.kept(outcome["acknowledged"], stored)
     found["server"] = figures.costs(server.peak_mib, cpu, found["acknowledged"])
     found |= {"raters": plan.raters, "seconds": plan.seconds, "think_seconds": plan.think_seconds}
-    found |= {"versions": system.versions(), "started_as": " ".join(server.command), "load": machine()["load"]}
+    found |= {"versions": system.versions(), "started_as": _shown(server.command), "load": machine()["load"]}
     with (WORK / "runs.jsonl").open("a", encoding="utf-8") as out:
         out.write(json.dumps({"system": name, **found}, ensure_ascii=False) + "\n")
     p95 = {kind: found[kind]["p95_ms"] for kind in figures.KINDS}
@@ -164,6 +164,11 @@ def _crowd(name: str, python: Path, plan: Plan, server: Any) -> tuple[dict[str, 
         last = (directory / "crowd.log").read_text(encoding="utf-8").strip().splitlines()[-1:]
         raise SystemExit(f"bench: the crowd of {name} ended with code {code}: {''.join(last)} (see {directory})")
     return json.loads(out_path.read_text(encoding="utf-8")), server.cpu_seconds() - before
+
+
+def _shown(command: Sequence[str]) -> str:
+    """A command without the places of this machine."""
+    return " ".join(Path(part).name if Path(part).is_absolute() else part for part in command)
 
 
 def _say(name: str, what: str) -> None:

@@ -13,7 +13,6 @@ import asyncio
 import gc
 import importlib
 import json
-import resource
 import sys
 import time
 from contextlib import suppress
@@ -23,6 +22,7 @@ from typing import Any
 import aiohttp
 from bench.load.plan import Plan, rater_rng, think_time
 from bench.load.systems import Refused
+from bench.turns import memory_mib
 
 LOGINS_AT_ONCE = 8  # signing in is not what is measured, and password hashes are slow on purpose
 GRACE_SECONDS = 20.0  # for requests that are under way when the time is over
@@ -116,7 +116,7 @@ async def run(plan: Plan) -> dict[str, Any]:
             "lags": sorted(crowd.lags),
             "signing_in_seconds": signing_in,
             "cpu_seconds": time.process_time() - cpu,
-            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_mib": memory_mib("VmHWM"),
         }
     finally:
         for session in sessions:

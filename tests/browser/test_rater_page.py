@@ -214,6 +214,7 @@ def test_an_ended_session_is_renewed_on_the_page_and_nothing_is_lost(place: Plac
     page.locator("#submit").click()
     dialog = page.locator("#relogin")
     expect(dialog).to_be_visible()
+    dialog.locator('button[value="in"]').focus()
     page.keyboard.press("2")  # keys are off while a window is open
     dialog.locator('[name="password"]').fill("not the password")
     dialog.locator('button[value="in"]').click()

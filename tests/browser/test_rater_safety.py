@@ -119,7 +119,7 @@ def test_every_payload_in_a_question_is_only_text(watcher, place: Place, joined:
         ("critique", "aspects"),
         ("span_marks", "span_classes"),
     ):
-        some = choices[:40] if kind == "rating" else choices
+        some = choices if kind == "label" else choices[:40]
         question = Question(kind=kind, instruction=joined, principle=joined, content_warning=joined, topic=joined,
                             anchors=("x" + joined, joined), **{named: some})  # fmt: skip
         add_task(place.store, question, ("plain",), reserved_for=annotator, batch=f"q-{kind}")

@@ -1,5 +1,7 @@
 """Silent checks: which answers are the same, gold, qualification and hidden repeats."""
 
+from collections import Counter
+
 import pytest
 
 from feedback_cases import small_store, vote
@@ -10,6 +12,7 @@ from karat.feedback.check_answers import repeat_pairs
 from karat.feedback.documents import ProjectSettings, document, put_settings
 from karat.feedback.matching import agreed, gist, is_right, same_answer
 from karat.feedback.snapshot import read_snapshot, write_snapshot
+from karat.feedback.turns import check_of_turn
 from karat.records import Annotator, Response, Task, user_prompt
 
 A = {"level": 2, "n_levels": 3}
@@ -109,7 +112,7 @@ def test_gold_comes_at_its_rate_once_each_and_only_beside_work(store):
     assert {task_id for task_id in seen if task_id in names} == names
     assert seen[-1] not in names  # real work ran out last: nothing at the end can only be gold
     orders = [
-        [task_id for task_id in [each.id for each in work(store, who, 500)] if task_id in names] for who in ("r1", "r2")
+        [task_id for task_id in [each.id for each in work(store, who, 25)] if task_id in names] for who in ("r1", "r2")
     ]
     assert orders[0] != orders[1]  # everybody has an order of her own
     assert set(checks.check_tasks(store).values()) == {"gold"}
@@ -117,7 +120,7 @@ def test_gold_comes_at_its_rate_once_each_and_only_beside_work(store):
 
 def test_without_work_there_is_no_gold(store):
     checks.add_gold(store, [(task, A) for task in store.tasks()[:12]], version="1")
-    only(store, gold_rate=0.999)
+    only(store, gold_rate=0.999999)
     assignment.pull(store, [task.id for task in store.tasks() if task.batch == "main"], by="a", reason="over", now=0.0)
     assert assignment.next_work(store, "r0", now=1.0).reason == "nothing left"
 
@@ -130,10 +133,22 @@ def test_when_gold_comes_is_decided_by_the_turn_and_the_key(store):
         assignment.next_task(store, "r0", now=9_000_000.0).task == first.task
     )  # neither waiting nor asking changes it
     hidden = checks.check_tasks(store)
-    turns = {who: [task.id in hidden for task in work(store, who, 60)] for who in ("r0", "r1")}
+    turns = {who: [task.id in hidden for task in work(store, who, 40)] for who in ("r0", "r1")}
     assert turns["r0"] != turns["r1"]
-    # 60 draws at 0.3: mean 18, standard deviation 3.5
-    assert 6 <= sum(turns["r0"]) <= 30
+    # 40 draws at 0.3: mean 12, standard deviation 2.9
+    assert 3 <= sum(turns["r0"]) <= 24
+
+
+def test_the_rate_of_gold_is_kept(store):
+    gold = {task.id for task in checks.add_gold(store, [(task, A) for task in store.tasks()[:5]], version="1")}
+    rates = ProjectSettings(gold_rate=0.3, repeat_rate=0.0)
+    with store.connection(write=True) as connection:
+        found = [check_of_turn(connection, f"rater {i}", rates, b"key") for i in range(400)]
+    n = Counter(row.id for row in found if row is not None)
+    # 120 expected, standard deviation 9.2; each item a fifth of them
+    assert 90 < n.total() < 150
+    assert set(n) == gold
+    assert min(n.values()) > 8
 
 
 def test_a_lease_says_nothing_about_what_it_is_for(store):
@@ -179,7 +194,7 @@ def test_gold_is_counted_apart_and_can_be_retired(store):
 
 def test_cannot_judge_is_not_right_and_a_correction_counts(store):
     checks.add_gold(store, [(store.tasks()[0], A)], version="1")
-    only(store, gold_rate=0.99)
+    only(store, gold_rate=0.999999)
     offer = assignment.next_work(store, "r0", now=1.0)
     assert offer.lease.task.id in checks.check_tasks(store)
     first = store.submit(vote(offer.lease.task, "r0", level=0), now=1.0)
@@ -282,7 +297,7 @@ def test_a_new_version_asks_those_who_passed_only_if_it_says_so(store):
 def test_experts_are_asked_neither_gold_nor_qualification(store):
     qualify(store)
     checks.add_gold(store, [(task, A) for task in store.tasks()[:12]], version="1")
-    only(store, gold_rate=0.99)
+    only(store, gold_rate=0.999999)
     expert = make_account(store, "expert", now=0.0)
     assert assignment.next_work(store, expert.annotator, now=1.0).reason == "nothing left"
     disputed = store.tasks()[0]
@@ -297,11 +312,11 @@ def test_experts_are_asked_neither_gold_nor_qualification(store):
 
 def test_a_repeat_asks_an_own_judgement_again_with_sides_swapped(store):
     only(store, repeat_rate=0.5, repeat_gap=3)
-    work(store, "r0", 60)
+    work(store, "r0", 40)
     with store.connection() as connection:
         pairs = repeat_pairs(connection)
     repeats = [task for task in store.tasks() if task.batch.startswith("repeat:")]
-    assert len(pairs) == len(repeats) > 10
+    assert len(pairs) == len(repeats) > 5
     assert {task.reserved_for for task in repeats} == {"r0"}
     assert all(pair.first_order == pair.second_order[::-1] for pair in pairs)
     records = {each.id: each for each in store.records()}
@@ -336,7 +351,7 @@ def test_repeats_can_be_planned_and_each_judgement_is_asked_again_once(store):
     for who, judgement_id in (("r0", first.id), ("r1", first.id), ("r0", "judgement:none")):
         with pytest.raises(StoreError, match="cannot be asked again"):
             checks.plan_repeats(store, who, [judgement_id])
-    put_settings(store, ProjectSettings(gold_rate=0.0, repeat_rate=0.999), now=2.0)
+    put_settings(store, ProjectSettings(gold_rate=0.0, repeat_rate=0.999999), now=2.0)
     assert assignment.next_task(store, "r0", now=3.0).task == planned
     second = store.submit(vote(planned, "r0"), now=4.0)
     with pytest.raises(StoreError, match="cannot be asked again"):
@@ -344,7 +359,7 @@ def test_repeats_can_be_planned_and_each_judgement_is_asked_again_once(store):
 
 
 def test_an_answer_without_one_is_not_asked_again(store):
-    only(store, repeat_rate=0.999)
+    only(store, repeat_rate=0.999999)
     task = assignment.next_task(store, "r0", now=1.0).task
     given = vote(task, "r0")
     store.submit(type(given)(**{**vars(given), "value": {"missing": "cannot judge"}}), now=1.0)

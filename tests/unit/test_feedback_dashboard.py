@@ -434,9 +434,11 @@ def duel(store: Store, n: int = 6, **rest) -> None:
 def test_the_win_rate_is_that_of_the_first_policy_whatever_the_order(tmp_path):
     store = open_store(tmp_path / "a.db")
     store.add_annotators([Annotator(f"r{i}") for i in range(3)])
-    duel(store, overlap=3)
+    duel(store, 12, overlap=3)
     set_up = arena(store, "a")
-    assert (set_up.policies, set_up.n_identical, len(set_up.written_by)) == (("ours", "theirs"), 1, 6)
+    assert (set_up.policies, set_up.n_identical, len(set_up.written_by)) == (("ours", "theirs"), 1, 12)
+    firsts = {task.response_ids[0] == set_up.written_by[task.id][0] for task in store.tasks(batch="arena:a")}
+    assert firsts == {True, False}  # or the order would not be tried
     outcomes = []
     rng = np.random.default_rng(0)
     for task in store.tasks(batch="arena:a"):
@@ -455,7 +457,7 @@ def test_the_win_rate_is_that_of_the_first_policy_whatever_the_order(tmp_path):
     decided = [(win, first) for win, first in outcomes if win != 0.5]
     assert found.decided.value == pytest.approx(np.mean([win for win, _ in decided]))
     assert found.shown_first.value == pytest.approx(np.mean([win == first for win, first in decided]))
-    assert (found.by_prompt.n, found.by_rater.n) == (6, 3)
+    assert (found.by_prompt.n, found.by_rater.n) == (12, 3)
     rates = {(what, label): rate.value for what, label, rate in found.slices}
     assert rates["length", "first longer"] == found.by_prompt.value
     assert rates["length", "second longer"] is None

@@ -6,7 +6,6 @@ import asyncio
 import html
 import json
 import re
-from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -243,6 +242,25 @@ def test_below_the_least_votes_the_page_says_why_nobody_is_flagged(tmp_path):
     )
 
 
+def test_a_person_is_deleted_on_request_and_the_record_still_verifies(site):
+    admin, who = site.browser("admin"), site.annotator()
+    site.store.submit(vote(site.store.tasks()[0], who, reason="MY SECRET WORDS"))
+    admin.post("/admin/record/seal")
+    site.browser("annotator").post("/me/deletion", {"detail": "please"})
+    assert "asks for deletion" in text_of(admin.get("/admin/raters"))
+    for wrong in ({"typed": "someone"}, {"typed": who, "reason": ""}):
+        assert admin.post("/admin/rater/erase", {"who": who, "reason": "asked", **wrong}).status_code == 422
+    assert site.store.judgements()[0].reason == "MY SECRET WORDS"
+    rater = site.browser("annotator")
+    admin.post("/admin/rater/erase", {"who": who, "reason": "she asked", "typed": who})
+    [left] = site.store.records()
+    assert (left.erased, left.judgement.reason, left.judgement.value["level"]) == (True, None, 2)
+    assert site.store.verify() == []
+    assert rater.get("/work").headers["location"].startswith("/login")
+    assert "asks for deletion" not in text_of(admin.get("/admin/raters"))
+    assert "Deleted" in text_of(admin.get("/admin/rater", params={"who": who}))
+
+
 def test_a_rater_who_is_not_there_is_not_found(site):
     assert site.browser("admin").get("/admin/rater", params={"who": "nobody"}).status_code == 404
     answer = site.browser("admin").post("/admin/rater", {"who": "nobody", "to": "quarantined", "reason": "x"})
@@ -421,20 +439,18 @@ def test_the_effect_of_an_arm_is_that_of_its_raters(site):
     put_settings(site.store, ProjectSettings(experiments={"pay": {"low": 1.0, "high": 1.0}}), now=site.now)
     admin = site.browser("admin")
     assert "Nobody was drawn yet." in text_of(admin.get("/admin/experiments"))
-    names = [f"r{i}" for i in range(8)]
+    names = [f"r{i:02d}" for i in range(60)]
     site.store.add_annotators([Annotator(name) for name in names])
     drawn = {name: arm_of(site.store, name, "pay", now=site.now) for name in names}
-    for name in names:
-        for task in site.store.tasks()[:3]:
-            slow = 30.0 if drawn[name] == "high" else 10.0
-            site.store.submit(vote(task, name, active_s=slow + names.index(name)))
-    n = Counter(drawn.values())
-    assert min(n.values()) >= 2  # or this test says nothing
-    said = text_of(admin.get("/admin/experiments"))
-    means = {
-        arm: np.mean([(30.0 if arm == "high" else 10.0) + i for i, name in enumerate(names) if drawn[name] == arm])
-        for arm in n
+    chosen = {arm: [name for name in names if drawn[name] == arm][:4] for arm in ("low", "high")}
+    assert [len(some) for some in chosen.values()] == [4, 4]  # 60 fair coins
+    seconds = {
+        name: (30.0 if arm == "high" else 10.0) + i for arm, some in chosen.items() for i, name in enumerate(some)
     }
+    for task in site.store.tasks()[:3]:
+        site.store.submit_many([vote(task, name, active_s=slow) for name, slow in seconds.items()])
+    said = text_of(admin.get("/admin/experiments"))
+    means = {arm: float(np.mean([seconds[name] for name in some])) for arm, some in chosen.items()}
     assert f"seconds of activity high {means['high']:.2f}" in said
     assert f"low {means['low']:.2f}" in said
     assert f"{means['low'] - means['high']:.2f}".replace("-", "−") in said

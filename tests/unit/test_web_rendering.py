@@ -82,6 +82,11 @@ def test_no_payload_leaves_more_than_plain_text(show):
             assert not found.open, (text, found.open)
 
 
+def test_tags_are_shown_as_they_were_written():
+    for text in ("<b>x</b> & <img src=x>", "<script>xss()</script>", "<details>\n<summary>a</summary>"):
+        assert read(markdown_html(text)).text.split() == text.split()
+
+
 def test_all_payloads_in_one_text_leave_no_more():
     found = read(markdown_html("\n\n".join(payloads())[:MOST_MARKDOWN]))
     assert not found.wrong
@@ -127,6 +132,7 @@ def test_formulas_stay_as_written():
         ("ab\u200dcd", "ab⟨U+200D⟩cd"),
         ("שלום\u200f!", "שלום\u200f!"),
         ("hello\u200f!", "hello⟨U+200F⟩!"),
+        ("שלום" + "\u200f" * 5, "שלום⟨U+200F ×5⟩"),
     ],
 )
 def test_hidden_characters_are_shown_and_needed_ones_kept(text: str, shown: str):
@@ -163,9 +169,12 @@ def test_offsets_in_the_page_are_offsets_in_the_text(text: str):
     assert at == len(text)
 
 
-@given(any_text)
+OVERRIDES = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
+@given(st.lists(any_text | st.sampled_from(["`", "**", "\n\n", *OVERRIDES]), max_size=8).map("".join))
 def test_nothing_that_turns_the_writing_direction_reaches_the_page(text: str):
-    overrides = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+    overrides = set(OVERRIDES)
     for html in (markdown_html(text), plain_html(text), exact_html(text)):
         assert not overrides & set(html)
         html.encode("utf-8")

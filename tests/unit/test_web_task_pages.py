@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -383,6 +384,18 @@ def test_the_guideline_beside_the_task_is_the_tasks_own(desk: Desk):
     assert "Be kind." in desk.get("/guidelines")
     assert "fair" in desk.get("/guidelines?version=v1")
     desk.get("/guidelines?version=v9", 404)
+
+
+def test_the_version_of_the_page_covers_every_file_that_makes_it(desk: Desk):
+    add(desk)
+    page = desk.get()
+    static = Path(page_record.__file__).parent / "static"
+    loaded = set(re.findall(r"/static/([\w.]+)", page)) - {"icon.svg"}
+    for _ in range(3):
+        for name in [each for each in loaded if each.endswith(".js")]:
+            loaded |= set(re.findall(r'from "\./([\w.]+)"', (static / name).read_text()))
+    assert loaded == set(page_record.SHEETS_AND_MODULES)
+    assert len(page_record.page_version()) == 16
 
 
 def test_everybody_comes_home(desk: Desk):

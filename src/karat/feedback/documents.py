@@ -28,7 +28,6 @@ GUIDELINE, EXAMPLES, CONSENT, SETTINGS, QUALIFICATION = "guideline", "examples",
 MOST_CHARS = 1_000_000
 """Characters of a document's JSON text."""
 
-DAY_S = 86400.0
 _VERSION = select(people.documents).where(
     people.documents.c.name == bindparam("name"), people.documents.c.version == bindparam("version")
 )

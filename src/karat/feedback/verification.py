@@ -21,6 +21,8 @@ from karat.feedback.seals import SEALED, Problem, leaf_line, leaves_root, rows_a
 
 __all__ = ["Problem", "store_problems"]
 
+LOWEST = -(2**31)
+"""Below every number of an event: one that somebody numbered below the first is found too."""
 UNSOUND = " (the leaves of this seal were altered too; either may be the false one)"
 
 
@@ -102,7 +104,7 @@ def _seal_problems(connection: Connection, published: Iterable[str]) -> Iterator
         return
     leaves = {row.seq: row.leaves.split("\n") for row in rows}
     yield from verify_seals(chain, leaves, published)
-    before = dict.fromkeys(SEALED, 0)
+    before = dict.fromkeys(SEALED, LOWEST)
     for row, one in zip(rows, chain, strict=True):
         sound = leaves_root(leaves[row.seq]) == one.root
         sealed = _by_event(leaves[row.seq])

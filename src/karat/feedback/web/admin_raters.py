@@ -15,7 +15,9 @@ from karat.errors import KaratError
 from karat.feedback import accounts, standing
 from karat.feedback.dashboard import DISMISSAL
 from karat.feedback.detectors import battery
+from karat.feedback.erasure import erase_annotator
 from karat.feedback.evidence import MIN_VOTES, Flag, vote_record
+from karat.feedback.own_record import DELETION
 from karat.feedback.rater_health import RaterHealth, rater_health, with_standing
 from karat.feedback.schema import UNKNOWN_ANNOTATOR
 from karat.feedback.sessions import shared_origins
@@ -30,11 +32,16 @@ MESSAGES = {
     "released": "She is released: she works again, and what she judged counts again.",
     "dismissed": "The flags are dismissed; they stay on record.",
     "upheld": "The quarantine stands; she reads your reply.",
+    "erased": "Her words, and whatever led from the pseudonym to a person, are deleted; the record still verifies.",
 }
 MOST_ROWS = 500
 """Raters on the page; the ones to look at come first."""
 MOST_BARS = 40
 """Raters in the chart."""
+MOST_LOGGED = 20_000
+"""Entries of the log that are looked through for what was asked and decided about raters."""
+ERASED = "rater erased"
+"""Action of the admin log; its subject is the rater."""
 
 router = APIRouter(include_in_schema=False)
 
@@ -53,6 +60,7 @@ def rater_list(request: Request, visitor: Admin, done: str = "", n: int = 0) -> 
         rows=rows[:MOST_ROWS],
         n_rows=len(rows),
         chart=_side_chart(rows),
+        asked=_waiting_for_deletion(request.app.state.store),
         least=MIN_VOTES,
     )
 
@@ -97,6 +105,20 @@ def decide(request: Request, visitor: Admin, form: Sent) -> Response:
     return done("/admin/rater", to, who=who)
 
 
+@router.post("/admin/rater/erase")
+def erase(request: Request, visitor: Admin, form: Sent) -> Response:
+    """Delete a person's data on request: whoever does it types the pseudonym, because nothing brings the words back."""
+    store, now = request.app.state.store, request.app.state.clock()
+    who, typed, reason = (field_of(form, name) for name in ("who", "typed", "reason"))
+    _find(health_rows(request), who)
+    if typed != who or not reason:
+        message = "Nothing was deleted: type the pseudonym as it stands above, and give the reason."
+        return _one(request, visitor, who, status=422, message=message, failed=True)
+    erased = erase_annotator(store, who, reason=reason, by=visitor.account, now=now)
+    note(request, visitor, ERASED, who, f"words of {erased.n_erased} judgements")
+    return done("/admin/rater", "erased", who=who)
+
+
 def health_rows(request: Request) -> list[RaterHealth]:
     """The evidence about every rater as this worker last computed it, and where each stands now."""
     store = request.app.state.store
@@ -132,7 +154,7 @@ def _one(
     store = request.app.state.store
     row = _find(health_rows(request), who)
     events = standing.standing_of(store, who).events
-    logged = [one for one in accounts.log_entries(store, 2000) if one.subject == who]
+    logged = [one for one in accounts.log_entries(store, MOST_LOGGED) if one.subject == who]
     return page(
         request,
         visitor,
@@ -145,9 +167,20 @@ def _one(
         events=list(reversed(events)),
         dismissals=[one for one in logged if one.action == DISMISSAL],
         account=accounts.account_by_annotator(store, who),
+        asked=next((one.at for one in logged if one.action == DELETION), None),
+        erased=next((one.at for one in logged if one.action == ERASED), None),
         chart=_evidence_chart(row),
         least=MIN_VOTES,
     )
+
+
+def _waiting_for_deletion(store: Store) -> set[str]:
+    """Raters who asked for deletion after they were last erased, if ever."""
+    last: dict[str, str] = {}
+    for entry in reversed(accounts.log_entries(store, MOST_LOGGED)):
+        if entry.action in (DELETION, ERASED):
+            last[entry.subject] = entry.action
+    return {who for who, action in last.items() if action == DELETION}
 
 
 def _find(rows: list[RaterHealth], who: str) -> RaterHealth:

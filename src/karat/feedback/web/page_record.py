@@ -19,15 +19,20 @@ from karat.feedback.web.rendering import is_long
 
 LAYOUTS = ("side", "stacked")
 WIDTHS = ("phone", "tablet", "desktop", "wide")
-_OURS = ("base.html", "macros.html", "work.html", "work_kinds.html")
+TEMPLATES = ("base.html", "macros.html", "work.html", "work_kinds.html")
+SHEETS_AND_MODULES = (
+    "karat.css", "first.js", "page.js", "work.js", "autosave.js", "groups.js", "keys.js", "net.js", "queue.js",
+    "rank.js", "relogin.js", "spans.js", "timing.js",
+)  # fmt: skip
+"""What the browser of a rater loads."""
 
 
 @functools.cache
 def page_version() -> str:
     """A mark of everything that makes the page of a task: its templates, style sheet and modules."""
     here = Path(__file__).parent
-    files = [here / "templates" / name for name in _OURS]
-    files += sorted(path for path in (here / "static").iterdir() if path.suffix in (".js", ".css"))
+    files = [here / "templates" / name for name in TEMPLATES]
+    files += [here / "static" / name for name in SHEETS_AND_MODULES]
     digest = hashlib.sha256()
     for path in files:
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())

@@ -35,6 +35,7 @@ def enter_study(request: Request, _: Guest, token: str, form: Sent) -> Response:
     """Sign in the participant, whose account is made if she comes for the first time."""
     study = _study(request, token)
     state = request.app.state
+    refuse_too_many(request)  # each participant id makes an account
     who = _participant({key: value for key, value in form.items() if isinstance(value, str)})
     account = join(state.store, study, who, now=state.clock())
     if account.state != "active":
