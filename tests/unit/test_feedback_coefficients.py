@@ -174,7 +174,9 @@ def test_slices_compare_only_within_themselves():
         assert found[key].value == pytest.approx(nominal_alpha(units))
         assert found[key].n == 15
     lonely = [None] * (len(table) - 1) + ["one"]
-    assert agreement_by(table, lonely, "nominal alpha", rng())["one"].method == "undefined: no item has two votes"
+    alone = agreement_by(table, lonely, "nominal alpha", rng())
+    assert list(alone) == ["one"]
+    assert alone["one"].method == "undefined: no item has two votes"
     assert agreement_by(table, topic, "Cohen's kappa", rng())["odd"].value is None
     with pytest.raises(InputError, match="found 1 keys for"):
         agreement_by(table, ["x"], "agreement", rng())

@@ -113,7 +113,10 @@ def test_copied_rationales_link_accounts_and_stock_phrases_do_not():
     rng = np.random.default_rng(0)
     record = crowd(5)
     own = [words(rng) for _ in range(len(record))]
-    stock = ["the first one gives more and better information" if rng.random() < 0.5 else one for one in own]
+    usual = [
+        f"the {one} one gives more and better {what}" for one in ("first", "second") for what in ("facts", "words")
+    ]
+    stock = [usual[rng.integers(4)] if rng.random() < 0.5 else one for one in own]
     assert sybils_of(replaced(record, rationales=tuple(stock))) == ()
     copied = list(stock)
     rows = [np.flatnonzero(record.annotator == w)[:8] for w in (7, 70, 77)]
@@ -123,7 +126,7 @@ def test_copied_rationales_link_accounts_and_stock_phrases_do_not():
             copied[row] = text.upper() + "!"
     (flag,) = sybils_of(replaced(record, rationales=tuple(copied)))
     assert flag.annotators == ("r7", "r70", "r77")
-    assert " different rationales in nearly the same words (usual: 0." in flag.detail
+    assert " different rationales in nearly the same words (usual: " in flag.detail
 
 
 def test_answers_in_the_same_moments_link_accounts():
