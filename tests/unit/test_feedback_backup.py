@@ -1,7 +1,9 @@
 """Backups: a drill on both databases, a move from one to the other, and damage that is named."""
 
+import contextlib
 import json
 import shutil
+import sqlite3
 import stat
 from concurrent.futures import ThreadPoolExecutor
 
@@ -97,6 +99,8 @@ def test_nobody_stays_signed_in_and_only_the_owner_may_look(tmp_path):
     backup(store, tmp_path / "copy.db", now=10.0)
     for path in (tmp_path / "backup", tmp_path / "backup" / "words.jsonl", tmp_path / "copy.db"):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
+    with contextlib.closing(sqlite3.connect(tmp_path / "copy.db")) as copy:
+        assert copy.execute("SELECT count(*) FROM sessions").fetchone() == (0,)
     for i, path in enumerate(("backup", "copy.db")):
         restore(tmp_path / path, tmp_path / f"{i}.db")
         with open_store(tmp_path / f"{i}.db") as other, other.connection() as connection:

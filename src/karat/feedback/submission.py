@@ -70,9 +70,7 @@ def judgement_question() -> sa.Select:
     return select(tables.judgements, tables.words.c.words).select_from(joined)
 
 
-def erase_words(
-    connection: Connection, judgement_ids: Sequence[str], *, reason: str, by: str, now: float
-) -> list[str]:
+def erase_words(connection: Connection, judgement_ids: Sequence[str], *, reason: str, by: str, now: float) -> list[str]:
     """Delete words and salts of judgements, and say in `erasures` who asked for it and why.
 
     A judgement without words keeps its salt: its commitment hides nothing that the record does not say.
@@ -107,7 +105,6 @@ def _split_known(
             raise _reused(key)
         keyed.setdefault(key, judgement)
         keys.append(key)
-    _lock_tasks(connection, {each.task_id for each in keyed.values()})
     stored = _stored_by_key(connection, keyed)
     for key, record in stored.items():
         if not record.erased and not _same_content(record.judgement, keyed[key]):
@@ -143,17 +140,6 @@ def _insert_new(
         connection.execute(tables.provenance.insert(), origins)
     leases.settle(connection, sorted({each.task_id for each in new}), now=now)
     return [key for key in keyed if key not in stored]
-
-
-def _lock_tasks(connection: Connection, task_ids: Iterable[str]) -> None:
-    """On PostgreSQL whoever answers a task goes before the next who does: what is read after this is still so later."""
-    if connection.dialect.name != "postgresql":
-        return
-    wanted = sorted(task_ids)  # everybody in this order, so that no two wait for one another
-    for start in range(0, len(wanted), leases.CHUNK):
-        some = tables.tasks.c.id.in_(wanted[start : start + leases.CHUNK])
-        question = select(tables.tasks.c.id).where(some).order_by(tables.tasks.c.id)
-        connection.execute(question.with_for_update(key_share=True)).all()
 
 
 def _check_new(connection: Connection, new: Sequence[Judgement]) -> None:
