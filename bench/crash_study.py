@@ -384,6 +384,7 @@ def main() -> None:
     parser.add_argument("--result", type=Path, default=RESULT, help="where the result is kept and gone on from")
     parser.add_argument("--work", type=Path, default=WORK, help="where the stores are made")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no server outlives the study
     found = study(options.kills, options.migrations, seed=options.seed, result=options.result, work=options.work)
     print(json.dumps(found, ensure_ascii=False))
     if not found["kept"]:
