@@ -86,7 +86,7 @@ def erase(
     as_json: AsJson = False,
 ) -> None:
     """Erase a person's words and whatever leads to her, for good, and list the artefacts that fed on her judgements."""
-    from karat.feedback.erasure import erase_annotator, fed_artefacts
+    from karat.feedback.erasure import erase_annotator, erase_from_snapshots, fed_artefacts
     from karat.feedback.store import open_store
 
     if not reason.strip():
@@ -99,10 +99,13 @@ def erase(
             answer(as_json, {"done": False, "n_judgements": len(ids), "artefacts": list(fed)}, lines)
             return
         done = erase_annotator(store, annotator, reason=reason, by=BY, now=time.time(), runs=runs or [])
+    changed = erase_from_snapshots(done.artefacts, done.judgement_ids, reason=reason, now=time.time())
     lines = [f"{done.n_erased:,} of {len(done.judgement_ids):,} judgements had words; they are gone"]
-    answer(as_json, {"done": True, **dataclasses.asdict(done)}, [*lines, *map(_fed_line, done.artefacts)])
+    lines += [f"taken out of {path}" for path in changed]
+    content = {"done": True, **dataclasses.asdict(done), "rewritten": [str(path) for path in changed]}
+    answer(as_json, content, [*lines, *map(_fed_line, done.artefacts)])
 
 
 def _fed_line(fed: Fed) -> str:
-    words = ", holds words of theirs: take them out or delete it" if fed.has_words else ""
+    words = ", with words of theirs" if fed.has_words else ""
     return f"fed on them: {fed.run}/{fed.path} ({fed.stage}{words})"
