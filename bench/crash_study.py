@@ -39,9 +39,9 @@ from bench.turns import ROOT
 
 from karat.errors import KaratError
 from karat.feedback import engine, people_tables, schema
-from karat.feedback.accounts import make_account, open_session
 from karat.feedback.client import RaterClient
-from karat.feedback.seals import seal
+from karat.feedback.people.accounts import make_account, open_session
+from karat.feedback.record.seals import seal
 from karat.feedback.store import Store, open_store
 from karat.feedback.tasks import random_pairs
 from karat.feedback.web import serve as serving

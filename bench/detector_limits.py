@@ -23,8 +23,8 @@ from detector_worlds import (
     level_probs,
     plant,
 )
-from karat.feedback.habits import KINDS, fit_habits, kind_log_odds, tally
-from karat.feedback.pool import pool_view
+from karat.feedback.detect.habits import KINDS, fit_habits, kind_log_odds, tally
+from karat.feedback.detect.pool import pool_view
 
 FALSE_FLAGS = 0.01
 LIMITED = ("side-clicker", "flipper", "random clicker", "ring", "trigger")

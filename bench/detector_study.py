@@ -24,7 +24,7 @@ import numpy as np
 
 from detector_limits import LIMITED, arguments_limit, simulated_limit
 from detector_worlds import KINDS, Arguments, Simulated, plant
-from karat.feedback.detectors import ALPHA, MIN_VOTES, Prepared, battery
+from karat.feedback.detect.detectors import ALPHA, MIN_VOTES, Prepared, battery
 from karat.stats import wilson
 
 ROOT = Path(__file__).parent.parent

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from karat.feedback.evidence import VoteRecord
-from karat.feedback.importers import ukp_texts
-from karat.feedback.sketches import sketches
-from karat.feedback.traits import TextTraits, text_traits
+from karat.feedback.detect.evidence import VoteRecord
+from karat.feedback.detect.sketches import sketches
+from karat.feedback.detect.traits import TextTraits, text_traits
+from karat.feedback.exchange.importers import ukp_texts
 
 KINDS = ("side-clicker", "flipper", "random clicker", "ring", "trigger", "chatbot", "sybil")
 SIDE_BIAS = 4.0  # logits, as the sandbox's side-clickers

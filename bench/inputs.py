@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from bench.models import checkpoint, hh_rows
 from transformers import PreTrainedTokenizerFast
 
-from karat.feedback.importers import hh_conversation
+from karat.feedback.exchange.importers import hh_conversation
 from karat.lm.chat import prompt_tokens, response_tokens
 from karat.records import Prompt, Response, Vote
 

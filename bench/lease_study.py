@@ -30,11 +30,11 @@ if __package__ in (None, ""):  # started as a file, not as `python -m bench`
 
 from bench.rows import machine
 
-from karat.feedback import assignment
 from karat.feedback.documents import ProjectSettings, put_settings
 from karat.feedback.schema import assignments, judgements, tasks
 from karat.feedback.store import Store, open_store
 from karat.feedback.tasks import answer
+from karat.feedback.work import assignment
 from karat.records import Annotator, Response, Task, user_prompt
 
 LEASE_S = 3.0

@@ -16,16 +16,16 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from karat.feedback.agreement import agreement_table
-from karat.feedback.answer_table import AnswerTable, answer_table
-from karat.feedback.consensus import dawid_skene, majority, one_coin
-from karat.feedback.drift import bernoulli_reference, gold_chart, residual_chart, simulated_arl
-from karat.feedback.expectation import direction_probs, expected_agreement
-from karat.feedback.joint_posterior import Priors
-from karat.feedback.ordinal import Comparisons, level_probs
-from karat.feedback.planning import plan_votes, vote_spread
-from karat.feedback.reliability import fit_priors, fit_reliability
-from karat.feedback.slices import protected_slices
+from karat.feedback.quality.agreement import agreement_table
+from karat.feedback.quality.answer_table import AnswerTable, answer_table
+from karat.feedback.quality.consensus import dawid_skene, majority, one_coin
+from karat.feedback.quality.drift import bernoulli_reference, gold_chart, residual_chart, simulated_arl
+from karat.feedback.quality.expectation import direction_probs, expected_agreement
+from karat.feedback.quality.joint_posterior import Priors
+from karat.feedback.quality.ordinal import Comparisons, level_probs
+from karat.feedback.quality.planning import plan_votes, vote_spread
+from karat.feedback.quality.reliability import fit_priors, fit_reliability
+from karat.feedback.quality.slices import protected_slices
 
 LEVELS = {"b": 0, "tie": 1, "a": 2}
 VOTES_EACH = (3, 8, 16, 30, 100)

@@ -21,7 +21,8 @@ import numpy as np
 import uvicorn
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from karat.feedback import accounts, documents
+from karat.feedback import documents
+from karat.feedback.people import accounts
 from karat.feedback.store import Store, open_store
 from karat.feedback.web.app import create_app
 from karat.feedback.web.settings import ServerSettings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from karat.feedback.evidence import VoteRecord
+from karat.feedback.detect.evidence import VoteRecord
 
 
 def crowd(seed=0, *, n_raters=120, n_votes=30, n_prompts=100, spread=2.0, ties=True, **columns):

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 from starlette.testclient import TestClient
 
-from karat.feedback import accounts
+from karat.feedback.people import accounts
 from karat.feedback.store import Store, open_store
 from karat.feedback.web.app import create_app
 from karat.feedback.web.settings import ServerSettings

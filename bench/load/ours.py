@@ -42,7 +42,7 @@ class System:
 
     def prepare(self) -> None:
         """The queue, an account and a session for every rater, by karat's own functions."""
-        from karat.feedback import accounts
+        from karat.feedback.people import accounts
         from karat.feedback.store import open_store
         from karat.records import Prompt, Response, Task, Turn
 

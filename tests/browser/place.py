@@ -14,7 +14,8 @@ from typing import Any
 
 import uvicorn
 
-from karat.feedback import accounts, documents, people_tables
+from karat.feedback import documents, people_tables
+from karat.feedback.people import accounts
 from karat.feedback.store import Store, open_store
 from karat.feedback.web.app import create_app
 from karat.feedback.web.settings import ServerSettings

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page
 
 from browser.place import QUESTIONS, Place, add_kind
-from karat.feedback import standing
+from karat.feedback.people import standing
 
 pytestmark = pytest.mark.browser
 

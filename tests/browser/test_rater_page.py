@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from browser.place import PASSWORD, TEXTS, Place, add_kind
-from karat.feedback import drafts
+from karat.feedback.people import drafts
 from karat.feedback.web import task_view
 from karat.feedback.web.positions import as_shown
 

@@ -9,7 +9,8 @@ import pytest
 from playwright.sync_api import Page
 
 from browser.place import QUESTIONS, Place, add_kind, add_task, conversation
-from karat.feedback import care, documents, drafts, standing
+from karat.feedback import documents
+from karat.feedback.people import care, drafts, standing
 from karat.questions import Choice, Question
 from karat.records import user_prompt
 from web_payloads import EVIL, payloads

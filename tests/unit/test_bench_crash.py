@@ -10,7 +10,7 @@ import pytest
 from bench import crash_study
 
 from feedback_cases import small_store, tamper, vote
-from karat.feedback.seals import seal
+from karat.feedback.record.seals import seal
 from karat.feedback.store import Store
 
 ROOT = Path(__file__).parent.parent.parent

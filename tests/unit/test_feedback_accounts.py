@@ -7,9 +7,9 @@ import pytest
 from argon2 import PasswordHasher, extract_parameters
 
 from karat.errors import InputError, StoreError
-from karat.feedback import accounts as people
 from karat.feedback.keys import keyed_fraction, keyed_hash, secret_key
-from karat.feedback.sessions import close_sessions, forget_attempts, origin_of, shared_origins
+from karat.feedback.people import accounts as people
+from karat.feedback.people.sessions import close_sessions, forget_attempts, origin_of, shared_origins
 from karat.feedback.store import open_store
 from karat.records import Annotator
 

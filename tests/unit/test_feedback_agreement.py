@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from karat.errors import InputError
-from karat.feedback.agreement import alpha, pairwise_agreement
+from karat.feedback.quality.agreement import alpha, pairwise_agreement
 from karat.records import Vote
 from reference.slow_alpha import nominal_alpha
 from reference.slow_alpha import pairwise_agreement as slow_agreement

@@ -8,12 +8,12 @@ import pytest
 
 from feedback_cases import small_store
 from karat.errors import LeaseError, StoreError
-from karat.feedback import accounts, drafts
-from karat.feedback.answering import Given, submit_work, work_of
-from karat.feedback.assignment import next_task
 from karat.feedback.documents import ProjectSettings, put_settings
-from karat.feedback.seals import seal
+from karat.feedback.people import accounts, drafts
+from karat.feedback.record.seals import seal
 from karat.feedback.store import Store
+from karat.feedback.work.answering import Given, submit_work, work_of
+from karat.feedback.work.assignment import next_task
 
 NOW = 1_790_000_000.0
 HIGH, LOW = {"level": 6, "n_levels": 7}, {"level": 0, "n_levels": 7}

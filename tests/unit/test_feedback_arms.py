@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from karat.errors import InputError
-from karat.feedback.arms import arm_effect
+from karat.feedback.quality.arms import arm_effect
 
 
 def experiment(seed, *, n_raters=40, votes=20, effect=0.0, spread=1.0):

@@ -12,12 +12,13 @@ from bench.lease_study import study
 
 from feedback_cases import small_store, vote
 from karat.errors import InputError, LeaseError, StoreError
-from karat.feedback import assignment, leases, requeue
-from karat.feedback.accounts import lock, make_account
+from karat.feedback import leases
 from karat.feedback.documents import Budget, Pay, ProjectSettings, put_settings
+from karat.feedback.people.accounts import lock, make_account
 from karat.feedback.schema import assignments, tasks
 from karat.feedback.store import open_store
 from karat.feedback.tasks import answer, plan_overlap
+from karat.feedback.work import assignment, requeue
 from karat.records import Annotator, Response, Task, user_prompt
 
 

@@ -15,8 +15,8 @@ from feedback_cases import OLD_ROWS, old_store, small_store, tamper, vote
 from karat.errors import StoreError
 from karat.feedback import people_tables as people
 from karat.feedback import schema as tables
-from karat.feedback.backup import LEFT_OUT, backup, read_backup, restore
-from karat.feedback.seals import seal, seals
+from karat.feedback.record.backup import LEFT_OUT, backup, read_backup, restore
+from karat.feedback.record.seals import seal, seals
 from karat.feedback.store import Store, open_store
 
 

@@ -10,7 +10,7 @@ from feedback_cases import small_store, tamper, vote
 from karat.errors import InputError, LedgerError, StoreError
 from karat.feedback import people_tables as people
 from karat.feedback import schema
-from karat.feedback.bundle import (
+from karat.feedback.record.bundle import (
     check_opened,
     compare_with_bundle,
     is_bundle,
@@ -19,7 +19,7 @@ from karat.feedback.bundle import (
     verify_bundle,
     write_bundle,
 )
-from karat.feedback.seals import seal, seals
+from karat.feedback.record.seals import seal, seals
 from karat.feedback.store import Store
 from karat.identity import content_id, file_hash
 from karat.records import Annotator, Judgement

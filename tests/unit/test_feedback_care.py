@@ -5,11 +5,12 @@ from collections import Counter
 import pytest
 
 from karat.errors import InputError, StoreError
-from karat.feedback import assignment, care
-from karat.feedback.accounts import make_account
 from karat.feedback.documents import ProjectSettings, add_questions, put_document, put_settings
+from karat.feedback.people import care
+from karat.feedback.people.accounts import make_account
 from karat.feedback.store import open_store
 from karat.feedback.tasks import answer
+from karat.feedback.work import assignment
 from karat.questions import Question
 from karat.records import Annotator, Response, Task, user_prompt
 

@@ -6,13 +6,14 @@ import pytest
 
 from feedback_cases import small_store, vote
 from karat.errors import InputError, StoreError
-from karat.feedback import adjudication, assignment, checks, standing
-from karat.feedback.accounts import make_account
-from karat.feedback.check_answers import repeat_pairs
 from karat.feedback.documents import ProjectSettings, document, put_settings
-from karat.feedback.matching import agreed, gist, is_right, same_answer
+from karat.feedback.people import standing
+from karat.feedback.people.accounts import make_account
 from karat.feedback.snapshot import read_snapshot, write_snapshot
-from karat.feedback.turns import check_of_turn
+from karat.feedback.work import adjudication, assignment, checks
+from karat.feedback.work.check_answers import repeat_pairs
+from karat.feedback.work.matching import agreed, gist, is_right, same_answer
+from karat.feedback.work.turns import check_of_turn
 from karat.records import Annotator, Response, Task, user_prompt
 
 A = {"level": 2, "n_levels": 3}

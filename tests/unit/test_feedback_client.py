@@ -11,8 +11,8 @@ import pytest
 import web_app
 from feedback_cases import small_store
 from karat.errors import ConfigError, InputError, StoreError
-from karat.feedback import accounts
 from karat.feedback.client import AdminClient, Assigned, Connection, RaterClient, sign_in
+from karat.feedback.people import accounts
 from karat.feedback.simulated import RaterTraits, collect_simulated
 from karat.feedback.snapshot import write_snapshot
 from karat.questions import Choice, Question

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from karat.errors import InputError
-from karat.feedback.agreement import agreement_by, agreement_table, coefficient, rater_agreement, time_windows
-from karat.feedback.answer_table import UNNAMED, AnswerTable, answer_table, judgement_table, vote_table
-from karat.feedback.coefficients import COEFFICIENTS
+from karat.feedback.quality.agreement import agreement_by, agreement_table, coefficient, rater_agreement, time_windows
+from karat.feedback.quality.answer_table import UNNAMED, AnswerTable, answer_table, judgement_table, vote_table
+from karat.feedback.quality.coefficients import COEFFICIENTS
 from karat.feedback.schema import UNKNOWN_ANNOTATOR
 from karat.records import Judgement, Vote
 from reference.slow_alpha import nominal_alpha, pairwise_agreement

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from karat.errors import ConvergenceError, InputError
-from karat.feedback.answer_table import AnswerTable, answer_table
-from karat.feedback.consensus import credible_sets, dawid_skene, majority, one_coin
+from karat.feedback.quality.answer_table import AnswerTable, answer_table
+from karat.feedback.quality.consensus import credible_sets, dawid_skene, majority, one_coin
 from reference import slow_dawid_skene
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "consensus.json").read_text(encoding="utf-8"))

@@ -11,23 +11,24 @@ from hypothesis import strategies as st
 
 from feedback_cases import small_store, vote
 from karat.errors import InputError
-from karat.feedback import dashboard, standing
-from karat.feedback.accounts import log, make_account
-from karat.feedback.arena import LIVE, add_duel, arena, arena_result, arenas, make_arena
-from karat.feedback.auditing import FILTERS, Pseudonyms, audited, browse
-from karat.feedback.care import save_demographics
-from karat.feedback.checks import add_gold
+from karat.feedback.detect.evidence import MIN_VOTES, Flag, vote_record
 from karat.feedback.documents import Pay, ProjectSettings, put_document, put_settings
-from karat.feedback.evidence import MIN_VOTES, Flag, vote_record
-from karat.feedback.outlay import amounts, ask_again, outlay
-from karat.feedback.rater_drift import cusum_alarms, drift_alarms
-from karat.feedback.rater_health import rater_health
-from karat.feedback.requeue import pull, reissue
-from karat.feedback.reviews import review_of, reviews, take
+from karat.feedback.people import standing
+from karat.feedback.people.accounts import log, make_account
+from karat.feedback.people.care import save_demographics
+from karat.feedback.people.who_judged import LEAST, slice_tables
+from karat.feedback.quality.rater_drift import cusum_alarms, drift_alarms
+from karat.feedback.quality.rater_health import rater_health
+from karat.feedback.record.auditing import FILTERS, Pseudonyms, audited, browse
 from karat.feedback.store import Store, open_store
-from karat.feedback.task_browser import task_detail, task_page
 from karat.feedback.web.admin_raters import run_detectors
-from karat.feedback.who_judged import LEAST, slice_tables
+from karat.feedback.work import dashboard
+from karat.feedback.work.arena import LIVE, add_duel, arena, arena_result, arenas, make_arena
+from karat.feedback.work.checks import add_gold
+from karat.feedback.work.outlay import amounts, ask_again, outlay
+from karat.feedback.work.requeue import pull, reissue
+from karat.feedback.work.reviews import review_of, reviews, take
+from karat.feedback.work.task_browser import task_detail, task_page
 from karat.records import Annotator, Response, Task, user_prompt
 
 NOW = 1_767_268_800.0

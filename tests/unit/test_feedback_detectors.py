@@ -5,8 +5,8 @@ import pytest
 
 from detector_crowds import crowd, names, replaced, ring, shown_first, with_levels
 from karat.errors import InputError
-from karat.feedback.detectors import ALPHA, MIN_VOTES, battery, flippers, side_clickers
-from karat.feedback.habits import robust_habits
+from karat.feedback.detect.detectors import ALPHA, MIN_VOTES, battery, flippers, side_clickers
+from karat.feedback.detect.habits import robust_habits
 
 
 def run(record, **options):

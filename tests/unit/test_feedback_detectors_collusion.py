@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from detector_crowds import crowd, names, replaced, ring
-from karat.feedback.collusion import FOLLOWING, KEY, rings
-from karat.feedback.habits import robust_habits
-from karat.feedback.marks import crowd_p_values, fit_crowd
-from karat.feedback.sketches import NO_SKETCH, near_copies, sketches
-from karat.feedback.sybils import sybil_flags
+from karat.feedback.detect.collusion import FOLLOWING, KEY, rings
+from karat.feedback.detect.habits import robust_habits
+from karat.feedback.detect.marks import crowd_p_values, fit_crowd
+from karat.feedback.detect.sketches import NO_SKETCH, near_copies, sketches
+from karat.feedback.detect.sybils import sybil_flags
 
 ALPHA = 0.001
 
@@ -36,7 +36,7 @@ def test_an_honest_crowd_has_no_ring_even_where_all_answer_the_same_questions():
 
 def test_honest_pairs_have_evidence_of_mean_one():
     # P(any group found) ≤ α is Markov's inequality on this mean
-    from karat.feedback import collusion
+    from karat.feedback.detect import collusion
 
     ratios = []
     for seed in range(4):
@@ -49,7 +49,7 @@ def test_honest_pairs_have_evidence_of_mean_one():
 
 
 def test_the_evidence_of_a_pair_is_that_of_the_two_models_written_out():
-    from karat.feedback import collusion
+    from karat.feedback.detect import collusion
 
     record = ring(crowd(2, n_raters=40), [0, 1])
     pool, habits = robust_habits(record)

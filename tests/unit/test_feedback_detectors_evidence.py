@@ -5,7 +5,7 @@ import pytest
 
 from detector_crowds import crowd, replaced
 from karat.errors import InputError
-from karat.feedback.evidence import too_few, vote_record
+from karat.feedback.detect.evidence import too_few, vote_record
 from karat.records import Judgement, Response
 
 

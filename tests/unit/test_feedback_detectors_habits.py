@@ -6,7 +6,7 @@ from scipy import optimize
 
 from detector_crowds import crowd, replaced, shown_first, with_levels
 from karat.errors import InputError
-from karat.feedback.habits import (
+from karat.feedback.detect.habits import (
     KINDS,
     Population,
     Tally,
@@ -16,7 +16,7 @@ from karat.feedback.habits import (
     robust_habits,
     tally,
 )
-from karat.feedback.pool import N_FOLDS, RIDGE, pool_view
+from karat.feedback.detect.pool import N_FOLDS, RIDGE, pool_view
 
 
 def test_nobody_is_measured_against_himself():

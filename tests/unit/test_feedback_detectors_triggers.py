@@ -5,10 +5,10 @@ import pytest
 
 from detector_crowds import crowd, names, replaced
 from karat.errors import InputError
-from karat.feedback.habits import robust_habits
-from karat.feedback.outsourcing import chatbot_flags, polished, quick_mask
-from karat.feedback.traits import text_traits
-from karat.feedback.triggers import trigger_flags
+from karat.feedback.detect.habits import robust_habits
+from karat.feedback.detect.outsourcing import chatbot_flags, polished, quick_mask
+from karat.feedback.detect.traits import text_traits
+from karat.feedback.detect.triggers import trigger_flags
 
 VOCABULARY = 150
 

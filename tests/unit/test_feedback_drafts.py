@@ -4,8 +4,8 @@ import pytest
 
 from feedback_cases import small_store, vote
 from karat.errors import InputError, LeaseError
-from karat.feedback import drafts
-from karat.feedback.seals import seal
+from karat.feedback.people import drafts
+from karat.feedback.record.seals import seal
 
 
 @pytest.fixture

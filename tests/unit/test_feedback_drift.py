@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from karat.errors import ConvergenceError, InputError
-from karat.feedback.drift import (
+from karat.feedback.quality.drift import (
     average_run_length,
     bernoulli_arl,
     bernoulli_reference,

@@ -12,8 +12,8 @@ from feedback_cases import small_store, vote
 from karat.errors import LedgerError, StoreError
 from karat.feedback import people_tables as people
 from karat.feedback import schema as tables
-from karat.feedback.erasure import erase_annotator, erase_from_snapshots, erase_judgements, fed_artefacts
-from karat.feedback.seals import seal
+from karat.feedback.record.erasure import erase_annotator, erase_from_snapshots, erase_judgements, fed_artefacts
+from karat.feedback.record.seals import seal
 from karat.feedback.snapshot import read_snapshot, write_snapshot
 from karat.feedback.store import Store, open_store
 from karat.ledger.artifacts import ref_of, write_json

@@ -9,9 +9,9 @@ import pytest
 
 from every_kind import TEXTS, store_of_every_kind
 from karat.errors import InputError
-from karat.feedback import foreign, tabular
-from karat.feedback.events import event_rows, import_event_rows
-from karat.feedback.foreign import FieldNames
+from karat.feedback.exchange import foreign, tabular
+from karat.feedback.exchange.events import event_rows, import_event_rows
+from karat.feedback.exchange.foreign import FieldNames
 from karat.feedback.store import Store, open_store
 from karat.rowfiles import read_rows, write_rows
 

@@ -6,8 +6,8 @@ import pytest
 
 from feedback_cases import small_store, vote
 from karat.errors import InputError
-from karat.feedback.exporters import export_preferences, export_votes
-from karat.feedback.importers import import_preferences, import_votes
+from karat.feedback.exchange.exporters import export_preferences, export_votes
+from karat.feedback.exchange.importers import import_preferences, import_votes
 from karat.feedback.snapshot import write_snapshot
 from karat.feedback.store import open_store
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from karat.errors import InputError
-from karat.feedback.importers import (
+from karat.feedback.exchange.importers import (
     TEXT_FIELDS,
     VOTE_FIELDS,
     hh_conversation,

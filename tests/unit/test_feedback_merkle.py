@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from karat.errors import InputError
-from karat.feedback import merkle
+from karat.feedback.record import merkle
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "merkle.json").read_text(encoding="utf-8"))
 

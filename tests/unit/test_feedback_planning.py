@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from karat.errors import InputError
-from karat.feedback.learning_curve import fit_learning_curve
-from karat.feedback.planning import (
+from karat.feedback.quality.learning_curve import fit_learning_curve
+from karat.feedback.quality.planning import (
     ask_again,
     held_out_needed,
     plan_votes,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from karat.errors import ConvergenceError, InputError
-from karat.feedback.population import checked_target, rake, weighted_win_rate
+from karat.feedback.quality.population import checked_target, rake, weighted_win_rate
 
 TARGET = {"gender": {"woman": 0.5, "man": 0.5}, "age": {"young": 0.3, "middle": 0.4, "old": 0.3}}
 

@@ -9,11 +9,11 @@ import pytest
 from scipy import optimize, stats
 
 from karat.errors import ConvergenceError, InputError
-from karat.feedback import joint_posterior, reliability
-from karat.feedback.expectation import direction_probs, expected_agreement, predicted_probs
-from karat.feedback.joint_posterior import JointPosterior, Priors
-from karat.feedback.ordinal import Comparisons, level_probs
-from karat.feedback.reliability import fit_priors, fit_reliability
+from karat.feedback.quality import joint_posterior, reliability
+from karat.feedback.quality.expectation import direction_probs, expected_agreement, predicted_probs
+from karat.feedback.quality.joint_posterior import JointPosterior, Priors
+from karat.feedback.quality.ordinal import Comparisons, level_probs
+from karat.feedback.quality.reliability import fit_priors, fit_reliability
 from reference.slow_reliability import negative_log_posterior, vote_probability
 
 CUTS = {2: [0.0], 3: [-0.6, 0.6], 4: [-0.9, 0.0, 0.9], 5: [-1.5, -0.5, 0.5, 1.5]}

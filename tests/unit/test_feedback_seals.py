@@ -14,8 +14,9 @@ import postgresql_server
 from feedback_cases import small_store, tamper, vote
 from karat.errors import InputError
 from karat.feedback import people_tables as people
-from karat.feedback import schema, seals, submission
-from karat.feedback.seals import seal, sealed_through, verify_seals
+from karat.feedback import schema, submission
+from karat.feedback.record import seals
+from karat.feedback.record.seals import seal, sealed_through, verify_seals
 from karat.feedback.store import Store, open_store
 
 

@@ -10,7 +10,7 @@ import pytest
 from scipy import linalg, optimize
 
 from karat.errors import InputError
-from karat.feedback.slices import protected_slices
+from karat.feedback.quality.slices import protected_slices
 
 
 def system(raters, slices):

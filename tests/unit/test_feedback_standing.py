@@ -4,8 +4,9 @@ import pytest
 
 from feedback_cases import small_store, vote
 from karat.errors import InputError, LeaseError, StoreError
-from karat.feedback import assignment, standing
-from karat.feedback.evidence import Flag
+from karat.feedback.detect.evidence import Flag
+from karat.feedback.people import standing
+from karat.feedback.work import assignment
 
 
 @pytest.fixture

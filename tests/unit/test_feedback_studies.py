@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from karat.errors import InputError, StoreError
-from karat.feedback.accounts import accounts, lock
+from karat.feedback.people.accounts import accounts, lock
+from karat.feedback.people.studies import Participant, close_study, join, open_study, participant_in, studies, study_of
 from karat.feedback.store import open_store
-from karat.feedback.studies import Participant, close_study, join, open_study, participant_in, studies, study_of
 from web_app import NOW, Served
 
 LINK = {"PROLIFIC_PID": "5f3c", "STUDY_ID": "s1", "SESSION_ID": "v1"}

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, FastAPI
 
 import web_app
 from karat.errors import ConfigError
-from karat.feedback import accounts
+from karat.feedback.people import accounts
 from karat.feedback.web.access import PUBLIC, RouteAccess, needs, route_table
 from karat.feedback.web.settings import ServerSettings
 

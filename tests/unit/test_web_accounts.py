@@ -8,7 +8,7 @@ import pytest
 from argon2 import PasswordHasher
 
 import web_app
-from karat.feedback import accounts, sessions
+from karat.feedback.people import accounts, sessions
 from karat.feedback.web.account_pages import local_path
 from karat.feedback.web.first_admin import setup_token
 from karat.feedback.web.settings import ServerSettings

@@ -14,16 +14,17 @@ from sqlalchemy import func, select
 
 import web_app
 from feedback_cases import vote
-from karat.feedback import accounts, dashboard, standing
-from karat.feedback.care import arm_of
+from karat.feedback.detect.evidence import MIN_VOTES
 from karat.feedback.documents import Pay, ProjectSettings, document, project_settings, put_document, put_settings
-from karat.feedback.evidence import MIN_VOTES
+from karat.feedback.people import accounts, standing
+from karat.feedback.people.care import arm_of
 from karat.feedback.people_tables import admin_log
-from karat.feedback.seals import seals
+from karat.feedback.record.seals import seals
 from karat.feedback.web import admin_pages
 from karat.feedback.web.admin_documents import line_changes
 from karat.feedback.web.charts import Bar, Whisker, bar_chart, share_bar, whisker_chart
 from karat.feedback.web.figures import duration, interval, money, number, percent, shortened
+from karat.feedback.work import dashboard
 from karat.records import Annotator, Estimate
 
 PAGES = (

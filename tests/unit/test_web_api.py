@@ -17,10 +17,12 @@ from hypothesis.errors import Unsatisfiable
 
 import web_app
 from every_kind import VALUES, store_of_every_kind
-from karat.feedback import accounts, care, checks, documents, standing
+from karat.feedback import documents
+from karat.feedback.people import accounts, care, standing
 from karat.feedback.web.api_models import MOST_DEPTH, sound
 from karat.feedback.web.cells import cell
 from karat.feedback.web.positions import as_shown, as_stored
+from karat.feedback.work import checks
 from karat.records import KINDS, Task
 
 SECRETS = (

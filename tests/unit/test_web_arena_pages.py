@@ -9,10 +9,10 @@ import pytest
 
 import web_app
 from karat.errors import InputError
-from karat.feedback import standing
-from karat.feedback.arena import LIVE, arena
 from karat.feedback.documents import put_document
+from karat.feedback.people import standing
 from karat.feedback.web.app import create_app
+from karat.feedback.work.arena import LIVE, arena
 
 
 def sampler(word: str):

@@ -12,11 +12,11 @@ from sqlalchemy import select
 
 import web_app
 from feedback_cases import tamper, vote
-from karat.feedback import accounts
-from karat.feedback.bundle import verify_bundle
-from karat.feedback.care import save_demographics
+from karat.feedback.people import accounts
+from karat.feedback.people.care import save_demographics
+from karat.feedback.record.bundle import verify_bundle
+from karat.feedback.record.seals import seal, seals
 from karat.feedback.schema import metadata
-from karat.feedback.seals import seal, seals
 from karat.records import Annotator
 
 NAMES = [f"secret-{i:02d}" for i in range(24)]

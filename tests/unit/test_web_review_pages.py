@@ -9,11 +9,11 @@ import pytest
 
 import web_app
 from feedback_cases import vote
-from karat.feedback import accounts
 from karat.feedback.documents import ProjectSettings, put_settings
-from karat.feedback.reviews import CONFIRMED, LOOKED
-from karat.feedback.seals import seal
+from karat.feedback.people import accounts
+from karat.feedback.record.seals import seal
 from karat.feedback.web.answer_words import answer_words
+from karat.feedback.work.reviews import CONFIRMED, LOOKED
 from karat.questions import Choice, Question, plain_question
 from karat.records import Annotator
 

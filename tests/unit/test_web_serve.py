@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from karat.errors import ConfigError
-from karat.feedback import accounts
 from karat.feedback.client import RaterClient
+from karat.feedback.people import accounts
 from karat.feedback.store import open_store
 from karat.feedback.web.serve import serve
 from karat.feedback.web.settings import ServerSettings

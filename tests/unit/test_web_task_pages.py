@@ -12,14 +12,16 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from karat.feedback import accounts, assignment, care, checks, documents, drafts, standing
-from karat.feedback.own_record import OwnProgress, own_progress
+from karat.feedback import documents
+from karat.feedback.people import accounts, care, drafts, standing
+from karat.feedback.people.own_record import OwnProgress, own_progress
 from karat.feedback.store import Store, open_store
 from karat.feedback.web import page_record
 from karat.feedback.web.app import create_app
 from karat.feedback.web.positions import as_shown
 from karat.feedback.web.rendering import LONG_TEXT
 from karat.feedback.web.settings import ServerSettings
+from karat.feedback.work import assignment, checks
 from karat.questions import Choice, Question
 from karat.records import Response, Task, user_prompt
 

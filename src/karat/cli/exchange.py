@@ -51,7 +51,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write votes to a file: as preference trainers read them (a snapshot), or all that is known (a store)."""
-    from karat.feedback import exporters
+    from karat.feedback.exchange import exporters
     from karat.feedback.snapshot import read_snapshot
     from karat.feedback.store import open_store
 
@@ -74,7 +74,7 @@ def export(
 
 
 def _importers(kind: str, texts: Path | None, names: Any) -> Callable[[Any, Path], Any]:
-    from karat.feedback import events, foreign, importers, tabular
+    from karat.feedback.exchange import events, foreign, importers, tabular
     from karat.rowfiles import read_rows
 
     return {
@@ -91,7 +91,7 @@ def _importers(kind: str, texts: Path | None, names: Any) -> Callable[[Any, Path
 
 
 def _exporter(kind: str) -> Callable[[Any, Path], int]:
-    from karat.feedback import events, foreign, tabular
+    from karat.feedback.exchange import events, foreign, tabular
     from karat.rowfiles import write_rows
 
     return {
@@ -104,7 +104,7 @@ def _exporter(kind: str) -> Callable[[Any, Path], int]:
 
 
 def _field_names(prompt: str, responses: str, scale: str) -> Any:
-    from karat.feedback.foreign import FieldNames
+    from karat.feedback.exchange.foreign import FieldNames
 
     low, _, high = scale.partition("-")
     if not (low.isdigit() and high.isdigit() and int(low) < int(high)):

@@ -76,7 +76,7 @@ def people_add(
     as_json: AsJson = False,
 ) -> None:
     """Make accounts and print one link for each; whoever opens it is signed in."""
-    from karat.feedback.accounts import invite, make_account
+    from karat.feedback.people.accounts import invite, make_account
     from karat.feedback.store import open_store
 
     if n < 1 or (n > 1 and (login or contact)):
@@ -99,7 +99,7 @@ def people_link(
     as_json: AsJson = False,
 ) -> None:
     """Issue a new link for somebody; the older one dies."""
-    from karat.feedback.accounts import accounts, invite
+    from karat.feedback.people.accounts import accounts, invite
     from karat.feedback.store import open_store
 
     with open_store(store_address(run_or_store)) as store:
@@ -113,7 +113,7 @@ def people_link(
 @people.command("list", epilog="Example: karat people list karat.db --json")
 def people_list(run_or_store: StoreOrRun, as_json: AsJson = False) -> None:
     """Who may sign in: role, pseudonym, login, state."""
-    from karat.feedback.accounts import accounts
+    from karat.feedback.people.accounts import accounts
     from karat.feedback.store import open_store
 
     with open_store(store_address(run_or_store)) as store:
@@ -131,8 +131,8 @@ def people_study(
     as_json: AsJson = False,
 ) -> None:
     """Open a study for raters of another platform (Prolific and its like), and print the link to give to it."""
+    from karat.feedback.people.studies import close_study, open_study
     from karat.feedback.store import open_store
-    from karat.feedback.studies import close_study, open_study
 
     with open_store(store_address(run_or_store)) as store:
         study = (close_study if close else open_study)(store, name, now=time.time())

@@ -54,7 +54,7 @@ def _verified_run(place: Path, published: list[str]) -> tuple[dict[str, Any], li
 
 
 def _verified_store(address: str, published: list[str]) -> tuple[dict[str, Any], list[str]]:
-    from karat.feedback.seals import seals
+    from karat.feedback.record.seals import seals
     from karat.feedback.store import open_store
 
     with open_store(address) as store:
@@ -65,7 +65,7 @@ def _verified_store(address: str, published: list[str]) -> tuple[dict[str, Any],
 
 
 def _verified_bundle(place: Path, published: list[str]) -> tuple[dict[str, Any], list[str]]:
-    from karat.feedback.bundle import read_bundle, verify_bundle
+    from karat.feedback.record.bundle import read_bundle, verify_bundle
 
     problems = verify_bundle(place, published)
     about = "" if problems else f"{read_bundle(place).n_judgements:,} judgements as the seals say"

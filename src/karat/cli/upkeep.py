@@ -14,7 +14,7 @@ from karat.cli.people import StoreOrRun, store_address
 from karat.errors import ConfigError
 
 if TYPE_CHECKING:
-    from karat.feedback.erasure import Fed
+    from karat.feedback.record.erasure import Fed
 
 BY = "command line"
 """Who is noted as having erased."""
@@ -23,8 +23,8 @@ BY = "command line"
 @app.command(epilog="Example: karat seal karat.db")
 def seal(run_or_store: StoreOrRun, as_json: AsJson = False) -> None:
     """Seal what came in since the last seal, and print the line to publish: it pins everything up to here."""
-    from karat.feedback.seals import seal as make_seal
-    from karat.feedback.seals import seals
+    from karat.feedback.record.seals import seal as make_seal
+    from karat.feedback.record.seals import seals
     from karat.feedback.store import open_store
 
     with open_store(store_address(run_or_store)) as store:
@@ -37,7 +37,7 @@ def seal(run_or_store: StoreOrRun, as_json: AsJson = False) -> None:
 @app.command(epilog="Example: karat bundle karat.db --out bundle && karat verify bundle")
 def bundle(run_or_store: StoreOrRun, out: Out, as_json: AsJson = False) -> None:
     """Write what an auditor may take away: every record and seal, no texts, pseudonyms of its own."""
-    from karat.feedback.bundle import write_bundle
+    from karat.feedback.record.bundle import write_bundle
     from karat.feedback.store import open_store
 
     with open_store(store_address(run_or_store)) as store:
@@ -49,7 +49,7 @@ def bundle(run_or_store: StoreOrRun, out: Out, as_json: AsJson = False) -> None:
 @app.command(epilog="Example: karat backup karat.db --out backup-2026-11-21")
 def backup(run_or_store: StoreOrRun, out: Out, as_json: AsJson = False) -> None:
     """Copy a store as it is now, while people go on working: a directory of rows, or one file where OUT ends in .db."""
-    from karat.feedback.backup import backup as make_backup
+    from karat.feedback.record.backup import backup as make_backup
     from karat.feedback.store import open_store
 
     with open_store(store_address(run_or_store)) as store:
@@ -66,7 +66,7 @@ def restore(
     as_json: AsJson = False,
 ) -> None:
     """Make a store from a backup, on SQLite or PostgreSQL, and check it; exit code 1 where the check finds something."""
-    from karat.feedback.backup import restore as make_store
+    from karat.feedback.record.backup import restore as make_store
 
     made = make_store(path, store)
     lines = [f"{one.judgement_id}  {one.what}" for one in made.problems]
@@ -86,7 +86,7 @@ def erase(
     as_json: AsJson = False,
 ) -> None:
     """Erase a person's words and whatever leads to her, for good, and list the artefacts that fed on her judgements."""
-    from karat.feedback.erasure import erase_annotator, erase_from_snapshots, fed_artefacts
+    from karat.feedback.record.erasure import erase_annotator, erase_from_snapshots, fed_artefacts
     from karat.feedback.store import open_store
 
     if not reason.strip():

@@ -346,7 +346,7 @@ class AdminClient:
         return self._connection.request("POST", "/import", content=lines, form=form).json()
 
     def export_lines(self) -> Iterator[dict[str, Any]]:
-        """Every judgement, as `feedback.events.event_rows` gives it."""
+        """Every judgement, as `feedback.exchange.events.event_rows` gives it."""
         return self._connection.rows("/export")
 
     def stats(self) -> Mapping[str, Any]:

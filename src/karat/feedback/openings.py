@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam, select
 
-from karat.feedback.matching import agreed
 from karat.feedback.schema import assignments, judgements, tasks
+from karat.feedback.work.matching import agreed
 
 CHUNK = 400
 """Identifiers in one IN list: below the limit of every engine, and of every SQLite build (999)."""

@@ -209,7 +209,7 @@ seals = Table(
     Column("nonce", String(64), nullable=False),
     Column("leaves", Text, nullable=False),
 )
-"""Merkle roots over batches of judgements and other events, each chained to the one before (`karat.feedback.seals`).
+"""Merkle roots over batches of judgements and other events, each chained to the one before (`karat.feedback.record.seals`).
 heads: JSON of the last number sealed in each table; leaves: one a line; nonce: blinds what a leaf would give away, and
 never leaves the store."""
 

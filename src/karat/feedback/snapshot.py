@@ -27,9 +27,9 @@ import numpy as np
 from sqlalchemy import select
 
 from karat.errors import InputError, LedgerError, StoreError
+from karat.feedback.people.standing import quarantined
 from karat.feedback.people_tables import checks
 from karat.feedback.schema import UNKNOWN_ANNOTATOR, StoredJudgement, json_text
-from karat.feedback.standing import quarantined
 from karat.feedback.store import Store
 from karat.identity import content_id, file_hash
 from karat.ledger.artifacts import staged_directory

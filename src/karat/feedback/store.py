@@ -25,9 +25,9 @@ from karat.feedback import additions, leases, submission
 from karat.feedback import schema as tables
 from karat.feedback.engine import migrate, one_line, open_engine, repeatable, scrub, shown_address, transaction
 from karat.feedback.leases import Lease
+from karat.feedback.record.verification import Problem, store_problems
 from karat.feedback.schema import StoredJudgement, stored_judgement
 from karat.feedback.submission import Provenance
-from karat.feedback.verification import Problem, store_problems
 from karat.records import Annotator, Judgement, Prompt, Response, Task
 
 __all__ = ["Lease", "Problem", "Provenance", "Store", "StoredJudgement", "open_store"]

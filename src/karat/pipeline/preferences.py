@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from karat.errors import InputError
-from karat.feedback.importers import import_hh, import_preferences
+from karat.feedback.exchange.importers import import_hh, import_preferences
 from karat.feedback.store import Store, open_store
 from karat.lm.chat import prompt_tokens, response_tokens
 from karat.lm.load import LoadedLM, load_lm

@@ -12,8 +12,8 @@ from typing import Any
 
 from karat.config import plain
 from karat.evaluate.measure import draw, texts_of
-from karat.feedback.agreement import alpha, pairwise_agreement
 from karat.feedback.documents import add_questions, document
+from karat.feedback.quality.agreement import alpha, pairwise_agreement
 from karat.feedback.snapshot import write_snapshot
 from karat.feedback.store import Store, open_store
 from karat.feedback.tasks import random_pairs

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from karat.config import build, plain
 from karat.errors import ConfigError, InputError
-from karat.feedback.agreement import alpha, pairwise_agreement
-from karat.feedback.importers import import_ukp, import_votes, ukp_texts
+from karat.feedback.exchange.importers import import_ukp, import_votes, ukp_texts
+from karat.feedback.quality.agreement import alpha, pairwise_agreement
 from karat.feedback.snapshot import Snapshot, read_snapshot, write_snapshot
 from karat.feedback.store import open_store
 from karat.ledger.artifacts import ArtifactRef, ref_of, write_json

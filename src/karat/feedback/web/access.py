@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Mount
 
 from karat.errors import ConfigError
-from karat.feedback.accounts import Session, session_of
+from karat.feedback.people.accounts import Session, session_of
 
 ROLES = ("annotator", "expert", "auditor", "admin")
 """Roles that an account may have."""

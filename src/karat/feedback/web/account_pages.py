@@ -14,7 +14,7 @@ from starlette.datastructures import FormData
 from starlette.requests import Request
 
 from karat.errors import KaratError
-from karat.feedback import accounts
+from karat.feedback.people import accounts
 from karat.feedback.web.access import PUBLIC, ROLES, Visitor, needs, sent_form
 from karat.feedback.web.first_admin import make_first_admin, setup_allowed
 from karat.feedback.web.signing_in import (

@@ -14,8 +14,8 @@ from sqlalchemy import func, select
 from starlette.requests import Request
 
 from karat.errors import KaratError
-from karat.feedback import accounts
-from karat.feedback.accounts import Account
+from karat.feedback.people import accounts
+from karat.feedback.people.accounts import Account
 from karat.feedback.people_tables import sessions
 from karat.feedback.store import Store
 from karat.feedback.web.access import Visitor

@@ -15,11 +15,11 @@ from fastapi.responses import Response
 from starlette.requests import Request
 
 from karat.errors import KaratError
-from karat.feedback.arena import PREFIX
 from karat.feedback.documents import CONSENT, EXAMPLES, GUIDELINE, SETTINGS, Document, documents, put_document
 from karat.feedback.web.access import Visitor
 from karat.feedback.web.desk import Admin, Sent, done, field_of, note, page
 from karat.feedback.web.rendering import markdown_html, visible
+from karat.feedback.work.arena import PREFIX
 
 KNOWN = {
     GUIDELINE: "What raters judge by; shown beside every task. Each judgement names its version.",

@@ -1,6 +1,6 @@
 """The admin's page of experiments: which arms raters were drawn into, and what the arms did.
 
-Knows the template; the figures are `karat.feedback.experiments`'.
+Knows the template; the figures are `karat.feedback.work.experiments`'.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from fastapi.responses import Response
 from starlette.requests import Request
 
 from karat.feedback.documents import project_settings
-from karat.feedback.experiments import drawn_arms, experiment_effects
 from karat.feedback.web.desk import Admin, kept_figures, page
+from karat.feedback.work.experiments import drawn_arms, experiment_effects
 
 router = APIRouter(include_in_schema=False)
 

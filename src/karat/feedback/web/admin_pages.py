@@ -1,6 +1,6 @@
 """The admin's overview, live; and the gathering of all of the admin's pages.
 
-Knows what stands on the overview. The numbers are `karat.feedback.dashboard`'s; the other pages are in modules of
+Knows what stands on the overview. The numbers are `karat.feedback.work.dashboard`'s; the other pages are in modules of
 their own, whose routes are taken over here.
 """
 
@@ -18,9 +18,7 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from karat.feedback.dashboard import AgreementRow, QueueRow, agreement_rows, judgements_per_hour, pulse, queue
 from karat.feedback.documents import SETTINGS, documents, project_settings, put_settings, settings_of
-from karat.feedback.outlay import outlay
 from karat.feedback.store import Store
 from karat.feedback.web import (
     admin_accounts,
@@ -35,6 +33,8 @@ from karat.feedback.web import (
 )
 from karat.feedback.web.charts import Bar, Whisker, bar_chart, share_bar, whisker_chart
 from karat.feedback.web.desk import Admin, Sent, done, field_of, kept_figures, note, page
+from karat.feedback.work.dashboard import AgreementRow, QueueRow, agreement_rows, judgements_per_hour, pulse, queue
+from karat.feedback.work.outlay import outlay
 
 EVERY_S, MOST_S, ALIVE_S = 2.0, 600.0, 14.0
 """Seconds between two looks at the store, until a connection is renewed (so that its right is checked again), and

@@ -1,6 +1,6 @@
 """The admin's page "how many votes do I need, and what will they cost", from the votes there are.
 
-Knows the form and which votes a plan is made from; the arithmetic is `karat.feedback.planning`'s.
+Knows the form and which votes a plan is made from; the arithmetic is `karat.feedback.quality.planning`'s.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from fastapi.responses import Response
 from starlette.requests import Request
 
 from karat.errors import InputError
-from karat.feedback.arena import PREFIX, arena
-from karat.feedback.dashboard import queue
 from karat.feedback.documents import Pay, project_settings
-from karat.feedback.planning import VotePlan, held_out_needed, plan_votes
+from karat.feedback.people.standing import quarantined
+from karat.feedback.quality.planning import VotePlan, held_out_needed, plan_votes
 from karat.feedback.snapshot import current_judgements
-from karat.feedback.standing import quarantined
 from karat.feedback.store import Store
 from karat.feedback.web.desk import Admin, page
+from karat.feedback.work.arena import PREFIX, arena
+from karat.feedback.work.dashboard import queue
 from karat.records import Judgement
 
 DEFAULTS = {"batch": "", "width": "5", "pay": "", "raters": "", "accuracy": "70"}

@@ -1,7 +1,7 @@
 """The admin's pages about work: the queue task by task, what to ask again, what skips say, and how many votes to plan.
 
-Knows forms and templates. What pulling or issuing again means is `karat.feedback.requeue`'s, what votes cost is
-`karat.feedback.outlay`'s.
+Knows forms and templates. What pulling or issuing again means is `karat.feedback.work.requeue`'s, what votes cost is
+`karat.feedback.work.outlay`'s.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from fastapi.responses import Response
 from starlette.requests import Request
 
 from karat.errors import KaratError
-from karat.feedback.dashboard import queue
 from karat.feedback.documents import GUIDELINE, documents
-from karat.feedback.outlay import ask_again
-from karat.feedback.requeue import pull, queue_entries, reissue
 from karat.feedback.snapshot import current_judgements
 from karat.feedback.store import Store
-from karat.feedback.task_browser import TASK_STATES, task_detail, task_page
 from karat.feedback.web.access import Visitor
 from karat.feedback.web.charts import share_bar
 from karat.feedback.web.desk import Admin, Sent, done, field_of, kept_figures, note, number_of, page
 from karat.feedback.web.rendering import markdown_html
+from karat.feedback.work.dashboard import queue
+from karat.feedback.work.outlay import ask_again
+from karat.feedback.work.requeue import pull, queue_entries, reissue
+from karat.feedback.work.task_browser import TASK_STATES, task_detail, task_page
 
 MOST_AT_ONCE = 5_000
 """Tasks that one press of a button puts to raters again."""

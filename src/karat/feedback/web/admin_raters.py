@@ -1,7 +1,7 @@
 """The admin's pages about raters: the evidence about each, flags to review, quarantine and release.
 
 A program finds, a person decides, says why, and the rater reads it. Knows forms and templates; the evidence is
-`karat.feedback.rater_health`'s.
+`karat.feedback.quality.rater_health`'s.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from fastapi.responses import Response
 from starlette.requests import Request
 
 from karat.errors import KaratError
-from karat.feedback import accounts, standing
-from karat.feedback.dashboard import DISMISSAL
-from karat.feedback.detectors import battery
-from karat.feedback.erasure import erase_annotator
-from karat.feedback.evidence import MIN_VOTES, Flag, vote_record
-from karat.feedback.own_record import DELETION
-from karat.feedback.rater_health import RaterHealth, rater_health, with_standing
+from karat.feedback.detect.detectors import battery
+from karat.feedback.detect.evidence import MIN_VOTES, Flag, vote_record
+from karat.feedback.people import accounts, standing
+from karat.feedback.people.own_record import DELETION
+from karat.feedback.people.sessions import shared_origins
+from karat.feedback.quality.rater_health import RaterHealth, rater_health, with_standing
+from karat.feedback.record.erasure import erase_annotator
 from karat.feedback.schema import UNKNOWN_ANNOTATOR
-from karat.feedback.sessions import shared_origins
 from karat.feedback.snapshot import current_judgements
 from karat.feedback.store import Store
 from karat.feedback.web.access import Visitor
 from karat.feedback.web.charts import Whisker, whisker_chart
 from karat.feedback.web.desk import Admin, Sent, done, field_of, kept_figures, note, page
+from karat.feedback.work.dashboard import DISMISSAL
 
 MESSAGES = {
     "quarantined": "She is in quarantine: she reads the reason, can answer it, and gets no tasks until you release her.",

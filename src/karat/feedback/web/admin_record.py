@@ -1,7 +1,7 @@
 """The admin's pages about the record: seals and their roots, whether everything still verifies, how to back it up, and
 what people with power did.
 
-Knows forms and templates; sealing and verifying are `karat.feedback.seals`' and the store's.
+Knows forms and templates; sealing and verifying are `karat.feedback.record.seals`' and the store's.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 from starlette.requests import Request
 
-from karat.feedback import accounts
+from karat.feedback.people import accounts
+from karat.feedback.record.seals import Problem, seal, sealed_through, seals
 from karat.feedback.schema import judgements
-from karat.feedback.seals import Problem, seal, sealed_through, seals
 from karat.feedback.store import Store
 from karat.feedback.web.access import Visitor
 from karat.feedback.web.desk import Admin, done, note, number_of, page

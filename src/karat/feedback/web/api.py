@@ -16,16 +16,17 @@ from starlette.requests import Request
 
 from karat.answers import check_value
 from karat.errors import InputError, LeaseError
-from karat.feedback import accounts, assignment, drafts
-from karat.feedback.answering import Given, Work, submit_work, work_of
-from karat.feedback.assignment import next_work
 from karat.feedback.documents import project_settings
-from karat.feedback.standing import standing_of
+from karat.feedback.people import accounts, drafts
+from karat.feedback.people.standing import standing_of
 from karat.feedback.web import api_models as shapes
 from karat.feedback.web.access import PUBLIC, ROLES, Visitor, needs, token_of
 from karat.feedback.web.forms import Asked, answer_of, fields_of
 from karat.feedback.web.positions import as_shown, as_stored
 from karat.feedback.web.signing_in import NO_MATCH, drop_cookie, password_session, set_cookie
+from karat.feedback.work import assignment
+from karat.feedback.work.answering import Given, Work, submit_work, work_of
+from karat.feedback.work.assignment import next_work
 from karat.identity import canonical_json
 from karat.questions import Choice
 

@@ -23,15 +23,15 @@ from pydantic import BeforeValidator, Field
 from starlette.requests import Request
 
 from karat.errors import InputError
-from karat.feedback import accounts
-from karat.feedback.dashboard import pulse
 from karat.feedback.documents import add_questions
-from karat.feedback.events import EventSummary, event_rows, import_event_rows
-from karat.feedback.importers import ImportSummary, import_hh, import_preferences, import_votes
+from karat.feedback.exchange.events import EventSummary, event_rows, import_event_rows
+from karat.feedback.exchange.importers import ImportSummary, import_hh, import_preferences, import_votes
+from karat.feedback.people import accounts
 from karat.feedback.store import Store
 from karat.feedback.web import api_models as shapes
 from karat.feedback.web.access import Visitor, needs
 from karat.feedback.web.cells import CELL_NAMES, cells
+from karat.feedback.work.dashboard import pulse
 from karat.questions import Question
 from karat.records import Annotator, Judgement, Prompt, Response, Task
 from karat.rowfiles import read_rows

@@ -1,7 +1,7 @@
 """The blind comparison of two policies: raters ask and vote, admins set up and look.
 
 Which policy wrote what stays on the server: a rater votes on the ordinary page of a comparison, whose two texts are
-both there before she sees either. Knows forms and templates; the rest is `karat.feedback.arena`'s.
+both there before she sees either. Knows forms and templates; the rest is `karat.feedback.work.arena`'s.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from sqlalchemy import func, select
 from starlette.requests import Request
 
 from karat.errors import InputError, KaratError
-from karat.feedback.accounts import attempt
-from karat.feedback.arena import add_duel, arena, arena_result, arenas, make_arena
-from karat.feedback.assignment import over_budget
-from karat.feedback.care import consent_of
 from karat.feedback.documents import GUIDELINE, document, project_settings
 from karat.feedback.leases import held_task
+from karat.feedback.people.accounts import attempt
+from karat.feedback.people.care import consent_of
+from karat.feedback.people.standing import standing_of
 from karat.feedback.schema import responses
-from karat.feedback.standing import standing_of
 from karat.feedback.store import Store
 from karat.feedback.web.access import Visitor, needs
 from karat.feedback.web.charts import Whisker, whisker_chart
 from karat.feedback.web.desk import Admin, Sent, done, field_of, kept_figures, note, number_of, page
+from karat.feedback.work.arena import add_duel, arena, arena_result, arenas, make_arena
+from karat.feedback.work.assignment import over_budget
 from karat.records import Prompt, Sampler, user_prompt
 
 LOG = logging.getLogger("karat.web")

@@ -1,7 +1,7 @@
 """The auditor's pages: every judgement under a pseudonym, slices of who judged, the seals, and the bundle to take away.
 
 Nothing here changes anything: there is no form that posts. Names of raters, accounts and submissions never reach these
-pages. Knows requests and templates; the queries are `karat.feedback.auditing`'s.
+pages. Knows requests and templates; the queries are `karat.feedback.record.auditing`'s.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from fastapi.responses import FileResponse, Response
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 
-from karat.feedback.auditing import FILTERS, AuditRow, Pseudonyms, audited, browse, filter_choices
-from karat.feedback.bundle import write_bundle
 from karat.feedback.documents import question_of
 from karat.feedback.keys import secret_key
-from karat.feedback.seals import sealed_through, seals
+from karat.feedback.people.who_judged import LEAST, slice_tables
+from karat.feedback.record.auditing import FILTERS, AuditRow, Pseudonyms, audited, browse, filter_choices
+from karat.feedback.record.bundle import write_bundle
+from karat.feedback.record.seals import sealed_through, seals
 from karat.feedback.web.access import Visitor, needs
 from karat.feedback.web.answer_words import answer_words
 from karat.feedback.web.desk import Tabs, kept_figures, number_of, page
 from karat.feedback.web.task_view import shown_candidates, shown_turns
-from karat.feedback.who_judged import LEAST, slice_tables
 
 TABS: Tabs = (("/audit", "Judgements"), ("/audit/slices", "Who judged"), ("/audit/record", "Record"))
 KEY = "auditor"

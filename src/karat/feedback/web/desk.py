@@ -17,12 +17,12 @@ from fastapi.responses import RedirectResponse, Response
 from starlette.datastructures import FormData
 from starlette.requests import Request
 
-from karat.feedback import accounts
-from karat.feedback.dashboard import change_mark
+from karat.feedback.people import accounts
 from karat.feedback.store import Store
 from karat.feedback.web import figures
 from karat.feedback.web.access import Visitor, needs, sent_form
 from karat.feedback.web.templates import render
+from karat.feedback.work.dashboard import change_mark
 
 Admin = Annotated[Visitor, Depends(needs("admin"))]
 Expert = Annotated[Visitor, Depends(needs("expert"))]

@@ -8,8 +8,8 @@ from __future__ import annotations
 import base64
 import hmac
 
-from karat.feedback.accounts import Account, accounts, check_password, make_account, set_password
 from karat.feedback.keys import secret_key
+from karat.feedback.people.accounts import Account, accounts, check_password, make_account, set_password
 from karat.feedback.store import Store
 
 

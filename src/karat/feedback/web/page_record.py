@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from karat.feedback.answering import Work
 from karat.feedback.documents import Document
 from karat.feedback.web.forms import Fields
 from karat.feedback.web.rendering import is_long
+from karat.feedback.work.answering import Work
 
 LAYOUTS = ("side", "stacked")
 WIDTHS = ("phone", "tablet", "desktop", "wide")

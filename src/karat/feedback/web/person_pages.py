@@ -15,9 +15,10 @@ from starlette.datastructures import FormData
 from starlette.requests import Request
 
 from karat.errors import KaratError
-from karat.feedback import accounts, care, documents, drafts
-from karat.feedback import standing as standings
-from karat.feedback.own_record import DELETION, own_active_s, own_data, own_progress
+from karat.feedback import documents
+from karat.feedback.people import accounts, care, drafts
+from karat.feedback.people import standing as standings
+from karat.feedback.people.own_record import DELETION, own_active_s, own_data, own_progress
 from karat.feedback.web.access import ROLES, Visitor, needs, sent_form
 from karat.feedback.web.positions import as_shown
 from karat.feedback.web.rendering import markdown_html

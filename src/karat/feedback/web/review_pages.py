@@ -13,10 +13,14 @@ from fastapi.responses import RedirectResponse, Response
 from starlette.requests import Request
 
 from karat.errors import KaratError
-from karat.feedback.adjudication import disputes
 from karat.feedback.documents import project_settings, question_of
-from karat.feedback.drafts import history
-from karat.feedback.reviews import (
+from karat.feedback.people.drafts import history
+from karat.feedback.web.access import Visitor, needs
+from karat.feedback.web.answer_words import answer_words
+from karat.feedback.web.desk import ADMIN_TABS, Expert, Sent, done, field_of, kept_figures, note, page
+from karat.feedback.web.task_view import shown_candidates, shown_turns
+from karat.feedback.work.adjudication import disputes
+from karat.feedback.work.reviews import (
     CONFIRMED,
     LOOKED,
     Review,
@@ -28,10 +32,6 @@ from karat.feedback.reviews import (
     take,
     without_rater_names,
 )
-from karat.feedback.web.access import Visitor, needs
-from karat.feedback.web.answer_words import answer_words
-from karat.feedback.web.desk import ADMIN_TABS, Expert, Sent, done, field_of, kept_figures, note, page
-from karat.feedback.web.task_view import shown_candidates, shown_turns
 
 MOST_ROWS = 200
 """Disputes on the page; the ones to look at come first."""

@@ -11,8 +11,8 @@ from fastapi import HTTPException
 from fastapi.responses import Response
 from starlette.requests import Request
 
-from karat.feedback import accounts
-from karat.feedback.sessions import forget_attempts
+from karat.feedback.people import accounts
+from karat.feedback.people.sessions import forget_attempts
 from karat.feedback.web.security import address_hash
 
 HASHING = threading.BoundedSemaphore(4)

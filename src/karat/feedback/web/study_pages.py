@@ -13,7 +13,7 @@ from starlette.datastructures import FormData
 from starlette.requests import Request
 
 from karat.errors import InputError
-from karat.feedback.studies import Participant, Study, join, participant_in, study_of
+from karat.feedback.people.studies import Participant, Study, join, participant_in, study_of
 from karat.feedback.web.access import PUBLIC, Visitor, sent_form
 from karat.feedback.web.signing_in import open_session, refuse_too_many, set_cookie
 from karat.feedback.web.templates import render

@@ -17,15 +17,17 @@ from starlette.datastructures import FormData
 from starlette.requests import Request
 
 from karat.errors import LeaseError, StoreError
-from karat.feedback import accounts, assignment, care, documents, drafts
-from karat.feedback.answering import Given, Work, submit_work, work_of
-from karat.feedback.own_record import OwnProgress, own_progress
-from karat.feedback.standing import standing_of
+from karat.feedback import documents
+from karat.feedback.people import accounts, care, drafts
+from karat.feedback.people.own_record import OwnProgress, own_progress
+from karat.feedback.people.standing import standing_of
 from karat.feedback.web import forms, page_record, person_pages, task_view
 from karat.feedback.web.access import PUBLIC, Visitor, needs, sent_form
 from karat.feedback.web.failures import wants_json
 from karat.feedback.web.rendering import is_long, markdown_html
 from karat.feedback.web.templates import render
+from karat.feedback.work import assignment
+from karat.feedback.work.answering import Given, Work, submit_work, work_of
 
 router = APIRouter(include_in_schema=False)
 router.routes.extend(person_pages.router.routes)  # one address space: whoever serves this serves both

@@ -1,0 +1,1 @@
+"""Which raters a person should look at: detectors of habits, rings, triggers, sybils and outsourced answers."""

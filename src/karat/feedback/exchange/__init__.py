@@ -1,0 +1,1 @@
+"""Judgements in and out of files: karat's own forms, and those of other tools."""

@@ -1,0 +1,336 @@
+"""Votes from files: HH conversations, TRL preferences, the documented votes format, the UKP argument pairs.
+
+A file is read and checked whole before the store is touched, and stored in one transaction; the same file read twice
+adds nothing. Where a file does not say who voted the rater is "unknown", and which text is a and which b is
+decided by their identities, because a column named `chosen` would put every winner on the same side.
+"""
+
+from __future__ import annotations
+
+import datetime
+import html
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from karat.errors import InputError
+from karat.feedback.exchange.conversations import difference, hh_conversation, trl_parts
+from karat.feedback.schema import UNKNOWN_ANNOTATOR
+from karat.feedback.store import Provenance, Store
+from karat.feedback.tasks import answer
+from karat.identity import file_hash
+from karat.records import Annotator, Judgement, Prompt, Response, Task, user_prompt
+from karat.rowfiles import Row, read_rows, turns_of
+
+LEVELS = {"b": 0, "tie": 1, "a": 2}
+"""Levels of a three-way choice."""
+
+VOTE_FIELDS = (
+    "prompt", "topic", "a", "b", "choice", "level", "n_levels", "missing", "annotator", "group", "shown_first",
+    "reason", "session", "task", "pair", "accepted_at", "submitted_at", "active_s", "guideline", "strategy",
+    "propensity", "submission",
+)  # fmt: skip
+TEXT_FIELDS = ("id", "prompt", "topic", "text")
+
+
+@dataclass(frozen=True)
+class ImportSummary:
+    """What an import did."""
+
+    n_rows: int
+    """Votes in the file."""
+    n_new: int
+    """Judgements added; the rest were there already or are in n_identical."""
+    n_identical: int
+    """Votes between two equal texts, left out: they say nothing about a reward."""
+    n_prompts: int
+    """Different prompts in the file."""
+    n_responses: int
+    """Different responses in the file."""
+    n_tasks: int
+    """Different questions in the file."""
+    n_annotators: int
+    """Different raters in the file."""
+
+
+@dataclass(frozen=True)
+class _Vote:
+    row: Row
+    prompt: Prompt
+    texts: tuple[str, str]
+    value: Mapping[str, Any]
+    annotator: str = UNKNOWN_ANNOTATOR
+    group: str | None = None
+    batch: str = "imported"
+    created_at: str = ""
+    shown_order: tuple[int, ...] = ()
+    session: str | None = None
+    rest: Mapping[str, Any] = field(default_factory=dict)
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    submission: str = ""
+
+
+def import_hh(store: Store, path: str | Path) -> ImportSummary:
+    """HH-style comparisons: rows with `chosen` and `rejected`, whole conversations that differ in the last answer.
+
+    Raises: InputError naming file and line; nothing is stored then.
+    Source: Bai et al. 2022, arXiv:2204.05862, data of anthropics/hh-rlhf.
+    """
+    votes = []
+    for row in read_rows(path):
+        with row.named():
+            prompt, chosen = hh_conversation(row.need("chosen", str))
+            other, rejected = hh_conversation(row.need("rejected", str))
+            if prompt != other:
+                raise InputError(
+                    f"chosen and rejected answer different prompts ({difference(prompt, other)}); "
+                    "expected conversations that differ in the last answer only"
+                )
+            votes.append(_preference(row, prompt, chosen, rejected))
+    return _store(store, Path(path), votes)
+
+
+def import_preferences(store: Store, path: str | Path) -> ImportSummary:
+    """TRL's preference format: `prompt`, `chosen`, `rejected`, or the last two alone with the prompt inside.
+
+    Standard rows hold texts, conversational rows lists of {"role", "content"}. Without `prompt` it is what both
+    have in common from the start: whole messages, or text up to the last space.
+
+    Raises: InputError naming file and line; nothing is stored then.
+    """
+    votes = []
+    for row in read_rows(path):
+        with row.named():
+            chosen, rejected = row.need("chosen", (str, list)), row.need("rejected", (str, list))
+            if type(chosen) is not type(rejected):
+                raise InputError("found text beside a list of messages in 'chosen' and 'rejected'; expected one format")
+            votes.append(_preference(row, *trl_parts(row.get("prompt", (str, list)), chosen, rejected)))
+    return _store(store, Path(path), votes)
+
+
+def _preference(row: Row, prompt: Prompt, chosen: str, rejected: str) -> _Vote:
+    # by identity, so that a and b say nothing about who won
+    ids = [Response(prompt.id, text, "").id for text in (chosen, rejected)]
+    texts, level = ((chosen, rejected), 1) if ids[0] < ids[1] else ((rejected, chosen), 0)
+    return _Vote(row, prompt, texts, {"level": level, "n_levels": 2})
+
+
+def import_votes(store: Store, path: str | Path, texts_path: str | Path | None = None) -> ImportSummary:
+    """The documented votes format (docs/votes-format.md): individual, attributed votes with ties, reasons and times.
+
+    Args:
+        texts_path: rows {"id", "prompt", "text", "topic"}; then `a` and `b` in the votes are ids of it.
+    Raises: InputError naming file and line; nothing is stored then.
+    """
+    texts = None
+    if texts_path is not None:
+        texts = {}
+        for row in read_rows(texts_path):
+            with row.named():
+                row.refuse_unknown(TEXT_FIELDS)
+                _add_text(texts, row, _prompt_in(row), row.need("text", str))
+    return _import_votes(store, Path(path), texts)
+
+
+def import_ukp(store: Store, votes_path: str | Path, arguments_path: str | Path) -> ImportSummary:
+    """The votes on argument pairs of UKPConvArg1: the prompt is topic and stance, the responses are the arguments.
+
+    Args:
+        arguments_path: rows with id, topic, stance and text (HTML is turned into plain text).
+    Raises: InputError naming file and line; nothing is stored then.
+    Source: Habernal & Gurevych 2016, ACL, "Which argument is more convincing?".
+    """
+    return _import_votes(store, Path(votes_path), ukp_texts(arguments_path))
+
+
+def ukp_texts(arguments_path: str | Path) -> dict[str, tuple[Prompt, str]]:
+    """Prompt and plain text of each argument of UKPConvArg1, by the file's own id.
+
+    Raises: InputError naming file and line.
+    """
+    texts: dict[str, tuple[Prompt, str]] = {}
+    for row in read_rows(arguments_path):
+        with row.named():
+            topic, stance = row.need("topic", str), row.need("stance", str)
+            asked = f"Topic: {_spoken(topic)}. Stance: {_spoken(stance)}. Give a convincing argument."
+            _add_text(texts, row, user_prompt(asked, topic=topic), plain_text(row.need("text", str)))
+    return texts
+
+
+def plain_text(marked_up: str) -> str:
+    """Text without HTML tags and character references; paragraphs and breaks become line ends."""
+    text = re.sub(r"(?i)<\s*(br|/p|/div|/li)\b[^>]*>", "\n", marked_up)
+    text = re.sub(r"</?[A-Za-z][^<>]*>", "", text)
+    lines = (re.sub(r"[^\S\n]+", " ", line).strip() for line in html.unescape(text).split("\n"))
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
+
+
+def _spoken(slug: str) -> str:
+    return slug.strip("-").replace("-", " ")
+
+
+def _add_text(texts: dict[str, tuple[Prompt, str]], row: Row, prompt: Prompt, text: str) -> None:
+    name = row.need("id", str)
+    if name in texts:
+        raise InputError(f"found the id {name!r} a second time; expected each once")
+    texts[name] = (prompt, text)
+
+
+def _prompt_in(row: Row) -> Prompt:
+    asked, topic = row.need("prompt", (str, list)), row.get("topic", str)
+    return user_prompt(asked, topic=topic) if isinstance(asked, str) else Prompt(turns_of(asked), topic)
+
+
+def _import_votes(store: Store, path: Path, texts: Mapping[str, tuple[Prompt, str]] | None) -> ImportSummary:
+    rows = read_rows(path)
+    shares = Counter((_session(row), row.values.get("annotator")) for row in rows)
+    votes = []
+    for row in rows:
+        with row.named():
+            row.refuse_unknown(VOTE_FIELDS)
+            votes.append(_vote(row, texts, shares[(_session(row), row.values.get("annotator"))]))
+    return _store(store, path, votes)
+
+
+def _vote(row: Row, texts: Mapping[str, tuple[Prompt, str]] | None, n_shared: int) -> _Vote:
+    a, b = row.need("a", str), row.need("b", str)
+    if texts is None:
+        prompt = _prompt_in(row)
+    else:
+        for name in (a, b):
+            if name not in texts:
+                raise InputError(f"found the id {name!r}, which is not in the file of texts; add it there")
+        (prompt, a), (other, b) = texts[a], texts[b]
+        if prompt != other:
+            raise InputError("a and b answer different prompts; expected two responses to one prompt")
+    first = row.get("shown_first", str)
+    if first not in (None, "a", "b"):
+        raise InputError(f"found {first!r} in the field 'shown_first'; expected 'a' or 'b'")
+    submitted, active_s = row.get("submitted_at", str), row.get("active_s", (int, float))
+    if active_s is None:
+        active_s = _seconds_between(row, n_shared)
+    asked = {
+        name: row.get(name, kind)
+        for name, kind in (("guideline", str), ("strategy", str), ("propensity", (int, float)))
+    }
+    pair = row.get("pair", str)
+    return _Vote(
+        row,
+        prompt,
+        (a, b),
+        _value(row),
+        annotator=row.get("annotator", str, UNKNOWN_ANNOTATOR),
+        group=row.get("group", str),
+        batch="imported" if pair is None else f"imported/{pair}",
+        created_at="" if submitted is None else _moment(submitted, "submitted_at").strftime("%Y-%m-%dT%H:%M:%SZ"),
+        shown_order=() if first is None else ((0, 1) if first == "a" else (1, 0)),
+        session=_session(row),
+        rest={"active_s": active_s, "reason": row.get("reason", str)},
+        asked={name: value for name, value in asked.items() if value is not None},
+        submission=row.get("submission", str, ""),
+    )
+
+
+def _session(row: Row) -> str | None:
+    return row.get("session", str) or row.get("task", str)
+
+
+def _value(row: Row) -> dict[str, Any]:
+    given = [name for name in ("choice", "level", "missing") if row.values.get(name) is not None]
+    if len(given) != 1:
+        raise InputError(
+            f"found {' and '.join(given) or 'none'} of 'choice', 'level' and 'missing'; expected exactly one"
+        )
+    if given == ["missing"]:
+        return {"missing": row.need("missing", str)}
+    if given == ["level"]:
+        return {"level": row.need("level", int), "n_levels": row.need("n_levels", int)}
+    choice = row.need("choice", str)
+    if choice not in LEVELS:
+        raise InputError(f"found {choice!r} in the field 'choice'; expected 'a', 'b' or 'tie'")
+    return {"level": LEVELS[choice], "n_levels": 3}
+
+
+def _seconds_between(row: Row, n_shared: int) -> float | None:
+    accepted, submitted = row.get("accepted_at", str), row.get("submitted_at", str)
+    if accepted is None or submitted is None:
+        return None
+    seconds = (_moment(submitted, "submitted_at") - _moment(accepted, "accepted_at")).total_seconds()
+    if seconds < 0:
+        raise InputError(f"submitted_at {submitted} is before accepted_at {accepted}; correct one of them")
+    return seconds / (n_shared if _session(row) is not None else 1)
+
+
+def _moment(text: str, name: str) -> datetime.datetime:
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise InputError(f"found {text!r} in the field {name!r}; expected a time like 2026-01-31T16:53:19Z") from None
+    return moment.replace(tzinfo=datetime.UTC) if moment.tzinfo is None else moment.astimezone(datetime.UTC)
+
+
+def _with_topic(known: Prompt | None, prompt: Prompt) -> Prompt:
+    if known is None or known.topic is None:
+        return prompt
+    if prompt.topic not in (None, known.topic):
+        raise InputError(f"found the topic {prompt.topic!r}; an earlier row gave this prompt {known.topic!r}: use one")
+    return known
+
+
+def _store(store: Store, path: Path, votes: Sequence[_Vote]) -> ImportSummary:
+    file_key = file_hash(path).removeprefix("sha256:")[:16]
+    prompt_ids: dict[Prompt, str] = {}
+    prompts: dict[str, Prompt] = {}
+    responses: dict[tuple[str, str], tuple[str, Response]] = {}
+    tasks: dict[tuple[Any, ...], tuple[str, Task]] = {}
+    n_votes: Counter[tuple[Any, ...]] = Counter()
+    annotators: dict[str, Annotator] = {}
+    judgements: list[Judgement] = []
+    provenance: dict[str, Provenance] = {}
+    n_identical = 0
+    for vote in votes:
+        with vote.row.named():
+            prompt_id = prompt_ids.get(vote.prompt) or prompt_ids.setdefault(vote.prompt, vote.prompt.id)
+            prompts[prompt_id] = _with_topic(prompts.get(prompt_id), vote.prompt)
+            named = []
+            for text in vote.texts:
+                if (prompt_id, text) not in responses:
+                    response = Response(prompt_id, text, path.name)
+                    responses[(prompt_id, text)] = (response.id, response)
+                named.append(responses[(prompt_id, text)][0])
+            if named[0] == named[1]:
+                n_identical += 1
+                continue
+            key = (*named, vote.batch, *sorted(vote.asked.items()))
+            if key not in tasks:
+                task = Task(prompt_id, (named[0], named[1]), batch=vote.batch, **vote.asked)
+                tasks[key] = (task.id, task)
+            n_votes[key] += 1
+            annotators.setdefault(vote.annotator, Annotator(vote.annotator, "imported", vote.group))
+            submission = vote.submission or f"import:{file_key}:{vote.row.line}"
+            judgements.append(
+                answer(
+                    tasks[key][1],
+                    vote.value,
+                    annotator=vote.annotator,
+                    shown_order=vote.shown_order,
+                    created_at=vote.created_at,
+                    submission=submission,
+                    origin="imported",
+                    **vote.rest,
+                )
+            )
+            accepted = vote.row.values.get("accepted_at")
+            provenance[submission] = Provenance(path.name, vote.row.line, vote.session, accepted)
+    n_new = store.ingest(
+        prompts=prompts.values(),
+        responses=[response for _, response in responses.values()],
+        annotators=annotators.values(),
+        new_tasks=[replace(task, overlap=n_votes[key]) for key, (_, task) in tasks.items()],
+        judgements=judgements,
+        provenance=provenance,
+    )
+    return ImportSummary(len(votes), n_new, n_identical, len(prompts), len(responses), len(tasks), len(annotators))

@@ -1,0 +1,142 @@
+"""Judgements as tables: Parquet files, and directories of Hugging Face `datasets`; nothing is lost on the way.
+
+What people filter by is a column of its own; what is nested without a fixed shape is JSON text in a column. Knows
+pyarrow and datasets (extra `data`, imported where used) and the rows of `events`; nothing about what they mean.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from karat.errors import ConfigError, InputError
+from karat.feedback.exchange.events import EventSummary, event_rows, import_event_rows
+from karat.feedback.store import Store
+from karat.rowfiles import Row
+
+PLAIN = ("format", "id", "erased", "prompt", "topic", "responses")
+"""Parts of a row that are columns as they are."""
+NESTED = ("task", "question", "annotator", "judgement")
+"""Parts of a row that become one column of JSON text each, in full."""
+
+
+def export_parquet(store: Store, path: str | Path) -> int:
+    """Every judgement of a store as one row of a Parquet file, which appears whole or not at all. Returns: rows.
+
+    Raises: ConfigError without pyarrow; InputError where the file cannot be written.
+    """
+    pyarrow, parquet = _module("pyarrow"), _module("pyarrow.parquet")
+    path, rows = Path(path), [_flat(row) for row in event_rows(store)]
+    table = pyarrow.Table.from_pylist(rows, schema=_schema(pyarrow))
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        try:
+            parquet.write_table(table, name, compression="zstd")
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); nothing was left") from None
+    return len(rows)
+
+
+def import_parquet(store: Store, path: str | Path) -> EventSummary:
+    """Bring a file of `export_parquet` into a store: all of it or nothing.
+
+    Raises: ConfigError without pyarrow; InputError for a file that is not one, naming file and row.
+    """
+    pyarrow, parquet = _module("pyarrow"), _module("pyarrow.parquet")
+    path = Path(path)
+    try:
+        table = parquet.read_table(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"{path}: cannot be read as Parquet ({' '.join(str(error).split())[:200]})") from None
+    return import_event_rows(store, _rows(table.to_pylist(), path))
+
+
+def export_dataset(store: Store, path: str | Path) -> int:
+    """Every judgement of a store as a directory that `datasets.load_from_disk` opens. Returns: rows.
+
+    Raises: ConfigError without datasets; InputError where the directory is there already.
+    """
+    datasets, pyarrow = _module("datasets"), _module("pyarrow")
+    path = Path(path)
+    if path.exists():
+        raise InputError(f"{path}: is already there; choose another name, or remove it first")
+    table = pyarrow.Table.from_pylist([_flat(row) for row in event_rows(store)], schema=_schema(pyarrow))
+    data = datasets.Dataset(table)
+    data.save_to_disk(str(path))
+    return len(data)
+
+
+def import_dataset(store: Store, path: str | Path) -> EventSummary:
+    """Bring a directory of `export_dataset` into a store: all of it or nothing.
+
+    Raises: ConfigError without datasets; InputError for a directory that is not one, naming it and the row.
+    """
+    datasets = _module("datasets")
+    path = Path(path)
+    try:
+        data = datasets.load_from_disk(str(path))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be opened by datasets ({' '.join(str(error).split())[:200]})") from None
+    if not isinstance(data, datasets.Dataset):
+        raise InputError(f"{path}: found {len(data)} splits; expected one: give the directory of a split")
+    return import_event_rows(store, _rows(data.to_list(), path))
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    event, task = row["judgement"], row["task"]
+    return {
+        **{name: row[name] for name in PLAIN},
+        "kind": task["kind"],
+        "rater": row["annotator"]["id"],
+        "guideline": event["guideline"],
+        "created_at": event["created_at"],
+        "active_s": event["active_s"],
+        "shown_order": list(event["shown_order"]),
+        **{name: json.dumps(row[name], ensure_ascii=False, sort_keys=True) for name in NESTED},
+    }
+
+
+def _rows(rows: Iterable[Mapping[str, Any]], path: Path) -> Iterator[Row]:
+    for number, values in enumerate(rows, start=1):
+        if missing := {*PLAIN, *NESTED} - set(values):
+            raise InputError(f"{path}: row {number} has no column {min(missing)!r}; expected a table that karat wrote")
+        try:
+            nested = {name: json.loads(values[name]) for name in NESTED}
+        except (TypeError, ValueError):
+            raise InputError(
+                f"{path}: row {number} holds no JSON where it should; expected a table that karat wrote"
+            ) from None
+        yield Row({name: values[name] for name in PLAIN} | nested, path, number)
+
+
+def _schema(pyarrow: Any) -> Any:
+    text, whole = pyarrow.string(), pyarrow.int64()
+    turn = pyarrow.struct([("role", text), ("content", text)])
+    response = pyarrow.struct([("text", text), ("source", text), ("sample", whole)])
+    return pyarrow.schema(
+        [
+            ("format", text), ("id", text), ("erased", pyarrow.bool_()), ("prompt", pyarrow.list_(turn)),
+            ("topic", text), ("responses", pyarrow.list_(response)), ("kind", text), ("rater", text),
+            ("guideline", text), ("created_at", text), ("active_s", pyarrow.float64()),
+            ("shown_order", pyarrow.list_(whole)), *((name, text) for name in NESTED),
+        ]
+    )  # fmt: skip
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ConfigError(
+            f"{name.split('.')[0]} is not installed; expected the extra: pip install 'karat[data]'"
+        ) from None

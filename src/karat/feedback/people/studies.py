@@ -1,0 +1,141 @@
+"""Raters who come from another platform (Prolific and its like): one link a study, one account a participant.
+
+The platform adds the participant's id to the link; the same participant always comes back to the same account and
+pseudonym, in however many windows. Who holds a study's link and somebody's participant id can act as that rater, as
+on every such platform: neither is shown to other raters, and a study can be closed. Knows accounts and documents;
+knows nothing about HTTP.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from karat.errors import InputError, StoreError
+from karat.feedback.documents import document, documents, put_document
+from karat.feedback.keys import keyed_hash, secret_key
+from karat.feedback.people.accounts import Account, account_by_annotator, make_account
+from karat.feedback.store import Store
+
+PREFIX = "study:"
+"""Starts the names of the documents that say whether a study is open."""
+PARTICIPANT = ("PROLIFIC_PID", "participant", "participantId", "workerId")
+"""Names under which platforms send the participant's id; the first that is there counts."""
+STUDY = ("STUDY_ID", "study", "studyId", "hitId")
+"""Names of their own id of the study."""
+SESSION = ("SESSION_ID", "session", "sessionId", "assignmentId")
+"""Names of their id of this visit."""
+MOST_CHARS = 128
+
+
+@dataclass(frozen=True)
+class Study:
+    """A way in for raters of another platform."""
+
+    name: str
+    """Its name here."""
+    token: str
+    """The secret part of its link."""
+    is_open: bool
+    """False = nobody can come in by it any more; who is in stays."""
+
+
+@dataclass(frozen=True)
+class Participant:
+    """Who comes, in the platform's words."""
+
+    participant: str
+    """The participant's id there."""
+    study: str = ""
+    """The study's id there, "" = not sent."""
+    session: str = ""
+    """The id of this visit there, "" = not sent."""
+
+    def __post_init__(self) -> None:
+        for name in ("participant", "study", "session"):
+            value = getattr(self, name)
+            if len(value) > MOST_CHARS or not value.isprintable() or value != value.strip():
+                raise InputError(
+                    f"study link: found {value[:40]!r} as {name}; expected an id of at most {MOST_CHARS} characters"
+                )
+        if not self.participant:
+            raise InputError("study link: found no participant id; open it from the platform that sent you")
+
+
+def participant_in(parameters: Mapping[str, str]) -> Participant:
+    """The participant that a platform's link names. Raises: InputError where it names none, or no usable id."""
+    ids = [
+        next((parameters[name] for name in names if parameters.get(name)), "")
+        for names in (PARTICIPANT, STUDY, SESSION)
+    ]
+    return Participant(*ids)
+
+
+def open_study(store: Store, name: str, *, now: float) -> Study:
+    """Open a study, or open it again; its link stays the same.
+
+    Raises: InputError for a name that cannot be used.
+    """
+    return _put(store, name, is_open=True, now=now)
+
+
+def close_study(store: Store, name: str, *, now: float) -> Study:
+    """Let nobody in by a study's link any more. Raises: StoreError for an unknown study."""
+    if document(store, PREFIX + name) is None:
+        raise StoreError(f"study {name!r}: there is none of that name; open it first")
+    return _put(store, name, is_open=False, now=now)
+
+
+def studies(store: Store) -> list[Study]:
+    """Every study, in the order in which they were first opened."""
+    newest = {one.name: bool(one.body.get("open")) for one in documents(store) if one.name.startswith(PREFIX)}
+    names = {name.removeprefix(PREFIX): is_open for name, is_open in newest.items()}
+    return [Study(name, _token(store, name), is_open) for name, is_open in names.items()]
+
+
+def study_of(store: Store, token: str) -> Study | None:
+    """The open study of a link, or None."""
+    found = [one for one in studies(store) if hmac.compare_digest(one.token.encode(), token.encode())]
+    return found[0] if found and found[0].is_open else None
+
+
+def join(store: Store, study: Study, who: Participant, *, now: float) -> Account:
+    """The account of a participant, made when she first comes.
+
+    Raises: StoreError for a study that is closed.
+    """
+    if not study.is_open:
+        raise StoreError(f"study {study.name!r}: is closed")
+    # the pseudonym follows from the participant, so that two windows at once make one account
+    annotator = "rater-" + keyed_hash(secret_key(store, "study"), "participant", who.participant)[5:17]
+    known = account_by_annotator(store, annotator)
+    if known is not None:
+        return known
+    outside = {"participant": who.participant, "study": who.study, "session": who.session, "link": study.name}
+    try:
+        return make_account(
+            store,
+            "annotator",
+            now=now,
+            annotator=annotator,
+            outside={key: value for key, value in outside.items() if value},
+        )
+    except StoreError:
+        made = account_by_annotator(store, annotator)
+        if made is None:
+            raise
+        return made
+
+
+def _put(store: Store, name: str, *, is_open: bool, now: float) -> Study:
+    if not name.strip() or len(PREFIX + name) > 64 or not name.isprintable():
+        raise InputError(f"study: found the name {name!r}; expected 1 to {64 - len(PREFIX)} printable characters")
+    newest = document(store, PREFIX + name)
+    if newest is None or bool(newest.body.get("open")) is not is_open:
+        put_document(store, PREFIX + name, "", {"open": is_open}, now=now)
+    return Study(name, _token(store, name), is_open)
+
+
+def _token(store: Store, name: str) -> str:
+    return keyed_hash(secret_key(store, "study"), "link", name)[5:45]

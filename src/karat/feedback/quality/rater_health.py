@@ -1,0 +1,256 @@
+"""What the record says about each rater, as evidence for a person who looks, never as a verdict.
+
+Every figure has its interval or says why it has none, and below `evidence.MIN_VOTES` nobody is held up at all.
+Knows the store's reading side and the estimators; knows nothing about pages, and decides nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sqlalchemy import select
+
+from karat.errors import ConvergenceError, InputError
+from karat.feedback.detect.evidence import VoteRecord, too_few, vote_record
+from karat.feedback.people_tables import flags
+from karat.feedback.quality.agreement import rater_agreement
+from karat.feedback.quality.answer_table import vote_table
+from karat.feedback.quality.ordinal import Comparisons
+from karat.feedback.quality.rater_drift import drift_alarms
+from karat.feedback.quality.reliability import Reliability, fit_reliability
+from karat.feedback.schema import UNKNOWN_ANNOTATOR, StoredJudgement, annotators
+from karat.feedback.snapshot import current_judgements
+from karat.feedback.store import Store
+from karat.feedback.work.check_answers import check_results
+from karat.feedback.work.dashboard import decisions, last_actions
+from karat.records import Estimate, Judgement, Vote, vote_of
+from karat.stats import not_estimable, wilson
+
+MOST_FITTED = 30_000
+"""Comparisons up to which competence is estimated while somebody waits for a page."""
+
+
+@dataclass(frozen=True)
+class FlagRow:
+    """Something that a detector found."""
+
+    seq: int
+    """Order in which it was recorded."""
+    annotator: str
+    """About whom."""
+    detector: str
+    """Which test."""
+    statistic: float
+    """Its statistic; `detail` says its unit."""
+    p_value: float
+    """For one honest rater, before allowing for how many were tested."""
+    n_votes: int
+    """Votes that it rests on."""
+    detail: str
+    """One sentence: what was seen, and what would be usual."""
+    at: float
+    """When it was recorded, seconds since the epoch."""
+    decided: bool
+    """True = somebody has decided on this rater since."""
+
+
+@dataclass(frozen=True)
+class RaterHealth:
+    """The evidence about one rater."""
+
+    annotator: str
+    """Annotator.id."""
+    origin: str
+    """A person, a simulation, a model, or imported."""
+    state: str
+    """working, quarantined, or answered (quarantined, and waits for a reply)."""
+    n_judgements: int
+    """Her current judgements of every kind."""
+    n_votes: int
+    """Of these, comparisons with a level."""
+    n_missing: int
+    """Of her judgements, those without an answer ("cannot judge" and the like)."""
+    gold: Estimate
+    """Share of silent gold items that she answered as expected."""
+    repeats: Estimate
+    """Share of hidden repeats that she answered as before, sides swapped."""
+    side: Estimate
+    """Share of her decided votes for what was shown first: ½ where the side does not matter."""
+    peers: Estimate
+    """Share of other raters' votes on the same pairs that say the same as hers."""
+    competence: Estimate
+    """a_w of the common model of all raters: 1 typical, 0 a coin, below 0 against the others."""
+    median_s: float | None
+    """Median active seconds of her judgements; None = not measured."""
+    last_at: str
+    """When she last judged, ISO 8601; "" = never."""
+    alarms: tuple[str, ...] = ()
+    """What a chart of her answers over time gave as alarms, in words."""
+    flags: tuple[FlagRow, ...] = ()
+    """What detectors found, newest first."""
+    why_not: str = ""
+    """Why she is not held up, however she looks: too few votes; "" = she may be."""
+
+    @property
+    def to_review(self) -> bool:
+        """True = there is a flag that nobody has decided on, and enough votes to look at."""
+        return not self.why_not and any(not flag.decided for flag in self.flags)
+
+
+def rater_health(store: Store, records: Sequence[StoredJudgement]) -> list[RaterHealth]:
+    """The evidence about every rater with a name, those to look at first, then by number of judgements.
+
+    Args:
+        records: all judgements of the store.
+    """
+    current = [record.judgement for record in sorted(current_judgements(records)[0], key=lambda one: one.seq)]
+    mine: dict[str, list[Judgement]] = {}
+    for judgement in current:
+        mine.setdefault(judgement.annotator, []).append(judgement)
+    votes = [vote for judgement in current if judgement.kind == "comparison" and (vote := vote_of(judgement))]
+    peers, (competence, alarms) = peer_agreement(votes), models(store, current)
+    checked = check_results(store)
+    rows = []
+    for name, origin in _people(store):
+        own = mine.get(name, [])
+        few = too_few(sum(judgement.kind == "comparison" and "missing" not in judgement.value for judgement in own))
+        rows.append(
+            dataclasses.replace(
+                _own_figures(name, origin, own),
+                gold=checked[name].gold if name in checked else not_estimable("no gold item was answered", 0),
+                repeats=checked[name].repeat if name in checked else not_estimable("nothing was asked twice", 0),
+                peers=peers.get(name, not_estimable("nobody else judged the same pairs", 0)),
+                competence=competence.get(name, not_estimable("no comparisons", 0)),
+                alarms=tuple(alarms.get(name, ())) if few is None else (),
+                why_not=few or "",
+            )
+        )
+    return with_standing(store, rows)
+
+
+def with_standing(store: Store, rows: Sequence[RaterHealth]) -> list[RaterHealth]:
+    """The same evidence with where each rater stands at this moment: figures may be kept a while, decisions may not.
+
+    Raters who are new since are added without evidence.
+    """
+    found, known = flag_rows(store), {row.annotator for row in rows}
+    new = [_own_figures(name, origin, ()) for name, origin in _people(store) if name not in known]
+    with store.connection() as connection:
+        actions = last_actions(connection)
+    fresh = []
+    for row in (*rows, *new):
+        action = actions.get(row.annotator, "released")
+        state = "working" if action == "released" else action
+        own = () if row.why_not else tuple(found.get(row.annotator, ()))
+        fresh.append(dataclasses.replace(row, state=state, flags=own))
+    return sorted(fresh, key=lambda row: (not row.to_review, row.state == "working", -row.n_judgements, row.annotator))
+
+
+def side_share(own: Sequence[Judgement]) -> Estimate:
+    """Share of decided comparisons, with a known order, in which what was shown first was preferred."""
+    votes = [vote for one in own if one.kind == "comparison" and (vote := vote_of(one)) and vote.side]
+    toward = [(2 * vote.level - (vote.n_levels - 1)) * vote.side for vote in votes]
+    decided = [one for one in toward if one]
+    return wilson(sum(one > 0 for one in decided), len(decided))
+
+
+def peer_agreement(votes: Sequence[Vote]) -> dict[str, Estimate]:
+    """For each rater, how often another's vote on the same pair says the same: which is better, or a tie.
+
+    The interval is Wilson's on the number of her pairs that others judged: votes on one pair are not independent.
+    """
+    named = [vote for vote in votes if vote.annotator != UNKNOWN_ANNOTATOR]
+    table = vote_table(named)
+    if not len(table):
+        return {}
+    equal, pairs = rater_agreement(table)
+    shared = np.bincount(table.item, minlength=len(table.items))[table.item] > 1
+    n_items = np.bincount(table.annotator[shared], minlength=len(table.annotators))
+    found = {}
+    for i, name in enumerate(table.annotators):
+        if pairs[i]:
+            share = float(equal[i] / pairs[i])
+            ends = wilson(share * int(n_items[i]), int(n_items[i]))
+            method = "share of equal votes, Wilson score interval on her pairs, 95 %"
+            found[name] = Estimate(share, ends.low, ends.high, int(n_items[i]), method)
+    return found
+
+
+def models(store: Store, current: Sequence[Judgement]) -> tuple[dict[str, Estimate], Mapping[str, Sequence[str]]]:
+    """What needs a model of all raters: a_w of each with a 95 % interval, and the alarms of her chart.
+
+    Args:
+        current: judgements that count, in any order.
+    """
+    comparisons = [one for one in current if one.kind == "comparison" and "missing" not in one.value]
+    named = [one for one in comparisons if one.annotator != UNKNOWN_ANNOTATOR]
+    if not named:
+        return {}, {}
+    if len(named) > MOST_FITTED:
+        why = not_estimable(f"{len(named)} comparisons are too many to fit while a page waits", 0)
+        return {one.annotator: why for one in named}, {}
+    record = vote_record(named, store.responses())
+    try:
+        fit = fit_reliability(comparisons_of(record))
+        alarms = drift_alarms(record)
+    except (ConvergenceError, InputError) as error:
+        return {name: not_estimable(str(error), 0) for name in record.annotators}, {}
+    return {name: _competence(fit, i) for i, name in enumerate(record.annotators)}, alarms
+
+
+def comparisons_of(record: VoteRecord) -> Comparisons:
+    """The columns of a vote record as the reliability model reads them."""
+    return Comparisons(
+        record.a, record.b, record.level, record.n_levels, record.side, record.annotator,
+        len(record.texts), record.n_annotators,
+    )  # fmt: skip
+
+
+def flag_rows(store: Store) -> dict[str, list[FlagRow]]:
+    """What detectors found about each rater, newest first."""
+    with store.connection() as connection:
+        decided = decisions(connection)
+        rows = list(connection.execute(select(flags).order_by(flags.c.seq.desc())))
+    found: dict[str, list[FlagRow]] = {}
+    for row in rows:
+        found.setdefault(row.annotator, []).append(
+            FlagRow(*row, decided=row.at <= decided.get(row.annotator, row.at - 1))
+        )
+    return found
+
+
+def _people(store: Store) -> list[tuple[str, str]]:
+    """Name and origin of every rater whom somebody named."""
+    question = select(annotators.c.id, annotators.c.origin).where(annotators.c.id != UNKNOWN_ANNOTATOR)
+    with store.connection() as connection:
+        return [(row.id, row.origin) for row in connection.execute(question.order_by(annotators.c.id))]
+
+
+def _own_figures(name: str, origin: str, own: Sequence[Judgement]) -> RaterHealth:
+    seconds = [one.active_s for one in own if one.active_s is not None]
+    unknown = not_estimable("not measured", 0)
+    return RaterHealth(
+        annotator=name,
+        origin=origin,
+        state="working",
+        n_judgements=len(own),
+        n_votes=sum(one.kind == "comparison" and "missing" not in one.value for one in own),
+        n_missing=sum("missing" in one.value for one in own),
+        gold=unknown,
+        repeats=unknown,
+        side=side_share(own),
+        peers=unknown,
+        competence=unknown,
+        median_s=float(np.median(seconds)) if seconds else None,
+        last_at=max((one.created_at for one in own), default=""),
+        why_not=too_few(len(own)) or "",
+    )
+
+
+def _competence(fit: Reliability, rater: int) -> Estimate:
+    value, sd = float(fit.competence[rater]), float(fit.competence_sd[rater])
+    method = f"posterior mode, ± 1.96 standard errors ({fit.errors}), prior N(1, {fit.priors.competence_sd:g}²)"
+    return Estimate(value, value - 1.96 * sd, value + 1.96 * sd, int(fit.n_votes[rater]), method)

@@ -1,0 +1,237 @@
+"""From a lease and what a rater entered to her judgement: one transaction, whoever sent it and however often.
+
+Pages and API say what was entered; everything else (what was asked, in which order it was shown, when, how long it
+took by the server's clock) is taken from the store. A rater has one answer to a task at a time: the same one again
+adds nothing, another one is a correction, which works until the first is sealed.
+Knows leases, tasks and judgements; knows nothing about forms, JSON or cookies.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sqlalchemy import Connection, Row, bindparam, func, select
+
+from karat.errors import LeaseError, StoreError
+from karat.feedback import people_tables as people
+from karat.feedback import schema as tables
+from karat.feedback.documents import question_from
+from karat.feedback.people.accounts import read_account_by_annotator
+from karat.feedback.people.care import arms_of, read_consent
+from karat.feedback.schema import StoredJudgement, stored_judgement
+from karat.feedback.store import Store
+from karat.feedback.submission import judgement_question, submit
+from karat.feedback.tasks import answer
+from karat.feedback.work.assignment import order_for
+from karat.identity import canonical_json, content_id
+from karat.questions import Question, plain_question
+from karat.records import Prompt, Response, Task
+
+
+@dataclass(frozen=True)
+class Work:
+    """A task in the hands of one rater, with everything a page shows."""
+
+    lease_id: str
+    """Names it for the rater; says nothing about the task."""
+    annotator: str
+    """Annotator.id of the holder."""
+    state: str
+    """leased, submitted or skipped."""
+    leased_at: float | None
+    """When she got it, seconds since the epoch; None = not known."""
+    expires_at: float | None
+    """Until when it is hers alone; None = she is done with it."""
+    task: Task
+    """What is asked; never sent to raters, because it says where the responses come from."""
+    question: Question
+    """How it is asked."""
+    prompt: Prompt
+    """What was answered."""
+    responses: tuple[Response, ...]
+    """What is judged, in identity order."""
+    order: tuple[int, ...]
+    """Identity indices in the order shown."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The responses' texts in identity order."""
+        return tuple(response.text for response in self.responses)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a rater sent."""
+
+    value: Mapping[str, Any]
+    """The answer in identity order, as `Judgement.value`."""
+    key: str
+    """The client's key of this submission: sent twice, stored once."""
+    reason: str | None = None
+    """Her own words, None = none."""
+    active_s: float | None = None
+    """Seconds of activity as the page measured them; None = not measured."""
+    idle_s: float | None = None
+    """Seconds without activity; None = not measured."""
+    shown: Mapping[str, Any] = field(default_factory=dict)
+    """What the page knows about itself: truncated, page, locale … (`Judgement.shown`)."""
+    supersedes: str | None = None
+    """Judgement id that this one corrects; None = the first answer."""
+
+
+# Written once and compiled once: these are asked with every page and every answer.
+_MINE = tables.assignments.c
+_HELD = select(tables.assignments).where(_MINE.annotator == bindparam("who"), _MINE.lease_id == bindparam("lease"))
+_SHOWN = (
+    select(
+        tables.tasks,
+        _MINE.state.label("held"),
+        _MINE.leased_at,
+        _MINE.expires_at,
+        tables.prompts.c.turns,
+        tables.prompts.c.topic,
+        people.questions.c.body,
+    )
+    .join(tables.assignments, _MINE.task_id == tables.tasks.c.id)
+    .join(tables.prompts, tables.prompts.c.id == tables.tasks.c.prompt_id)
+    .outerjoin(people.questions, people.questions.c.id == tables.tasks.c.question)
+    .where(_MINE.annotator == bindparam("who"), _MINE.lease_id == bindparam("lease"))
+)
+_TEXTS = select(tables.responses).where(tables.responses.c.id.in_(bindparam("ids", expanding=True)))
+_BY_KEY = judgement_question().where(tables.judgements.c.submission == bindparam("key"))
+_LATEST = (
+    judgement_question()
+    .where(tables.judgements.c.task_id == bindparam("task"), tables.judgements.c.annotator == bindparam("who"))
+    .order_by(tables.judgements.c.seq.desc())
+    .limit(1)
+)
+_FORGET = people.drafts.delete().where(
+    people.drafts.c.task_id == bindparam("task"), people.drafts.c.annotator == bindparam("who")
+)
+
+
+def work_of(store: Store, lease_id: str, annotator: str) -> Work:
+    """The task behind a lease, live or not. Raises: LeaseError where this rater never held a lease of that name."""
+    with store.connection() as connection:
+        row = connection.execute(_SHOWN, {"lease": lease_id, "who": annotator}).first()
+        if row is None:
+            held = _held(connection, lease_id, annotator, lock=False)
+            row = connection.execute(_SHOWN, {"lease": held.lease_id, "who": annotator}).one()
+        task = tables.task_of(row)
+        if task.question and row.body is None:
+            raise StoreError(f"task {task.id}: its question {task.question} is not in the store; add_questions first")
+        found = connection.execute(_TEXTS, {"ids": list(task.response_ids)})
+        texts = {each.id: tables.response_of(each) for each in found}
+    return Work(
+        lease_id=lease_id,
+        annotator=annotator,
+        state=row.held,
+        leased_at=row.leased_at,
+        expires_at=row.expires_at,
+        task=task,
+        question=question_from(json.loads(row.body)) if task.question else plain_question(task.kind),
+        prompt=tables.prompt_of(row),
+        responses=tuple(texts[each] for each in task.response_ids),
+        order=order_for(store, task, annotator),
+    )
+
+
+def submit_work(store: Store, work: Work, given: Given, *, now: float) -> StoredJudgement:
+    """Store what a rater sent; when this returns it is on the disk and her draft is gone.
+
+    Sent again (the same key, or the same answer to the same task), the stored judgement comes back.
+
+    Raises: StoreError for a key that she used for another answer, a correction of a sealed judgement or of one that
+        was corrected already, or a late answer without consent; InputError for a value that does not fit.
+    """
+    if arms := arms_of(store, work.annotator, now=now):
+        given = replace(given, shown={**given.shown, "arms": arms})
+    key = "key:" + hashlib.sha256(f"{work.annotator}\0{given.key}".encode("utf-8", "surrogatepass")).hexdigest()[:48]
+
+    def write(connection: Connection) -> StoredJudgement:
+        held = _held(connection, work.lease_id, work.annotator, lock=True)
+        by_key = connection.execute(_BY_KEY, {"key": key}).first()
+        if by_key is not None:
+            return _same(by_key, given)
+        earlier = _latest(connection, work)
+        if earlier is not None and given.supersedes is None and _says(earlier, given):
+            return earlier
+        if earlier is not None or given.supersedes is not None:
+            _check_correction(connection, earlier, given)
+        if held.state == "leased" and (held.expires_at or 0.0) <= now:
+            _check_consent(connection, work.annotator)
+        [stored] = submit(connection, [_judgement(work, given, earlier, key=key, now=now)], now=now)
+        connection.execute(_FORGET, {"task": work.task.id, "who": work.annotator})
+        return stored
+
+    return store.write(write)
+
+
+def _judgement(work: Work, given: Given, earlier: StoredJudgement | None, *, key: str, now: float) -> Any:
+    shown = dict(given.shown) | {"question": work.question.id}
+    if work.leased_at is not None:
+        shown["server_s"] = round(max(0.0, now - work.leased_at), 3)
+    return answer(
+        work.task,
+        given.value,
+        annotator=work.annotator,
+        shown_order=work.order,
+        created_at=datetime.datetime.fromtimestamp(now, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        submission=key,
+        active_s=given.active_s,
+        idle_s=given.idle_s,
+        reason=given.reason,
+        supersedes=None if earlier is None else earlier.id,
+        shown=shown,
+    )
+
+
+def _held(connection: Connection, lease_id: str, annotator: str, *, lock: bool) -> Row:
+    """The assignment behind a lease, or behind one of its forerunners: a page may have been open for hours."""
+    question = _HELD.with_for_update() if lock else _HELD
+    row = connection.execute(question, {"lease": lease_id, "who": annotator}).first()
+    if row is not None:
+        return row
+    renewed_ones = select(tables.assignments).where(_MINE.annotator == annotator, _MINE.n_leases > 1)
+    for renewed in connection.execute(renewed_ones):
+        names = (content_id("lease", [renewed.task_id, annotator, n]) for n in range(1, renewed.n_leases))
+        if lease_id in names:
+            return renewed
+    raise LeaseError("found no task of yours by that name; ask for the next task")
+
+
+def _latest(connection: Connection, work: Work) -> StoredJudgement | None:
+    row = connection.execute(_LATEST, {"task": work.task.id, "who": work.annotator}).first()
+    return None if row is None else stored_judgement(row)
+
+
+def _check_consent(connection: Connection, annotator: str) -> None:
+    # whoever takes consent back loses her leases, so that only late answers need to be asked about it
+    account = read_account_by_annotator(connection, annotator)
+    if account is not None and not read_consent(connection, account.id).ok:
+        raise StoreError("you have not agreed to the newest terms, or took your consent back; nothing was stored")
+
+
+def _check_correction(connection: Connection, earlier: StoredJudgement | None, given: Given) -> None:
+    if earlier is None or given.supersedes not in (None, earlier.id):
+        raise StoreError("found no such answer of yours to correct, or you corrected it already; reload the page")
+    last = connection.execute(select(func.max(people.seals.c.last_judgement))).scalar() or 0
+    if earlier.seq <= last:
+        raise StoreError("you answered this before, and that answer is sealed by now; it can no longer be changed")
+
+
+def _same(row: Row, given: Given) -> StoredJudgement:
+    stored = stored_judgement(row)
+    if not stored.erased and not _says(stored, given):
+        raise StoreError(f"submission {given.key!r} was used for another answer; expected a new key for a new answer")
+    return stored
+
+
+def _says(stored: StoredJudgement, given: Given) -> bool:
+    said = [dict(stored.judgement.value), stored.judgement.reason]
+    return canonical_json(said) == canonical_json([dict(given.value), given.reason])

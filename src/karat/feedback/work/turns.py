@@ -1,0 +1,105 @@
+"""Whether a rater's turn brings a silent check, and which.
+
+Decided by a keyed hash of rater and turn, never by a clock; every turn asks the database for a gold item and for a
+repeat, whichever it then hands out, so that the time a page takes tells as little as its form. Knows checks and the
+rates of the settings; knows nothing about leases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, bindparam, func, select
+
+from karat.feedback import people_tables as people
+from karat.feedback.documents import ProjectSettings
+from karat.feedback.keys import keyed_fraction
+from karat.feedback.openings import CHECK
+from karat.feedback.schema import assignments, judgements, tasks
+from karat.feedback.work import checks
+from karat.records import Task
+
+PROBES = 3
+"""Judgements looked at for one that can be asked again."""
+
+_CLOSED = ("submitted", "skipped")
+_DONE = (
+    select(assignments.c.task_id)
+    .where(assignments.c.task_id == tasks.c.id, assignments.c.annotator == bindparam("who"))
+    .where(assignments.c.state.in_(_CLOSED))
+    .exists()
+)
+# built once: building a statement takes longer than SQLite takes to answer it
+_TURN = select(func.count()).where(assignments.c.annotator == bindparam("who"), assignments.c.state.in_(_CLOSED))
+_UNSEEN = (
+    select(tasks.c.id, tasks.c.question)
+    .join(people.checks, people.checks.c.task_id == tasks.c.id)
+    .where(people.checks.c.purpose == checks.GOLD, people.checks.c.retired_at.is_(None), ~_DONE)
+    .order_by(tasks.c.id)
+)
+_TASK = select(tasks).where(tasks.c.id == bindparam("task"))
+_PLANNED = (
+    select(tasks)
+    .where(tasks.c.reserved_for == bindparam("who"), tasks.c.state == CHECK, ~_DONE)
+    .order_by(tasks.c.seq)
+    .limit(1)
+)
+_N_GIVEN = select(func.count()).where(judgements.c.annotator == bindparam("who"))
+_GIVEN = (
+    select(judgements)
+    .where(judgements.c.annotator == bindparam("who"))
+    .order_by(judgements.c.seq)
+    .offset(bindparam("skip"))
+    .limit(1)
+)
+
+
+def check_of_turn(
+    connection: Connection, annotator: str, settings: ProjectSettings, key: bytes, *, barred: Sequence[str] = ()
+) -> sa.Row | None:
+    """The row of the gold item or repeat that this turn of a rater brings; None = it brings work.
+
+    A turn is how many tasks she has answered or skipped: asking again does not change what comes.
+
+    Args:
+        key: secret, or raters could foretell their checks.    barred: Question.ids that she is not to see now.
+    """
+    turn = connection.execute(_TURN, {"who": annotator}).scalar_one()
+    gold = _gold(connection, annotator, keyed_fraction(key, "gold", annotator, turn), barred)
+    again = _repeat(connection, annotator, settings.repeat_gap, (key, turn), barred)
+    drawn = keyed_fraction(key, "turn", annotator, turn)
+    if drawn < settings.gold_rate:
+        return gold
+    if again is None or drawn >= settings.gold_rate + settings.repeat_rate:
+        return None
+    if isinstance(again, Task):
+        checks.write_repeat(connection, again)
+        return connection.execute(_TASK, {"task": again.id}).one()
+    return again
+
+
+def _gold(connection: Connection, annotator: str, fraction: float, barred: Sequence[str]) -> sa.Row | None:
+    """A gold item in use that this rater has not seen, each with the same chance."""
+    rows = connection.execute(_UNSEEN, {"who": annotator})
+    unseen = [row.id for row in rows if row.question not in barred]
+    if not unseen:
+        return None
+    return connection.execute(_TASK, {"task": unseen[int(fraction * len(unseen))]}).one()
+
+
+def _repeat(
+    connection: Connection, annotator: str, gap: int, drawing: tuple[bytes, int], barred: Sequence[str]
+) -> sa.Row | Task | None:
+    """A planned repeat, else one made of a judgement of hers that is long enough ago."""
+    row = connection.execute(_PLANNED, {"who": annotator}).first()
+    if row is not None:
+        return row
+    key, turn = drawing
+    n = connection.execute(_N_GIVEN, {"who": annotator}).scalar_one() - gap
+    for probe in range(PROBES if n > 0 else 0):
+        skip = int(keyed_fraction(key, "repeat", annotator, turn, probe) * n)
+        task = checks.repeat_of(connection, connection.execute(_GIVEN, {"who": annotator, "skip": skip}).one())
+        if task is not None and task.question not in barred:
+            return task
+    return None
