@@ -103,8 +103,8 @@ def card_figures(content: ReportInput, manifests: Sequence[Manifest]) -> dict[st
             "feedback.n_judgements": Fact({"comparison": feedback.n_votes}),
             "feedback.selection": Fact(selection if policy else "as imported"),
         }
-        if feedback.quality.agreement and feedback.alpha:
-            figures |= {"feedback.quality.agreement": feedback.quality.agreement, "feedback.alpha": feedback.alpha}
+        if feedback.agreement and feedback.alpha:
+            figures |= {"feedback.agreement": feedback.agreement, "feedback.alpha": feedback.alpha}
     for finding in content.findings:
         field = CARD_OF_FINDING.get(finding.name)
         if field is not None and finding.estimate is not None:
