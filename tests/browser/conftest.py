@@ -24,9 +24,9 @@ PATIENCE_MS = 20_000
 """How long a test waits for what must come; a busy machine is no failure."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """A running browser."""
+    """A running browser. Closed with its module: Playwright keeps an event loop, and other tests want their own."""
     path = os.environ.get("KARAT_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         pytest.skip("no Chromium: install the package chromium, or say where it is in KARAT_CHROMIUM")

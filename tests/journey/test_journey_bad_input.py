@@ -227,7 +227,7 @@ def test_options_that_cannot_be_used(arguments: tuple[str, str], words: str):
 def test_configurations_that_cannot_be_used():
     refused("nowhere.yaml: no such file", "run", "nowhere.yaml")
     refused("unknown configuration key 'sandbocks'; did you mean 'sandbox'?", "run", write_config({"sandbocks": {}}))
-    refused("found neither of `sandbox` and `preferences`", "run", write_config({"name": "x"}))
+    refused("found none of `sandbox`, `preferences` and `people`", "run", write_config({"name": "x"}))
     refused(
         "unknown configuration key 'votes.pth'; did you mean 'votes.path'?", "run", write_config({"votes": {"pth": 1}})
     )

@@ -128,13 +128,14 @@ def test_a_full_disk_while_the_store_is_written(here: Path, monkeypatch):
     import sqlalchemy.exc
 
     from karat.feedback import store
+    from karat.feedback.engine import one_line
 
     def refuse(self, _):
-        with store._one_line(self._address):
+        with one_line(self.address):
             raise sqlalchemy.exc.OperationalError("insert", {}, sqlite3.OperationalError("database or disk is full"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.Store, "_write", refuse)
+        patch.setattr(store.Store, "write", refuse)
         full = karat("collect", write_config(SANDBOX))
     assert "the disk is full" in full.complaint
     assert "collect" not in manifests(here / "runs/tiny")
