@@ -214,7 +214,7 @@ def keep_filled(
             lm, read_at = load(model), newest
         some, at = prompts[at : at + FILL], at + FILL
         # every fill draws its own samples, the same ones after a restart
-        part = replace(asking, seed=child_seed(asking.seed, "fill", str(at)), n_tasks=asking.n_tasks)
+        part = replace(asking, seed=child_seed(asking.seed, "fill", str(at)))
         n_queued += ask_about(store, {model.name: lm}, some, part, progress=progress).n_tasks
     return n_queued
 

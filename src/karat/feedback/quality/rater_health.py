@@ -15,6 +15,7 @@ from sqlalchemy import select
 
 from karat.errors import ConvergenceError, InputError
 from karat.feedback.detect.evidence import VoteRecord, too_few, vote_record
+from karat.feedback.people.standing import StoredFlag
 from karat.feedback.people_tables import flags
 from karat.feedback.quality.agreement import rater_agreement
 from karat.feedback.quality.answer_table import vote_table
@@ -34,25 +35,9 @@ MOST_FITTED = 30_000
 
 
 @dataclass(frozen=True)
-class FlagRow:
-    """Something that a detector found."""
+class FlagRow(StoredFlag):
+    """Something that a detector found, and whether somebody has dealt with it."""
 
-    seq: int
-    """Order in which it was recorded."""
-    annotator: str
-    """About whom."""
-    detector: str
-    """Which test."""
-    statistic: float
-    """Its statistic; `detail` says its unit."""
-    p_value: float
-    """For one honest rater, before allowing for how many were tested."""
-    n_votes: int
-    """Votes that it rests on."""
-    detail: str
-    """One sentence: what was seen, and what would be usual."""
-    at: float
-    """When it was recorded, seconds since the epoch."""
     decided: bool
     """True = somebody has decided on this rater since."""
 
