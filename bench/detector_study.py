@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from detector_limits import LIMITED, arguments_limit, simulated_limit
-from detector_worlds import KINDS, Arguments, Simulated, plant
+from detector_worlds import KINDS, RING_SIZE, Arguments, Simulated, plant
 from karat.feedback.detect.detectors import ALPHA, MIN_VOTES, Prepared, battery
 from karat.stats import wilson
 
@@ -31,7 +31,10 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results" / "detector_study.json"
 DOCS = ROOT / "docs" / "detectors.md"
 SHARES, VOTES = (0.01, 0.02, 0.05, 0.10), (3, 8, 16, 30, 100)
-SEEDS = {"simulated": (0, 1, 2), "ukp_arguments": (0,)}
+SEEDS = {"simulated": (101, 102, 103), "ukp_arguments": (101,)}
+"""Worlds that nobody looked at while the detectors were tuned (that was on seeds 0 to 2). The honest people of
+ukp_arguments are the same for every seed; what is planted among them is new."""
+TARGET_RECALL, TARGET_SHARE, TARGET_VOTES = 0.9, 0.05, (16, 30, 100)
 MODULES = ("evidence", "pool", "habits", "detectors", "collusion", "triggers", "traits", "marks", "outsourcing",
            "sketches", "sybils")  # fmt: skip
 TARGETS = ("side-clicker", "flipper", "ring", "trigger")
@@ -41,7 +44,7 @@ def code_hash() -> str:
     """Of the detectors and the worlds: cells of another code are run again."""
     digest = hashlib.sha256()
     for path in [
-        *(ROOT / "src/karat/feedback" / f"{name}.py" for name in MODULES),
+        *(ROOT / "src/karat/feedback/detect" / f"{name}.py" for name in MODULES),
         *(ROOT / "bench" / f"detector_{name}.py" for name in ("worlds", "limits")),
     ]:
         digest.update(path.read_bytes())
@@ -62,7 +65,8 @@ def cells(*, quick: bool, with_data: bool) -> list[tuple[str, str, float, int, i
                     for votes in ((16, 30) if quick else VOTES)
                     if votes >= MIN_VOTES or share == 0.05
                 ]
-    return found
+    # what the target is about comes first, so that a run that is cut short has all of it
+    return sorted(found, key=lambda cell: cell[2] not in (0.0, TARGET_SHARE))
 
 
 def run_cell(world: Simulated | Arguments, kind: str, share: float, votes: int, seed: int) -> dict[str, Any]:
@@ -150,7 +154,9 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
             groups.setdefault((world, kind, share, votes), []).append(cell)
     for (world, kind, share, votes), some in groups.items():
         n = sum(cell["n_attackers"] for cell in some)
-        estimate = wilson(sum(cell["n_found"] for cell in some), n)
+        # members of a group are found together or not at all: groups are counted for the interval, not members
+        units = n / (RING_SIZE if kind in ("ring", "sybil") else 1)
+        estimate = wilson(sum(cell["n_found"] for cell in some) / n * units, units)
         own = sum(cell["n_found_by_its_detector"] for cell in some) / n
         recall[f"{world}|{kind}|{share}|{votes}"] = {
             "value": estimate.value, "low": estimate.low, "high": estimate.high, "n": n, "by_its_detector": own,
@@ -193,7 +199,24 @@ def tables(found: dict[str, Any]) -> str:
                 row = ["" if one is None else f"*{one:.2f}*" for one in limit]
                 lines.append("| | *limit* | " + " | ".join(row) + " |")
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_against_target(summed)])
+
+
+def _against_target(summed: dict[str, Any]) -> list[str]:
+    """Which cells of the target reach it, and which do not."""
+    lines = ["### Against the target", "", f"Recall of {TARGET_RECALL} or more where {TARGET_SHARE:.0%} of raters attack "
+             f"with {', '.join(map(str, TARGET_VOTES))} votes each, at 1 % false flags or fewer:", ""]  # fmt: skip
+    for world, rate in summed["false_flags"].items():
+        for kind in TARGETS:
+            names = {n: f"{world}|{kind}|{TARGET_SHARE:g}|{n}" for n in TARGET_VOTES}
+            known = {n: summed["recall"][name] for n, name in names.items() if name in summed["recall"]}
+            missed = [f"{n} votes ({_entry(one, n)})" for n, one in known.items() if one["value"] < TARGET_RECALL]
+            verdict = "reached" if not missed else "missed at " + ", ".join(missed)
+            lines.append(f"- {world}, {kind}: {verdict} ({len(known)} of {len(TARGET_VOTES)} cells).")
+        lines.append(
+            f"- {world}, false flags: mean {rate['mean']:.2%}, {'reached' if rate['mean'] <= 0.01 else 'missed'}."
+        )
+    return [*lines, ""]
 
 
 def _entry(recall: dict[str, Any] | None, votes: int) -> str:

@@ -43,7 +43,7 @@ EFFECTFUL = {
     "feedback.store", "feedback.engine", "feedback.additions", "feedback.submission", "feedback.leases", "feedback.snapshot", "feedback.exchange.importers", "feedback.exchange.exporters",
     "feedback.people.accounts", "feedback.work.adjudication", "feedback.work.assignment", "feedback.people.care", "feedback.work.check_answers",
     "feedback.work.checks", "feedback.documents", "feedback.people.drafts", "feedback.keys", "feedback.openings", "feedback.work.requeue",
-    "feedback.people.sessions", "feedback.people.standing", "feedback.work.turns", "feedback.turnstile", "feedback.upserts",
+    "feedback.people.roles", "feedback.people.sessions", "feedback.people.standing", "feedback.work.turns", "feedback.turnstile", "feedback.upserts",
     "feedback.record.seals", "feedback.record.verification", "feedback.record.erasure", "feedback.record.backup", "feedback.record.bundle",
     "feedback.schema", "prompts.sources", "reward.score", "reward.train", "policy.rollout", "policy.ppo", "sft.train",
     "feedback.people.own_record", "feedback.web.task_pages", "feedback.web.person_pages", "feedback.web.page_record",

@@ -103,11 +103,36 @@ def people_link(
     from karat.feedback.store import open_store
 
     with open_store(store_address(run_or_store)) as store:
-        found = [one for one in accounts(store) if who in (one.id, one.login, one.annotator)]
-        if not found:
-            raise StoreError(f"people link: found nobody called {who!r}; `karat people list` shows who there is")
-        link = f"{url.rstrip('/')}/invite/{invite(store, found[0].id, now=time.time(), days=days)}"
-    answer(as_json, {"account": found[0].id, "link": link}, [link])
+        found = _named(accounts(store), who)
+        link = f"{url.rstrip('/')}/invite/{invite(store, found.id, now=time.time(), days=days)}"
+    answer(as_json, {"account": found.id, "link": link}, [link])
+
+
+@people.command("role", epilog="Example: karat people role karat.db rater-4f2a81c09d expert")
+def people_role(
+    run_or_store: StoreOrRun,
+    who: Annotated[str, typer.Argument(help="A pseudonym, login or account id.")],
+    role: Annotated[Role, typer.Argument(help="What the account may do from now on.")],
+    as_json: AsJson = False,
+) -> None:
+    """Give an account another role; its sessions and links end, and the change is written down."""
+    from karat.feedback.people.accounts import accounts
+    from karat.feedback.people.roles import COMMAND_LINE, change_role
+    from karat.feedback.store import open_store
+
+    with open_store(store_address(run_or_store)) as store:
+        before = _named(accounts(store), who)
+        now = change_role(store, before.id, role, by=COMMAND_LINE, now=time.time())
+    done = {"account": now.id, "annotator": now.annotator, "role": now.role, "before": before.role}
+    answer(as_json, done, [f"{now.annotator or now.login or now.id}: {before.role} → {now.role}"])
+
+
+def _named(accounts: list[Any], who: str) -> Any:
+    """The account of a pseudonym, login or id. Raises: StoreError where there is none."""
+    for one in accounts:
+        if who in (one.id, one.login, one.annotator):
+            return one
+    raise StoreError(f"people: found nobody called {who!r}; `karat people list` shows who there is")
 
 
 @people.command("list", epilog="Example: karat people list karat.db --json")

@@ -1,4 +1,4 @@
-"""The admin's page of accounts: make them, give out links, lock and unlock.
+"""The admin's page of accounts: make them, give out links, change roles, lock and unlock.
 
 A link is shown once, on the page that made it; afterwards only a new one can be made. Knows accounts; knows nothing
 about how tokens or passwords are kept.
@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 from starlette.requests import Request
 
 from karat.errors import KaratError
-from karat.feedback.people import accounts
+from karat.feedback.people import accounts, roles
 from karat.feedback.people.accounts import Account
 from karat.feedback.people_tables import sessions
 from karat.feedback.store import Store
@@ -26,6 +26,7 @@ MOST_AT_ONCE = 100
 MESSAGES = {
     "locked": "The account is locked: its sessions and links have ended.",
     "unlocked": "The account is unlocked; give out a new link if there is no password.",
+    "role": "The role is changed: sessions and links of the account have ended; give out a new link if there is no password.",
 }
 ROLE_WORDS = {
     "annotator": "rater: judges what is in the queue",
@@ -92,6 +93,18 @@ def lock(request: Request, visitor: Admin, account_id: str, form: Sent) -> Respo
     accounts.lock(store, one.id, now=now)
     note(request, visitor, "account locked", one.id)
     return done("/admin/accounts", "locked")
+
+
+@router.post("/admin/accounts/{account_id}/role")
+def change_role(request: Request, visitor: Admin, account_id: str, form: Sent) -> Response:
+    """Give an account another role; the last admin stays one."""
+    store, now = request.app.state.store, request.app.state.clock()
+    one = _account(store, account_id)
+    try:
+        roles.change_role(store, one.id, field_of(form, "role"), by=visitor.account, now=now)
+    except KaratError as error:
+        return _list(request, visitor, status=422, message=str(error), failed=True)
+    return done("/admin/accounts", "role")
 
 
 def _list(

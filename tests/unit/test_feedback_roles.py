@@ -1,0 +1,126 @@
+"""A role is changed by somebody, in writing, at once, and never so that nobody is in charge."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import web_app
+from karat import cli
+from karat.errors import InputError, StoreError
+from karat.feedback.people import accounts
+from karat.feedback.people.roles import COMMAND_LINE, change_role
+from karat.feedback.store import open_store
+from karat.feedback.work.assignment import next_work
+
+
+@pytest.fixture
+def store(new_address):
+    return open_store(new_address("k"))
+
+
+def test_a_new_role_ends_sessions_and_links_and_is_written_down(store):
+    boss = accounts.make_account(store, "admin", now=0.0)
+    ann = accounts.make_account(store, "annotator", now=0.0)
+    session = accounts.open_session(store, ann.id, now=1.0)
+    link = accounts.invite(store, ann.id, now=1.0)
+    changed = change_role(store, ann.id, "expert", by=boss.id, now=2.0)
+    assert (changed.role, changed.annotator) == ("expert", ann.annotator)
+    assert accounts.session_of(store, session, now=3.0) is None
+    assert accounts.account_of_invite(store, link, now=3.0) is None
+    [entry] = accounts.log_entries(store)
+    assert (entry.account, entry.action, entry.subject, entry.detail, entry.at) == (
+        boss.id, "role changed", ann.id, "annotator → expert", 2.0,
+    )  # fmt: skip
+    change_role(store, ann.id, "expert", by=boss.id, now=4.0)
+    assert len(accounts.log_entries(store)) == 1
+
+
+def test_who_judges_gets_a_pseudonym_and_who_judged_keeps_it(store):
+    accounts.make_account(store, "admin", now=0.0)
+    auditor = accounts.make_account(store, "auditor", now=0.0)
+    judging = change_role(store, auditor.id, "annotator", by=COMMAND_LINE, now=1.0)
+    assert judging.annotator in store.annotators()
+    back = change_role(store, auditor.id, "auditor", by=COMMAND_LINE, now=2.0)
+    assert (back.role, back.annotator) == ("auditor", judging.annotator)
+    assert change_role(store, auditor.id, "expert", by=COMMAND_LINE, now=3.0).annotator == judging.annotator
+
+
+def test_the_last_active_admin_stays_one(store):
+    first, second = (accounts.make_account(store, "admin", now=0.0) for _ in range(2))
+    accounts.lock(store, second.id, now=1.0)
+    with pytest.raises(InputError, match="this is the last active admin; make another account an admin first"):
+        change_role(store, first.id, "annotator", by=first.id, now=2.0)
+    assert accounts.account(store, first.id).role == "admin"
+    accounts.unlock(store, second.id)
+    assert change_role(store, first.id, "annotator", by=first.id, now=3.0).role == "annotator"
+    with pytest.raises(InputError, match="last active admin"):
+        change_role(store, second.id, "auditor", by=second.id, now=4.0)
+
+
+def test_two_admins_who_demote_each_other_at_once_leave_one(store):
+    pair = [accounts.make_account(store, "admin", now=0.0) for _ in range(2)]
+
+    def demote(number: int) -> bool:
+        try:
+            change_role(store, pair[number].id, "annotator", by=pair[1 - number].id, now=1.0)
+        except InputError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(demote, range(2))) == [False, True]
+    assert sorted(one.role for one in accounts.accounts(store)) == ["admin", "annotator"]
+
+
+def test_what_is_not_a_role_or_an_account_is_refused(store):
+    ann = accounts.make_account(store, "annotator", now=0.0)
+    with pytest.raises(InputError, match="found 'root'; expected one of annotator, expert, auditor, admin"):
+        change_role(store, ann.id, "root", by=COMMAND_LINE, now=1.0)
+    with pytest.raises(StoreError, match="found none by that id"):
+        change_role(store, "account:nobody", "expert", by=COMMAND_LINE, now=1.0)
+    assert accounts.log_entries(store) == []
+
+
+def test_a_task_in_hand_goes_back_to_the_queue(tmp_path):
+    site = web_app.served(tmp_path, 1, overlap=1)
+    assert next_work(site.store, site.annotator(), now=site.now).lease is not None
+    other = accounts.make_account(site.store, "annotator", now=site.now)
+    assert next_work(site.store, other.annotator, now=site.now).lease is None
+    change_role(site.store, site.accounts["annotator"].id, "auditor", by=COMMAND_LINE, now=site.now)
+    assert next_work(site.store, other.annotator, now=site.now + 1).lease is not None
+
+
+def test_the_page_changes_roles_and_says_why_it_does_not(tmp_path):
+    site = web_app.served(tmp_path)
+    admin, rater = site.browser("admin"), site.browser("annotator")
+    ann, boss = site.accounts["annotator"].id, site.accounts["admin"].id
+    assert "Change role" in admin.get("/admin/accounts").text
+    assert admin.post(f"/admin/accounts/{ann}/role", {"role": "expert"}).status_code == 303
+    assert rater.get("/work").status_code == 303  # her session has ended
+    assert site.browser("annotator").get("/review").status_code == 200
+    for who, role, said in ((boss, "annotator", "last active admin"), (ann, "root", "expected one of")):
+        answer = admin.post(f"/admin/accounts/{who}/role", {"role": role})
+        assert (answer.status_code, said in answer.text) == (422, True)
+    assert admin.post("/admin/accounts/nobody/role", {"role": "expert"}).status_code == 404
+    assert "annotator → expert" in admin.get("/admin/log").text
+
+
+def test_the_command_changes_roles_and_says_it_in_one_line(tmp_path, capsys):
+    address = str(tmp_path / "k.db")
+    with open_store(address) as store:
+        ann = accounts.make_account(store, "annotator", now=0.0)
+        accounts.make_account(store, "admin", login="boss", now=0.0)
+    assert cli.main(["people", "role", address, ann.annotator, "expert", "--json"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done == {"account": ann.id, "annotator": ann.annotator, "role": "expert", "before": "annotator"}
+    for arguments, said in (
+        (["boss", "auditor"], "last active admin"),
+        (["nobody", "expert"], "nobody called 'nobody'"),
+    ):
+        assert cli.main(["people", "role", address, *arguments]) != 0
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1
+        assert said in lines[0]
+    with open_store(address) as store:
+        assert [entry.account for entry in accounts.log_entries(store)] == [COMMAND_LINE]
