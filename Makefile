@@ -1,5 +1,5 @@
 # Every target makes what it needs: `make demo` and `make test` are all that a fresh machine has to be told.
-# PYTHON picks the interpreter (3.11 or later); pip keeps to the user's own settings.
+# PYTHON picks the interpreter (3.11 or later); pip keeps to the user's own settings. JOBS is how many processes test.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 VENV := .venv
@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORK ?= all
 DEMO ?=
+JOBS ?= 2
 
 .PHONY: help demo test test-long lint format bench bench-long docs clean
 
@@ -32,7 +33,7 @@ demo: $(READY)
 	@$(BIN)/karat demo $(DEMO)
 
 test: $(READY)
-	@$(BIN)/python -m pytest -m 'not long'
+	@$(BIN)/python -m pytest -m 'not long' -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-long: $(READY)
 	@$(BIN)/python -m pytest -m long
