@@ -39,7 +39,7 @@ PURE = {
     "feedback.quality.rater_drift", "feedback.web.answer_words", "feedback.web.charts", "feedback.web.figures",
 }  # fmt: skip
 EFFECTFUL = {
-    "ledger.artifacts", "ledger.manifest", "lm.load", "lm.logprobs", "lm.generate", "lm.loop", "lm.parallel",
+    "ledger.artifacts", "ledger.manifest", "lm.load", "lm.logprobs", "lm.generate", "lm.loop", "lm.parallel", "lm.trackers",
     "feedback.store", "feedback.engine", "feedback.additions", "feedback.submission", "feedback.leases", "feedback.snapshot", "feedback.exchange.importers", "feedback.exchange.exporters",
     "feedback.people.accounts", "feedback.work.adjudication", "feedback.work.assignment", "feedback.people.care", "feedback.work.check_answers",
     "feedback.work.checks", "feedback.documents", "feedback.people.drafts", "feedback.keys", "feedback.openings", "feedback.work.requeue",

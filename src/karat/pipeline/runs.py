@@ -17,6 +17,7 @@ from karat.config import apply_overrides, build, load_yaml, plain
 from karat.errors import ConfigError
 from karat.ledger.artifacts import ArtifactRef, ref_of, write_json
 from karat.ledger.manifest import Manifest, lock_run
+from karat.lm.trackers import check_trackers
 from karat.pipeline import people, preferences, sandbox, votes
 from karat.pipeline.reporting import write_report
 from karat.pipeline.river import run_river
@@ -99,10 +100,11 @@ def run_once(
     config: RunConfig, *, seed: int, directory: Path, progress: Progress, until: str | None = None
 ) -> dict[str, Any]:
     """One run of one seed, from its first missing stage to its report; returns the summary."""
+    check_trackers(config.tracking)
     with lock_run(directory):
         about = {"title": config.title, "unsafe": list(config.unsafe)}
         write_json(directory / "config.json", {**about, "config": plain(config), "seed": seed})
-        run = Run(directory.resolve(), seed, progress)
+        run = Run(directory.resolve(), seed, progress, config.tracking)
         run_river(run, source_of(config, seed), config, until=until)
         return write_report(directory)
 

@@ -12,6 +12,7 @@ from typing import Literal
 from karat.belief import AGGREGATORS
 from karat.errors import ConfigError
 from karat.lm.fresh import DecoderShape
+from karat.lm.trackers import TrackerName
 from karat.policy.settings import PPOConfig
 from karat.reward.train import RewardConfig
 from karat.sandbox.raters import PopulationConfig
@@ -196,6 +197,9 @@ class RunConfig:
     """The watcher of the optimiser."""
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     """Evaluation."""
+    tracking: tuple[TrackerName, ...] = ()
+    """Trackers beside the metrics files, for every training stage: tensorboard, wandb, mlflow, trackio. Their packages
+    are not installed with karat; no result depends on them."""
     allow_ungated_reward: bool = False
     """True = optimise a reward that failed its acceptance gate. The policy then learns whatever is wrong with the
     reward; the report and summary.json say so first."""

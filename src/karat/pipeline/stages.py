@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from karat.config import plain
+from karat.identity import content_id
 from karat.ledger.artifacts import ArtifactRef, ref_of
 from karat.ledger.manifest import Manifest, code_commit, finished_stage, package_versions, write_manifest
 from karat.lm.loop import JsonlReporter, Reporter, newest_step
+from karat.lm.trackers import TrackerName, open_trackers
 from karat.progress import Progress
 from karat.records import Finding, Vote
 from karat.report.card import finding_of
@@ -66,6 +68,10 @@ class Workplace:
     """Live progress."""
     clock: Clock
     """Counts the seconds; one of the loop's reporters."""
+    identity: str = ""
+    """Content hash of what the stage reads and was told."""
+    tracking: tuple[TrackerName, ...] = ()
+    """Trackers that hear of every step, beside the metrics file."""
 
     @property
     def training(self) -> Path:
@@ -87,6 +93,8 @@ class Run:
     """The seed from which every stage derives its own."""
     progress: Progress
     """Live progress."""
+    tracking: tuple[TrackerName, ...] = ()
+    """Trackers that hear of every training step; no result depends on them."""
 
     @property
     def id(self) -> str:
@@ -111,9 +119,9 @@ class Run:
         checkpoints = self.directory / "checkpoints" / name
         clock = Clock(checkpoints)
         started_at = _now()
-        place = Workplace(
-            self.directory, checkpoints, self.directory / "metrics" / f"{name}.jsonl", self.progress, clock
-        )
+        identity = content_id("stage", [[[one.name, one.hash] for one in inputs], settings, seeds])
+        metrics_path = self.directory / "metrics" / f"{name}.jsonl"
+        place = Workplace(self.directory, checkpoints, metrics_path, self.progress, clock, identity, self.tracking)
         result = work(place)
         manifest = Manifest(
             run_id=self.id,
@@ -138,9 +146,14 @@ class Run:
 
 @contextlib.contextmanager
 def training_reporters(place: Workplace, name: str, n_steps: int | None) -> Iterator[Sequence[Reporter]]:
-    """Who hears of every step: the metrics file, the progress bar and the clock."""
-    with place.progress.stage(name, n_steps) as bar:
-        yield [JsonlReporter(place.metrics_path, resumed_step=newest_step(place.training)), bar, place.clock]
+    """Who hears of every step: the metrics file, the progress bar, the clock, and the trackers that were asked for."""
+    trackers = open_trackers(
+        place.tracking, run=place.directory.name, stage=place.metrics_path.stem, identity=place.identity,
+        mark=place.checkpoints / "trackers.json", directory=place.directory / "tracking",
+    )  # fmt: skip
+    with trackers as tracked, place.progress.stage(name, n_steps) as bar:
+        written = JsonlReporter(place.metrics_path, resumed_step=newest_step(place.training))
+        yield [written, bar, place.clock, *tracked]
 
 
 def output(manifest: Manifest, name: str) -> ArtifactRef:

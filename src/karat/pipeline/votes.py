@@ -23,6 +23,7 @@ from karat.feedback.store import open_store
 from karat.ledger.artifacts import ArtifactRef, ref_of, write_json
 from karat.ledger.manifest import lock_run
 from karat.lm.load import load_encoder, load_lm
+from karat.lm.trackers import TrackerName, check_trackers
 from karat.pipeline.reporting import write_report
 from karat.pipeline.stages import (
     Output,
@@ -93,6 +94,8 @@ class VotesConfig:
     """Strength of the n-gram baseline's L2 penalty, in votes."""
     reward: RewardConfig = field(default_factory=lambda: ENCODER_CONFIG)
     """The reward model."""
+    tracking: tuple[TrackerName, ...] = ()
+    """Trackers beside the metrics files: tensorboard, wandb, mlflow, trackio."""
 
     def __post_init__(self) -> None:
         if self.encoder is not None and self.decoder is not None:
@@ -117,7 +120,8 @@ def run_once(config: VotesConfig, *, seed: int, directory: Path, progress: Progr
     with lock_run(directory):
         about = {"title": f"A reward from the votes in {config.votes.path.name}, judged by topic", "unsafe": []}
         write_json(directory / "config.json", {**about, "config": plain(config), "seed": seed})
-        run = Run(directory.resolve(), seed, progress)
+        check_trackers(config.tracking)
+        run = Run(directory.resolve(), seed, progress, config.tracking)
         files = [path for path in (config.votes.path, config.votes.texts, config.votes.consensus) if path is not None]
         given = tuple(ref_of(run.directory, _existing(path).resolve(), "file", path.name) for path in files)
         imported = run.stage("collect", inputs=given, config=config.votes, work=partial(take_in, config, seed))

@@ -1,0 +1,160 @@
+"""Hands the metrics of training on to TensorBoard, Weights & Biases, MLflow or trackio, each step once.
+
+The trackers are accelerate's; a tracker's package is imported where it is used and nowhere else. What was sent is noted
+beside the checkpoints, so that a run that was killed and continued goes on in the same tracked run and sends no step
+twice. The JSON lines of `loop.JsonlReporter` stay the record; a tracker is a view of it. Knows names and numbers;
+knows nothing about what is being trained.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from karat.errors import ConfigError
+
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+PROJECT = "karat"
+"""Project (W&B, trackio) or experiment (MLflow) of every run."""
+
+
+class Tracker(Protocol):
+    """What is needed of accelerate's trackers."""
+
+    def log(self, values: dict[str, Any], step: int | None = None) -> None:
+        """Metrics of one step."""
+        ...
+
+    def finish(self) -> None:
+        """Close it."""
+        ...
+
+
+@dataclass
+class Mark:
+    """What of one stage was sent, and to where: a small file beside the stage's checkpoints."""
+
+    path: Path
+    """The file."""
+    identity: str
+    """Content hash of the stage's inputs and settings: other settings are another tracked run."""
+    run: str
+    """Name of the tracked run: run, stage and the moment of its first start."""
+    sent: int = -1
+    """Last step that was sent; −1 = none."""
+    ids: dict[str, str] = field(default_factory=dict)
+    """What a tracker calls the run, where it chooses itself."""
+
+    @classmethod
+    def read(cls, path: Path, *, identity: str, run: str) -> Mark:
+        """The mark in a file if it is of this identity, else a fresh one."""
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            kept = {}
+        if kept.get("identity") != identity:
+            return cls(path, identity, run)
+        return cls(path, identity, kept["run"], kept["sent"], kept["ids"])
+
+    def write(self) -> None:
+        """Replace the file, complete or not at all."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        kept = {"identity": self.identity, "run": self.run, "sent": self.sent, "ids": self.ids}
+        partial.write_text(json.dumps(kept), encoding="utf-8")
+        os.replace(partial, self.path)
+
+
+class TrackerReporter:
+    """A reporter of the training loop that sends each step to every tracker once, whatever was killed and repeated.
+
+    A step is noted before it is sent: a kill between the two loses one point of a curve (the JSON lines have it)
+    rather than doubling it.
+    """
+
+    def __init__(self, trackers: Sequence[Tracker], mark: Mark) -> None:
+        self.trackers = trackers
+        self.mark = mark
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Send the metrics of a finished step unless they were sent before."""
+        if step <= self.mark.sent:
+            return
+        self.mark.sent = step
+        self.mark.write()
+        for tracker in self.trackers:
+            tracker.log({name: float(value) for name, value in metrics.items()}, step=step)
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise ConfigError when the package of a tracker is not installed, before any work is done for it."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f"tracking: found {name}, whose package is not installed; pip install {name}, or leave it out "
+                "(the metrics are written as JSON lines anyway)"
+            )
+
+
+@contextlib.contextmanager
+def open_trackers(
+    names: Sequence[TrackerName], *, run: str, stage: str, identity: str, mark: Path, directory: Path
+) -> Iterator[list[TrackerReporter]]:
+    """Trackers of one stage while it trains; an empty list where none is asked for.
+
+    Args:
+        run, stage: name and group the tracked run.    identity: content hash of what decides the stage's result.
+        mark: the file that notes what was sent; it should live and die with the stage's checkpoints.
+        directory: where trackers that write files put them (TensorBoard: `tensorboard/<tracked run>`).
+    Raises: ConfigError for a tracker that is not installed or does not start.
+    """
+    if not names:
+        yield []
+        return
+    check_trackers(names)
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    noted = Mark.read(mark, identity=identity, run=f"{run}-{stage}-{stamp}")
+    started: list[Tracker] = []
+    try:
+        for name in names:
+            tracker = _start(name, noted, group=run, directory=directory)
+            started.append(tracker)
+        noted.write()
+        yield [TrackerReporter(started, noted)]
+    finally:
+        for tracker in started:
+            tracker.finish()
+
+
+def _start(name: TrackerName, mark: Mark, *, group: str, directory: Path) -> Tracker:
+    """A tracker of accelerate, begun or continued."""
+    from accelerate import tracking
+    from accelerate.state import PartialState
+
+    PartialState()  # accelerate's trackers write debug lines, which need it
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        if name == "tensorboard":
+            tracker: Any = tracking.TensorBoardTracker(mark.run, str(directory / "tensorboard"))
+        elif name == "wandb":
+            tracker = tracking.WandBTracker(
+                PROJECT, id=mark.run, name=mark.run, group=group, resume="allow", dir=str(directory)
+            )
+        elif name == "mlflow":
+            tracker = tracking.MLflowTracker(PROJECT, run_id=mark.ids.get(name), run_name=mark.run)
+        else:
+            tracker = tracking.TrackioTracker(PROJECT, name=mark.run, group=group, resume="allow")
+        tracker.start()
+    except Exception as error:  # every tracker has errors of its own; none of them may look like one of training
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ConfigError(f"tracking: {name} did not start: {reason}") from error
+    if name == "mlflow":
+        mark.ids[name] = tracker.tracker.info.run_id
+    return tracker
