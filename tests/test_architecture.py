@@ -20,12 +20,12 @@ FLOORS = {
     "ledger": 1, "lm": 1, "sandbox": 1,
     "prompts": 2, "sft": 2, "feedback": 2, "reward": 2, "policy": 2,
     "evaluate": 3, "audit": 4, "report": 5,
-    "pipeline": 6, "batches": 6, "cli": 7,
+    "pipeline": 6, "batches": 6, "talk": 6, "cli": 7,
 }  # fmt: skip
 # Tensors, arrays and records only: no disk, no network, no accelerator.
 PURE = {
     "records", "choice", "ranking", "ratings", "belief", "overopt", "probes", "tensors", "stats", "resampling",
-    "forecasts", "errors", "ledger.lineage", "lm.chat", "lm.trees", "lm.attention", "lm.losses", "lm.sampling",
+    "forecasts", "errors", "ledger.lineage", "lm.chat", "lm.trees", "lm.attention", "lm.losses", "lm.sampling", "lm.memory",
     "prompts.splits", "sft.loss", "feedback.tasks", "feedback.record.merkle", "feedback.quality.agreement", "feedback.quality.reliability", "reward.posterior",
     "reward.calibration", "reward.gate", "policy.advantages", "policy.objectives", "policy.kl", "policy.shaping",
     "feedback.detect.evidence", "feedback.detect.pool", "feedback.detect.habits", "feedback.detect.collusion", "feedback.detect.triggers", "feedback.detect.traits",
@@ -45,7 +45,7 @@ EFFECTFUL = {
     "feedback.work.checks", "feedback.documents", "feedback.people.drafts", "feedback.keys", "feedback.openings", "feedback.work.requeue",
     "feedback.people.roles", "feedback.people.sessions", "feedback.people.standing", "feedback.work.turns", "feedback.turnstile", "feedback.upserts",
     "feedback.record.seals", "feedback.record.verification", "feedback.record.erasure", "feedback.record.backup", "feedback.record.bundle",
-    "feedback.schema", "prompts.sources", "reward.score", "reward.train", "policy.rollout", "policy.ppo", "sft.train",
+    "feedback.schema", "prompts.sources", "reward.score", "reward.train", "policy.rollout", "policy.ppo", "policy.odd_rewards", "sft.train",
     "feedback.people.own_record", "feedback.web.task_pages", "feedback.web.person_pages", "feedback.web.page_record",
     "feedback.work.answering", "feedback.client", "feedback.web.access", "feedback.web.account_pages", "feedback.web.api",
     "feedback.web.api_admin", "feedback.web.app", "feedback.web.failures", "feedback.web.first_admin",
@@ -56,7 +56,7 @@ EFFECTFUL = {
     "feedback.web.desk", "feedback.web.admin_pages", "feedback.web.admin_accounts", "feedback.web.admin_documents",
     "feedback.web.admin_experiments", "feedback.web.admin_plan", "feedback.web.admin_queue", "feedback.web.admin_raters", "feedback.web.admin_record",
     "feedback.web.admin_settings", "feedback.web.arena_pages", "feedback.web.audit_pages", "feedback.web.review_pages",
-    "rowfiles", "progress", "doctor", "batches", "report.page", "pipeline", "cli",
+    "rowfiles", "progress", "doctor", "batches", "report.page", "pipeline", "talk.duel", "cli",
 }  # fmt: skip
 EFFECTS = {"os", "io", "shutil", "subprocess", "socket", "tempfile", "sqlite3", "sqlalchemy", "urllib", "time", "rich"}
 FORBIDDEN_NAMES = {"util", "utils", "helper", "helpers", "common", "misc", "tools", "shared", "base"}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from karat.cli.options import AsJson, answer, app
+from karat.cli.options import RUNS, AsJson, Overrides, answer, app
 from karat.errors import ConfigError
+
+if TYPE_CHECKING:
+    from karat.doctor import Check
 
 InitSource = Literal["sandbox", "preferences", "people", "votes"]
 
@@ -32,13 +35,42 @@ def init(
     answer(as_json, {"written": str(path)}, [f"{path}: written; change what you need, then: karat run {path}"])
 
 
-@app.command(epilog="Example: karat doctor --json")
-def doctor(as_json: AsJson = False) -> None:
-    """Say what this machine offers and what is missing; exit code 1 where something needed is."""
+@app.command(epilog="Example: karat doctor config.yaml --set ppo.n_iterations=200 --json")
+def doctor(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="A configuration to look over.")] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what this machine offers, or what a configuration comes to and what would stop it; exit code 1 if anything."""
     from karat.doctor import examine
 
+    if config is not None:
+        _check_config(config, overrides or [], as_json)
+        return
+    if overrides:
+        raise ConfigError("doctor: found --set without a CONFIG; expected a configuration to override")
     checks = examine()
     lines = [f"{'ok' if check.ok else 'missing':<8} {check.name}: {check.found}" for check in checks]
     answer(as_json, {check.name: dataclasses.asdict(check) for check in checks}, lines)
     if not all(check.ok for check in checks if check.needed):
         raise typer.Exit(1)
+
+
+def _check_config(config: Path, overrides: list[str], as_json: bool) -> None:
+    from karat.pipeline.checkup import check_config
+    from karat.progress import open_progress
+
+    with open_progress() as progress:
+        found = check_config(config, overrides, directory=RUNS, progress=progress)
+    lines = [f"{one.name:<24} {one.value:>16,} {one.unit}   ({one.how})" for one in found.derived]
+    lines += [f"{_verdict(check):<8} {check.name}: {check.found}" for check in found.checks]
+    derived = {one.name: {"value": one.value, "unit": one.unit, "how": one.how} for one in found.derived}
+    ok = all(check.ok for check in found.checks if check.needed)
+    content = {"ok": ok, "derived": derived, "checks": [dataclasses.asdict(check) for check in found.checks]}
+    answer(as_json, content, lines)
+    if not ok:
+        raise typer.Exit(1)
+
+
+def _verdict(check: Check) -> str:
+    return "ok" if check.ok else "wrong" if check.needed else "look"

@@ -30,6 +30,8 @@ PREFILL_TOKENS = 8192  # of prompts in one forward pass: bounds the memory of it
 
 Progress = Callable[[int, int, int], None]
 """progress(tokens drawn, responses finished, responses in all), called after every step."""
+OnToken = Callable[[int, int, int], None]
+"""on_token(prompt, sample, token), called for every token as it is drawn."""
 Choose = Callable[[Tensor, list["_Row"]], tuple[Tensor, Tensor]]
 
 
@@ -71,6 +73,7 @@ def sample(
     seed: int,
     prompt_keys: Sequence[int] | None = None,
     progress: Progress | None = None,
+    on_token: OnToken | None = None,
 ) -> list[list[Sample]]:
     """Draw n_samples responses to each prompt from the model's own distribution.
 
@@ -82,7 +85,7 @@ def sample(
             of the prompts nor batch_rows does, beyond the model's rounding.
         prompt_keys: an integer a prompt; prompts with equal keys share their random numbers. None = a hash of the
             token ids and of how often the same prompt came before in this call.
-        progress: called after every step.
+        progress: called after every step.    on_token: called with the indices of prompt and sample, and the token.
     Returns: the samples of each prompt, in the order given.
     Raises: InputError for a prompt that is empty, names an unknown token or leaves too little room in the context;
         InvariantError when the model's logits are not numbers.
@@ -115,7 +118,7 @@ def sample(
         ]
         for index, (prompt, key) in enumerate(zip(prompts, keys, strict=True))
     ]
-    _Decoder(lm, prompts, groups, choose, config.max_new_tokens, config.batch_rows, progress).run()
+    _Decoder(lm, prompts, groups, choose, config.max_new_tokens, config.batch_rows, progress).run(on_token)
     return [[row.result(prompts[row.prompt]) for row in rows] for rows in groups]
 
 
@@ -126,6 +129,7 @@ def greedy(
     max_new_tokens: int,
     batch_rows: int = 128,
     progress: Progress | None = None,
+    on_token: OnToken | None = None,
 ) -> list[Sample]:
     """The likeliest token at every position; log-probabilities under the model's own distribution.
 
@@ -138,7 +142,7 @@ def greedy(
     def choose(logits: Tensor, rows: list[_Row]) -> tuple[Tensor, Tensor]:  # noqa: ARG001 - the rows do not matter
         return likeliest_tokens(logits)
 
-    _Decoder(lm, prompts, groups, choose, max_new_tokens, batch_rows, progress).run()
+    _Decoder(lm, prompts, groups, choose, max_new_tokens, batch_rows, progress).run(on_token)
     return [rows[0].result(prompts[rows[0].prompt]) for rows in groups]
 
 
@@ -204,6 +208,7 @@ class _Decoder:
     ) -> None:
         self.model, self.device, self.stops = lm.model, lm.model.device, frozenset(lm.eos_ids)
         self.prompts, self.groups, self.choose = prompts, groups, choose
+        self.on_token: OnToken | None = None
         self.max_new_tokens, self.batch_rows, self.progress = max_new_tokens, batch_rows, progress
         # longest first: prompts of like length run together, and the widest buffers are needed at the start only
         self.waiting = deque(sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index)))
@@ -221,8 +226,9 @@ class _Decoder:
             response_tokens=max_new_tokens - 1,  # the last token is never fed back
         )
 
-    def run(self) -> None:
+    def run(self, on_token: OnToken | None = None) -> None:
         """Draw until every row is done."""
+        self.on_token = on_token
         with torch.inference_mode(), decoding(self.model, self.cache):
             self._admit()
             while self.running:
@@ -308,6 +314,8 @@ class _Decoder:
                 )
             row.tokens.append(token)
             row.logprobs.append(logprob)
+            if self.on_token is not None:
+                self.on_token(row.prompt, row.sample, token)
             self.n_tokens += 1
             row.stopped = token in self.stops
             row.done = row.stopped or len(row.tokens) == self.max_new_tokens

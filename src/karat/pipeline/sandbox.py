@@ -6,6 +6,7 @@ The same store, task queue and snapshots serve people; only who answers differs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,14 +73,17 @@ SOURCE_FILES = {
 }
 
 
+def write_untrained(config: RunConfig, seed: int, directory: Path) -> Path:
+    """The base model before its training: random weights, the world's words; returns the directory."""
+    assert config.sandbox is not None
+    words = open_world(config.sandbox, seed).words()
+    weights_seed = child_seed(seed, "base", "weights")
+    return write_fresh_decoder(directory, word_tokenizer(words), config.sandbox.model, seed=weights_seed)
+
+
 def train_base(config: RunConfig, seed: int, place: Workplace) -> StageResult:
     """A decoder with random weights, trained on the world's texts until it writes them."""
-    settings = config.sandbox
-    assert settings is not None
-    world = open_world(settings, seed)
-    start = place.checkpoints / "fresh"
-    write_fresh_decoder(start, word_tokenizer(world.words()), settings.model, seed=child_seed(seed, "base", "weights"))
-    lm = load_lm(start, for_training=True)
+    lm = load_lm(write_untrained(config, seed, place.checkpoints / "fresh"), for_training=True)
     texts = (place.directory / "data" / "base_texts.txt").read_text(encoding="utf-8").splitlines()
     with training_reporters(place, "base model", config.base.n_steps(len(texts))) as reporters:
         result = train_on_texts(

@@ -1,0 +1,93 @@
+"""How much memory training and sampling take, from the size of a decoder alone.
+
+What is counted is what karat holds beyond its libraries: weights, gradients, Adam's moments, copies, the activations
+kept for the backward pass, chunks of logits, the decode cache. A test compares the estimate of a training step with
+its measured peak and asks for agreement within a factor of 1.5. Knows sizes and counts; nothing about recipes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+LOGIT_CHUNK_NUMBERS = 1 << 22
+"""Logits made at a time (`logprobs.CHUNK_NUMBERS`)."""
+LOGIT_COPIES = 3
+"""Logits, their exponentials and their gradient."""
+SAVED_WIDE, SAVED_HEADS, SAVED_MLP = 4, 3, 4
+"""Tensors that a block keeps for the backward pass: as wide as the residual stream (two norms, before and after), as
+the heads (before and after rotation, the attention's output), as the MLP (gate, up, activated, product)."""
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """The size of a decoder."""
+
+    parameters: int
+    """Numbers in all weights, tied ones once."""
+    hidden: int
+    """Width of the residual stream."""
+    mlp: int
+    """Width of the feed-forward layers."""
+    layers: int
+    """Blocks."""
+    query_width: int
+    """Query heads × head size."""
+    key_width: int
+    """Key heads × head size."""
+    bytes_per_number: int = 4
+    """4 = float32."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights."""
+        return self.parameters * self.bytes_per_number
+
+
+def size_of(config: Any, parameters: int) -> ModelSize:
+    """The size in a configuration of transformers.
+
+    Args:
+        config: of a decoder.    parameters: numbers in its weights.
+    """
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    mlp = getattr(text, "intermediate_size", None) or getattr(text, "n_inner", None) or 4 * text.hidden_size
+    key_heads = getattr(text, "num_key_value_heads", None) or heads
+    return ModelSize(
+        parameters, text.hidden_size, mlp, text.num_hidden_layers, heads * head_size, key_heads * head_size
+    )
+
+
+def lora_parameters(size: ModelSize, rank: int) -> int:
+    """Trained numbers of adapters on every linear layer of the blocks: rank × (inputs + outputs) each."""
+    square = 2 * (size.hidden + size.query_width)
+    narrow = 2 * (size.hidden + size.key_width)
+    return rank * size.layers * (square + narrow + 3 * (size.hidden + size.mlp))
+
+
+def activation_bytes(size: ModelSize, n_tokens: int) -> int:
+    """Bytes kept between forward and backward pass for so many tokens.
+
+    layers · tokens · (4·hidden + 3·(queries + keys) + 4·mlp) · bytes
+    """
+    kept = SAVED_WIDE * size.hidden + SAVED_HEADS * (size.query_width + size.key_width) + SAVED_MLP * size.mlp
+    return size.layers * n_tokens * kept * size.bytes_per_number
+
+
+def training_bytes(size: ModelSize, *, n_trained: int, n_tokens: int, n_copies: int = 0) -> int:
+    """Peak of a training step: weights and copies, gradients and two moments, activations, logits.
+
+    Args:
+        n_trained: numbers that get a gradient.    n_tokens: in one micro-batch.
+        n_copies: further models in memory that are not trained (a reference policy, a reward model).
+    """
+    held = size.weight_bytes * (1 + n_copies) + 3 * n_trained * size.bytes_per_number
+    return held + activation_bytes(size, n_tokens) + LOGIT_COPIES * LOGIT_CHUNK_NUMBERS * 4
+
+
+def cache_bytes(size: ModelSize, *, n_prompts: int, prompt_tokens: int, n_rows: int, response_tokens: int) -> int:
+    """Keys and values of a decode cache: prompts held once, responses under way."""
+    positions = n_prompts * prompt_tokens + n_rows * response_tokens
+    return 2 * size.layers * size.key_width * positions * size.bytes_per_number

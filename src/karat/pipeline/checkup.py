@@ -1,0 +1,198 @@
+"""Looks a configuration over before hours are spent on it: what it comes to, and what would stop it.
+
+The source's own first station runs in a temporary directory, so that files, rows, checkpoint and context are checked by
+the very code that will read them; nothing else is run and nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from karat.config import apply_overrides, build, load_yaml
+from karat.doctor import Check
+from karat.errors import KaratError
+from karat.lm.chat import prompt_tokens
+from karat.lm.load import LoadedLM, load_lm
+from karat.lm.memory import ModelSize, size_of
+from karat.lm.trackers import check_trackers
+from karat.pipeline.data import read_demonstrations, read_prompts
+from karat.pipeline.dead import cautions, contradictions, dead_settings
+from karat.pipeline.derived import Counts, Derived, derived
+from karat.pipeline.runs import source_of
+from karat.pipeline.sandbox import write_untrained
+from karat.pipeline.settings import RunConfig
+from karat.pipeline.stages import Clock, Workplace
+from karat.pipeline.votes import VotesConfig, load_trunk
+from karat.progress import Progress
+
+
+@dataclass(frozen=True)
+class Checkup:
+    """What was found out about a configuration."""
+
+    checks: tuple[Check, ...]
+    """What was looked at."""
+    derived: tuple[Derived, ...]
+    """What follows from it; empty where the source cannot be read."""
+
+
+def check_config(path: Path, overrides: list[str], *, directory: Path, progress: Progress) -> Checkup:
+    """Everything about a configuration that can be known without training.
+
+    Args:
+        directory: where runs are kept: its disk is looked at.
+    Returns: Checkup; a check that is `needed` and not `ok` would stop the run.
+    Raises: ConfigError for a file that is no configuration at all.
+    """
+    given = apply_overrides(load_yaml(path), overrides)
+    if "votes" in given:
+        return _check_votes(build(VotesConfig, given))
+    config = build(RunConfig, given)
+    checks = [_passes("tracking", lambda: check_trackers(config.tracking), "packages of the trackers are there")]
+    numbers: list[Derived] = []
+    with tempfile.TemporaryDirectory(prefix="karat-doctor-") as temporary:
+        place = Workplace(
+            Path(temporary), Path(temporary) / "c", Path(temporary) / "m", progress, Clock(Path(temporary))
+        )
+        try:
+            counts, lm, size = _look_at_source(config, place)
+        except KaratError as error:
+            checks.append(Check("source", False, str(error)))
+        else:
+            checks += [
+                Check("source", True, f"{counts.policy_prompts} prompts, {counts.demonstrations} demonstrations"),
+                Check("model", True, f"{lm.path if config.sandbox is None else 'from nothing'}: EOS {lm.eos_ids[0]}, "
+                      f"PAD {lm.pad_id}, context {lm.context_length} tokens"),
+                _context(config, counts, lm),
+                _prompts_enough(config, counts),
+            ]  # fmt: skip
+            numbers = derived(config, counts, size)
+            checks += [_memory(numbers), _disk(numbers, directory)]
+    checks += _settings(config, given)
+    return Checkup(tuple(checks), tuple(numbers))
+
+
+def _settings(config: RunConfig, given: Mapping[str, Any]) -> list[Check]:
+    found = [Check("settings", False, problem) for problem in contradictions(config)]
+    found += [Check(key, False, f"has no effect: {why}", needed=False) for key, why in dead_settings(config, given)]
+    found += [Check("settings", False, text, needed=False) for text in cautions(config)]
+    found += [Check("settings", False, text, needed=False) for text in config.unsafe]
+    return found or [Check("settings", True, "none is dead, none contradicts another")]
+
+
+def _look_at_source(config: RunConfig, place: Workplace) -> tuple[Counts, LoadedLM, ModelSize]:
+    """Run the source's first station in the temporary place, and load the model to start from."""
+    source = source_of(config, config.seed)
+    source.write(place)
+    data = place.directory / "data"
+    prompts = read_prompts(data / "prompts.jsonl")
+    if config.sandbox is not None:
+        model = write_untrained(config, config.seed, place.directory / "untrained")
+    else:
+        settings = config.people or config.preferences
+        assert settings is not None
+        model = settings.model
+    lm = load_lm(model)
+    asked = [prompt for group in prompts.values() for prompt in group]
+    votes = config.collect.n_tasks * config.collect.overlap
+    if not source.asks:
+        from karat.feedback.store import open_store
+
+        with open_store(place.directory / "karat.db") as store:
+            votes = store.n_judgements()
+    counts = Counts(
+        demonstrations=len(read_demonstrations(data / "demonstrations.jsonl")),
+        policy_prompts=len(prompts["policy"]),
+        collect_prompts=len(prompts["collect"]),
+        votes=votes,
+        longest_prompt=max((len(prompt_tokens(lm.tokenizer, prompt.turns)) for prompt in asked), default=0),
+    )
+    return counts, lm, size_of(lm.model.config, _parameters(model))
+
+
+def _parameters(model: Path) -> int:
+    """Numbers in the weights, tied ones once; made without memory."""
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model, local_files_only=True))
+    return sum(parameter.numel() for parameter in empty.parameters())
+
+
+def _context(config: RunConfig, counts: Counts, lm: LoadedLM) -> Check:
+    room = max(config.collect.max_new_tokens, config.ppo.rollout.max_new_tokens)
+    wanted = counts.longest_prompt + room
+    found = f"longest prompt {counts.longest_prompt} + {room} response tokens = {wanted} of {lm.context_length}"
+    advice = "" if wanted <= lm.context_length else "; lower max_new_tokens or use a model of longer context"
+    return Check("context", wanted <= lm.context_length, found + advice)
+
+
+def _prompts_enough(config: RunConfig, counts: Counts) -> Check:
+    wanted, there = config.ppo.rollout.n_prompts, counts.policy_prompts
+    if wanted <= there:
+        return Check("prompts", True, f"{there} for rollouts of {wanted}")
+    return Check(
+        "prompts", False, f"{there} for rollouts of {wanted}: every rollout asks some twice", needed=False
+    )  # fmt: skip
+
+
+def _memory(numbers: list[Derived]) -> Check:
+    wanted = max(one.value for one in numbers if one.name.startswith("memory."))
+    free = _available_bytes()
+    if free is None:
+        return Check("memory", True, f"about {_gib(wanted)} wanted; what is free is not known here", needed=False)
+    advice = "" if wanted <= free else "; lower token_budget (same result), or use lora"
+    return Check("memory", wanted <= free, f"about {_gib(wanted)} wanted at the peak, {_gib(free)} free{advice}")
+
+
+def _available_bytes() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _disk(numbers: list[Derived], directory: Path) -> Check:
+    wanted = next(one.value for one in numbers if one.name == "disk")
+    place = next(parent for parent in (directory.resolve(), *directory.resolve().parents) if parent.exists())
+    free = shutil.disk_usage(place).free
+    advice = "" if wanted <= free else "; free some space"
+    return Check("disk", wanted <= free, f"about {_gib(wanted)} wanted, {_gib(free)} free at {place}{advice}")
+
+
+def _check_votes(config: VotesConfig) -> Checkup:
+    files = [path for path in (config.votes.path, config.votes.texts, config.votes.consensus) if path is not None]
+    checks = [
+        Check(str(path), path.is_file(), "is there" if path.is_file() else "no such file; give the path")
+        for path in files
+    ]
+    checks.append(_passes("model", lambda: load_trunk(config), "loads"))
+    checks.append(_passes("tracking", lambda: check_trackers(config.tracking), "packages of the trackers are there"))
+    return Checkup(tuple(checks), ())
+
+
+def _passes(name: str, look: Any, says: str) -> Check:
+    with _caught() as caught:
+        look()
+    return Check(name, False, caught[0]) if caught else Check(name, True, says)
+
+
+@contextlib.contextmanager
+def _caught() -> Iterator[list[str]]:
+    found: list[str] = []
+    try:
+        yield found
+    except KaratError as error:
+        found.append(str(error))
+
+
+def _gib(n_bytes: float) -> str:
+    return f"{n_bytes / (1 << 30):.2f} GiB"

@@ -1,0 +1,93 @@
+"""Settings that were written down but have no effect, or that contradict one another, found before hours are spent.
+
+Pure: a configuration and the keys that its file names. A configuration that cannot be built at all is refused earlier,
+by the dataclasses themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from karat.pipeline.settings import RunConfig
+
+
+def named_keys(values: Mapping[str, Any], *, at: str = "") -> Iterator[str]:
+    """Every dotted key that a configuration file names.
+
+    >>> sorted(named_keys({"a": {"b": 1, "c": {}}}))
+    ['a', 'a.b', 'a.c']
+    """
+    for key, value in values.items():
+        dotted = f"{at}.{key}" if at else str(key)
+        yield dotted
+        if isinstance(value, Mapping):
+            yield from named_keys(value, at=dotted)
+
+
+def dead_settings(config: RunConfig, given: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(key, why it has no effect) of keys that the file names and nothing reads.
+
+    Args:
+        given: the file's mapping, overrides applied.
+    """
+    keys = set(named_keys(given))
+    return [(key, why) for key, dead, why in _rules(config) if dead and key in keys]
+
+
+def _rules(config: RunConfig) -> list[tuple[str, bool, str]]:
+    ppo = config.ppo
+    given = config.preferences is not None
+    fixed = ppo.reward.kl_controller == "fixed"
+    separate = ppo.value.critic == "separate"
+    found = [(f"collect.{key}", given, "the votes of `preferences` are given, nothing is asked")
+             for key in ("n_tasks", "overlap", "people", "stop_after", "principle", "tie_width")]  # fmt: skip
+    found += [
+        ("collect.tie_width", config.people is not None, "people decide themselves what a tie is"),
+        ("collect.people", config.people is not None, "a run of `people` asks people for all answers"),
+        ("base", config.sandbox is None, "only the sandbox trains a base model"),
+        ("gate.max_sycophancy", config.sandbox is None, "only the sandbox has probe pairs of wrong beliefs"),
+        ("ppo.reward.kl_target", fixed, "kl_controller is fixed"),
+        ("ppo.reward.kl_horizon", fixed, "kl_controller is fixed"),
+        ("ppo.value.vf_coef", separate, "a separate critic has its own loss and optimiser"),
+        ("ppo.value.head_lr_scale", separate, "a separate critic has its own learning rate"),
+        ("reward.patience", config.reward.holdout_frac == 0 or config.reward.n_epochs == 1,
+         "there are no held-out votes, or only one epoch, to be patient with"),
+    ]  # fmt: skip
+    return found
+
+
+def contradictions(config: RunConfig) -> list[str]:
+    """What would stop the run later, or quietly make it another one than was asked for."""
+    ppo, found = config.ppo, []
+    if config.reward.heads.n_heads == 1:
+        found.append(
+            "reward.heads.n_heads is 1: the watcher's lower bound needs the spread of at least 2 heads; set it ≥ 2"
+        )
+    if config.reward.dropout > 0:
+        found.append("reward.dropout is above 0: a decoder has none; set it to 0")
+    if ppo.update.lr_warmup_iterations >= ppo.n_iterations:
+        found.append(
+            f"ppo.update.lr_warmup_iterations is {ppo.update.lr_warmup_iterations} of {ppo.n_iterations} iterations: "
+            "the learning rate would never reach its value; lower it"
+        )
+    if config.watch.kl_budget is None and ppo.reward.kl_coef == 0 and not config.allow_ungated_reward:
+        found.append(
+            "ppo.reward.kl_coef is 0 and watch.kl_budget null: the gate asks for one of the two; set one, or "
+            "allow_ungated_reward"
+        )
+    return found
+
+
+def cautions(config: RunConfig) -> list[str]:
+    """What is allowed and probably not meant."""
+    ppo, found = config.ppo, []
+    for name, every in (("base", config.base), ("sft", config.sft), ("reward", config.reward), ("ppo", ppo)):
+        if every.checkpoint_every == 0 and (name != "base" or config.sandbox is not None):
+            found.append(f"{name}.checkpoint_every is 0: when interrupted, this stage starts again from its beginning")
+    if ppo.evaluate_every >= ppo.n_iterations and config.watch.keep == "best":
+        found.append(
+            f"ppo.evaluate_every is {ppo.evaluate_every} of {ppo.n_iterations} iterations: the best policy is chosen "
+            "among the first and the last only"
+        )
+    return found
