@@ -52,7 +52,7 @@ EFFECTFUL = {
     "feedback.web.health", "feedback.web.security", "feedback.web.serve", "feedback.web.signing_in",
     "feedback.web.templates",
     "feedback.work.arena", "feedback.record.auditing", "feedback.work.dashboard", "feedback.work.outlay", "feedback.quality.rater_health",
-    "feedback.work.reviews", "feedback.work.task_browser", "feedback.people.who_judged", "feedback.work.experiments",
+    "feedback.work.queueing", "feedback.work.reviews", "feedback.work.task_browser", "feedback.people.who_judged", "feedback.work.experiments",
     "feedback.web.desk", "feedback.web.admin_pages", "feedback.web.admin_accounts", "feedback.web.admin_documents",
     "feedback.web.admin_experiments", "feedback.web.admin_plan", "feedback.web.admin_queue", "feedback.web.admin_raters", "feedback.web.admin_record",
     "feedback.web.admin_settings", "feedback.web.arena_pages", "feedback.web.audit_pages", "feedback.web.review_pages",

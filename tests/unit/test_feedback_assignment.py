@@ -183,16 +183,25 @@ def test_answers_in_words_never_stop_a_task_early(store):
 
 
 def test_overlap_is_planned_by_stratum(store):
-    tasks_, topics = store.tasks(), {prompt.id: prompt.topic for prompt in store.prompts().values()}
-    planned = plan_overlap(tasks_, topics, {"topic 0": 5, "*": 3}, stop_after=3)
+    topics = {prompt.id: prompt.topic for prompt in store.prompts().values()}
+    tasks_ = store.tasks()
+    strata = {task.id: topics[task.prompt_id] for task in tasks_}
+    planned = plan_overlap(tasks_, strata, {"topic 0": 5, "*": 3}, stop_after=3)
     assert [task.id for task in planned] == [task.id for task in tasks_]
     assert {(topics[task.prompt_id], task.overlap, task.stop_after) for task in planned} == {
         ("topic 0", 5, 3),
         ("topic 1", 3, 0),
     }
-    with pytest.raises(InputError, match="found no number for the stratum 'topic 1'"):
-        plan_overlap(tasks_, topics, {"topic 0": 5})
-    assert {task.overlap for task in plan_overlap(tasks_, {}, {"": 2})} == {2}
+    own = tasks_[0].overlap
+    assert {task.overlap for task in plan_overlap(tasks_, strata, {"nothing": 5})} == {own}
+    assert {task.overlap for task in plan_overlap(tasks_, {}, {"": own + 2})} == {own + 2}
+    more = [dataclasses.replace(tasks_[0], overlap=9, stop_after=4)]
+    assert plan_overlap(more, {}, {"*": 5}, stop_after=2) == more  # a task may ask for more than its stratum
+    apart = [
+        dataclasses.replace(tasks_[0], audience="expert", overlap=1),
+        dataclasses.replace(tasks_[0], reserved_for="r0", overlap=1),
+    ]
+    assert plan_overlap(apart, {}, {"*": 5}, stop_after=2) == apart
 
 
 def test_the_budget_counts_what_is_being_given_and_stops_before_it_is_passed(store):

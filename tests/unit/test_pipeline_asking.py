@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from karat.errors import ConfigError, InputError
-from karat.feedback.documents import put_document, question_of
+from karat.feedback.documents import ProjectSettings, put_document, put_settings, question_of
 from karat.feedback.store import open_store
 from karat.feedback.tasks import random_tasks
 from karat.lm.load import load_lm
@@ -56,6 +56,15 @@ def test_samples_become_tasks_that_name_the_question_and_the_guideline(checkpoin
     assert n_waiting(store, "b") == 10
     again = ask_about(store, {"first": load_lm(checkpoints[0])}, PROMPTS, asking, progress=progress)
     assert again.n_tasks == 0
+
+
+def test_what_the_settings_say_of_a_stratum_acts_on_collected_questions(checkpoints, store, progress):
+    put_settings(store, ProjectSettings(overlap={"hard": 4}, stop_after=2), now=0.0)
+    prompts = [user_prompt("ab 0", topic="hard"), user_prompt("ab 1")]
+    models = {"x": load_lm(checkpoints[0]), "y": load_lm(checkpoints[1])}
+    ask_about(store, models, prompts, replace(SMALL, batch="arena:b"), progress=progress)
+    topics = {prompt.id: prompt.topic for prompt in prompts}
+    assert {(topics[t.prompt_id], t.overlap, t.stop_after) for t in store.tasks()} == {("hard", 4, 2), (None, 1, 0)}
 
 
 def test_an_arena_shows_one_response_of_either_policy_on_either_side(checkpoints, store, progress):

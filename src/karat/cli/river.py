@@ -87,7 +87,9 @@ def collect(
     principle: Annotated[str, typer.Option(help="A written principle to judge by.")] = "",
     samples: Annotated[int, typer.Option(help="Responses for each prompt.")] = 4,
     tasks: Annotated[int, typer.Option(help="Questions in all.")] = 200,
-    overlap: Annotated[int, typer.Option(help="Raters for each question.")] = 1,
+    overlap: Annotated[
+        int, typer.Option(help="Raters for each question; a stratum of the settings may want more.")
+    ] = 1,
     stop_after: Annotated[int, typer.Option(help="Equal answers that suffice; 0 = the whole overlap.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(help="Longest response.")] = 128,
     batch: Annotated[str, typer.Option(help="Names these questions; empty = after the checkpoint.")] = "",

@@ -114,9 +114,9 @@ class ProjectSettings:
     budget: Budget = field(default_factory=Budget)
     """When no more work is handed out."""
     stop_after: int = 0
-    """For new tasks: equal answers that suffice; 0 = always the whole overlap (`Task.stop_after`)."""
+    """For new tasks that say none: equal answers that suffice; 0 = always the whole overlap (`Task.stop_after`)."""
     overlap: Mapping[str, int] = field(default_factory=dict)
-    """For new tasks: answers wanted by stratum; "*" = every other stratum (`tasks.plan_overlap`)."""
+    """For new tasks: answers wanted at least, by stratum; "*" = every other stratum (`work.queueing`)."""
     experiments: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Randomised arms: {experiment: {arm: weight > 0}}."""
     completion_url: str = ""

@@ -123,21 +123,24 @@ def plan_overlap(
 ) -> list[Task]:
     """Tasks with the number of answers that their stratum wants.
 
+        overlap = max(own, of the stratum)        stop_after = own, or the plan's where a task has none
+
+    An early stop that would need the whole overlap is none. Tasks for experts or for one rater stay as they are.
+
     Args:
-        strata: stratum of each task, by Task.prompt_id (a topic, a difficulty); a prompt left out is of stratum "".
-        overlap: answers wanted by stratum, ≥ 1; "*" = every other stratum.
+        strata: stratum of each task, by Task.id (a topic, a difficulty); a task left out is of stratum "".
+        overlap: answers wanted by stratum, ≥ 1; "*" = every other stratum. One that is not named wants what it did.
         stop_after: equal answers that suffice (`Task.stop_after`), where that is fewer than the overlap; 0 = never.
     Returns: the same questions in their order; identities do not change, because overlap is no part of them.
-    Raises: InputError for a stratum without a number.
     """
     planned = []
     for task in tasks:
-        stratum = strata.get(task.prompt_id, "")
-        wanted = overlap.get(stratum, overlap.get("*"))
-        if wanted is None:
-            raise InputError(f"overlap: found no number for the stratum {stratum!r}; name it, or give one for '*'")
-        stop = stop_after if 0 < stop_after < wanted else 0
-        planned.append(dataclasses.replace(task, overlap=wanted, stop_after=stop))
+        if task.audience != "annotator" or task.reserved_for is not None:
+            planned.append(task)
+            continue
+        wanted = max(task.overlap, overlap.get(strata.get(task.id, ""), overlap.get("*", 1)))
+        stop = task.stop_after or stop_after
+        planned.append(dataclasses.replace(task, overlap=wanted, stop_after=stop if stop < wanted else 0))
     return planned
 
 

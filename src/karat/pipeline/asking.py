@@ -20,6 +20,7 @@ from karat.feedback.openings import HELD, OPEN
 from karat.feedback.schema import tasks as task_table
 from karat.feedback.store import Store, open_store
 from karat.feedback.tasks import random_tasks
+from karat.feedback.work.queueing import queue_tasks
 from karat.lm.load import LoadedLM, load_lm
 from karat.pipeline.people import wait_for_answers
 from karat.progress import Progress
@@ -110,7 +111,7 @@ def ask_about(
     add_questions(store, [asking.question])
     store.add_prompts(prompts)
     store.add_responses(responses)
-    n_new = store.add_tasks(tasks)
+    n_new = queue_tasks(store, tasks)
     return Asked(len(prompts), len({one.id for one in responses}), n_new, 0, asking.batch)
 
 

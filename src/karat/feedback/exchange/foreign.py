@@ -19,6 +19,7 @@ from karat.errors import InputError
 from karat.feedback.exchange.events import EventSummary, event_rows, import_event_rows
 from karat.feedback.store import Store
 from karat.feedback.tasks import answer
+from karat.feedback.work.queueing import planned_tasks
 from karat.identity import file_hash
 from karat.ledger.artifacts import write_text
 from karat.records import Annotator, Judgement, Kind, Prompt, Response, Task, user_prompt
@@ -314,11 +315,13 @@ def _store(store: Store, path: Path, answers: Sequence[_Answer]) -> EventSummary
         except InputError as error:
             raise InputError(f"{one.at}: {error}") from None
         built.append((key, judgement))
+    prompts = [one.prompt for one in answers]
+    new_tasks = [Task(k[0], k[1], kind=k[2], batch=k[3], overlap=n) for k, n in n_asked.items()]
     n_new = store.ingest(
-        prompts=[one.prompt for one in answers],
+        prompts=prompts,
         responses=responses.values(),
         annotators=[Annotator(one.annotator, "imported") for one in answers],
-        new_tasks=[Task(k[0], k[1], kind=k[2], batch=k[3], overlap=n) for k, n in n_asked.items()],
+        new_tasks=planned_tasks(store, new_tasks, prompts),
         judgements=[judgement for _, judgement in built],
     )
     return EventSummary(len(answers), n_new, 0, len(n_asked), len({one.annotator for one in answers}))

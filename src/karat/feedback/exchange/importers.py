@@ -21,6 +21,7 @@ from karat.feedback.exchange.conversations import difference, hh_conversation, t
 from karat.feedback.schema import UNKNOWN_ANNOTATOR
 from karat.feedback.store import Provenance, Store
 from karat.feedback.tasks import answer
+from karat.feedback.work.queueing import planned_tasks
 from karat.identity import file_hash
 from karat.records import Annotator, Judgement, Prompt, Response, Task, user_prompt
 from karat.rowfiles import Row, read_rows, turns_of
@@ -325,11 +326,12 @@ def _store(store: Store, path: Path, votes: Sequence[_Vote]) -> ImportSummary:
             )
             accepted = vote.row.values.get("accepted_at")
             provenance[submission] = Provenance(path.name, vote.row.line, vote.session, accepted)
+    new_tasks = [replace(task, overlap=n_votes[key]) for key, (_, task) in tasks.items()]
     n_new = store.ingest(
         prompts=prompts.values(),
         responses=[response for _, response in responses.values()],
         annotators=annotators.values(),
-        new_tasks=[replace(task, overlap=n_votes[key]) for key, (_, task) in tasks.items()],
+        new_tasks=planned_tasks(store, new_tasks, prompts.values()),
         judgements=judgements,
         provenance=provenance,
     )

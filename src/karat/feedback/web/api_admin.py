@@ -32,6 +32,7 @@ from karat.feedback.web import api_models as shapes
 from karat.feedback.web.access import Visitor, needs
 from karat.feedback.web.cells import CELL_NAMES, cells
 from karat.feedback.work.dashboard import pulse
+from karat.feedback.work.queueing import queue_tasks
 from karat.questions import Question
 from karat.records import Annotator, Judgement, Prompt, Response, Task
 from karat.rowfiles import read_rows
@@ -94,8 +95,8 @@ def add_annotators(request: Request, visitor: Admin, records: Annotated[Annotato
 
 @router.post("/tasks", response_model=shapes.Added)
 def add_tasks(request: Request, visitor: Admin, records: Annotated[Tasks, Body()]) -> dict[str, int]:
-    """Queue tasks that are not there yet; their texts must be."""
-    return _added(request, visitor, "tasks", _store(request).add_tasks(records))
+    """Queue tasks that are not there yet; their texts must be. Each wants at least the answers that the settings say."""
+    return _added(request, visitor, "tasks", queue_tasks(_store(request), records))
 
 
 @router.get("/prompts")

@@ -20,6 +20,7 @@ from karat.feedback.people_tables import documents
 from karat.feedback.snapshot import current_judgements
 from karat.feedback.store import Store
 from karat.feedback.work.dashboard import last_actions
+from karat.feedback.work.queueing import queue_tasks
 from karat.identity import content_id
 from karat.records import Estimate, Judgement, Prompt, Response, Task
 from karat.stats import not_estimable, proportion, wilson
@@ -249,7 +250,7 @@ def _add(
         written_by[task.id] = [response.id for response in both]
     body = {"policies": list(policies), "written_by": written_by, "identical": identical}
     put_document(store, PREFIX + name, content_id("arena", body), body, now=now)
-    store.add_tasks(tasks)
+    queue_tasks(store, tasks)
     return tasks
 
 
