@@ -37,6 +37,7 @@ PURE = {
     "feedback.web.rendering", "feedback.web.forms", "feedback.web.task_view",
     "feedback.web.positions", "feedback.web.cells", "feedback.work.matching",
     "feedback.quality.rater_drift", "feedback.web.answer_words", "feedback.web.charts", "feedback.web.figures",
+    "feedback.acquisition", "feedback.allocation", "reward.last_layer",
 }  # fmt: skip
 EFFECTFUL = {
     "ledger.artifacts", "ledger.manifest", "lm.load", "lm.logprobs", "lm.generate", "lm.loop", "lm.parallel", "lm.trackers",

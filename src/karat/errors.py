@@ -12,6 +12,7 @@
     ├── GateError          the reward model did not pass its acceptance gate
     ├── InvariantError     a runtime check failed: the run would not be what it claims
     └── ConvergenceError   an estimator that did not converge; no number is returned instead
+        └── PosteriorError   a posterior that is not positive definite
 
 A message says what was found, what was expected, and what to do. The command line prints it as one line
 and exits with 2; anything else that escapes is a bug in karat.
@@ -64,3 +65,7 @@ class InvariantError(KaratError):
 
 class ConvergenceError(KaratError):
     """An estimator did not converge; no number is returned instead."""
+
+
+class PosteriorError(ConvergenceError):
+    """A posterior that is not positive definite: it is no distribution, and nothing can be drawn from it."""

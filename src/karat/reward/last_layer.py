@@ -1,0 +1,375 @@
+"""A Bayesian last layer: a normal posterior over the weights of a linear head, from the likelihood's own curvature.
+
+    log p(w | votes) ≈ log p(ŵ | votes) − (w − ŵ)ᵀH(w − ŵ)/2        H = Σ_c κ_c·Δφ_cΔφ_cᵀ + λI
+
+ŵ is the mode, κ the exact curvature of each answer's log-likelihood there, λ the prior precision that makes the answers
+most likely. Differences Δφ are never held all at once. Knows features, answers as columns and fixed rater parameters;
+knows nothing about trunks, texts or files.
+
+Dimension letters: C answers, N texts, d features, S draws.
+
+Source: MacKay 1992, Neural Computation 4(3), pp. 415–447 (evidence for the prior precision); Tierney & Kadane 1986,
+    JASA 81, pp. 82–86 (Laplace's approximation).
+Differs: the ordinal likelihood with lapses instead of a logistic; one trunk's features are taken as given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import linalg, sparse
+from scipy.optimize import minimize_scalar
+
+from karat.choice import RaterParams, VoteBatch
+from karat.errors import ConvergenceError, InputError, PosteriorError
+
+CHUNK = 8192
+"""Rows multiplied at a time: 48 MB at 768 features."""
+WARM_ABOVE = 20_000
+"""With more answers than this the first steps are taken on every tenth one: they only have to find the neighbourhood."""
+MAX_ROUNDS, MAX_LAMBDA_ROUNDS, MAX_CHORDS = 40, 12, 12
+N_NODES = 15  # Gauss–Hermite; log P of an answer is smooth, and nearly straight in its tails
+SPREAD_STEP = 1e-3  # relative to the largest spread
+LAMBDA_STEP = 0.01  # relative; the evidence is flat at its maximum
+
+Derivatives = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""Of log P(answer) by η: the value, the first derivative, the exact curvature κ = −∂², and a curvature ≥ max(κ, 0)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Observations:
+    """Answers that each depend on the weights through one number: η = slope·(φ_a − φ_b)·w + offset."""
+
+    a: np.ndarray
+    """Row of φ_a in the features, [C]."""
+    b: np.ndarray
+    """Row of φ_b, [C]; −1 = nothing is subtracted (a rating or a label of one response)."""
+    slope: np.ndarray
+    """The rater's competence or gain, [C]."""
+    offset: np.ndarray
+    """The rater's bias in logits, [C]."""
+    derivatives: Callable[[np.ndarray, np.ndarray], Derivatives]
+    """derivatives(η, rows) of the answers at these rows."""
+
+    def __len__(self) -> int:
+        return len(self.a)
+
+
+@dataclass(frozen=True, eq=False)
+class LastLayer:
+    """A normal posterior over the weights of a linear head."""
+
+    mean: np.ndarray
+    """ŵ, [d]."""
+    covariance: np.ndarray
+    """H⁻¹, [d, d]."""
+    prior_precision: float
+    """λ."""
+    log_evidence: float
+    """Laplace's approximation of log P(answers | λ), nats."""
+    n_effective: float
+    """Directions that the answers determine: d − λ·tr H⁻¹ (MacKay's γ)."""
+
+    def draws(self, n_draws: int, rng: np.random.Generator) -> np.ndarray:
+        """Joint draws of the weights [S, d], in pairs ŵ ± z, so that their mean is ŵ exactly.
+
+        Raises: InputError for an odd or non-positive number.
+        """
+        if n_draws < 2 or n_draws % 2:
+            raise InputError(f"last layer: found {n_draws} draws; expected an even number ≥ 2, they come in pairs")
+        factor = linalg.cholesky(self.covariance, lower=True)
+        z = rng.standard_normal((n_draws // 2, len(self.mean))) @ factor.T
+        return np.concatenate([self.mean + z, self.mean - z])
+
+    def variance(self, delta: np.ndarray) -> np.ndarray:
+        """Posterior variance of Δφ·w for rows of Δφ [n, d], logits²."""
+        return np.einsum("nd,nd->n", delta @ self.covariance, delta)
+
+    def observe(self, delta: np.ndarray, first: float, curvature: float) -> LastLayer:
+        """The posterior after one more answer: a Newton step and a rank-1 update (Sherman–Morrison), O(d²).
+
+            Σ' = Σ − κ·ΣΔφΔφᵀΣ/(1 + κ·ΔφᵀΣΔφ)        ŵ' = ŵ + Σ'Δφ·∂
+
+        Exact for a quadratic log-likelihood. A negative κ and −∂ take an answer out again.
+
+        Args:
+            delta: slope·Δφ, [d].    first: ∂ log P/∂η at ŵ.    curvature: κ there.
+        Returns: evidence and effective directions are those of the last fit.
+        Raises: PosteriorError when what is left is not positive definite.
+        """
+        direction = self.covariance @ delta
+        gain = 1 + curvature * float(delta @ direction)
+        if gain <= 1e-12:
+            raise PosteriorError(
+                f"last layer: an answer of curvature {curvature:.3g} leaves a posterior that is not positive definite; "
+                "fit again from all answers"
+            )
+        covariance = self.covariance - np.outer(direction, direction) * (curvature / gain)
+        mean = self.mean + direction * (first / gain)
+        return LastLayer(mean, covariance, self.prior_precision, self.log_evidence, self.n_effective)
+
+
+def ordinal_derivatives(eta: np.ndarray, level: np.ndarray, lapse: np.ndarray, cutpoints: np.ndarray) -> Derivatives:
+    """Value, slope and curvature of log P(y = level | η) with lapses, exact in the tails.
+
+        q = σ(u) − σ(l), u = c_{y+1} − η, l = c_y − η        P = (1 − ε)·q + ε/K        s = (1 − ε)·q/P
+        ∂ = s·g, g = σ(u) + σ(l) − 1        κ = s·(σ'(u) + σ'(l)) − s·(1 − s)·g²
+
+    Args:
+        eta, level, lapse: [C].    cutpoints: ascending, [K − 1].
+    Returns: the last one, s·(σ'(u) + σ'(l)), is the curvature if it were known which answers are lapses.
+    """
+    n_levels = len(cutpoints) + 1
+    padded = np.concatenate([[-np.inf], cutpoints, [np.inf]])
+    u, lower = padded[level + 1] - eta, padded[level] - eta
+    upper_p, lower_p = _sigmoid(u), _sigmoid(lower)
+    with np.errstate(invalid="ignore"):
+        gap = np.where(np.isinf(u) | np.isinf(lower), np.inf, u - lower)
+    log_q = -np.logaddexp(0, -u) - np.logaddexp(0, lower) + np.log(-np.expm1(-gap))
+    with np.errstate(divide="ignore"):
+        log_p = np.logaddexp(np.log1p(-lapse) + log_q, np.log(lapse) - math.log(n_levels))
+    attentive = np.exp(np.log1p(-lapse) + log_q - log_p)
+    g = upper_p + lower_p - 1
+    working = attentive * (upper_p * _sigmoid(-u) + lower_p * _sigmoid(-lower))
+    return log_p, attentive * g, working - attentive * (1 - attentive) * g**2, working
+
+
+def comparison_observations(votes: VoteBatch, raters: RaterParams) -> Observations:
+    """Comparisons by raters whose parameters are taken as given."""
+    level, who = votes.level.numpy(), votes.annotator
+    lapse = raters.lapse[who].double().numpy()
+    cutpoints = raters.cutpoints.double().numpy()
+    return Observations(
+        a=votes.a.numpy(),
+        b=votes.b.numpy(),
+        slope=raters.competence[who].double().numpy(),
+        offset=(raters.side_bias[who].double() * votes.side.double()).numpy(),
+        derivatives=lambda eta, rows: ordinal_derivatives(eta, level[rows], lapse[rows], cutpoints),
+    )
+
+
+def fit_last_layer(
+    features: np.ndarray,
+    observations: Sequence[Observations],
+    *,
+    prior_precision: float | None = None,
+    start: np.ndarray | None = None,
+    averaged: bool = False,
+    tolerance: float | None = None,
+) -> LastLayer:
+    """The posterior, with the prior precision of the highest evidence if none is given.
+
+        max_λ ∫ P(answers | w)·N(w; 0, I/λ) dw        by Newton steps on w and exact steps on λ by turns
+
+    Args:
+        features: φ of every text, [N, d].    observations: one a kind of feedback.
+        prior_precision: λ > 0; None = chosen by marginal likelihood.    start: where to begin, [d]; None = 0.
+        averaged: False = mode and curvature there (Laplace). True = slopes and curvatures are averaged over the
+            posterior itself, which gives the normal distribution of the smallest KL divergence from it (Opper &
+            Archambeau 2009, Neural Computation 21(3)): few answers make the posterior skewed, and its mode lies too
+            near to 0. Costs some ten Hessians.
+        tolerance: nats of log-posterior left to gain at which the mode counts as found; None = 1e-10, or 1e-4 for more
+            than 20,000 answers (an error of at most √(2·1e-4) = 0.014 posterior standard deviations).
+    Raises: InputError for no answers or features that are not finite; PosteriorError where the exact curvature is not
+        positive definite (lapses can make it so); ConvergenceError when the steps do not settle.
+    """
+    features = np.ascontiguousarray(features, dtype=np.float64)
+    n_answers = sum(map(len, observations))
+    if features.ndim != 2 or not np.isfinite(features).all() or not n_answers:
+        raise InputError(
+            f"last layer: found features {features.shape} and {n_answers} answers; expected finite [N, d] and at least 1"
+        )
+    if prior_precision is not None and not prior_precision > 0:
+        raise InputError(f"last layer: found prior precision {prior_precision}; expected > 0")
+    w = np.zeros(features.shape[1]) if start is None else np.array(start, dtype=np.float64)
+    if n_answers > WARM_ABOVE:
+        w = _climb(_Problem(features, observations, every=10), w, prior_precision, tolerance=1e-2).w
+    problem = _Problem(features, observations)
+    chosen = (1e-4 if n_answers > WARM_ABOVE else 1e-10) if tolerance is None else tolerance
+    return _posterior(problem, _climb(problem, w, prior_precision, averaged=averaged, tolerance=chosen))
+
+
+class _Problem:
+    """The answers with the features they depend on; one pass gives η, one gives a Hessian."""
+
+    def __init__(self, features: np.ndarray, observations: Sequence[Observations], *, every: int = 1) -> None:
+        self.features = features
+        self.parts = [(one, np.arange(0, len(one), every)) for one in observations]
+        self.a, self.b, self.slope, self.offset = (
+            np.concatenate([getattr(one, name)[kept] for one, kept in self.parts])
+            for name in ("a", "b", "slope", "offset")
+        )
+        n, number, paired = len(self.a), np.arange(len(self.a)), self.b >= 0
+        entries = np.concatenate([self.slope, -self.slope[paired]])
+        places = np.concatenate([number, number[paired]]), np.concatenate([self.a, self.b[paired]])
+        self.incidence = sparse.csr_matrix((entries, places), shape=(n, len(features)), dtype=np.float64)
+        self.spread: np.ndarray | None = None
+
+    def at(self, w: np.ndarray) -> Derivatives:
+        """log P, ∂, κ and working κ of every answer; averaged over η's spread where there is one."""
+        eta = self.incidence @ (self.features @ w) + self.offset
+        if self.spread is None:
+            return self._derivatives(eta)
+        nodes, weights = np.polynomial.hermite_e.hermegauss(N_NODES)
+        columns = zip(
+            *(self._derivatives(eta + node * self.spread) for node in nodes), strict=True
+        )  # of each column, one a node
+        value, first, exact, working = (np.tensordot(weights / weights.sum(), column, 1) for column in columns)
+        return value, first, exact, working
+
+    def _derivatives(self, eta: np.ndarray) -> Derivatives:
+        found, n_before = [], 0
+        for one, kept in self.parts:
+            found.append(one.derivatives(eta[n_before : n_before + len(kept)], kept))
+            n_before += len(kept)
+        value, first, exact, working = (np.concatenate(column) for column in zip(*found, strict=True))
+        return value, first, exact, working
+
+    def gradient(self, first: np.ndarray) -> np.ndarray:
+        """Σ_c ∂_c·Δφ_c."""
+        return self.features.T @ (self.incidence.T @ first)
+
+    def deltas(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """slope·Δφ of some answers at a time."""
+        for begin in range(0, len(self.a), CHUNK):
+            part = slice(begin, begin + CHUNK)
+            delta, paired = self.features[self.a[part]], self.b[part] >= 0
+            delta[paired] -= self.features[self.b[part][paired]]
+            delta *= self.slope[part, None]
+            yield part, delta
+
+    def hessian(self, curvature: np.ndarray) -> np.ndarray:
+        """Σ_c κ_c·Δφ_cΔφ_cᵀ, over answers or over texts, whichever are fewer."""
+        d = self.features.shape[1]
+        total = np.zeros((d, d))
+        if len(self.a) <= len(self.features):
+            for part, delta in self.deltas():
+                total += delta.T @ (delta * curvature[part, None])
+            return total
+        laplacian = (self.incidence.T @ sparse.diags(curvature) @ self.incidence).tocsr()
+        for begin in range(0, len(self.features), CHUNK):
+            total += self.features[begin : begin + CHUNK].T @ (laplacian[begin : begin + CHUNK] @ self.features)
+        return (total + total.T) / 2
+
+    def spread_under(self, factor: np.ndarray) -> np.ndarray:
+        """Standard deviation of η where the weights have the covariance factor·factorᵀ."""
+        return np.sqrt(np.concatenate([((delta @ factor) ** 2).sum(1) for _, delta in self.deltas()]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Mode:
+    w: np.ndarray
+    precision: float
+    hessian: np.ndarray
+    """Exact, of the answers alone."""
+
+
+def _climb(
+    problem: _Problem, w: np.ndarray, prior_precision: float | None, *, tolerance: float, averaged: bool = False
+) -> _Mode:
+    settled, precision = prior_precision is not None, prior_precision or math.nan
+    for number in range(MAX_ROUNDS):
+        value, first, exact, working = problem.at(w)
+        hessian = problem.hessian(exact)
+        eigenvalues, basis = linalg.eigh(hessian)
+        is_exact = eigenvalues[0] >= 0
+        if not is_exact:
+            eigenvalues, basis = linalg.eigh(problem.hessian(working))
+            eigenvalues = eigenvalues.clip(min=0)
+        gradient = problem.gradient(first)
+        if prior_precision is None:
+            best = _best_precision(eigenvalues, basis.T @ gradient + eigenvalues * (basis.T @ w))
+            # evidence can have two maxima that the mode leads to in turn: then the last one is kept
+            settled = abs(best - precision) <= LAMBDA_STEP * best or number >= MAX_LAMBDA_ROUNDS
+            precision = precision if settled else best
+        w, gained = _chords(problem, w, value.sum(), gradient, precision, (eigenvalues, basis), tolerance)
+        steady = not averaged
+        if averaged:
+            spread = problem.spread_under(basis / np.sqrt(eigenvalues + precision))
+            steady = number > 0 and float(np.abs(spread - problem.spread).max()) <= SPREAD_STEP * float(spread.max())
+            problem.spread = spread if not steady else problem.spread
+        if settled and steady and gained <= tolerance:
+            return _Mode(w, precision, hessian)
+    raise ConvergenceError(
+        f"last layer: the mode was not found in {MAX_ROUNDS} rounds; expected it in a few. Look for features that "
+        "are not finite or very large, or give a prior precision"
+    )
+
+
+def _chords(
+    problem: _Problem,
+    w: np.ndarray,
+    loglik: float,
+    gradient: np.ndarray,
+    precision: float,
+    spectrum: tuple[np.ndarray, np.ndarray],
+    tolerance: float,
+) -> tuple[np.ndarray, float]:
+    """Newton steps with one Hessian: a step costs a pass over the features, a Hessian a matrix product.
+
+    Returns: the new weights, and how many nats the first step promised (0.5·gᵀH⁻¹g).
+    """
+    eigenvalues, basis = spectrum
+    promised, value = 0.0, loglik - precision * float(w @ w) / 2
+    for number in range(MAX_CHORDS):
+        slope = gradient - precision * w
+        step = basis @ ((basis.T @ slope) / (eigenvalues + precision))
+        gain = float(slope @ step) / 2
+        promised = gain if number == 0 else promised
+        if gain <= tolerance:
+            break
+        size = 1.0
+        while size > 1e-6:
+            tried = w + size * step
+            logliks, first, _, _ = problem.at(tried)
+            reached = float(logliks.sum()) - precision * float(tried @ tried) / 2
+            if reached >= value + 1e-4 * size * gain:
+                break
+            size /= 2
+        else:
+            break
+        w, value, gradient = tried, reached, problem.gradient(first)
+    return w, promised
+
+
+def _best_precision(eigenvalues: np.ndarray, b: np.ndarray) -> float:
+    """λ of the highest evidence under the quadratic with these eigenvalues α and linear term b in their basis.
+
+    2·log evidence = Σ_i b_i²/(α_i + λ) + log λ − log(α_i + λ)
+    """
+    middle = math.log(max(float(eigenvalues.mean()), 1e-12))
+
+    def loss(log_precision: float) -> float:
+        total = eigenvalues + math.exp(log_precision)
+        return float((np.log(total) - log_precision - b**2 / total).sum())
+
+    grid = middle + np.linspace(-16, 12, 113)
+    best = int(np.argmin([loss(x) for x in grid]))
+    low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+    return math.exp(float(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-4}).x))
+
+
+def _posterior(problem: _Problem, mode: _Mode) -> LastLayer:
+    w, precision, d = mode.w, mode.precision, len(mode.w)
+    hessian = mode.hessian + precision * np.eye(d)
+    try:
+        factor = linalg.cholesky(hessian, lower=True)
+    except linalg.LinAlgError:
+        smallest = float(linalg.eigvalsh(hessian)[0])
+        raise PosteriorError(
+            f"last layer: the posterior is not positive definite (smallest eigenvalue {smallest:.3g}); expected > 0. "
+            "Give a larger prior precision, or fit raters without lapses"
+        ) from None
+    covariance = linalg.cho_solve((factor, True), np.eye(d))
+    value = float(problem.at(w)[0].sum()) - precision * float(w @ w) / 2
+    if problem.spread is not None:  # −KL(q‖prior) instead of log prior(ŵ): the bound on the evidence
+        value += (d - precision * float(np.trace(covariance))) / 2
+    log_evidence = value + d / 2 * math.log(precision) - float(np.log(np.diag(factor)).sum())
+    return LastLayer(w, (covariance + covariance.T) / 2, precision, log_evidence, d - precision * np.trace(covariance))
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0, -x))
