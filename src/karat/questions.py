@@ -7,6 +7,7 @@ Knows nothing about pages, raters or the responses that are asked about.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -95,12 +96,13 @@ class Question:
             return self.ways_out
         return tuple(way for way in self.ways_out if way in ("cannot_judge", "none_fits"))
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """Content hash of the whole question."""
         return content_id("question", self)
 
 
+@functools.cache
 def plain_question(kind: Kind) -> Question:
     """The question of a task that names none: the kind's defaults, with what the kind cannot do without."""
     if kind == "span_marks":

@@ -7,6 +7,7 @@ has the same name everywhere. Knows nothing about tensors, files or databases.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -158,7 +159,7 @@ class Task:
         if len(set(self.response_ids)) != len(self.response_ids):
             raise InputError("Task: the same response occurs twice; a question needs different responses")
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """Content hash of what is asked; what an earlier version did not have enters only where it is used."""
         asked: list[Any] = [self.prompt_id, list(self.response_ids), self.kind, self.guideline, self.batch]

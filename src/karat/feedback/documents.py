@@ -7,15 +7,18 @@ Knows names and versions; knows nothing about who may write them or how they are
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, Engine, bindparam, func, select
 
 from karat.errors import InputError, StoreError
 from karat.feedback import people_tables as people
+from karat.feedback.prepared import Prepared
 from karat.feedback.schema import json_text
 from karat.feedback.store import Store
 from karat.identity import canonical_json, content_id
@@ -28,15 +31,29 @@ GUIDELINE, EXAMPLES, CONSENT, SETTINGS, QUALIFICATION = "guideline", "examples",
 MOST_CHARS = 1_000_000
 """Characters of a document's JSON text."""
 
-_VERSION = select(people.documents).where(
-    people.documents.c.name == bindparam("name"), people.documents.c.version == bindparam("version")
+_VERSION = Prepared(
+    select(people.documents).where(
+        people.documents.c.name == bindparam("name"), people.documents.c.version == bindparam("version")
+    )
 )
-_NEWEST = (
+_NEWEST = Prepared(
     select(people.documents)
     .where(people.documents.c.name == bindparam("name"))
     .order_by(people.documents.c.seq.desc())
     .limit(1)
 )
+_MARK = Prepared(
+    select(
+        select(func.count()).select_from(people.documents).scalar_subquery().label("n"),
+        people.documents.c.seq,
+        people.documents.c.hash,
+    )
+    .order_by(people.documents.c.seq.desc())
+    .limit(1)
+)
+MOST_KEPT = 32
+"""Documents that one process keeps of a store."""
+_NOT_READ = "not read yet"
 _CHOICES = ("attributes", "flags", "span_classes", "aspects")
 
 
@@ -197,11 +214,56 @@ def document(store: Store, name: str, version: str | None = None) -> Document | 
 
 def read_document(connection: Connection, name: str, version: str | None = None) -> Document | None:
     """`document` inside a transaction."""
-    if version is None:
-        row = connection.execute(_NEWEST, {"name": name}).first()
-    else:
-        row = connection.execute(_VERSION, {"name": name, "version": version}).first()
-    return None if row is None else _document_of(row)
+    return shelf(connection).find(connection, name, version)
+
+
+class Shelf:
+    """The documents of a store as they are in one transaction: kept by this process until another one is written.
+
+    Documents are only ever added, so their number with the newest one's place and hash says which there are. That is
+    asked in every transaction: what somebody changes by one worker is so on all others with their next request.
+    """
+
+    def __init__(self, mark: tuple[Any, ...]) -> None:
+        self.mark = mark
+        """Which documents there are."""
+        self._kept: dict[tuple[str, str | None], Document | None] = {}
+        self._settings: ProjectSettings | None = None
+
+    def find(self, connection: Connection, name: str, version: str | None = None) -> Document | None:
+        """A document in a version, or its newest one; None where there is none."""
+        kept = self._kept.get((name, version), _NOT_READ)
+        if not isinstance(kept, str):
+            return kept
+        if version is None:
+            row = _NEWEST.first(connection, name=name)
+        else:
+            row = _VERSION.first(connection, name=name, version=version)
+        found = None if row is None else _document_of(row)
+        if len(self._kept) >= MOST_KEPT:
+            self._kept.clear()
+        self._kept[name, version] = found
+        return found
+
+    def settings(self, connection: Connection) -> ProjectSettings:
+        """The newest settings; the defaults where none were stored."""
+        if self._settings is None:
+            found = self.find(connection, SETTINGS)
+            self._settings = ProjectSettings() if found is None else settings_of(found.body)
+        return self._settings
+
+
+_shelves: weakref.WeakKeyDictionary[Engine, Shelf] = weakref.WeakKeyDictionary()
+
+
+def shelf(connection: Connection) -> Shelf:
+    """The documents as this transaction sees them."""
+    row = _MARK.first(connection)
+    mark = () if row is None else tuple(row)
+    found = _shelves.get(connection.engine)
+    if found is None or found.mark != mark:
+        found = _shelves[connection.engine] = Shelf(mark)
+    return found
 
 
 def documents(store: Store, name: str | None = None) -> list[Document]:
@@ -221,8 +283,7 @@ def project_settings(store: Store) -> ProjectSettings:
 
 def read_settings(connection: Connection) -> ProjectSettings:
     """`project_settings` inside a transaction."""
-    found = read_document(connection, SETTINGS)
-    return ProjectSettings() if found is None else settings_of(found.body)
+    return shelf(connection).settings(connection)
 
 
 def settings_of(body: Mapping[str, Any]) -> ProjectSettings:
@@ -301,6 +362,12 @@ def question_from(body: Mapping[str, Any]) -> Question:
         raise InputError(
             f"question: found something of the wrong form ({error}); expected what `Question` says"
         ) from error
+
+
+@functools.lru_cache(maxsize=256)
+def question_in(body: str) -> Question:
+    """The question in a row of `questions`: it is named by its content and never changes."""
+    return question_from(json.loads(body))
 
 
 def _document_of(row: Any) -> Document:

@@ -6,6 +6,7 @@ Knows what SQLite and PostgreSQL need, Alembic and the store's version; knows no
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import URL, Connection, Engine, event
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, SQLAlchemyError
 
 from karat.errors import StoreError
+from karat.feedback.prepared import tell
 from karat.feedback.schema import HEAD, OLDER
 from karat.feedback.turnstile import Turnstile
 
@@ -30,6 +32,8 @@ POOL_SIZE = 10
 """Connections that one process keeps."""
 POOL_OVERFLOW = {"sqlite": 30, "postgresql": 10}
 """Connections beyond them: a web server's 40 threads at most; four processes must fit into PostgreSQL's usual 100."""
+IDLE_S = 5.0
+"""Seconds after which a connection to a server is asked whether it is alive before it is used again."""
 WORDY = (
     "words",
     "salts",
@@ -92,11 +96,13 @@ def open_engine(address: str, busy_timeout_s: float) -> Engine:
             return engine
         wait = f"-c lock_timeout={int(busy_timeout_s * 1000)} -c timezone=UTC"
         try:
-            return sa.create_engine(url, connect_args={"options": wait}, pool_pre_ping=True, **pool)
+            engine = sa.create_engine(url, connect_args={"options": wait}, **pool)
         except ImportError:
             raise StoreError(
                 f"{shown_address(address)}: PostgreSQL needs the package psycopg; install karat with its extra `postgres`"
             ) from None
+        _ask_whether_alive(engine)
+        return engine
 
 
 @contextlib.contextmanager
@@ -118,7 +124,7 @@ def transaction(
         connection = raw.execution_options(**options)
         with connection.begin():
             if not durable and engine.dialect.name == "postgresql":
-                connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
+                tell(connection, "SET LOCAL synchronous_commit = off")
             yield connection
 
 
@@ -219,9 +225,32 @@ def _make_sqlite_safe(engine: Engine, busy_timeout_s: float) -> None:
     def _(connection: Connection) -> None:
         # a read that turns into a write fails at once under load; a write that says so first waits its turn
         options = connection.get_execution_options()
-        if options.get(WRITE, False):
-            connection.exec_driver_sql(f"PRAGMA synchronous = {'NORMAL' if options.get(FLEETING) else 'FULL'}")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get(WRITE, False) else "BEGIN")
+        if not options.get(WRITE, False):
+            tell(connection, "BEGIN")
+            return
+        wanted = "NORMAL" if options.get(FLEETING) else "FULL"
+        if connection.info.get("synchronous", "FULL") != wanted:
+            tell(connection, f"PRAGMA synchronous = {wanted}")
+            connection.info["synchronous"] = wanted
+        tell(connection, "BEGIN IMMEDIATE")
+
+
+def _ask_whether_alive(engine: Engine) -> None:
+    """Ask a connection that was idle for a while whether its server is still there, before it is used again."""
+
+    @event.listens_for(engine, "checkin")
+    def _(_connection: Any, record: Any) -> None:
+        record.info["idle_since"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def _(dbapi_connection: Any, record: Any, _proxy: Any) -> None:
+        since = record.info.get("idle_since")
+        if since is None or time.monotonic() - since < IDLE_S:
+            return
+        try:
+            engine.dialect.do_ping(dbapi_connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise DisconnectionError("the server has closed it") from error  # the pool opens another one
 
 
 @contextlib.contextmanager

@@ -31,11 +31,13 @@ from karat.feedback.openings import (
 )
 from karat.feedback.openings import CHUNK as CHUNK
 from karat.feedback.openings import settle as settle
+from karat.feedback.prepared import Prepared
 from karat.feedback.schema import annotators, assignments, task_of, tasks
 from karat.identity import content_id
 from karat.records import Task
 
 _NEW = assignments.insert()
+_NEW_ONE = Prepared(_NEW)
 _HERE = and_(assignments.c.task_id == bindparam("at_task"), assignments.c.annotator == bindparam("by"))
 _AGAIN = (
     assignments.update()
@@ -43,19 +45,21 @@ _AGAIN = (
     .values(lease_id=bindparam("lease"), n_leases=bindparam("n"), expires_at=bindparam("until"))
     .values(leased_at=sa.case((bindparam("live", type_=sa.Boolean), assignments.c.leased_at), else_=bindparam("at")))
 )
-_LAPSE = (
+_AGAIN_ONE = Prepared(_AGAIN)
+_LAPSE = Prepared(
     assignments.update()
     .where(assignments.c.task_id == bindparam("task"), assignments.c.annotator != bindparam("who"))
     .where(assignments.c.state == "leased", assignments.c.expires_at <= bindparam("now"))
     .values(expires_at=LAPSED)
 )
-_EXTEND = (
+_EXTEND = Prepared(
     assignments.update()
     .where(assignments.c.lease_id == bindparam("lease"), assignments.c.annotator == bindparam("by"))
     .where(assignments.c.state == "leased", assignments.c.expires_at > bindparam("now"))
     .values(expires_at=bindparam("until"))
 )
 _SUBMIT = assignments.update().where(_HERE).values(state="submitted", expires_at=None)
+_SUBMIT_ONE = Prepared(_SUBMIT)
 _COUNT = tasks.update().where(tasks.c.id == bindparam("at_task")).values(n_answers=tasks.c.n_answers + bindparam("n"))
 _HELD = (
     select(tasks, assignments.c.lease_id, assignments.c.expires_at)
@@ -65,7 +69,10 @@ _HELD = (
     .order_by(tasks.c.seq)
     .limit(1)
 )
-_LOCK_RATER = select(annotators.c.id).where(annotators.c.id == bindparam("who")).with_for_update(key_share=True)
+_HELD_ONE = Prepared(_HELD)
+_LOCK_RATER = Prepared(
+    select(annotators.c.id).where(annotators.c.id == bindparam("who")).with_for_update(key_share=True)
+)
 
 
 @dataclass(frozen=True)
@@ -96,16 +103,17 @@ def next_lease(
 def lock_rater(connection: Connection, annotator: str) -> None:
     """Let one rater's requests pass one after another, so that two tabs do not take two tasks."""
     if connection.dialect.name != "sqlite":  # which has one writer anyhow
-        connection.execute(_LOCK_RATER, {"who": annotator})
+        _LOCK_RATER.first(connection, who=annotator)
 
 
-def held_task(connection: Connection, annotator: str, *, now: float, batch: str | None = None) -> sa.Row | None:
+def held_task(connection: Connection, annotator: str, *, now: float, batch: str | None = None) -> Any:
     """The row of the task on which this rater has a live lease, joined with its lease_id; None without one."""
-    question = _HELD if batch is None else _HELD.where(tasks.c.batch == batch)
-    return connection.execute(question, {"who": annotator, "now": now}).first()
+    if batch is None:
+        return _HELD_ONE.first(connection, who=annotator, now=now)
+    return connection.execute(_HELD.where(tasks.c.batch == batch), {"who": annotator, "now": now}).first()
 
 
-def renew(connection: Connection, row: sa.Row, annotator: str, *, now: float, lease_s: float) -> Lease:
+def renew(connection: Connection, row: Any, annotator: str, *, now: float, lease_s: float) -> Lease:
     """The lease in a row of `held_task`, extended."""
     until = extend_lease(connection, row.lease_id, annotator, now=now, lease_s=lease_s)
     return Lease(row.lease_id, task_of(row), annotator, until)
@@ -132,7 +140,7 @@ def peek_open(
     audience: str = "annotator",
     batch: str | None = None,
     barred: Sequence[str] = (),
-) -> sa.Row | None:
+) -> Any:
     """The row of the task that `first_open` tries, locked but not leased.
 
     Args:
@@ -148,12 +156,17 @@ def peek_open(
     return row if row is not None else _take(connection, OPEN, optional, asked)
 
 
-def _take(connection: Connection, state: str, optional: tuple[bool, bool], asked: dict[str, Any]) -> sa.Row | None:
+def _take(connection: Connection, state: str, optional: tuple[bool, bool], asked: dict[str, Any]) -> Any:
     """The first row, locked. Raters pass each other on PostgreSQL, but nobody goes empty-handed for a moment's lock."""
-    if connection.dialect.name == "sqlite":
-        return connection.execute(_queue_question(state, *optional), asked).first()
-    row = connection.execute(_queue_question(state, *optional, lock="skip"), asked).first()
-    return row if row is not None else connection.execute(_queue_question(state, *optional, lock="wait"), asked).first()
+    row = None
+    for lock in ("",) if connection.dialect.name == "sqlite" else ("skip", "wait"):
+        if any(optional):
+            row = connection.execute(_queue_question(state, *optional, lock=lock), asked).first()
+        else:
+            row = _QUEUE[state, lock].first(connection, **asked)
+        if row is not None:
+            break
+    return row
 
 
 @functools.cache
@@ -182,14 +195,21 @@ def _queue_question(state: str, has_batch: bool, has_barred: bool, lock: str = "
     return question.with_for_update(of=tasks, skip_locked=lock == "skip") if lock else question
 
 
-def grant(connection: Connection, row: sa.Row, annotator: str, *, now: float, lease_s: float) -> Lease | None:
+_QUEUE = {
+    (state, lock): Prepared(_queue_question(state, False, False, lock))
+    for state in (HELD, OPEN)
+    for lock in ("", "skip", "wait")
+}
+
+
+def grant(connection: Connection, row: Any, annotator: str, *, now: float, lease_s: float) -> Lease | None:
     """A lease on a task whose row is locked; None where it has no room. A silent check has room for everybody."""
     if row.state == CHECK:
         states = states_of_pairs(connection, [(row.id, annotator)])
         return _write_lease(connection, row, annotator, states.get((row.id, annotator)), now=now, lease_s=lease_s)
     states = states_of(connection, [row.id])
     if any(each.state == "leased" and not each.live(now) and who != annotator for (_, who), each in states.items()):
-        connection.execute(_LAPSE, {"task": row.id, "who": annotator, "now": now})
+        _LAPSE.run(connection, task=row.id, who=annotator, now=now)
         states = states_of(connection, [row.id])
     mine = states.pop((row.id, annotator), None)
     ends = [each.expires_at or LAPSED for each in states.values() if each.live(now)]
@@ -204,17 +224,17 @@ def grant(connection: Connection, row: sa.Row, annotator: str, *, now: float, le
 
 
 def _write_lease(
-    connection: Connection, row: sa.Row, annotator: str, mine: State | None, *, now: float, lease_s: float
+    connection: Connection, row: Any, annotator: str, mine: State | None, *, now: float, lease_s: float
 ) -> Lease:
     n_leases = 1 if mine is None else mine.n_leases + (0 if mine.live(now) else 1)
     lease = Lease(content_id("lease", [row.id, annotator, n_leases]), task_of(row), annotator, now + lease_s)
     if mine is None:
         asked = {"task_id": row.id, "annotator": annotator, "state": "leased", "skip_reason": None}
         times = {"leased_at": now, "expires_at": lease.expires_at}
-        connection.execute(_NEW, asked | times | {"lease_id": lease.id, "n_leases": n_leases})
+        _NEW_ONE.run(connection, **asked, **times, lease_id=lease.id, n_leases=n_leases)
     else:
         names = {"at_task": row.id, "by": annotator, "lease": lease.id, "n": n_leases}
-        connection.execute(_AGAIN, names | {"until": lease.expires_at, "live": mine.live(now), "at": now})
+        _AGAIN_ONE.run(connection, **names, until=lease.expires_at, live=mine.live(now), at=now)
     return lease
 
 
@@ -256,8 +276,7 @@ def lease_pairs(
 def extend_lease(connection: Connection, lease_id: str, annotator: str, *, now: float, lease_s: float) -> float:
     """The new expiry of a live lease. Raises: LeaseError where it is unknown, expired or somebody else's."""
     expires_at = now + lease_s
-    asked = {"lease": lease_id, "by": annotator, "now": now, "until": expires_at}
-    if connection.execute(_EXTEND, asked).rowcount != 1:
+    if _EXTEND.run(connection, lease=lease_id, by=annotator, now=now, until=expires_at) != 1:
         raise LeaseError(f"lease {lease_id}: found no live lease of {annotator!r} by that name; ask for the next task")
     return expires_at
 
@@ -329,6 +348,11 @@ def close_leases(connection: Connection, pairs: Sequence[tuple[str, str]], *, no
     if n_answers:
         connection.execute(_COUNT, [{"at_task": task_id, "n": n} for task_id, n in n_answers.items()])
     return late
+
+
+def close_lease(connection: Connection, task_id: str, annotator: str) -> None:
+    """Mark a rater's assignment as answered; the task's row is locked, and its caller counts the answer."""
+    _SUBMIT_ONE.run(connection, at_task=task_id, by=annotator)
 
 
 def _grant_many(

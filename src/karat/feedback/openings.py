@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam, select
 
+from karat.feedback.prepared import Prepared
 from karat.feedback.schema import assignments, judgements, tasks
 from karat.feedback.work.matching import agreed
 
@@ -49,16 +51,17 @@ _STATES = select(
     assignments.c.task_id, assignments.c.annotator, assignments.c.state,
     assignments.c.lease_id, assignments.c.n_leases, assignments.c.expires_at,
 )  # fmt: skip
-OF_TASK = _STATES.where(assignments.c.task_id == bindparam("task"))
-"""Every assignment of one task; statements that every request needs are built once."""
-OF_PAIR = OF_TASK.where(assignments.c.annotator == bindparam("who"))
-"""The assignment of one rater to one task."""
-_ROW = select(tasks).where(tasks.c.id == bindparam("task")).with_for_update()
+_OF_TASK = _STATES.where(assignments.c.task_id == bindparam("task"))
+_STATES_OF_TASK = Prepared(_OF_TASK)
+_STATE_OF_PAIR = Prepared(_OF_TASK.where(assignments.c.annotator == bindparam("who")))
+_ROW = Prepared(select(tasks).where(tasks.c.id == bindparam("task")).with_for_update())
 _SET_STATE = (
     tasks.update()
     .where(tasks.c.id == bindparam("at_task"))
     .values(state=bindparam("new_state"), free_at=bindparam("new_free_at"))
 )
+_SET_ONE_STATE = Prepared(_SET_STATE)
+_SET_ANSWERED = Prepared(_SET_STATE.values(n_answers=bindparam("new_n")))
 
 
 def settle(connection: Connection, task_ids: Sequence[str], *, now: float) -> None:
@@ -76,33 +79,57 @@ def settle(connection: Connection, task_ids: Sequence[str], *, now: float) -> No
             ends[key].append(state.expires_at or LAPSED)
     changes: list[dict] = []
     for key, row in rows.items():
-        wanted, free_at = CLOSED, row.free_at
-        if key in ends and not _stops_early(connection, row):
-            full = row.n_answers + len(ends[key]) >= row.overlap
-            wanted, free_at = (HELD, min(ends[key])) if full else (OPEN, 0.0)
+        wanted, free_at = _opening(connection, row, row.n_answers, ends.get(key, ()))
         if (wanted, free_at) != (row.state, row.free_at):
             changes.append({"at_task": key, "new_state": wanted, "new_free_at": free_at})
     if changes:
         connection.execute(_SET_STATE, changes)
 
 
+def settle_answered(connection: Connection, row: Any, annotator: str, *, counts: bool, now: float) -> None:
+    """`settle` one task whose row is locked, after one rater's answer to it and before her assignment says so.
+
+    Args:
+        counts: True = it is her first answer to it.
+    """
+    n_answers = row.n_answers + counts
+    state, free_at = row.state, row.free_at
+    if state in (OPEN, HELD, CLOSED):
+        ends: list[float] = []
+        if n_answers < row.overlap:
+            states = states_of(connection, [row.id])
+            ends = [
+                each.expires_at or LAPSED for (_, who), each in states.items() if who != annotator and each.live(now)
+            ]
+        state, free_at = _opening(connection, row, n_answers, ends)
+    if (n_answers, state, free_at) != (row.n_answers, row.state, row.free_at):
+        _SET_ANSWERED.run(connection, at_task=row.id, new_n=n_answers, new_state=state, new_free_at=free_at)
+
+
+def _opening(connection: Connection, row: Any, n_answers: int, ends: Sequence[float]) -> tuple[str, float]:
+    """State and free_at of a task with so many answers, and live leases that end at these moments."""
+    if n_answers >= row.overlap or _stops_early(connection, row, n_answers):
+        return CLOSED, row.free_at
+    return (HELD, min(ends)) if n_answers + len(ends) >= row.overlap else (OPEN, 0.0)
+
+
 def set_state(connection: Connection, task_id: str, state: str, free_at: float) -> None:
     """Write down that one task is open, held (until free_at at the earliest) or closed; its row is locked."""
-    connection.execute(_SET_STATE, {"at_task": task_id, "new_state": state, "new_free_at": free_at})
+    _SET_ONE_STATE.run(connection, at_task=task_id, new_state=state, new_free_at=free_at)
 
 
-def _stops_early(connection: Connection, row: sa.Row) -> bool:
-    if row.stop_after == 0 or row.n_answers < row.stop_after:
+def _stops_early(connection: Connection, row: Any, n_answers: int) -> bool:
+    if row.stop_after == 0 or n_answers < row.stop_after:
         return False
     question = select(judgements.c.annotator, judgements.c.value).where(judgements.c.task_id == row.id)
     newest = {given.annotator: given.value for given in connection.execute(question.order_by(judgements.c.seq))}
     return agreed(row.kind, [json.loads(value) for value in newest.values()], row.stop_after)
 
 
-def locked_rows(connection: Connection, task_ids: Sequence[str]) -> dict[str, sa.Row]:
+def locked_rows(connection: Connection, task_ids: Sequence[str]) -> dict[str, Any]:
     """Rows of tasks by id, locked in one order everywhere, so that two transactions never wait for each other."""
     if len(task_ids) == 1:
-        return {row.id: row for row in connection.execute(_ROW, {"task": task_ids[0]})}
+        return {row.id: row for row in _ROW.all(connection, task=task_ids[0])}
     question = select(tasks).order_by(tasks.c.id).with_for_update()
     return {row.id: row for row in rows_in(connection, question, tasks.c.id, sorted(task_ids))}
 
@@ -110,7 +137,7 @@ def locked_rows(connection: Connection, task_ids: Sequence[str]) -> dict[str, sa
 def states_of(connection: Connection, task_ids: Sequence[str]) -> dict[tuple[str, str], State]:
     """Every assignment of these tasks, by (task, rater)."""
     if len(task_ids) == 1:
-        rows: Iterable[sa.Row] = connection.execute(OF_TASK, {"task": task_ids[0]})
+        rows: Iterable[Any] = _STATES_OF_TASK.all(connection, task=task_ids[0])
     else:
         rows = rows_in(connection, _STATES, assignments.c.task_id, task_ids)
     return {(row.task_id, row.annotator): state_of(row) for row in rows}
@@ -121,12 +148,12 @@ def states_of_pairs(connection: Connection, pairs: Sequence[tuple[str, str]]) ->
     if len(pairs) > 1:
         return states_of(connection, sorted({task_id for task_id, _ in pairs}))
     [(task_id, annotator)] = pairs
-    row = connection.execute(OF_PAIR, {"task": task_id, "who": annotator}).first()
+    row = _STATE_OF_PAIR.first(connection, task=task_id, who=annotator)
     return {} if row is None else {(task_id, annotator): state_of(row)}
 
 
-def state_of(row: sa.Row) -> State:
-    """The state in a row of `OF_TASK` or `OF_PAIR`."""
+def state_of(row: Any) -> State:
+    """The state in a row with the columns of an assignment."""
     return State(row.state, row.lease_id, row.n_leases, row.expires_at)
 
 

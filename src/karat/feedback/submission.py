@@ -11,18 +11,27 @@ import hashlib
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, select
 
 from karat.errors import StoreError
-from karat.feedback import leases
+from karat.feedback import leases, openings
 from karat.feedback import people_tables as people
 from karat.feedback import schema as tables
 from karat.feedback.additions import require
+from karat.feedback.prepared import Prepared
 from karat.feedback.schema import StoredJudgement, judgement_rows, stored_judgement
 from karat.identity import canonical_json
 from karat.records import Judgement
+
+_NEW_JUDGEMENT = Prepared(
+    tables.judgements.insert().returning(tables.judgements.c.seq),
+    *(column.name for column in tables.judgements.c if column.name != "seq"),
+)
+_NEW_SALT = Prepared(tables.salts.insert())
+_NEW_WORDS = Prepared(tables.words.insert())
 
 MOST_KEY = 200
 """Characters in a submission key or the name of a rater: what the columns hold on every database."""
@@ -54,6 +63,38 @@ def submit(connection: Connection, judgements: Sequence[Judgement], *, now: floa
     new = _insert_new(connection, keyed, stored, now=now, provenance={})
     stored |= _stored_by_key(connection, new)
     return [stored[key] for key in keys]
+
+
+def lock_task(connection: Connection, task_id: str) -> Any:
+    """The row of a task, locked, so that what is known of its answers stays so. Raises: StoreError for an unknown one."""
+    rows = leases.locked_rows(connection, [task_id])
+    if task_id not in rows:
+        raise StoreError(f"found the task {task_id!r}, which is not in the store; add_tasks first")
+    return rows[task_id]
+
+
+def submit_held(connection: Connection, judgement: Judgement, task: Any, held: Any, *, now: float) -> StoredJudgement:
+    """`submit` one judgement with a new key by a rater who holds, or held, its task: the short way for what people send.
+
+    Args:
+        task: row of `lock_task`; the judgement was made of it.    held: row of her assignment, read after that.
+    Raises: StoreError for texts that are not the task's; IntegrityError for a key that was used.
+    """
+    judgement = _with_floats(judgement)
+    _check_lengths(judgement)
+    _check_texts(judgement, task)
+    state = openings.state_of(held)
+    late = state.state == "leased" and not state.live(now)
+    rows = judgement_rows(judgement, salt=_salt(judgement), late=late)
+    seq = _NEW_JUDGEMENT.scalar(connection, **rows.judgement)
+    _NEW_SALT.run(connection, **rows.salt)
+    if rows.words is not None:
+        _NEW_WORDS.run(connection, **rows.words)
+    counts = state.state != "submitted"
+    if counts:
+        leases.close_lease(connection, task.id, judgement.annotator)
+    openings.settle_answered(connection, task, judgement.annotator, counts=counts, now=now)
+    return StoredJudgement(judgement, rows.judgement["id"], rows.judgement["commitment"], late, False, seq)
 
 
 def submit_imported(
@@ -144,9 +185,7 @@ def _insert_new(
 
 def _check_new(connection: Connection, new: Sequence[Judgement]) -> None:
     for each in new:
-        for what, text in (("submission", each.submission), ("annotator", each.annotator)):
-            if len(text) > MOST_KEY:
-                raise StoreError(f"judgement: found a {what} of {len(text)} characters; expected at most {MOST_KEY}")
+        _check_lengths(each)
     require(connection, tables.tasks, {each.task_id for each in new}, "the task", "add_tasks")
     require(connection, tables.annotators, {each.annotator for each in new}, "the rater", "add_annotators")
     earlier = {each.supersedes: each.annotator for each in new if each.supersedes is not None}
@@ -162,18 +201,28 @@ def _check_new(connection: Connection, new: Sequence[Judgement]) -> None:
                 "correct only your own"
             )
     named = {each.task_id for each in new}
-    asked: dict[str, tuple[str, str]] = {}
+    asked: dict[str, Any] = {}
     wanted = sorted(named)
     for start in range(0, len(wanted), leases.CHUNK):
         some = tables.tasks.c.id.in_(wanted[start : start + leases.CHUNK])
         for row in connection.execute(select(tables.tasks).where(some)):
-            asked[row.id] = (row.prompt_id, row.response_ids)
+            asked[row.id] = row
     for each in new:
-        if asked[each.task_id] != (each.prompt_id, tables.json_text(each.response_ids)):
-            raise StoreError(
-                f"judgement of task {each.task_id} names prompt {each.prompt_id} and responses "
-                f"{', '.join(each.response_ids)}; expected those of the task"
-            )
+        _check_texts(each, asked[each.task_id])
+
+
+def _check_lengths(judgement: Judgement) -> None:
+    for what, text in (("submission", judgement.submission), ("annotator", judgement.annotator)):
+        if len(text) > MOST_KEY:
+            raise StoreError(f"judgement: found a {what} of {len(text)} characters; expected at most {MOST_KEY}")
+
+
+def _check_texts(judgement: Judgement, task: Any) -> None:
+    if (task.prompt_id, task.response_ids) != (judgement.prompt_id, tables.json_text(judgement.response_ids)):
+        raise StoreError(
+            f"judgement of task {judgement.task_id} names prompt {judgement.prompt_id} and responses "
+            f"{', '.join(judgement.response_ids)}; expected those of the task"
+        )
 
 
 def _stored_by_key(connection: Connection, keys: Iterable[str]) -> dict[str, StoredJudgement]:

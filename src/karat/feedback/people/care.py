@@ -21,8 +21,9 @@ from karat.errors import InputError, StoreError
 from karat.feedback import leases
 from karat.feedback import people_tables as people
 from karat.feedback import schema as tables
-from karat.feedback.documents import CONSENT, read_document, read_settings
+from karat.feedback.documents import CONSENT, ProjectSettings, read_document, read_settings
 from karat.feedback.keys import keyed_fraction, secret_key
+from karat.feedback.prepared import Prepared
 from karat.feedback.schema import json_text
 from karat.feedback.store import Store
 from karat.feedback.upserts import insert_new, put
@@ -31,14 +32,15 @@ MOST_FIELDS, MOST_CHARS = 40, 300
 """Of demographics: fields, and characters of a field."""
 
 DAY_S = 86400.0
-_NEWEST_CONSENT = (
-    select(people.documents.c.version)
-    .where(people.documents.c.name == CONSENT)
-    .order_by(people.documents.c.seq.desc())
-    .limit(1)
+_GIVEN = Prepared(
+    select(people.consents.c.given_at, people.consents.c.withdrawn_at).where(
+        people.consents.c.account == bindparam("account"), people.consents.c.version == bindparam("version")
+    )
 )
-_GIVEN = select(people.consents.c.given_at, people.consents.c.withdrawn_at).where(
-    people.consents.c.account == bindparam("account"), people.consents.c.version == bindparam("version")
+_ARM = Prepared(
+    select(people.arms.c.arm).where(
+        people.arms.c.annotator == bindparam("who"), people.arms.c.experiment == bindparam("experiment")
+    )
 )
 
 
@@ -115,11 +117,13 @@ def consent_of(store: Store, account_id: str) -> ConsentState:
 
 def read_consent(connection: Connection, account_id: str) -> ConsentState:
     """`consent_of` inside a transaction."""
-    version = connection.execute(_NEWEST_CONSENT).scalar()
-    if version is None:
+    newest = read_document(connection, CONSENT)
+    if newest is None:
         return ConsentState(None, None, None)
-    row = connection.execute(_GIVEN, {"account": account_id, "version": version}).first()
-    return ConsentState(version, None, None) if row is None else ConsentState(version, row.given_at, row.withdrawn_at)
+    row = _GIVEN.first(connection, account=account_id, version=newest.version)
+    if row is None:
+        return ConsentState(newest.version, None, None)
+    return ConsentState(newest.version, row.given_at, row.withdrawn_at)
 
 
 # Demographics
@@ -218,10 +222,8 @@ def arm_of(store: Store, annotator: str, experiment: str, *, now: float) -> str 
     Once drawn it stays, whatever becomes of the weights. Returns: None where the settings name no such experiment
     and she was never in it.
     """
-    columns = people.arms.c
-    question = select(columns.arm).where(columns.annotator == annotator, columns.experiment == experiment)
     with store.connection() as connection:
-        arm = connection.execute(question).scalar()
+        arm = _ARM.scalar(connection, who=annotator, experiment=experiment)
         weights = read_settings(connection).experiments.get(experiment)
     if arm is not None or weights is None:
         return arm
@@ -230,7 +232,7 @@ def arm_of(store: Store, annotator: str, experiment: str, *, now: float) -> str 
 
     def write(connection: Connection) -> str:
         insert_new(connection, people.arms, row)
-        return str(connection.execute(question).scalar())
+        return str(_ARM.scalar(connection, who=annotator, experiment=experiment))
 
     return store.write(write)
 
@@ -238,9 +240,14 @@ def arm_of(store: Store, annotator: str, experiment: str, *, now: float) -> str 
 def arms_of(store: Store, annotator: str, *, now: float) -> dict[str, str]:
     """The arms of a rater in every experiment of the settings, as `Judgement.shown` records them."""
     with store.connection() as connection:
-        experiments = sorted(read_settings(connection).experiments)
-    drawn = {name: arm_of(store, annotator, name, now=now) for name in experiments}
+        known = read_arms(connection, annotator, read_settings(connection))
+    drawn = {name: arm_of(store, annotator, name, now=now) if arm is None else arm for name, arm in known.items()}
     return {name: arm for name, arm in drawn.items() if arm is not None}
+
+
+def read_arms(connection: Connection, annotator: str, settings: ProjectSettings) -> dict[str, str | None]:
+    """The arms of a rater in the experiments of the settings inside a transaction; None = not drawn yet."""
+    return {name: _ARM.scalar(connection, who=annotator, experiment=name) for name in sorted(settings.experiments)}
 
 
 def draw_arm(weights: Mapping[str, float], fraction: float) -> str:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from karat.errors import InputError, LeaseError
 from karat.feedback import people_tables as people
 from karat.feedback import schema as tables
+from karat.feedback.prepared import Prepared
 from karat.feedback.schema import StoredJudgement, stored_judgement, task_of
 from karat.feedback.store import Store
 from karat.feedback.submission import judgement_question
@@ -26,6 +27,13 @@ from karat.records import Task
 
 MOST_BYTES = 400_000
 """Size of one draft's JSON."""
+
+
+_DRAFT = Prepared(
+    select(people.drafts).where(
+        people.drafts.c.task_id == bindparam("task"), people.drafts.c.annotator == bindparam("who")
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -79,10 +87,13 @@ def save_draft(store: Store, task_id: str, annotator: str, body: Mapping[str, An
 
 def draft(store: Store, task_id: str, annotator: str) -> Draft | None:
     """The draft of this rater for this task; None where there is none."""
-    columns = people.drafts.c
-    question = select(people.drafts).where(columns.task_id == task_id, columns.annotator == annotator)
     with store.connection() as connection:
-        row = connection.execute(question).first()
+        return read_draft(connection, task_id, annotator)
+
+
+def read_draft(connection: Connection, task_id: str, annotator: str) -> Draft | None:
+    """`draft` inside a transaction."""
+    row = _DRAFT.first(connection, task=task_id, who=annotator)
     return None if row is None else Draft(row.task_id, row.annotator, json.loads(row.body), row.saved_at)
 
 

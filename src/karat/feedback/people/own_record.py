@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import ColumnElement, Connection, ScalarSelect, Select, String, bindparam, func, select
 
 from karat.feedback import people_tables as people
 from karat.feedback import schema as tables
 from karat.feedback.openings import OPEN
+from karat.feedback.prepared import Prepared
 from karat.feedback.store import Store
 
 MOST_LEFT = 200
@@ -19,6 +20,41 @@ MOST_LEFT = 200
 DAY_S = 86400.0
 RECENT = 30
 """Latest judgements whose time says how long the next ones take."""
+
+
+def _own_question() -> Select:
+    """All figures in one statement, because every page of work asks for them."""
+    who = bindparam("who", type_=String)
+    given, asked, said = tables.assignments.c, tables.tasks.c, tables.judgements.c
+    known = select(given.task_id).where(given.task_id == asked.id, given.annotator == who)
+    left = select(asked.id).where(
+        asked.state == OPEN,
+        asked.audience == bindparam("audience"),
+        func.coalesce(asked.reserved_for, who) == who,
+        ~known.exists(),
+    )
+    times = (
+        select(said.active_s)
+        .where(said.annotator == who, said.active_s.is_not(None))
+        .order_by(said.seq.desc())
+        .limit(RECENT)
+        .subquery()
+    )
+
+    def count(state: str, *more: ColumnElement[bool]) -> ScalarSelect:
+        return select(func.count()).where(given.annotator == who, given.state == state, *more).scalar_subquery()
+
+    return select(
+        count("submitted").label("n_done"),
+        count("submitted", given.leased_at >= bindparam("day")).label("n_today"),
+        count("skipped").label("n_skipped"),
+        count("leased", given.expires_at > bindparam("now")).label("n_held"),
+        select(func.count()).select_from(left.limit(MOST_LEFT).subquery()).scalar_subquery().label("n_waiting"),
+        select(func.avg(times.c.active_s)).scalar_subquery().label("seconds_each"),
+    )
+
+
+_OWN = Prepared(_own_question())
 
 
 @dataclass(frozen=True)
@@ -57,34 +93,16 @@ def own_progress(store: Store, annotator: str, *, audience: str = "annotator", n
     Args:
         audience: tasks of which audience count as left.    now: seconds since the epoch.
     """
-    given, asked, said = tables.assignments.c, tables.tasks.c, tables.judgements.c
-    mine = select(given.state, func.count(), func.max(given.leased_at)).where(given.annotator == annotator)
-    today = select(func.count()).where(
-        given.annotator == annotator, given.state == "submitted", given.leased_at >= now - now % DAY_S
-    )
-    known = select(given.task_id).where(given.task_id == asked.id, given.annotator == annotator)
-    held = select(func.count()).where(given.annotator == annotator, given.state == "leased", given.expires_at > now)
-    left = select(asked.id).where(
-        asked.state == OPEN,
-        asked.audience == audience,
-        func.coalesce(asked.reserved_for, annotator) == annotator,
-        ~known.exists(),
-    )
-    times = (
-        select(said.active_s)
-        .join(tables.assignments, (given.task_id == said.task_id) & (given.annotator == said.annotator))
-        .where(given.annotator == annotator, given.state == "submitted", said.active_s.is_not(None))
-        .order_by(given.leased_at.desc())
-        .limit(RECENT)
-    )
     with store.connection() as connection:
-        states = {row[0]: row[1] for row in connection.execute(mine.group_by(given.state))}
-        n_today = connection.execute(today).scalar_one()
-        n_waiting = connection.execute(select(func.count()).select_from(left.limit(MOST_LEFT).subquery())).scalar_one()
-        n_left = min(MOST_LEFT, n_waiting + connection.execute(held).scalar_one())
-        seconds = list(connection.execute(times).scalars())
-    each = sum(seconds) / len(seconds) if seconds else None
-    return OwnProgress(states.get("submitted", 0), n_today, states.get("skipped", 0), n_left, each)
+        return read_progress(connection, annotator, audience=audience, now=now)
+
+
+def read_progress(connection: Connection, annotator: str, *, audience: str, now: float) -> OwnProgress:
+    """`own_progress` inside a transaction."""
+    row = _OWN.first(connection, who=annotator, audience=audience, now=now, day=now - now % DAY_S)
+    assert row is not None
+    n_left = min(MOST_LEFT, row.n_waiting + row.n_held)
+    return OwnProgress(row.n_done, row.n_today, row.n_skipped, n_left, row.seconds_each)
 
 
 def own_active_s(store: Store, annotator: str) -> float:

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, bindparam, select
 from karat.errors import StoreError
 from karat.feedback.keys import keyed_hash, secret_key
 from karat.feedback.people_tables import accounts, limits, sessions
+from karat.feedback.prepared import Prepared
 from karat.feedback.store import Store
 from karat.feedback.upserts import conflict_insert
 
@@ -30,8 +31,8 @@ FORGET_S = 86400.0
 """Counters of attempts older than this are swept away."""
 
 # asked with every request: built once
-_LIVE = (
-    select(sessions, accounts.c.role, accounts.c.annotator)
+_LIVE = Prepared(
+    select(sessions, accounts.c.role, accounts.c.annotator, accounts.c.login)
     .join(accounts, accounts.c.id == sessions.c.account)
     .where(sessions.c.token_hash == bindparam("token"), sessions.c.expires_at > bindparam("now"))
     .where(accounts.c.state == "active")
@@ -56,6 +57,8 @@ class Session:
     """The account's role."""
     annotator: str | None
     """The account's pseudonym; None for roles that do not judge."""
+    login: str | None
+    """The account's name for the password form; None = by invite link only."""
 
 
 def open_session(
@@ -100,14 +103,14 @@ def session_of(store: Store, token: str, *, now: float, idle_hours: float = 4.0)
     """
     hashed = token_hash(token)
     with store.connection() as connection:
-        row = connection.execute(_LIVE, {"token": hashed, "now": now}).first()
+        row = _LIVE.first(connection, token=hashed, now=now)
     if row is None or (row.kind == "browser" and row.seen_at + idle_hours * HOUR_S <= now):
         return None
     if row.seen_at + SEEN_EVERY_S <= now:
         change = sessions.update().where(sessions.c.token_hash == hashed).values(seen_at=now)
         store.write(lambda connection: connection.execute(change), durable=False)
     csrf = keyed_hash(secret_key(store, "csrf"), hashed)
-    return Session(row.account, row.kind, csrf, row.expires_at, row.origin_hash, row.role, row.annotator)
+    return Session(row.account, row.kind, csrf, row.expires_at, row.origin_hash, row.role, row.annotator, row.login)
 
 
 def close_session(store: Store, token: str, *, now: float) -> None:

@@ -19,6 +19,7 @@ from karat.feedback import leases
 from karat.feedback import people_tables as people
 from karat.feedback.detect.evidence import Flag
 from karat.feedback.documents import QUALIFICATION, read_document
+from karat.feedback.prepared import Prepared
 from karat.feedback.store import Store
 
 QUARANTINED, ANSWERED, RELEASED, QUALIFIED, FAILED = "quarantined", "answered", "released", "qualified", "failed"
@@ -30,13 +31,17 @@ PROGRAM = "qualification:"
 MOST_CHARS = 10_000
 """Of a reason or an answer."""
 
-_EVENTS = select(people.standing).where(people.standing.c.annotator == bindparam("who")).order_by(people.standing.c.seq)
-_DECISION = (
+_EVENTS = Prepared(
+    select(people.standing).where(people.standing.c.annotator == bindparam("who")).order_by(people.standing.c.seq)
+)
+DECISION = (
     select(people.standing.c.action)
     .where(people.standing.c.annotator == bindparam("who"), people.standing.c.action.in_((QUARANTINED, RELEASED)))
     .order_by(people.standing.c.seq.desc())
     .limit(1)
 )
+"""The last decision on the rater `who`: quarantined, released or nothing."""
+_DECISION = Prepared(DECISION)
 
 State = Literal["working", "quarantined", "unqualified"]
 
@@ -148,7 +153,7 @@ def standing_of(store: Store, annotator: str) -> Standing:
 
 def read_standing(connection: Connection, annotator: str) -> Standing:
     """`standing_of` inside a transaction."""
-    events = tuple(StandingEvent(*row) for row in connection.execute(_EVENTS, {"who": annotator}))
+    events = tuple(StandingEvent(*row) for row in _EVENTS.all(connection, who=annotator))
     wanted = read_document(connection, QUALIFICATION)
     failed = 0
     state: State = "working"
@@ -167,7 +172,7 @@ def read_standing(connection: Connection, annotator: str) -> Standing:
 
 def is_quarantined(connection: Connection, annotator: str) -> bool:
     """True = the last decision on this rater was a quarantine."""
-    return connection.execute(_DECISION, {"who": annotator}).scalar() == QUARANTINED
+    return _DECISION.scalar(connection, who=annotator) == QUARANTINED
 
 
 def quarantined(store: Store) -> frozenset[str]:

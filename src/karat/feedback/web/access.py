@@ -42,6 +42,8 @@ class Visitor:
     """Token that forms and scripts of her pages send along."""
     session_kind: str
     """"browser" or "api"."""
+    login: str = ""
+    """Her name for the password form, "" = by invite link only."""
 
 
 class Declared:
@@ -63,7 +65,8 @@ class Declared:
             return None
         if self.roles is not None and session.role not in self.roles:
             raise HTTPException(403, f"This is not open to the role {session.role!r}.")
-        return Visitor(session.account, session.annotator, session.role, session.csrf, session.kind)
+        who = (session.account, session.annotator, session.role, session.csrf, session.kind)
+        return Visitor(*who, login=session.login or "")
 
 
 PUBLIC = Declared(None)

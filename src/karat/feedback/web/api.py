@@ -26,7 +26,7 @@ from karat.feedback.web.positions import as_shown, as_stored
 from karat.feedback.web.signing_in import NO_MATCH, drop_cookie, password_session, set_cookie
 from karat.feedback.work import assignment
 from karat.feedback.work.answering import Given, Work, submit_work, work_of
-from karat.feedback.work.assignment import next_work
+from karat.feedback.work.sitting import next_held
 from karat.identity import canonical_json
 from karat.questions import Choice
 
@@ -75,9 +75,8 @@ def me(request: Request, visitor: Anybody) -> dict[str, Any]:
 def next_(request: Request, visitor: Rater) -> dict[str, Any]:
     """The task in hand, else the next one for this rater, else null with why."""
     state, annotator = request.app.state, _annotator(visitor)
-    offer = next_work(state.store, annotator, now=state.clock())
-    task = None if offer.lease is None else _shown(work_of(state.store, offer.lease.id, annotator))
-    return {"task": task, "reason": offer.reason}
+    offer, work = next_held(state.store, annotator, now=state.clock())
+    return {"task": None if work is None else _shown(work), "reason": offer.reason}
 
 
 @router.get(f"{API}/tasks/{{lease}}", response_model=shapes.TaskOut)

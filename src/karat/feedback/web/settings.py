@@ -5,6 +5,7 @@ Knows addresses, cookies' names and limits. Knows nothing about requests, accoun
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -79,7 +80,7 @@ class ServerSettings:
         """Name of the session cookie; the prefix makes browsers refuse it over http or from a subdomain."""
         return "__Host-karat" if self.secure else "karat"
 
-    @property
+    @functools.cached_property
     def origins(self) -> frozenset[str]:
         """Origins whose pages are ours."""
         parts = urlsplit(self.url)
@@ -89,7 +90,7 @@ class ServerSettings:
             own |= {f"{parts.scheme}://{name}{port}" for name in LOOPBACK_NAMES}
         return frozenset(own)
 
-    @property
+    @functools.cached_property
     def hosts(self) -> frozenset[str]:
         """Host names that a request may ask for: the public one, and loopback for a proxy on the same machine."""
         return frozenset({(urlsplit(self.url).hostname or "").lower(), *(name.strip("[]") for name in LOOPBACK_NAMES)})

@@ -7,27 +7,30 @@ says is in `task_view`, what a form means in `forms`.
 from __future__ import annotations
 
 import datetime
+import functools
 import uuid
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException
 from fastapi.responses import JSONResponse, RedirectResponse, Response
+from markupsafe import Markup
 from starlette.datastructures import FormData
 from starlette.requests import Request
 
 from karat.errors import LeaseError, StoreError
 from karat.feedback import documents
-from karat.feedback.people import accounts, care, drafts
-from karat.feedback.people.own_record import OwnProgress, own_progress
+from karat.feedback.people import drafts
+from karat.feedback.people.own_record import OwnProgress
 from karat.feedback.people.standing import standing_of
 from karat.feedback.web import forms, page_record, person_pages, task_view
 from karat.feedback.web.access import PUBLIC, Visitor, needs, sent_form
 from karat.feedback.web.failures import wants_json
 from karat.feedback.web.rendering import is_long, markdown_html
-from karat.feedback.web.templates import render
-from karat.feedback.work import assignment
+from karat.feedback.web.templates import environment, render
+from karat.feedback.work import assignment, sitting
 from karat.feedback.work.answering import Given, Work, submit_work, work_of
+from karat.questions import Question
 
 router = APIRouter(include_in_schema=False)
 router.routes.extend(person_pages.router.routes)  # one address space: whoever serves this serves both
@@ -63,7 +66,8 @@ def home(request: Request, visitor: Guest) -> Response:
         return RedirectResponse(HOMES[visitor.role], 303)
     state = request.app.state
     standing = standing_of(state.store, annotator_of(visitor))
-    values = {"project": documents.project_settings(state.store), "progress": _progress(request, visitor)}
+    found = _beside(request, visitor)
+    values = {"project": found.project, "progress": found.progress}
     return render(request, "rater_home.html", visitor, standing=standing, **values)
 
 
@@ -71,25 +75,26 @@ def home(request: Request, visitor: Guest) -> Response:
 def work_page(request: Request, visitor: Rater) -> Response:
     """The task in hand, else the next one, else why there is none."""
     state, annotator = request.app.state, annotator_of(visitor)
-    offer = assignment.next_work(state.store, annotator, now=state.clock())
-    if offer.lease is None:
-        elsewhere = {"consent": "/consent", "quarantined": "/standing"}.get(offer.reason)
-        return RedirectResponse(elsewhere, 303) if elsewhere else _nothing_left(request, visitor, offer.reason)
-    work = work_of(state.store, offer.lease.id, annotator)
-    draft = drafts.draft(state.store, work.task.id, annotator)
-    asked = _asked(work)
+    found = sitting.sit_down(state.store, annotator, audience=visitor.role, now=state.clock())
+    work, draft, reason = found.work, found.draft, found.offer.reason
+    if work is None:
+        elsewhere = {"consent": "/consent", "quarantined": "/standing"}.get(reason)
+        return RedirectResponse(elsewhere, 303) if elsewhere else _nothing_left(request, visitor, reason, found.beside)
     if draft is None:
-        return _page(request, visitor, work, forms.first_fields(asked))
-    return _page(request, visitor, work, _kept_fields(draft.body), saved_at=draft.saved_at)
+        return _page(request, visitor, work, forms.first_fields(_asked(work)), beside=found.beside)
+    fields = _kept_fields(draft.body)
+    return _page(request, visitor, work, fields, beside=found.beside, saved_at=draft.saved_at)
 
 
 @router.post("/work")
 def submit(request: Request, visitor: Rater, form: Sent) -> Response:
     """Take an answer; what does not fit comes back with a message and everything that was entered."""
     state, fields = request.app.state, fields_from(form)
-    if not care.consent_of(state.store, visitor.account).ok:
+    annotator = annotator_of(visitor)
+    found = sitting.receive(state.store, _one(fields, "lease"), annotator, visitor.account, now=state.clock())
+    if not found.consents:
         raise HTTPException(403, "You have not agreed to the consent text, or took it back; nothing was stored.")
-    work = work_of(state.store, _one(fields, "lease"), annotator_of(visitor))
+    work = found.work
     answer = forms.answer_of(_asked(work), fields)
     messages = dict(answer.messages)
     value = answer.value
@@ -100,7 +105,7 @@ def submit(request: Request, visitor: Rater, form: Sent) -> Response:
     if question := _asks_back(work, answer, fields):
         return _ask_back(request, visitor, work, fields, question)
     try:
-        submit_work(state.store, work, _given(request, work, fields, answer), now=state.clock())
+        submit_work(state.store, work, _given(found, fields, answer), now=state.clock(), arms=found.arms)
     except LeaseError:
         raise
     except StoreError as error:
@@ -205,14 +210,14 @@ def _page(
     work: Work,
     fields: forms.Fields,
     *,
+    beside: sitting.Beside | None = None,
     supersedes: str = "",
     status: int = 200,
     saved_at: float | None = None,
     **said: Any,
 ) -> Response:
-    """The page of a task."""
-    store = request.app.state.store
-    project = documents.project_settings(store)
+    """The page of a task; what stands beside it is read unless it is given."""
+    beside = beside or _beside(request, visitor, work)
     view = task_view.TaskView(
         lease=work.lease_id,
         submission=_one(fields, "submission") or str(uuid.uuid4()),
@@ -225,20 +230,30 @@ def _page(
         saved_at=_clock(saved_at),
         **said,
     )
-    guideline, examples = _guideline(request, work), documents.document(store, documents.EXAMPLES)
-    progress = _progress(request, visitor)
+    controls, key_sheet = _fixed(view.question, len(view.candidates))
+    guideline, examples, progress = beside.guideline, beside.examples, beside.progress
     values: dict[str, Any] = {
         "guideline": markdown_html(guideline.text if guideline else _NO_GUIDELINE),
         "guideline_version": guideline.version if guideline else work.task.guideline,
         "examples": markdown_html(examples.text) if examples else "",
         "progress": _progress_words(progress),
-        "can_undo": progress.n_done > 0 and project.undo_n > 0,
+        "can_undo": progress.n_done > 0 and beside.project.undo_n > 0,
         "who": work.annotator,
-        "login": _login(store, visitor),
+        "login": visitor.login,
         "saved_epoch": saved_at or 0,
+        "controls": "" if view.fields or view.messages else controls,
+        "key_sheet": key_sheet,
         "skip_reasons": SKIP_REASONS,
     }
-    return render(request, "work.html", visitor, status=status, view=view, project=project, **values)
+    return render(request, "work.html", visitor, status=status, view=view, project=beside.project, **values)
+
+
+@functools.lru_cache(maxsize=64)
+def _fixed(question: Question, n: int) -> tuple[Markup, Markup]:
+    """What does not depend on what was entered: the controls of a fresh page, and the sheet of keys."""
+    kinds = environment().get_template("work_kinds.html").module
+    view = task_view.blank_view(question, n)
+    return kinds.controls(view), kinds.key_sheet(view)  # type: ignore[attr-defined]
 
 
 _NO_GUIDELINE = "No guideline has been written for this yet. Judge as you think best, and say why."
@@ -274,15 +289,9 @@ def _asks_back(work: Work, answer: forms.Answer, fields: forms.Fields) -> str:
     return ""
 
 
-def _given(request: Request, work: Work, fields: forms.Fields, answer: forms.Answer) -> Given:
-    state = request.app.state
-    project = documents.project_settings(state.store)
+def _given(found: sitting.Received, fields: forms.Fields, answer: forms.Answer) -> Given:
     shown = page_record.shown_record(
-        work,
-        fields,
-        arms=care.arms_of(state.store, work.annotator, now=state.clock()),
-        locale=project.locale,
-        guideline=_guideline(request, work),
+        found.work, fields, arms=found.arms, locale=found.project.locale, guideline=found.guideline
     )
     return Given(
         value=answer.value or {},
@@ -299,25 +308,20 @@ def _go(request: Request, to: str, **said: Any) -> Response:
     return JSONResponse({"next": to, **said}) if wants_json(request) else RedirectResponse(to, 303)
 
 
-def _nothing_left(request: Request, visitor: Visitor, reason: str) -> Response:
-    project = documents.project_settings(request.app.state.store)
-    values = {"reason": reason, "progress": _progress(request, visitor)}
-    return render(request, "rater_done.html", visitor, project=project, **values)
+def _nothing_left(request: Request, visitor: Visitor, reason: str, beside: sitting.Beside) -> Response:
+    values = {"reason": reason, "progress": beside.progress}
+    return render(request, "rater_done.html", visitor, project=beside.project, **values)
 
 
-def _progress(request: Request, visitor: Visitor) -> OwnProgress:
+def _beside(request: Request, visitor: Visitor, work: Work | None = None) -> sitting.Beside:
     state = request.app.state
-    return own_progress(state.store, annotator_of(visitor), audience=visitor.role, now=state.clock())
+    return sitting.beside(state.store, annotator_of(visitor), work, audience=visitor.role, now=state.clock())
 
 
 def _progress_words(progress: OwnProgress) -> str:
     words = f"{progress.n_today} today · {progress.left} left"
     seconds = progress.seconds_left
     return words if seconds is None else f"{words} · {max(5, round(seconds / 300) * 5)} min"
-
-
-def _guideline(request: Request, work: Work) -> documents.Document | None:
-    return documents.document(request.app.state.store, documents.GUIDELINE, work.task.guideline)
 
 
 def _changeable(request: Request, visitor: Visitor) -> list[drafts.Submitted]:
@@ -348,10 +352,6 @@ def _kept_fields(body: Mapping[str, Any]) -> dict[str, list[str]]:
         for name, values in found.items()
         if isinstance(values, list)
     }
-
-
-def _login(store: Any, visitor: Visitor) -> str:
-    return accounts.account(store, visitor.account).login or ""
 
 
 def _clock(at: float | None) -> str:

@@ -6,6 +6,7 @@ knows nothing about HTTP, the store or who is looking.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -179,6 +180,14 @@ class TaskView:
         several = self.question.kind in ("comparison", "ranking", "best_of")
         known = _WAYS if several else {**_WAYS, "none_fits": Control("none_fits", "Question does not fit", "n")}
         return tuple(known[way] for way in self.question.offers if way in known)
+
+
+@functools.lru_cache(maxsize=64)
+def blank_view(question: Question, n: int) -> TaskView:
+    """The view of a question about n responses whose texts are not there: what its controls and keys are written of."""
+    letters = [forms.letter(position) if n > 1 else "" for position in range(n)]
+    candidates = tuple(Candidate(position, letter, Markup(), False) for position, letter in enumerate(letters))
+    return TaskView("", "", "", question, (), False, candidates, {})
 
 
 _INSTRUCTIONS = {

@@ -52,6 +52,7 @@ def environment() -> Environment:
     made = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
+        auto_reload=False,  # the package does not change under a running server
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -9,25 +9,26 @@ Knows leases, tasks and judgements; knows nothing about forms, JSON or cookies.
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, func, select
+from sqlalchemy import Connection, bindparam, func, select
 
 from karat.errors import LeaseError, StoreError
 from karat.feedback import people_tables as people
 from karat.feedback import schema as tables
-from karat.feedback.documents import question_from
+from karat.feedback.documents import question_in
 from karat.feedback.people.accounts import read_account_by_annotator
 from karat.feedback.people.care import arms_of, read_consent
+from karat.feedback.prepared import Prepared
 from karat.feedback.schema import StoredJudgement, stored_judgement
 from karat.feedback.store import Store
-from karat.feedback.submission import judgement_question, submit
+from karat.feedback.submission import judgement_question, lock_task, submit_held
 from karat.feedback.tasks import answer
-from karat.feedback.work.assignment import order_for
+from karat.feedback.work.assignment import order_key, shown_order_of
 from karat.identity import canonical_json, content_id
 from karat.questions import Question, plain_question
 from karat.records import Prompt, Response, Task
@@ -86,8 +87,10 @@ class Given:
 
 # Written once and compiled once: these are asked with every page and every answer.
 _MINE = tables.assignments.c
-_HELD = select(tables.assignments).where(_MINE.annotator == bindparam("who"), _MINE.lease_id == bindparam("lease"))
-_SHOWN = (
+_HELD = Prepared(
+    select(tables.assignments).where(_MINE.annotator == bindparam("who"), _MINE.lease_id == bindparam("lease"))
+)
+_SHOWN = Prepared(
     select(
         tables.tasks,
         _MINE.state.label("held"),
@@ -102,31 +105,43 @@ _SHOWN = (
     .outerjoin(people.questions, people.questions.c.id == tables.tasks.c.question)
     .where(_MINE.annotator == bindparam("who"), _MINE.lease_id == bindparam("lease"))
 )
-_TEXTS = select(tables.responses).where(tables.responses.c.id.in_(bindparam("ids", expanding=True)))
-_BY_KEY = judgement_question().where(tables.judgements.c.submission == bindparam("key"))
-_LATEST = (
+_BY_KEY = Prepared(judgement_question().where(tables.judgements.c.submission == bindparam("key")))
+_LATEST = Prepared(
     judgement_question()
     .where(tables.judgements.c.task_id == bindparam("task"), tables.judgements.c.annotator == bindparam("who"))
     .order_by(tables.judgements.c.seq.desc())
     .limit(1)
 )
-_FORGET = people.drafts.delete().where(
-    people.drafts.c.task_id == bindparam("task"), people.drafts.c.annotator == bindparam("who")
+_FORGET = Prepared(
+    people.drafts.delete().where(
+        people.drafts.c.task_id == bindparam("task"), people.drafts.c.annotator == bindparam("who")
+    )
 )
 
 
 def work_of(store: Store, lease_id: str, annotator: str) -> Work:
     """The task behind a lease, live or not. Raises: LeaseError where this rater never held a lease of that name."""
+    key = order_key(store)
     with store.connection() as connection:
-        row = connection.execute(_SHOWN, {"lease": lease_id, "who": annotator}).first()
-        if row is None:
-            held = _held(connection, lease_id, annotator, lock=False)
-            row = connection.execute(_SHOWN, {"lease": held.lease_id, "who": annotator}).one()
-        task = tables.task_of(row)
-        if task.question and row.body is None:
-            raise StoreError(f"task {task.id}: its question {task.question} is not in the store; add_questions first")
-        found = connection.execute(_TEXTS, {"ids": list(task.response_ids)})
-        texts = {each.id: tables.response_of(each) for each in found}
+        return read_work(connection, lease_id, annotator, key)
+
+
+def read_work(connection: Connection, lease_id: str, annotator: str, key: bytes) -> Work:
+    """`work_of` inside a transaction.
+
+    Args:
+        key: `assignment.order_key` of the store.
+    """
+    row = _SHOWN.first(connection, lease=lease_id, who=annotator)
+    if row is None:
+        held = _held(connection, lease_id, annotator)
+        row = _SHOWN.first(connection, lease=held.lease_id, who=annotator)
+        assert row is not None
+    task = tables.task_of(row)
+    if task.question and row.body is None:
+        raise StoreError(f"task {task.id}: its question {task.question} is not in the store; add_questions first")
+    ids = {f"id_{i}": response_id for i, response_id in enumerate(task.response_ids)}
+    texts = {each.id: tables.response_of(each) for each in _texts(len(ids)).all(connection, **ids)} if ids else {}
     return Work(
         lease_id=lease_id,
         annotator=annotator,
@@ -134,28 +149,40 @@ def work_of(store: Store, lease_id: str, annotator: str) -> Work:
         leased_at=row.leased_at,
         expires_at=row.expires_at,
         task=task,
-        question=question_from(json.loads(row.body)) if task.question else plain_question(task.kind),
+        question=question_in(row.body) if task.question else plain_question(task.kind),
         prompt=tables.prompt_of(row),
         responses=tuple(texts[each] for each in task.response_ids),
-        order=order_for(store, task, annotator),
+        order=shown_order_of(task, annotator, key),
     )
 
 
-def submit_work(store: Store, work: Work, given: Given, *, now: float) -> StoredJudgement:
+@functools.lru_cache(maxsize=32)
+def _texts(n: int) -> Prepared:
+    """The responses of n ids."""
+    here = tables.responses.c.id.in_([bindparam(f"id_{i}", type_=tables.responses.c.id.type) for i in range(n)])
+    return Prepared(select(tables.responses).where(here))
+
+
+def submit_work(
+    store: Store, work: Work, given: Given, *, now: float, arms: Mapping[str, str] | None = None
+) -> StoredJudgement:
     """Store what a rater sent; when this returns it is on the disk and her draft is gone.
 
     Sent again (the same key, or the same answer to the same task), the stored judgement comes back.
 
+    Args:
+        now: seconds since the epoch.    arms: `care.arms_of` her, where they were read; None = they are read here.
     Raises: StoreError for a key that she used for another answer, a correction of a sealed judgement or of one that
         was corrected already, or a late answer without consent; InputError for a value that does not fit.
     """
-    if arms := arms_of(store, work.annotator, now=now):
-        given = replace(given, shown={**given.shown, "arms": arms})
+    if drawn := arms_of(store, work.annotator, now=now) if arms is None else arms:
+        given = replace(given, shown={**given.shown, "arms": dict(drawn)})
     key = "key:" + hashlib.sha256(f"{work.annotator}\0{given.key}".encode("utf-8", "surrogatepass")).hexdigest()[:48]
 
     def write(connection: Connection) -> StoredJudgement:
-        held = _held(connection, work.lease_id, work.annotator, lock=True)
-        by_key = connection.execute(_BY_KEY, {"key": key}).first()
+        task = lock_task(connection, work.task.id)
+        held = _held(connection, work.lease_id, work.annotator)
+        by_key = _BY_KEY.first(connection, key=key)
         if by_key is not None:
             return _same(by_key, given)
         earlier = _latest(connection, work)
@@ -165,8 +192,8 @@ def submit_work(store: Store, work: Work, given: Given, *, now: float) -> Stored
             _check_correction(connection, earlier, given)
         if held.state == "leased" and (held.expires_at or 0.0) <= now:
             _check_consent(connection, work.annotator)
-        [stored] = submit(connection, [_judgement(work, given, earlier, key=key, now=now)], now=now)
-        connection.execute(_FORGET, {"task": work.task.id, "who": work.annotator})
+        stored = submit_held(connection, _judgement(work, given, earlier, key=key, now=now), task, held, now=now)
+        _FORGET.run(connection, task=task.id, who=work.annotator)
         return stored
 
     return store.write(write)
@@ -191,10 +218,9 @@ def _judgement(work: Work, given: Given, earlier: StoredJudgement | None, *, key
     )
 
 
-def _held(connection: Connection, lease_id: str, annotator: str, *, lock: bool) -> Row:
+def _held(connection: Connection, lease_id: str, annotator: str) -> Any:
     """The assignment behind a lease, or behind one of its forerunners: a page may have been open for hours."""
-    question = _HELD.with_for_update() if lock else _HELD
-    row = connection.execute(question, {"lease": lease_id, "who": annotator}).first()
+    row = _HELD.first(connection, lease=lease_id, who=annotator)
     if row is not None:
         return row
     renewed_ones = select(tables.assignments).where(_MINE.annotator == annotator, _MINE.n_leases > 1)
@@ -206,7 +232,7 @@ def _held(connection: Connection, lease_id: str, annotator: str, *, lock: bool) 
 
 
 def _latest(connection: Connection, work: Work) -> StoredJudgement | None:
-    row = connection.execute(_LATEST, {"task": work.task.id, "who": work.annotator}).first()
+    row = _LATEST.first(connection, task=work.task.id, who=work.annotator)
     return None if row is None else stored_judgement(row)
 
 
@@ -225,7 +251,7 @@ def _check_correction(connection: Connection, earlier: StoredJudgement | None, g
         raise StoreError("you answered this before, and that answer is sealed by now; it can no longer be changed")
 
 
-def _same(row: Row, given: Given) -> StoredJudgement:
+def _same(row: Any, given: Given) -> StoredJudgement:
     stored = stored_judgement(row)
     if not stored.erased and not _says(stored, given):
         raise StoreError(f"submission {given.key!r} was used for another answer; expected a new key for a new answer")

@@ -19,11 +19,12 @@ from karat.errors import LeaseError, StoreError
 from karat.feedback import leases
 from karat.feedback import people_tables as people
 from karat.feedback import schema as tables
-from karat.feedback.documents import QUALIFICATION, Document, ProjectSettings, read_document, read_settings
+from karat.feedback.documents import QUALIFICATION, Document, ProjectSettings, read_settings, shelf
 from karat.feedback.keys import keyed_hash, secret_key
 from karat.feedback.leases import Lease
 from karat.feedback.people import care
-from karat.feedback.people.standing import is_quarantined, read_standing
+from karat.feedback.people.standing import DECISION, QUARANTINED, read_standing
+from karat.feedback.prepared import Prepared
 from karat.feedback.schema import task_of
 from karat.feedback.store import Store
 from karat.feedback.work import checks
@@ -38,9 +39,13 @@ Reason = Literal[
 ]  # fmt: skip
 """Why there is work or none: the page says it in the rater's words."""
 
-_RATER = (
+_RATER = Prepared(
     select(
-        tables.annotators.c.id, people.accounts.c.id.label("account"), people.accounts.c.state, people.accounts.c.role
+        tables.annotators.c.id,
+        people.accounts.c.id.label("account"),
+        people.accounts.c.state,
+        people.accounts.c.role,
+        DECISION.scalar_subquery().label("decision"),
     )
     .outerjoin(people.accounts, people.accounts.c.annotator == tables.annotators.c.id)
     .where(tables.annotators.c.id == bindparam("who"))
@@ -97,32 +102,55 @@ def next_work(store: Store, annotator: str, *, now: float) -> Offer:
         now: seconds since the epoch.
     Raises: StoreError for a rater the store does not know.
     """
-    with store.connection() as connection:
-        rater = _read_rater(connection, annotator, now=now)
+    keys = WorkKeys.of(store)
+    # a power cut may take a lease with it, never an answer: the disk is not waited for
+    return store.write(lambda connection: offer(connection, annotator, keys, now=now), durable=False)
+
+
+@dataclass(frozen=True)
+class WorkKeys:
+    """The store's own keys that decide about turns and orders; read before a transaction, because they may be new."""
+
+    turns: bytes
+    """Which turn brings a check."""
+    order: bytes
+    """In which order responses are shown."""
+
+    @classmethod
+    def of(cls, store: Store) -> WorkKeys:
+        """Those of a store."""
+        return cls(secret_key(store, "turns"), order_key(store))
+
+
+def offer(connection: Connection, annotator: str, keys: WorkKeys, *, now: float) -> Offer:
+    """`next_work` inside a writing transaction."""
+    leases.lock_rater(connection, annotator)
+    rater = _read_rater(connection, annotator, now=now)
     if isinstance(rater, str):
         return Offer(None, rater)
-    key = secret_key(store, "turns")
-    # a power cut may take a lease with it, never an answer: the disk is not waited for
-    lease, reason = store.write(lambda connection: _offer(connection, rater, key, now=now), durable=False)
-    return Offer(None, reason) if lease is None else Offer(lease, "work", order_for(store, lease.task, annotator))
+    lease, reason = _offer(connection, rater, keys.turns, now=now)
+    if lease is None:
+        return Offer(None, reason)
+    return Offer(lease, "work", shown_order_of(lease.task, annotator, keys.order))
 
 
 def _read_rater(connection: Connection, annotator: str, *, now: float) -> _Rater | Reason:
-    """What is known of a rater before anything is locked, or why she gets nothing."""
-    row = connection.execute(_RATER, {"who": annotator}).first()
+    """What is known of a rater, or why she gets nothing."""
+    row = _RATER.first(connection, who=annotator)
     if row is None:
         raise StoreError(f"found the rater {annotator!r}, which is not in the store; add_annotators first")
     if row.account is not None and row.state != "active":
         return "locked"
     if row.account is not None and not care.read_consent(connection, row.account).ok:
         return "consent"
-    standing = read_standing(connection, annotator)
-    if standing.state == "quarantined":
+    if row.decision == QUARANTINED:
         return "quarantined"
-    settings = read_settings(connection)
+    papers = shelf(connection)
+    settings = papers.settings(connection)
     audience = "expert" if row.role == "expert" else "annotator"
-    unqualified = standing.state == "unqualified" and audience == "annotator"
-    test = read_document(connection, QUALIFICATION) if unqualified else None
+    test = papers.find(connection, QUALIFICATION) if audience == "annotator" else None
+    if test is not None and read_standing(connection, annotator).state != "unqualified":
+        test = None
     barred: tuple[str, ...] = ()
     if settings.exposure_cap_per_day is not None:
         warned = care.warned_questions(connection)
@@ -133,12 +161,9 @@ def _read_rater(connection: Connection, annotator: str, *, now: float) -> _Rater
 
 def _offer(connection: Connection, rater: _Rater, key: bytes, *, now: float) -> tuple[Lease | None, Reason]:
     who, lease_s = rater.annotator, rater.settings.lease_s
-    leases.lock_rater(connection, who)
     held = leases.held_task(connection, who, now=now)
     if held is not None:
         return leases.renew(connection, held, who, now=now, lease_s=lease_s), "work"
-    if is_quarantined(connection, who):  # perhaps since a moment ago
-        return None, "quarantined"
     if over_budget(connection, rater.settings, now=now):
         return None, "budget"
     if rater.qualification is not None:
@@ -256,7 +281,12 @@ def skip(store: Store, lease_id: str, annotator: str, *, reason: str, now: float
 
 def order_for(store: Store, task: Task, annotator: str) -> tuple[int, ...]:
     """`shown_order_of` under the store's own key."""
-    return shown_order_of(task, annotator, secret_key(store, "order"))
+    return shown_order_of(task, annotator, order_key(store))
+
+
+def order_key(store: Store) -> bytes:
+    """The store's own key of `shown_order_of`."""
+    return secret_key(store, "order")
 
 
 def shown_order_of(task: Task, annotator: str, key: bytes) -> tuple[int, ...]:

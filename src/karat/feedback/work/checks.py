@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam, select
 
 from karat.errors import InputError, StoreError
@@ -23,6 +22,7 @@ from karat.feedback import schema as tables
 from karat.feedback.documents import QUALIFICATION, Document, write_document
 from karat.feedback.openings import CHECK, CHUNK
 from karat.feedback.people.standing import FAILED, PROGRAM, QUALIFIED, write_event
+from karat.feedback.prepared import Prepared
 from karat.feedback.schema import json_text, task_of
 from karat.feedback.store import Store
 from karat.feedback.work.check_answers import GOLD, QUALIFY, REPEAT, current_answers
@@ -36,7 +36,7 @@ REPEATABLE = ("comparison", "ranking", "best_of")
 
 _LATER = tables.judgements.alias("later")
 _REPEATED = people.checks.alias("repeated")
-_ASKED_ONCE = (
+_ASKED_ONCE = Prepared(
     select(tables.tasks)
     .where(tables.tasks.c.id == bindparam("task"), tables.tasks.c.state != CHECK)
     .where(~select(_REPEATED.c.task_id).where(_REPEATED.c.repeats == bindparam("judgement")).exists())
@@ -185,12 +185,11 @@ def plan_repeats(store: Store, annotator: str, judgement_ids: Sequence[str]) -> 
     return store.write(write)
 
 
-def repeat_of(connection: Connection, row: sa.Row) -> Task | None:
+def repeat_of(connection: Connection, row: Any) -> Task | None:
     """The task that asks a judgement (a row of `judgements`) again; None where it cannot be."""
     if row.kind not in REPEATABLE or "missing" in json.loads(row.value):
         return None
-    names = {"task": row.task_id, "who": row.annotator, "judgement": row.id, "seq": row.seq}
-    asked = connection.execute(_ASKED_ONCE, names).first()
+    asked = _ASKED_ONCE.first(connection, task=row.task_id, who=row.annotator, judgement=row.id, seq=row.seq)
     if asked is None:
         return None
     return dataclasses.replace(

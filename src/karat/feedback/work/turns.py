@@ -8,14 +8,15 @@ rates of the settings; knows nothing about leases.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam, func, select
 
 from karat.feedback import people_tables as people
 from karat.feedback.documents import ProjectSettings
 from karat.feedback.keys import keyed_fraction
 from karat.feedback.openings import CHECK
+from karat.feedback.prepared import Prepared
 from karat.feedback.schema import assignments, judgements, tasks
 from karat.feedback.work import checks
 from karat.records import Task
@@ -31,22 +32,29 @@ _DONE = (
     .exists()
 )
 # built once: building a statement takes longer than SQLite takes to answer it
-_TURN = select(func.count()).where(assignments.c.annotator == bindparam("who"), assignments.c.state.in_(_CLOSED))
-_UNSEEN = (
+_COUNTS = Prepared(
+    select(
+        select(func.count())
+        .where(assignments.c.annotator == bindparam("who"), assignments.c.state.in_(_CLOSED))
+        .scalar_subquery()
+        .label("n_turns"),
+        select(func.count()).where(judgements.c.annotator == bindparam("who")).scalar_subquery().label("n_given"),
+    )
+)
+_UNSEEN = Prepared(
     select(tasks.c.id, tasks.c.question)
     .join(people.checks, people.checks.c.task_id == tasks.c.id)
     .where(people.checks.c.purpose == checks.GOLD, people.checks.c.retired_at.is_(None), ~_DONE)
     .order_by(tasks.c.id)
 )
-_TASK = select(tasks).where(tasks.c.id == bindparam("task"))
-_PLANNED = (
+_TASK = Prepared(select(tasks).where(tasks.c.id == bindparam("task")))
+_PLANNED = Prepared(
     select(tasks)
     .where(tasks.c.reserved_for == bindparam("who"), tasks.c.state == CHECK, ~_DONE)
     .order_by(tasks.c.seq)
     .limit(1)
 )
-_N_GIVEN = select(func.count()).where(judgements.c.annotator == bindparam("who"))
-_GIVEN = (
+_GIVEN = Prepared(
     select(judgements)
     .where(judgements.c.annotator == bindparam("who"))
     .order_by(judgements.c.seq)
@@ -57,7 +65,7 @@ _GIVEN = (
 
 def check_of_turn(
     connection: Connection, annotator: str, settings: ProjectSettings, key: bytes, *, barred: Sequence[str] = ()
-) -> sa.Row | None:
+) -> Any:
     """The row of the gold item or repeat that this turn of a rater brings; None = it brings work.
 
     A turn is how many tasks she has answered or skipped: asking again does not change what comes.
@@ -65,9 +73,11 @@ def check_of_turn(
     Args:
         key: secret, or raters could foretell their checks.    barred: Question.ids that she is not to see now.
     """
-    turn = connection.execute(_TURN, {"who": annotator}).scalar_one()
+    counts = _COUNTS.first(connection, who=annotator)
+    assert counts is not None
+    turn = counts.n_turns
     gold = _gold(connection, annotator, keyed_fraction(key, "gold", annotator, turn), barred)
-    again = _repeat(connection, annotator, settings.repeat_gap, (key, turn), barred)
+    again = _repeat(connection, annotator, counts.n_given - settings.repeat_gap, (key, turn), barred)
     drawn = keyed_fraction(key, "turn", annotator, turn)
     if drawn < settings.gold_rate:
         return gold
@@ -75,31 +85,28 @@ def check_of_turn(
         return None
     if isinstance(again, Task):
         checks.write_repeat(connection, again)
-        return connection.execute(_TASK, {"task": again.id}).one()
+        return _TASK.first(connection, task=again.id)
     return again
 
 
-def _gold(connection: Connection, annotator: str, fraction: float, barred: Sequence[str]) -> sa.Row | None:
+def _gold(connection: Connection, annotator: str, fraction: float, barred: Sequence[str]) -> Any:
     """A gold item in use that this rater has not seen, each with the same chance."""
-    rows = connection.execute(_UNSEEN, {"who": annotator})
+    rows = _UNSEEN.all(connection, who=annotator)
     unseen = [row.id for row in rows if row.question not in barred]
     if not unseen:
         return None
-    return connection.execute(_TASK, {"task": unseen[int(fraction * len(unseen))]}).one()
+    return _TASK.first(connection, task=unseen[int(fraction * len(unseen))])
 
 
-def _repeat(
-    connection: Connection, annotator: str, gap: int, drawing: tuple[bytes, int], barred: Sequence[str]
-) -> sa.Row | Task | None:
-    """A planned repeat, else one made of a judgement of hers that is long enough ago."""
-    row = connection.execute(_PLANNED, {"who": annotator}).first()
+def _repeat(connection: Connection, annotator: str, n: int, drawing: tuple[bytes, int], barred: Sequence[str]) -> Any:
+    """The row of a planned repeat, else the Task of one made of her first n judgements, which are long enough ago."""
+    row = _PLANNED.first(connection, who=annotator)
     if row is not None:
         return row
     key, turn = drawing
-    n = connection.execute(_N_GIVEN, {"who": annotator}).scalar_one() - gap
     for probe in range(PROBES if n > 0 else 0):
         skip = int(keyed_fraction(key, "repeat", annotator, turn, probe) * n)
-        task = checks.repeat_of(connection, connection.execute(_GIVEN, {"who": annotator, "skip": skip}).one())
+        task = checks.repeat_of(connection, _GIVEN.first(connection, who=annotator, skip=skip))
         if task is not None and task.question not in barred:
             return task
     return None

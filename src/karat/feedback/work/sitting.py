@@ -1,0 +1,128 @@
+"""A rater at her task: everything that a page of work reads, in one transaction, as it was at one moment.
+
+Only puts together what other modules of this room know, so that a page costs one transaction and not ten. Knows
+nothing about pages, forms or JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from karat.feedback.documents import EXAMPLES, GUIDELINE, Document, ProjectSettings, shelf
+from karat.feedback.people.care import arms_of, read_arms, read_consent
+from karat.feedback.people.drafts import Draft, read_draft
+from karat.feedback.people.own_record import OwnProgress, read_progress
+from karat.feedback.store import Store
+from karat.feedback.work.answering import Work, read_work
+from karat.feedback.work.assignment import Offer, WorkKeys, offer, order_key
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a page of work says besides the task."""
+
+    project: ProjectSettings
+    """The project's settings."""
+    guideline: Document | None
+    """The guideline under which the task is judged; None = none was written, or there is no task."""
+    examples: Document | None
+    """Worked examples; None = none were written."""
+    progress: OwnProgress
+    """How much she has done, and what is left."""
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """What a rater has before her."""
+
+    offer: Offer
+    """Her task, or why there is none."""
+    work: Work | None
+    """The task with its texts; None where there is none."""
+    draft: Draft | None
+    """What she has entered before; None = nothing."""
+    beside: Beside
+    """What else the page says."""
+
+
+@dataclass(frozen=True)
+class Received:
+    """What is known of a task when its answer comes in."""
+
+    work: Work
+    """The task."""
+    consents: bool
+    """True = she agrees to the newest consent text, or there is none."""
+    project: ProjectSettings
+    """The project's settings."""
+    guideline: Document | None
+    """The guideline under which the task is judged; None = none was written."""
+    arms: dict[str, str]
+    """Her arm in every experiment."""
+
+
+def sit_down(store: Store, annotator: str, *, audience: str, now: float) -> Sitting:
+    """`assignment.next_work` with everything that its page says.
+
+    Args:
+        audience: whose tasks count as left.    now: seconds since the epoch.
+    Raises: StoreError for a rater the store does not know.
+    """
+    keys = WorkKeys.of(store)
+
+    def write(connection: Connection) -> Sitting:
+        offered, work = _next(connection, annotator, keys, now=now)
+        draft = None if work is None else read_draft(connection, work.task.id, annotator)
+        return Sitting(offered, work, draft, _beside(connection, annotator, work, audience=audience, now=now))
+
+    return store.write(write, durable=False)
+
+
+def next_held(store: Store, annotator: str, *, now: float) -> tuple[Offer, Work | None]:
+    """`assignment.next_work` with the task's texts."""
+    keys = WorkKeys.of(store)
+    return store.write(lambda connection: _next(connection, annotator, keys, now=now), durable=False)
+
+
+def beside(store: Store, annotator: str, work: Work | None, *, audience: str, now: float) -> Beside:
+    """What the page of a task says besides it, where the task is known."""
+    with store.connection() as connection:
+        return _beside(connection, annotator, work, audience=audience, now=now)
+
+
+def receive(store: Store, lease_id: str, annotator: str, account: str, *, now: float) -> Received:
+    """The task behind a lease, live or not, with what its answer's record says of the page.
+
+    Raises: LeaseError where this rater never held a lease of that name.
+    """
+    key = order_key(store)
+    with store.connection() as connection:
+        papers = shelf(connection)
+        work = read_work(connection, lease_id, annotator, key)
+        project = papers.settings(connection)
+        guideline = papers.find(connection, GUIDELINE, work.task.guideline)
+        consents = read_consent(connection, account).ok
+        arms = read_arms(connection, annotator, project)
+    if None in arms.values():
+        drawn = arms_of(store, annotator, now=now)
+    else:
+        drawn = {name: arm for name, arm in arms.items() if arm is not None}
+    return Received(work, consents, project, guideline, drawn)
+
+
+def _next(connection: Connection, annotator: str, keys: WorkKeys, *, now: float) -> tuple[Offer, Work | None]:
+    offered = offer(connection, annotator, keys, now=now)
+    lease = offered.lease
+    return offered, None if lease is None else read_work(connection, lease.id, annotator, keys.order)
+
+
+def _beside(connection: Connection, annotator: str, work: Work | None, *, audience: str, now: float) -> Beside:
+    papers = shelf(connection)
+    return Beside(
+        papers.settings(connection),
+        None if work is None else papers.find(connection, GUIDELINE, work.task.guideline),
+        papers.find(connection, EXAMPLES),
+        read_progress(connection, annotator, audience=audience, now=now),
+    )
