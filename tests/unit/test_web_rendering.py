@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import unicodedata
 from html.parser import HTMLParser
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from karat.feedback.web import rendering
 from karat.feedback.web.rendering import (
     LONG_LINES,
     LONG_TEXT,
@@ -226,3 +228,21 @@ def test_long_texts_are_called_long():
     assert is_long("\n" * (LONG_LINES + 1))
     assert n_words("one two three") == 3
     assert n_words("漢" * 120) == 10
+
+
+PROSE = st.text(alphabet="ab Zé9 ,.;:'!?()\"’“—-\n", min_size=1, max_size=40)
+BESIDE_PROSE = st.text(alphabet="a 1.)\n*_`#>-+=|[]<&\\$~:/h\t", min_size=1, max_size=30)
+
+
+@given(st.one_of(PROSE, BESIDE_PROSE, st.lists(PROSE, max_size=3).map("\n\n".join)))
+def test_plain_sentences_take_the_short_way_to_the_same_page(text):
+    short = markdown_html.__wrapped__(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rendering, "_PROSE", re.compile(r"(?!)"))
+        assert markdown_html.__wrapped__(text) == short
+
+
+def test_what_people_mostly_write_takes_the_short_way():
+    assert rendering._PROSE.fullmatch('Well, that "depends" (a lot): 3 of 4 say so!\nAnd – no.\n\nÉtonnant?')
+    assert not rendering._PROSE.fullmatch("a\n- b")
+    assert not rendering._PROSE.fullmatch("1. a")

@@ -18,7 +18,7 @@ from karat.errors import ConfigError
 from karat.feedback.client import RaterClient
 from karat.feedback.people import accounts
 from karat.feedback.store import open_store
-from karat.feedback.web.serve import serve
+from karat.feedback.web.serve import default_workers, serve
 from karat.feedback.web.settings import ServerSettings
 from web_app import served
 
@@ -136,3 +136,9 @@ def test_a_killed_worker_is_replaced_and_a_signal_lets_all_finish(tmp_path):
         assert receipts <= stored
         assert len(stored) == 12
         assert store.verify() == []
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, 2), (2, 2), (3, 3), (64, 4)])
+def test_there_is_a_worker_a_core_within_bounds(cores, workers, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert default_workers() == workers

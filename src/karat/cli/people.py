@@ -46,7 +46,9 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on; 0 = any free one.")] = 8000,
     public_url: Annotated[str, typer.Option(help="What people type: https://… of the proxy in front.")] = "",
     trusted_proxy: Annotated[list[str] | None, typer.Option(help="A proxy's address or network; repeatable.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes that answer.")] = 2,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that answer; by default one a core, at least 2 and at most 4.")
+    ] = None,
     policy: Annotated[Path | None, typer.Option(help="A checkpoint whose samples keep the queue filled.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Prompts for --policy.")] = None,
     keep: Annotated[int, typer.Option(help="With --policy: tasks that should be waiting.")] = 20,

@@ -25,6 +25,7 @@ from karat.feedback.turnstile import Turnstile
 WRITE = "karat_write"
 WRITER = "karat_writer"
 FLEETING = "karat_fleeting"
+STEADY = "karat_steady"
 MIGRATIONS = Path(__file__).with_name("migrations")
 MIGRATION_LOCK = 0x6B61726174
 """Names the lock under which one process at a time migrates a PostgreSQL store: "karat" in ASCII."""
@@ -95,13 +96,15 @@ def open_engine(address: str, busy_timeout_s: float) -> Engine:
             _make_sqlite_safe(engine, busy_timeout_s)
             return engine
         wait = f"-c lock_timeout={int(busy_timeout_s * 1000)} -c timezone=UTC"
+        # transactions are begun by us: reading needs none, and what else it needs is said in one breath
+        pool["isolation_level"] = "AUTOCOMMIT"
         try:
             engine = sa.create_engine(url, connect_args={"options": wait}, **pool)
         except ImportError:
             raise StoreError(
                 f"{shown_address(address)}: PostgreSQL needs the package psycopg; install karat with its extra `postgres`"
             ) from None
-        _ask_whether_alive(engine)
+        _make_postgresql_quick(engine)
         return engine
 
 
@@ -118,13 +121,8 @@ def transaction(
     Raises: StoreError (one line) for whatever the database refuses.
     """
     with one_line(address), _turn(engine, address, write), engine.connect() as raw:
-        options: dict[str, Any] = {WRITE: write, FLEETING: not durable}
-        if steady and engine.dialect.name == "postgresql":  # on SQLite every transaction is
-            options["isolation_level"] = "REPEATABLE READ"
-        connection = raw.execution_options(**options)
+        connection = raw.execution_options(**{WRITE: write, FLEETING: not durable, STEADY: steady})
         with connection.begin():
-            if not durable and engine.dialect.name == "postgresql":
-                tell(connection, "SET LOCAL synchronous_commit = off")
             yield connection
 
 
@@ -235,8 +233,19 @@ def _make_sqlite_safe(engine: Engine, busy_timeout_s: float) -> None:
         tell(connection, "BEGIN IMMEDIATE")
 
 
-def _ask_whether_alive(engine: Engine) -> None:
-    """Ask a connection that was idle for a while whether its server is still there, before it is used again."""
+def _make_postgresql_quick(engine: Engine) -> None:
+    """Begin transactions where there is something to hold together, and ask a connection that was idle for a while
+    whether its server is still there before it is used again."""
+
+    @event.listens_for(engine, "begin")
+    def _(connection: Connection) -> None:
+        # without a transaction every question sees what is committed by then: so it would within one
+        options = connection.get_execution_options()
+        begin = "BEGIN ISOLATION LEVEL REPEATABLE READ" if options.get(STEADY) else "BEGIN"
+        if options.get(FLEETING):
+            begin += "; SET LOCAL synchronous_commit = off"
+        if options.get(WRITE) or options.get(STEADY):
+            tell(connection, begin, None, prepare=False)
 
     @event.listens_for(engine, "checkin")
     def _(_connection: Any, record: Any) -> None:

@@ -152,21 +152,16 @@ def peek_open(
     if barred:
         asked["barred"] = list(barred)
     optional = (batch is not None, bool(barred))
-    row = _take(connection, HELD, optional, asked | {"now": now})
-    return row if row is not None else _take(connection, OPEN, optional, asked)
-
-
-def _take(connection: Connection, state: str, optional: tuple[bool, bool], asked: dict[str, Any]) -> Any:
-    """The first row, locked. Raters pass each other on PostgreSQL, but nobody goes empty-handed for a moment's lock."""
-    row = None
+    # raters pass each other on PostgreSQL, but nobody goes empty-handed for a moment's lock
     for lock in ("",) if connection.dialect.name == "sqlite" else ("skip", "wait"):
-        if any(optional):
-            row = connection.execute(_queue_question(state, *optional, lock=lock), asked).first()
-        else:
-            row = _QUEUE[state, lock].first(connection, **asked)
-        if row is not None:
-            break
-    return row
+        for state, more in ((HELD, {"now": now}), (OPEN, {})):
+            if any(optional):
+                row = connection.execute(_queue_question(state, *optional, lock=lock), asked | more).first()
+            else:
+                row = _QUEUE[state, lock].first(connection, **asked, **more)
+            if row is not None:
+                return row
+    return None
 
 
 @functools.cache

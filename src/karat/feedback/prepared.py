@@ -92,11 +92,15 @@ class _Compiled:
         return tell(connection, self._sql, every if self._order is None else [every[name] for name in self._order])
 
 
-def tell(connection: Connection, sql: str, values: Any = ()) -> Any:
-    """The driver's cursor after a statement of the database's own words. Raises: DBAPIError, as SQLAlchemy would."""
+def tell(connection: Connection, sql: str, values: Any = (), **how: Any) -> Any:
+    """The driver's cursor after a statement of the database's own words. Raises: DBAPIError, as SQLAlchemy would.
+
+    Args:
+        how: what else this driver's `execute` takes.
+    """
     pooled = connection.connection
     try:
-        return pooled.driver_connection.execute(sql, values)  # type: ignore[union-attr]
+        return pooled.driver_connection.execute(sql, values, **how)  # type: ignore[union-attr]
     except connection.dialect.loaded_dbapi.Error as error:
         dead = connection.dialect.is_disconnect(error, pooled, None)
         if dead:  # it must not go back into the pool

@@ -21,7 +21,7 @@ from karat.errors import InputError, StoreError
 from karat.feedback import leases
 from karat.feedback import people_tables as people
 from karat.feedback import schema as tables
-from karat.feedback.documents import CONSENT, ProjectSettings, read_document, read_settings
+from karat.feedback.documents import CONSENT, ProjectSettings, Shelf, read_document, read_settings, shelf
 from karat.feedback.keys import keyed_fraction, secret_key
 from karat.feedback.prepared import Prepared
 from karat.feedback.schema import json_text
@@ -115,9 +115,9 @@ def consent_of(store: Store, account_id: str) -> ConsentState:
         return read_consent(connection, account_id)
 
 
-def read_consent(connection: Connection, account_id: str) -> ConsentState:
-    """`consent_of` inside a transaction."""
-    newest = read_document(connection, CONSENT)
+def read_consent(connection: Connection, account_id: str, papers: Shelf | None = None) -> ConsentState:
+    """`consent_of` inside a transaction; papers: its documents, where they are at hand."""
+    newest = (papers or shelf(connection)).find(connection, CONSENT)
     if newest is None:
         return ConsentState(None, None, None)
     row = _GIVEN.first(connection, account=account_id, version=newest.version)

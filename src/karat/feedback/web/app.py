@@ -40,18 +40,18 @@ from karat.feedback.web.settings import ServerSettings
 from karat.feedback.web.templates import STATIC
 
 MODULES = (
+    task_pages,
+    api,
     health,
     account_pages,
     study_pages,
-    api,
     api_admin,
-    task_pages,
     admin_pages,
     review_pages,
     audit_pages,
     arena_pages,
 )
-"""Modules with routes, in the order in which their routes are tried."""
+"""Modules with routes, in the order in which their routes are tried: what raters ask all the time comes first."""
 ABOUT = (
     "A place where people judge responses. Sign in at /api/v1/session and send the token as a bearer; "
     'failures are {"error": {"status", "message", "fields"}}.'

@@ -6,11 +6,14 @@ nothing about requests.
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import multiprocessing.connection
+import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -38,6 +41,12 @@ QUICK_DEATH_S = 15.0
 """A worker that dies sooner after its start has probably not come up at all."""
 MOST_QUICK_DEATHS = 5
 
+LEAST_WORKERS, MOST_WORKERS = 2, 4
+"""Workers by default: another one answers while one is replaced, and beyond four SQLite's one writer is the limit."""
+SWITCH_S = 0.001
+"""Seconds for which one thread of a worker may keep the interpreter while others wait for it: a request that holds the
+store's writer lock asks for the interpreter after every statement."""
+
 Samplers = Callable[[], Mapping[str, Any]]
 """Makes a worker's samplers; travels to another process, so it is a function of a module."""
 
@@ -46,19 +55,20 @@ def serve(
     url: str,
     settings: ServerSettings,
     *,
-    workers: int = 2,
+    workers: int | None = None,
     samplers: Samplers | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Serve a store until a signal says stop.
 
     Args:
-        url: path or SQLAlchemy URL of the store.    workers: processes, ≥ 1.
+        url: path or SQLAlchemy URL of the store.    workers: processes, ≥ 1; None = `default_workers`.
         samplers: makes the policies that write while people wait, once in each worker.
         say: takes the lines for the terminal: the address, and the link that makes the first admin.
     Raises: ConfigError for an address that cannot be listened on, or where no worker comes up; StoreError for a store
         that cannot be opened.
     """
+    workers = default_workers() if workers is None else workers
     if workers < 1:
         raise ConfigError(f"workers: found {workers}; expected ≥ 1")
     with _listening(settings) as listener:
@@ -71,6 +81,12 @@ def serve(
         if token is not None:
             say(f"There is no admin yet. Make the first one here, once: {settings.url}/setup/{token}")
         _Workers(_Job(url, settings, samplers), listener).keep(workers)
+
+
+def default_workers() -> int:
+    """One worker a core that this process may use, at least two and at most four."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(LEAST_WORKERS, min(MOST_WORKERS, usable))
 
 
 @dataclass(frozen=True)
@@ -166,6 +182,9 @@ def _work(job: _Job, listener: socket.socket) -> None:
         h11_max_incomplete_event_size=LARGEST_HEAD,
     )
     server = uvicorn.Server(config)
+    sys.setswitchinterval(SWITCH_S)
+    gc.collect()
+    gc.freeze()  # what is loaded by now stays: no collection looks at it again
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent, server), daemon=True).start()

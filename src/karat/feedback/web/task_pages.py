@@ -33,7 +33,6 @@ from karat.feedback.work.answering import Given, Work, submit_work, work_of
 from karat.questions import Question
 
 router = APIRouter(include_in_schema=False)
-router.routes.extend(person_pages.router.routes)  # one address space: whoever serves this serves both
 Guest = Annotated[Visitor | None, Depends(PUBLIC)]
 Rater = Annotated[Visitor, Depends(needs("annotator", "expert"))]
 Sent = Annotated[FormData, Depends(sent_form)]
@@ -230,7 +229,8 @@ def _page(
         saved_at=_clock(saved_at),
         **said,
     )
-    controls, key_sheet = _fixed(view.question, len(view.candidates))
+    controls, foot, key_sheet = _fixed(view.question, len(view.candidates))
+    fresh = not (view.fields or view.messages or view.confirm or view.supersedes)
     guideline, examples, progress = beside.guideline, beside.examples, beside.progress
     values: dict[str, Any] = {
         "guideline": markdown_html(guideline.text if guideline else _NO_GUIDELINE),
@@ -241,7 +241,8 @@ def _page(
         "who": work.annotator,
         "login": visitor.login,
         "saved_epoch": saved_at or 0,
-        "controls": "" if view.fields or view.messages else controls,
+        "controls": controls if fresh else "",
+        "foot": foot if fresh else "",
         "key_sheet": key_sheet,
         "skip_reasons": SKIP_REASONS,
     }
@@ -249,11 +250,11 @@ def _page(
 
 
 @functools.lru_cache(maxsize=64)
-def _fixed(question: Question, n: int) -> tuple[Markup, Markup]:
-    """What does not depend on what was entered: the controls of a fresh page, and the sheet of keys."""
+def _fixed(question: Question, n: int) -> tuple[Markup, Markup, Markup]:
+    """What does not depend on what was entered: the controls and the foot of a fresh page, and the sheet of keys."""
     kinds = environment().get_template("work_kinds.html").module
     view = task_view.blank_view(question, n)
-    return kinds.controls(view), kinds.key_sheet(view)  # type: ignore[attr-defined]
+    return kinds.controls(view), kinds.foot(view, SKIP_REASONS), kinds.key_sheet(view)  # type: ignore[attr-defined]
 
 
 _NO_GUIDELINE = "No guideline has been written for this yet. Judge as you think best, and say why."
@@ -360,3 +361,7 @@ def _clock(at: float | None) -> str:
 
 def _one(fields: forms.Fields, name: str) -> str:
     return (fields.get(name) or ("",))[0]
+
+
+# one address space: whoever serves this serves both, and what is asked most is tried first
+router.routes.extend(person_pages.router.routes)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, select
+from sqlalchemy import Connection, and_, bindparam, func, or_, select
 
 from karat.errors import LeaseError, StoreError
 from karat.feedback import people_tables as people
@@ -105,12 +105,15 @@ _SHOWN = Prepared(
     .outerjoin(people.questions, people.questions.c.id == tables.tasks.c.question)
     .where(_MINE.annotator == bindparam("who"), _MINE.lease_id == bindparam("lease"))
 )
-_BY_KEY = Prepared(judgement_question().where(tables.judgements.c.submission == bindparam("key")))
-_LATEST = Prepared(
+_KNOWN = Prepared(
     judgement_question()
-    .where(tables.judgements.c.task_id == bindparam("task"), tables.judgements.c.annotator == bindparam("who"))
+    .where(
+        or_(
+            tables.judgements.c.submission == bindparam("key"),
+            and_(tables.judgements.c.task_id == bindparam("task"), tables.judgements.c.annotator == bindparam("who")),
+        )
+    )
     .order_by(tables.judgements.c.seq.desc())
-    .limit(1)
 )
 _FORGET = Prepared(
     people.drafts.delete().where(
@@ -182,10 +185,11 @@ def submit_work(
     def write(connection: Connection) -> StoredJudgement:
         task = lock_task(connection, work.task.id)
         held = _held(connection, work.lease_id, work.annotator)
-        by_key = _BY_KEY.first(connection, key=key)
+        known = _KNOWN.all(connection, key=key, task=task.id, who=work.annotator)
+        by_key = next((row for row in known if row.submission == key), None)
         if by_key is not None:
             return _same(by_key, given)
-        earlier = _latest(connection, work)
+        earlier = stored_judgement(known[0]) if known else None
         if earlier is not None and given.supersedes is None and _says(earlier, given):
             return earlier
         if earlier is not None or given.supersedes is not None:
@@ -229,11 +233,6 @@ def _held(connection: Connection, lease_id: str, annotator: str) -> Any:
         if lease_id in names:
             return renewed
     raise LeaseError("found no task of yours by that name; ask for the next task")
-
-
-def _latest(connection: Connection, work: Work) -> StoredJudgement | None:
-    row = _LATEST.first(connection, task=work.task.id, who=work.annotator)
-    return None if row is None else stored_judgement(row)
 
 
 def _check_consent(connection: Connection, annotator: str) -> None:

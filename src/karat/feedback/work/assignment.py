@@ -19,7 +19,7 @@ from karat.errors import LeaseError, StoreError
 from karat.feedback import leases
 from karat.feedback import people_tables as people
 from karat.feedback import schema as tables
-from karat.feedback.documents import QUALIFICATION, Document, ProjectSettings, read_settings, shelf
+from karat.feedback.documents import QUALIFICATION, Document, ProjectSettings, Shelf, read_settings, shelf
 from karat.feedback.keys import keyed_hash, secret_key
 from karat.feedback.leases import Lease
 from karat.feedback.people import care
@@ -49,6 +49,8 @@ _RATER = Prepared(
     )
     .outerjoin(people.accounts, people.accounts.c.annotator == tables.annotators.c.id)
     .where(tables.annotators.c.id == bindparam("who"))
+    # one rater's requests pass one after another, so that two tabs do not take two tasks
+    .with_for_update(of=tables.annotators, key_share=True)
 )
 
 
@@ -104,7 +106,7 @@ def next_work(store: Store, annotator: str, *, now: float) -> Offer:
     """
     keys = WorkKeys.of(store)
     # a power cut may take a lease with it, never an answer: the disk is not waited for
-    return store.write(lambda connection: offer(connection, annotator, keys, now=now), durable=False)
+    return store.write(lambda connection: offer(connection, annotator, keys, shelf(connection), now=now), durable=False)
 
 
 @dataclass(frozen=True)
@@ -122,10 +124,9 @@ class WorkKeys:
         return cls(secret_key(store, "turns"), order_key(store))
 
 
-def offer(connection: Connection, annotator: str, keys: WorkKeys, *, now: float) -> Offer:
-    """`next_work` inside a writing transaction."""
-    leases.lock_rater(connection, annotator)
-    rater = _read_rater(connection, annotator, now=now)
+def offer(connection: Connection, annotator: str, keys: WorkKeys, papers: Shelf, *, now: float) -> Offer:
+    """`next_work` inside a writing transaction, whose documents are `papers`."""
+    rater = _read_rater(connection, annotator, papers, now=now)
     if isinstance(rater, str):
         return Offer(None, rater)
     lease, reason = _offer(connection, rater, keys.turns, now=now)
@@ -134,18 +135,17 @@ def offer(connection: Connection, annotator: str, keys: WorkKeys, *, now: float)
     return Offer(lease, "work", shown_order_of(lease.task, annotator, keys.order))
 
 
-def _read_rater(connection: Connection, annotator: str, *, now: float) -> _Rater | Reason:
-    """What is known of a rater, or why she gets nothing."""
+def _read_rater(connection: Connection, annotator: str, papers: Shelf, *, now: float) -> _Rater | Reason:
+    """What is known of a rater, whose row is locked, or why she gets nothing."""
     row = _RATER.first(connection, who=annotator)
     if row is None:
         raise StoreError(f"found the rater {annotator!r}, which is not in the store; add_annotators first")
     if row.account is not None and row.state != "active":
         return "locked"
-    if row.account is not None and not care.read_consent(connection, row.account).ok:
+    if row.account is not None and not care.read_consent(connection, row.account, papers).ok:
         return "consent"
     if row.decision == QUARANTINED:
         return "quarantined"
-    papers = shelf(connection)
     settings = papers.settings(connection)
     audience = "expert" if row.role == "expert" else "annotator"
     test = papers.find(connection, QUALIFICATION) if audience == "annotator" else None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from karat.feedback.documents import EXAMPLES, GUIDELINE, Document, ProjectSettings, shelf
+from karat.feedback.documents import EXAMPLES, GUIDELINE, Document, ProjectSettings, Shelf, shelf
 from karat.feedback.people.care import arms_of, read_arms, read_consent
 from karat.feedback.people.drafts import Draft, read_draft
 from karat.feedback.people.own_record import OwnProgress, read_progress
@@ -73,9 +73,11 @@ def sit_down(store: Store, annotator: str, *, audience: str, now: float) -> Sitt
     keys = WorkKeys.of(store)
 
     def write(connection: Connection) -> Sitting:
-        offered, work = _next(connection, annotator, keys, now=now)
+        papers = shelf(connection)
+        offered, work = _next(connection, annotator, keys, papers, now=now)
         draft = None if work is None else read_draft(connection, work.task.id, annotator)
-        return Sitting(offered, work, draft, _beside(connection, annotator, work, audience=audience, now=now))
+        besides = _beside(connection, annotator, work, papers, audience=audience, now=now)
+        return Sitting(offered, work, draft, besides)
 
     return store.write(write, durable=False)
 
@@ -83,13 +85,13 @@ def sit_down(store: Store, annotator: str, *, audience: str, now: float) -> Sitt
 def next_held(store: Store, annotator: str, *, now: float) -> tuple[Offer, Work | None]:
     """`assignment.next_work` with the task's texts."""
     keys = WorkKeys.of(store)
-    return store.write(lambda connection: _next(connection, annotator, keys, now=now), durable=False)
+    return store.write(lambda connection: _next(connection, annotator, keys, shelf(connection), now=now), durable=False)
 
 
 def beside(store: Store, annotator: str, work: Work | None, *, audience: str, now: float) -> Beside:
     """What the page of a task says besides it, where the task is known."""
     with store.connection() as connection:
-        return _beside(connection, annotator, work, audience=audience, now=now)
+        return _beside(connection, annotator, work, shelf(connection), audience=audience, now=now)
 
 
 def receive(store: Store, lease_id: str, annotator: str, account: str, *, now: float) -> Received:
@@ -103,7 +105,7 @@ def receive(store: Store, lease_id: str, annotator: str, account: str, *, now: f
         work = read_work(connection, lease_id, annotator, key)
         project = papers.settings(connection)
         guideline = papers.find(connection, GUIDELINE, work.task.guideline)
-        consents = read_consent(connection, account).ok
+        consents = read_consent(connection, account, papers).ok
         arms = read_arms(connection, annotator, project)
     if None in arms.values():
         drawn = arms_of(store, annotator, now=now)
@@ -112,14 +114,17 @@ def receive(store: Store, lease_id: str, annotator: str, account: str, *, now: f
     return Received(work, consents, project, guideline, drawn)
 
 
-def _next(connection: Connection, annotator: str, keys: WorkKeys, *, now: float) -> tuple[Offer, Work | None]:
-    offered = offer(connection, annotator, keys, now=now)
+def _next(
+    connection: Connection, annotator: str, keys: WorkKeys, papers: Shelf, *, now: float
+) -> tuple[Offer, Work | None]:
+    offered = offer(connection, annotator, keys, papers, now=now)
     lease = offered.lease
     return offered, None if lease is None else read_work(connection, lease.id, annotator, keys.order)
 
 
-def _beside(connection: Connection, annotator: str, work: Work | None, *, audience: str, now: float) -> Beside:
-    papers = shelf(connection)
+def _beside(
+    connection: Connection, annotator: str, work: Work | None, papers: Shelf, *, audience: str, now: float
+) -> Beside:
     return Beside(
         papers.settings(connection),
         None if work is None else papers.find(connection, GUIDELINE, work.task.guideline),
