@@ -88,6 +88,9 @@ def _words(value: Mapping[str, Any], _: int) -> None:
         raise InputError(f"words: found text {text!r}; expected something written")
     if "aspects" in value and not _names(value["aspects"]):
         raise InputError(f"words: found aspects {value['aspects']!r}; expected a list of names")
+    revision = value.get("revision")
+    if revision is not None and not (isinstance(revision, str) and revision.strip()):
+        raise InputError(f"words: found revision {revision!r}; expected something written, or no revision")
 
 
 def _span_marks(value: Mapping[str, Any], n_responses: int) -> None:

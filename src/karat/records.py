@@ -11,7 +11,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from karat.answers import check_value
 from karat.errors import InputError
@@ -24,10 +24,7 @@ Kind = Literal[
 ]  # fmt: skip
 Origin = Literal["person", "simulated", "ai", "imported"]
 ROLES = ("system", "user", "assistant")
-KINDS = (
-    "comparison", "ranking", "best_of", "rating", "label", "correction", "demonstration", "critique",
-    "span_marks", "step_marks",
-)  # fmt: skip
+KINDS: tuple[Kind, ...] = get_args(Kind)
 ORIGINS = ("person", "simulated", "ai", "imported")
 Granularity = Literal["conversation", "response", "turn", "step", "span"]
 GRANULARITIES = ("conversation", "response", "turn", "step", "span")
@@ -187,9 +184,9 @@ class Judgement:
     middle of an odd K = tie, which may say "both": "good" or "bad". ranking: {"ranks": [1, 2, 2, …]}, equal = tied,
     1 = best. best_of: {"best": index}. rating: {"score": x, "low": l, "high": h}, or {"scores": {attribute: x, …},
     "low": l, "high": h}. label: {"good": bool} or {"flags": [name, …]} or both, with "escalate": bool. correction,
-    demonstration: {"text": words}. critique: {"text": words}, with "aspects": [name, …]. span_marks: {"spans":
-    [{"response": index, "start": s, "end": e, "class": name}, …]}, code points of the response's text, end exclusive.
-    step_marks: {"steps": [{"start": s, "end": e, "mark": −1, 0 or 1}, …]} of one response, in order."""
+    demonstration: {"text": words}. critique: {"text": words}, with "aspects": [name, …] that are at fault, "revision":
+    words. span_marks: {"spans": [{"response": index, "start": s, "end": e, "class": name}, …]}, code points, end
+    exclusive. step_marks: {"steps": [{"start": s, "end": e, "mark": −1, 0 or 1}, …]} of one response, in order."""
     annotator: str
     """Annotator.id of who judged."""
     shown_order: tuple[int, ...]
@@ -322,7 +319,6 @@ class ScoreFn(Protocol):
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float]:
         """Scores, one per (prompt, response), in the order given."""
-        ...
 
 
 class Sampler(Protocol):
@@ -330,7 +326,6 @@ class Sampler(Protocol):
 
     def __call__(self, prompts: Sequence[Prompt], *, n_samples: int, seed: int) -> Sequence[Sequence[str]]:
         """n_samples texts for each prompt, in the order given."""
-        ...
 
 
 Utilities = Callable[..., Sequence[float]]
@@ -363,6 +358,18 @@ class Vote:
     """With which probability."""
     tags: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Topic and other split keys."""
+    both: Literal["good", "bad"] | None = None
+    """A tie of two that are both good, or both bad; None = nothing was said about that."""
+
+    kind: ClassVar[Kind] = "comparison"
+    """What every vote is to training."""
+    objective: ClassVar[str] = "preference"
+    """What it speaks about: which of the two is better, all in all."""
+
+    @property
+    def response_ids(self) -> tuple[str, str]:
+        """a and b."""
+        return self.a, self.b
 
 
 def vote_of(judgement: Judgement, *, topic: str | None = None) -> Vote | None:
@@ -370,19 +377,12 @@ def vote_of(judgement: Judgement, *, topic: str | None = None) -> Vote | None:
     if judgement.kind != "comparison" or "missing" in judgement.value:
         return None
     side = 0 if not judgement.shown_order else (1 if judgement.shown_order[0] == 0 else -1)
+    a, b = judgement.response_ids
+    level, n_levels = judgement.value["level"], judgement.value["n_levels"]
     return Vote(
-        judgement_id=judgement.id,
-        prompt_id=judgement.prompt_id,
-        a=judgement.response_ids[0],
-        b=judgement.response_ids[1],
-        level=judgement.value["level"],
-        n_levels=judgement.value["n_levels"],
-        side=side,
-        annotator=judgement.annotator,
-        strategy=judgement.strategy,
-        propensity=judgement.propensity,
-        tags={} if topic is None else {"topic": topic},
-    )
+        judgement.id, judgement.prompt_id, a, b, level, n_levels, side, judgement.annotator, judgement.strategy,
+        judgement.propensity, {} if topic is None else {"topic": topic}, judgement.value.get("both"),
+    )  # fmt: skip
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -110,7 +110,7 @@ def test_altered_and_missing_files_are_named(tmp_path):
         ("votes.npz", None, b"\0", "votes.npz: differs"),
         ("responses.jsonl", b"word", b"w0rd", "response .* was altered"),
         ("prompts.jsonl", b"question", b"quest1on", "prompt .* was altered"),
-        ("snapshot.json", b'"format":1', b'"format":2', "format 2; expected 1"),
+        ("snapshot.json", b'"format":2', b'"format":3', "format 3; expected 2"),
         ("snapshot.json", b"{", b"", "not readable as a snapshot"),
     ):
         copy = tmp_path / "copy"

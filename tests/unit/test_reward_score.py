@@ -102,7 +102,7 @@ def test_references_of_a_prompt_replace_the_training_reference(qwen):
     belief = scorer(PROMPTS, TEXTS)
     own = belief.draws[:, :2, 0].mean(1)
     assert torch.allclose(belief.reference[:, belief.prompt_index[0], 0], own, atol=1e-5)
-    assert torch.equal(belief.reference[:, belief.prompt_index[2], 0], qwen.reference)
+    assert torch.equal(belief.reference[:, belief.prompt_index[2]], qwen.reference)
 
 
 def test_the_score_function_is_the_scaled_aggregate(qwen):

@@ -7,13 +7,14 @@ import torch
 
 from karat.choice import RaterParams, VoteBatch
 from karat.errors import ConfigError, InputError
+from karat.feedback_columns import Channel, FeedbackBatch, FeedbackParams
 from karat.lm.load import load_lm
 from karat.lm.loop import JsonlReporter
 from karat.records import user_prompt
-from karat.reward.data import plan_epoch, split_votes, topic_folds, vote_data
+from karat.reward.data import feedback_data, plan_epoch, split_votes, topic_folds, vote_data
 from karat.reward.model import HeadConfig, RewardModel, bootstrap_weights, log_lengths
 from karat.reward.raters import RaterPriors, fit_raters, prior_raters
-from karat.reward.train import RewardConfig, comparison_loss, train_reward
+from karat.reward.train import RewardConfig, feedback_loss, train_reward
 from karat.reward.trunk import DecoderTrunk, micro_batches
 from reference.reward_loops import ensemble_loss
 from reward_worlds import gold, planted_votes
@@ -25,6 +26,16 @@ SMALL = RewardConfig(heads=HeadConfig(n_heads=2), learning_rate=3e-3, head_learn
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     return tiny_checkpoint("llama", tmp_path_factory.mktemp("llama"))
+
+
+def comparison_loss(scores, votes, raters, weights):
+    """The loss of comparisons alone."""
+    count = torch.arange(len(votes))
+    channel = Channel("c", "comparison", 0, votes, votes.annotator, torch.ones(len(votes)).to(scores), count)
+    params = FeedbackParams(raters.competence, raters.side_bias, raters.lapse, {"c": raters.cutpoints})
+    return feedback_loss(
+        scores.unsqueeze(-1), FeedbackBatch((channel,)), params, weights, n_judgements=float(len(votes))
+    )
 
 
 def trunk(path, **options):
@@ -197,16 +208,15 @@ def test_a_rater_without_votes_stays_at_the_prior():
 
 def test_every_vote_occurs_once_an_epoch_even_in_a_prompt_larger_than_a_minibatch():
     votes, prompts, responses = planted_votes(3, 9, 5, 2)
-    data = vote_data(votes, prompts, responses)
+    data = feedback_data(votes, prompts, responses)
     for limit in (4, 9, 40):
         plan = plan_epoch(data, batch_responses=limit, rng=None)
-        positions = torch.cat([minibatch.votes for minibatch in plan])
+        positions = torch.cat([minibatch.statements for minibatch in plan])
         assert sorted(positions.tolist()) == list(range(len(votes)))
         for minibatch in plan:
             texts = [t for group in minibatch.groups for t in group]
             assert len(texts) == len(set(texts)) <= limit
-            used = set(data.columns.a[minibatch.votes].tolist()) | set(data.columns.b[minibatch.votes].tolist())
-            assert used <= set(texts)
+            assert {i for position in minibatch.statements.tolist() for i in data.texts_of[position]} <= set(texts)
 
 
 def test_micro_batches_keep_groups_whole():
@@ -253,7 +263,7 @@ def test_the_length_term_is_reported_and_removable(llama):
     assert torch.allclose(difference, expected.expand(2, 2), atol=1e-6)
 
 
-@pytest.mark.parametrize("change", ["none", "tied", "prompt", "response", "scales"])
+@pytest.mark.parametrize("change", ["none", "tied", "prompt", "response", "level"])
 def test_votes_that_cannot_be_used_are_one_clear_line(llama, change):
     votes, prompts, responses = planted_votes(2)
     if change == "none":
@@ -265,13 +275,13 @@ def test_votes_that_cannot_be_used_are_one_clear_line(llama, change):
     elif change == "response":
         responses = {}
     else:
-        votes = [*votes, dataclasses.replace(votes[0], n_levels=5)]
+        votes = [*votes, dataclasses.replace(votes[0], level=5)]
     expected = {
         "none": "found no votes",
         "tied": "votes are ties",
         "prompt": "prompt .* is unknown",
         "response": "response .* is unknown",
-        "scales": r"scales of \[3, 5\]",
+        "level": "found level 5; expected 0 … 2",
     }[change]
     with pytest.raises(InputError, match=expected) as caught:
         train_reward(trunk(llama), votes, prompts, responses, config=SMALL, seed=0)

@@ -35,8 +35,12 @@ from karat.identity import content_id, file_hash
 from karat.ledger.artifacts import staged_directory
 from karat.records import WORD_KINDS, Annotator, Judgement, Prompt, Response, Turn, Vote
 
-FORMAT = 1
-COLUMNS = ("prompt", "a", "b", "level", "n_levels", "side", "annotator", "strategy", "propensity", "active_s", "late")
+FORMAT = 2
+"""2 knows "both good" and "both bad"; 1 is still read."""
+COLUMNS = (
+    "prompt", "a", "b", "level", "n_levels", "side", "annotator", "strategy", "propensity", "active_s", "late", "both",
+)  # fmt: skip
+BOTH = {None: 0, "good": 1, "bad": -1}
 
 
 @dataclass(frozen=True)
@@ -207,12 +211,13 @@ def _columns(
         "propensity": np.array([one.propensity for one in each], dtype=np.float64),
         "active_s": np.array(seconds, dtype=np.float64),
         "late": np.array([record.late for record in votes], dtype=np.bool_),
+        "both": np.array([BOTH[one.value.get("both")] for one in each], dtype=np.int8),
     }
 
 
 def _read(path: Path) -> Snapshot:
     head = json.loads((path / "snapshot.json").read_text(encoding="utf-8"))
-    if head["format"] != FORMAT:
+    if head["format"] not in (1, FORMAT):
         raise LedgerError(f"{path}: found a snapshot of format {head['format']}; expected {FORMAT}")
     commitments = list(_read_lines(path / "commitments.jsonl"))
     if (found := _root([line["commitment"] for line in commitments])) != head["root"]:
@@ -223,12 +228,13 @@ def _read(path: Path) -> Snapshot:
     responses = {line["id"]: _response_of(line, path) for line in _read_lines(path / "responses.jsonl")}
     annotators = {line["id"]: Annotator(**line) for line in _read_lines(path / "annotators.jsonl")}
     with np.load(path / "votes.npz", allow_pickle=False) as archive:
-        columns = {name: archive[name] for name in COLUMNS}
+        columns = {name: archive[name] for name in COLUMNS if name in archive}
+    columns.setdefault("both", np.zeros(head["n_votes"], dtype=np.int8))
     ids = [line["id"] for line in commitments[: head["n_votes"]]]
     words = {line["id"]: line for line in _read_lines(path / "words.jsonl")}
     return Snapshot(
         votes=_votes(ids, columns, head["strategies"], prompts, list(responses), list(annotators)),
-        judgements=[_judgement_of(line, words) for line in _read_lines(path / "judgements.jsonl")],
+        judgements=[_judgement_of(line, words, path) for line in _read_lines(path / "judgements.jsonl")],
         prompts=prompts,
         responses=responses,
         annotators=annotators,
@@ -249,7 +255,8 @@ def _votes(
 ) -> list[Vote]:
     prompt_ids = list(prompts)
     tags = [{} if prompts[one].topic is None else {"topic": prompts[one].topic} for one in prompt_ids]
-    names = ("prompt", "a", "b", "level", "n_levels", "side", "annotator", "strategy", "propensity")
+    names = ("prompt", "a", "b", "level", "n_levels", "side", "annotator", "strategy", "propensity", "both")
+    said = {number: word for word, number in BOTH.items()}
     rows = zip(ids, *(columns[name].tolist() for name in names), strict=True)
     return [
         Vote(
@@ -264,8 +271,9 @@ def _votes(
             strategy=strategies[strategy],
             propensity=propensity,
             tags=tags[prompt],
+            both=said[both],
         )
-        for judgement_id, prompt, a, b, level, n_levels, side, annotator, strategy, propensity in rows
+        for judgement_id, prompt, a, b, level, n_levels, side, annotator, strategy, propensity, both in rows
     ]
 
 
@@ -284,8 +292,11 @@ def _response_of(line: Mapping[str, Any], path: Path) -> Response:
     return response
 
 
-def _judgement_of(line: Mapping[str, Any], words: Mapping[str, Mapping[str, Any]]) -> Judgement:
+def _judgement_of(line: Mapping[str, Any], words: Mapping[str, Mapping[str, Any]], path: Path) -> Judgement:
     fields = {name: value for name, value in line.items() if name != "id"}
+    event = {name: value for name, value in fields.items() if name != "shown" or value}
+    if content_id("judgement", event | {"reason": None}) != line["id"]:
+        raise LedgerError(f"{path / 'judgements.jsonl'}: judgement {line['id']} was altered")
     spoken = words.get(line["id"], {"reason": None, "value": None})
     if fields["kind"] in WORD_KINDS and "missing" not in fields["value"]:
         fields["value"] = spoken["value"] if spoken["value"] is not None else {"missing": "erased"}

@@ -2,11 +2,12 @@
 
     r_s(x, y) = (w_s + β·p_s)·φ(x, y) + γ_s·log(1 + characters of y)        logits: r_s / T
 
+With several objectives each has such heads of its own on the same features; the length term and T belong to the first.
 p_s is drawn once and never trained. Because it is linear in the features, the mean over the heads is one linear
 layer, and a decoder's mean head loads as an ordinary sequence-classification model. Knows features and lengths;
 knows nothing about votes or raters.
 
-Dimension letters: S heads (posterior draws), N texts, A annotators, d features.
+Dimension letters: S heads (posterior draws), N texts, O objectives, A annotators, d features.
 
 Source: randomised prior functions are Osband et al. 2018, arXiv:1806.03335; last-token scores and the initial scale
     1/√(d + 1) are Stiennon et al. 2020, arXiv:2009.01325, as in openai/lm-human-preferences@cbfd210.
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from karat.errors import ConfigError
 from karat.reward.trunk import Encoded, Trunk
 from karat.seeding import numpy_generator, torch_generator
+from karat.statements import PREFERENCE
 
 Bootstrap = Literal["exponential", "poisson", "none"]
 
@@ -56,10 +58,13 @@ class HeadConfig:
 class RewardModel(nn.Module):
     """A trunk and S heads; `forward` gives raw scores, `logits` the calibrated ones."""
 
-    def __init__(self, trunk: Trunk, config: HeadConfig, *, seed: int) -> None:
+    def __init__(
+        self, trunk: Trunk, config: HeadConfig, *, seed: int, objectives: Sequence[str] = (PREFERENCE,)
+    ) -> None:
         super().__init__()
         self.trunk = trunk
         self.config = config
+        self.objectives = tuple(objectives)
         self.trunk_module = trunk.module
         shape = (config.n_heads, trunk.width)
         scale = 1 / math.sqrt(trunk.width + 1)
@@ -69,6 +74,14 @@ class RewardModel(nn.Module):
         self.length_coef = nn.Parameter(torch.zeros(config.n_heads), requires_grad=config.length_term)
         self.register_buffer("prior", prior)
         self.register_buffer("temperature", torch.ones(()))
+        n_further = len(self.objectives) - 1
+        generators = (
+            torch_generator(seed, "reward", "heads", "further"),
+            torch_generator(seed, "reward", "prior", "further"),
+        )
+        drawn = [torch.randn(n_further, *shape, generator=generator) * scale for generator in generators]
+        self.further_weight = nn.Parameter(drawn[0] * config.init_scale, requires_grad=n_further > 0)
+        self.register_buffer("further_prior", drawn[1] * config.prior_scale)
 
     @property
     def n_heads(self) -> int:
@@ -82,7 +95,7 @@ class RewardModel(nn.Module):
     def forward(
         self, features: Float[Tensor, "N d"], log_length: Float[Tensor, " N"], *, with_length: bool = True
     ) -> Float[Tensor, "S N"]:
-        """Raw scores of each head; divide by `temperature` for logits.
+        """Raw scores of each head for the first objective; divide by `temperature` for logits.
 
         Args:
             log_length: log(1 + characters) of each response, see `log_lengths`.
@@ -99,8 +112,22 @@ class RewardModel(nn.Module):
         """Calibrated scores: raw / T."""
         return self(features, log_length, with_length=with_length) / self.temperature
 
+    def every(
+        self, features: Float[Tensor, "N d"], log_length: Float[Tensor, " N"], *, with_length: bool = True
+    ) -> Float[Tensor, "S N O"]:
+        """Raw scores of each head for every objective."""
+        first = self(features, log_length, with_length=with_length).unsqueeze(-1)
+        if len(self.objectives) == 1:
+            return first
+        further = (self.further_weight + self.further_prior) @ features.T  # [O − 1, S, N]
+        return torch.cat([first, further.permute(1, 2, 0)], dim=-1)
+
+    def calibrated(self, raw: Float[Tensor, "S N O"]) -> Float[Tensor, "S N O"]:
+        """Logits of raw scores: the first objective divided by T, the others as they are."""
+        return torch.cat([raw[..., :1] / self.temperature, raw[..., 1:]], dim=-1)
+
     def mean_weight(self) -> Float[Tensor, " d"]:
-        """The one linear layer that gives the mean of the heads' logits, without the length term."""
+        """The one linear layer that gives the mean of the first objective's logits, without the length term."""
         return ((self.weight + self.prior).mean(0) / self.temperature).detach()
 
 

@@ -49,9 +49,18 @@ class RaterPriors:
     """First parameter of lapse ~ Beta."""
     lapse_b: float = 19.0
     """Second parameter; mean lapse a/(a + b)."""
+    offset_sd: float = 0.15
+    """sd of a rater's rating offset around the population's: shares of the scale; ordinal ratings: 8 times that, in
+    logits."""
+    gain_sd: float = 0.3
+    """sd of a rater's rating gain, as a share of the population's."""
+    noise_sd: float = 0.3
+    """sd of the logarithm of a rater's rating noise."""
+    threshold_sd: float = 1.0
+    """sd of a rater's threshold for "good" around the population's, logits."""
 
     def __post_init__(self) -> None:
-        if min(self.competence_sd, self.side_bias_sd, self.lapse_a, self.lapse_b) <= 0:
+        if min(value for value in vars(self).values() if not isinstance(value, bool)) <= 0:
             raise ConfigError(f"rater priors: found {self}; expected all numbers > 0")
 
     @property
@@ -121,7 +130,7 @@ def fit_raters(
             )
         return -total / len(votes)
 
-    _minimise(objective, free, max_steps)
+    minimise(objective, free, max_steps)
     with torch.no_grad():
         best = current()
     fields = (best.competence, best.side_bias, best.lapse, best.cutpoints)
@@ -152,11 +161,15 @@ def fit_slope(
 
     parameters = [p for p in (slope, cut_raw) if p.requires_grad]
     if parameters:
-        _minimise(objective, parameters, 100)
+        minimise(objective, parameters, 100)
     return float(slope.detach()), symmetric_cutpoints(cut_raw.detach(), votes.n_levels).to(cutpoints.dtype)
 
 
-def _minimise(objective: Callable[[], Tensor], free: list[Tensor], max_steps: int) -> None:
+def minimise(objective: Callable[[], Tensor], free: list[Tensor], max_steps: int) -> None:
+    """Move the free tensors, in place, to a minimum of the objective, by L-BFGS.
+
+    Raises: ConvergenceError when the objective ends up not finite.
+    """
     optimiser = torch.optim.LBFGS(
         free, max_iter=max_steps, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=1e-9,
         tolerance_change=1e-10,

@@ -34,12 +34,14 @@ from karat.lm.attention import NAME as TREE_ATTENTION
 from karat.lm.load import LoadedEncoder, LoadedLM, add_header_metadata, load_encoder, save_encoder
 from karat.records import Prompt, ScoreFn
 from karat.reward.calibration import VoteModel
+from karat.reward.contributions import contribution_rows
 from karat.reward.model import HeadConfig, RewardModel, log_lengths
-from karat.reward.posterior import belief_of, prompt_reference
+from karat.reward.posterior import prompt_reference
 from karat.reward.raters import RaterPriors
 from karat.reward.steps import score_encoded
 from karat.reward.train import RewardFit
 from karat.reward.trunk import DecoderTrunk, EncoderTrunk, Trunk, check_texts
+from karat.statements import PREFERENCE
 
 CARD = "reward_card.json"
 HEADS = "heads.safetensors"
@@ -57,28 +59,35 @@ class Scorer:
     """What turns differences of logits into probabilities for a new rater."""
     scale: ScoreScale
     """The optimiser's scale of the mean score."""
-    reference: Float[Tensor, " S"]
+    reference: Float[Tensor, "S O"]
     """Mean logit of each head over the training responses, for prompts without references of their own."""
-    prompt_references: Mapping[str, Float[Tensor, " S"]] = dataclasses.field(default_factory=dict)
+    prompt_references: Mapping[str, Float[Tensor, "S O"]] = dataclasses.field(default_factory=dict)
     """Prompt.id → mean logit of each head over that prompt's reference responses."""
 
     def __call__(self, prompts: Sequence[Prompt], texts: Sequence[str], *, with_length: bool = True) -> Belief:
-        """Joint draws [S, B, 1] in logits, relative to each prompt's reference responses where it has any.
+        """Joint draws [S, B, O] in logits, one axis an objective, relative to each prompt's reference responses where it has any.
 
         Args:
             prompts, texts: one of each a response.    with_length: False = without the length term.
         Raises: InputError for no texts, unequal lengths, or a decoder's text that does not fit its context.
         """
-        logits = self.logits(prompts, texts, with_length=with_length)
+        draws = self.every(prompts, texts, with_length=with_length)
         ids = list(dict.fromkeys(prompt.id for prompt in prompts))
         rows = torch.stack([self.prompt_references.get(prompt_id, self.reference) for prompt_id in ids], dim=1)
         place = {prompt_id: column for column, prompt_id in enumerate(ids)}
-        return belief_of(logits, rows, torch.tensor([place[prompt.id] for prompt in prompts]))
+        index = torch.tensor([place[prompt.id] for prompt in prompts])
+        return Belief(draws, rows, index, self.model.objectives)
 
     def logits(
         self, prompts: Sequence[Prompt], texts: Sequence[str], *, with_length: bool = True
     ) -> Float[Tensor, "S B"]:
-        """Logits of each head; every different (prompt, text) is encoded once."""
+        """Logits of each head for the first objective."""
+        return self.every(prompts, texts, with_length=with_length)[..., 0]
+
+    def every(
+        self, prompts: Sequence[Prompt], texts: Sequence[str], *, with_length: bool = True
+    ) -> Float[Tensor, "S B O"]:
+        """Logits of each head for every objective; every different (prompt, text) is encoded once."""
         check_texts(texts, "score")
         if len(prompts) != len(texts):
             raise InputError(f"score: found {len(prompts)} prompts and {len(texts)} texts; expected one of each a row")
@@ -97,14 +106,16 @@ class Scorer:
             self.model, encoded, log_lengths(own_texts), list(groups.values()), token_budget=TOKEN_BUDGET,
             with_length=with_length,
         )  # fmt: skip
-        return (raw / self.model.temperature)[:, rows]
+        return self.model.calibrated(raw)[:, rows]
 
     def with_references(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Scorer:
         """The same scorer, measuring each prompt's draws from these responses (policy samples, several a prompt)."""
         ids = list(dict.fromkeys(prompt.id for prompt in prompts))
         index = torch.tensor([ids.index(prompt.id) for prompt in prompts])
-        columns = prompt_reference(self.logits(prompts, texts), index, len(ids))
-        own = {prompt_id: columns[:, column] for column, prompt_id in enumerate(ids)}
+        draws = self.every(prompts, texts)
+        columns = [prompt_reference(draws[..., o], index, len(ids)) for o in range(draws.shape[-1])]
+        stacked = torch.stack(columns, dim=-1)
+        own = {prompt_id: stacked[:, column] for column, prompt_id in enumerate(ids)}
         return dataclasses.replace(self, prompt_references={**self.prompt_references, **own})
 
     def with_scale(self, scale: ScoreScale) -> Scorer:
@@ -179,6 +190,8 @@ def save_reward(
         "temperature": model.temperature,
         "reference": fit.reference,
     }
+    if len(model.objectives) > 1:
+        tensors |= {"further_weight": model.further_weight, "further_prior": model.further_prior}
     save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, partial / HEADS, dict(metadata))
     card = _card(fit, metadata, fit.scale if scale is None else scale)
     (partial / CARD).write_text(json.dumps(card, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -208,12 +221,14 @@ def load_scorer(directory: str | Path, *, device: str = "cpu") -> Scorer:
         )
     trunk = _load_trunk(directory, card, device)
     trunk.module.requires_grad_(False).eval()
-    model = RewardModel(trunk, HeadConfig(**card["heads"]), seed=0)
-    for name in ("weight", "prior", "length_coef", "temperature"):
+    objectives = card.get("objectives", [PREFERENCE])
+    model = RewardModel(trunk, HeadConfig(**card["heads"]), seed=0, objectives=objectives)
+    further = ("further_weight", "further_prior") if len(objectives) > 1 else ()
+    for name in ("weight", "prior", "length_coef", "temperature", *further):
         getattr(model, name).data.copy_(heads[name])
     model.requires_grad_(False).to(device).eval()
     vote_model = VoteModel(RaterPriors(**card["rater_priors"]), tuple(card["cutpoints"]))
-    return Scorer(model, vote_model, ScoreScale(**card["scale"]), heads["reference"])
+    return Scorer(model, vote_model, ScoreScale(**card["scale"]), heads["reference"].view(-1, len(objectives)))
 
 
 def _save_classifier(model: RewardModel, lm: LoadedLM, directory: Path, metadata: Mapping[str, str]) -> None:
@@ -291,6 +306,7 @@ def _card(fit: RewardFit, metadata: Mapping[str, str], scale: ScoreScale) -> dic
         "metadata": dict(metadata),
         "trunk": model.trunk.describe(),
         "heads": dataclasses.asdict(model.config),
+        "objectives": list(model.objectives),
         "temperature": float(model.temperature),
         "length_coef": [float(value) for value in model.length_coef.detach() / model.temperature],
         "n_levels": fit.vote_model.n_levels,
@@ -306,6 +322,7 @@ def _card(fit: RewardFit, metadata: Mapping[str, str], scale: ScoreScale) -> dic
             for i, name in enumerate(fit.annotators)
         },
         "metrics": fit.metrics,
+        "contributions": contribution_rows(fit.contributions),
         "findings": [dataclasses.asdict(finding) for finding in fit.findings],
         "loads_with": _loads_with(model),
         "not_expressed": _not_expressed(model),
@@ -323,6 +340,8 @@ def _loads_with(model: RewardModel) -> str:
 def _not_expressed(model: RewardModel) -> list[str]:
     """What AutoModelForSequenceClassification cannot say about this model."""
     missing = ["the spread of the heads", "the rater parameters and cutpoints", "the optimiser's scale"]
+    if len(model.objectives) > 1:
+        missing.append(f"the objectives {', '.join(model.objectives[1:])}")
     if model.config.length_term:
         missing.append("the length term γ·log(1 + characters)")
     if model.trunk.kind == "encoder":

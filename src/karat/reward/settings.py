@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from karat.errors import ConfigError
 from karat.reward.model import Bootstrap, HeadConfig
@@ -20,9 +21,9 @@ class RewardConfig:
     bootstrap: Bootstrap = "exponential"
     """How each head weighs the raters."""
     n_epochs: int = 1
-    """Passes over the votes; reward models overfit in the second (Ouyang et al. 2022, arXiv:2203.02155 app. C.2)."""
+    """Passes over the feedback; reward models overfit in the second (Ouyang et al. 2022, arXiv:2203.02155 app. C.2)."""
     batch_responses: int = 32
-    """Texts an optimiser step, whole prompts together; their votes all count."""
+    """Texts an optimiser step, whole prompts together; all that was said about them counts."""
     token_budget: int = 4096
     """Tokens a forward pass; changes memory and speed, never the result."""
     learning_rate: float = 5e-5
@@ -43,6 +44,8 @@ class RewardConfig:
     """Share of the raters held out where no validation votes are given."""
     patience: int = 1
     """Epochs without a better held-out likelihood after which training stops; the best epoch is kept."""
+    ratings: Literal["gaussian", "ordinal"] = "gaussian"
+    """How ratings are read: as numbers with offset, gain and noise, or as steps of a scale with cutpoints."""
     shuffle: bool = True
     """True = prompts in random order each epoch; False = in the order given."""
     checkpoint_every: int = 0

@@ -1,8 +1,8 @@
 """The steps of reward training: minibatch, loss, rater fit, held-out epoch, with all state that a checkpoint needs.
 
-Knows a model, votes as columns and an optimiser; knows nothing about splits, temperatures or reports.
+Knows a model, feedback as columns and an optimiser; knows nothing about splits, temperatures or reports.
 
-Dimension letters: S heads, C comparisons, N texts, A annotators.
+Dimension letters: S heads, C statements, N texts, O objectives, A annotators.
 """
 
 from __future__ import annotations
@@ -16,36 +16,72 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from karat.choice import RaterParams, VoteBatch, comparison_loglik
 from karat.errors import InvariantError
+from karat.feedback_columns import FeedbackBatch, FeedbackParams, LabelParams
+from karat.feedback_likelihood import channel_loglik
 from karat.lm.loop import TrainState, linear_warmup_decay, optimiser_step
-from karat.reward.calibration import VoteModel, predicted_probs, vote_nll
-from karat.reward.data import Minibatch, VoteData
+from karat.ratings import RatingParams
+from karat.reward.data import FeedbackData, Minibatch
+from karat.reward.latents import fit_params
 from karat.reward.model import RewardModel, log_lengths
-from karat.reward.raters import fit_raters
+from karat.reward.prediction import held_out_nll
 from karat.reward.settings import RewardConfig
 from karat.reward.trunk import Encoded, micro_batches
 from karat.seeding import child_seed
 
 
 class RaterTable(nn.Module):
-    """Rater parameters and the scores last seen, as buffers, so that a checkpoint holds them."""
+    """Parameters of raters and channels, and the scores last seen, as buffers, so that a checkpoint holds them."""
 
-    def __init__(self, start: RaterParams, n_texts: int) -> None:
+    def __init__(self, start: FeedbackParams, n_texts: int, n_objectives: int) -> None:
         super().__init__()
-        for name in ("competence", "side_bias", "lapse", "cutpoints"):
-            self.register_buffer(name, getattr(start, name).clone())
-        self.register_buffer("latest", torch.zeros(n_texts))
+        self.names = tuple(f"p{number}" for number in range(len(_flat(start))))
+        self._shape = start
+        for name, value in zip(self.names, _flat(start).values(), strict=True):
+            self.register_buffer(name, value.clone())
+        self.register_buffer("latest", torch.zeros(n_texts, n_objectives))
         self.register_buffer("seen", torch.zeros(n_texts, dtype=torch.bool))
 
-    def params(self) -> RaterParams:
+    def params(self) -> FeedbackParams:
         """The current parameters."""
-        return RaterParams(self.competence, self.side_bias, self.lapse, self.cutpoints)
+        return _unflat(self._shape, [getattr(self, name) for name in self.names])
 
-    def take(self, params: RaterParams) -> None:
+    def take(self, params: FeedbackParams) -> None:
         """Replace the parameters."""
-        for name in ("competence", "side_bias", "lapse", "cutpoints"):
-            getattr(self, name).copy_(getattr(params, name))
+        for name, value in zip(self.names, _flat(params).values(), strict=True):
+            getattr(self, name).copy_(value)
+
+
+def _flat(params: FeedbackParams) -> dict[str, Tensor]:
+    flat = {"competence": params.competence, "side_bias": params.side_bias, "lapse": params.lapse}
+    if params.log_tie is not None:
+        flat["log_tie"] = params.log_tie
+    for name, cutpoints in params.cutpoints.items():
+        flat[f"cutpoints of {name}"] = cutpoints
+    for records in (params.ratings, params.labels):
+        for name, own in records.items():
+            flat |= {f"{key} of {name}": value for key, value in vars(own).items() if value is not None}
+    return flat
+
+
+def _unflat(like: FeedbackParams, values: Sequence[Tensor]) -> FeedbackParams:
+    flat = dict(zip(_flat(like), values, strict=True))
+    ratings, labels = (
+        {
+            name: {key: None if value is None else flat[f"{key} of {name}"] for key, value in vars(own).items()}
+            for name, own in records.items()
+        }
+        for records in (like.ratings, like.labels)
+    )
+    return FeedbackParams(
+        flat["competence"],
+        flat["side_bias"],
+        flat["lapse"],
+        {name: flat[f"cutpoints of {name}"] for name in like.cutpoints},
+        flat.get("log_tie"),
+        {name: RatingParams(**own) for name, own in ratings.items()},
+        {name: LabelParams(**own) for name, own in labels.items()},
+    )
 
 
 class BestEpoch:
@@ -92,10 +128,10 @@ class TrainingRun:
 
     model: RewardModel
     """The model in training."""
-    data: VoteData
-    """The votes trained on, and their texts."""
-    held: VoteData | None
-    """Held-out votes for early stopping; None = train for all epochs."""
+    data: FeedbackData
+    """What is trained on, and its texts."""
+    held: FeedbackData | None
+    """Held-out feedback for early stopping; None = train for all epochs."""
     config: RewardConfig
     """What was asked for."""
     seed: int
@@ -117,8 +153,8 @@ class TrainingRun:
     plans: list[list[Minibatch]]
     """The minibatches of each epoch."""
     one_rater: bool
-    """True = all votes are by one rater."""
-    held_scores: Float[Tensor, "S N"] | None = None
+    """True = one rater gave everything."""
+    held_scores: Float[Tensor, "S N O"] | None = None
     """Scores of the held-out texts after the best epoch, in this process."""
 
     @property
@@ -160,9 +196,11 @@ class TrainingRun:
         return metrics
 
     def losses(self, minibatch: Minibatch, totals: dict[str, float]) -> Iterator[Tensor]:
-        """The losses of the micro-batches, each divided by the votes of the whole minibatch."""
-        n_votes = len(minibatch.votes)
-        votes = self.data.columns.select(minibatch.votes)
+        """The losses of the micro-batches, each divided by the judgements of the whole minibatch."""
+        chosen = torch.zeros(len(self.data.statements), dtype=torch.bool)
+        chosen[minibatch.statements] = True
+        batch = self.data.batch.select(chosen)
+        n_judgements = float(self.data.shares[minibatch.statements].sum())
         place = torch.full((len(self.encoded),), -1)
         for texts in micro_batches(
             minibatch.groups, lambda i: self.encoded[i].n_tokens, token_budget=self.config.token_budget
@@ -173,30 +211,31 @@ class TrainingRun:
             scores = self.scores([self.encoded[i] for i in texts], self.log_length[index])
             self.table.latest[index] = scores.detach().mean(0).to(self.table.latest)
             self.table.seen[index] = True
-            part = local_votes(votes, place, minibatch.groups, texts)
-            loss = comparison_loss(scores, part, self.table.params(), self.weights) * (len(part) / n_votes)
+            part = local_batch(batch, place)
+            loss = feedback_loss(scores, part, self.table.params(), self.weights, n_judgements=n_judgements)
             totals["loss"] += float(loss.detach())
             yield loss
 
-    def scores(self, items: Sequence[Encoded], log_length: Tensor) -> Float[Tensor, "S n"]:
+    def scores(self, items: Sequence[Encoded], log_length: Tensor) -> Float[Tensor, "S n O"]:
         """Raw scores of some texts, with gradients."""
         features = self.model.features(items, token_budget=self.config.token_budget)
-        return self.model(features, log_length).cpu()
+        return self.model.every(features, log_length).cpu()
 
     def refit_raters(self) -> None:
-        """Fit the raters to the votes whose texts have been scored."""
-        columns = self.data.columns
-        known = self.table.seen[columns.a] & self.table.seen[columns.b]
+        """Fit raters and channels to the statements whose texts have been scored."""
+        seen = self.table.seen.tolist()
+        known = torch.tensor([all(seen[i] for i in texts) for texts in self.data.texts_of])
         if bool(known.any()):
-            fitted = fit_raters(self.table.latest, columns.select(known), self.table.params(), self.config.raters)
-            self.table.take(fitted)
+            batch = self.data.batch.select(known)
+            self.table.take(fit_params(self.table.latest, batch, self.table.params(), self.config.raters))
 
     def hold_out(self, epoch: int) -> float:
         """Held-out likelihood after an epoch; keeps the weights when it is the best so far."""
         assert self.held is not None
         scores = score_data(self.model, self.held, token_budget=self.config.token_budget)
-        model = VoteModel(self.config.raters, tuple(self.table.cutpoints.tolist()))
-        nll = float(vote_nll(predicted_probs(scores, self.held.columns, model), self.held.columns).mean())
+        nll = held_out_nll(
+            scores, self.held.batch, self.table.params(), self.config.raters, n_judgements=self.held.n_judgements
+        )
         if nll < self.best.nll:
             self.best.nll, self.best.n_worse, self.best.epoch = nll, 0, epoch
             self.copy.take(trained_weights(self.model))
@@ -212,20 +251,34 @@ class TrainingRun:
         return None
 
 
-def comparison_loss(
-    scores: Float[Tensor, "S N"], votes: VoteBatch, raters: RaterParams, weights: Float[Tensor, "S A"]
+def feedback_loss(
+    scores: Float[Tensor, "S N O"],
+    batch: FeedbackBatch,
+    params: FeedbackParams,
+    weights: Float[Tensor, "S A"],
+    *,
+    n_judgements: float,
 ) -> Float[Tensor, ""]:
-    """Mean negative log-likelihood over heads and votes, each rater weighted by the head's bootstrap.
+    """Negative log-likelihood a judgement, the mean over heads, each rater weighted by the head's bootstrap.
 
-    −(1/(S·C))·Σ_s Σ_c ω_{s,w(c)}·log P(y_c | scores_s, rater w(c))
+        −(1/(S·J))·Σ_s Σ_c ω_{s,w(c)}·share_c·log P(statement c | scores_s, rater w(c))
+
+    Every kind enters by its own likelihood and by nothing else: a kind counts as much as it says.
+
+    Args:
+        scores: raw, of the texts that the batch's indices mean.    weights: ω, of people, never of virtual raters.
+        n_judgements: J, of the whole minibatch.
     """
-    loglik = torch.stack([comparison_loglik(head, votes, raters) for head in scores])
-    return -(weights[:, votes.annotator] * loglik).mean()
+    total = scores.new_zeros(())
+    for channel in batch.channels:
+        loglik = channel_loglik(scores[..., channel.objective], channel, params)
+        weighted = weights[:, channel.rater] * channel.weight * loglik
+        total = total - weighted.mean() * (len(channel) / n_judgements)
+    return total
 
 
-@torch.no_grad()
-def score_data(model: RewardModel, data: VoteData, *, token_budget: int) -> Float[Tensor, "S N"]:
-    """Raw scores of every text of some votes, in eval mode."""
+def score_data(model: RewardModel, data: FeedbackData, *, token_budget: int) -> Float[Tensor, "S N O"]:
+    """Raw scores of every text of some feedback, in eval mode."""
     encoded = model.trunk.encode(data.prompts, data.texts)
     return score_encoded(model, encoded, log_lengths(data.texts), data.groups, token_budget=token_budget)
 
@@ -239,25 +292,20 @@ def score_encoded(
     *,
     token_budget: int,
     with_length: bool = True,
-) -> Float[Tensor, "S N"]:
+) -> Float[Tensor, "S N O"]:
     """Raw scores of encoded texts, prompt by prompt; `with_length` = False leaves the length term out."""
     model.eval()
-    scores = torch.zeros(model.n_heads, len(encoded))
+    scores = torch.zeros(model.n_heads, len(encoded), len(model.objectives))
     for texts in micro_batches(groups, lambda i: encoded[i].n_tokens, token_budget=token_budget):
         features = model.features([encoded[i] for i in texts], token_budget=token_budget)
-        scores[:, texts] = model(features, log_length[texts], with_length=with_length).float().cpu()
+        scores[:, texts] = model.every(features, log_length[texts], with_length=with_length).float().cpu()
     return scores
 
 
-def local_votes(
-    votes: VoteBatch, place: Int[Tensor, " N"], groups: Sequence[Sequence[int]], texts: Sequence[int]
-) -> VoteBatch:
-    """The votes of a minibatch whose texts are in this micro-batch, indexed by their place in it."""
-    if len(texts) == sum(map(len, groups)):
-        mine = votes
-    else:
-        mine = votes.select(place[votes.a] >= 0)
-    return VoteBatch(place[mine.a], place[mine.b], mine.level, mine.side, mine.annotator, mine.n_levels)
+def local_batch(batch: FeedbackBatch, place: Int[Tensor, " N"]) -> FeedbackBatch:
+    """The part of a minibatch whose texts are in this micro-batch, indexed by their place in it (−1 = not there)."""
+    parts = (channel.select(place[channel.texts[:, 0]] >= 0) for channel in batch.channels)
+    return FeedbackBatch(tuple(channel for channel in parts if len(channel))).renumbered(place)
 
 
 def trained_weights(model: RewardModel) -> dict[str, Tensor]:

@@ -1,11 +1,11 @@
-"""Reward training: from votes to a model, its raters and its calibration, top to bottom.
+"""Reward training: from any mixture of feedback to a model, its raters and its calibration, top to bottom.
 
-The objective is the ordinal choice likelihood of every vote with raters as latent variables. Each head weighs the
-raters by its own bootstrap. The trunk takes gradient steps; the raters are fitted exactly, a few times an epoch, to
-the scores seen so far. Knows votes, texts and a trunk; knows nothing about where the votes came from or who will use
-the scores.
+The objective is the likelihood of everything that was said, each kind by its own link, with raters as latent variables.
+Each head weighs the raters by its own bootstrap. The trunk takes gradient steps; the raters are fitted exactly, a few
+times an epoch, to the scores seen so far. Knows statements, texts and a trunk; knows nothing about where they came from
+or who will use the scores.
 
-Dimension letters: S heads, C comparisons, N texts, A annotators.
+Dimension letters: S heads, C comparisons, N texts, O objectives, A annotators.
 """
 
 from __future__ import annotations
@@ -22,33 +22,45 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from karat.belief import ScoreScale, fit_scale
-from karat.choice import RaterParams
+from karat.choice import RaterParams, VoteBatch
 from karat.errors import ConfigError
+from karat.feedback_columns import Channel, FeedbackParams
 from karat.identity import content_id
 from karat.lm.loop import LoopConfig, Reporter, TrainState, check_skipped, run_loop
-from karat.records import Estimate, Finding, Prompt, Response, Vote
-from karat.reward.calibration import LOG_TEMPERATURE_BOUND, VoteModel, fit_temperature, predicted_probs, vote_nll
-from karat.reward.data import Minibatch, VoteData, check_informative, plan_epoch, split_votes, vote_data
+from karat.records import Estimate, Finding, Prompt, Response
+from karat.reward.calibration import LOG_TEMPERATURE_BOUND, VoteModel
+from karat.reward.contributions import Contribution, contributions
+from karat.reward.data import (
+    FeedbackData,
+    Minibatch,
+    check_informative,
+    feedback_data,
+    plan_epoch,
+    split_votes,
+)
+from karat.reward.latents import fit_params, prior_params
 from karat.reward.model import RewardModel, bootstrap_weights, log_lengths
-from karat.reward.raters import fit_raters, fit_slope, prior_raters
+from karat.reward.prediction import fit_feedback_temperature, held_out_nll
+from karat.reward.raters import fit_slope
 from karat.reward.settings import RewardConfig
 from karat.reward.steps import (
     BestEpoch,
     RaterTable,
     TrainingRun,
     WeightCopy,
-    comparison_loss,
+    feedback_loss,
     score_data,
     score_encoded,
     trained_weights,
 )
 from karat.reward.trunk import Trunk
 from karat.seeding import numpy_generator
+from karat.statements import Statement
 
 __all__ = [
     "RewardConfig",
     "RewardFit",
-    "comparison_loss",
+    "feedback_loss",
     "score_data",
     "score_encoded",
     "train_reward",
@@ -65,59 +77,70 @@ class RewardFit:
     annotators: tuple[str, ...]
     """Annotator.id of each training rater."""
     raters: RaterParams
-    """Their most probable parameters, in raw score units."""
+    """Their most probable parameters, in raw score units, with the cutpoints of the largest scale of comparisons."""
+    params: FeedbackParams
+    """The same for every kind, with virtual raters and thresholds, in raw score units."""
     vote_model: VoteModel
     """Priors and cutpoints: probabilities for new raters."""
     scale: ScoreScale
     """The optimiser's scale of the mean score, from the training responses until policy samples replace it."""
-    reference: Float[Tensor, " S"]
+    reference: Float[Tensor, "S O"]
     """Mean logit of each head over the training responses."""
+    contributions: list[Contribution]
+    """What each kind of feedback contributed, and its held-out likelihood."""
     metrics: dict[str, float]
     """Figures of the run: held-out likelihood, temperature, length coefficient, seconds are the loop's."""
     findings: list[Finding]
     """What a reader must know about this fit."""
-    held_out: tuple[Vote, ...]
-    """Votes that no gradient saw."""
+    held_out: tuple[Statement, ...]
+    """What no gradient saw."""
 
 
 def train_reward(
     trunk: Trunk,
-    votes: Sequence[Vote],
+    said: Sequence[Statement],
     prompts: Mapping[str, Prompt],
     responses: Mapping[str, Response],
     *,
     config: RewardConfig,
     seed: int,
-    validation: Sequence[Vote] | None = None,
+    validation: Sequence[Statement] | None = None,
     directory: Path | None = None,
     reporters: Sequence[Reporter] = (),
 ) -> RewardFit:
-    """Fit trunk, heads and raters to votes; the trunk's weights are changed in place.
+    """Fit trunk, heads and raters to what was said; the trunk's weights are changed in place.
 
-        max Σ_s Σ_c ω_{s,w(c)}·log P(y_c | r_s, rater w(c))/S + Σ_w log prior(rater w)
+        max Σ_s Σ_c ω_{s,w(c)}·log P(statement c | r_s, rater w(c))/S + Σ_w log prior(rater w)
 
     Args:
-        prompts, responses: by id; must hold everything that votes name.
-        validation: held-out votes for early stopping and temperature, best by raters who are not in `votes`;
+        said: votes, or statements of every kind (`statements.statements_of`); each objective gets an output.
+        prompts, responses: by id; must hold everything that they name.
+        validation: held-out statements for early stopping and temperature, best by raters who are not in `said`;
             None = `config.holdout_frac` of the raters, by hash.
         directory: for checkpoints and exact resume; None = neither.
     Returns: RewardFit.
-    Raises: InputError for no votes, all votes tied, an unknown id or several scales at once; ConfigError.
+    Raises: InputError for no feedback, all votes tied, an unknown id, or held-out feedback about an objective that
+        nobody speaks about in training; ConfigError.
     """
     # 1. who is held out
     if validation is None:
-        train_votes, validation, how = split_votes(votes, holdout_frac=config.holdout_frac)
+        train, validation, how = split_votes(said, holdout_frac=config.holdout_frac)
     else:
-        train_votes, how = list(votes), f"{len(validation)} votes held out by the caller"
-    data = vote_data(train_votes, prompts, responses)
-    check_informative(data)
-    held = vote_data(validation, prompts, responses) if validation else None
+        train, how = list(said), f"{len(validation)} votes held out by the caller"
+    check_informative(train)
+    ordinal = config.ratings == "ordinal"
+    data = feedback_data(train, prompts, responses, ordinal=ordinal)
+    held = (
+        feedback_data(validation, prompts, responses, objectives=data.objectives, ordinal=ordinal)
+        if validation
+        else None
+    )
 
     # 2. model, raters, optimiser
     run = _start(trunk, data, held, config, seed)
 
     # 3. gradient steps, raters by turns, best epoch kept
-    fingerprint = content_id("reward", [dataclasses.asdict(config), seed, [v.judgement_id for v in train_votes]])
+    fingerprint = content_id("reward", [dataclasses.asdict(config), seed, [v.judgement_id for v in train]])
     if directory is not None and config.checkpoint_every == 0:
         directory = None
     loop = LoopConfig(n_steps=run.n_steps, checkpoint_every=config.checkpoint_every)
@@ -134,42 +157,45 @@ def train_reward(
 
 
 def planned_steps(
-    votes: Sequence[Vote],
+    said: Sequence[Statement],
     prompts: Mapping[str, Prompt],
     responses: Mapping[str, Response],
     *,
     config: RewardConfig,
     seed: int,
 ) -> int:
-    """How many optimiser steps `train_reward` takes for these training votes, if no epoch ends it early."""
-    return sum(map(len, _plans(vote_data(votes, prompts, responses), config, seed)))
+    """How many optimiser steps `train_reward` takes for these training statements, if no epoch ends it early."""
+    return sum(map(len, _plans(feedback_data(said, prompts, responses), config, seed)))
 
 
-def _plans(data: VoteData, config: RewardConfig, seed: int) -> list[list[Minibatch]]:
+def _plans(data: FeedbackData, config: RewardConfig, seed: int) -> list[list[Minibatch]]:
     rngs = [
         numpy_generator(seed, "reward", "epoch", epoch) if config.shuffle else None for epoch in range(config.n_epochs)
     ]
     return [plan_epoch(data, batch_responses=config.batch_responses, rng=rng) for rng in rngs]
 
 
-def _start(trunk: Trunk, data: VoteData, held: VoteData | None, config: RewardConfig, seed: int) -> TrainingRun:
+def _start(trunk: Trunk, data: FeedbackData, held: FeedbackData | None, config: RewardConfig, seed: int) -> TrainingRun:
     if config.dropout > 0 and trunk.kind == "decoder":
         raise ConfigError(f"reward: found dropout={config.dropout} with a decoder; expected 0, only encoders have it")
     trunk.module.requires_grad_(True)
-    model = RewardModel(trunk, config.heads, seed=seed)
+    model = RewardModel(trunk, config.heads, seed=seed, objectives=data.objectives)
     for module in trunk.module.modules():
         if isinstance(module, nn.Dropout):
             module.p = config.dropout
-    start = prior_raters(len(data.annotators), data.n_levels, config.raters)
     log_length = log_lengths(data.texts)
-    slope, cutpoints = fit_slope(log_length, data.columns, start.cutpoints, free=config.heads.length_term)
+    channels = [*data.batch.channels, *(held.batch.channels if held else ())]
+    start = prior_params(channels, len(data.annotators), config.raters)
+    cutpoints, main = dict(start.cutpoints), _main_scale(data)
+    for channel in _comparisons(data):
+        free = config.heads.length_term and channel is main
+        assert isinstance(channel.columns, VoteBatch)
+        slope, cutpoints[channel.name] = fit_slope(log_length, channel.columns, cutpoints[channel.name], free=free)
+        if channel is main:
+            model.length_coef.data.fill_(slope)
     start = dataclasses.replace(start, cutpoints=cutpoints)
-    model.length_coef.data.fill_(slope)
-    table, best, copy = (
-        RaterTable(start, len(data.texts)),
-        BestEpoch(),
-        WeightCopy(trained_weights(model) if held else {}),
-    )
+    table = RaterTable(start, len(data.texts), len(data.objectives))
+    best, copy = BestEpoch(), WeightCopy(trained_weights(model) if held else {})
     modules = {"model": model, "raters": table} | ({"best": copy} if held else {})
     state = TrainState(modules, {"reward": _optimiser(model, config)}, controllers={"best": best})
     return TrainingRun(
@@ -197,53 +223,80 @@ def _optimiser(model: RewardModel, config: RewardConfig) -> torch.optim.Optimize
         {"params": decayed, "lr": trunk_rate, "lr_scale": trunk_rate},
         {"params": [model.weight], "lr": head_rate, "lr_scale": head_rate},
     ]
+    if model.further_weight.requires_grad:
+        groups.append({"params": [model.further_weight], "lr": head_rate, "lr_scale": head_rate})
     if model.length_coef.requires_grad:
         groups.append({"params": [model.length_coef], "lr": head_rate, "lr_scale": head_rate, "weight_decay": 0.0})
     return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
 
 
+def _comparisons(data: FeedbackData) -> list[Channel]:
+    return [channel for channel in data.batch.channels if channel.kind == "comparison" and _has_votes(channel)]
+
+
+def _has_votes(channel: Channel) -> bool:
+    return isinstance(channel.columns, VoteBatch)
+
+
+def _main_scale(data: FeedbackData) -> Channel | None:
+    """The scale of comparisons with the most votes: its cutpoints turn scores into probabilities of a preference."""
+    return max(_comparisons(data), key=len, default=None)
+
+
 def _finish(run: TrainingRun, *, how: str, stopped: str | None) -> RewardFit:
-    model, config = run.model, run.config
-    raw = score_encoded(model, run.encoded, run.log_length, run.data.groups, token_budget=config.token_budget)
-    raters = fit_raters(raw.mean(0), run.data.columns, run.table.params(), config.raters)
-    vote_model = VoteModel(config.raters, tuple(raters.cutpoints.tolist()))
+    model, config, data, held = run.model, run.config, run.data, run.held
+    raw = score_encoded(model, run.encoded, run.log_length, data.groups, token_budget=config.token_budget)
+    params = fit_params(raw.mean(0), data.batch, run.table.params(), config.raters)
+    main = _main_scale(data)
+    cutpoints = torch.zeros(1) if main is None else params.cutpoints[main.name]
+    n_real = len(data.annotators)
+    raters = RaterParams(params.competence[:n_real], params.side_bias[:n_real], params.lapse[:n_real], cutpoints)
     metrics = {
-        "n_votes": float(len(run.data.votes)),
-        "n_raters": float(len(run.data.annotators)),
+        "n_votes": float(sum(map(len, _comparisons(data)))),
+        "n_judgements": float(data.n_judgements),
+        "n_raters": float(n_real),
         "n_steps": float(run.state.step),
         "n_skipped": float(run.state.n_skipped),
         "length_coef": float((model.length_coef.detach() / model.temperature).mean()),
     }
     findings = [_split_finding(how, stopped, run)]
-    if run.held is not None:
-        held_raw = run.held_scores  # unknown after a resume
+    held_raw, temperature = run.held_scores, 1.0  # scores are unknown after a resume
+    if held is not None:
         if held_raw is None:
-            held_raw = score_data(model, run.held, token_budget=config.token_budget)
-        temperature = fit_temperature(held_raw, run.held.columns, vote_model)
+            held_raw = score_data(model, held, token_budget=config.token_budget)
+        fitted = fit_feedback_temperature(held_raw, held.batch, params, config.raters)
+        temperature = 1.0 if fitted is None else fitted
         model.temperature.fill_(temperature)
-        probs = predicted_probs(held_raw, run.held.columns, vote_model, temperature=temperature)
+        nll = held_out_nll(
+            held_raw, held.batch, params, config.raters, n_judgements=held.n_judgements, temperature=temperature
+        )
         metrics |= {
             "temperature": temperature,
             "length_coef": float((model.length_coef.detach() / temperature).mean()),
-            "held_out_nll": float(vote_nll(probs, run.held.columns).mean()),
-            "n_held_out": float(len(run.held.votes)),
+            "held_out_nll": nll,
+            "n_held_out": float(held.n_judgements),
         }
-        findings.append(_temperature_finding(temperature))
-    logits = raw / model.temperature
+        findings.append(_temperature_finding(fitted))
+    found = contributions(
+        data, raw, params, config.raters, held=held, held_raw=held_raw, temperature=temperature, seed=run.seed
+    )
+    logits = model.calibrated(raw)
     if run.one_rater:
         findings.append(_one_rater_finding())
-    if config.raters.modelled and not run.one_rater:
-        findings.append(_competence_finding(raters, run.data.columns.annotator))
+    if config.raters.modelled and not run.one_rater and _comparisons(data):
+        findings.append(_competence_finding(raters, torch.cat([one.rater for one in _comparisons(data)])))
     return RewardFit(
         model=model,
-        annotators=run.data.annotators,
+        annotators=data.annotators,
         raters=raters,
-        vote_model=vote_model,
-        scale=training_scale(logits.mean(0), run.data.groups),
+        params=params,
+        vote_model=VoteModel(config.raters, tuple(cutpoints.tolist())),
+        scale=training_scale(logits[..., 0].mean(0), data.groups),
         reference=logits.mean(1),
+        contributions=found,
         metrics=metrics,
         findings=findings,
-        held_out=run.held.votes if run.held is not None else (),
+        held_out=held.statements if held is not None else (),
     )
 
 
@@ -264,11 +317,15 @@ def _split_finding(how: str, stopped: str | None, run: TrainingRun) -> Finding:
     return Finding("reward.held_out", "Which votes were held out?", "warn" if run.one_rater else "info", detail=detail)
 
 
-def _temperature_finding(temperature: float) -> Finding:
+def _temperature_finding(temperature: float | None) -> Finding:
+    question = "By what were the raw scores divided to become logits?"
+    if temperature is None:
+        nothing = Estimate(None, None, None, 0, "nothing held out compares responses; the temperature stays 1")
+        return Finding("reward.temperature", question, "not measured", nothing)
     at_bound = abs(math.log(temperature)) > 0.99 * LOG_TEMPERATURE_BOUND
     return Finding(
         "reward.temperature",
-        "By what were the raw scores divided to become logits?",
+        question,
         "warn" if at_bound else "info",
         Estimate(temperature, None, None, 1, "maximum likelihood on held-out votes, cutpoints fixed"),
         detail="at the end of its range: the scores say nothing about held-out votes" if at_bound else "",
