@@ -56,7 +56,7 @@ def planted_votes(
 
 
 def planted_feedback(n_prompts: int = 10, *, n_raters: int = 8, seed: int = 0):
-    """Statements of every kind by raters who like the letter a; ratings and labels speak of brevity too."""
+    """Statements of every kind by raters who like the letter a; ratings speak of the letter b too."""
     votes, prompts, responses = planted_votes(n_prompts, 4, n_raters, 1, seed=seed)
     rng = np.random.default_rng(seed + 1)
     said: list[Statement] = list(votes)
@@ -85,9 +85,9 @@ def planted_feedback(n_prompts: int = 10, *, n_raters: int = 8, seed: int = 0):
         said.append(Best(**about(prompt_id), response_ids=ids[:3], best=best))
         for one, value in zip(own, utility, strict=True):
             rated = int(np.clip(round(3 + 0.6 * (value - 1.5) + rng.normal()), 1, 7))
-            brief = int(np.clip(round(9 - len(one.text) + 0.5 * rng.normal()), 1, 7))
+            bold = int(np.clip(round(2 + 2 * one.text.count("b") + 0.5 * rng.normal()), 1, 7))
             common = about(prompt_id)
-            for objective, number in (("preference", rated), ("brief", brief)):
+            for objective, number in (("preference", rated), ("bold", bold)):
                 said.append(Rated(**common, response_ids=(one.id,), value=number, low=1, high=7, objective=objective))
             good = bool(value - 1.5 + rng.logistic() > 0)
             said.append(Labelled(**about(prompt_id), response_ids=(one.id,), good=good))

@@ -46,12 +46,13 @@ def test_comparisons_alone_train_as_before_there_were_other_kinds(llama, length_
 @pytest.fixture(scope="module")
 def mixture(llama):
     said, prompts, responses = planted_feedback(n_prompts=14)
-    return train_reward(trunk(llama), said, prompts, responses, config=SMALL, seed=1), said, prompts, responses
+    config = dataclasses.replace(SMALL, n_epochs=5, patience=5, n_refits=1)
+    return train_reward(trunk(llama), said, prompts, responses, config=config, seed=1), said, prompts, responses
 
 
 def test_every_kind_together_trains_one_reward_with_an_output_for_each_objective(mixture):
     fit, said, *_ = mixture
-    assert fit.model.objectives == ("preference", "brief")
+    assert fit.model.objectives == ("preference", "bold")
     assert spoken_objectives(said) == fit.model.objectives
     kinds = {one.kind for one in fit.contributions if one.objective == "preference"}
     assert kinds == {"comparison", "ranking", "best_of", "rating", "label", "correction", "demonstration"}
@@ -77,14 +78,14 @@ def test_held_out_figures_of_each_kind_have_intervals_or_say_why_not(mixture):
             assert "no judgement of this kind was held out" in one.gain.method
 
 
-def test_the_mixture_ranks_texts_as_gold_does_and_its_second_output_as_brevity(mixture):
+def test_the_mixture_ranks_texts_as_gold_does_and_its_second_output_as_boldness(mixture):
     fit, _, prompts, responses = mixture
     texts = [one for one in responses.values() if one.source == "planted"]
     encoded = fit.model.trunk.encode([prompts[one.prompt_id] for one in texts], [one.text for one in texts])
     with torch.no_grad():
         features = fit.model.features(encoded, token_budget=4096)
         scores = fit.model.every(features, torch.zeros(len(texts))).mean(0)
-    for column, truth in ((0, gold), (1, lambda text: -len(text))):
+    for column, truth in ((0, gold), (1, lambda text: text.count("b"))):
         right = [
             float((scores[i, column] > scores[j, column]) == (truth(texts[i].text) > truth(texts[j].text)))
             for i in range(len(texts))
@@ -156,8 +157,8 @@ def test_a_judgement_that_says_several_things_counts_once():
 
 def test_an_objective_without_data_is_named():
     said, *_ = planted_feedback(n_prompts=3)
-    check_objectives(said, ["preference", "brief"])
-    with pytest.raises(InputError, match=r"objective 'honest': found no feedback .* about preference, brief"):
+    check_objectives(said, ["preference", "bold"])
+    with pytest.raises(InputError, match=r"objective 'honest': found no feedback .* about preference, bold"):
         check_objectives(said, ["preference", "honest"])
 
 
