@@ -28,7 +28,7 @@ PURE = {
     "records", "choice", "ranking", "ratings", "belief", "overopt", "probes", "tensors", "stats", "resampling",
     "forecasts", "errors", "ledger.lineage", "lm.chat", "lm.trees", "lm.attention", "lm.losses", "lm.sampling", "lm.memory",
     "prompts.splits", "sft.loss", "feedback.tasks", "feedback.record.merkle", "feedback.quality.agreement", "feedback.quality.reliability", "reward.posterior",
-    "reward.calibration", "reward.latents", "reward.prediction", "reward.contributions", "reward.gate", "policy.advantages", "policy.objectives", "policy.kl", "policy.shaping",
+    "reward.calibration", "reward.latents", "reward.prediction", "reward.contributions", "reward.objectives", "reward.gate", "policy.advantages", "policy.objectives", "policy.kl", "policy.shaping",
     "feedback.detect.evidence", "feedback.detect.pool", "feedback.detect.habits", "feedback.detect.collusion", "feedback.detect.triggers", "feedback.detect.traits",
     "feedback.detect.marks", "feedback.detect.outsourcing", "feedback.detect.sketches", "feedback.detect.sybils", "feedback.detect.detectors",
     "policy.controllers", "policy.best_of_n", "evaluate.frontiers", "evaluate.table", "report.figures",

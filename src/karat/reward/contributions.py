@@ -7,8 +7,9 @@ Dimension letters: S heads, N texts, O objectives.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,7 +104,27 @@ def contributions(
 
 def contribution_rows(found: Sequence[Contribution]) -> list[dict[str, object]]:
     """The contributions as plain values, for manifests and tables."""
-    return [dict(vars(one)) | {"nll": vars(one.nll), "gain": vars(one.gain)} for one in found]
+    return [dict(vars(one)) | {"nll": dict(vars(one.nll)), "gain": dict(vars(one.gain))} for one in found]
+
+
+def contribution_table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Rows of `contribution_rows` as cells under their headings."""
+
+    def figure(row: Mapping[str, Any], name: str) -> str:
+        value, low, high = (row[name][key] for key in ("value", "low", "high"))
+        if value is None:
+            return "–"
+        return f"{value:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
+
+    head = ["objective", "kind", "judgements", "share of information", "−log P held out", "gain over no reward"]
+    cells = [
+        [
+            str(row["objective"]), str(row["kind"]), str(row["n_judgements"]), f"{row['information_frac']:.2f}",
+            figure(row, "nll"), figure(row, "gain"),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return [head, *cells]
 
 
 def _held_out(

@@ -36,6 +36,7 @@ from karat.records import Prompt, ScoreFn
 from karat.reward.calibration import VoteModel
 from karat.reward.contributions import contribution_rows
 from karat.reward.model import HeadConfig, RewardModel, log_lengths
+from karat.reward.objectives import ObjectivesConfig, check_known, combined, plain_objectives
 from karat.reward.posterior import prompt_reference
 from karat.reward.raters import RaterPriors
 from karat.reward.steps import score_encoded
@@ -63,9 +64,11 @@ class Scorer:
     """Mean logit of each head over the training responses, for prompts without references of their own."""
     prompt_references: Mapping[str, Float[Tensor, "S O"]] = dataclasses.field(default_factory=dict)
     """Prompt.id → mean logit of each head over that prompt's reference responses."""
+    objectives: ObjectivesConfig = dataclasses.field(default_factory=ObjectivesConfig)
+    """How several objectives become the one that is aggregated."""
 
     def __call__(self, prompts: Sequence[Prompt], texts: Sequence[str], *, with_length: bool = True) -> Belief:
-        """Joint draws [S, B, O] in logits, one axis an objective, relative to each prompt's reference responses where it has any.
+        """Joint draws [S, B, O] in logits (O = 1 where `objectives` combines them), relative to each prompt's reference responses where it has any.
 
         Args:
             prompts, texts: one of each a response.    with_length: False = without the length term.
@@ -76,7 +79,8 @@ class Scorer:
         rows = torch.stack([self.prompt_references.get(prompt_id, self.reference) for prompt_id in ids], dim=1)
         place = {prompt_id: column for column, prompt_id in enumerate(ids)}
         index = torch.tensor([place[prompt.id] for prompt in prompts])
-        return Belief(draws, rows, index, self.model.objectives)
+        belief = Belief(draws, rows, index, self.model.objectives)
+        return combined(belief, self.objectives) if self.objectives.combines else belief
 
     def logits(
         self, prompts: Sequence[Prompt], texts: Sequence[str], *, with_length: bool = True
@@ -123,9 +127,15 @@ class Scorer:
         return dataclasses.replace(self, scale=scale)
 
 
-def scorer_of(fit: RewardFit) -> Scorer:
-    """The scorer of a model that was just trained, without going through the disk."""
-    return Scorer(fit.model, fit.vote_model, fit.scale, fit.reference)
+def scorer_of(fit: RewardFit, objectives: ObjectivesConfig | None = None) -> Scorer:
+    """The scorer of a model that was just trained, without going through the disk.
+
+    Raises: ConfigError for an objective that it has no output for.
+    """
+    objectives = ObjectivesConfig() if objectives is None else objectives
+    check_known(objectives, fit.model.objectives)
+    reference = fit.reference.view(-1, len(fit.model.objectives))
+    return Scorer(fit.model, fit.vote_model, fit.scale, reference, objectives=objectives)
 
 
 def aggregate(belief: Belief, name: str) -> Float[Tensor, " B"]:
@@ -166,13 +176,19 @@ def score_fn(scorer: Scorer, aggregator: str = "mean_score", scale: ScoreScale |
 
 
 def save_reward(
-    fit: RewardFit, directory: str | Path, *, metadata: Mapping[str, str], scale: ScoreScale | None = None
+    fit: RewardFit,
+    directory: str | Path,
+    *,
+    metadata: Mapping[str, str],
+    scale: ScoreScale | None = None,
+    objectives: ObjectivesConfig | None = None,
 ) -> Path:
     """Write trunk, heads and card, complete or not at all.
 
     Args:
         metadata: who made it (run_id, snapshot_root …); goes into every safetensors header, config.json and the card.
         scale: the optimiser's scale, where policy samples gave one; None = that of the training responses.
+        objectives: how several objectives become one; None = the first alone.
     Returns: the directory.
     """
     directory = Path(directory)
@@ -194,6 +210,7 @@ def save_reward(
         tensors |= {"further_weight": model.further_weight, "further_prior": model.further_prior}
     save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, partial / HEADS, dict(metadata))
     card = _card(fit, metadata, fit.scale if scale is None else scale)
+    card["objectives_config"] = plain_objectives(objectives or ObjectivesConfig())
     (partial / CARD).write_text(json.dumps(card, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
     shutil.rmtree(directory, ignore_errors=True)
     os.replace(partial, directory)
@@ -228,7 +245,13 @@ def load_scorer(directory: str | Path, *, device: str = "cpu") -> Scorer:
         getattr(model, name).data.copy_(heads[name])
     model.requires_grad_(False).to(device).eval()
     vote_model = VoteModel(RaterPriors(**card["rater_priors"]), tuple(card["cutpoints"]))
-    return Scorer(model, vote_model, ScoreScale(**card["scale"]), heads["reference"].view(-1, len(objectives)))
+    return Scorer(
+        model,
+        vote_model,
+        ScoreScale(**card["scale"]),
+        heads["reference"].view(-1, len(objectives)),
+        objectives=ObjectivesConfig(**card.get("objectives_config", {})),
+    )
 
 
 def _save_classifier(model: RewardModel, lm: LoadedLM, directory: Path, metadata: Mapping[str, str]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from karat.errors import ConfigError
+from karat.records import KINDS
 from karat.reward.model import Bootstrap, HeadConfig
 from karat.reward.raters import RaterPriors
 
@@ -44,6 +45,8 @@ class RewardConfig:
     """Share of the raters held out where no validation votes are given."""
     patience: int = 1
     """Epochs without a better held-out likelihood after which training stops; the best epoch is kept."""
+    kinds: tuple[str, ...] = ()
+    """Kinds of judgements trained on (comparison, ranking, …); empty = all that were given."""
     ratings: Literal["gaussian", "ordinal"] = "gaussian"
     """How ratings are read: as numbers with offset, gain and noise, or as steps of a scale with cutpoints."""
     shuffle: bool = True
@@ -62,3 +65,5 @@ class RewardConfig:
                 f"reward: found holdout_frac={self.holdout_frac}, dropout={self.dropout}, "
                 f"warmup_frac={self.warmup_frac}; expected all in [0, 1)"
             )
+        if unknown := [kind for kind in self.kinds if kind not in KINDS]:
+            raise ConfigError(f"reward.kinds: found {unknown[0]!r}; expected some of {', '.join(KINDS)}")

@@ -78,22 +78,22 @@ class RewardFit:
     """Annotator.id of each training rater."""
     raters: RaterParams
     """Their most probable parameters, in raw score units, with the cutpoints of the largest scale of comparisons."""
-    params: FeedbackParams
-    """The same for every kind, with virtual raters and thresholds, in raw score units."""
     vote_model: VoteModel
     """Priors and cutpoints: probabilities for new raters."""
     scale: ScoreScale
     """The optimiser's scale of the mean score, from the training responses until policy samples replace it."""
     reference: Float[Tensor, "S O"]
     """Mean logit of each head over the training responses."""
-    contributions: list[Contribution]
-    """What each kind of feedback contributed, and its held-out likelihood."""
     metrics: dict[str, float]
     """Figures of the run: held-out likelihood, temperature, length coefficient, seconds are the loop's."""
     findings: list[Finding]
     """What a reader must know about this fit."""
     held_out: tuple[Statement, ...]
     """What no gradient saw."""
+    params: FeedbackParams | None = None
+    """`raters` for every kind, with virtual raters and thresholds, in raw score units; None = not fitted here."""
+    contributions: tuple[Contribution, ...] = ()
+    """What each kind of feedback contributed, and its held-out likelihood."""
 
 
 def train_reward(
@@ -293,7 +293,7 @@ def _finish(run: TrainingRun, *, how: str, stopped: str | None) -> RewardFit:
         vote_model=VoteModel(config.raters, tuple(cutpoints.tolist())),
         scale=training_scale(logits[..., 0].mean(0), data.groups),
         reference=logits.mean(1),
-        contributions=found,
+        contributions=tuple(found),
         metrics=metrics,
         findings=findings,
         held_out=held.statements if held is not None else (),
