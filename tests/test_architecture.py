@@ -37,6 +37,9 @@ PURE = {
     "feedback.quality.planning", "feedback.quality.learning_curve", "feedback.quality.arms",
     "feedback.web.rendering", "feedback.web.forms", "feedback.web.task_view",
     "feedback.web.positions", "feedback.web.cells", "feedback.work.matching",
+    "reward.bound", "reward.jury", "reward.linear_votes", "reward.mixtures", "reward.personal", "reward.population",
+    "reward.served", "reward.user_em", "reward.users",
+    "feedback.quality.trust_region",
     "feedback.quality.rater_drift", "feedback.web.answer_words", "feedback.web.charts", "feedback.web.figures",
     "feedback.acquisition", "feedback.allocation", "reward.last_layer",
 }  # fmt: skip
@@ -58,6 +61,7 @@ EFFECTFUL = {
     "feedback.web.desk", "feedback.web.admin_pages", "feedback.web.admin_accounts", "feedback.web.admin_documents",
     "feedback.web.admin_experiments", "feedback.web.admin_plan", "feedback.web.admin_queue", "feedback.web.admin_raters", "feedback.web.admin_record",
     "feedback.web.admin_settings", "feedback.web.arena_pages", "feedback.web.audit_pages", "feedback.web.review_pages",
+    "reward.people", "reward.person_file",
     "rowfiles", "progress", "doctor", "batches", "report.page", "pipeline", "talk.duel", "cli",
 }  # fmt: skip
 EFFECTS = {"os", "io", "shutil", "subprocess", "socket", "tempfile", "sqlite3", "sqlalchemy", "urllib", "time", "rich"}

@@ -6,14 +6,15 @@ before anything is solved. Knows columns of numbers only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import linalg, sparse
-from scipy.sparse import linalg as iterative
 
 from karat.errors import InputError
 from karat.feedback.quality.ordinal import Comparisons, Derivatives, derivatives
+from karat.feedback.quality.trust_region import minimise
 
 MOST_DENSE = 3000
 """Scores up to which the joint curvature is solved and inverted as a dense matrix: 72 MB."""
@@ -185,11 +186,13 @@ class JointPosterior:
 
 
 def newton(problem: JointPosterior, x: np.ndarray, tol: float, n_steps: int = 200) -> np.ndarray:
-    """Newton steps on all but the lapses; exact where the curvature is dense, else by conjugate gradients.
+    """Newton steps on all but the lapses; exact where the curvature is dense, else in a trust region.
 
-    Where the curvature is not that of a maximum, or a step does not climb, a multiple of its diagonal is added
+    Where the dense curvature is not that of a maximum, or a step does not climb, a multiple of its diagonal is added
     (Levenberg and Marquardt) until it does.
     """
+    if not problem.dense:
+        return _in_trust_region(problem, x, tol)
     value, gradient = problem.value_and_gradient(x)
     damping = 0.0
     for _ in range(n_steps):
@@ -210,6 +213,32 @@ def newton(problem: JointPosterior, x: np.ndarray, tol: float, n_steps: int = 20
     return x
 
 
+def _in_trust_region(problem: JointPosterior, x: np.ndarray, tol: float) -> np.ndarray:
+    """Newton steps by products with the whole curvature, which far from the maximum may bend either way."""
+    size, n, known = problem.size, problem.n_global, x[problem.size :]
+    # in the curvature a rater's two parameters lie side by side; in x all competences come first
+    place = np.concatenate([np.arange(n), n + np.arange(2 * problem.w).reshape(2, -1).T.ravel()])
+
+    def value(free: np.ndarray) -> tuple[float, np.ndarray]:
+        found, gradient = problem.value_and_gradient(np.concatenate([free, known]))
+        return found, gradient[:size]
+
+    def curve(free: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray]:
+        top, cross, blocks = problem.curvature(np.concatenate([free, known]))
+        back, own, diagonal = cross.T, block_diagonal(blocks), np.empty(size)
+        diagonal[place] = np.concatenate([top.diagonal(), own.diagonal()])
+
+        def product(z: np.ndarray) -> np.ndarray:
+            ahead, raters = np.split(z[place], [n])
+            found = np.empty(size)
+            found[place] = np.concatenate([top @ ahead + cross @ raters, back @ ahead + own @ raters])
+            return found
+
+        return product, diagonal
+
+    return np.concatenate([minimise(value, curve, x[:size], tol=tol / 10), known])
+
+
 def _step(problem: JointPosterior, curvature: Curvature, gradient: np.ndarray, damping: float) -> np.ndarray | None:
     """A damped Newton step, None where the damped curvature is not that of a maximum."""
     top, cross, blocks = curvature
@@ -221,8 +250,7 @@ def _step(problem: JointPosterior, curvature: Curvature, gradient: np.ndarray, d
     ahead = gradient[: problem.n_global]
     raters = gradient[problem.n_global : problem.size].reshape(2, -1).T.ravel()
     inverse = block_diagonal(np.linalg.inv(blocks))
-    solve = _eliminated if problem.dense else _conjugate
-    found = solve(top, cross, blocks, inverse, np.concatenate([ahead, raters]))
+    found = _eliminated(top, cross, inverse, np.concatenate([ahead, raters]))
     if found is None:
         return None
     global_step, rater_step = found[: problem.n_global], found[problem.n_global :]
@@ -232,7 +260,7 @@ def _step(problem: JointPosterior, curvature: Curvature, gradient: np.ndarray, d
 
 
 def _eliminated(
-    top: sparse.csr_matrix, cross: sparse.csr_matrix, _: np.ndarray, inverse: sparse.csr_matrix, slope: np.ndarray
+    top: sparse.csr_matrix, cross: sparse.csr_matrix, inverse: sparse.csr_matrix, slope: np.ndarray
 ) -> np.ndarray | None:
     n = top.shape[0]
     try:
@@ -241,20 +269,6 @@ def _eliminated(
         return None
     found = linalg.cho_solve(factor, slope[:n] - cross @ (inverse @ slope[n:]))
     return np.concatenate([found, inverse @ (slope[n:] - cross.T @ found)])
-
-
-def _conjugate(
-    top: sparse.csr_matrix, cross: sparse.csr_matrix, blocks: np.ndarray, inverse: sparse.csr_matrix, slope: np.ndarray
-) -> np.ndarray | None:
-    """The step by conjugate gradients, as exact as it is worth: less far from the maximum than near it."""
-    diagonal = top.diagonal()
-    if (diagonal <= 0).any():
-        return None
-    whole = sparse.bmat([[top, cross], [cross.T, block_diagonal(blocks)]], format="csr")
-    near = sparse.block_diag([sparse.diags(1 / diagonal), inverse], format="csr")
-    rtol = float(np.clip(np.abs(slope).max() ** 0.5, 1e-6, 0.1))
-    found, _ = iterative.cg(whole, slope, rtol=rtol, maxiter=300, M=near)
-    return found if np.isfinite(found).all() and found @ slope > 0 else None
 
 
 def rater_blocks(problem: JointPosterior, x: np.ndarray) -> np.ndarray:
