@@ -1,0 +1,88 @@
+"""Whose votes count how much: the reward of the raters as they are beside that of raters weighted to a target.
+
+The weights come from outside, one a rater (raking is the feedback room's work); here is only what they change. Knows
+differences of features, votes and weights; knows nothing about where weights come from.
+
+Dimension letters: C comparisons, P pairs, d features, U people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from karat.errors import InputError
+from karat.records import Estimate
+from karat.resampling import percentile_interval
+from karat.reward.linear_votes import LinearFit, LinearVotes, fit_linear
+
+
+@dataclass(frozen=True, eq=False)
+class SideBySide:
+    """Two fits of the same votes, and what they disagree about."""
+
+    unweighted: LinearFit
+    """Every vote counts alike."""
+    weighted: LinearFit
+    """Every vote counts by its rater's weight."""
+    flips: tuple[int, ...]
+    """Positions of the pairs whose preferred response changes, the largest change first."""
+    flip_share: Estimate
+    """Share of the pairs that flip, interval over raters drawn with replacement, both fits redone."""
+    noise_share: float | None
+    """Share that flips between the unweighted fit and its own redraws: what chance alone would flip."""
+
+
+def side_by_side(
+    votes: LinearVotes,
+    weights: np.ndarray,
+    pairs: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    prior_mean: np.ndarray | float = 0.0,
+    precision: np.ndarray | float = 1.0,
+    n_draws: int = 100,
+) -> SideBySide:
+    """Fit once with every rater alike and once weighted, and name the preferences that flip.
+
+    Args:
+        weights: [U] of each rater, mean about 1.    pairs: [P, d] differences of features whose signs are compared.
+        rng: draws raters.
+    Raises: InputError for another number of weights than raters, or negative ones.
+    """
+    weights = np.asarray(weights, dtype=float)
+    if weights.shape != (votes.n_users,) or (weights < 0).any():
+        raise InputError(
+            f"side_by_side: found {weights.shape} weights for {votes.n_users} raters; expected one ≥ 0 each"
+        )
+    prior = {"prior_mean": prior_mean, "precision": precision}
+    plain = fit_linear(votes, **prior)
+    raked = fit_linear(votes, weights=weights[votes.user], start=plain, **prior)
+    before, after = pairs @ plain.theta, pairs @ raked.theta
+    changed = np.flatnonzero(before * after < 0)
+    order = changed[np.argsort(-np.abs(before - after)[changed], kind="stable")]
+    draws, noise = np.full(n_draws, np.nan), np.full(n_draws, np.nan)
+    for draw in range(n_draws):
+        times = rng.multinomial(votes.n_users, np.full(votes.n_users, 1 / votes.n_users)).astype(float)
+        one = fit_linear(votes, weights=times[votes.user], start=plain, **prior)
+        two = fit_linear(votes, weights=(times * weights)[votes.user], start=raked, **prior)
+        draws[draw] = ((pairs @ one.theta) * (pairs @ two.theta) < 0).mean() if len(pairs) else np.nan
+        noise[draw] = (before * (pairs @ one.theta) < 0).mean() if len(pairs) else np.nan
+    share = float((before * after < 0).mean()) if len(pairs) else 0.0
+    what = "share of pairs whose preference flips when raters are weighted to the target"
+    return SideBySide(
+        plain, raked, tuple(order.tolist()), percentile_interval(share, draws, votes.n_users, level=0.95, what=what),
+        float(noise.mean()) if len(pairs) else None,
+    )  # fmt: skip
+
+
+def named_flips(side: SideBySide, pairs: np.ndarray, names: Sequence[tuple[str, str]], most: int) -> list[dict]:
+    """The largest flips in words: which two responses, and the difference of rewards before and after."""
+    rows = []
+    for place in side.flips[:most]:
+        a, b = names[place]
+        before, after = float(pairs[place] @ side.unweighted.theta), float(pairs[place] @ side.weighted.theta)
+        rows.append({"a": a, "b": b, "unweighted": round(before, 4), "weighted": round(after, 4)})
+    return rows
