@@ -40,6 +40,7 @@ PURE = {
     "reward.bound", "reward.jury", "reward.linear_votes", "reward.mixtures", "reward.personal", "reward.population",
     "reward.served", "reward.user_em", "reward.users",
     "feedback.quality.trust_region",
+    "feedback.arm_changes",
     "feedback.quality.rater_drift", "feedback.web.answer_words", "feedback.web.charts", "feedback.web.figures",
     "feedback.acquisition", "feedback.allocation", "reward.last_layer",
 }  # fmt: skip
@@ -57,7 +58,7 @@ EFFECTFUL = {
     "feedback.web.health", "feedback.web.security", "feedback.web.serve", "feedback.web.signing_in",
     "feedback.web.templates",
     "feedback.work.arena", "feedback.record.auditing", "feedback.work.dashboard", "feedback.work.outlay", "feedback.quality.rater_health",
-    "feedback.work.queueing", "feedback.work.reviews", "feedback.work.task_browser", "feedback.people.who_judged", "feedback.work.experiments",
+    "feedback.work.duels", "feedback.work.old_guideline", "feedback.work.rates", "feedback.work.queueing", "feedback.work.reviews", "feedback.work.task_browser", "feedback.people.who_judged", "feedback.work.experiments",
     "feedback.web.desk", "feedback.web.admin_pages", "feedback.web.admin_accounts", "feedback.web.admin_documents",
     "feedback.web.admin_experiments", "feedback.web.admin_plan", "feedback.web.admin_queue", "feedback.web.admin_raters", "feedback.web.admin_record",
     "feedback.web.admin_settings", "feedback.web.arena_pages", "feedback.web.audit_pages", "feedback.web.review_pages",

@@ -12,6 +12,7 @@ from karat.errors import ConfigError, InputError
 from karat.feedback.documents import ProjectSettings, put_document, put_settings, question_of
 from karat.feedback.store import open_store
 from karat.feedback.tasks import random_tasks
+from karat.feedback.work.arena import arena
 from karat.lm.load import load_lm
 from karat.pipeline import asking as asking_module
 from karat.pipeline.asking import Asking, arena_batch, ask_about, asked_question, collect_from, keep_filled, n_waiting
@@ -75,6 +76,10 @@ def test_an_arena_shows_one_response_of_either_policy_on_either_side(checkpoints
     sources = [tuple(responses[one].source for one in task.response_ids) for task in store.tasks()]
     assert set(sources) == {("x", "y"), ("y", "x")}
     assert len({task.prompt_id for task in store.tasks()}) == len(sources) == 24
+    set_up = arena(store, "main")  # which is where its win rate is read
+    assert set_up.policies == ("x", "y")
+    for task in store.tasks(batch=set_up.batch):
+        assert [responses[one].source for one in set_up.written_by[task.id]] == ["x", "y"]
 
 
 def test_two_policies_that_write_the_same_cannot_be_compared(checkpoints, store, progress, monkeypatch):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import html
 import re
 
+import numpy as np
 import pytest
 
 import web_app
-from karat.errors import InputError
+from karat.errors import ConfigError, InputError
 from karat.feedback.documents import put_document
-from karat.feedback.people import standing
+from karat.feedback.people import accounts, standing
 from karat.feedback.web.app import create_app
-from karat.feedback.work.arena import LIVE, arena
+from karat.feedback.web.settings import ServerSettings
+from karat.feedback.work.arena import LIVE, arena, arena_result
+from karat.feedback.work.duels import ASKED, answer_duels
 
 
 def sampler(word: str):
@@ -57,7 +60,8 @@ def test_a_live_duel_is_blind_lands_in_her_hands_and_counts_for_the_winner(tmp_p
     for i in range(4):
         seen.append(rater.get("/arena").text)
         answer = rater.post("/arena/ask", {"prompt": f"my question {i}"})
-        assert (answer.status_code, answer.headers["location"]) == (303, "/work")
+        assert (answer.status_code, answer.headers["location"]) == (303, "/arena")
+        assert rater.get("/arena").headers["location"] == "/work"
         seen += voted(rater, "Alpha")
     for page in seen:
         for secret in ("SECRET-POLICY", "arena:", LIVE):
@@ -79,11 +83,17 @@ def test_what_a_rater_typed_is_not_lost_when_a_policy_fails(tmp_path):
         raise RuntimeError("SECRET-STACK of the policy")
 
     site = live_site(tmp_path, **{"SECRET-POLICY-X": sampler("Alpha"), "SECRET-POLICY-Y": broken})
-    answer = site.browser("annotator").post("/arena/ask", {"prompt": "a long and careful question"})
-    assert answer.status_code == 503
-    assert "a long and careful question" in answer.text
+    rater = site.browser("annotator")
+    assert rater.post("/arena/ask", {"prompt": "a long and careful question"}).status_code == 303
+    answer = rater.get("/arena")
+    assert "A policy did not answer. What you wrote is still here" in text_of(answer)
+    assert "a long and careful question</textarea>" in answer.text
     assert "SECRET" not in answer.text
-    assert site.store.tasks() == []
+    assert [task.batch for task in site.store.tasks()] == [ASKED]
+    assert rater.get("/work").status_code == 200  # the question itself is nobody's work
+    assert site.store.assignments() == {}
+    site.now += 3600
+    assert "did not answer" not in text_of(rater.get("/arena"))
 
 
 @pytest.mark.parametrize(("prompt", "said"), [("", "write 1 to 4000"), ("x" * 4001, "4001 characters")])
@@ -96,10 +106,58 @@ def test_prompts_that_do_not_fit_come_back(tmp_path, prompt, said):
 
 def test_equal_answers_are_not_put_to_anybody(tmp_path):
     site = live_site(tmp_path, one=sampler("Same"), two=sampler("Same"))
-    answer = site.browser("annotator").post("/arena/ask", {"prompt": "q"})
-    assert "Both gave the same answer" in text_of(answer)
-    assert site.store.tasks() == []
+    rater = site.browser("annotator")
+    rater.post("/arena/ask", {"prompt": "q"})
+    assert "Both gave the same answer" in text_of(rater.get("/arena"))
+    assert [task.batch for task in site.store.tasks()] == [ASKED]
     assert arena(site.store, "live").n_identical == 1
+
+
+def test_a_question_waits_in_the_store_for_a_thread_beside_the_server(tmp_path):
+    site = web_app.served(tmp_path, 0, settings=ServerSettings(arena=("SECRET-X", "SECRET-Y")))
+    rater = site.browser("annotator")
+    assert "Get two answers" in text_of(rater.get("/arena"))
+    assert rater.post("/arena/ask", {"prompt": "what is <b>karat</b>?"}).status_code == 303
+    page = rater.get("/arena")
+    assert "are writing their answers" in text_of(page)
+    assert "what is &lt;b&gt;karat" in page.text
+    assert rater.get("/arena/waiting").json() == {"waiting": True}
+    assert rater.post("/arena/ask", {"prompt": "another"}).headers["location"] == "/arena"
+    asked = [task for task in site.store.tasks() if task.batch == ASKED]
+    assert len(asked) == 1  # the first one is still being answered
+    assert rater.get("/work").status_code == 200
+    assert site.store.assignments() == {}
+    samplers = {"SECRET-X": sampler("Alpha"), "SECRET-Y": sampler("Beta")}
+    assert answer_duels(site.store, samplers, now=site.now) == 1
+    assert answer_duels(site.store, samplers, now=site.now) == 0
+    assert rater.get("/arena/waiting").json() == {"waiting": False}
+    assert rater.get("/arena").headers["location"] == "/work"
+    assert all("SECRET" not in one for one in [page.text, *voted(rater, "Beta")])
+    assert "Get two answers" in text_of(rater.get("/arena"))
+    found = arena_result(site.store, "live", np.random.default_rng(0))
+    assert (found.n_wins, found.n_ties, found.n_losses, found.arena.policies) == (0, 0, 1, ("SECRET-X", "SECRET-Y"))
+
+
+def test_a_question_that_one_policy_cannot_answer_does_not_take_others_with_it(tmp_path):
+    site = web_app.served(tmp_path, 0, settings=ServerSettings(arena=("x", "y")))
+    other = site.browser(account=accounts.make_account(site.store, "annotator", now=site.now).id)
+
+    def fussy(prompts, **_):
+        if any("too long" in prompt.text for prompt in prompts):
+            raise RuntimeError("the context is shorter")
+        return [["fine"] for _ in prompts]
+
+    site.browser("annotator").post("/arena/ask", {"prompt": "too long"})
+    other.post("/arena/ask", {"prompt": "short"})
+    assert answer_duels(site.store, {"x": sampler("Alpha"), "y": fussy}, now=site.now) == 2
+    assert "A policy did not answer" in text_of(site.browser("annotator").get("/arena"))
+    assert other.get("/arena").headers["location"] == "/work"
+
+
+@pytest.mark.parametrize("names", [("one",), ("one", "one"), ("a", "b", "c")])
+def test_a_server_takes_two_policies_of_different_names(names):
+    with pytest.raises(ConfigError, match="expected two policies of different names"):
+        ServerSettings(arena=names)
 
 
 def test_questions_are_limited_and_who_may_not_work_may_not_ask(tmp_path):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -50,20 +49,123 @@ def serve(
         int | None, typer.Option(help="Processes that answer; by default one a core, at least 2 and at most 4.")
     ] = None,
     policy: Annotated[Path | None, typer.Option(help="A checkpoint whose samples keep the queue filled.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Prompts for --policy.")] = None,
-    keep: Annotated[int, typer.Option(help="With --policy: tasks that should be waiting.")] = 20,
+    arena: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            help="Two checkpoints, blind: raters ask them and judge; with --prompts their queue is filled too."
+        ),
+    ] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Prompts for --policy or --arena.")] = None,
+    keep: Annotated[int, typer.Option(help="Tasks that should be waiting, of either.")] = 20,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest response of --policy or --arena.")] = 128,
 ) -> None:
     """Let people judge: the page for raters, experts, auditors and admins. Ctrl-C ends it; nothing is lost."""
     from karat.feedback.web.serve import serve as run_server
     from karat.feedback.web.settings import ServerSettings
 
-    if (policy is None) != (prompts is None):
-        raise ConfigError("serve: found one of --policy and --prompts; expected both, or neither")
+    if (policy is not None and prompts is None) or (prompts is not None and policy is None and arena is None):
+        raise ConfigError(
+            "serve: found --policy without --prompts, or --prompts alone; expected --policy P --prompts F"
+        )
     settings = ServerSettings(host=host, port=port, public_url=public_url, trusted_proxies=tuple(trusted_proxy or ()))
     address = store_address(run_or_store)
-    fill = _filler(address, policy, prompts, keep) if policy is not None and prompts is not None else _nothing
-    with fill():
+    if policy is None and arena is None:
         run_server(address, settings, workers=workers, say=typer.echo)
+        return
+    from karat.pipeline.asking import Asking
+    from karat.pipeline.serving import beside, filler, live_policies, policy_names
+    from karat.prompts.sources import read_prompts
+
+    asked = read_prompts(prompts) if prompts is not None else []
+    jobs: dict[str, Any] = {}
+    if arena is not None:
+        settings = dataclasses.replace(settings, arena=policy_names(arena))
+        asking = Asking(n_tasks=keep, max_new_tokens=max_new_tokens)
+        jobs["the arena"] = live_policies(arena, asked, asking, n_waiting_least=keep)
+    if policy is not None:
+        asking = Asking(n_tasks=keep, max_new_tokens=max_new_tokens, batch=f"live:{policy.name}")
+        jobs["the filling of the queue"] = filler(policy, asked, asking, n_waiting_least=keep)
+    with beside(address, jobs, lambda line: typer.echo(line, err=True)):
+        run_server(address, settings, workers=workers, say=typer.echo)
+
+
+@app.command("arena", epilog="Example: karat arena karat.db live --json")
+def arena_results(
+    run_or_store: StoreOrRun,
+    name: Annotated[str, typer.Argument(help="An arena; empty = all of them.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Win rates of the blind comparisons of two policies, with intervals over prompts and over raters."""
+    import numpy as np
+
+    from karat.feedback.store import open_store
+    from karat.feedback.work.arena import arena_figures, arenas
+
+    with open_store(store_address(run_or_store)) as store:
+        found = [arena_figures(store, one, np.random.default_rng(0)) for one in ([name] if name else arenas(store))]
+    lines = [line for one in found for line in _arena_lines(one)]
+    answer(as_json, {"arenas": found}, lines or ["no arena was set up in this store"])
+
+
+def _words(rate: dict[str, Any]) -> str:
+    if rate["value"] is None:
+        return str(rate["method"])
+    between = "" if rate["low"] is None else f" [{rate['low']:.3f}, {rate['high']:.3f}]"
+    return f"{rate['value']:.3f}{between}, {rate['n']} units; {rate['method']}"
+
+
+def _arena_lines(figures: dict[str, Any]) -> list[str]:
+    first, second = figures["policies"]
+    votes = f"{figures['n_wins']} won, {figures['n_ties']} ties, {figures['n_losses']} lost"
+    return [
+        f"{figures['name']}: {first} against {second}; {votes}, {figures['n_missing']} without a verdict",
+        f"  over prompts  {_words(figures['by_prompt'])}",
+        f"  over raters   {_words(figures['by_rater'])}",
+        f"  ties left out {_words(figures['decided'])}",
+    ]
+
+
+@app.command(epilog='Example: karat experiment karat.db scale --arm "seven" --arm "binary = 1: levels = 2"')
+def experiment(
+    run_or_store: StoreOrRun,
+    name: Annotated[str, typer.Argument(help="An experiment; empty = the effects of all of them.")] = "",
+    arm: Annotated[
+        list[str] | None, typer.Option(help="NAME = WEIGHT: KEY = VALUE, …; give two or more to set it up.")
+    ] = None,
+    unit: Annotated[Literal["rater", "task"], typer.Option(help="What is drawn into the arms.")] = "rater",
+    end: Annotated[bool, typer.Option("--end", help="End it; what was recorded stays.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Set up or end an experiment (scale, tie, layout, reasons, guideline, pay), or say what its arms did."""
+    import numpy as np
+
+    from karat.feedback.arm_changes import read_arm
+    from karat.feedback.people.accounts import log
+    from karat.feedback.people.roles import COMMAND_LINE
+    from karat.feedback.store import open_store
+    from karat.feedback.work.experiments import end_experiment, experiment_effects, make_experiment
+
+    if (arm or end) and not name:
+        raise ConfigError("experiment: found no name; expected karat experiment STORE NAME …")
+    with open_store(store_address(run_or_store)) as store:
+        if arm or end:
+            now = time.time()
+            if arm:
+                make_experiment(store, name, [read_arm(one) for one in arm], unit=unit, now=now)
+            else:
+                end_experiment(store, name, now=now)
+            done = "experiment made" if arm else "experiment ended"
+            log(store, COMMAND_LINE, done, name, "; ".join(arm or ())[:1000], now=now)
+            answer(as_json, {"experiment": name, "done": done}, [f"{name}: {done}"])
+            return
+        found = [one for one in experiment_effects(store, np.random.default_rng(0)) if name in ("", one.experiment)]
+    lines = []
+    for one in found:
+        lines.append(f"{one.experiment}, {one.outcome} ({one.report.n_raters} {one.unit}s):")
+        for each in one.report.arms:
+            gap = "" if each.difference is None else f"; difference {_words(dataclasses.asdict(each.difference))}"
+            lines.append(f"  {each.arm:<20} {_words(dataclasses.asdict(each.mean))}{gap}")
+    answer(as_json, {"effects": [dataclasses.asdict(one) for one in found]}, lines or ["no judgement in any arm yet"])
 
 
 @people.command("add", epilog="Example: karat people add karat.db --role annotator --n 20")
@@ -168,41 +270,3 @@ def people_study(
     answer(
         as_json, {"study": name, "open": study.is_open, "link": link}, [link if study.is_open else f"{name}: closed"]
     )
-
-
-def _nothing() -> Any:
-    import contextlib
-
-    return contextlib.nullcontext()
-
-
-def _filler(address: str, policy: Path, prompts: Path, keep: int) -> Callable[[], Any]:
-    """A context in which a thread keeps the queue filled with questions about a policy's samples."""
-    import contextlib
-    import threading
-
-    from karat.feedback.store import open_store
-    from karat.pipeline.asking import Asking, keep_filled
-    from karat.progress import open_progress
-    from karat.prompts.sources import read_prompts
-
-    asked = read_prompts(prompts)
-    asking = Asking(n_tasks=keep, batch=f"live:{policy.name}")
-
-    @contextlib.contextmanager
-    def filling() -> Any:
-        stop = threading.Event()
-
-        def work() -> None:
-            with open_store(address) as store, open_progress(quiet=True) as progress:
-                keep_filled(store, policy, asked, asking, n_waiting_least=keep, progress=progress, stop=stop)
-
-        thread = threading.Thread(target=work, daemon=True, name="karat-filler")
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join(timeout=30)
-
-    return filling

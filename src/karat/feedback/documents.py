@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Engine, bindparam, func, select
 
 from karat.errors import InputError, StoreError
 from karat.feedback import people_tables as people
+from karat.feedback.arm_changes import check_experiments
 from karat.feedback.prepared import Prepared
 from karat.feedback.schema import json_text
 from karat.feedback.store import Store
@@ -136,6 +137,10 @@ class ProjectSettings:
     """For new tasks: answers wanted at least, by stratum; "*" = every other stratum (`work.queueing`)."""
     experiments: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Randomised arms: {experiment: {arm: weight > 0}}."""
+    arm_changes: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    """What arms change: {experiment: {arm: fields of `arm_changes.ArmChange`}}; an arm left out changes nothing."""
+    arm_units: Mapping[str, str] = field(default_factory=dict)
+    """{experiment: "rater" or "task"}, what is drawn into its arms; one left out draws raters."""
     completion_url: str = ""
     """Where a rater of another platform goes when she is done; "" = nowhere."""
 
@@ -153,6 +158,7 @@ class ProjectSettings:
                 raise InputError(
                     f"settings.experiments: found {name!r} with {dict(arms)}; expected arms with weights > 0"
                 )
+        check_experiments(self.experiments, self.arm_changes, self.arm_units)
         if any(k < 1 for k in self.overlap.values()):
             raise InputError(f"settings.overlap: found {dict(self.overlap)}; expected at least 1 answer per stratum")
         if self.budget.money is not None and self.pay is None:

@@ -6,7 +6,9 @@ about who answers.
 
 from __future__ import annotations
 
+import re
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,13 +22,14 @@ from karat.feedback.openings import HELD, OPEN
 from karat.feedback.schema import tasks as task_table
 from karat.feedback.store import Store, open_store
 from karat.feedback.tasks import random_tasks
+from karat.feedback.work.arena import PREFIX, add_pairs
 from karat.feedback.work.queueing import queue_tasks
 from karat.lm.load import LoadedLM, load_lm
 from karat.pipeline.people import wait_for_answers
 from karat.progress import Progress
 from karat.prompts.sources import read_prompts
 from karat.questions import Question, plain_question
-from karat.records import KINDS, Prompt, Response, Task
+from karat.records import KINDS, Prompt, Response, Sampler, Task
 from karat.seeding import child_seed, numpy_generator
 
 
@@ -85,6 +88,8 @@ def ask_about(
     Returns: what was added; asking the same again adds nothing.
     Raises: InputError where nothing can be asked, as when two models always write the same.
     """
+    if len(models) == 2 and not asking.batch.startswith(PREFIX):
+        asking = replace(asking, batch=PREFIX + asking.batch)  # or nobody would find its result
     written: dict[str, dict[str, list[str]]] = {}
     responses: list[Response] = []
     for name, lm in models.items():
@@ -97,21 +102,25 @@ def ask_about(
             new = [Response(prompt.id, text, name, number) for number, text in enumerate(texts)]
             responses += new
             written.setdefault(name, {})[prompt.id] = [response.id for response in new]
-    tasks = _across(written, asking) if len(models) == 2 else _within(written, asking)
-    guideline = document(store, "guideline")
-    tasks = [
-        replace(
-            task,
-            question=asking.question.id,
-            stop_after=asking.stop_after,
-            guideline=guideline.version if guideline else task.guideline,
-        )
-        for task in tasks
-    ]
+    newest = document(store, "guideline")
+    plan = {
+        "question": asking.question.id,
+        "stop_after": asking.stop_after,
+        "guideline": newest.version if newest else "v1",
+    }
+    if len(models) == 2:
+        pairs, propensity = _across(written, {one.id: one.text for one in responses}, prompts, asking)
     add_questions(store, [asking.question])
     store.add_prompts(prompts)
     store.add_responses(responses)
-    n_new = queue_tasks(store, tasks)
+    if len(models) == 2:
+        plan |= {"overlap": asking.overlap, "propensity": propensity}
+        n_before = len(store.tasks(batch=asking.batch))
+        first, second = models
+        add_pairs(store, asking.batch.removeprefix(PREFIX), (first, second), pairs, plan, now=time.time())
+        n_new = len(store.tasks(batch=asking.batch)) - n_before
+    else:
+        n_new = queue_tasks(store, [replace(task, **plan) for task in _within(written, asking)])
     return Asked(len(prompts), len({one.id for one in responses}), n_new, 0, asking.batch)
 
 
@@ -133,7 +142,16 @@ def collect_from(
         if not wait:
             return done
         progress.note(f"waiting for people's judgements; let them judge with: karat serve {address}")
-        return replace(done, n_answers=wait_for_answers(store, asking.batch, progress=progress))
+        return replace(done, n_answers=wait_for_answers(store, done.batch, progress=progress))
+
+
+def sampler_of(lm: LoadedLM, *, max_new_tokens: int) -> Sampler:
+    """A model as whoever answers prompts, at temperature 1."""
+
+    def write(prompts: Sequence[Prompt], *, n_samples: int, seed: int) -> list[list[str]]:
+        return texts_of(lm, draw(lm, prompts, n_samples=n_samples, max_new_tokens=max_new_tokens, seed=seed))
+
+    return write
 
 
 def asked_question(kind: str, principle: str = "") -> Question:
@@ -146,7 +164,8 @@ def asked_question(kind: str, principle: str = "") -> Question:
 def arena_batch(models: Sequence[Path]) -> str:
     """The batch of questions about these checkpoints: one = live, two = an arena."""
     names = "-".join(path.name for path in models)
-    return f"arena:{names}" if len(models) == 2 else f"live:{names}"
+    # the name of an arena stands in addresses
+    return PREFIX + re.sub(r"[^A-Za-z0-9_-]", "-", names)[:40] if len(models) == 2 else f"live:{names}"
 
 
 def _within(written: Mapping[str, Mapping[str, Sequence[str]]], asking: Asking) -> list[Task]:
@@ -159,23 +178,32 @@ def _within(written: Mapping[str, Mapping[str, Sequence[str]]], asking: Asking) 
     return random_tasks(by_prompt, kind, n, rng, overlap=asking.overlap, batch=asking.batch)
 
 
-def _across(written: Mapping[str, Mapping[str, Sequence[str]]], asking: Asking) -> list[Task]:
-    """One comparison of the two models a prompt; which response of either, and which is a, is drawn."""
+def _across(
+    written: Mapping[str, Mapping[str, Sequence[str]]],
+    texts: Mapping[str, str],
+    prompts: Sequence[Prompt],
+    asking: Asking,
+) -> tuple[list[tuple[Prompt, str, str]], float]:
+    """One pair of the two models a prompt, drawn among those that differ, and the share of such prompts that is asked.
+
+    Prompts to which the two always write the same come with it as equal texts.
+    """
     if asking.question.kind != "comparison":
         raise ConfigError(f"arena: found questions of kind {asking.question.kind}; expected comparison")
     first, second = written.values()
     rng = numpy_generator(asking.seed, "arena")
-    tasks = []
-    for prompt_id in sorted(first):
-        pairs = [(a, b) for a in first[prompt_id] for b in second[prompt_id] if a != b]
+    different, equal = [], []
+    for prompt in sorted(prompts, key=lambda one: one.id):
+        pairs = [(a, b) for a in first[prompt.id] for b in second[prompt.id] if a != b]
         if pairs:
-            pair = pairs[rng.integers(len(pairs))]
-            pair = pair[::-1] if rng.random() < 0.5 else pair
-            tasks.append(Task(prompt_id, pair, overlap=asking.overlap, batch=asking.batch))
-    if not tasks:
+            a, b = pairs[rng.integers(len(pairs))]
+            different.append((prompt, texts[a], texts[b]))
+        else:
+            equal.append((prompt, texts[first[prompt.id][0]], texts[first[prompt.id][0]]))
+    if not different:
         raise InputError("arena: the two models write the same responses to every prompt; there is nothing to compare")
-    chosen = sorted(rng.choice(len(tasks), size=min(asking.n_tasks, len(tasks)), replace=False))
-    return [replace(tasks[i], propensity=len(chosen) / len(tasks)) for i in chosen]
+    chosen = sorted(rng.choice(len(different), size=min(asking.n_tasks, len(different)), replace=False))
+    return [*(different[i] for i in chosen), *equal], len(chosen) / len(different)
 
 
 def n_waiting(store: Store, batch: str) -> int:

@@ -11,7 +11,7 @@ import datetime
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -21,12 +21,14 @@ from karat.errors import InputError, StoreError
 from karat.feedback import leases
 from karat.feedback import people_tables as people
 from karat.feedback import schema as tables
+from karat.feedback.arm_changes import TASK, ArmChange, change_of, merged
 from karat.feedback.documents import CONSENT, ProjectSettings, Shelf, read_document, read_settings, shelf
 from karat.feedback.keys import keyed_fraction, secret_key
 from karat.feedback.prepared import Prepared
 from karat.feedback.schema import json_text
 from karat.feedback.store import Store
 from karat.feedback.upserts import insert_new, put
+from karat.records import Task
 
 MOST_FIELDS, MOST_CHARS = 40, 300
 """Of demographics: fields, and characters of a field."""
@@ -237,17 +239,85 @@ def arm_of(store: Store, annotator: str, experiment: str, *, now: float) -> str 
     return store.write(write)
 
 
-def arms_of(store: Store, annotator: str, *, now: float) -> dict[str, str]:
-    """The arms of a rater in every experiment of the settings, as `Judgement.shown` records them."""
+def arms_of(store: Store, annotator: str, *, now: float, task: Task | None = None) -> dict[str, str]:
+    """The arms in every experiment of the settings, as `Judgement.shown` records them.
+
+    Args:
+        task: what is asked; None = only experiments that draw raters.
+    """
     with store.connection() as connection:
-        known = read_arms(connection, annotator, read_settings(connection))
-    drawn = {name: arm_of(store, annotator, name, now=now) if arm is None else arm for name, arm in known.items()}
-    return {name: arm for name, arm in drawn.items() if arm is not None}
+        settings = read_settings(connection)
+    return arms_under(store, settings, annotator, now=now, task=task)
+
+
+def arms_under(
+    store: Store, settings: ProjectSettings, annotator: str, *, now: float, task: Task | None = None
+) -> dict[str, str]:
+    """`arms_of`, given the settings."""
+    if not settings.experiments:
+        return {}
+    with store.connection() as connection:
+        known = read_arms(connection, annotator, settings)
+    arms, new = complete_arms(known, settings, secret_key(store, "arms"), annotator, task)
+    if new:
+        kept = {name: arms[name] for name in new}
+        store.write(lambda connection: keep_arms(connection, annotator, kept, now=now))
+    return arms
 
 
 def read_arms(connection: Connection, annotator: str, settings: ProjectSettings) -> dict[str, str | None]:
-    """The arms of a rater in the experiments of the settings inside a transaction; None = not drawn yet."""
-    return {name: _ARM.scalar(connection, who=annotator, experiment=name) for name in sorted(settings.experiments)}
+    """The arms of a rater in the experiments that draw raters, inside a transaction; None = not drawn yet."""
+    names = sorted(name for name in settings.experiments if settings.arm_units.get(name) != TASK)
+    return {name: _ARM.scalar(connection, who=annotator, experiment=name) for name in names}
+
+
+def complete_arms(
+    known: Mapping[str, str | None], settings: ProjectSettings, key: bytes, annotator: str, task: Task | None
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Every arm of the settings' experiments: those that are known, and those that are drawn now.
+
+    A draw follows from the rater alone. A task's arm follows from what it asks, whoever answers and however often: a
+    hidden repeat is in the arm of its original.
+
+    Args:
+        known: `read_arms`.    key: the store's own, of "arms".    task: what is asked; None = raters' arms only.
+    Returns: the arms, and the experiments whose draw is not kept yet.
+    """
+    arms, new = {}, []
+    for name, weights in sorted(settings.experiments.items()):
+        if name in known:
+            arm = known[name]
+            if arm is None:
+                arm = draw_arm(weights, keyed_fraction(key, name, annotator))
+                new.append(name)
+            arms[name] = arm
+        elif task is not None:
+            asked = (task.prompt_id, *sorted(task.response_ids), task.kind)
+            arms[name] = draw_arm(weights, keyed_fraction(key, name, *asked))
+    return arms, tuple(new)
+
+
+def keep_arms(connection: Connection, annotator: str, arms: Mapping[str, str], *, now: float) -> None:
+    """Keep arms that were just drawn, in a writing transaction: once drawn they stay, whatever becomes of the weights."""
+    for name, arm in arms.items():
+        row = {"annotator": annotator, "experiment": name, "arm": arm, "assigned_at": now}
+        insert_new(connection, people.arms, row)
+
+
+def change_under(settings: ProjectSettings, arms: Mapping[str, str]) -> ArmChange:
+    """What these arms change."""
+    bodies = (settings.arm_changes.get(name, {}).get(arm) for name, arm in arms.items())
+    return merged(change_of(body) for body in bodies if body)
+
+
+def settings_for(store: Store, annotator: str, *, now: float) -> ProjectSettings:
+    """The settings as they are for one rater: the pay is that of her arm."""
+    with store.connection() as connection:
+        settings = read_settings(connection)
+    if settings.pay is None or not settings.experiments:
+        return settings
+    change = change_under(settings, arms_under(store, settings, annotator, now=now))
+    return settings if change.pay is None else replace(settings, pay=replace(settings.pay, amount=change.pay))
 
 
 def draw_arm(weights: Mapping[str, float], fraction: float) -> str:

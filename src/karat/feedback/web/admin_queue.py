@@ -10,10 +10,11 @@ import json
 
 from fastapi import APIRouter, HTTPException
 from fastapi.responses import Response
+from starlette.datastructures import FormData, QueryParams
 from starlette.requests import Request
 
 from karat.errors import KaratError
-from karat.feedback.documents import GUIDELINE, documents
+from karat.feedback.documents import GUIDELINE, documents, project_settings
 from karat.feedback.snapshot import current_judgements
 from karat.feedback.store import Store
 from karat.feedback.web.access import Visitor
@@ -21,6 +22,7 @@ from karat.feedback.web.charts import share_bar
 from karat.feedback.web.desk import Admin, Sent, done, field_of, kept_figures, note, number_of, page
 from karat.feedback.web.rendering import markdown_html
 from karat.feedback.work.dashboard import queue
+from karat.feedback.work.old_guideline import Choice, counts_of, old_items, price
 from karat.feedback.work.outlay import ask_again
 from karat.feedback.work.requeue import pull, queue_entries, reissue
 from karat.feedback.work.task_browser import TASK_STATES, task_detail, task_page
@@ -44,6 +46,9 @@ def queue_page(
     rows, older = task_page(store, batch=batch, state=state, before=number_of(before))
     sums = queue(store, now=now)
     again = kept_figures(request, "again", lambda: ask_again(store))
+    old = kept_figures(request, "old items", lambda: old_items(store)) if again else []
+    choice = _choice(request.query_params)
+    picked = [one for one in old if choice.fits(one)] if request.query_params.get("show") else None
     return page(
         request,
         visitor,
@@ -56,6 +61,13 @@ def queue_page(
         rows=rows,
         older=older,
         again=again,
+        old=old,
+        counts=counts_of(old),
+        choice=choice,
+        picked=picked,
+        price=price(store, picked[:MOST_AT_ONCE]) if picked else None,
+        pay=project_settings(store).pay,
+        most=MOST_AT_ONCE,
         newest=_newest_guideline(store),
         entries=queue_entries(store, 30),
     )
@@ -101,6 +113,37 @@ def ask_those_again(request: Request, visitor: Admin, form: Sent) -> Response:
     made = reissue(store, ids, by=visitor.account, reason=reason, now=now, guideline=newest)
     note(request, visitor, "tasks reissued", f"{len(made)} tasks", reason)
     return done("/admin/queue", "reissued", n=str(len(made)))
+
+
+@router.post("/admin/queue/again/items")
+def ask_items_again(request: Request, visitor: Admin, form: Sent) -> Response:
+    """Put the chosen items to raters again under the newest guideline, if they are still as many as were counted."""
+    store, now = request.app.state.store, request.app.state.clock()
+    choice, newest = _choice(form), _newest_guideline(store)
+    picked = [one for one in old_items(store) if choice.fits(one)][:MOST_AT_ONCE]
+    if not picked or not newest:
+        raise HTTPException(404, "There is nothing to ask again that fits this choice.")
+    if str(len(picked)) != field_of(form, "counted"):
+        raise HTTPException(409, f"There are {len(picked)} such tasks by now; look at the count and the cost again.")
+    reason = f"guideline {newest}: {choice.in_words}"[:500]
+    ids = [one.task.id for one in picked]
+    made = reissue(store, ids, by=visitor.account, reason=reason, now=now, guideline=newest)
+    note(request, visitor, "tasks reissued", f"{len(made)} tasks", reason)
+    return done("/admin/queue", "reissued", n=str(len(made)))
+
+
+def _choice(fields: QueryParams | FormData) -> Choice:
+    def several(name: str) -> tuple[str, ...]:
+        return tuple(one for one in fields.getlist(name) if isinstance(one, str) and one)[:100]
+
+    words = fields.get("words", "")
+    return Choice(
+        disagree=fields.get("disagree") == "yes",
+        topics=several("topic"),
+        flags=several("flag"),
+        parts=several("part"),
+        words=words.strip()[:200] if isinstance(words, str) else "",
+    )
 
 
 def _one(

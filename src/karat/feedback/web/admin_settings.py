@@ -47,13 +47,25 @@ def save_settings(request: Request, visitor: Admin, form: Sent) -> Response:
     store, now = request.app.state.store, request.app.state.clock()
     before = project_settings(store)
     try:
-        found = settings_from(form)
+        found = _with_arms(settings_from(form), before)
         put_settings(store, found, now=now)
     except KaratError as error:
         typed = {name: field_of(form, name) for name in FIELDS}
         return _form(request, visitor, typed, status=422, message=str(error), failed=True)
     note(request, visitor, "settings stored", "settings", _difference(before, found))
     return done("/admin/settings", "stored")
+
+
+def _with_arms(new: ProjectSettings, before: ProjectSettings) -> ProjectSettings:
+    """What arms change is set on the page of experiments; the form of the settings keeps it for the arms that stay."""
+    changes = {
+        name: {arm: body for arm, body in before.arm_changes.get(name, {}).items() if arm in arms}
+        for name, arms in new.experiments.items()
+    }
+    units = {name: unit for name, unit in before.arm_units.items() if name in new.experiments}
+    return dataclasses.replace(
+        new, arm_changes={name: bodies for name, bodies in changes.items() if bodies}, arm_units=units
+    )
 
 
 def form_of(settings: ProjectSettings) -> dict[str, str]:

@@ -188,7 +188,7 @@ def _shown(work: Work) -> dict[str, Any]:
         "question": question,
         "prompt": [{"role": turn.role, "content": turn.content} for turn in work.prompt.turns],
         "responses": [{"number": i, "text": texts[index]} for i, index in enumerate(work.order, 1)],
-        "guideline": work.task.guideline,
+        "guideline": work.guideline,
     }
 
 

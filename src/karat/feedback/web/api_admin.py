@@ -17,12 +17,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from fastapi import APIRouter, Body, Depends
 from fastapi.responses import StreamingResponse
 from pydantic import BeforeValidator, Field
 from starlette.requests import Request
 
 from karat.errors import InputError
+from karat.feedback.arm_changes import change_of
 from karat.feedback.documents import add_questions
 from karat.feedback.exchange.events import EventSummary, event_rows, import_event_rows
 from karat.feedback.exchange.importers import ImportSummary, import_hh, import_preferences, import_votes
@@ -32,6 +34,7 @@ from karat.feedback.web import api_models as shapes
 from karat.feedback.web.access import Visitor, needs
 from karat.feedback.web.cells import CELL_NAMES, cells
 from karat.feedback.work.dashboard import pulse
+from karat.feedback.work.experiments import experiment_effects, make_experiment
 from karat.feedback.work.queueing import queue_tasks
 from karat.questions import Question
 from karat.records import Annotator, Judgement, Prompt, Response, Task
@@ -207,6 +210,38 @@ def export(request: Request, visitor: Admin, form: Literal["jsonl", "csv"] = "js
     answer = _lines(rows) if form == "jsonl" else StreamingResponse(_table(rows), media_type="text/csv; charset=utf-8")
     answer.headers["content-disposition"] = f'attachment; filename="judgements.{form}"'
     return answer
+
+
+class ArmIn(shapes.Closed):
+    """One arm of an experiment."""
+
+    weight: float = Field(default=1.0, gt=0, lt=1e6, allow_inf_nan=False)
+    change: dict[str, Any] = Field(default_factory=dict, description="levels, tie, layout, rationale, guideline, pay")
+
+
+class ExperimentIn(shapes.Closed):
+    """An experiment to set up."""
+
+    name: shapes.Text
+    unit: Literal["rater", "task"] = "rater"
+    arms: dict[shapes.Text, ArmIn]
+
+
+@router.post("/experiments", response_model=shapes.Added)
+def add_experiment(request: Request, visitor: Admin, sent: ExperimentIn) -> dict[str, int]:
+    """Set up an experiment: raters, or tasks, are drawn into its arms from now on, and their pages follow."""
+    arms = [(name, arm.weight, change_of(arm.change)) for name, arm in sent.arms.items()]
+    make_experiment(_store(request), sent.name, arms, unit=sent.unit, now=request.app.state.clock())
+    _note(
+        request, visitor, "experiment made", sent.name, json.dumps({n: a.change for n, a in sent.arms.items()})[:1000]
+    )
+    return {"new": 1}
+
+
+@router.get("/experiments")
+def experiments(request: Request, _: Admin) -> list[dict[str, Any]]:
+    """The effect of every experiment on every outcome, with intervals over what was drawn."""
+    return [asdict(one) for one in experiment_effects(_store(request), np.random.default_rng(0))]
 
 
 @router.get("/stats")

@@ -6,14 +6,14 @@ both there before she sees either. Knows forms and templates; the rest is `karat
 
 from __future__ import annotations
 
-import logging
-import secrets
-from typing import Annotated
+import threading
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Depends
-from fastapi.responses import RedirectResponse, Response
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from sqlalchemy import func, select
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 
 from karat.errors import InputError, KaratError
@@ -27,18 +27,25 @@ from karat.feedback.store import Store
 from karat.feedback.web.access import Visitor, needs
 from karat.feedback.web.charts import Whisker, whisker_chart
 from karat.feedback.web.desk import Admin, Sent, done, field_of, kept_figures, note, number_of, page
-from karat.feedback.work.arena import add_duel, arena, arena_result, arenas, make_arena
+from karat.feedback.work.arena import PREFIX, arena_result, arenas, make_arena
 from karat.feedback.work.assignment import over_budget
-from karat.records import Prompt, Sampler, user_prompt
+from karat.feedback.work.duels import FAILED, SAME, answer_duels, ask_duel, asked_by
+from karat.records import Prompt, user_prompt
 
-LOG = logging.getLogger("karat.web")
-LIVE_NAME = "live"
-"""Name of the arena in which raters type the prompts."""
 MOST_PROMPT = 4000
 """Characters of a prompt that a rater types."""
 WINDOW_S, MOST_ASKED = 60.0, 6
 """Prompts that one rater may send to the policies in a window of seconds."""
 MOST_OVERLAP = 20
+NEWS_S = 600.0
+"""For so long a page says that a question came to nothing."""
+NOTHING = {
+    SAME: "Both gave the same answer, or you have compared these two before. Ask something else.",
+    FAILED: "A policy did not answer. What you wrote is still here; send it again in a moment.",
+}
+"""What a rater reads about that."""
+ANSWERING = threading.Lock()
+"""Policies in this process answer one after another."""
 
 router = APIRouter(include_in_schema=False)
 Rater = Annotated[Visitor, Depends(needs("annotator", "expert"))]
@@ -49,7 +56,7 @@ Anybody = Annotated[Visitor, Depends(needs("annotator", "expert", "admin"))]
 def arena_page(request: Request, visitor: Anybody, done: str = "", n: int = 0) -> Response:
     """For raters the place to ask both policies; for admins the comparisons there are."""
     if visitor.role != "admin":
-        return _ask_page(request, visitor)
+        return _state_page(request, visitor)
     message = f"The comparison is set up with {n} questions; raters get them in the queue." if done == "made" else ""
     return _admin_page(request, visitor, message=message)
 
@@ -69,28 +76,18 @@ def ask(request: Request, visitor: Rater, form: Sent) -> Response:
         message = "That is many questions in a minute; wait a little, then send it again."
         return _ask_page(request, visitor, text=text, message=message, status=429)
     try:
-        policies, prompt = _policies(request), user_prompt(text)
-        pair = tuple(_one_answer(sampler, prompt) for _, sampler in policies)
-    except Exception:
-        LOG.exception("a policy did not answer in the arena")
-        message = "A policy did not answer. What you wrote is still here; send it again in a moment."
-        return _ask_page(request, visitor, text=text, message=message, status=503)
-    newest = document(state.store, GUIDELINE)
-    names = (policies[0][0], policies[1][0])
-    task = add_duel(
-        state.store,
-        _live_arena(state.store, names),
-        names,
-        (prompt, pair[0], pair[1]),
-        annotator=annotator,
-        guideline=newest.version if newest else "v1",
-        now=now,
-    )
-    lease_s = project_settings(state.store).lease_s
-    if task is None or state.store.lease_many([(task.id, annotator)], now, lease_s)[0] is None:
-        message = "Both gave the same answer, or you have compared these two before. Ask something else."
-        return _ask_page(request, visitor, text=text, message=message)
-    return RedirectResponse("/work", 303)
+        ask_duel(state.store, user_prompt(text), annotator)
+    except InputError:
+        return RedirectResponse("/arena", 303)  # which says that her last question is still being answered
+    # policies in this process answer after the page is sent; those of `karat serve --arena` have a thread of their own
+    return RedirectResponse("/arena", 303, background=BackgroundTask(_answer, state) if state.samplers else None)
+
+
+@router.get("/arena/waiting")
+def waiting(request: Request, visitor: Rater) -> JSONResponse:
+    """Whether the answers to a rater's question are still being written."""
+    asked = asked_by(request.app.state.store, str(visitor.annotator))
+    return JSONResponse({"waiting": asked is not None and asked.waiting})
 
 
 @router.post("/arena/make")
@@ -145,20 +142,38 @@ def sources(store: Store) -> list[tuple[str, int]]:
         return [(name, n) for name, n in rows]
 
 
-def _ask_page(request: Request, visitor: Visitor, *, text: str = "", message: str = "", status: int = 200) -> Response:
-    live = len(request.app.state.samplers) >= 2
+def _ask_page(request: Request, visitor: Visitor, *, text: str = "", message: str = "", status: int = 0) -> Response:
     return page(
         request,
         visitor,
         "arena_ask.html",
         tabs=(),
-        status=422 if message and status == 200 else status,
+        status=status or (422 if message else 200),
         message=message,
         failed=bool(message),
-        live=live,
+        live=bool(policies_of(request)),
+        waiting=False,
         text=text,
         most=MOST_PROMPT,
     )
+
+
+def _state_page(request: Request, visitor: Visitor) -> Response:
+    """What has become of a rater's question: two answers to judge, still being written, nothing, or none was asked."""
+    state, annotator = request.app.state, str(visitor.annotator)
+    asked = asked_by(state.store, annotator)
+    if asked is not None and asked.waiting:
+        return page(
+            request, visitor, "arena_ask.html", tabs=(), live=bool(policies_of(request)), waiting=True,
+            text=asked.text, most=MOST_PROMPT,
+        )  # fmt: skip
+    with state.store.connection() as connection:
+        held = held_task(connection, annotator, now=state.clock())
+    if held is not None and held.batch.startswith(PREFIX) and held.reserved_for == annotator:
+        return RedirectResponse("/work", 303)
+    if asked is not None and state.clock() - asked.at < NEWS_S:
+        return _ask_page(request, visitor, text=asked.text, message=NOTHING[asked.nothing], status=200)
+    return _ask_page(request, visitor)
 
 
 def _admin_page(
@@ -181,7 +196,7 @@ def _admin_page(
         failed=failed,
         names=arenas(store),
         sources=kept_figures(request, "sources", lambda: sources(store)),
-        live=len(request.app.state.samplers) >= 2,
+        live=bool(policies_of(request)),
         typed=typed or {"name": "", "first": "", "second": "", "overlap": "1"},
         most=MOST_OVERLAP,
     )
@@ -190,7 +205,7 @@ def _admin_page(
 def _not_now(request: Request, visitor: Visitor) -> Response | None:
     """Where a rater is sent who cannot ask now: to her standing, her consent, her task in hand, or back."""
     state, annotator = request.app.state, str(visitor.annotator)
-    if len(state.samplers) < 2:
+    if not policies_of(request):
         return _ask_page(request, visitor)
     if not consent_of(state.store, visitor.account).ok:
         return RedirectResponse("/consent", 303)
@@ -202,18 +217,12 @@ def _not_now(request: Request, visitor: Visitor) -> Response | None:
     return RedirectResponse("/work", 303) if busy or over else None
 
 
-def _policies(request: Request) -> list[tuple[str, Sampler]]:
-    return list(request.app.state.samplers.items())[:2]
+def policies_of(request: Request) -> tuple[str, ...]:
+    """The names of the two policies that answer raters; () = none do."""
+    state = request.app.state
+    return state.settings.arena or (tuple(state.samplers)[:2] if len(state.samplers) >= 2 else ())
 
 
-def _one_answer(sampler: Sampler, prompt: Prompt) -> str:
-    return sampler([prompt], n_samples=1, seed=secrets.randbelow(2**31))[0][0]
-
-
-def _live_arena(store: Store, policies: tuple[str, str]) -> str:
-    """The live arena of these two policies: another pair is another arena."""
-    numbered = [name for name in arenas(store) if name == LIVE_NAME or name.startswith(f"{LIVE_NAME}-")]
-    for name in numbered:
-        if arena(store, name).policies == policies:
-            return name
-    return LIVE_NAME if not numbered else f"{LIVE_NAME}-{len(numbered) + 1}"
+def _answer(state: Any) -> None:
+    with ANSWERING:
+        answer_duels(state.store, dict(list(state.samplers.items())[:2]), now=state.clock())

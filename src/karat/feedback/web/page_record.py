@@ -17,7 +17,8 @@ from karat.feedback.web.forms import Fields
 from karat.feedback.web.rendering import is_long
 from karat.feedback.work.answering import Work
 
-LAYOUTS = ("side", "stacked")
+LAYOUTS = ("side", "stacked", "column")
+"""Side by side; below one another and shortened, on a narrow page; below one another and whole, by an arm."""
 WIDTHS = ("phone", "tablet", "desktop", "wide")
 TEMPLATES = ("base.html", "macros.html", "work.html", "work_kinds.html")
 SHEETS_AND_MODULES = (

@@ -51,7 +51,8 @@ FIELDS = (
 def guidelines_page(request: Request, visitor: Anybody, version: str = "") -> Response:
     """The guidelines in a version, the newest first, with the worked examples."""
     store = request.app.state.store
-    found = documents.document(store, documents.GUIDELINE, version or None)
+    mine = "" if version or visitor.annotator is None else _guideline_of(request, visitor)
+    found = documents.document(store, documents.GUIDELINE, version or mine or None)
     if found is None and version:
         raise HTTPException(404, "There is no guideline of that version.")
     examples = documents.document(store, documents.EXAMPLES)
@@ -191,7 +192,7 @@ def _me(
     request: Request, visitor: Visitor, *, message: str = "", said: Mapping[str, str] | None = None, status: int = 200
 ) -> Response:
     state, annotator = request.app.state, _annotator(visitor)
-    project = documents.project_settings(state.store)
+    project = care.settings_for(state.store, annotator, now=state.clock())
     progress = own_progress(state.store, annotator, audience=visitor.role, now=state.clock())
     active_s = own_active_s(state.store, annotator)
     data = own_data(state.store, visitor.account, annotator)
@@ -229,6 +230,14 @@ def _standing(request: Request, visitor: Visitor, *, message: str = "", typed: s
     return render(
         request, "rater_standing.html", visitor, status=status, project=documents.project_settings(store), **values
     )
+
+
+def _guideline_of(request: Request, visitor: Visitor) -> str:
+    """The version that an experiment shows to this rater; "" = the newest."""
+    state = request.app.state
+    project = documents.project_settings(state.store)
+    arms = care.arms_under(state.store, project, _annotator(visitor), now=state.clock())
+    return care.change_under(project, arms).guideline
 
 
 def _fields(request: Request) -> Sequence[Mapping[str, Any]]:

@@ -28,6 +28,8 @@ class ServerSettings:
     """What people type, `https://judge.example.org`; "" = http://host:port."""
     trusted_proxies: tuple[str, ...] = ()
     """Addresses or networks of proxies whose X-Forwarded-For is believed; () = nobody's is."""
+    arena: tuple[str, ...] = ()
+    """Names of two policies that answer raters from a thread beside the server; () = none. They stay on the server."""
     session_hours: float = 12.0
     """How long a sign-in lasts, hours."""
     most_body_bytes: int = 2_000_000
@@ -61,6 +63,8 @@ class ServerSettings:
                 ipaddress.ip_network(proxy, strict=False)
             except ValueError:
                 raise ConfigError(f"trusted_proxies: found {proxy!r}; expected an address or network") from None
+        if len(self.arena) not in (0, 2) or len(set(self.arena)) != len(self.arena):
+            raise ConfigError(f"arena: found {self.arena}; expected two policies of different names, or none")
         if not 0 <= self.port < 65_536:
             raise ConfigError(f"port: found {self.port}; expected 0 … 65535")
 

@@ -47,6 +47,10 @@ SKIP_REASONS = {
 """Reasons to skip, by what is stored."""
 LONG_ANSWER = 200
 """Characters of typed words beyond which skipping is asked back once."""
+CHANGED = (
+    "The way this is asked has changed since you opened it. Reload the page and choose again; what you wrote is kept."
+)
+"""Said where an answer was given to an older form of the question."""
 HOMES = {"admin": "/admin", "auditor": "/audit"}
 CONFIRMATIONS = {
     "fast": "That was very quick for texts of this length. If you have read them, submit once more.",
@@ -66,7 +70,10 @@ def home(request: Request, visitor: Guest) -> Response:
     state = request.app.state
     standing = standing_of(state.store, annotator_of(visitor))
     found = _beside(request, visitor)
-    values = {"project": found.project, "progress": found.progress}
+    project = found.project
+    if project.arm_changes:
+        project = care.settings_for(state.store, annotator_of(visitor), now=state.clock())
+    values = {"project": project, "progress": found.progress}
     return render(request, "rater_home.html", visitor, standing=standing, **values)
 
 
@@ -90,7 +97,7 @@ def submit(request: Request, visitor: Rater, form: Sent) -> Response:
     """Take an answer; what does not fit comes back with a message and everything that was entered."""
     state, fields = request.app.state, fields_from(form)
     annotator = annotator_of(visitor)
-    found = sitting.receive(state.store, _one(fields, "lease"), annotator, visitor.account, now=state.clock())
+    found = sitting.receive(state.store, _one(fields, "lease"), annotator, visitor.account)
     if not found.consents:
         raise HTTPException(403, "You have not agreed to the consent text, or took it back; nothing was stored.")
     work = found.work
@@ -99,12 +106,16 @@ def submit(request: Request, visitor: Rater, form: Sent) -> Response:
     value = answer.value
     if value is not None and "missing" not in value and _covered(work, fields):
         messages = {"uncovered": "Uncover the texts before you judge them, or skip this one."}
+    if _one(fields, "asked") not in ("", work.question.id):
+        # an experiment was changed while she read: her choice may mean something else on the new scale
+        fields = {name: values for name, values in fields.items() if name not in ("choice", "asked", "way")}
+        return _refuse(request, visitor, work, fields, {"choice": CHANGED})
     if value is None or messages:
         return _refuse(request, visitor, work, fields, messages)
     if question := _asks_back(work, answer, fields):
         return _ask_back(request, visitor, work, fields, question)
     try:
-        submit_work(state.store, work, _given(found, fields, answer), now=state.clock(), arms=found.arms)
+        submit_work(state.store, work, _given(found, fields, answer), now=state.clock())
     except LeaseError:
         raise
     except StoreError as error:
@@ -200,7 +211,7 @@ def fields_from(form: FormData) -> dict[str, list[str]]:
     return fields
 
 
-_NOT_KEPT = ("csrf", "lease", "submission", "supersedes", "confirm", "way")
+_NOT_KEPT = ("csrf", "lease", "submission", "supersedes", "confirm", "way", "asked")
 
 
 def _page(
@@ -225,16 +236,18 @@ def _page(
         turns=task_view.shown_turns(work.prompt),
         long_prompt=is_long(work.prompt.text),
         candidates=task_view.shown_candidates(work.question, work.responses, work.order),
+        tie_apart=work.change.tie == "apart",
+        stacked=work.change.layout == "stacked",
         fields=fields,
         saved_at=_clock(saved_at),
         **said,
     )
-    controls, foot, key_sheet = _fixed(view.question, len(view.candidates))
+    controls, foot, key_sheet = _fixed(view.question, len(view.candidates), view.tie_apart)
     fresh = not (view.fields or view.messages or view.confirm or view.supersedes)
     guideline, examples, progress = beside.guideline, beside.examples, beside.progress
     values: dict[str, Any] = {
         "guideline": markdown_html(guideline.text if guideline else _NO_GUIDELINE),
-        "guideline_version": guideline.version if guideline else work.task.guideline,
+        "guideline_version": guideline.version if guideline else work.guideline,
         "examples": markdown_html(examples.text) if examples else "",
         "progress": _progress_words(progress),
         "can_undo": progress.n_done > 0 and beside.project.undo_n > 0,
@@ -250,10 +263,10 @@ def _page(
 
 
 @functools.lru_cache(maxsize=64)
-def _fixed(question: Question, n: int) -> tuple[Markup, Markup, Markup]:
+def _fixed(question: Question, n: int, tie_apart: bool) -> tuple[Markup, Markup, Markup]:
     """What does not depend on what was entered: the controls and the foot of a fresh page, and the sheet of keys."""
     kinds = environment().get_template("work_kinds.html").module
-    view = task_view.blank_view(question, n)
+    view = task_view.blank_view(question, n, tie_apart=tie_apart)
     return kinds.controls(view), kinds.foot(view, SKIP_REASONS), kinds.key_sheet(view)  # type: ignore[attr-defined]
 
 
@@ -292,7 +305,7 @@ def _asks_back(work: Work, answer: forms.Answer, fields: forms.Fields) -> str:
 
 def _given(found: sitting.Received, fields: forms.Fields, answer: forms.Answer) -> Given:
     shown = page_record.shown_record(
-        found.work, fields, arms=found.arms, locale=found.project.locale, guideline=found.guideline
+        found.work, fields, arms=found.work.arms, locale=found.project.locale, guideline=found.guideline
     )
     return Given(
         value=answer.value or {},

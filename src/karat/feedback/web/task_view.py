@@ -97,6 +97,10 @@ class TaskView:
     """The responses in the order shown."""
     fields: Mapping[str, Sequence[str]]
     """What the form holds."""
+    tie_apart: bool = False
+    """True = the tie stands among the ways out, not in the middle of the scale."""
+    stacked: bool = False
+    """True = responses stand below one another on every screen."""
     messages: Mapping[str, str] = field(default_factory=dict)
     """What is wrong with it, by field."""
     confirm: str = ""
@@ -141,6 +145,8 @@ class TaskView:
             if forms.needs_position(question, position):
                 side = "A" if 2 * position < n - 1 else "B"
                 middle = 2 * position == n - 1
+                if middle and self.tie_apart:
+                    continue
                 short = "=" if middle else f"{side}{(abs(n - 1 - 2 * position) + 1) // 2}"
                 key = ("0 t " if middle else "") + (str(position + 1) if position < 9 else "")
                 points.append(Control(str(position), label, key.strip(), short))
@@ -176,18 +182,22 @@ class TaskView:
 
     @property
     def ways(self) -> tuple[Control, ...]:
-        """The ways out that the question offers, but for the tie, which is on the scale."""
+        """The ways out that the question offers; the tie only where it is not on the scale."""
         several = self.question.kind in ("comparison", "ranking", "best_of")
         known = _WAYS if several else {**_WAYS, "none_fits": Control("none_fits", "Question does not fit", "n")}
-        return tuple(known[way] for way in self.question.offers if way in known)
+        tie: tuple[Control, ...] = ()
+        if self.kind == "comparison" and self.tie_apart and "tie" in self.question.offers:
+            middle = self.question.n_levels // 2
+            tie = (Control(str(middle), forms.strengths(self.question)[middle], f"0 t {middle + 1}", "="),)
+        return (*tie, *(known[way] for way in self.question.offers if way in known))
 
 
 @functools.lru_cache(maxsize=64)
-def blank_view(question: Question, n: int) -> TaskView:
+def blank_view(question: Question, n: int, *, tie_apart: bool = False) -> TaskView:
     """The view of a question about n responses whose texts are not there: what its controls and keys are written of."""
     letters = [forms.letter(position) if n > 1 else "" for position in range(n)]
     candidates = tuple(Candidate(position, letter, Markup(), False) for position, letter in enumerate(letters))
-    return TaskView("", "", "", question, (), False, candidates, {})
+    return TaskView("", "", "", question, (), False, candidates, {}, tie_apart=tie_apart)
 
 
 _INSTRUCTIONS = {

@@ -39,7 +39,7 @@ def render(
             csrf=visitor.csrf if visitor is not None else "",
             path=request.url.path,
             public_url=request.app.state.settings.url,
-            has_arena=len(request.app.state.samplers) >= 2,
+            has_arena=bool(request.app.state.settings.arena) or len(request.app.state.samplers) >= 2,
             **values,
         )
     )

@@ -20,18 +20,22 @@ from sqlalchemy import Connection, and_, bindparam, func, or_, select
 from karat.errors import LeaseError, StoreError
 from karat.feedback import people_tables as people
 from karat.feedback import schema as tables
-from karat.feedback.documents import question_in
+from karat.feedback.arm_changes import ArmChange
+from karat.feedback.documents import Shelf, question_in, shelf
 from karat.feedback.people.accounts import read_account_by_annotator
-from karat.feedback.people.care import arms_of, read_consent
+from karat.feedback.people.care import change_under, complete_arms, keep_arms, read_arms, read_consent
 from karat.feedback.prepared import Prepared
 from karat.feedback.schema import StoredJudgement, stored_judgement
 from karat.feedback.store import Store
 from karat.feedback.submission import judgement_question, lock_task, submit_held
 from karat.feedback.tasks import answer
-from karat.feedback.work.assignment import order_key, shown_order_of
+from karat.feedback.work.assignment import WorkKeys, shown_order_of
 from karat.identity import canonical_json, content_id
 from karat.questions import Question, plain_question
 from karat.records import Prompt, Response, Task
+
+NO_CHANGE = ArmChange()
+"""Of whoever is in no experiment."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,17 @@ class Work:
     """What is judged, in identity order."""
     order: tuple[int, ...]
     """Identity indices in the order shown."""
+    arms: Mapping[str, str] = field(default_factory=dict)
+    """The arms of experiments that she or the task is in."""
+    new_arms: tuple[str, ...] = ()
+    """Experiments whose arm was drawn just now; her answer keeps it."""
+    change: ArmChange = NO_CHANGE
+    """What they change; the question has it already."""
+
+    @property
+    def guideline(self) -> str:
+        """Version of the guideline that stands beside it."""
+        return self.change.guideline or self.task.guideline
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -124,16 +139,26 @@ _FORGET = Prepared(
 
 def work_of(store: Store, lease_id: str, annotator: str) -> Work:
     """The task behind a lease, live or not. Raises: LeaseError where this rater never held a lease of that name."""
-    key = order_key(store)
+    keys = WorkKeys.of(store)
     with store.connection() as connection:
-        return read_work(connection, lease_id, annotator, key)
+        return read_work(connection, lease_id, annotator, keys, shelf(connection))
 
 
-def read_work(connection: Connection, lease_id: str, annotator: str, key: bytes) -> Work:
-    """`work_of` inside a transaction.
+def read_work(
+    connection: Connection,
+    lease_id: str,
+    annotator: str,
+    keys: WorkKeys,
+    papers: Shelf,
+    *,
+    now: float | None = None,
+    every_arm: bool = True,
+) -> Work:
+    """`work_of` inside a transaction, whose documents are `papers`.
 
     Args:
-        key: `assignment.order_key` of the store.
+        now: in a writing transaction, when arms that are drawn here are kept; None = they are kept with the answer.
+        every_arm: True = also of experiments that change nothing on the page, as an answer records them.
     """
     row = _SHOWN.first(connection, lease=lease_id, who=annotator)
     if row is None:
@@ -145,6 +170,16 @@ def read_work(connection: Connection, lease_id: str, annotator: str, key: bytes)
         raise StoreError(f"task {task.id}: its question {task.question} is not in the store; add_questions first")
     ids = {f"id_{i}": response_id for i, response_id in enumerate(task.response_ids)}
     texts = {each.id: tables.response_of(each) for each in _texts(len(ids)).all(connection, **ids)} if ids else {}
+    question = question_in(row.body) if task.question else plain_question(task.kind)
+    settings = papers.settings(connection)
+    arms: dict[str, str] = {}
+    new: tuple[str, ...] = ()
+    if settings.arm_changes or (every_arm and settings.experiments):
+        known = read_arms(connection, annotator, settings)
+        arms, new = complete_arms(known, settings, keys.arms, annotator, task)
+        if new and now is not None:
+            keep_arms(connection, annotator, {name: arms[name] for name in new}, now=now)
+    change = change_under(settings, arms)
     return Work(
         lease_id=lease_id,
         annotator=annotator,
@@ -152,10 +187,13 @@ def read_work(connection: Connection, lease_id: str, annotator: str, key: bytes)
         leased_at=row.leased_at,
         expires_at=row.expires_at,
         task=task,
-        question=question_in(row.body) if task.question else plain_question(task.kind),
+        question=change.question(question),
         prompt=tables.prompt_of(row),
         responses=tuple(texts[each] for each in task.response_ids),
-        order=shown_order_of(task, annotator, key),
+        order=shown_order_of(task, annotator, keys.order),
+        arms=arms,
+        new_arms=new,
+        change=change,
     )
 
 
@@ -166,20 +204,16 @@ def _texts(n: int) -> Prepared:
     return Prepared(select(tables.responses).where(here))
 
 
-def submit_work(
-    store: Store, work: Work, given: Given, *, now: float, arms: Mapping[str, str] | None = None
-) -> StoredJudgement:
+def submit_work(store: Store, work: Work, given: Given, *, now: float) -> StoredJudgement:
     """Store what a rater sent; when this returns it is on the disk and her draft is gone.
 
     Sent again (the same key, or the same answer to the same task), the stored judgement comes back.
 
-    Args:
-        now: seconds since the epoch.    arms: `care.arms_of` her, where they were read; None = they are read here.
     Raises: StoreError for a key that she used for another answer, a correction of a sealed judgement or of one that
         was corrected already, or a late answer without consent; InputError for a value that does not fit.
     """
-    if drawn := arms_of(store, work.annotator, now=now) if arms is None else arms:
-        given = replace(given, shown={**given.shown, "arms": dict(drawn)})
+    if work.arms:
+        given = replace(given, shown={**given.shown, "arms": dict(work.arms)})
     key = "key:" + hashlib.sha256(f"{work.annotator}\0{given.key}".encode("utf-8", "surrogatepass")).hexdigest()[:48]
 
     def write(connection: Connection) -> StoredJudgement:
@@ -197,6 +231,8 @@ def submit_work(
         if held.state == "leased" and (held.expires_at or 0.0) <= now:
             _check_consent(connection, work.annotator)
         stored = submit_held(connection, _judgement(work, given, earlier, key=key, now=now), task, held, now=now)
+        if work.new_arms:
+            keep_arms(connection, work.annotator, {name: work.arms[name] for name in work.new_arms}, now=now)
         _FORGET.run(connection, task=task.id, who=work.annotator)
         return stored
 
@@ -207,7 +243,7 @@ def _judgement(work: Work, given: Given, earlier: StoredJudgement | None, *, key
     shown = dict(given.shown) | {"question": work.question.id}
     if work.leased_at is not None:
         shown["server_s"] = round(max(0.0, now - work.leased_at), 3)
-    return answer(
+    given_to_task = answer(
         work.task,
         given.value,
         annotator=work.annotator,
@@ -220,6 +256,7 @@ def _judgement(work: Work, given: Given, earlier: StoredJudgement | None, *, key
         supersedes=None if earlier is None else earlier.id,
         shown=shown,
     )
+    return replace(given_to_task, guideline=work.guideline)
 
 
 def _held(connection: Connection, lease_id: str, annotator: str) -> Any:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from sqlalchemy import func, select
@@ -133,7 +134,7 @@ def make_arena(
         raise InputError("arena: the two policies answered no prompt in common; sample both on the same prompts")
     pairs = [(texts[0][one][0], texts[0][one][1], texts[1][one][1]) for one in shared]
     plan = {"overlap": overlap, "guideline": guideline, "strategy": "random", "reserved_for": None}
-    _add(store, name, (first, second), pairs, plan, now=now)
+    add_pairs(store, name, (first, second), pairs, plan, now=now)
     return arena(store, name)
 
 
@@ -155,7 +156,7 @@ def add_duel(
     Raises: as `make_arena`.
     """
     plan = {"overlap": 1, "guideline": guideline, "strategy": LIVE, "reserved_for": annotator}
-    added = _add(store, name, policies, [pair], plan, now=now)
+    added = add_pairs(store, name, policies, [pair], plan, now=now)
     return added[0] if added else None
 
 
@@ -219,7 +220,23 @@ def arena_result(store: Store, name: str, rng: np.random.Generator) -> ArenaResu
     )
 
 
-def _add(
+def arena_figures(store: Store, name: str, rng: np.random.Generator) -> dict[str, Any]:
+    """`arena_result` as plain data: policies, counts, and each rate with its interval, n and method."""
+    found = arena_result(store, name, rng)
+    counts = ("n_wins", "n_ties", "n_losses", "n_missing", "n_excluded")
+    rates = ("by_prompt", "by_rater", "decided", "shown_first")
+    return {
+        "name": name,
+        "policies": list(found.arena.policies),
+        "n_questions": len(found.arena.written_by),
+        "n_identical": found.arena.n_identical,
+        **{each: getattr(found, each) for each in counts},
+        **{each: asdict(getattr(found, each)) for each in rates},
+        "slices": [{"what": what, "slice": label, "rate": asdict(rate)} for what, label, rate in found.slices],
+    }
+
+
+def add_pairs(
     store: Store,
     name: str,
     policies: tuple[str, str],
@@ -228,6 +245,13 @@ def _add(
     *,
     now: float,
 ) -> list[Task]:
+    """Put pairs of texts into an arena, which is set up where it is new; equal texts are counted and not asked about.
+
+    Args:
+        pairs: (prompt, text of the first policy, text of the second).    plan: fields of the tasks.
+    Returns: the tasks, in the order of the pairs that differ.
+    Raises: InputError for a name that cannot be used, or that belongs to other policies.
+    """
     if not name or len(name) > 40 or not all(one.isascii() and (one.isalnum() or one in "-_") for one in name):
         raise InputError(
             f"arena: found the name {name[:60]!r}; expected up to 40 letters, digits, hyphens, underscores"

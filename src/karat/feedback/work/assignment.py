@@ -9,7 +9,7 @@ Knows rules; knows nothing about pages or what an answer says.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import sqlalchemy as sa
@@ -28,6 +28,7 @@ from karat.feedback.prepared import Prepared
 from karat.feedback.schema import task_of
 from karat.feedback.store import Store
 from karat.feedback.work import checks
+from karat.feedback.work.rates import paid, rates
 from karat.feedback.work.requeue import log_queue
 from karat.feedback.work.requeue import pull as pull
 from karat.feedback.work.requeue import reissue as reissue
@@ -117,11 +118,13 @@ class WorkKeys:
     """Which turn brings a check."""
     order: bytes
     """In which order responses are shown."""
+    arms: bytes
+    """Which arm of an experiment somebody is drawn into."""
 
     @classmethod
     def of(cls, store: Store) -> WorkKeys:
         """Those of a store."""
-        return cls(secret_key(store, "turns"), order_key(store))
+        return cls(secret_key(store, "turns"), order_key(store), secret_key(store, "arms"))
 
 
 def offer(connection: Connection, annotator: str, keys: WorkKeys, papers: Shelf, *, now: float) -> Offer:
@@ -208,6 +211,15 @@ def _qualification_item(
 
 def over_budget(connection: Connection, settings: ProjectSettings, *, now: float) -> bool:
     """True = the judgements of people, given or being given, have used up the budget of the settings."""
+    if settings.budget.money is not None and settings.pay is not None and rates(settings):
+        by_rater = paid(connection, settings, now=now)
+        if settings.pay.per == "judgement":
+            spent = sum(one.rate * (one.n + one.n_held) for one in by_rater)
+            if spent + max(settings.pay.amount, *rates(settings).values()) > settings.budget.money + 1e-9:
+                return True  # the next one might pass it
+        elif sum(one.rate * one.active_s / 3600.0 for one in by_rater) >= settings.budget.money:
+            return True
+        settings = replace(settings, budget=replace(settings.budget, money=None))
     limits = []
     if settings.budget.judgements is not None:
         limits.append(settings.budget.judgements)

@@ -6,6 +6,7 @@ said, not guessed. Knows tables and settings; knows nothing about pages or how m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import and_, func, select
@@ -15,6 +16,7 @@ from karat.feedback.people_tables import checks
 from karat.feedback.schema import judgements, tasks
 from karat.feedback.snapshot import current_judgements
 from karat.feedback.store import Store
+from karat.feedback.work.rates import Paid, paid, rates
 from karat.records import Estimate
 from karat.stats import mean_estimate, not_estimable
 
@@ -80,8 +82,13 @@ def outlay(store: Store) -> Outlay:
         n_needed = connection.execute(
             select(func.coalesce(func.sum(tasks.c.overlap - tasks.c.n_answers), 0)).where(open_)
         ).scalar_one()
-    pay = project_settings(store).pay
+    settings = project_settings(store)
+    pay = settings.pay
     spent, to_come, why = amounts(pay, n, n_timed, float(active_s), int(n_needed))
+    if pay is not None and rates(settings):
+        with store.connection() as connection:
+            by_rater = paid(connection, settings, now=0.0)
+        spent, to_come, why = amounts_by_rater(pay, by_rater, int(n_needed))
     return Outlay(n, n_timed, float(active_s), int(n_needed), pay.currency if pay else "", spent, to_come, why)
 
 
@@ -103,6 +110,26 @@ def amounts(
         return (0.0 if not n else None), None, "paid by the hour, and no time was measured yet"
     mean_s = active_s / n_timed
     return pay.amount * mean_s * n / 3600, pay.amount * mean_s * n_needed / 3600, ""
+
+
+def amounts_by_rater(pay: Pay, by_rater: Sequence[Paid], n_needed: int) -> tuple[float | None, float | None, str]:
+    """`amounts` where an experiment draws raters into rates: what is to come costs the mean of what was given.
+
+    per judgement: Σ_w rate_w·n_w        per hour: Σ_w rate_w·n_w·(active seconds a judgement)/3600
+    """
+    n = sum(one.n for one in by_rater)
+    n_timed, active_s = sum(one.n_timed for one in by_rater), sum(one.active_s for one in by_rater)
+    if not n:
+        return amounts(pay, 0, 0, 0.0, n_needed)
+    if pay.per == "judgement":
+        spent = sum(one.rate * one.n for one in by_rater)
+    elif n_timed:
+        # hours of hers that were not measured count like those that were; of nobody's, like everybody's
+        each = [one.active_s / one.n_timed if one.n_timed else active_s / n_timed for one in by_rater]
+        spent = sum(one.rate * one.n * mean_s / 3600 for one, mean_s in zip(by_rater, each, strict=True))
+    else:
+        return None, None, "paid by the hour, and no time was measured yet"
+    return spent, spent / n * n_needed, ""
 
 
 def mean_seconds(store: Store) -> Estimate:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from karat.feedback.documents import EXAMPLES, GUIDELINE, Document, ProjectSettings, Shelf, shelf
-from karat.feedback.people.care import arms_of, read_arms, read_consent
+from karat.feedback.people.care import read_consent
 from karat.feedback.people.drafts import Draft, read_draft
 from karat.feedback.people.own_record import OwnProgress, read_progress
 from karat.feedback.store import Store
 from karat.feedback.work.answering import Work, read_work
-from karat.feedback.work.assignment import Offer, WorkKeys, offer, order_key
+from karat.feedback.work.assignment import Offer, WorkKeys, offer
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,6 @@ class Received:
     """The project's settings."""
     guideline: Document | None
     """The guideline under which the task is judged; None = none was written."""
-    arms: dict[str, str]
-    """Her arm in every experiment."""
 
 
 def sit_down(store: Store, annotator: str, *, audience: str, now: float) -> Sitting:
@@ -94,24 +92,19 @@ def beside(store: Store, annotator: str, work: Work | None, *, audience: str, no
         return _beside(connection, annotator, work, shelf(connection), audience=audience, now=now)
 
 
-def receive(store: Store, lease_id: str, annotator: str, account: str, *, now: float) -> Received:
+def receive(store: Store, lease_id: str, annotator: str, account: str) -> Received:
     """The task behind a lease, live or not, with what its answer's record says of the page.
 
     Raises: LeaseError where this rater never held a lease of that name.
     """
-    key = order_key(store)
+    keys = WorkKeys.of(store)
     with store.connection() as connection:
         papers = shelf(connection)
-        work = read_work(connection, lease_id, annotator, key)
+        work = read_work(connection, lease_id, annotator, keys, papers)
         project = papers.settings(connection)
-        guideline = papers.find(connection, GUIDELINE, work.task.guideline)
+        guideline = papers.find(connection, GUIDELINE, work.guideline)
         consents = read_consent(connection, account, papers).ok
-        arms = read_arms(connection, annotator, project)
-    if None in arms.values():
-        drawn = arms_of(store, annotator, now=now)
-    else:
-        drawn = {name: arm for name, arm in arms.items() if arm is not None}
-    return Received(work, consents, project, guideline, drawn)
+    return Received(work, consents, project, guideline)
 
 
 def _next(
@@ -119,7 +112,9 @@ def _next(
 ) -> tuple[Offer, Work | None]:
     offered = offer(connection, annotator, keys, papers, now=now)
     lease = offered.lease
-    return offered, None if lease is None else read_work(connection, lease.id, annotator, keys.order)
+    if lease is None:
+        return offered, None
+    return offered, read_work(connection, lease.id, annotator, keys, papers, now=now, every_arm=False)
 
 
 def _beside(
@@ -127,7 +122,7 @@ def _beside(
 ) -> Beside:
     return Beside(
         papers.settings(connection),
-        None if work is None else papers.find(connection, GUIDELINE, work.task.guideline),
+        None if work is None else papers.find(connection, GUIDELINE, work.guideline),
         papers.find(connection, EXAMPLES),
         read_progress(connection, annotator, audience=audience, now=now),
     )

@@ -79,7 +79,7 @@ function leave(next) {
 
 function noteSurroundings() {
   timing.write();
-  form.elements.layout.value = side.matches ? "side" : "stacked";
+  form.elements.layout.value = !side.matches ? "stacked" : form.classList.contains("stacked") ? "column" : "side";
   const width = innerWidth;
   form.elements.width.value = width < 640 ? "phone" : width < 1024 ? "tablet" : width < 2400 ? "desktop" : "wide";
 }
