@@ -65,8 +65,13 @@ def cells(*, quick: bool, with_data: bool) -> list[tuple[str, str, float, int, i
                     for votes in ((16, 30) if quick else VOTES)
                     if votes >= MIN_VOTES or share == 0.05
                 ]
+
     # what the target is about comes first, so that a run that is cut short has all of it
-    return sorted(found, key=lambda cell: cell[2] not in (0.0, TARGET_SHARE))
+    def late(cell: tuple[str, str, float, int, int]) -> tuple[bool, bool, bool]:
+        _, kind, share, votes, _ = cell
+        return share not in (0.0, TARGET_SHARE), kind not in ("none", *TARGETS), votes not in (0, *TARGET_VOTES[:2])
+
+    return sorted(found, key=late)
 
 
 def run_cell(world: Simulated | Arguments, kind: str, share: float, votes: int, seed: int) -> dict[str, Any]:
@@ -202,6 +207,20 @@ def tables(found: dict[str, Any]) -> str:
     return "\n".join([*lines, *_against_target(summed)])
 
 
+def _how_much(found: dict[str, Any]) -> list[str]:
+    """How many of the planned cells were run, and on which seeds."""
+    planned = {key_of(cell) for cell in cells(quick=False, with_data=True)}
+    done = planned & set(found["cells"])
+    said = []
+    for world, seeds in SEEDS.items():
+        counts = [
+            (seed, sum(key.startswith(f"{world}|") and key.endswith(f"|{seed}") for key in done)) for seed in seeds
+        ]
+        said.append(f"{world}: " + ", ".join(f"seed {seed} {n} of {len(planned) // 4} cells" for seed, n in counts))
+    missing = "" if len(done) == len(planned) else " What was not run is left empty; `--full` goes on where it stopped."
+    return [f"{len(done)} of {len(planned)} cells were run ({'; '.join(said)}).{missing}", ""]
+
+
 def _against_target(summed: dict[str, Any]) -> list[str]:
     """Which cells of the target reach it, and which do not."""
     lines = ["### Against the target", "", f"Recall of {TARGET_RECALL} or more where {TARGET_SHARE:.0%} of raters attack "
@@ -241,16 +260,22 @@ def main() -> None:
     size = parser.add_mutually_exclusive_group(required=True)
     size.add_argument("--quick", action="store_true")
     size.add_argument("--full", action="store_true")
+    size.add_argument("--tables", action="store_true", help="write what was run so far into the page, and stop")
     arguments = parser.parse_args()
     data = os.environ.get("KARAT_DATA")
     folder = Path(data) / "ukp_arguments" if data else None
     if folder is None:
         print("detector_study: KARAT_DATA is not set; only the simulated raters are run", file=sys.stderr)
     path = ROOT / "bench" / "work" / "detector_study_quick.json" if arguments.quick else RESULTS
-    found = run(path, folder, quick=arguments.quick)
-    text = tables(found)
+    if arguments.tables:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        found["summary"] = summary(found)
+        _write(path, found)
+    else:
+        found = run(path, folder, quick=arguments.quick)
+    text = "\n".join([*_how_much(found), tables(found)])
     print(text)
-    if arguments.full:
+    if not arguments.quick:
         write_docs(text)
 
 
