@@ -202,7 +202,8 @@ def tables(found: dict[str, Any]) -> str:
             if kind in LIMITED:
                 limit = [found["limits"].get(f"{world}|{kind}|{n}") for n in VOTES]
                 row = ["" if one is None else f"*{one:.2f}*" for one in limit]
-                lines.append("| | *limit* | " + " | ".join(row) + " |")
+                if any(row):
+                    lines.append("| | *limit* | " + " | ".join(row) + " |")
         lines.append("")
     return "\n".join([*lines, *_against_target(summed)])
 

@@ -80,7 +80,7 @@ def serve(
     jobs: dict[str, Any] = {}
     if arena is not None:
         settings = dataclasses.replace(settings, arena=policy_names(arena))
-        asking = Asking(n_tasks=keep, max_new_tokens=max_new_tokens)
+        asking = Asking(n_tasks=keep, n_samples=2, max_new_tokens=max_new_tokens)
         jobs["the arena"] = live_policies(arena, asked, asking, n_waiting_least=keep)
     if policy is not None:
         asking = Asking(n_tasks=keep, max_new_tokens=max_new_tokens, batch=f"live:{policy.name}")
