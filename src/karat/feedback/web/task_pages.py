@@ -20,7 +20,7 @@ from starlette.requests import Request
 
 from karat.errors import LeaseError, StoreError
 from karat.feedback import documents
-from karat.feedback.people import drafts
+from karat.feedback.people import care, drafts
 from karat.feedback.people.own_record import OwnProgress
 from karat.feedback.people.standing import standing_of
 from karat.feedback.web import forms, page_record, person_pages, task_view

@@ -147,7 +147,7 @@ class TaskView:
                 middle = 2 * position == n - 1
                 if middle and self.tie_apart:
                     continue
-                short = "=" if middle else f"{side}{(abs(n - 1 - 2 * position) + 1) // 2}"
+                short = "=" if middle else side if n <= 3 else f"{side}{(abs(n - 1 - 2 * position) + 1) // 2}"
                 key = ("0 t " if middle else "") + (str(position + 1) if position < 9 else "")
                 points.append(Control(str(position), label, key.strip(), short))
         return tuple(points)
