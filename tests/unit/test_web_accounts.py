@@ -367,6 +367,10 @@ def test_without_accounts_there_is_nothing_but_the_setup_link(tmp_path):
     fields = {"login": "ada", "new": "short", "again": "short"}
     assert browser.client.post(f"/setup/{token}", data=fields).status_code == 422
     assert accounts.accounts(store) == []
+    answer = browser.client.post(f"/setup/{token}", data={"login": "ada", "new": PASSWORD, "again": PASSWORD + "!"})
+    assert answer.status_code == 422
+    assert "The two passwords differ" in answer.text
+    assert 'value="ada"' in answer.text
     fields = {"login": "ada", "new": PASSWORD, "again": PASSWORD}
     assert browser.client.post(f"/setup/{token}", data=fields).status_code == 303
     assert browser.get("/api/v1/me").json()["role"] == "admin"

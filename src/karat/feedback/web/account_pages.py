@@ -13,7 +13,7 @@ from fastapi.responses import RedirectResponse, Response
 from starlette.datastructures import FormData
 from starlette.requests import Request
 
-from karat.errors import KaratError
+from karat.errors import InputError, KaratError
 from karat.feedback.people import accounts
 from karat.feedback.web.access import PUBLIC, ROLES, Visitor, needs, sent_form
 from karat.feedback.web.first_admin import make_first_admin, setup_allowed
