@@ -104,6 +104,16 @@ def test_prompts_that_do_not_fit_come_back(tmp_path, prompt, said):
     assert said in text_of(answer)
 
 
+def test_what_was_typed_with_a_task_in_hand_is_kept(tmp_path):
+    site = web_app.served(tmp_path, 1, settings=ServerSettings(arena=("x", "y")))
+    rater = site.browser("annotator")
+    assert rater.get("/work").status_code == 200
+    answer = rater.post("/arena/ask", {"prompt": "a long and careful question"})
+    assert answer.status_code == 409
+    assert "You have a task in hand" in text_of(answer)
+    assert "a long and careful question</textarea>" in answer.text
+
+
 def test_equal_answers_are_not_put_to_anybody(tmp_path):
     site = live_site(tmp_path, one=sampler("Same"), two=sampler("Same"))
     rater = site.browser("annotator")

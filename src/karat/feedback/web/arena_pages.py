@@ -66,7 +66,7 @@ def ask(request: Request, visitor: Rater, form: Sent) -> Response:
     """Let both policies answer what a rater typed, and put the two answers to her as her next comparison."""
     state, text = request.app.state, str(form.get("prompt", "")).replace("\r\n", "\n").strip()
     annotator = str(visitor.annotator)
-    if elsewhere := _not_now(request, visitor):
+    if elsewhere := _not_now(request, visitor, text):
         return elsewhere
     if not text or len(text) > MOST_PROMPT:
         message = f"The question has {len(text)} characters; write 1 to {MOST_PROMPT}."
@@ -202,8 +202,8 @@ def _admin_page(
     )
 
 
-def _not_now(request: Request, visitor: Visitor) -> Response | None:
-    """Where a rater is sent who cannot ask now: to her standing, her consent, her task in hand, or back."""
+def _not_now(request: Request, visitor: Visitor, text: str) -> Response | None:
+    """What a rater gets who cannot ask now: her standing, her consent, or the page again with what she typed."""
     state, annotator = request.app.state, str(visitor.annotator)
     if not policies_of(request):
         return _ask_page(request, visitor)
@@ -214,7 +214,10 @@ def _not_now(request: Request, visitor: Visitor) -> Response | None:
     with state.store.connection() as connection:
         busy = held_task(connection, annotator, now=state.clock()) is not None
         over = over_budget(connection, project_settings(state.store), now=state.clock())
-    return RedirectResponse("/work", 303) if busy or over else None
+    if busy:
+        message = "You have a task in hand. Finish or skip it under Work, then send your question: it is still here."
+        return _ask_page(request, visitor, text=text, message=message, status=409)
+    return RedirectResponse("/work", 303) if over else None
 
 
 def policies_of(request: Request) -> tuple[str, ...]:
