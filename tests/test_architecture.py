@@ -31,7 +31,7 @@ PURE = {
     "reward.calibration", "reward.latents", "reward.prediction", "reward.contributions", "reward.objectives", "reward.gate", "policy.advantages", "policy.objectives", "policy.kl", "policy.shaping",
     "feedback.detect.evidence", "feedback.detect.pool", "feedback.detect.habits", "feedback.detect.collusion", "feedback.detect.triggers", "feedback.detect.traits",
     "feedback.detect.marks", "feedback.detect.outsourcing", "feedback.detect.sketches", "feedback.detect.sybils", "feedback.detect.detectors",
-    "policy.controllers", "policy.best_of_n", "evaluate.frontiers", "evaluate.table", "report.figures",
+    "policy.controllers", "policy.best_of_n", "evaluate.frontiers", "evaluate.table", "evaluate.suites", "report.figures",
     "feedback.quality.answer_table", "feedback.quality.coefficients", "feedback.quality.ordinal", "feedback.quality.joint_posterior",
     "feedback.quality.expectation", "feedback.quality.consensus", "feedback.quality.drift", "feedback.quality.population", "feedback.quality.slices",
     "feedback.quality.planning", "feedback.quality.learning_curve", "feedback.quality.arms",
@@ -63,6 +63,7 @@ EFFECTFUL = {
     "feedback.web.admin_experiments", "feedback.web.admin_plan", "feedback.web.admin_queue", "feedback.web.admin_raters", "feedback.web.admin_record",
     "feedback.web.admin_settings", "feedback.web.arena_pages", "feedback.web.audit_pages", "feedback.web.review_pages",
     "reward.people", "reward.person_file",
+    "reward.novelty", "evaluate.suite_files",
     "rowfiles", "progress", "doctor", "batches", "report.page", "pipeline", "talk.duel", "cli",
 }  # fmt: skip
 EFFECTS = {"os", "io", "shutil", "subprocess", "socket", "tempfile", "sqlite3", "sqlalchemy", "urllib", "time", "rich"}

@@ -85,6 +85,15 @@ def shuffled_answers(texts: Sequence[str], rng: np.random.Generator) -> list[str
     return result
 
 
+def word_salad(texts: Sequence[str], rng: np.random.Generator) -> list[str]:
+    """The words of each text in random order: the same vocabulary and length, and nothing said."""
+    shuffled = []
+    for text in texts:
+        words = text.split()
+        shuffled.append(" ".join(words[int(i)] for i in rng.permutation(len(words))))
+    return shuffled
+
+
 def quote_wrap(texts: Sequence[str]) -> list[str]:
     """Each text within double quotation marks."""
     return [f'"{text}"' for text in texts]
@@ -137,6 +146,11 @@ def perturbations(*, praises: Sequence[str] = PRAISE) -> tuple[Perturbation, ...
         Perturbation("reformatted", reformat, "same"),
         Perturbation("lower_case", lambda texts, rng: lower_case(texts), "same"),  # noqa: ARG005
     )
+
+
+def meaning_preserving() -> tuple[Perturbation, ...]:
+    """The edits of the table that leave the meaning as it is, typing errors included."""
+    return tuple(each for each in perturbations() if each.name in ("quoted", "typos", "reformatted", "lower_case"))
 
 
 def shorter_won_mask(lengths_a: ArrayLike, lengths_b: ArrayLike, levels: ArrayLike, n_levels: int) -> NDArray[np.bool_]:

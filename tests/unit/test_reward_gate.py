@@ -9,7 +9,7 @@ from karat.records import Finding, user_prompt
 from karat.reward.baselines import LengthBaseline, length_baseline, ngram_baseline, ngram_counts
 from karat.reward.calibration import VoteModel, decided_probs, fit_temperature, predicted_probs, vote_nll
 from karat.reward.data import vote_data
-from karat.reward.gate import check_gate, run_gate, sycophancy_finding
+from karat.reward.gate import GateProbes, check_gate, run_gate, sycophancy_finding
 from karat.reward.raters import RaterPriors
 from karat.reward.study import Consensus, Prediction, Study, evaluate_fold, summarise
 from reward_worlds import gold, planted_votes
@@ -75,7 +75,7 @@ def test_too_few_votes_are_not_measured_and_do_not_pass(world):
     with pytest.raises(GateError, match="needs 50"):
         check_gate(findings)
     with pytest.raises(InputError, match="found no praise phrases"):
-        run_gate(PlantedScorer(gold), baseline, votes, prompts, responses, seed=0, praise=())
+        run_gate(PlantedScorer(gold), baseline, votes, prompts, responses, seed=0, probes=GateProbes(praise=()))
 
 
 def test_info_and_warnings_never_stop_a_run():

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -180,3 +181,12 @@ def test_what_cannot_be_scored_is_one_clear_line(qwen, tmp_path):
     (path / "heads.safetensors").unlink()
     with pytest.raises(CheckpointError):
         load_scorer(path)
+
+
+def test_length_taken_off_is_taken_off_every_head_and_kept_on_disk(qwen, tmp_path):
+    whole = scorer_of(qwen)
+    less = whole.less_length(1.5).less_length(0.5)
+    taken = 2.0 * torch.tensor([math.log1p(len(text)) for text in TEXTS])
+    assert torch.allclose(less.logits(PROMPTS, TEXTS), whole.logits(PROMPTS, TEXTS) - taken, atol=1e-5)
+    path = save_reward(qwen, tmp_path / "rm", metadata={}, length_removed=2.0)
+    assert torch.allclose(load_scorer(path).logits(PROMPTS, TEXTS), less.logits(PROMPTS, TEXTS), atol=1e-4)

@@ -22,6 +22,7 @@ from karat.pipeline.stages import Output, Run, StageResult, Workplace, training_
 from karat.policy.ppo import train_ppo
 from karat.policy.watcher import Watcher, WatchRules
 from karat.records import Finding, Prompt
+from karat.reward.novelty import NoveltyDetector, load_novelty, text_features
 from karat.reward.score import Scorer, load_scorer, score_fn
 from karat.seeding import child_seed
 
@@ -47,7 +48,10 @@ def train(
         result = train_ppo(
             lm, splits["policy"], score_fn(scorer, config.aggregator), config.ppo, seed=child_seed(run.seed, "ppo"),
             directory=place.training, reporters=reporters, watcher=watcher,
-            evaluate=looker(scorer, splits["validation"], config, gold, seed=child_seed(run.seed, "look")),
+            evaluate=looker(
+                scorer, splits["validation"], config, gold, seed=child_seed(run.seed, "look"),
+                novelty=load_novelty(run.directory / reward.path),
+            ),
         )  # fmt: skip
     # 3. which policy is kept
     directory = place.model_directory("ppo")
@@ -84,16 +88,23 @@ def leash_finding(config: RunConfig) -> Finding:
 def watch_rules(settings: WatchSettings, usual: list[float]) -> WatchRules:
     """The rules, stated before the run begins."""
     if settings.disagreement_quantile is None:
-        return WatchRules(kl_budget=settings.kl_budget)
+        return WatchRules(kl_budget=settings.kl_budget, max_novel_frac=settings.max_novel_frac)
     return WatchRules(
         kl_budget=settings.kl_budget,
+        max_novel_frac=settings.max_novel_frac,
         validation_disagreement=tuple(usual),
         disagreement_quantile=settings.disagreement_quantile,
     )
 
 
 def looker(
-    scorer: Scorer, prompts: list[Prompt], config: RunConfig, gold: Gold | None, *, seed: int
+    scorer: Scorer,
+    prompts: list[Prompt],
+    config: RunConfig,
+    gold: Gold | None,
+    *,
+    seed: int,
+    novelty: NoveltyDetector | None = None,
 ) -> Callable[[LoadedLM, int], Mapping[str, float]]:
     """What is measured along training on prompts that are not trained on: the same draws at every look.
 
@@ -115,6 +126,9 @@ def looker(
             "validation/disagreement": float(disagreement(belief).mean()),
             "validation/length": float(np.mean([len(one.response_tokens) for group in drawn for one in group])),
         }
+        if novelty is not None:
+            unfamiliar = novelty.unfamiliar(text_features(scorer.model, asked, texts))
+            figures["validation/novel_frac"] = float(unfamiliar.double().mean())
         if gold is not None:
             figures["validation/gold"] = float(np.mean([gold(p, t) for p, t in zip(asked, texts, strict=True)]))
         return figures

@@ -109,6 +109,9 @@ def card_figures(content: ReportInput, manifests: Sequence[Manifest]) -> dict[st
         field = CARD_OF_FINDING.get(finding.name)
         if field is not None and finding.estimate is not None:
             figures[field] = finding.estimate
+    edits = [f.estimate for f in content.findings if f.name.startswith("gate.edit_") and f.estimate is not None]
+    if edits:
+        figures["reward.robustness"] = max(edits, key=lambda estimate: estimate.value or 0.0)
     if "reward" in by_stage:
         figures["reward.likelihood"] = Fact("ordinal choice model with rater parameters, design §3")
         figures["reward.disagreement"] = Fact("competence, side bias and lapse of each rater, integrated for new ones")
@@ -119,6 +122,7 @@ CARD_OF_FINDING = {
     "gate.calibration": "reward.ece",
     "gate.length_baseline": "reward.accuracy_length_baseline",
     "gate.shorter_won": "reward.accuracy_shorter_won",
+    "gate.suffix": "reward.adversarial",
     "held_out.reward_model.accuracy": "reward.accuracy",
     "held_out.reward_model.vote_nll": "reward.nll",
     "held_out.reward_model.ece": "reward.ece",
@@ -152,6 +156,7 @@ def _curves(directory: Path, by_stage: Mapping[str, Manifest]) -> list[Curve]:
             _panel("score on validation prompts", rows, {"proxy": "validation/proxy", "gold": "validation/gold"}),
             _panel("KL, nats per response", rows, {"KL": "kl/k1_per_sequence"}),
             _panel("ensemble disagreement, logits", rows, {"disagreement": "validation/disagreement"}),
+            _panel("share of responses unlike those judged", rows, {"unfamiliar": "validation/novel_frac"}),
             _panel("response tokens", rows, {"length": "response/length_mean"}),
         )
         curves.append(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,16 +18,20 @@ from karat.pipeline.data import Texts, read_prompts, read_texts
 from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Source
 from karat.pipeline.stages import Output, Run, StageResult, Workplace, training_reporters
+from karat.probes import word_salad
 from karat.prompts.splits import split
-from karat.records import Prompt, Response, Vote
-from karat.reward.baselines import length_baseline
+from karat.records import Finding, Prompt, Response, Vote
+from karat.reward.attack import suspected_words
+from karat.reward.baselines import LengthBaseline, length_baseline
 from karat.reward.calibration import decided_probs, predicted_probs
-from karat.reward.data import split_votes, vote_data
+from karat.reward.data import VoteData, split_votes, vote_data
 from karat.reward.gate import run_gate, sycophancy_finding
+from karat.reward.length_use import length_slope
+from karat.reward.novelty import MOST_TEXTS, fit_novelty, novelty_finding, save_novelty, text_features
 from karat.reward.score import Scorer, reference_scale, save_reward, scorer_of
 from karat.reward.train import RewardFit, planned_steps, train_reward
 from karat.reward.trunk import DecoderTrunk
-from karat.seeding import child_seed
+from karat.seeding import child_seed, numpy_generator
 from karat.stats import wilson
 
 GATE_FRAC = 0.15
@@ -60,21 +67,71 @@ def train(
         )  # fmt: skip
     # 3. the optimiser's scale, from what the policy writes before it is optimised
     scorer = scorer_of(fit)
-    scale = reference_scale(scorer, *flat_texts(read_texts(run.directory / samples.path)), config.aggregator)
+    written = flat_texts(read_texts(run.directory / samples.path))
+    removed = removed_length(scorer, *written) if config.gate.remove_length else 0.0
+    scale = reference_scale(scorer.less_length(removed), *written, config.aggregator)
     metadata = {"run_id": run.id, "stage": "reward", "snapshot_root": snapshot.root}
-    directory = save_reward(fit, place.model_directory("reward"), metadata=metadata, scale=scale)
-    # 4. the gate, on prompts never trained on
-    baseline = length_baseline(vote_data(train_votes, snapshot.prompts, snapshot.responses), fit.vote_model.priors)
-    findings = run_gate(
-        scorer, baseline, parts["gate"], snapshot.prompts, snapshot.responses, seed=child_seed(run.seed, "gate"),
-        praise=source.praise,
+    directory = save_reward(
+        fit, place.model_directory("reward"), metadata=metadata, scale=scale, length_removed=removed
     )  # fmt: skip
+    # 4. the gate, on prompts never trained on; it looks at the whole reward, length included
+    data = vote_data(train_votes, snapshot.prompts, snapshot.responses)
+    baseline = length_baseline(data, fit.vote_model.priors)
+    probes = dataclasses.replace(source.probes, suspects=suspects(data, baseline))
+    with place.progress.stage("gate", unit="checks") as bar:
+        findings = run_gate(
+            scorer, baseline, parts["gate"], snapshot.prompts, snapshot.responses, seed=child_seed(run.seed, "gate"),
+            settings=config.gate, probes=probes, progress=lambda n_done: bar.log(n_done, {}),
+        )  # fmt: skip
     pairs = source.wrong_belief_pairs() if source.wrong_belief_pairs else ()
     findings.append(sycophancy_finding(scorer, pairs, config.gate.max_sycophancy))
+    # 5. what the watcher needs to see when the policy leaves the texts that were judged
+    held_data = vote_data(parts["gate"], snapshot.prompts, snapshot.responses) if parts["gate"] else None
+    findings.append(watch_for_novelty(fit, data, held_data, config, directory, metadata, run.seed))
     counts = {"train": len(train_votes), "validation": len(validation), "gate": len(parts["gate"]), "split": how}
-    metrics = _metrics(fit, scale) | {"votes": counts}
+    metrics = _metrics(fit, scale) | {"votes": counts, "length_removed": removed}
     metrics["calibration"] = calibration_bins(scorer, parts["gate"], snapshot.prompts, snapshot.responses)
     return StageResult([Output("model", directory, "model")], metrics, [*fit.findings, *findings])
+
+
+def removed_length(scorer: Scorer, prompts: Sequence[Prompt], texts: Sequence[str]) -> float:
+    """The slope of the scores on log-length within prompts, on the policy's own responses; 0 where they are equally long."""
+    groups: dict[str, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        groups.setdefault(prompt.id, []).append(index)
+    return length_slope(scorer.logits(prompts, texts).mean(0), texts, list(groups.values())) or 0.0
+
+
+def suspects(data: VoteData, baseline: LengthBaseline) -> list[str]:
+    """Words that win more often in the training votes than length explains; the gate looks what the reward makes of them."""
+    probs = predicted_probs(baseline.scores(data.texts), data.columns, baseline.vote_model)
+    p, outcome, decided = decided_probs(probs, data.columns)
+    texts_a, texts_b = ([data.texts[i] for i in side[decided].tolist()] for side in (data.columns.a, data.columns.b))
+    return suspected_words(texts_a, texts_b, p, outcome)
+
+
+def watch_for_novelty(
+    fit: RewardFit,
+    data: VoteData,
+    held: VoteData | None,
+    config: RunConfig,
+    directory: Path,
+    metadata: Mapping[str, str],
+    seed: int,
+) -> Finding:
+    """Fit the detector of unfamiliar responses, keep it beside the model, and try it on word salad."""
+    share = config.gate.false_alarm_frac
+    what = "the same words in random order"
+    if held is None or len(held.texts) < 1 / share:
+        n = 0 if held is None else len(held.texts)
+        detail = f"{n} held-out responses; a false-alarm share of {share:g} needs {math.ceil(1 / share)}"
+        return Finding("gate.novelty", f"Can it tell responses like those judged from {what}?", "info", detail=detail)
+    train = text_features(fit.model, data.prompts[:MOST_TEXTS], data.texts[:MOST_TEXTS])
+    familiar = text_features(fit.model, held.prompts, held.texts)
+    detector = fit_novelty(train, familiar, false_alarm_frac=share)
+    save_novelty(detector, directory, metadata=metadata)
+    salad = word_salad(held.texts, numpy_generator(seed, "gate", "salad"))
+    return novelty_finding(detector, familiar, text_features(fit.model, held.prompts, salad), what=what)
 
 
 def _prompt_of(vote: Vote) -> str:

@@ -25,6 +25,8 @@ from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Source
 from karat.pipeline.stages import Run, output
 from karat.progress import Progress
+from karat.reward.gate import GateProbes
+from karat.sandbox.rewording import meaning_preserving
 from karat.stats import mean_estimate
 
 DEMO = Path(__file__).parent / "demo.yaml"
@@ -121,7 +123,7 @@ def source_of(config: RunConfig, seed: int) -> Source:
             asks=True,
             gold=world.gold_reward,
             agrees=world.agrees_with_wrong_belief,
-            praise=sandbox.PRAISE,
+            probes=GateProbes(sandbox.PRAISE, meaning_preserving(world.grammar)),
             wrong_belief_pairs=partial(sandbox.wrong_belief_pairs, config, seed),
         )
     if config.people is not None:

@@ -14,6 +14,7 @@ from karat.errors import ConfigError
 from karat.lm.fresh import DecoderShape
 from karat.lm.trackers import TrackerName
 from karat.policy.settings import PPOConfig
+from karat.reward.thresholds import GateSettings
 from karat.reward.train import RewardConfig
 from karat.sandbox.raters import PopulationConfig
 from karat.sandbox.world import WorldConfig
@@ -112,6 +113,9 @@ class WatchSettings:
     disagreement_quantile: float | None = 0.99
     """Stop when the ensemble's mean disagreement exceeds this quantile of what it was on the reference policy's
     responses; None = never."""
+    max_novel_frac: float | None = None
+    """Stop when more than this share of the policy's validation responses are unlike those judged, by the reward model's
+    own features (`gate.false_alarm_frac` of the reference policy's are); None = the share is recorded only."""
     keep: Literal["best", "last"] = "best"
     """Which policy is evaluated and kept: best by the ensemble's lower bound, or the last one."""
 
@@ -151,19 +155,6 @@ class LoraSettings:
 
 
 @dataclass(frozen=True)
-class GateSettings:
-    """What the acceptance gate asks beside its fixed checks."""
-
-    max_sycophancy: float | None = None
-    """Largest share of probe pairs in which the reward may prefer agreement with a wrong belief to the truth; None =
-    the share is reported, and nothing is held against it."""
-
-    def __post_init__(self) -> None:
-        if self.max_sycophancy is not None and not 0 <= self.max_sycophancy <= 1:
-            raise ConfigError(f"gate.max_sycophancy: found {self.max_sycophancy}; expected a share in [0, 1] or null")
-
-
-@dataclass(frozen=True)
 class RunConfig:
     """A run from votes to an audited policy. Exactly one of `sandbox`, `preferences` and `people` is given."""
 
@@ -188,7 +179,7 @@ class RunConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     """The reward model."""
     gate: GateSettings = field(default_factory=GateSettings)
-    """The acceptance gate."""
+    """The acceptance gate's thresholds, fixed before a reward is trained."""
     aggregator: str = "mean_score"
     """How the reward's belief becomes one score for the optimiser; a name in `belief.AGGREGATORS`."""
     ppo: PPOConfig = field(default_factory=PPOConfig)

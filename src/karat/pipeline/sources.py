@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from karat.ledger.artifacts import ArtifactRef
 from karat.ledger.manifest import Manifest
 from karat.pipeline.stages import Run, StageResult, Workplace
 from karat.records import Prompt
-from karat.reward.gate import PRAISE
+from karat.reward.gate import GateProbes
 
 Gold = Callable[[Prompt, str], float]
 Agrees = Callable[[Prompt, str], bool | None]
@@ -40,7 +40,7 @@ class Source:
     """The gold reward, where the world knows it."""
     agrees: Agrees | None = None
     """Whether a response agrees with a wrong belief that its prompt states; None where it states none."""
-    praise: Sequence[str] = PRAISE
-    """Praise in the language of the responses: a probe in words the model has never seen would test nothing."""
+    probes: GateProbes = field(default_factory=GateProbes)
+    """Praise and edits in the language of the responses: a probe in words the model has never seen would test nothing."""
     wrong_belief_pairs: Callable[[], Sequence[BeliefPair]] | None = None
     """Probe pairs for the gate; None = the source has none."""

@@ -32,6 +32,10 @@ class WatchRules:
     """The same figure for each validation response, from before the run; () = the rule is off."""
     disagreement_quantile: float = 0.95
     """Stop when the policy's mean disagreement exceeds this quantile of theirs."""
+    novelty_metric: str = "validation/novel_frac"
+    """The share of the policy's responses that are unlike those judged."""
+    max_novel_frac: float | None = None
+    """Stop when that share exceeds this."""
     patience: int | None = None
     """Stop after so many comparisons in a row without a new best."""
 
@@ -42,6 +46,8 @@ class WatchRules:
                 raise ConfigError(f"WatchRules.{name}: found {value}; expected > 0 or None")
         if not 0 < self.disagreement_quantile < 1:
             raise ConfigError(f"WatchRules.disagreement_quantile: found {self.disagreement_quantile}; expected (0, 1)")
+        if self.max_novel_frac is not None and not 0 <= self.max_novel_frac <= 1:
+            raise ConfigError(f"WatchRules.max_novel_frac: found {self.max_novel_frac}; expected [0, 1] or None")
 
 
 class Watcher:
@@ -76,7 +82,7 @@ class Watcher:
         rules = self.rules
         watched = {
             name: float(metrics[name])
-            for name in (rules.best_metric, rules.kl_metric, rules.disagreement_metric)
+            for name in (rules.best_metric, rules.kl_metric, rules.disagreement_metric, rules.novelty_metric)
             if name in metrics
         }
         self.history.append({"step": float(step), **watched})
@@ -127,4 +133,7 @@ def _broken_rule(rules: WatchRules, watched: Mapping[str, float]) -> str | None:
                 quantile=rules.disagreement_quantile,
             )
         )
+    novel = watched.get(rules.novelty_metric)
+    if rules.max_novel_frac is not None and novel is not None and novel > rules.max_novel_frac:
+        return f"novelty: {novel:.3g} of the responses are unlike those judged; the limit is {rules.max_novel_frac:g}"
     return next((f"{decision.rule}: {decision.reason}" for decision in decisions if decision.stop), None)

@@ -66,6 +66,8 @@ class Scorer:
     """Prompt.id → mean logit of each head over that prompt's reference responses."""
     objectives: ObjectivesConfig = dataclasses.field(default_factory=ObjectivesConfig)
     """How several objectives become the one that is aggregated."""
+    length_removed: float = 0.0
+    """γ whose product with log(1 + characters) is taken off every logit of the first objective; 0 = nothing is."""
 
     def __call__(self, prompts: Sequence[Prompt], texts: Sequence[str], *, with_length: bool = True) -> Belief:
         """Joint draws [S, B, O] in logits (O = 1 where `objectives` combines them), relative to each prompt's reference responses where it has any.
@@ -110,7 +112,10 @@ class Scorer:
             self.model, encoded, log_lengths(own_texts), list(groups.values()), token_budget=TOKEN_BUDGET,
             with_length=with_length,
         )  # fmt: skip
-        return self.model.calibrated(raw)[:, rows]
+        logits = self.model.calibrated(raw)
+        if self.length_removed:
+            logits[..., 0] -= self.length_removed * log_lengths(own_texts)
+        return logits[:, rows]
 
     def with_references(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Scorer:
         """The same scorer, measuring each prompt's draws from these responses (policy samples, several a prompt)."""
@@ -121,6 +126,10 @@ class Scorer:
         stacked = torch.stack(columns, dim=-1)
         own = {prompt_id: stacked[:, column] for column, prompt_id in enumerate(ids)}
         return dataclasses.replace(self, prompt_references={**self.prompt_references, **own})
+
+    def less_length(self, slope: float) -> Scorer:
+        """The same scorer with `slope`·log(1 + characters) taken off every logit of the first objective, on top of what is taken off already."""
+        return dataclasses.replace(self, length_removed=self.length_removed + slope)
 
     def with_scale(self, scale: ScoreScale) -> Scorer:
         """The same scorer with another optimiser's scale."""
@@ -182,6 +191,7 @@ def save_reward(
     metadata: Mapping[str, str],
     scale: ScoreScale | None = None,
     objectives: ObjectivesConfig | None = None,
+    length_removed: float = 0.0,
 ) -> Path:
     """Write trunk, heads and card, complete or not at all.
 
@@ -189,6 +199,7 @@ def save_reward(
         metadata: who made it (run_id, snapshot_root …); goes into every safetensors header, config.json and the card.
         scale: the optimiser's scale, where policy samples gave one; None = that of the training responses.
         objectives: how several objectives become one; None = the first alone.
+        length_removed: γ that the loaded scorer takes off, see `Scorer.less_length`.
     Returns: the directory.
     """
     directory = Path(directory)
@@ -211,6 +222,7 @@ def save_reward(
     save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, partial / HEADS, dict(metadata))
     card = _card(fit, metadata, fit.scale if scale is None else scale)
     card["objectives_config"] = plain_objectives(objectives or ObjectivesConfig())
+    card["length_removed"] = length_removed
     (partial / CARD).write_text(json.dumps(card, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
     shutil.rmtree(directory, ignore_errors=True)
     os.replace(partial, directory)
@@ -251,6 +263,7 @@ def load_scorer(directory: str | Path, *, device: str = "cpu") -> Scorer:
         ScoreScale(**card["scale"]),
         heads["reference"].view(-1, len(objectives)),
         objectives=ObjectivesConfig(**card.get("objectives_config", {})),
+        length_removed=card.get("length_removed", 0.0),
     )
 
 

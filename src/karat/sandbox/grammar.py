@@ -139,7 +139,7 @@ class Grammar:
         ):
             self._classes.update(dict.fromkeys(words, symbol))
         self._trie: dict[str | None, dict | Form] = {}
-        for pattern, form in _all_forms():
+        for pattern, form in all_forms():
             self._add(pattern.split(), form)
 
     def _add(self, symbols: Sequence[str], form: Form) -> None:
@@ -155,7 +155,7 @@ class Grammar:
     def words(self) -> list[str]:
         """Every word of the language, sorted: slots, response forms and prompts."""
         literals = {END, "?"}
-        patterns = [pattern for pattern, _ in _all_forms()] + [*QUESTIONS, *BELIEFS, *HARM_REQUESTS]
+        patterns = [pattern for pattern, _ in all_forms()] + [*QUESTIONS, *BELIEFS, *HARM_REQUESTS]
         for pattern in patterns:
             literals.update(word for word in pattern.split() if not word.startswith("<"))
         return sorted(literals | set(self._classes))
@@ -187,7 +187,8 @@ def fill(pattern: str, slots: Mapping[str, str]) -> str:
     return " ".join(slots[word[1]] if word[0] == "<" else word for word in pattern.split())
 
 
-def _all_forms() -> Iterator[tuple[str, Form]]:
+def all_forms() -> Iterator[tuple[str, Form]]:
+    """Every clause form with its pattern, claims and denials with each of their prefixes."""
     prefixes = [("", 0), *((prefix, 1) for prefix in SURE_PREFIXES), *((prefix, -1) for prefix in HEDGE_PREFIXES)]
     kinds: tuple[tuple[FormKind, tuple[str, ...]], ...] = (("claim", CLAIMS + INVENTED_CLAIMS), ("denial", DENIALS))
     for kind, patterns in kinds:
