@@ -10,6 +10,8 @@ from pathlib import Path
 
 from karat.belief import disagreement, mean_score
 from karat.errors import InputError
+from karat.evaluate.suite_files import read_suite, score_items
+from karat.evaluate.suites import Suite, SuiteResult, suite_result
 from karat.lm.chat import prompt_tokens, response_text
 from karat.lm.generate import SamplingConfig, sample
 from karat.lm.load import load_lm
@@ -82,6 +84,25 @@ def score_file(model: Path, responses: Path, out: Path, *, progress: Callable[[i
         if progress is not None:
             progress(len(scored), len(rows))
     return write_rows(out, scored)
+
+
+def suite_file(
+    model: Path, items: Path, out: Path, suite: Suite, *, progress: Callable[[int, int], None] | None = None
+) -> SuiteResult:
+    """Score a benchmark's file with a reward model and judge the scores by the benchmark's rules.
+
+    Args:
+        items: the benchmark's rows, see `evaluate.suite_files.read_suite`.
+        out: JSON lines {"id", "subset", "scores"}, candidates in the order of the file, the right ones first.
+        progress: called with (items done, items in all).
+    Raises: InputError naming file, entry or item; CheckpointError for a model that cannot be used.
+    """
+    read = read_suite(items, suite)
+    scorer = load_scorer(model)
+    scores = score_items(lambda prompts, texts: mean_score(scorer(prompts, texts)).tolist(), read, progress=progress)
+    rows = ({"id": i.id, "subset": i.subset, "scores": row} for i, row in zip(read, scores, strict=True))
+    write_rows(out, rows)
+    return suite_result(suite, read, scores)
 
 
 def prompt_in(row: Row) -> Prompt:

@@ -25,6 +25,7 @@ from karat.cli.options import (
 from karat.errors import ConfigError
 
 Fault = Literal["no-kl", "unchecked-facts"]
+SuiteName = Literal["rewardbench", "rewardbench2", "rmbench"]
 
 
 @app.command(epilog="Example: karat demo --seed 1 --fault no-kl")
@@ -185,18 +186,34 @@ def generate(
 
 @app.command(epilog="Example: karat score runs/demo/models/reward answers.jsonl --out scores.jsonl")
 def score(
-    model: Annotated[Path, typer.Argument(help="Directory of a reward model.")],
-    responses: Annotated[Path, typer.Argument(help='JSON lines: {"prompt": …, "response": text}.')],
+    model: Annotated[Path, typer.Argument(help="A reward model: karat's, or a sequence classifier as TRL saves it.")],
+    responses: Annotated[Path, typer.Argument(help='JSON lines: {"prompt": …, "response": text}; or a suite\'s file.')],
     out: Out,
+    suite: Annotated[SuiteName | None, typer.Option(help="Judge by a benchmark's own rules.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score responses with a reward model: mean and spread of its belief, in logits."""
-    from karat.batches import score_file
+    """Score responses with a reward model, in logits: a file of them, or a benchmark's by its own rules."""
+    from karat.batches import score_file, suite_file
     from karat.progress import open_progress
 
-    with open_progress() as progress, progress.stage("score", unit="responses") as bar:
-        n = score_file(model, responses, out, progress=lambda done, total: bar.log(done, {"of": total}))
-    answer(as_json, {"out": str(out), "n_responses": n}, [f"{out}: {n} scores"])
+    with open_progress() as progress, progress.stage("score", unit="items" if suite else "responses") as bar:
+        if suite is None:
+            n = score_file(model, responses, out, progress=lambda done, total: bar.log(done, {"of": total}))
+        else:
+            result = suite_file(model, responses, out, suite, progress=lambda done, total: bar.log(done, {"of": total}))
+    if suite is None:
+        answer(as_json, {"out": str(out), "n_responses": n}, [f"{out}: {n} scores"])
+    else:
+        answer(as_json, {**dataclasses.asdict(result), "out": str(out)}, [*_suite_lines(result), f"{out}: the scores"])
+
+
+def _suite_lines(result: Any) -> list[str]:
+    from karat.report.page import format_estimate
+    from karat.report.table import aligned
+
+    rows = [("overall", result.overall), *result.sections.items(), *(("  " + k, v) for k, v in result.subsets.items())]
+    shown = [[name, *format_estimate(estimate), f"n = {estimate.n}"] for name, estimate in rows]
+    return [*aligned([[result.suite, "", "95 % interval", ""], *shown]), *result.notes]
 
 
 def parse_seeds(text: str) -> list[int]:
