@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from karat.pipeline.stages import Output, Run, StageResult, Workplace, training_
 from karat.policy.ppo import train_ppo
 from karat.policy.watcher import Watcher, WatchRules
 from karat.records import Finding, Prompt
-from karat.reward.novelty import NoveltyDetector, load_novelty, text_features
+from karat.reward.novelty import load_novelty, text_features
 from karat.reward.score import Scorer, load_scorer, score_fn
 from karat.seeding import child_seed
 
@@ -50,7 +50,7 @@ def train(
             directory=place.training, reporters=reporters, watcher=watcher,
             evaluate=looker(
                 scorer, splits["validation"], config, gold, seed=child_seed(run.seed, "look"),
-                novelty=load_novelty(run.directory / reward.path),
+                novel_frac=novelty_of(scorer, run.directory / reward.path),
             ),
         )  # fmt: skip
     # 3. which policy is kept
@@ -104,11 +104,14 @@ def looker(
     gold: Gold | None,
     *,
     seed: int,
-    novelty: NoveltyDetector | None = None,
+    novel_frac: Callable[[Sequence[Prompt], Sequence[str]], float] | None = None,
 ) -> Callable[[LoadedLM, int], Mapping[str, float]]:
     """What is measured along training on prompts that are not trained on: the same draws at every look.
 
     Gold is measured where it is known, for the curve; no rule reads it.
+
+    Args:
+        novel_frac: the share of some responses that are unlike those judged; None = it is not recorded.
     """
     aggregate = AGGREGATORS[config.aggregator]
 
@@ -126,14 +129,25 @@ def looker(
             "validation/disagreement": float(disagreement(belief).mean()),
             "validation/length": float(np.mean([len(one.response_tokens) for group in drawn for one in group])),
         }
-        if novelty is not None:
-            unfamiliar = novelty.unfamiliar(text_features(scorer.model, asked, texts))
-            figures["validation/novel_frac"] = float(unfamiliar.double().mean())
+        if novel_frac is not None:
+            figures["validation/novel_frac"] = novel_frac(asked, texts)
         if gold is not None:
             figures["validation/gold"] = float(np.mean([gold(p, t) for p, t in zip(asked, texts, strict=True)]))
         return figures
 
     return look
+
+
+def novelty_of(scorer: Scorer, reward: Path) -> Callable[[Sequence[Prompt], Sequence[str]], float] | None:
+    """The share of responses that the detector beside a reward model reports as unlike those judged; None without one."""
+    detector = load_novelty(reward)
+    if detector is None:
+        return None
+
+    def novel_frac(prompts: Sequence[Prompt], texts: Sequence[str]) -> float:
+        return float(detector.unfamiliar(text_features(scorer.model, prompts, texts)).double().mean())
+
+    return novel_frac
 
 
 def curve_path(directory: Path) -> Path:
