@@ -100,16 +100,16 @@ def load_lm(
         encoder-decoder, or a model whose hidden states or logits karat cannot reproduce.
     """
     path = Path(path)
-    config = _config(path)
+    config = model_config(path)
     if config.is_encoder_decoder:
         raise CheckpointError(f"{path}: unsupported kind: found an encoder-decoder; expected a decoder-only model")
-    tokenizer = _tokenizer(path)
+    tokenizer = model_tokenizer(path)
     if tokenizer.eos_token_id is None:
         raise CheckpointError(f"{path}: the tokenizer has no EOS token; set eos_token in tokenizer_config.json")
     # transformers' SDPA leaves out the soft cap on attention scores (Gemma 2), and not every release says so
     plain = "eager" if getattr(config, "attn_logit_softcapping", None) else None
     implementation = TREE_ATTENTION if attention == "tree" else plain
-    model = _model(path, AutoModelForCausalLM, config, dtype=dtype, attn_implementation=implementation)
+    model = model_weights(path, AutoModelForCausalLM, config, dtype=dtype, attn_implementation=implementation)
     model.to(device).eval().requires_grad_(for_training)
     eos_ids = _eos_ids(model, tokenizer)
     lm = LoadedLM(
@@ -145,11 +145,11 @@ def load_encoder(path: str | Path, *, dtype: torch.dtype = torch.float32, device
     Raises: CheckpointError (one line) for a missing, pickled or damaged checkpoint or a decoder.
     """
     path = Path(path)
-    config = _config(path)
+    config = model_config(path)
     if config.is_encoder_decoder:
         raise CheckpointError(f"{path}: unsupported kind: found an encoder-decoder; expected a BERT-like encoder")
-    tokenizer = _tokenizer(path)
-    model = _model(path, AutoModel, config, dtype=dtype, attn_implementation=None)
+    tokenizer = model_tokenizer(path)
+    model = model_weights(path, AutoModel, config, dtype=dtype, attn_implementation=None)
     model.to(device).eval()
     if not _sees_ahead(model):
         raise CheckpointError(f"{path}: unsupported kind: found a decoder; expected a BERT-like encoder")
@@ -183,7 +183,8 @@ def mean_pooled(
     return nn.functional.normalize(pooled, dim=-1) if normalise else pooled
 
 
-def _config(path: Path) -> PreTrainedConfig:
+def model_config(path: Path) -> PreTrainedConfig:
+    """The configuration of a model directory with safetensors weights, all dropout off."""
     if not path.is_dir():
         raise CheckpointError(f"{path}: found no directory; expected a model directory with config.json")
     if not (path / "config.json").is_file():
@@ -217,7 +218,8 @@ def _check_weights(path: Path) -> None:
             raise CheckpointError(f"{file}: truncated or unreadable safetensors ({_first_line(error)})") from error
 
 
-def _tokenizer(path: Path) -> PreTrainedTokenizerBase:
+def model_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory."""
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise CheckpointError(f"{path}: found no tokenizer; expected tokenizer.json or another tokenizer file")
     try:
@@ -226,7 +228,8 @@ def _tokenizer(path: Path) -> PreTrainedTokenizerBase:
         raise CheckpointError(f"{path}: the tokenizer cannot be read ({_first_line(error)})") from error
 
 
-def _model(path: Path, kind: Any, config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
+def model_weights(path: Path, kind: Any, config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
+    """The model of a directory, all weights found in it but for a pooler's; kind: a transformers Auto class."""
     with _quiet():
         try:
             model, info = kind.from_pretrained(

@@ -39,8 +39,9 @@ def train(
     """Optimise the fine-tuned policy against the reward, and keep the policy that the settings say."""
     scorer = load_scorer(run.directory / reward.path)
     splits = read_prompts(place.directory / "data" / "prompts.jsonl")
-    # 1. what is usual: the ensemble's disagreement on the reference policy's own responses
-    usual = disagreement(scorer(*flat_texts(read_texts(run.directory / samples.path)))).tolist()
+    # 1. what is usual: the ensemble's disagreement on the reference policy's own responses; one head has none
+    reference = scorer(*flat_texts(read_texts(run.directory / samples.path)))
+    usual = disagreement(reference).tolist() if reference.n_draws > 1 else []
     watcher = Watcher(watch_rules(config.watch, usual), directory=place.checkpoints / "watcher")
     # 2. PPO
     lm = load_for_training(run.directory / sft.path, config.lora, seed=child_seed(run.seed, "ppo", "lora"))
@@ -86,7 +87,16 @@ def leash_finding(config: RunConfig) -> Finding:
 
 
 def watch_rules(settings: WatchSettings, usual: list[float]) -> WatchRules:
-    """The rules, stated before the run begins."""
+    """The rules, stated before the run begins.
+
+    Args:
+        usual: disagreement on each reference response; [] = a reward with one head, whose best policy is that with the
+            highest score.
+    """
+    if not usual:
+        return WatchRules(
+            best_metric="validation/proxy", kl_budget=settings.kl_budget, max_novel_frac=settings.max_novel_frac
+        )
     if settings.disagreement_quantile is None:
         return WatchRules(kl_budget=settings.kl_budget, max_novel_frac=settings.max_novel_frac)
     return WatchRules(
@@ -125,10 +135,11 @@ def looker(
         belief = scorer(asked, texts)
         figures = {
             "validation/proxy": float((aggregate(belief).mean() - scorer.scale.shift) / scorer.scale.scale),
-            "validation/lower_bound": float(lower_bound(belief).mean()),
-            "validation/disagreement": float(disagreement(belief).mean()),
             "validation/length": float(np.mean([len(one.response_tokens) for group in drawn for one in group])),
         }
+        if belief.n_draws > 1:
+            figures["validation/lower_bound"] = float(lower_bound(belief).mean())
+            figures["validation/disagreement"] = float(disagreement(belief).mean())
         if novel_frac is not None:
             figures["validation/novel_frac"] = novel_frac(asked, texts)
         if gold is not None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from karat.belief import ScoreScale
-from karat.feedback.snapshot import read_snapshot
+from karat.feedback.snapshot import Snapshot, read_snapshot
 from karat.ledger.artifacts import ArtifactRef
 from karat.lm.load import load_lm
 from karat.pipeline.data import Texts, read_prompts, read_texts
@@ -24,11 +25,12 @@ from karat.records import Finding, Prompt, Response, Vote
 from karat.reward.attack import suspected_words
 from karat.reward.baselines import LengthBaseline, length_baseline
 from karat.reward.calibration import decided_probs, predicted_probs
+from karat.reward.classifier import ClassifierTrunk, fit_vote_model, no_raters, one_head_finding
 from karat.reward.data import VoteData, split_votes, vote_data
 from karat.reward.gate import run_gate, sycophancy_finding
 from karat.reward.length_use import length_slope
 from karat.reward.novelty import MOST_TEXTS, fit_novelty, novelty_finding, save_novelty, text_features
-from karat.reward.score import Scorer, reference_scale, save_reward, scorer_of
+from karat.reward.score import Scorer, load_scorer, reference_scale, save_reward, scorer_of
 from karat.reward.train import RewardFit, planned_steps, train_reward
 from karat.reward.trunk import DecoderTrunk
 from karat.seeding import child_seed, numpy_generator
@@ -37,6 +39,22 @@ from karat.stats import wilson
 GATE_FRAC = 0.15
 """Share of the judged prompts whose votes no gradient, no early stopping and no temperature ever sees."""
 N_BINS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class VoteParts:
+    """A snapshot's votes by what they may be used for."""
+
+    snapshot: Snapshot
+    """Prompts, responses and root."""
+    train: list[Vote]
+    """For gradients."""
+    validation: list[Vote]
+    """For early stopping and temperature: whole raters."""
+    gate: list[Vote]
+    """For the gate: whole prompts."""
+    how: str
+    """How raters were held out."""
 
 
 def train(
@@ -49,23 +67,70 @@ def train(
     place: Workplace,
 ) -> StageResult:
     """Fit the reward model to the snapshot's votes, starting from the fine-tuned policy's trunk, and judge it."""
-    # 1. votes: whole prompts for the gate, whole raters for early stopping and temperature, the rest to train on
+    parts = vote_parts(run, config, votes, place)
+    prompts, responses = parts.snapshot.prompts, parts.snapshot.responses
+    trunk = DecoderTrunk(load_lm(run.directory / sft.path, for_training=True))
+    seed = child_seed(run.seed, "reward")
+    n_steps = planned_steps(parts.train, prompts, responses, config=config.reward, seed=seed)
+    with training_reporters(place, "reward model", n_steps) as reporters:
+        fit = train_reward(
+            trunk, parts.train, prompts, responses, config=config.reward,
+            seed=seed, validation=parts.validation or None, directory=place.training,
+            reporters=reporters,
+        )  # fmt: skip
+    return judged(run, config, source, fit, parts, samples, place)
+
+
+def take(
+    run: Run,
+    config: RunConfig,
+    source: Source,
+    given: ArtifactRef,
+    votes: ArtifactRef,
+    samples: ArtifactRef,
+    place: Workplace,
+) -> StageResult:
+    """Take a reward model from elsewhere instead of training one: find its scale in the votes, and judge it like any other."""
+    parts = vote_parts(run, config, votes, place)
+    path = run.directory / given.path
+    scorer = load_scorer(path)
+    data = vote_data([*parts.train, *parts.validation], parts.snapshot.prompts, parts.snapshot.responses)
+    scores = scorer.logits(data.prompts, data.texts)
+    vote_model, findings = scorer.vote_model, []
+    if scorer.model.trunk.kind == ClassifierTrunk.kind:
+        findings.append(one_head_finding(path))
+    if scorer.model.trunk.kind == ClassifierTrunk.kind or vote_model.n_levels != data.n_levels:
+        raw = scores * scorer.model.temperature
+        vote_model = fit_vote_model(scorer.model, raw.mean(0), data)
+        scores = raw / scorer.model.temperature
+    fit = RewardFit(
+        scorer.model, (), no_raters(vote_model), vote_model, scorer.scale, scores.mean(1), {}, findings, ()
+    )  # fmt: skip
+    return judged(run, config, source, fit, parts, samples, place)
+
+
+def vote_parts(run: Run, config: RunConfig, votes: ArtifactRef, place: Workplace) -> VoteParts:
+    """Votes: whole prompts for the gate, whole raters for early stopping and temperature, the rest to train on."""
     snapshot = read_snapshot(run.directory / votes.path)
     practice = {prompt.id for prompt in read_prompts(place.directory / "data" / "prompts.jsonl")["policy"]}
     votes_kept = [vote for vote in snapshot.votes if vote.prompt_id in practice]
     parts = split(votes_kept, {"fit": 1 - GATE_FRAC, "gate": GATE_FRAC}, key=_prompt_of, salt="gate")
     train_votes, validation, how = split_votes(parts["fit"], holdout_frac=config.reward.holdout_frac)
-    # 2. fit
-    trunk = DecoderTrunk(load_lm(run.directory / sft.path, for_training=True))
-    seed = child_seed(run.seed, "reward")
-    n_steps = planned_steps(train_votes, snapshot.prompts, snapshot.responses, config=config.reward, seed=seed)
-    with training_reporters(place, "reward model", n_steps) as reporters:
-        fit = train_reward(
-            trunk, train_votes, snapshot.prompts, snapshot.responses, config=config.reward,
-            seed=seed, validation=validation or None, directory=place.training,
-            reporters=reporters,
-        )  # fmt: skip
-    # 3. the optimiser's scale, from what the policy writes before it is optimised
+    return VoteParts(snapshot, train_votes, validation, parts["gate"], how)
+
+
+def judged(
+    run: Run,
+    config: RunConfig,
+    source: Source,
+    fit: RewardFit,
+    parts: VoteParts,
+    samples: ArtifactRef,
+    place: Workplace,
+) -> StageResult:
+    """Set the optimiser's scale, save the model, and hold it against the gate."""
+    snapshot = parts.snapshot
+    # 1. the optimiser's scale, from what the policy writes before it is optimised
     scorer = scorer_of(fit)
     written = flat_texts(read_texts(run.directory / samples.path))
     removed = removed_length(scorer, *written) if config.gate.remove_length else 0.0
@@ -74,23 +139,23 @@ def train(
     directory = save_reward(
         fit, place.model_directory("reward"), metadata=metadata, scale=scale, length_removed=removed
     )  # fmt: skip
-    # 4. the gate, on prompts never trained on; it looks at the whole reward, length included
-    data = vote_data(train_votes, snapshot.prompts, snapshot.responses)
+    # 2. the gate, on prompts never trained on; it looks at the whole reward, length included
+    data = vote_data(parts.train, snapshot.prompts, snapshot.responses)
     baseline = length_baseline(data, fit.vote_model.priors)
     probes = dataclasses.replace(source.probes, suspects=suspects(data, baseline))
     with place.progress.stage("gate", unit="checks") as bar:
         findings = run_gate(
-            scorer, baseline, parts["gate"], snapshot.prompts, snapshot.responses, seed=child_seed(run.seed, "gate"),
+            scorer, baseline, parts.gate, snapshot.prompts, snapshot.responses, seed=child_seed(run.seed, "gate"),
             settings=config.gate, probes=probes, progress=lambda n_done: bar.log(n_done, {}),
         )  # fmt: skip
     pairs = source.wrong_belief_pairs() if source.wrong_belief_pairs else ()
     findings.append(sycophancy_finding(scorer, pairs, config.gate.max_sycophancy))
-    # 5. what the watcher needs to see when the policy leaves the texts that were judged
-    held_data = vote_data(parts["gate"], snapshot.prompts, snapshot.responses) if parts["gate"] else None
+    # 3. what the watcher needs to see when the policy leaves the texts that were judged
+    held_data = vote_data(parts.gate, snapshot.prompts, snapshot.responses) if parts.gate else None
     findings.append(watch_for_novelty(fit, data, held_data, config, directory, metadata, run.seed))
-    counts = {"train": len(train_votes), "validation": len(validation), "gate": len(parts["gate"]), "split": how}
-    metrics = _metrics(fit, scale) | {"votes": counts, "length_removed": removed}
-    metrics["calibration"] = calibration_bins(scorer, parts["gate"], snapshot.prompts, snapshot.responses)
+    counts = {"train": len(parts.train), "validation": len(parts.validation), "gate": len(parts.gate)}
+    metrics = _metrics(fit, scale) | {"votes": counts | {"split": parts.how}, "length_removed": removed}
+    metrics["calibration"] = calibration_bins(scorer, parts.gate, snapshot.prompts, snapshot.responses)
     return StageResult([Output("model", directory, "model")], metrics, [*fit.findings, *findings])
 
 

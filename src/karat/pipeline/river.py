@@ -74,9 +74,13 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     if until == "collect":
         return done
     # 5. the reward model and its gate
-    work = partial(rewarding.train, run, config, source, sft, snapshot, samples)
     settings = [config.reward, config.aggregator, config.gate]
-    done["reward"] = run.stage("reward", inputs=(sft, snapshot, samples), config=settings, work=work)
+    given = sft
+    work = partial(rewarding.train, run, config, source, sft, snapshot, samples)
+    if config.reward_model is not None:
+        given = ref_of(run.directory, config.reward_model.resolve(), "model", "reward_model")
+        work = partial(rewarding.take, run, config, source, given, snapshot, samples)
+    done["reward"] = run.stage("reward", inputs=(given, snapshot, samples), config=settings, work=work)
     reward = output(done["reward"], "model")
     check_gate(
         [*findings_of(done["reward"]), optimise.leash_finding(config)], allow_ungated=config.allow_ungated_reward

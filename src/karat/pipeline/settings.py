@@ -178,6 +178,9 @@ class RunConfig:
     """Questions put to raters."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     """The reward model."""
+    reward_model: Path | None = None
+    """A reward model to use instead of training one: a directory of karat's, or a sequence classifier with one output, as
+    TRL saves it. Its scale is found in the votes, and it goes through the gate like any other; None = train one."""
     gate: GateSettings = field(default_factory=GateSettings)
     """The acceptance gate's thresholds, fixed before a reward is trained."""
     aggregator: str = "mean_score"

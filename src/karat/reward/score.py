@@ -31,9 +31,11 @@ from transformers.utils import logging as transformers_logging
 from karat.belief import AGGREGATORS, Belief, ScoreScale, apply_scale, fit_scale
 from karat.errors import CheckpointError, ConfigError, InputError
 from karat.lm.attention import NAME as TREE_ATTENTION
+from karat.lm.classifiers import is_classifier, load_classifier
 from karat.lm.load import LoadedEncoder, LoadedLM, add_header_metadata, load_encoder, save_encoder
 from karat.records import Prompt, ScoreFn
 from karat.reward.calibration import VoteModel
+from karat.reward.classifier import PLAIN_VOTES, UNSCALED, ClassifierTrunk, classifier_model
 from karat.reward.contributions import contribution_rows
 from karat.reward.model import HeadConfig, RewardModel, log_lengths
 from karat.reward.objectives import ObjectivesConfig, check_known, combined, plain_objectives
@@ -210,6 +212,8 @@ def save_reward(
         _save_classifier(model, model.trunk.lm, partial, metadata)
     elif isinstance(model.trunk, EncoderTrunk):
         save_encoder(model.trunk.encoder, partial, metadata=metadata)
+    elif isinstance(model.trunk, ClassifierTrunk):
+        _copy_files(Path(model.trunk.classifier.path), partial, metadata)
     tensors = {
         "weight": model.weight,
         "prior": model.prior,
@@ -230,11 +234,15 @@ def save_reward(
 
 
 def load_scorer(directory: str | Path, *, device: str = "cpu") -> Scorer:
-    """The scorer in a directory that `save_reward` wrote.
+    """The scorer in a directory that `save_reward` wrote, or of a sequence classifier with one output, as TRL saves it.
+
+    A classifier from elsewhere has one head, temperature 1 and Bradley–Terry votes without ties.
 
     Raises: CheckpointError (one line) for a missing, foreign, half-written or newer directory.
     """
     directory = Path(directory)
+    if not (directory / CARD).is_file() and is_classifier(directory):
+        return Scorer(classifier_model(directory, device=device), PLAIN_VOTES, UNSCALED, torch.zeros(1, 1))
     try:
         card = json.loads((directory / CARD).read_text(encoding="utf-8"))
         heads = load_file(directory / HEADS)
@@ -292,14 +300,28 @@ def _save_classifier(model: RewardModel, lm: LoadedLM, directory: Path, metadata
         add_header_metadata(file, metadata)
 
 
+def _copy_files(source: Path, directory: Path, metadata: Mapping[str, str]) -> None:
+    """A classifier from elsewhere as it is, but for the metadata that say who made the copy."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for file in sorted(source.iterdir()):
+        if file.is_file() and file.suffix in (".json", ".safetensors", ".txt", ".model", ".jinja"):
+            shutil.copyfile(file, directory / file.name)
+    for file in sorted(directory.glob("*.safetensors")):
+        add_header_metadata(file, metadata)
+
+
 def _load_trunk(directory: Path, card: Mapping[str, Any], device: str) -> Trunk:
     described = dict(card["trunk"])
     kind = described.pop("kind")
     if kind == "encoder":
         encoder: LoadedEncoder = load_encoder(directory, device=device)
         return EncoderTrunk(encoder, **described)
+    if kind == "classifier":
+        return ClassifierTrunk(load_classifier(directory, device=device))
     if kind != "decoder":
-        raise CheckpointError(f"{directory}: found a trunk of kind {kind!r}; expected decoder or encoder")
+        raise CheckpointError(
+            f"{directory}: found a trunk of kind {kind!r}; expected decoder, encoder or classifier"
+        )  # fmt: skip
     tokenizer = described.pop("tokenizer")
     try:
         with _quiet():
@@ -366,6 +388,8 @@ def _card(fit: RewardFit, metadata: Mapping[str, str], scale: ScoreScale) -> dic
 
 
 def _loads_with(model: RewardModel) -> str:
+    if model.trunk.kind == "classifier":
+        return "AutoModelForSequenceClassification, whose logit is the temperature times karat's"
     if model.trunk.kind == "encoder":
         return "karat.reward.score.load_scorer only (AutoModel loads the trunk without its heads)"
     return "AutoModelForSequenceClassification, logits = mean over the heads" + (
@@ -375,7 +399,8 @@ def _loads_with(model: RewardModel) -> str:
 
 def _not_expressed(model: RewardModel) -> list[str]:
     """What AutoModelForSequenceClassification cannot say about this model."""
-    missing = ["the spread of the heads", "the rater parameters and cutpoints", "the optimiser's scale"]
+    first = "the spread of the heads" if model.n_heads > 1 else "the temperature"
+    missing = [first, "the rater parameters and cutpoints", "the optimiser's scale"]
     if len(model.objectives) > 1:
         missing.append(f"the objectives {', '.join(model.objectives[1:])}")
     if model.config.length_term:

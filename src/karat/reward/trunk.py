@@ -105,7 +105,7 @@ class DecoderTrunk:
             hidden = hidden_states(self.lm.model, batch)
             found.append(hidden[batch.last_index.to(hidden.device)].float())
             numbers.append(order[batch.branch_id])
-        return _restore(torch.cat(found), torch.cat(numbers))
+        return in_order(torch.cat(found), torch.cat(numbers))
 
     def describe(self) -> dict[str, Any]:
         """Kind, whether trees are used, and the special tokens and context length."""
@@ -142,13 +142,13 @@ class EncoderTrunk:
         """Mean of the last layer over the tokens that count, scaled to mean 0 and variance 1 over d."""
         order = sorted(range(len(items)), key=lambda i: items[i].n_tokens)
         found = []
-        for rows in _rows(order, [item.n_tokens for item in items], token_budget):
-            ids, mask = _pad([items[i].response for i in rows], self.encoder.tokenizer.pad_token_id or 0)
+        for rows in padded_rows(order, [item.n_tokens for item in items], token_budget):
+            ids, mask = pad_right([items[i].response for i in rows], self.encoder.tokenizer.pad_token_id or 0)
             device = next(self.module.parameters()).device
             hidden = self.module(input_ids=ids.to(device), attention_mask=mask.to(device)).last_hidden_state.float()
             weight = mask.to(hidden).unsqueeze(-1)
             found.append((hidden * weight).sum(1) / weight.sum(1))
-        return F.layer_norm(_restore(torch.cat(found), torch.tensor(order)), (self.width,))
+        return F.layer_norm(in_order(torch.cat(found), torch.tensor(order)), (self.width,))
 
     def describe(self) -> dict[str, Any]:
         """Kind, the limit of length and whether the prompt is read."""
@@ -183,7 +183,8 @@ def check_texts(texts: Sequence[str], caller: str) -> None:
         raise InputError(f"{caller}: found no texts; expected at least one (prompt, response)")
 
 
-def _rows(order: Sequence[int], lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+def padded_rows(order: Sequence[int], lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Cut texts, ascending by length, into batches of at most ENCODER_ROWS rows and `token_budget` tokens with padding."""
     rows: list[list[int]] = []
     for index in order:  # ascending lengths: the newest text decides the width
         full = rows and (len(rows[-1]) >= ENCODER_ROWS or (len(rows[-1]) + 1) * lengths[index] > token_budget)
@@ -193,7 +194,8 @@ def _rows(order: Sequence[int], lengths: Sequence[int], token_budget: int) -> li
     return rows
 
 
-def _pad(sequences: Sequence[tuple[int, ...]], pad_id: int) -> tuple[Tensor, Tensor]:
+def pad_right(sequences: Sequence[tuple[int, ...]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Token ids and mask (1 = counts), filled up on the right."""
     width = max(len(sequence) for sequence in sequences)
     ids = torch.full((len(sequences), width), pad_id, dtype=torch.long)
     mask = torch.zeros((len(sequences), width), dtype=torch.long)
@@ -203,7 +205,8 @@ def _pad(sequences: Sequence[tuple[int, ...]], pad_id: int) -> tuple[Tensor, Ten
     return ids, mask
 
 
-def _restore(rows: Tensor, order: Tensor) -> Tensor:
+def in_order(rows: Tensor, order: Tensor) -> Tensor:
+    """Rows that were computed in another order, put back: row i of the result is the one computed for text i."""
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))
     return rows[place.to(rows.device)]

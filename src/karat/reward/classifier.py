@@ -1,0 +1,139 @@
+"""Reward models from elsewhere: a sequence classifier with one output as a reward model with one head.
+
+    r(x, y) = w·φ(x, y) + b,  φ = what the classifier's last layer reads
+
+One head has no spread: whatever asks for the disagreement of the heads says so. The bias is a feature that is always 1.
+Knows classifiers, prompts and texts; knows nothing about votes but how to find the scale of the scores in them.
+
+Dimension letters: N texts, d features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from karat.belief import ScoreScale
+from karat.choice import RaterParams
+from karat.errors import InputError
+from karat.lm.classifiers import LoadedClassifier, classifier_tokens, load_classifier
+from karat.records import Finding, Prompt
+from karat.reward.calibration import LOG_TEMPERATURE_BOUND, VoteModel
+from karat.reward.data import VoteData
+from karat.reward.model import HeadConfig, RewardModel
+from karat.reward.raters import RaterPriors, fit_slope, prior_raters
+from karat.reward.trunk import Encoded, in_order, pad_right, padded_rows
+
+PLAIN_VOTES = VoteModel(RaterPriors(modelled=False), (0.0,))
+"""What such a model was trained with: Bradley–Terry, all raters alike."""
+
+
+class ClassifierTrunk:
+    """Everything of a sequence classifier below its last layer."""
+
+    kind = "classifier"
+
+    def __init__(self, classifier: LoadedClassifier) -> None:
+        self.classifier = classifier
+        self.module: nn.Module = classifier.model
+        self.has_bias = classifier.head.bias is not None
+        self.width = classifier.head.in_features + self.has_bias
+
+    def encode(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Encoded]:
+        """Prompt and response as TRL writes them for training, one sequence.
+
+        Raises: InputError for a sequence longer than the classifier's context; nothing is cut off.
+        """
+        items = []
+        for prompt, text in zip(prompts, texts, strict=True):
+            ids = classifier_tokens(self.classifier.tokenizer, prompt.turns, text)
+            if len(ids) > self.classifier.max_tokens:
+                raise InputError(
+                    f"{self.classifier.path}: prompt and response have {len(ids)} tokens; expected at most "
+                    f"{self.classifier.max_tokens}. Shorten or leave out the text {text[:40]!r}"
+                )
+            items.append(Encoded((), tuple(ids)))
+        return items
+
+    def features(self, items: Sequence[Encoded], *, token_budget: int) -> Float[Tensor, "N d"]:
+        """What the last layer reads of each sequence; a decoder's at the last token that is not PAD, as the classifier's."""
+        pad_id = self.classifier.model.config.pad_token_id
+        order = sorted(range(len(items)), key=lambda i: items[i].n_tokens)
+        found = []
+        for rows in padded_rows(order, [item.n_tokens for item in items], token_budget):
+            ids, mask = pad_right([items[i].response for i in rows], 0 if pad_id is None else pad_id)
+            read = self._read(ids, mask)
+            if read.ndim == 3:
+                counts = mask.bool() if pad_id is None else ids != pad_id
+                last = (counts * torch.arange(1, ids.shape[1] + 1)).argmax(1)
+                read = read[torch.arange(len(rows), device=read.device), last.to(read.device)]
+            found.append(read.float())
+        features = in_order(torch.cat(found), torch.tensor(order))
+        return torch.cat([features, features.new_ones(len(items), 1)], 1) if self.has_bias else features
+
+    def describe(self) -> dict[str, Any]:
+        """Kind only: the classifier's own files say the rest."""
+        return {"kind": self.kind}
+
+    def _read(self, ids: Tensor, mask: Tensor) -> Tensor:
+        kept: list[Tensor] = []
+        handle = self.classifier.head.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
+        device = next(self.module.parameters()).device
+        options = {"use_cache": False} if getattr(self.classifier.model.config, "use_cache", False) else {}
+        try:
+            self.module(input_ids=ids.to(device), attention_mask=mask.to(device), **options)
+        finally:
+            handle.remove()
+        return kept[0]
+
+
+def classifier_model(directory: str | Path, *, device: str = "cpu") -> RewardModel:
+    """The reward model of a classifier's directory: one head, no prior function, temperature 1.
+
+    Raises: CheckpointError for a directory that holds no classifier with one output.
+    """
+    trunk = ClassifierTrunk(load_classifier(Path(directory), device=device))
+    head = trunk.classifier.head
+    model = RewardModel(trunk, HeadConfig(n_heads=1, prior_scale=0.0, init_scale=0.0), seed=0)
+    row = head.weight.detach().float()
+    model.weight.data.copy_(torch.cat([row, head.bias.detach().float().view(1, 1)], 1) if trunk.has_bias else row)
+    return model.requires_grad_(False).to(device).eval()
+
+
+def fit_vote_model(model: RewardModel, scores: Float[Tensor, " N"], data: VoteData) -> VoteModel:
+    """Find the scale of foreign scores in votes: sets the model's temperature, returns the cutpoints.
+
+        max Σ_c log P(y_c | γ·Δ score),  T = 1/γ, within [1/20, 20]
+
+    Args:
+        scores: the classifier's own, of data.texts.
+    """
+    priors = PLAIN_VOTES.priors
+    start = prior_raters(1, data.n_levels, priors).cutpoints
+    slope, cutpoints = fit_slope(scores, data.columns, start)
+    bound = math.exp(LOG_TEMPERATURE_BOUND)
+    model.temperature.fill_(1 / min(max(slope, 1 / bound), bound))
+    return VoteModel(priors, tuple(cutpoints.tolist()))
+
+
+def no_raters(vote_model: VoteModel) -> RaterParams:
+    """The rater parameters of a model that knows none."""
+    return RaterParams(torch.zeros(0), torch.zeros(0), torch.zeros(0), torch.tensor(vote_model.cutpoints))
+
+
+def one_head_finding(path: Path) -> Finding:
+    """What the report says of such a model."""
+    return Finding(
+        "reward.given", "Where does the reward model come from?", "info",
+        detail=f"a sequence classifier given as {path.name}: one head, so the belief has no spread; raters were not modelled",
+    )  # fmt: skip
+
+
+UNSCALED = ScoreScale(0.0, 1.0)
+"""The optimiser's scale before any responses were seen."""
