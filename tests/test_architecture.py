@@ -31,7 +31,7 @@ PURE = {
     "reward.calibration", "reward.latents", "reward.prediction", "reward.contributions", "reward.objectives", "reward.gate", "policy.advantages", "policy.objectives", "policy.kl", "policy.shaping",
     "feedback.detect.evidence", "feedback.detect.pool", "feedback.detect.habits", "feedback.detect.collusion", "feedback.detect.triggers", "feedback.detect.traits",
     "feedback.detect.marks", "feedback.detect.outsourcing", "feedback.detect.sketches", "feedback.detect.sybils", "feedback.detect.detectors",
-    "policy.controllers", "policy.best_of_n", "evaluate.frontiers", "evaluate.table", "evaluate.suites", "report.figures",
+    "policy.controllers", "policy.best_of_n", "evaluate.frontiers", "evaluate.table", "evaluate.suites", "audit.attribution", "audit.concepts", "audit.atlas", "audit.known_concepts", "report.figures",
     "feedback.quality.answer_table", "feedback.quality.coefficients", "feedback.quality.ordinal", "feedback.quality.joint_posterior",
     "feedback.quality.expectation", "feedback.quality.consensus", "feedback.quality.drift", "feedback.quality.population", "feedback.quality.slices",
     "feedback.quality.planning", "feedback.quality.learning_curve", "feedback.quality.arms",

@@ -13,8 +13,9 @@ from karat.errors import InputError
 from karat.ledger.lineage import ArtifactRef, Manifest
 from karat.records import Estimate, Finding
 from karat.report import page as page_module
-from karat.report.figures import Bin, Panel, Series, calibration_figure, panels_figure
+from karat.report.figures import AtlasCell, Bin, Panel, Series, atlas_figure, calibration_figure, panels_figure
 from karat.report.page import (
+    AttributedText,
     Curve,
     FeedbackSummary,
     ReportInput,
@@ -60,6 +61,7 @@ def full_input(text: str = HOSTILE) -> ReportInput:
             Finding("gate." + text, text, "fail", GOLD, text, text),
             Finding("challenge.D1", text, "info", GOLD, text),
             Finding("watch", text, "warn"),
+            Finding("inside." + text, text, "info", GOLD, text),
         ),
         curves=(Curve(text, text, (Panel(text, (series,)),), text),),
         calibration=(Bin(0.5, 0.4, 0.3, 0.5, 10),),
@@ -67,6 +69,9 @@ def full_input(text: str = HOSTILE) -> ReportInput:
         held_out=((text, GOLD),),
         feedback=FeedbackSummary(10, 2, 5, text, text, GOLD, None, ((text, 3), ("tie", 0)), (text,)),
         samples=(SampleShown(text, (ResponseShown(text, text, 0.5, None),)),),
+        atlas=(AtlasCell(0.0, 1.0, 9, 0.5, -0.5, (text,), (text,), ((text, 1.0),)),),
+        atlas_explained_frac=0.4,
+        attributed=(AttributedText(text, (text, "b"), (0.5, -0.25), 1.0, text),),
         notes=(text,),
     )
 
@@ -117,7 +122,7 @@ def test_the_figures_come_back_from_the_script_element():
     text = render_page(full_input())
     block = re.search(r'<script type="application/json" id="figures">(.*?)</script>', text, re.DOTALL).group(1)
     figures = json.loads(block)
-    assert set(figures) == {"curve-0", "calibration", "frontier"}
+    assert set(figures) == {"curve-0", "calibration", "frontier", "atlas"}
     assert figures["curve-0"]["data"][1]["name"] == HOSTILE
     assert figures["frontier"]["data"][1]["x"] == [1.0, 2.0]
 
@@ -208,3 +213,34 @@ def test_series_without_a_role_differ_in_colour_and_keep_it_across_panels():
 def test_the_head_counts_only_what_was_held_against_a_threshold():
     gate = tuple(Finding(f"gate.{status}", "?", status) for status in ("pass", "pass", "fail", "info"))
     assert "2 of 3 passed" in Seen(render_page(ReportInput("demo", "t", findings=gate))).text
+
+
+def test_the_atlas_shows_each_cells_responses_and_lets_the_measure_be_chosen():
+    cells = [
+        AtlasCell(0.0, 0.0, 4, 1.0, -1.0, ("signed <b>velvet</b>",), ("velvet",), (("ppo", 0.75), ("sft", 0.25))),
+        AtlasCell(1.0, 0.0, 16, -1.0, 0.5, ("x" * 200,), ()),
+    ]
+    figure = atlas_figure(cells)
+    marker = figure["data"][0]["marker"]
+    assert marker["color"] == [2.0, -1.5]
+    assert (marker["cmin"], marker["cmax"]) == (-2.0, 2.0)
+    assert marker["size"] == [9 + 27 / 2, 36]
+    buttons = figure["layout"]["updatemenus"][0]["buttons"]
+    assert {b["label"]: b["args"][0]["marker.color"][0] for b in buttons} == {
+        "reward − gold": [2.0, -1.5], "reward": [1.0, -1.0], "gold": [-1.0, 0.5],
+    }  # fmt: skip
+    first, second = figure["data"][0]["text"]
+    assert "<b>4 responses</b> (ppo 75%, sft 25%)<br>reward +1.00, gold -1.00, reward − gold +2.00 (sd)" in first
+    assert "signed ‹b›velvet‹/b›" in first
+    assert "x" * 96 + "…" in second
+    blind = atlas_figure([AtlasCell(0.0, 0.0, 4, 1.0, None, ("a",), ("b",))])
+    assert [b["label"] for b in blind["layout"]["updatemenus"][0]["buttons"]] == ["reward"]
+
+
+def test_words_are_coloured_by_the_size_and_sign_of_their_share():
+    text = render_page(ReportInput("r", "t", findings=(Finding("inside.x", "?", "info"),), attributed=(
+        AttributedText("q", ("good", "bad"), (0.5, -0.25), 1.0, "sft"),
+    )))  # fmt: skip
+    assert '<span class="word up" style="--share:70%" title="+0.500">good</span>' in text
+    assert '<span class="word down" style="--share:35%" title="-0.250">bad</span>' in text
+    assert AttributedText("q", ("a",), (0.0,), 0.0, "sft").coloured == [("a", 0.0, 0.0)]

@@ -181,7 +181,8 @@ def test_what_cannot_be_used_is_said(qwen, tmp_path):
     bare = tiny_checkpoint("llama", tmp_path / "lm")
     with pytest.raises(CheckpointError, match=r"found no reward_card\.json"):
         load_scorer(bare)
-    with pytest.raises(CheckpointError, match="weights are missing"):
+    (bare / "config.json").write_text(json.dumps(json.loads((bare / "config.json").read_text()) | {"num_labels": 1}))
+    with pytest.raises(CheckpointError, match="1 weights are missing"):
         load_classifier(bare)
     tokenizer = AutoTokenizer.from_pretrained(bare)
     with pytest.raises(InputError, match="found 2 turns and a tokenizer without a chat template"):

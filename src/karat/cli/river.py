@@ -131,6 +131,30 @@ def report(run_dir: RunDirectory, as_json: AsJson = False) -> None:
     _river(lambda pipeline, _: pipeline.write_report(run_dir), as_json)
 
 
+@app.command(epilog="Example: karat audit runs/demo --look-inside")
+def audit(
+    run_dir: RunDirectory,
+    look_inside: Annotated[
+        bool, typer.Option("--look-inside", help="Words, concepts and an atlas of the reward model.")
+    ] = False,
+    attributed: Annotated[int, typer.Option(help="Responses attributed to their words.")] = 48,
+    activations: Annotated[int, typer.Option(help="Responses that concept vectors are made of.")] = 400,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a finished run a question; the answers are findings, kept with a manifest and shown in the report."""
+    if not look_inside:
+        raise ConfigError("audit: found no question; expected --look-inside")
+    from karat.audit.inside import LookSettings
+    from karat.pipeline.looking import inspect_run
+    from karat.progress import open_progress
+
+    settings = LookSettings(n_attributed=attributed, n_activations=activations)
+    with open_progress() as progress:
+        found = inspect_run(run_dir, settings, progress=progress)
+    lines = [f"{one['status']:<12} {one['name']}: {one['detail']}" for one in found["findings"]]
+    answer(as_json, found, [*lines, f"report: {found['directory']}/{found['report']}"])
+
+
 def _configured(
     config: Path, seeds: str, sweep: list[str] | None, overrides: list[str] | None, as_json: bool, *, until: str | None
 ) -> None:

@@ -14,8 +14,16 @@ from karat.pipeline.data import read_rows
 from karat.pipeline.stages import findings_of
 from karat.records import Estimate
 from karat.report.card import CardInput, Fact, audit_card, summary, write_summary
-from karat.report.figures import Bin, Panel, Role, Series
-from karat.report.page import Curve, FeedbackSummary, ReportInput, ResponseShown, SampleShown, write_page
+from karat.report.figures import AtlasCell, Bin, Panel, Role, Series
+from karat.report.page import (
+    AttributedText,
+    Curve,
+    FeedbackSummary,
+    ReportInput,
+    ResponseShown,
+    SampleShown,
+    write_page,
+)
 
 REPORT = "report.html"
 
@@ -79,6 +87,7 @@ def report_input(directory: Path, title: str, unsafe: Sequence[str], manifests: 
         held_out=_held_out(by_stage),
         feedback=_feedback(by_stage),
         samples=tuple(_shown(row) for row in evaluation.get("shown", ())),
+        **_inside(directory, by_stage),
         notes=tuple(notes) + _equal_kl(evaluation),
     )
 
@@ -138,6 +147,32 @@ STAGE_OF = {
     **{f"feedback.{name}": "collect" for name in ("n_judgements", "selection", "agreement", "alpha")},
     **dict.fromkeys(CARD_OF_FINDING.values(), "reward"),
 }
+
+
+def _inside(directory: Path, by_stage: Mapping[str, Manifest]) -> dict[str, Any]:
+    """What was found inside the reward model, where somebody has looked."""
+    if "inside" not in by_stage:
+        return {}
+    path = directory / "inside.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise LedgerError(f"{path}: missing or damaged; look inside again") from None
+    cells = tuple(
+        AtlasCell(
+            cell["x"], cell["y"], cell["n"], cell["reward"], cell["gold"], tuple(cell["texts"]), tuple(cell["words"]),
+            tuple((name, share) for name, share in cell["source_fracs"]),
+        )
+        for cell in found["cells"]
+    )  # fmt: skip
+    attributed = tuple(
+        AttributedText(one["prompt"], tuple(one["words"]), tuple(one["shares"]), one["score"], one["source"])
+        for one in found["attributed"][:N_ATTRIBUTED]
+    )
+    return {"atlas": cells, "atlas_explained_frac": found["explained_frac"], "attributed": attributed}
+
+
+N_ATTRIBUTED = 12
 
 
 def _evaluation(directory: Path) -> dict[str, Any]:

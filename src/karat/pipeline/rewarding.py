@@ -155,6 +155,7 @@ def judged(
     findings.append(watch_for_novelty(fit, data, held_data, config, directory, metadata, run.seed))
     counts = {"train": len(parts.train), "validation": len(parts.validation), "gate": len(parts.gate)}
     metrics = _metrics(fit, scale) | {"votes": counts | {"split": parts.how}, "length_removed": removed}
+    metrics["suspects"] = list(probes.suspects)
     metrics["calibration"] = calibration_bins(scorer, parts.gate, snapshot.prompts, snapshot.responses)
     return StageResult([Output("model", directory, "model")], metrics, [*fit.findings, *findings])
 

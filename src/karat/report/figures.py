@@ -79,6 +79,83 @@ class Bin:
     """Votes in the bin."""
 
 
+@dataclass(frozen=True)
+class AtlasCell:
+    """One cell of the activation atlas."""
+
+    x: float
+    """First principal component."""
+    y: float
+    """Second principal component."""
+    n: int
+    """Responses in it."""
+    reward: float
+    """Mean reward, sd."""
+    gold: float | None
+    """Mean gold reward, sd; None = not known."""
+    texts: tuple[str, ...]
+    """Responses from its middle."""
+    words: tuple[str, ...]
+    """What is typical of it."""
+    source_fracs: tuple[tuple[str, float], ...] = ()
+    """Share of its responses by who wrote them."""
+
+
+def atlas_figure(cells: Sequence[AtlasCell]) -> dict[str, Any]:
+    """Cells as points on two principal components, coloured by reward − gold where gold is known, else by reward.
+
+    Buttons choose among reward − gold, reward and gold. Hovering over a cell shows its responses.
+    """
+    known = all(cell.gold is not None for cell in cells)
+    measures: dict[str, list[float]] = {}
+    if known:
+        measures["reward − gold"] = [cell.reward - (cell.gold or 0.0) for cell in cells]
+    measures["reward"] = [cell.reward for cell in cells]
+    if known:
+        measures["gold"] = [cell.gold or 0.0 for cell in cells]
+    largest = max(cell.n for cell in cells)
+    widest = max((abs(value) for values in measures.values() for value in values), default=1.0) or 1.0
+    first = next(iter(measures))
+    trace = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [cell.x for cell in cells],
+        "y": [cell.y for cell in cells],
+        "text": [_cell_text(cell) for cell in cells],
+        "hovertemplate": "%{text}<extra></extra>",
+        "marker": {
+            "size": [9 + 27 * math.sqrt(cell.n / largest) for cell in cells],
+            "color": measures[first],
+            "cmin": -widest,
+            "cmax": widest,
+            "colorscale": [[0, "@proxy"], [0.5, "@line"], [1, "@bad"]],
+            "line": {"color": "@muted", "width": 1},
+            "colorbar": {"title": {"text": "sd"}, "thickness": 12, "outlinewidth": 0},
+        },
+    }  # fmt: skip
+    layout = _layout(520, "first principal component of the features")
+    layout["yaxis"] = _scale("second principal component")
+    layout["updatemenus"] = [{
+        "type": "buttons", "direction": "right", "x": 0, "xanchor": "left", "y": 1.12, "yanchor": "top", "showactive": True,
+        "bgcolor": "@surface", "bordercolor": "@line", "font": {"color": "@text"},
+        "buttons": [
+            {"label": name, "method": "restyle", "args": [{"marker.color": [values]}]} for name, values in measures.items()
+        ],
+    }]  # fmt: skip
+    layout["margin"] = {**layout["margin"], "t": 64}
+    return {"data": [trace], "layout": layout}
+
+
+def _cell_text(cell: AtlasCell) -> str:
+    gold = "" if cell.gold is None else f", gold {cell.gold:+.2f}, reward − gold {cell.reward - cell.gold:+.2f}"
+    who = ", ".join(f"{name} {share:.0%}" for name, share in cell.source_fracs)
+    lines = [f"<b>{cell.n} responses</b>{f' ({who})' if who else ''}", f"reward {cell.reward:+.2f}{gold} (sd)"]
+    lines += [f"typical: {', '.join(cell.words)}"] if cell.words else []
+    lines += [f"“{text[:96]}{'…' if len(text) > 96 else ''}”" for text in cell.texts]
+    head, *rest = lines
+    return "<br>".join([head, *(_plain(line) for line in rest)])
+
+
 def panels_figure(panels: Sequence[Panel], *, x_title: str, square_root: bool = False) -> dict[str, Any]:
     """Panels one above the other on one horizontal axis.
 

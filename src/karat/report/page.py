@@ -21,9 +21,11 @@ from karat.ledger.lineage import Manifest, short
 from karat.progress import duration
 from karat.records import Estimate, Finding
 from karat.report.card import challenge_rows
-from karat.report.figures import Bin, Panel, Series, calibration_figure, panels_figure
+from karat.report.figures import AtlasCell, Bin, Panel, Series, atlas_figure, calibration_figure, panels_figure
 
 __all__ = [
+    "AtlasCell",
+    "AttributedText",
     "Bin",
     "Curve",
     "FeedbackSummary",
@@ -111,6 +113,28 @@ class SampleShown:
 
 
 @dataclass(frozen=True)
+class AttributedText:
+    """A response with what each of its words adds to the score."""
+
+    prompt: str
+    """What it answers."""
+    words: tuple[str, ...]
+    """Its words."""
+    shares: tuple[float, ...]
+    """What each adds, logits."""
+    score: float
+    """Its score, logits."""
+    source: str
+    """Who wrote it."""
+
+    @property
+    def coloured(self) -> list[tuple[str, float, float]]:
+        """(word, share, strength of its colour in [0, 1])."""
+        largest = max((abs(share) for share in self.shares), default=0.0) or 1.0
+        return [(word, share, abs(share) / largest) for word, share in zip(self.words, self.shares, strict=True)]
+
+
+@dataclass(frozen=True)
 class ReportInput:
     """Everything the page shows; what is not given is said to be not measured."""
 
@@ -146,6 +170,12 @@ class ReportInput:
     """The votes."""
     samples: tuple[SampleShown, ...] = ()
     """Prompts with responses."""
+    atlas: tuple[AtlasCell, ...] = ()
+    """Cells of the activation atlas."""
+    atlas_explained_frac: float | None = None
+    """Share of the features' variance that the atlas shows."""
+    attributed: tuple[AttributedText, ...] = ()
+    """Responses word by word."""
     notes: tuple[str, ...] = ()
     """Remarks shown at the end."""
 
@@ -168,7 +198,8 @@ def render_page(content: ReportInput) -> str:
         column_names=COLUMNS,
         tracks=_tracks(content.policies),
         gate=[finding for finding in content.findings if finding.name.startswith("gate.")],
-        other=[f for f in content.findings if not f.name.startswith(("gate.", "challenge.", "held_out."))],
+        other=[f for f in content.findings if not f.name.startswith(("gate.", "challenge.", "held_out.", "inside."))],
+        inside=[finding for finding in content.findings if finding.name.startswith("inside.")],
         challenges=challenge_rows(content.findings),
         figures=figures,
         figures_json=_script_json({name: figure["figure"] for name, figure in figures.items()}),
@@ -268,6 +299,15 @@ def _figures(content: ReportInput) -> dict[str, dict[str, Any]]:
             "caption": "Held-out votes. On the dotted line a vote predicted with 70 % goes that way 70 % of the time; "
             "larger points stand for more votes.",
             "figure": calibration_figure(content.calibration),
+        }
+    if content.atlas:
+        share = content.atlas_explained_frac
+        figures["atlas"] = {
+            "title": "Activation atlas of the reward model",
+            "caption": "Each point is a cell of responses with similar features; larger points hold more. Point at one for its "
+            "responses. Red = rewarded beyond what is right, where gold is known."
+            + (f" The two components hold {share:.0%} of the features' variance." if share is not None else ""),
+            "figure": atlas_figure(content.atlas),
         }
     if content.frontier:
         figures["frontier"] = {

@@ -68,29 +68,47 @@ class ClassifierTrunk:
         found = []
         for rows in padded_rows(order, [item.n_tokens for item in items], token_budget):
             ids, mask = pad_right([items[i].response for i in rows], 0 if pad_id is None else pad_id)
-            read = self._read(ids, mask)
-            if read.ndim == 3:
-                counts = mask.bool() if pad_id is None else ids != pad_id
-                last = (counts * torch.arange(1, ids.shape[1] + 1)).argmax(1)
-                read = read[torch.arange(len(rows), device=read.device), last.to(read.device)]
-            found.append(read.float())
-        features = in_order(torch.cat(found), torch.tensor(order))
-        return torch.cat([features, features.new_ones(len(items), 1)], 1) if self.has_bias else features
+            read, _ = self._read(mask, input_ids=ids.to(next(self.module.parameters()).device))
+            found.append(self._pooled(read, ids, mask))
+        return self._with_bias(in_order(torch.cat(found), torch.tensor(order)))
+
+    def features_of_embeddings(self, ids: Sequence[int], **inputs: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The same from embeddings [P, L, d] of one text's tokens, with the hidden states if asked for; differentiable.
+
+        Args:
+            ids: the tokens, which tell where a decoder reads.    inputs: inputs_embeds, output_hidden_states.
+        """
+        n_rows = len(inputs["inputs_embeds"])
+        mask = torch.ones(n_rows, len(ids), dtype=torch.long)
+        read, hidden = self._read(mask, **inputs)
+        return self._with_bias(self._pooled(read, torch.tensor([list(ids)] * n_rows), mask)), hidden
+
+    def _pooled(self, read: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        if read.ndim == 3:
+            pad_id = self.classifier.model.config.pad_token_id
+            counts = mask.bool() if pad_id is None else ids != pad_id
+            last = (counts * torch.arange(1, ids.shape[1] + 1)).argmax(1)
+            read = read[torch.arange(len(ids), device=read.device), last.to(read.device)]
+        return read.float()
+
+    def _with_bias(self, features: Tensor) -> Tensor:
+        return torch.cat([features, features.new_ones(len(features), 1)], 1) if self.has_bias else features
 
     def describe(self) -> dict[str, Any]:
         """Kind only: the classifier's own files say the rest."""
         return {"kind": self.kind}
 
-    def _read(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def _read(self, mask: Tensor, **inputs: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
         kept: list[Tensor] = []
-        handle = self.classifier.head.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
+        handle = self.classifier.head.register_forward_pre_hook(lambda _, given: kept.append(given[0]))
         device = next(self.module.parameters()).device
-        options = {"use_cache": False} if getattr(self.classifier.model.config, "use_cache", False) else {}
+        if getattr(self.classifier.model.config, "use_cache", False):
+            inputs["use_cache"] = False
         try:
-            self.module(input_ids=ids.to(device), attention_mask=mask.to(device), **options)
+            output = self.module(attention_mask=mask.to(device), **inputs)
         finally:
             handle.remove()
-        return kept[0]
+        return kept[0], output.hidden_states or ()
 
 
 def classifier_model(directory: str | Path, *, device: str = "cpu") -> RewardModel:

@@ -1,0 +1,114 @@
+"""The station that looks inside a finished run's reward model; the report shows what it found."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from karat.audit.inside import Inside, LookedAt, LookSettings, look_inside
+from karat.config import build
+from karat.errors import ConfigError, LedgerError
+from karat.evaluate.measure import draw, texts_of
+from karat.ledger.artifacts import ArtifactRef, write_json
+from karat.ledger.manifest import Manifest, lock_run, read_manifests
+from karat.lm.load import load_lm
+from karat.pipeline.data import read_prompts, read_texts
+from karat.pipeline.reporting import write_report
+from karat.pipeline.rewarding import flat_texts
+from karat.pipeline.runs import source_of
+from karat.pipeline.settings import RunConfig
+from karat.pipeline.stages import Output, Run, StageResult, Workplace, jsonable, output
+from karat.progress import Progress
+from karat.records import Prompt
+from karat.reward.score import load_scorer
+from karat.seeding import child_seed
+
+STAGE = "inside"
+N_REFERENCE = 900
+"""Responses of the supervised policy that are looked at, whole prompts."""
+N_POLICY = 300
+"""Responses of the optimised policy, one a prompt, where there is one."""
+
+
+def inspect_run(directory: Path, settings: LookSettings, *, progress: Progress) -> dict[str, Any]:
+    """Look inside the reward model of a run, keep the findings with a manifest, and write the report again.
+
+    Returns: {"findings", "report", "directory"}.
+    Raises: LedgerError where the run has no reward model; ConfigError for a run of given votes, which has no samples.
+    """
+    directory = directory.resolve()
+    done = {manifest.stage: manifest for manifest in read_manifests(directory)}
+    if "reward" not in done:
+        raise LedgerError(
+            f"{directory}: found no finished reward model; expected a run up to its reward, `karat reward`"
+        )
+    about = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    if "votes" in about["config"]:
+        raise ConfigError(
+            f"{directory}: found a run of given votes; expected one with a policy, whose samples are looked at"
+        )
+    config = build(RunConfig, about["config"])
+    with lock_run(directory):
+        run = Run(directory, about["seed"], progress)
+        inputs = [
+            output(done["reward"], "model"),
+            output(done["collect"], "samples"),
+            output(done["source"], "prompts"),
+        ]
+        policy = output(done["ppo"], "model") if "ppo" in done else None
+        work = partial(_look, run, config, settings, done["reward"], policy)
+        manifest = run.stage(STAGE, inputs=(*inputs, *([policy] if policy else [])), config=settings, work=work)
+        summary = write_report(directory)
+    return {"findings": list(manifest.findings), "report": summary["report"], "directory": str(directory)}
+
+
+def _look(
+    run: Run, config: RunConfig, settings: LookSettings, reward: Manifest, policy: ArtifactRef | None, place: Workplace
+) -> StageResult:
+    scorer = load_scorer(run.directory / output(reward, "model").path)
+    prompts, texts = flat_texts(read_texts(run.directory / "data" / "sft_samples.jsonl"))
+    prompts, texts = prompts[:N_REFERENCE], texts[:N_REFERENCE]
+    sources = ["sft"] * len(texts)
+    if policy is not None:
+        asked = read_prompts(place.directory / "data" / "prompts.jsonl")["policy"][:N_POLICY]
+        written = _written(run, config, policy, asked, place)
+        prompts, texts, sources = prompts + asked, texts + written, sources + ["ppo"] * len(asked)
+    gold = source_of(config, run.seed).gold
+    seen = LookedAt(
+        prompts, texts, sources, None if gold is None else [gold(p, t) for p, t in zip(prompts, texts, strict=True)],
+        tuple(reward.metrics.get("suspects", ())),
+    )  # fmt: skip
+    parts: dict[str, int] = {}
+    with place.progress.stage("look inside", unit="texts") as bar:
+
+        def tell(what: str, n_done: int, of: int) -> None:
+            parts[what] = n_done
+            bar.log(sum(parts.values()), {what.replace(" ", "_"): n_done, "of": of})
+
+        found = look_inside(scorer, seen, settings, progress=tell)
+    target = place.directory / "inside.json"
+    write_json(target, jsonable(_record(found)))
+    metrics = {"n_texts": len(texts), "explained_frac": found.atlas.explained_frac}
+    return StageResult([Output("inside", target)], metrics, found.findings)
+
+
+def _written(run: Run, config: RunConfig, policy: ArtifactRef, prompts: list[Prompt], place: Workplace) -> list[str]:
+    lm = load_lm(run.directory / policy.path)
+    with place.progress.stage("policy", len(prompts), "responses") as bar:
+        drawn = draw(
+            lm, prompts, n_samples=1, max_new_tokens=config.ppo.rollout.max_new_tokens, seed=child_seed(run.seed, STAGE),
+            progress=lambda _, n_done, __: bar.log(n_done, {}),
+        )  # fmt: skip
+    return [group[0] for group in texts_of(lm, drawn)]
+
+
+def _record(found: Inside) -> dict[str, Any]:
+    cells = [{**dataclasses.asdict(cell), "excess": cell.excess} for cell in found.atlas.cells]
+    return {
+        "cells": cells,
+        "explained_frac": found.atlas.explained_frac,
+        "attributed": [dataclasses.asdict(one) for one in found.attributed],
+    }

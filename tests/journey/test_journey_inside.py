@@ -1,0 +1,76 @@
+"""Looking inside a finished run's reward model, scoring a suite with it, and a run with a reward model from elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from journeys import SANDBOX, karat, write_config, write_rows
+
+LOOK = ("audit", "runs/tiny", "--look-inside", "--attributed", "3", "--activations", "40")
+
+
+@pytest.mark.usefixtures("copied")
+def test_what_is_inside_is_found_kept_and_shown():
+    outcome = karat(*LOOK, "--json")
+    assert outcome.code == 0, outcome.err
+    found = {finding["name"]: finding for finding in json.loads(outcome.out)["findings"]}
+    assert found["inside.completeness"]["status"] == "pass"
+    assert {"inside.randomisation", "inside.concept_length", "inside.concept_trigger", "inside.atlas"} <= set(found)
+    run = Path("runs/tiny")
+    cells = json.loads((run / "inside.json").read_text())["cells"]
+    assert all(cell["gold"] is not None for cell in cells)
+    assert {name for cell in cells for name, _ in cell["source_fracs"]} == {"sft", "ppo"}
+    page = (run / "report.html").read_text()
+    assert "Inside the reward model" in page
+    assert 'class="word ' in page
+    assert karat("verify", "runs/tiny").code == 0
+    before = (run / "manifests" / "inside.json").read_bytes()
+    again = karat(*LOOK)
+    assert again.code == 0
+    assert (run / "manifests" / "inside.json").read_bytes() == before
+    (run / "inside.json").write_text("{}")
+    assert "inside.json" in karat("verify", "runs/tiny").out
+
+
+@pytest.mark.usefixtures("copied")
+def test_questions_that_cannot_be_asked_are_said():
+    assert "found no question; expected --look-inside" in karat("audit", "runs/tiny").complaint
+    assert "found n_attributed=0" in karat("audit", "runs/tiny", "--look-inside", "--attributed", "0").complaint
+    Path("runs/tiny/manifests/reward.json").unlink()
+    assert "found no finished reward model" in karat("audit", "runs/tiny", "--look-inside").complaint
+
+
+@pytest.mark.usefixtures("copied")
+def test_a_suite_is_judged_by_its_own_rules():
+    rows = [{"prompt": "who", "chosen": "it is red .", "rejected": "it is", "subset": "donotanswer", "id": 1}]
+    path = write_rows(Path("suite.jsonl"), rows)
+    outcome = karat("score", "runs/tiny/models/reward", path, "--suite", "rewardbench", "--out", "out.jsonl", "--json")
+    assert outcome.code == 0, outcome.err
+    result = json.loads(outcome.out)
+    assert result["subsets"]["donotanswer"]["n"] == 1
+    assert result["overall"]["value"] is None
+    shown = karat("score", "runs/tiny/models/reward", path, "--suite", "rewardbench", "--out", "out.jsonl")
+    assert "donotanswer" in shown.out
+    assert "nothing of Chat, Chat Hard, Reasoning" in shown.out
+
+
+@pytest.mark.usefixtures("copied")
+def test_a_run_takes_a_reward_model_from_elsewhere_and_optimises_against_it():
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    source = Path("runs/tiny/models/reward")
+    # what AutoModelForSequenceClassification makes of it is a classifier like any other: no heads, no card
+    AutoModelForSequenceClassification.from_pretrained(source).save_pretrained("given")
+    AutoTokenizer.from_pretrained(source).save_pretrained("given")
+    config = write_config(SANDBOX, Path("given.yaml"), reward_model="given")
+    outcome = karat("run", config)
+    assert outcome.code == 0, outcome.err
+    card = json.loads(Path("runs/tiny/models/reward/reward_card.json").read_text())
+    assert card["trunk"] == {"kind": "classifier"}
+    assert card["heads"]["n_heads"] == 1
+    manifest = json.loads(Path("runs/tiny/manifests/ppo.json").read_text())
+    assert manifest["metrics"]["n_iterations"] == 3
+    page = Path("runs/tiny/report.html").read_text()
+    assert "one head, so the belief has no spread" in page
