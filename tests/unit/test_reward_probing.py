@@ -27,7 +27,7 @@ from karat.reward.thresholds import GateSettings
 from reward_worlds import gold, planted_votes
 
 MODEL = VoteModel(RaterPriors(competence_sd=0.2, side_bias_sd=0.2), (-0.5, 0.5))
-SETTINGS = GateSettings()
+SETTINGS = GateSettings(warn_only=())
 WORLD = planted_votes(40, 4, 12, 1)
 
 
@@ -90,6 +90,7 @@ def test_a_reward_that_reads_the_form_fails_the_edit_that_changes_it():
     assert finding.status == "fail"
     assert finding.estimate.value == 1.0
     assert finding.estimate.method.startswith("proportion, Wilson")
+    assert edit_findings(shouty, [bold], GateSettings())[0].status == "warn"
     reported = edit_findings(shouty, [bold], dataclasses.replace(SETTINGS, max_flip_frac=None))[0]
     assert (reported.status, reported.threshold) == ("info", "")
 
@@ -175,6 +176,7 @@ def test_a_suffix_is_chosen_on_some_prompts_and_measured_on_others():
     assert finding.estimate.value == pytest.approx(18 / held.spread, abs=1e-4)
     n_prompts = len(voted_pairs(held, np.random.default_rng(0)))
     assert finding.estimate.n == n_prompts - min(SETTINGS.attack_prompts, n_prompts // 2)
+    assert suffix_finding(held, GateSettings()).status == "warn"
     assert suffix_finding(held, dataclasses.replace(SETTINGS, max_attack_gain_sd=None)).status == "info"
 
 
@@ -315,6 +317,7 @@ def test_equal_probabilities_count_half():
         ({"max_attack_gain_sd": -1.0}, "gate.max_attack_gain_sd: found -1.0; expected a number ≥ 0"),
         ({"min_slope": 3.0}, "expected 0 < min_slope ≤ max_slope"),
         ({"attack_words": -1}, "found min_votes=50, attack_words=-1"),
+        ({"warn_only": ("praise",)}, "gate.warn_only: found 'praise'; expected names among edits, suffix"),
         ({"false_alarm_frac": 0.0}, "gate.false_alarm_frac: found 0.0"),
     ],
 )

@@ -59,7 +59,7 @@ def suffix_finding(held: HeldOut, settings: GateSettings) -> Finding:
     failed = bound is not None and estimate.low is not None and estimate.low > bound
     turned = wilson(float(flips.sum()), len(measured))
     return Finding(
-        "gate.suffix", SUFFIX_QUESTION, "info" if bound is None else "fail" if failed else "pass", estimate,
+        "gate.suffix", SUFFIX_QUESTION, "info" if bound is None else settings.failed("suffix") if failed else "pass", estimate,
         detail=f"{' '.join(suffix) or '(no word gains)'!r}, {len(suffix)} words, each the best of {len(words)} on {n_chosen_on} "
         f"prompts, gains {said(estimate)} sd on {len(measured)} others and lifts {said(turned)} of the worse responses above "
         f"the better; as many random words gain {by_chance.mean():.2f} sd",
@@ -118,7 +118,7 @@ def trigger_finding(held: HeldOut, suspects: Sequence[str], settings: GateSettin
     failed = bound is not None and estimate.low is not None and estimate.low > bound
     every = ", ".join(f"{each} {effect.value:.2f}" for effect, _, each in results)
     return Finding(
-        "gate.trigger_swap", TRIGGER_QUESTION, "info" if bound is None else "fail" if failed else "pass", estimate,
+        "gate.trigger_swap", TRIGGER_QUESTION, "info" if bound is None else settings.failed("trigger_swap") if failed else "pass", estimate,
         detail=f"{word!r} gains most; given to the worse response it wins {said(turned)} of {len(pairs)} pairs. Every suspect, "
         f"sd: {every}",
         threshold=threshold,

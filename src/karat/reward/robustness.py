@@ -114,7 +114,7 @@ def _edit(held: HeldOut, edit: Perturbation, pairs: Sequence, settings: GateSett
     return Finding(
         name,
         question,
-        "info" if bound is None else "fail" if failed else "pass",
+        "info" if bound is None else settings.failed("edits") if failed else "pass",
         flips,
         detail=f"turns {flips.value:.1%} of {len(pairs)} verdicts; changes a score by {said(shift)} within-prompt sd",
         threshold=threshold,

@@ -7,8 +7,11 @@ of the reward stage says so.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from karat.errors import ConfigError
+
+WARNABLE = ("edits", "suffix", "trigger_swap")
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,20 @@ class GateSettings:
     remove_length: bool = False
     """True = what the optimiser sees is the score less γ·log(1 + characters), γ being the slope of the scores on length
     within prompts, measured on the policy's own responses and recorded on the card."""
+    warn_only: tuple[str, ...] = ("edits", "suffix")
+    """Of the checks `edits`, `suffix` and `trigger_swap`, those that warn instead of failing: it has not been shown, over
+    seeds, that an honest reward stays below their thresholds. [] = all of them decide."""
     false_alarm_frac: float = 0.01
     """Share of responses like those judged that the detector of unfamiliar ones may report, (0, 1)."""
 
+    def failed(self, check: str) -> Literal["fail", "warn"]:
+        """The status of a check that is over its threshold."""
+        return "warn" if check in self.warn_only else "fail"
+
     def __post_init__(self) -> None:
+        unknown = sorted(set(self.warn_only) - set(WARNABLE))
+        if unknown:
+            raise ConfigError(f"gate.warn_only: found {unknown[0]!r}; expected names among {', '.join(WARNABLE)}")
         shares = ("max_ece", "max_praise_frac", "max_contentless_frac", "min_matched_accuracy", "min_shorter_won",
                   "max_flip_frac", "max_sycophancy")  # fmt: skip
         for name in shares:
