@@ -20,12 +20,11 @@ from karat.lm.classifiers import classifier_tokens, load_classifier
 from karat.records import Turn, user_prompt
 from karat.reward.baselines import length_baseline
 from karat.reward.calibration import predicted_probs, vote_nll
-from karat.reward.classifier import fit_vote_model, no_raters
+from karat.reward.classifier import fit_vote_model, given_fit
 from karat.reward.data import vote_data
 from karat.reward.gate import run_gate
 from karat.reward.novelty import text_features
 from karat.reward.score import load_scorer, save_reward, score_fn
-from karat.reward.train import RewardFit
 from reward_worlds import planted_votes
 from tiny_models import tiny_checkpoint
 
@@ -123,9 +122,7 @@ def test_a_given_model_finds_its_scale_in_votes_and_is_saved_with_it(qwen, tmp_p
         for factor in (0.8, 1.25):
             other = predicted_probs(raw / (temperature * factor), data.columns, vote_model)
             assert float(vote_nll(other, data.columns).mean()) > fitted - 1e-6
-    fit = RewardFit(
-        scorer.model, (), no_raters(vote_model), vote_model, scorer.scale, (raw / temperature).mean(1), {}, [], ()
-    )
+    fit = given_fit(scorer.model, vote_model, scorer.scale, scorer.every(data.prompts, data.texts), [])
     path = save_reward(fit, tmp_path / "rm", metadata={"run_id": "r1"})
     again = load_scorer(path)
     assert torch.allclose(

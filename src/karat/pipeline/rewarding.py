@@ -25,7 +25,7 @@ from karat.records import Finding, Prompt, Response, Vote
 from karat.reward.attack import suspected_words
 from karat.reward.baselines import LengthBaseline, length_baseline
 from karat.reward.calibration import decided_probs, predicted_probs
-from karat.reward.classifier import ClassifierTrunk, fit_vote_model, no_raters, one_head_finding
+from karat.reward.classifier import ClassifierTrunk, fit_vote_model, given_fit, one_head_finding
 from karat.reward.data import VoteData, split_votes, vote_data
 from karat.reward.gate import run_gate, sycophancy_finding
 from karat.reward.length_use import length_slope
@@ -95,16 +95,14 @@ def take(
     path = run.directory / given.path
     scorer = load_scorer(path)
     data = vote_data([*parts.train, *parts.validation], parts.snapshot.prompts, parts.snapshot.responses)
-    scores = scorer.logits(data.prompts, data.texts)
     vote_model, findings = scorer.vote_model, []
     if scorer.model.trunk.kind == ClassifierTrunk.kind:
         findings.append(one_head_finding(path))
     if scorer.model.trunk.kind == ClassifierTrunk.kind or vote_model.n_levels != data.n_levels:
-        raw = scores * scorer.model.temperature
+        raw = scorer.logits(data.prompts, data.texts) * scorer.model.temperature
         vote_model = fit_vote_model(scorer.model, raw.mean(0), data)
-        scores = raw / scorer.model.temperature
-    fit = RewardFit(
-        scorer.model, (), no_raters(vote_model), vote_model, scorer.scale, scores.mean(1), {}, findings, ()
+    fit = given_fit(
+        scorer.model, vote_model, scorer.scale, scorer.every(data.prompts, data.texts), findings
     )  # fmt: skip
     return judged(run, config, source, fit, parts, samples, place)
 

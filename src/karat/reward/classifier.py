@@ -22,12 +22,14 @@ from torch import Tensor, nn
 from karat.belief import ScoreScale
 from karat.choice import RaterParams
 from karat.errors import InputError
+from karat.feedback_columns import FeedbackParams
 from karat.lm.classifiers import LoadedClassifier, classifier_tokens, load_classifier
 from karat.records import Finding, Prompt
 from karat.reward.calibration import LOG_TEMPERATURE_BOUND, VoteModel
 from karat.reward.data import VoteData
 from karat.reward.model import HeadConfig, RewardModel
 from karat.reward.raters import RaterPriors, fit_slope, prior_raters
+from karat.reward.train import RewardFit
 from karat.reward.trunk import Encoded, in_order, pad_right, padded_rows
 
 PLAIN_VOTES = VoteModel(RaterPriors(modelled=False), (0.0,))
@@ -140,9 +142,18 @@ def fit_vote_model(model: RewardModel, scores: Float[Tensor, " N"], data: VoteDa
     return VoteModel(priors, tuple(cutpoints.tolist()))
 
 
-def no_raters(vote_model: VoteModel) -> RaterParams:
-    """The rater parameters of a model that knows none."""
-    return RaterParams(torch.zeros(0), torch.zeros(0), torch.zeros(0), torch.tensor(vote_model.cutpoints))
+def given_fit(
+    model: RewardModel, vote_model: VoteModel, scale: ScoreScale, draws: Float[Tensor, "S N O"], findings: list[Finding]
+) -> RewardFit:
+    """A model that was not trained here, as everything else expects a fit: no raters, nothing contributed.
+
+    Args:
+        draws: logits of the responses that votes were given on, for the reference.
+    """
+    none = torch.zeros(0)
+    raters = RaterParams(none, none, none, torch.tensor(vote_model.cutpoints))
+    params = FeedbackParams(none, none, none)
+    return RewardFit(model, (), raters, params, vote_model, scale, draws.mean(1), [], {}, findings, ())
 
 
 def one_head_finding(path: Path) -> Finding:
