@@ -123,6 +123,7 @@ def atlas_figure(cells: Sequence[AtlasCell]) -> dict[str, Any]:
         "y": [cell.y for cell in cells],
         "text": [_cell_text(cell) for cell in cells],
         "hovertemplate": "%{text}<extra></extra>",
+        "hoverlabel": {"bgcolor": "@surface", "bordercolor": "@line", "font": {"color": "@text"}, "align": "left"},
         "marker": {
             "size": [9 + 27 * math.sqrt(cell.n / largest) for cell in cells],
             "color": measures[first],
@@ -130,16 +131,21 @@ def atlas_figure(cells: Sequence[AtlasCell]) -> dict[str, Any]:
             "cmax": widest,
             "colorscale": [[0, "@proxy"], [0.5, "@line"], [1, "@bad"]],
             "line": {"color": "@muted", "width": 1},
-            "colorbar": {"title": {"text": "sd"}, "thickness": 12, "outlinewidth": 0},
+            "colorbar": {"title": {"text": f"{first}, sd"}, "thickness": 12, "outlinewidth": 0},
         },
     }  # fmt: skip
     layout = _layout(520, "first principal component of the features")
     layout["yaxis"] = _scale("second principal component")
+    # plotly paints the active button in a light blue that no theme can change: the colour bar says what is shown instead
     layout["updatemenus"] = [{
-        "type": "buttons", "direction": "right", "x": 0, "xanchor": "left", "y": 1.12, "yanchor": "top", "showactive": True,
-        "bgcolor": "@surface", "bordercolor": "@line", "font": {"color": "@text"},
+        "type": "buttons", "direction": "right", "x": 0, "xanchor": "left", "y": 1.12, "yanchor": "top", "showactive": False,
+        "bgcolor": "@surface", "bordercolor": "@line", "font": {"color": "@muted"},
         "buttons": [
-            {"label": name, "method": "restyle", "args": [{"marker.color": [values]}]} for name, values in measures.items()
+            {
+                "label": name, "method": "restyle",
+                "args": [{"marker.color": [values], "marker.colorbar.title.text": f"{name}, sd"}],
+            }
+            for name, values in measures.items()
         ],
     }]  # fmt: skip
     layout["margin"] = {**layout["margin"], "t": 64}
