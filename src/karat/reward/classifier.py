@@ -11,7 +11,8 @@ Dimension letters: N texts, d features.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from karat.choice import RaterParams
 from karat.errors import InputError
 from karat.feedback_columns import FeedbackParams
 from karat.lm.classifiers import LoadedClassifier, classifier_tokens, load_classifier
+from karat.lm.load import add_header_metadata
 from karat.records import Finding, Prompt
 from karat.reward.calibration import LOG_TEMPERATURE_BOUND, VoteModel
 from karat.reward.data import VoteData
@@ -154,6 +156,16 @@ def given_fit(
     raters = RaterParams(none, none, none, torch.tensor(vote_model.cutpoints))
     params = FeedbackParams(none, none, none)
     return RewardFit(model, (), raters, params, vote_model, scale, draws.mean(1), [], {}, findings, ())
+
+
+def copy_classifier(classifier: LoadedClassifier, directory: Path, metadata: Mapping[str, str]) -> None:
+    """Copy a classifier's files as they are, but for the metadata that say who made the copy; pickles stay behind."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for file in sorted(Path(classifier.path).iterdir()):
+        if file.is_file() and file.suffix in (".json", ".safetensors", ".txt", ".model", ".jinja"):
+            shutil.copyfile(file, directory / file.name)
+    for file in sorted(directory.glob("*.safetensors")):
+        add_header_metadata(file, metadata)
 
 
 def one_head_finding(path: Path) -> Finding:

@@ -35,7 +35,7 @@ from karat.lm.classifiers import is_classifier, load_classifier
 from karat.lm.load import LoadedEncoder, LoadedLM, add_header_metadata, load_encoder, save_encoder
 from karat.records import Prompt, ScoreFn
 from karat.reward.calibration import VoteModel
-from karat.reward.classifier import PLAIN_VOTES, UNSCALED, ClassifierTrunk, classifier_model
+from karat.reward.classifier import PLAIN_VOTES, UNSCALED, ClassifierTrunk, classifier_model, copy_classifier
 from karat.reward.contributions import contribution_rows
 from karat.reward.model import HeadConfig, RewardModel, log_lengths
 from karat.reward.objectives import ObjectivesConfig, check_known, combined, plain_objectives
@@ -213,7 +213,7 @@ def save_reward(
     elif isinstance(model.trunk, EncoderTrunk):
         save_encoder(model.trunk.encoder, partial, metadata=metadata)
     elif isinstance(model.trunk, ClassifierTrunk):
-        _copy_files(Path(model.trunk.classifier.path), partial, metadata)
+        copy_classifier(model.trunk.classifier, partial, metadata)
     tensors = {
         "weight": model.weight,
         "prior": model.prior,
@@ -296,16 +296,6 @@ def _save_classifier(model: RewardModel, lm: LoadedLM, directory: Path, metadata
     plain = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     plain["karat"] = dict(metadata)
     (directory / "config.json").write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    for file in sorted(directory.glob("*.safetensors")):
-        add_header_metadata(file, metadata)
-
-
-def _copy_files(source: Path, directory: Path, metadata: Mapping[str, str]) -> None:
-    """A classifier from elsewhere as it is, but for the metadata that say who made the copy."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for file in sorted(source.iterdir()):
-        if file.is_file() and file.suffix in (".json", ".safetensors", ".txt", ".model", ".jinja"):
-            shutil.copyfile(file, directory / file.name)
     for file in sorted(directory.glob("*.safetensors")):
         add_header_metadata(file, metadata)
 
