@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from karat.belief import ScoreScale
 from karat.choice import RaterParams
 from karat.errors import InputError
-from karat.feedback_columns import FeedbackParams
 from karat.lm.classifiers import LoadedClassifier, classifier_tokens, load_classifier
 from karat.lm.load import add_header_metadata
 from karat.records import Finding, Prompt
@@ -154,8 +153,10 @@ def given_fit(
     """
     none = torch.zeros(0)
     raters = RaterParams(none, none, none, torch.tensor(vote_model.cutpoints))
-    params = FeedbackParams(none, none, none)
-    return RewardFit(model, (), raters, params, vote_model, scale, draws.mean(1), [], {}, findings, ())
+    return RewardFit(
+        model=model, annotators=(), raters=raters, vote_model=vote_model, scale=scale, reference=draws.mean(1),
+        metrics={}, findings=findings, held_out=(),
+    )  # fmt: skip
 
 
 def copy_classifier(classifier: LoadedClassifier, directory: Path, metadata: Mapping[str, str]) -> None:
