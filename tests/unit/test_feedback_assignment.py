@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 from bench.lease_study import study
 
+import postgresql_server
 from feedback_cases import small_store, vote
 from karat.errors import InputError, LeaseError, StoreError
 from karat.feedback import leases
@@ -398,6 +399,30 @@ def test_the_queue_is_found_by_its_index(tmp_path):
             plan = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {plain}")]
             assert f"USING INDEX {index} (state=? AND audience=?" in plan[0]
             assert not [step for step in plan if "SCAN" in step or "TEMP B-TREE" in step]
+
+
+def test_postgresql_walks_the_open_tasks_and_not_every_task_ever_answered(postgresql):
+    """Ordered by number alone it starts at the first task there ever was, whatever the statistics say."""
+    store = small_store(postgresql_server.new_database(postgresql), n_tasks=1)
+    rows = (
+        "SELECT 'old' || i, prompt_id, response_ids, kind, 1, strategy, 1, guideline, batch, 1, question, audience, 0, "
+    )
+    rows += "'closed', 0 FROM tasks, generate_series(1, 3000) i"
+    columns = (
+        "id, prompt_id, response_ids, kind, overlap, strategy, propensity, guideline, batch, n_answers, question, "
+    )
+    columns += "audience, stop_after, state, free_at"
+    for analysed in (False, True):
+        with store.connection(write=True) as connection:
+            if analysed:
+                connection.exec_driver_sql("ANALYZE")
+            else:
+                connection.exec_driver_sql(f"INSERT INTO tasks ({columns}) {rows}")
+            question = leases._queue_question("open", False, False, "skip").params(who="r0", audience="annotator")
+            plain = question.compile(dialect=connection.dialect, compile_kwargs={"literal_binds": True})
+            plan = "\n".join(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {plain}"))
+        assert "Index Scan using tasks_open" in plan, plan
+        assert "Sort" not in plan, plan
 
 
 def test_a_store_of_the_first_version_offers_its_open_tasks(tmp_path):

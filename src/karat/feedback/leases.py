@@ -24,7 +24,9 @@ from karat.feedback.openings import (
     OPEN,
     PULLED,
     State,
+    in_state,
     locked_rows,
+    open_to,
     set_state,
     states_of,
     states_of_pairs,
@@ -174,10 +176,10 @@ def _queue_question(state: str, has_batch: bool, has_barred: bool, lock: str = "
         assignments.c.state.in_(("submitted", "skipped")),
     )
     question = select(tasks).where(
-        tasks.c.state == state,
+        in_state(state) if lock and state == OPEN else tasks.c.state == state,
         tasks.c.audience == bindparam("audience"),
         tasks.c.n_answers < tasks.c.overlap,
-        sa.func.coalesce(tasks.c.reserved_for, who) == who,
+        open_to(who) if lock else sa.func.coalesce(tasks.c.reserved_for, who) == who,
         ~done.exists(),
     )
     if has_batch:
@@ -186,6 +188,8 @@ def _queue_question(state: str, has_batch: bool, has_barred: bool, lock: str = "
         question = question.where(tasks.c.question.not_in(bindparam("barred", expanding=True)))
     if state == HELD:
         question = question.where(tasks.c.free_at <= bindparam("now")).order_by(tasks.c.free_at)
+    elif lock:
+        question = question.order_by(tasks.c.state)
     question = question.order_by(tasks.c.seq).limit(1)
     return question.with_for_update(of=tasks, skip_locked=lock == "skip") if lock else question
 

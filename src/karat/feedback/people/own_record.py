@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, ScalarSelect, Select, String, 
 
 from karat.feedback import people_tables as people
 from karat.feedback import schema as tables
-from karat.feedback.openings import OPEN
+from karat.feedback.openings import OPEN, in_state, open_to
 from karat.feedback.prepared import Prepared
 from karat.feedback.store import Store
 
@@ -22,16 +22,20 @@ RECENT = 30
 """Latest judgements whose time says how long the next ones take."""
 
 
-def _own_question() -> Select:
+def _own_question(dialect: str) -> Select:
     """All figures in one statement, because every page of work asks for them."""
-    who = bindparam("who", type_=String)
+    who, many = bindparam("who", type_=String), dialect == "postgresql"
     given, asked, said = tables.assignments.c, tables.tasks.c, tables.judgements.c
     known = select(given.task_id).where(given.task_id == asked.id, given.annotator == who)
-    left = select(asked.id).where(
-        asked.state == OPEN,
-        asked.audience == bindparam("audience"),
-        func.coalesce(asked.reserved_for, who) == who,
-        ~known.exists(),
+    left = (
+        select(asked.id)
+        .where(
+            in_state(OPEN) if many else asked.state == OPEN,
+            asked.audience == bindparam("audience"),
+            open_to(who) if many else func.coalesce(asked.reserved_for, who) == who,
+            ~known.exists(),
+        )
+        .order_by(asked.state, asked.seq)
     )
     times = (
         select(said.active_s)
@@ -54,7 +58,7 @@ def _own_question() -> Select:
     )
 
 
-_OWN = Prepared(_own_question())
+_OWN = Prepared(_own_question)
 
 
 @dataclass(frozen=True)
