@@ -120,7 +120,43 @@ def collect(
     answer(as_json, {"store": store, **dataclasses.asdict(done)}, lines)
 
 
-_stage_command("reward", "Run a configuration up to the reward model and its gate.")
+@app.command(
+    epilog="Example: karat reward --store karat.db --model models/sft --out models/reward --set reward.n_epochs=2"
+)
+def reward(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="A configuration; none = --model.")] = None,
+    seeds: Seeds = "",
+    overrides: Overrides = None,
+    model: Annotated[Path | None, typer.Option(help="A decoder or encoder that becomes the reward model.")] = None,
+    store: Annotated[str, typer.Option(help="A feedback store with judgements of any kinds.")] = "",
+    snapshot: Annotated[Path | None, typer.Option(help="A snapshot instead of a store.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the reward model goes.")] = Path("reward"),
+    batch: Annotated[str, typer.Option(help="Only judgements of this batch.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Run a configuration up to its reward and gate; or train a reward on everything in a store or snapshot."""
+    if (config is None) == (model is None):
+        raise ConfigError("reward: found both or neither of CONFIG and --model; expected one of them")
+    if model is None:
+        assert config is not None
+        _configured(config, seeds, None, overrides, as_json, until="reward")
+        return
+    from karat.config import apply_overrides, build
+    from karat.pipeline.mixture import RewardRequest, reward_from
+    from karat.progress import open_progress
+    from karat.report.table import aligned
+    from karat.reward.contributions import contribution_table
+
+    given = {"model": str(model), "out": str(out), "store": store or None, "batch": batch or None, "seed": seed}
+    given["snapshot"] = None if snapshot is None else str(snapshot)
+    request = build(RewardRequest, apply_overrides(given, overrides or []))
+    with open_progress() as progress:
+        done = reward_from(request, progress=progress)
+    silent = [f"silent: {n} × {reason}" for reason, n in done["silent"].items()]
+    answer(as_json, done, [*aligned(contribution_table(done["contributions"])), *silent, f"reward: {out}"])
+
+
 _stage_command("ppo", "Run a configuration up to the optimised policy.")
 _stage_command("evaluate", "Run a configuration up to the comparison of the policies.")
 

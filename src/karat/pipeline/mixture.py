@@ -1,0 +1,167 @@
+"""All that people gave, made ready for reward training: from a snapshot, or from a store by `karat reward --store`.
+
+Knows snapshots, checkpoints and the reward room's recipes; draws nothing itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from karat.errors import ConfigError, InputError
+from karat.feedback.snapshot import Snapshot, read_snapshot, write_snapshot
+from karat.feedback.store import open_store
+from karat.lm.load import load_encoder, load_lm
+from karat.progress import Progress
+from karat.reading import Said, statements_of
+from karat.records import Finding, Response
+from karat.reward.contributions import contribution_rows
+from karat.reward.data import check_objectives, feedback_data, split_votes
+from karat.reward.objectives import ObjectivesConfig
+from karat.reward.score import reference_scale, save_reward, scorer_of
+from karat.reward.settings import RewardConfig
+from karat.reward.train import planned_steps, train_reward
+from karat.reward.trunk import DecoderTrunk, EncoderTrunk, Trunk
+
+MARKS_APART = "reward.marks"
+
+
+@dataclass(frozen=True)
+class RewardRequest:
+    """What `karat reward --store` or `--snapshot` is to do."""
+
+    model: Path
+    """A decoder's directory, or an encoder's: the trunk."""
+    out: Path
+    """Where the reward model goes."""
+    store: str | None = None
+    """The feedback store; its snapshot is kept beside `out`."""
+    snapshot: Path | None = None
+    """A snapshot's directory, instead of a store."""
+    batch: str | None = None
+    """Only tasks of this batch; None = all."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """How it is trained."""
+    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
+    """What the optimiser gets of several objectives."""
+    seed: int = 0
+    """Everything random follows from it."""
+
+    def __post_init__(self) -> None:
+        if (self.store is None) == (self.snapshot is None):
+            raise ConfigError("reward: found both or neither of --store and --snapshot; expected one of them")
+
+
+def said_in(
+    snapshot: Snapshot,
+    reward: RewardConfig,
+    objectives: ObjectivesConfig,
+    *,
+    samples: Mapping[str, Sequence[Response]] | None = None,
+) -> Said:
+    """Everything a snapshot says, of the kinds that the configuration asks for.
+
+    Args:
+        samples: Prompt.id → the policy's newest responses, which demonstrations are held against; prompts that it
+            does not name keep those of the snapshot.
+    Raises: InputError for what does not fit, and for an objective that is wanted and has no feedback.
+    """
+    wanted = set(reward.kinds)
+    votes = [vote for vote in snapshot.votes if not wanted or vote.kind in wanted]
+    judgements = [
+        judgement
+        for judgement in snapshot.judgements
+        if (not wanted or judgement.kind in wanted)
+        and not (judgement.kind == "comparison" and "missing" not in judgement.value)
+    ]
+    against: dict[str, Sequence[Response]] | None = None
+    if samples is not None:
+        against = {}
+        for response in snapshot.responses.values():
+            against[response.prompt_id] = [*against.get(response.prompt_id, ()), response]
+        against |= samples
+    said = statements_of(votes, judgements, snapshot.responses, objective_of=objectives.names, samples=against)
+    if not said.statements:
+        kinds = f" of the kinds {', '.join(reward.kinds)}" if wanted else ""
+        raise InputError(
+            f"reward: found no judgement{kinds} that says anything about whole responses "
+            f"(silent: {dict(said.silent) or 'none'}); expected at least one"
+        )
+    check_objectives(said.statements, objectives.wanted)
+    return said
+
+
+def said_findings(said: Said) -> list[Finding]:
+    """What was not trained on, in words: silent judgements by reason, and marks inside responses."""
+    findings = [
+        Finding("reward.silent", "Which judgements say nothing about the reward?", "info", detail=f"{n} × {reason}")
+        for reason, n in sorted(said.silent.items())
+    ]
+    if said.marks:
+        detail = f"marks inside {len(said.marks)} responses train token-level rewards, not this one"
+        findings.append(Finding(MARKS_APART, "Which feedback is about parts of responses?", "info", detail=detail))
+    return findings
+
+
+def reward_from(request: RewardRequest, *, progress: Progress) -> dict[str, Any]:
+    """Train a reward on everything in a store or snapshot, save it, and say what each kind contributed.
+
+    Returns: plain values: out, counts, metrics, contributions, findings.
+    Raises: InputError, StoreError, LedgerError or CheckpointError for what cannot be used.
+    """
+    # 1. what was said
+    snapshot = _snapshot(request)
+    said = said_in(snapshot, request.reward, request.objectives)
+    train, held, _ = split_votes(said.statements, holdout_frac=request.reward.holdout_frac)
+    # 2. fit
+    trunk = open_trunk(request.model)
+    texts = (snapshot.prompts, said.responses)
+    n_steps = planned_steps(train, *texts, config=request.reward, seed=request.seed)
+    with progress.stage("reward model", n_steps, "steps") as bar:
+        fit = train_reward(
+            trunk, train, *texts, config=request.reward, seed=request.seed, validation=held or None, reporters=[bar]
+        )
+    # 3. the optimiser's scale, on the training responses: there is no policy yet
+    scorer = scorer_of(fit, request.objectives)
+    scale = fit.scale
+    if request.objectives.combines:
+        data = feedback_data(train, *texts)
+        scale = reference_scale(scorer, data.prompts, data.texts, "mean_score")
+    metadata = {"stage": "reward", "snapshot_root": snapshot.root}
+    save_reward(fit, request.out, metadata=metadata, scale=scale, objectives=request.objectives)
+    return {
+        "out": str(request.out),
+        "objectives": list(fit.model.objectives),
+        "n_judgements": said.n_judgements,
+        "silent": said.silent,
+        "metrics": fit.metrics,
+        "contributions": contribution_rows(fit.contributions),
+        "findings": [dataclasses.asdict(finding) for finding in [*fit.findings, *said_findings(said)]],
+    }
+
+
+def open_trunk(path: Path) -> Trunk:
+    """A decoder as a trunk, or an encoder where the checkpoint says that it is a bare model (`BertModel`).
+
+    Raises: CheckpointError for a directory that holds neither.
+    """
+    config = path / "config.json"
+    named = json.loads(config.read_text(encoding="utf-8")).get("architectures") if config.is_file() else None
+    kind = named[0] if named else ""
+    if kind.endswith("Model") and not kind.endswith("LMHeadModel"):
+        return EncoderTrunk(load_encoder(path))
+    return DecoderTrunk(load_lm(path, for_training=True))
+
+
+def _snapshot(request: RewardRequest) -> Snapshot:
+    if request.snapshot is not None:
+        return read_snapshot(request.snapshot)
+    assert request.store is not None
+    with open_store(request.store) as store:
+        path = request.out.with_name(f"{request.out.name}-snapshot")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return write_snapshot(store, path, batch=request.batch)
