@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +17,19 @@ from karat.feedback.snapshot import Snapshot, read_snapshot
 from karat.ledger.artifacts import ArtifactRef
 from karat.lm.load import load_lm
 from karat.pipeline.data import Texts, read_prompts, read_texts
+from karat.pipeline.mixture import said_findings, said_in
 from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Source
 from karat.pipeline.stages import Output, Run, StageResult, Workplace, training_reporters
 from karat.probes import word_salad
 from karat.prompts.splits import split
+from karat.reading import Said
 from karat.records import Finding, Prompt, Response, Vote
 from karat.reward.attack import suspected_words
 from karat.reward.baselines import LengthBaseline, length_baseline
 from karat.reward.calibration import decided_probs, predicted_probs
 from karat.reward.classifier import ClassifierTrunk, fit_vote_model, given_fit, one_head_finding
+from karat.reward.contributions import contribution_findings, contribution_rows
 from karat.reward.data import VoteData, split_votes, vote_data
 from karat.reward.gate import run_gate, sycophancy_finding
 from karat.reward.length_use import length_slope
@@ -34,6 +38,7 @@ from karat.reward.score import Scorer, load_scorer, reference_scale, save_reward
 from karat.reward.train import RewardFit, planned_steps, train_reward
 from karat.reward.trunk import DecoderTrunk
 from karat.seeding import child_seed, numpy_generator
+from karat.statements import Statement
 from karat.stats import wilson
 
 GATE_FRAC = 0.15
@@ -43,7 +48,7 @@ N_BINS = 8
 
 @dataclass(frozen=True, eq=False)
 class VoteParts:
-    """A snapshot's votes by what they may be used for."""
+    """What a snapshot says by what it may be used for; the votes are those of its largest scale."""
 
     snapshot: Snapshot
     """Prompts, responses and root."""
@@ -55,6 +60,12 @@ class VoteParts:
     """For the gate: whole prompts."""
     how: str
     """How raters were held out."""
+    said: Said
+    """Everything that was said, of every kind, with the responses that raters wrote."""
+    fit: list[Statement]
+    """What gradients see: `train` and all other kinds and scales."""
+    held: list[Statement]
+    """What early stopping sees: `validation` and all other kinds and scales."""
 
 
 def train(
@@ -67,15 +78,15 @@ def train(
     place: Workplace,
 ) -> StageResult:
     """Fit the reward model to the snapshot's votes, starting from the fine-tuned policy's trunk, and judge it."""
-    parts = vote_parts(run, config, votes, place)
-    prompts, responses = parts.snapshot.prompts, parts.snapshot.responses
+    parts = vote_parts(run, config, votes, samples, place)
+    prompts, responses = parts.snapshot.prompts, parts.said.responses
     trunk = DecoderTrunk(load_lm(run.directory / sft.path, for_training=True))
     seed = child_seed(run.seed, "reward")
-    n_steps = planned_steps(parts.train, prompts, responses, config=config.reward, seed=seed)
+    n_steps = planned_steps(parts.fit, prompts, responses, config=config.reward, seed=seed)
     with training_reporters(place, "reward model", n_steps) as reporters:
         fit = train_reward(
-            trunk, parts.train, prompts, responses, config=config.reward,
-            seed=seed, validation=parts.validation or None, directory=place.training,
+            trunk, parts.fit, prompts, responses, config=config.reward,
+            seed=seed, validation=parts.held or None, directory=place.training,
             reporters=reporters,
         )  # fmt: skip
     return judged(run, config, source, fit, parts, samples, place)
@@ -91,7 +102,7 @@ def take(
     place: Workplace,
 ) -> StageResult:
     """Take a reward model from elsewhere instead of training one: find its scale in the votes, and judge it like any other."""
-    parts = vote_parts(run, config, votes, place)
+    parts = vote_parts(run, config, votes, samples, place)
     path = run.directory / given.path
     scorer = load_scorer(path)
     data = vote_data([*parts.train, *parts.validation], parts.snapshot.prompts, parts.snapshot.responses)
@@ -107,14 +118,27 @@ def take(
     return judged(run, config, source, fit, parts, samples, place)
 
 
-def vote_parts(run: Run, config: RunConfig, votes: ArtifactRef, place: Workplace) -> VoteParts:
-    """Votes: whole prompts for the gate, whole raters for early stopping and temperature, the rest to train on."""
+def vote_parts(run: Run, config: RunConfig, votes: ArtifactRef, samples: ArtifactRef, place: Workplace) -> VoteParts:
+    """What was said: whole prompts for the gate, whole raters for early stopping and temperature, the rest to train on."""
     snapshot = read_snapshot(run.directory / votes.path)
     practice = {prompt.id for prompt in read_prompts(place.directory / "data" / "prompts.jsonl")["policy"]}
-    votes_kept = [vote for vote in snapshot.votes if vote.prompt_id in practice]
-    parts = split(votes_kept, {"fit": 1 - GATE_FRAC, "gate": GATE_FRAC}, key=_prompt_of, salt="gate")
-    train_votes, validation, how = split_votes(parts["fit"], holdout_frac=config.reward.holdout_frac)
-    return VoteParts(snapshot, train_votes, validation, parts["gate"], how)
+    written = read_texts(run.directory / samples.path)
+    newest = {
+        prompt.id: [Response(prompt.id, text, "policy", number) for number, text in enumerate(texts)]
+        for prompt, texts in zip(written.prompts, written.texts, strict=True)
+    }
+    said = said_in(snapshot, config.reward, config.objectives, samples=newest)
+    kept = [one for one in said.statements if one.prompt_id in practice]
+    parts = split(kept, {"fit": 1 - GATE_FRAC, "gate": GATE_FRAC}, key=_prompt_of, salt="gate")
+    fit, held, how = split_votes(parts["fit"], holdout_frac=config.reward.holdout_frac)
+    return VoteParts(snapshot, *map(main_votes, (fit, held, parts["gate"])), how, said, fit, held)
+
+
+def main_votes(statements: Sequence[Statement]) -> list[Vote]:
+    """The comparisons of the scale that has most of them: what baselines and the gate are held against."""
+    votes = [one for one in statements if isinstance(one, Vote)]
+    counts = Counter(vote.n_levels for vote in votes)
+    return [vote for vote in votes if vote.n_levels == counts.most_common(1)[0][0]]
 
 
 def judged(
@@ -129,13 +153,14 @@ def judged(
     """Set the optimiser's scale, save the model, and hold it against the gate."""
     snapshot = parts.snapshot
     # 1. the optimiser's scale, from what the policy writes before it is optimised
-    scorer = scorer_of(fit)
+    scorer = scorer_of(fit, config.objectives)
     written = flat_texts(read_texts(run.directory / samples.path))
     removed = removed_length(scorer, *written) if config.gate.remove_length else 0.0
     scale = reference_scale(scorer.less_length(removed), *written, config.aggregator)
     metadata = {"run_id": run.id, "stage": "reward", "snapshot_root": snapshot.root}
     directory = save_reward(
-        fit, place.model_directory("reward"), metadata=metadata, scale=scale, length_removed=removed
+        fit, place.model_directory("reward"), metadata=metadata, scale=scale, length_removed=removed,
+        objectives=config.objectives,
     )  # fmt: skip
     # 2. the gate, on prompts never trained on; it looks at the whole reward, length included
     data = vote_data(parts.train, snapshot.prompts, snapshot.responses)
@@ -155,7 +180,9 @@ def judged(
     metrics = _metrics(fit, scale) | {"votes": counts | {"split": parts.how}, "length_removed": removed}
     metrics["suspects"] = list(probes.suspects)
     metrics["calibration"] = calibration_bins(scorer, parts.gate, snapshot.prompts, snapshot.responses)
-    return StageResult([Output("model", directory, "model")], metrics, [*fit.findings, *findings])
+    metrics["contributions"] = contribution_rows(fit.contributions)
+    found = [*fit.findings, *said_findings(parts.said), *contribution_findings(fit.contributions), *findings]
+    return StageResult([Output("model", directory, "model")], metrics, found)
 
 
 def removed_length(scorer: Scorer, prompts: Sequence[Prompt], texts: Sequence[str]) -> float:
@@ -198,8 +225,8 @@ def watch_for_novelty(
     return novelty_finding(detector, familiar, text_features(fit.model, held.prompts, salad), what=what)
 
 
-def _prompt_of(vote: Vote) -> str:
-    return vote.prompt_id
+def _prompt_of(statement: Statement) -> str:
+    return statement.prompt_id
 
 
 def calibration_bins(

@@ -74,7 +74,7 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     if until == "collect":
         return done
     # 5. the reward model and its gate
-    settings = [config.reward, config.aggregator, config.gate]
+    settings = [config.reward, config.objectives, config.aggregator, config.gate]
     given = sft
     work = partial(rewarding.train, run, config, source, sft, snapshot, samples)
     if config.reward_model is not None:

@@ -14,6 +14,7 @@ from karat.errors import ConfigError
 from karat.lm.fresh import DecoderShape
 from karat.lm.trackers import TrackerName
 from karat.policy.settings import PPOConfig
+from karat.reward.objectives import ObjectivesConfig
 from karat.reward.thresholds import GateSettings
 from karat.reward.train import RewardConfig
 from karat.sandbox.raters import PopulationConfig
@@ -183,6 +184,8 @@ class RunConfig:
     TRL saves it. Its scale is found in the votes, and it goes through the gate like any other; None = train one."""
     gate: GateSettings = field(default_factory=GateSettings)
     """The acceptance gate's thresholds, fixed before a reward is trained."""
+    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
+    """What the optimiser gets of several objectives; saved with the reward model."""
     aggregator: str = "mean_score"
     """How the reward's belief becomes one score for the optimiser; a name in `belief.AGGREGATORS`."""
     ppo: PPOConfig = field(default_factory=PPOConfig)

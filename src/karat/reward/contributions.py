@@ -18,7 +18,7 @@ from torch import Tensor
 
 from karat.feedback_columns import Channel, FeedbackBatch, FeedbackParams
 from karat.feedback_likelihood import channel_information
-from karat.records import Estimate
+from karat.records import Estimate, Finding
 from karat.reward.data import FeedbackData
 from karat.reward.latents import fit_params
 from karat.reward.prediction import predicted_nll
@@ -105,6 +105,20 @@ def contributions(
 def contribution_rows(found: Sequence[Contribution]) -> list[dict[str, object]]:
     """The contributions as plain values, for manifests and tables."""
     return [dict(vars(one)) | {"nll": dict(vars(one.nll)), "gain": dict(vars(one.gain))} for one in found]
+
+
+def contribution_findings(found: Sequence[Contribution]) -> list[Finding]:
+    """The held-out gain of each kind as findings, for the report."""
+    return [
+        Finding(
+            f"held_out.{one.kind}.{one.objective}",
+            f"How much better does the reward predict a {one.kind} about {one.objective} than no reward does?",
+            "info" if one.gain.value is not None else "not measured",
+            one.gain,
+            f"{one.n_judgements} judgements trained on, {one.information_frac:.0%} of the information about it",
+        )
+        for one in found
+    ]
 
 
 def contribution_table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
