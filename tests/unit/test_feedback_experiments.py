@@ -278,6 +278,11 @@ def test_the_api_sets_up_and_reports(site):
     body = {"name": "why", "arms": {"off": {"change": {"rationale": "off"}}, "asked": {"weight": 2}}}
     assert admin.post("/api/v1/experiments", json=body).json() == {"new": 1}
     assert project_settings(site.store).experiments["why"] == {"off": 1.0, "asked": 2.0}
+    for wrong in ({"guideline": "\ud800"}, {"guideline": "v\0"}, {"levels": "9" * 5000}, {"colour": "red"}):
+        arms = {"a": {"change": wrong}, "b": {}}
+        sent_text = json.dumps({"name": "wrong", "arms": arms})
+        answer = admin.post("/api/v1/experiments", content=sent_text, headers={"content-type": "application/json"})
+        assert answer.status_code == 422, wrong
     body["name"] = "more"
     assert admin.post("/api/v1/experiments", json=body).status_code == 422  # both change rationale
     rater = site.browser("annotator")
@@ -333,6 +338,12 @@ def test_the_effect_of_a_drawn_task_is_over_tasks_not_over_votes(tmp_path):
     assert difference.value == pytest.approx(6.0)
     assert (difference.low, difference.high) == (pytest.approx(6.0 - half), pytest.approx(6.0 + half))
     assert {arm.mean.value for arm in effects["agreement of raters"].report.arms} == {1.0}
+
+
+def test_names_that_the_store_cannot_hold_are_refused_before_anybody_is_drawn():
+    for experiments in ({"x" * 65: {"a": 1.0}}, {"x": {"a" * 65: 1.0}}, {"": {"a": 1.0}}):
+        with pytest.raises(InputError, match="expected 1 to 64"):
+            check_experiments(experiments, {}, {})
 
 
 @pytest.mark.parametrize("body", [{"levels": None}, {"levels": 2.5}, {"pay": []}, {"guideline": 5}, {"tie": None}])

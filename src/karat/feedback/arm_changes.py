@@ -20,6 +20,8 @@ TIES = ("scale", "apart")
 LAYOUTS = ("side", "stacked")
 RATIONALES = ("off", "optional", "required")
 MOST_LEVELS = 9
+LONGEST_NAME = 64
+"""Characters of the name of an experiment or an arm."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def read_arm(text: str) -> tuple[str, float, ArmChange]:
     head, _, tail = text.partition(":")
     name, sign, weight = head.partition("=")
     name = name.strip()
-    if not 0 < len(name) <= 64:
+    if not 0 < len(name) <= LONGEST_NAME:
         raise InputError(f"arm: found {text[:60]!r}; expected a name, as in 'binary = 1: levels = 2'")
     body: dict[str, Any] = {}
     for part in filter(None, map(str.strip, tail.split(","))):
@@ -122,6 +124,13 @@ def check_experiments(
     units: Mapping[str, str],
 ) -> None:
     """Raise InputError unless arms, what they change, and what is drawn into them fit together."""
+    for name, arms in experiments.items():
+        for word in (name, *arms):
+            if not 0 < len(word) <= LONGEST_NAME:
+                raise InputError(
+                    f"settings.experiments: found a name of {len(word)} characters in {name[:40]!r}; "
+                    f"expected 1 to {LONGEST_NAME}"
+                )
     changed_by: dict[str, str] = {}
     for name, arms in changes.items():
         if name not in experiments:

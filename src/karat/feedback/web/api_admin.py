@@ -216,7 +216,9 @@ class ArmIn(shapes.Closed):
     """One arm of an experiment."""
 
     weight: float = Field(default=1.0, gt=0, lt=1e6, allow_inf_nan=False)
-    change: dict[str, Any] = Field(default_factory=dict, description="levels, tie, layout, rationale, guideline, pay")
+    change: Annotated[dict[str, Any], BeforeValidator(shapes.sound)] = Field(
+        default_factory=dict, description="levels, tie, layout, rationale, guideline, pay"
+    )
 
 
 class ExperimentIn(shapes.Closed):
