@@ -192,13 +192,14 @@ def tables(found: dict[str, Any]) -> str:
             f"### {titles[world]}", "",
             f"False flags: {rate['mean']:.2%} (95 % Wilson {rate['low']:.2%} – {rate['high']:.2%}) of {rate['n_honest']:,} "
             f"honest raters with {MIN_VOTES} votes or more, mean of {rate['n_cells']} cells; the worst cell has "
-            f"{rate['worst_cell']:.2%}, {rate['cells_above_1_percent']} cells are above 1 %.",
+            f"{rate['worst_cell']:.2%}; cells above 1 %: {rate['cells_above_1_percent']}.",
             "", "| attacker | share | " + " | ".join(f"{n} votes" for n in VOTES) + " |", "|---|---|" + "---|" * len(VOTES),
         ]  # fmt: skip
         for kind in KINDS:
             for share in SHARES:
                 row = [_entry(summed["recall"].get(f"{world}|{kind}|{share:g}|{n}"), n) for n in VOTES]
-                lines.append(f"| {kind} | {share:.0%} | " + " | ".join(row) + " |")
+                if any(f"{world}|{kind}|{share:g}|{n}" in summed["recall"] for n in VOTES):
+                    lines.append(f"| {kind} | {share:.0%} | " + " | ".join(row) + " |")
             if kind in LIMITED:
                 limit = [found["limits"].get(f"{world}|{kind}|{n}") for n in VOTES]
                 row = ["" if one is None else f"*{one:.2f}*" for one in limit]
