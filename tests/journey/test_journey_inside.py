@@ -74,3 +74,15 @@ def test_a_run_takes_a_reward_model_from_elsewhere_and_optimises_against_it():
     assert manifest["metrics"]["n_iterations"] == 3
     page = Path("runs/tiny/report.html").read_text()
     assert "one head, so the belief has no spread" in page
+
+
+@pytest.mark.usefixtures("copied")
+def test_length_can_be_taken_out_of_what_the_optimiser_sees():
+    before = json.loads(Path("runs/tiny/models/reward/reward_card.json").read_text())
+    outcome = karat("reward", write_config(SANDBOX), "--set", "gate.remove_length=true")
+    assert outcome.code == 0, outcome.err
+    card = json.loads(Path("runs/tiny/models/reward/reward_card.json").read_text())
+    assert (before["length_removed"], before["temperature"]) == (0.0, card["temperature"])
+    metrics = json.loads(Path("runs/tiny/manifests/reward.json").read_text())["metrics"]
+    assert card["length_removed"] == metrics["length_removed"] != 0
+    assert card["scale"] != before["scale"]

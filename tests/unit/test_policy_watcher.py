@@ -56,6 +56,15 @@ def test_stops_when_the_ensemble_disagrees():
     assert reasons[1].startswith("disagreement: mean sd 0.91, validation 0.9-quantile 0.9")
 
 
+def test_stops_where_the_policy_writes_what_nobody_judged():
+    rows = [bound(0.1, **{"validation/novel_frac": share}) for share in (0.01, 0.25, 0.3)]
+    reasons = feed(Watcher(WatchRules(max_novel_frac=0.25)), rows)[1]
+    assert reasons == [None, None, "novelty: 0.3 of the responses are unlike those judged; the limit is 0.25"]
+    assert feed(Watcher(WatchRules()), rows)[1] == [None] * 3
+    with pytest.raises(ConfigError, match=r"WatchRules\.max_novel_frac: found 1\.5"):
+        WatchRules(max_novel_frac=1.5)
+
+
 def test_patience():
     watcher = Watcher(WatchRules(patience=2))
     reasons = feed(watcher, [bound(1.0), {}, bound(0.5), {}, bound(0.4)])[1]
