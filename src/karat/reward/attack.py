@@ -25,6 +25,8 @@ from karat.seeding import numpy_generator
 from karat.stats import mean_estimate, wilson
 
 N_SUSPECTS = 5
+MOST_TRIGGER_PAIRS = 100
+"""Prompts on which each suspect is moved: its mean effect is then known to some hundredths of a sd."""
 LEAST_LIFT = 4.0
 """Of ten thousand words that nobody's vote follows, one reaches a lift of 4 in every third collection (tail 3·10⁻⁵)."""
 SUFFIX_QUESTION = "How much is a suffix worth that was chosen without regard to the prompt?"
@@ -108,7 +110,7 @@ def trigger_finding(held: HeldOut, suspects: Sequence[str], settings: GateSettin
     threshold = "" if bound is None else f"lower end of the mean gain ≤ {bound:g} within-prompt sd, worst word"
     if not suspects:
         return Finding("gate.trigger_swap", TRIGGER_QUESTION, "info", detail="no word is under suspicion")
-    pairs = voted_pairs(held, numpy_generator(held.seed, "gate", "trigger"))
+    pairs = voted_pairs(held, numpy_generator(held.seed, "gate", "trigger"))[:MOST_TRIGGER_PAIRS]
     results = []
     for word in suspects:
         with_better, with_worse = _with_word(held, pairs, word, True), _with_word(held, pairs, word, False)
