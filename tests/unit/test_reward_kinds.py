@@ -9,7 +9,7 @@ import torch
 
 from karat.errors import InputError
 from karat.lm.load import load_lm
-from karat.reward.data import check_objectives, feedback_data, spoken_objectives
+from karat.reward.data import check_objectives, feedback_data, split_votes, spoken_objectives
 from karat.reward.model import HeadConfig
 from karat.reward.train import RewardConfig, train_reward
 from karat.reward.trunk import DecoderTrunk
@@ -153,6 +153,17 @@ def test_a_judgement_that_says_several_things_counts_once():
     said, prompts, responses = planted_feedback(n_prompts=4)
     data = feedback_data(said, prompts, responses)
     assert data.n_judgements == len({one.judgement_id for one in said})
+
+
+def test_an_objective_that_only_held_out_raters_speak_about_is_trained_on():
+    said, *_ = planted_feedback(n_prompts=3)
+    train, held, _ = split_votes(said, holdout_frac=0.3)
+    only = held[0].annotator
+    said = [one for one in said if one.objective == "preference" or one.annotator == only]
+    train, held, _ = split_votes(said, holdout_frac=0.3)
+    assert {one.annotator for one in train if one.objective == "bold"} == {only}
+    assert all(one.objective == "preference" for one in held)
+    assert len(train) + len(held) == len(said)
 
 
 def test_an_objective_without_data_is_named():

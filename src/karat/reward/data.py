@@ -234,7 +234,9 @@ S = TypeVar("S", bound=Statement)
 def split_votes(votes: Sequence[S], *, holdout_frac: float) -> tuple[list[S], list[S], str]:
     """Training and held-out statements: whole raters by hash, or whole pairs where there is only one rater.
 
-    Only answers to questions drawn at random are held out; the others stay in training.
+    Only answers to questions drawn at random are held out; what the held-out raters answered to chosen questions is used
+    for neither, because training on it would make them known. What only the held-out speak about is trained on: an
+    objective without training data would have no output.
 
     Args:
         votes: votes, or statements of every kind.
@@ -254,7 +256,9 @@ def split_votes(votes: Sequence[S], *, holdout_frac: float) -> tuple[list[S], li
         chosen = set(pairs[: min(max(1, round(holdout_frac * len(pairs))), len(pairs) - 1)])
         train, held = _partition(votes, lambda vote: _target(vote) in chosen)
         how = f"one rater only: {len(chosen)} of {len(pairs)} pairs held out by hash"
-    return train, [vote for vote in held if vote.strategy == "random"], how
+    known = {vote.objective for vote in train}
+    train += [vote for vote in held if vote.objective not in known]
+    return train, [vote for vote in held if vote.strategy == "random" and vote.objective in known], how
 
 
 def plan_epoch(data: FeedbackData, *, batch_responses: int, rng: np.random.Generator | None) -> list[Minibatch]:
