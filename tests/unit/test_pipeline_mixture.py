@@ -16,6 +16,7 @@ from karat.pipeline.mixture import said_in
 from karat.records import Response, user_prompt
 from karat.report.table import aligned
 from karat.reward.contributions import contribution_table
+from karat.reward.dense import load_dense
 from karat.reward.objectives import ObjectivesConfig
 from karat.reward.score import load_scorer
 from karat.reward.settings import RewardConfig
@@ -98,6 +99,8 @@ def test_the_command_trains_on_a_store_and_says_what_each_kind_contributed(tmp_p
     assert rows["comparison", "preference"]["nll"]["value"] is not None
     scorer = load_scorer(tmp_path / "reward")
     assert scorer.objectives.floors == {"honest": 0.0}
+    assert load_dense(tmp_path / "reward", scorer.model.trunk).names == tuple(done["marked"])
+    assert done["marked"] == ["edited", "step", "wrong"]
     assert scorer.model.objectives == tuple(done["objectives"])
     assert scorer([user_prompt("a")] * 2, ["x", "y"]).objectives == ("combined",)
     shown = aligned(contribution_table(done["contributions"]))

@@ -21,6 +21,7 @@ from karat.reading import Said, statements_of
 from karat.records import Finding, Response
 from karat.reward.contributions import contribution_rows
 from karat.reward.data import check_objectives, feedback_data, split_votes
+from karat.reward.dense import fit_dense, save_dense
 from karat.reward.objectives import ObjectivesConfig
 from karat.reward.score import reference_scale, save_reward, scorer_of
 from karat.reward.settings import RewardConfig
@@ -110,7 +111,7 @@ def said_findings(said: Said) -> list[Finding]:
 def reward_from(request: RewardRequest, *, progress: Progress) -> dict[str, Any]:
     """Train a reward on everything in a store or snapshot, save it, and say what each kind contributed.
 
-    Returns: plain values: out, counts, metrics, contributions, findings.
+    Returns: plain values: out, counts, metrics, contributions, findings, and which classes of marks have token rewards.
     Raises: InputError, StoreError, LedgerError or CheckpointError for what cannot be used.
     """
     # 1. what was said
@@ -133,11 +134,18 @@ def reward_from(request: RewardRequest, *, progress: Progress) -> dict[str, Any]
         scale = reference_scale(scorer, data.prompts, data.texts, "mean_score")
     metadata = {"stage": "reward", "snapshot_root": snapshot.root}
     save_reward(fit, request.out, metadata=metadata, scale=scale, objectives=request.objectives)
+    # 4. rewards of single tokens, on the trained trunk held fixed
+    marked: list[str] = []
+    if said.marks and isinstance(fit.model.trunk, DecoderTrunk):
+        dense = fit_dense(fit.model.trunk, said.marks, *texts)
+        save_dense(dense, request.out, metadata=metadata)
+        marked = list(dense.names)
     return {
         "out": str(request.out),
         "objectives": list(fit.model.objectives),
         "n_judgements": said.n_judgements,
         "silent": said.silent,
+        "marked": marked,
         "metrics": fit.metrics,
         "contributions": contribution_rows(fit.contributions),
         "findings": [dataclasses.asdict(finding) for finding in [*fit.findings, *said_findings(said)]],

@@ -1,0 +1,216 @@
+"""Rewards of single tokens, from marks inside responses: steps called right or wrong, spans of named classes.
+
+    r_tc = w_c·φ_t        step: P(mark ≤ k) = σ(c_k − mean of r over its tokens)        span: P(token t in class c) = σ(r_tc − θ_c)
+
+φ_t is the decoder's hidden state after token t, held fixed, so that the fit is convex and exact. Knows marked
+responses and a trunk; knows nothing about whole-response rewards or policies.
+
+Dimension letters: T tokens of a response with its EOS, d features.
+
+Source: spans as token rewards, Wu et al. 2023, arXiv:2306.01693; marks of steps, Lightman et al. 2023, arXiv:2305.20050.
+Differs: linear on a frozen trunk; a step's score is the mean over its tokens, not the state at its last token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional
+
+from karat.errors import CheckpointError, InputError
+from karat.lm.logprobs import hidden_states
+from karat.lm.trees import Tree, padded_batch
+from karat.ratings import ordinal_logprobs
+from karat.records import Prompt, Response
+from karat.reward.raters import minimise
+from karat.reward.trunk import DecoderTrunk
+from karat.statements import Marked
+
+STEP = "step"
+DENSE = "dense.safetensors"
+RIDGE = 1.0
+"""λ of λ/2·‖w‖²: features have variance of order 1, so a weight of 1 is one logit a standard deviation."""
+
+
+@dataclass(frozen=True, eq=False)
+class MarkedTokens:
+    """One marked response as the fit reads it."""
+
+    features: Float[Tensor, "T d"]
+    """φ of each token."""
+    steps: Bool[Tensor, "steps T"]
+    """True = the token belongs to the step."""
+    marks: Int[Tensor, " steps"]
+    """0 wrong, 1 neutral, 2 right."""
+    inside: Mapping[str, Bool[Tensor, " T"]]
+    """Class on offer → which tokens are of it."""
+
+
+@dataclass(frozen=True, eq=False)
+class DenseReward:
+    """Token scores of a frozen decoder."""
+
+    trunk: DecoderTrunk
+    """Whose hidden states are scored."""
+    names: tuple[str, ...]
+    """`step`, `edited`, classes of spans, in the order of the rows of `weight`."""
+    weight: Float[Tensor, "names d"]
+    """w_c."""
+    threshold: Float[Tensor, " names"]
+    """θ_c; 0 for `step`."""
+    cutpoints: Float[Tensor, " 2"]
+    """c_1 < c_2 of steps."""
+
+    def token_scores(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Float[Tensor, "T names"]]:
+        """Logits of each token: for a class log-odds of being of it, for `step` the score that its cutpoints read."""
+        return [features @ self.weight.T - self.threshold for features in token_features(self.trunk, prompts, texts)]
+
+    def rewards(
+        self, prompts: Sequence[Prompt], texts: Sequence[str], weights: Mapping[str, float]
+    ) -> list[Float[Tensor, " T"]]:
+        """One reward a token, for an optimiser: Σ_c weight_c·(P(of class c), or for steps the expected mark)/T.
+
+        The sum over a response is the weighted share of it that is of each class, and its mean mark in [−1, 1].
+
+        Args:
+            weights: class → weight; negative for what is wrong.
+        Raises: InputError, with its name, for a class that was never marked.
+        """
+        if unknown := [name for name in weights if name not in self.names]:
+            raise InputError(
+                f"dense rewards: found no marks of {unknown[0]!r}; expected some of {', '.join(self.names)}"
+            )
+        found = []
+        for scores in self.token_scores(prompts, texts):
+            total = torch.zeros(len(scores))
+            for name, weight in weights.items():
+                column = scores[:, self.names.index(name)]
+                total += weight * (self.expected_mark(column) if name == STEP else column.sigmoid())
+            found.append(total / len(scores))
+        return found
+
+    def expected_mark(self, scores: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
+        """P(right) − P(wrong)."""
+        probs = ordinal_logprobs(scores, self.cutpoints).exp()
+        return probs[:, 2] - probs[:, 0]
+
+
+def marks_loglik(
+    scores: Float[Tensor, "T names"],
+    marked: MarkedTokens,
+    names: Sequence[str],
+    threshold: Float[Tensor, " names"],
+    cutpoints: Float[Tensor, " 2"],
+) -> Float[Tensor, ""]:
+    """Log-likelihood of the marks in one response: the mean over its steps plus, for each class, over its tokens."""
+    total = scores.new_zeros(())
+    if len(marked.steps):
+        column = scores[:, list(names).index(STEP)]
+        share = marked.steps.to(column) / marked.steps.sum(1, keepdim=True)
+        logprobs = ordinal_logprobs(share @ column, cutpoints)
+        total = total + logprobs.gather(1, marked.marks.unsqueeze(1)).mean()
+    for name, inside in marked.inside.items():
+        margin = scores[:, list(names).index(name)] - threshold[list(names).index(name)]
+        total = total + functional.logsigmoid(torch.where(inside, margin, -margin)).mean()
+    return total
+
+
+def fit_dense(
+    trunk: DecoderTrunk, marks: Sequence[Marked], prompts: Mapping[str, Prompt], responses: Mapping[str, Response]
+) -> DenseReward:
+    """The most probable token scores for what raters marked.
+
+        max Σ_judgements marks_loglik − λ/2·‖w‖²
+
+    Raises: InputError for no marks, or a part that no token belongs to.
+    """
+    if not marks:
+        raise InputError("dense rewards: found no span marks, step marks or corrections; expected at least one")
+    names = tuple(sorted({name for mark in marks for name in mark.names}))
+    read = [_marked_tokens(trunk, mark, prompts, responses) for mark in marks]
+    width = read[0].features.shape[1]
+    weight = torch.zeros(len(names), width, dtype=torch.float64, requires_grad=True)
+    threshold = torch.zeros(len(names), dtype=torch.float64, requires_grad=True)
+    raw = torch.tensor([-0.5, 0.0], dtype=torch.float64, requires_grad=True)
+    free_mask = torch.tensor([name != STEP for name in names])
+
+    def objective() -> Tensor:
+        cutpoints = torch.stack([raw[0], raw[0] + raw[1].exp()])
+        own = threshold * free_mask
+        total = sum(marks_loglik(one.features.double() @ weight.T, one, names, own, cutpoints) for one in read)
+        prior = RIDGE * weight.square().sum() + (threshold / 10).square().sum() + (raw / 10).square().sum()
+        return (prior / 2 - total) / len(read)
+
+    minimise(objective, [weight, threshold, raw], 60)
+    with torch.no_grad():
+        cutpoints = torch.stack([raw[0], raw[0] + raw[1].exp()])
+        return DenseReward(trunk, names, weight.float(), (threshold * free_mask).float(), cutpoints.float())
+
+
+@torch.no_grad()
+def token_features(trunk: DecoderTrunk, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Float[Tensor, "T d"]]:
+    """Hidden state after each token of each response, its EOS last, float32."""
+    trunk.module.eval()
+    found = []
+    for item in trunk.encode(prompts, texts):
+        hidden = hidden_states(trunk.lm.model, padded_batch([Tree(item.prompt, (item.response,))], trunk.lm.pad_id))
+        start = len(item.prompt)
+        found.append(hidden[start : start + len(item.response)].float().cpu())
+    return found
+
+
+def token_spans(trunk: DecoderTrunk, text: str) -> Int[Tensor, "T 2"]:
+    """First and behind-last code point of each token of a response; the EOS has none (0, 0)."""
+    tokenizer = trunk.lm.tokenizer
+    n_before = 0 if tokenizer.chat_template is not None or text[:1].isspace() else 1  # as `lm.chat.response_tokens`
+    encoded = tokenizer(
+        " " * n_before + text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+    )
+    spans = [(max(0, start - n_before), max(0, end - n_before)) for start, end in encoded["offset_mapping"]]
+    return torch.tensor([*spans, (0, 0)])
+
+
+def save_dense(dense: DenseReward, directory: Path, *, metadata: Mapping[str, str]) -> None:
+    """Write the token scores beside the trunk that they belong to."""
+    tensors = {name: getattr(dense, name).contiguous() for name in ("weight", "threshold", "cutpoints")}
+    save_file(tensors, directory / DENSE, {**metadata, "names": "\n".join(dense.names)})
+
+
+def load_dense(directory: Path, trunk: DecoderTrunk) -> DenseReward:
+    """The token scores in a reward's directory.
+
+    Raises: CheckpointError where there are none.
+    """
+    path = directory / DENSE
+    if not path.is_file():
+        raise CheckpointError(f"{directory}: found no {DENSE}; expected a reward trained on marks inside responses")
+    with safe_open(path, "pt") as file:
+        names = tuple(file.metadata()["names"].split("\n"))
+    return DenseReward(trunk, names, **load_file(path))
+
+
+def _marked_tokens(
+    trunk: DecoderTrunk, mark: Marked, prompts: Mapping[str, Prompt], responses: Mapping[str, Response]
+) -> MarkedTokens:
+    text = responses[mark.response_ids[0]].text
+    (features,) = token_features(trunk, [prompts[mark.prompt_id]], [text])
+    spans = token_spans(trunk, text)
+    parts = [(spans[:, 0] < part.end) & (spans[:, 1] > part.start) for part in mark.parts]
+    for part, inside in zip(mark.parts, parts, strict=True):
+        if not bool(inside.any()):
+            raise InputError(f"{mark.kind} {mark.judgement_id}: no token lies in {part.start}–{part.end}")
+    steps = [inside for part, inside in zip(mark.parts, parts, strict=True) if part.name == STEP]
+    nothing = torch.zeros(len(features), dtype=torch.bool)
+    classes = {name: nothing.clone() for name in mark.names if name != STEP}
+    for part, inside in zip(mark.parts, parts, strict=True):
+        if part.name != STEP:
+            classes[part.name] |= inside
+    marks = torch.tensor([part.mark + 1 for part in mark.parts if part.name == STEP], dtype=torch.long)
+    return MarkedTokens(features, torch.stack(steps) if steps else nothing.expand(0, -1), marks, classes)

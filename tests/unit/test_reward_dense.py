@@ -1,0 +1,119 @@
+"""Token-level rewards: the likelihood by a slow loop, planted marks found, and what is refused."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from karat.errors import CheckpointError, InputError
+from karat.lm.load import load_lm
+from karat.records import Response, user_prompt
+from karat.reward.dense import MarkedTokens, fit_dense, load_dense, marks_loglik, save_dense, token_spans
+from karat.reward.trunk import DecoderTrunk
+from karat.statements import Marked, Part
+from tiny_models import tiny_checkpoint
+
+PROMPT = user_prompt("mark it")
+
+
+@pytest.fixture(scope="module")
+def trunk(tmp_path_factory):
+    return DecoderTrunk(load_lm(tiny_checkpoint("llama", tmp_path_factory.mktemp("llama"))))
+
+
+def marked(n: int, seed: int = 0):
+    """Letters, of which x is wrong; two steps, each wrong where it holds a z."""
+    rng = np.random.default_rng(seed)
+    marks, responses = [], {}
+    for number in range(n):
+        text = "".join(rng.choice(list("abcxz"), size=10))
+        one = Response(PROMPT.id, text, "policy", number)
+        responses[one.id] = one
+        spans = tuple(Part(i, i + 1, 1, "wrong") for i, letter in enumerate(text) if letter == "x")
+        steps = tuple(Part(i, i + 5, -1 if "z" in text[i : i + 5] else 1, "step") for i in (0, 5))
+        about = (PROMPT.id, (one.id,))
+        marks.append(Marked(f"s{number}", *about, spans, ("wrong",), "ann", "span_marks"))
+        marks.append(Marked(f"t{number}", *about, steps, ("step",), "ann", "step_marks"))
+    return marks, responses
+
+
+@pytest.fixture(scope="module")
+def dense(trunk):
+    marks, responses = marked(16)
+    return fit_dense(trunk, marks, {PROMPT.id: PROMPT}, responses)
+
+
+def test_the_likelihood_is_that_of_the_slow_loop_and_its_gradient_that_of_finite_differences():
+    names = ("step", "wrong")
+    threshold, cuts = torch.tensor([[0.0, 0.3], [-0.4, 0.9]], dtype=torch.float64)
+    scores = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    steps = torch.tensor([[1, 1, 0, 0, 0], [0, 0, 1, 1, 0]], dtype=torch.bool)
+    inside = torch.tensor([0, 1, 1, 0, 0], dtype=torch.bool)
+    one = MarkedTokens(torch.zeros(5, 1), steps, torch.tensor([2, 1]), {"wrong": inside})
+
+    def sigmoid(x):
+        return 1 / (1 + math.exp(-x))
+
+    rows = scores.tolist()
+    first, second = (rows[0][0] + rows[1][0]) / 2, (rows[2][0] + rows[3][0]) / 2
+    expected = math.log(1 - sigmoid(0.9 - first)) / 2
+    expected += math.log(sigmoid(0.9 - second) - sigmoid(-0.4 - second)) / 2
+    for row, is_in in zip(rows, inside.tolist(), strict=True):
+        p = sigmoid(row[1] - 0.3)
+        expected += math.log(p if is_in else 1 - p) / 5
+    assert float(marks_loglik(scores, one, names, threshold, cuts).detach()) == pytest.approx(expected, rel=1e-9)
+    assert torch.autograd.gradcheck(lambda s: marks_loglik(s, one, names, threshold, cuts), (scores,))
+
+
+def test_planted_spans_and_steps_are_found_in_texts_never_marked(dense):
+    marks, responses = marked(12, seed=9)
+    texts = [one.text for one in responses.values()]
+    scores = dense.token_scores([PROMPT] * len(texts), texts)
+    column = dense.names.index("wrong")
+    inside, outside = [], []
+    for text, own in zip(texts, scores, strict=True):
+        for (start, end), value in zip(token_spans(dense.trunk, text).tolist(), own[:, column].tolist(), strict=True):
+            if end - start == 1:
+                (inside if text[start] == "x" else outside).append(value)
+    auroc = np.mean([[a > b for b in outside] for a in inside])
+    assert auroc > 0.95
+    rewards = dense.rewards([PROMPT] * len(texts), texts, {"step": 1.0})
+    n_wrong = [sum(part.mark < 0 for part in mark.parts) for mark in marks if mark.kind == "step_marks"]
+    totals = [float(reward.sum()) for reward in rewards]
+    assert np.mean([t for t, n in zip(totals, n_wrong, strict=True) if n < 2]) > np.mean(
+        [t for t, n in zip(totals, n_wrong, strict=True) if n == 2]
+    )
+
+
+def test_rewards_are_one_a_token_and_only_their_own_class_moves_them(dense):
+    (plain,) = dense.rewards([PROMPT], ["abcx"], {"wrong": -1.0})
+    assert plain.shape == (len(token_spans(dense.trunk, "abcx")),)
+    assert -1 < float(plain.sum()) < 0
+    (none,) = dense.rewards([PROMPT], ["abcx"], {"wrong": 0.0})
+    assert float(none.abs().sum()) == 0
+    with pytest.raises(InputError, match="found no marks of 'rude'; expected some of step, wrong"):
+        dense.rewards([PROMPT], ["abcx"], {"rude": 1.0})
+
+
+@pytest.mark.parametrize("text", ["abc x", " led by a blank", "ünïcode, слова"])
+def test_tokens_know_which_characters_they_are(trunk, text):
+    spans = token_spans(trunk, text)
+    assert len(spans) == len(trunk.encode([PROMPT], [text])[0].response)
+    covered = {i for start, end in spans.tolist() for i in range(start, end)}
+    assert covered == set(range(len(text)))
+
+
+def test_it_is_saved_and_loaded_whole(dense, tmp_path):
+    save_dense(dense, tmp_path, metadata={"run_id": "r"})
+    again = load_dense(tmp_path, dense.trunk)
+    assert again.names == dense.names
+    for old, new in zip(*(one.token_scores([PROMPT], ["abx"]) for one in (dense, again)), strict=True):
+        assert torch.equal(old, new)
+    with pytest.raises(CheckpointError, match=r"found no dense\.safetensors"):
+        load_dense(tmp_path / "none", dense.trunk)
+
+
+def test_nothing_marked_is_an_error(trunk):
+    with pytest.raises(InputError, match="found no span marks, step marks or corrections"):
+        fit_dense(trunk, [], {}, {})
