@@ -94,7 +94,7 @@ def plain(estimate) -> dict:
             "n": estimate.n}  # fmt: skip
 
 
-def study(seeds: list[int], n_labels: int) -> dict:
+def study(seeds: list[int], n_labels: int, out: Path | None) -> dict:
     """All worlds, all ways, all seeds."""
     found: dict[str, dict] = {}
     for world in WORLDS:
@@ -110,6 +110,8 @@ def study(seeds: list[int], n_labels: int) -> dict:
                 f"at_{n_labels // 2}_minus_random": plain(paired_difference(mine[:, half], curves["random"][:, half])),
             }  # fmt: skip
         found[world.name] = {"why": world.why, "ways": rows}
+        if out is not None:  # what is done stays, if the rest is killed
+            out.write_text(json.dumps({"worlds": found, "complete": False}, indent=1), encoding="utf-8")
         print(world.name, {way: round(float(c[:, -1].mean()), 3) for way, c in curves.items()}, file=sys.stderr)
     return found
 
@@ -126,7 +128,7 @@ def main() -> None:
     seeds = list(range(options.first_seed, options.first_seed + n_seeds))
     began = time.process_time()
     result = {"seeds": [seeds[0], seeds[-1]], "round": ROUND, "random_frac": RANDOM_FRAC,
-              "worlds": study(seeds, N_LABELS)}  # fmt: skip
+              "worlds": study(seeds, N_LABELS, options.out)}  # fmt: skip
     result["cpu_s"] = round(time.process_time() - began, 1)
     text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
     if options.out is not None:

@@ -143,6 +143,47 @@ def worst_group(belief: Belief) -> Float[Tensor, "B"]:
     return to_reference(belief).mean(0).amin(-1)
 
 
+def jury_median(belief: Belief) -> Float[Tensor, "B"]:
+    """The median over objectives (one a member or group of a jury) of each one's mean, all brought to one scale.
+
+        z_jb = (m_jb − m̄_j,p(b)) / s_j        s_j = sd over responses of m_jb − m̄_j,p(b), m the mean over draws
+
+    A juror who uses larger numbers than the others has no more weight than they, and one who likes everything about a
+    prompt moves nothing. An even jury's median is the mean of its two middle members.
+
+    Raises: InputError where a juror gives the same score to every response of each prompt: there is no scale to share.
+    Source: Gordon et al. 2022, arXiv:2202.02950 (jury learning), the median over jurors.
+    """
+    relative = to_reference(belief).mean(0)
+    _, group = belief.prompt_index.unique(return_inverse=True)
+    sums = torch.zeros(int(group.max()) + 1, relative.shape[1]).to(relative).index_add_(0, group, relative)
+    within = relative - (sums / torch.bincount(group).unsqueeze(1))[group]
+    scale = within.square().mean(0).sqrt()
+    if bool((scale <= 1e-12).any()):
+        flat = [name for name, s in zip(belief.objectives, scale.tolist(), strict=True) if s <= 1e-12]
+        raise InputError(
+            f"jury_median: {', '.join(flat)} score every response of a prompt alike; expected them to differ"
+        )
+    return torch.quantile(within / scale, 0.5, dim=-1)
+
+
+def joined(beliefs: Sequence[Belief]) -> Belief:
+    """Several beliefs about the same responses as one: their draws side by side, each with its own reference.
+
+    Raises: InputError for none, or beliefs about other responses or objectives.
+    """
+    if not beliefs or any(
+        one.objectives != beliefs[0].objectives or not torch.equal(one.prompt_index, beliefs[0].prompt_index)
+        for one in beliefs
+    ):
+        raise InputError(
+            f"joined: found {len(beliefs)} beliefs that differ in responses or objectives; expected the same in all"
+        )
+    first = beliefs[0]
+    draws, reference = (torch.cat([getattr(one, name) for one in beliefs]) for name in ("draws", "reference"))
+    return Belief(draws, reference, first.prompt_index, first.objectives)
+
+
 def constrained(
     belief: Belief, *, objective: int = 0, floors: Mapping[int, float], multiplier: float
 ) -> Float[Tensor, "B"]:
@@ -172,6 +213,7 @@ AGGREGATORS: dict[str, Callable[..., Tensor]] = {
     "worst_member": worst_member,
     "worst_group": worst_group,
     "weighted_objectives": weighted_objectives,
+    "jury_median": jury_median,
 }
 """The aggregators that need no argument besides the belief, by the name that a manifest records."""
 

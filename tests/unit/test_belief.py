@@ -72,6 +72,27 @@ def test_objectives_are_weighted_guarded_and_the_worst_group_found():
     assert beliefs.constrained(belief, floors={1: 0.5}, multiplier=4.0).tolist() == [2.0 - 4 * 1.5, 0.0]
 
 
+def test_a_jury_is_read_on_a_common_scale_and_its_median_taken():
+    # three jurors on two responses to one prompt, and two to another: the second shouts, the third disagrees
+    draws = torch.tensor([[[1.0, 100.0, -2.0], [-1.0, -100.0, 2.0], [5.0, 900.0, 3.0], [7.0, 700.0, 7.0]]], dtype=F64)
+    belief = Belief(draws, torch.zeros(1, 2, 3, dtype=F64), torch.tensor([0, 0, 1, 1]), ("x", "y", "z"))
+    # within prompts: x ±1, ±1; y ±100, ±100; z ∓2, ∓2: each divided by its own spread is ±1
+    assert beliefs.jury_median(belief).tolist() == [1.0, -1.0, -1.0, 1.0]
+    louder = Belief(draws * torch.tensor([1.0, 50.0, 1.0], dtype=F64), belief.reference, belief.prompt_index, "xyz")
+    assert torch.allclose(beliefs.jury_median(louder), beliefs.jury_median(belief))
+    with pytest.raises(InputError, match="y score every response of a prompt alike"):
+        beliefs.jury_median(Belief(draws * torch.tensor([1.0, 0.0, 1.0]), belief.reference, belief.prompt_index, "xyz"))
+
+
+def test_beliefs_about_the_same_responses_are_joined():
+    one, two = some_belief(seed=0), some_belief(n_draws=3, seed=1)
+    both = beliefs.joined([one, two])
+    assert both.n_draws == 8
+    assert torch.equal(beliefs.to_reference(both)[5:], beliefs.to_reference(two))
+    with pytest.raises(InputError, match="expected the same in all"):
+        beliefs.joined([one, some_belief(n_objectives=1)])
+
+
 def test_bounds_lie_below_the_mean_difference():
     belief = some_belief(n_draws=40)
     mean = beliefs.to_reference(belief)[..., 0].mean(0)

@@ -86,6 +86,19 @@ def test_a_batch_holds_a_uniform_random_arm_and_chosen_pairs_that_say_more():
     assert again == batch
 
 
+@pytest.mark.parametrize("strategy", ["bald", "variance"])
+def test_computing_only_the_best_again_chooses_what_computing_all_would(strategy, monkeypatch):
+    belief = some_belief(150)
+    found = choose_batch(belief, 30, np.random.default_rng(0), strategy=strategy, clusters=list("abc") * 50)
+    monkeypatch.setattr("karat.feedback.acquisition.LAZY", 3)
+    assert choose_batch(belief, 30, np.random.default_rng(0), strategy=strategy, clusters=list("abc") * 50) == found
+    monkeypatch.setattr(
+        "karat.feedback.acquisition._refreshed",
+        lambda _worth, _weights, _free, belief, how: information(belief.mean, belief.variance, how),
+    )
+    assert choose_batch(belief, 30, np.random.default_rng(0), strategy=strategy, clusters=list("abc") * 50) == found
+
+
 def test_the_random_arm_is_a_uniform_sample_whatever_else_is_chosen():
     belief, counts = some_belief(12), np.zeros(12)
     rng = np.random.default_rng(0)

@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from karat.belief import Belief
 from karat.errors import ConfigError, InputError
 from karat.feedback.documents import ProjectSettings, put_document, put_settings, question_of
 from karat.feedback.store import open_store
@@ -149,3 +151,22 @@ def test_names_and_limits():
         asked_question("stars")
     with pytest.raises(ConfigError, match="expected ≥ 2"):
         Asking(n_samples=1)
+
+
+def test_questions_are_chosen_with_a_reward_model_and_the_gain_is_said(checkpoints, store, progress, monkeypatch):
+    def scorer(prompts, texts):
+        draws = torch.randn(8, len(texts), 1, generator=torch.Generator().manual_seed(0))
+        ids = {p.id: i for i, p in enumerate(dict.fromkeys(prompts))}
+        return Belief(draws, torch.zeros(8, len(ids), 1), torch.tensor([ids[p.id] for p in prompts]))
+
+    monkeypatch.setattr(asking_module, "load_scorer", lambda _: scorer)
+    asking = replace(SMALL, n_tasks=12, strategy="bald", reward=Path("runs/x/models/reward"), overlap=2, batch="c")
+    done = ask_about(store, {"first": load_lm(checkpoints[0])}, PROMPTS, asking, progress=progress)
+    tasks = store.tasks()
+    assert done.n_tasks == len(tasks) == 12
+    assert [sum(t.strategy == how for t in tasks) for how in ("random", "bald")] == [3, 9]
+    assert {(t.overlap, t.batch) for t in tasks} == {(2, "c")}
+    assert all(0 < t.propensity <= 1 for t in tasks)
+    assert done.gain.low < done.gain.value < done.gain.high
+    with pytest.raises(ConfigError, match="strategy bald for a rating with a reward model"):
+        replace(asking, question=asked_question("rating"))

@@ -94,6 +94,9 @@ def collect(
     stop_after: Annotated[int, typer.Option(help="Equal answers that suffice; 0 = the whole overlap.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(help="Longest response.")] = 128,
     batch: Annotated[str, typer.Option(help="Names these questions; empty = after the checkpoint.")] = "",
+    budget: Annotated[str, typer.Option(help="With --reward: questions (200) or raters' time (3600s, 90m, 2h).")] = "",
+    strategy: Annotated[str, typer.Option(help="bald, variance or random; the first two need --reward.")] = "",
+    reward: Annotated[Path | None, typer.Option(help="A reward model that says which questions tell most.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until people have answered.")] = False,
     as_json: AsJson = False,
@@ -107,16 +110,23 @@ def collect(
     if model is None or prompts is None:
         raise ConfigError("collect --model: found no --prompts; expected a file of prompts")
     from karat.pipeline.asking import Asking, arena_batch, asked_question, collect_from
+    from karat.pipeline.choosing import parse_budget
     from karat.progress import open_progress
 
     models = [model] if against is None else [model, against]
+    if reward is None and (budget or strategy not in ("", "random")):
+        raise ConfigError("collect: found --budget or --strategy without --reward; expected a reward model's directory")
+    n_asked, seconds = parse_budget(budget) if budget else (tasks, None)
     asking = Asking(
-        question=asked_question(kind, principle), n_tasks=tasks, overlap=overlap, stop_after=stop_after,
+        strategy=strategy or ("random" if reward is None else "bald"), reward=reward, seconds=seconds,
+        question=asked_question(kind, principle), n_tasks=n_asked or tasks, overlap=overlap, stop_after=stop_after,
         n_samples=samples, max_new_tokens=max_new_tokens, batch=batch or arena_batch(models), seed=seed,
     )  # fmt: skip
     with open_progress() as progress:
         done = collect_from(store, models, prompts, asking, wait=wait, progress=progress)
     lines = [f"{store}: {counts(done)}", f"let people answer with: karat serve {store}"]
+    if done.gain is not None:
+        lines.insert(1, gain_line(done.gain))
     answer(as_json, {"store": store, **dataclasses.asdict(done)}, lines)
 
 
@@ -155,6 +165,16 @@ def reward(
         done = reward_from(request, progress=progress)
     silent = [f"silent: {n} × {reason}" for reason, n in done["silent"].items()]
     answer(as_json, done, [*aligned(contribution_table(done["contributions"])), *silent, f"reward: {out}"])
+
+
+def gain_line(gain: Any) -> str:
+    """What choosing is expected to gain, in one line."""
+    if gain.value is None:
+        return f"expected gain of a chosen question over a random one: not estimable, {gain.method}"
+    return (
+        f"expected gain of a chosen question over a random one: {gain.value:+.3f} bits "
+        f"[{gain.low:+.3f}, {gain.high:+.3f}], {gain.n} questions"
+    )
 
 
 _stage_command("ppo", "Run a configuration up to the optimised policy.")

@@ -25,11 +25,13 @@ from karat.feedback.tasks import random_tasks
 from karat.feedback.work.arena import PREFIX, add_pairs
 from karat.feedback.work.queueing import queue_tasks
 from karat.lm.load import LoadedLM, load_lm
+from karat.pipeline.choosing import choose_comparisons
 from karat.pipeline.people import wait_for_answers
 from karat.progress import Progress
 from karat.prompts.sources import read_prompts
 from karat.questions import Question, plain_question
-from karat.records import KINDS, Prompt, Response, Sampler, Task
+from karat.records import KINDS, Estimate, Prompt, Response, Sampler, Task
+from karat.reward.score import load_scorer
 from karat.seeding import child_seed, numpy_generator
 
 
@@ -53,12 +55,26 @@ class Asking:
     """Names the purpose of the questions."""
     seed: int = 0
     """Everything drawn follows from it."""
+    strategy: str = "random"
+    """random, or bald or variance: by what a reward model expects the answers to say."""
+    reward: Path | None = None
+    """The reward model's directory; needed by every strategy but random."""
+    seconds: float | None = None
+    """Raters' time to spend, instead of `n_tasks`; None = `n_tasks` questions."""
+    random_frac: float = 0.2
+    """Share of questions drawn at random all the same, ≥ 0.1: held-out figures come from them alone."""
 
     def __post_init__(self) -> None:
         if min(self.n_tasks, self.overlap, self.n_samples, self.max_new_tokens) < 1:
             raise ConfigError(f"questions: found {self}; expected every count ≥ 1")
         if self.question.kind in ("comparison", "ranking", "best_of") and self.n_samples < 2:
             raise ConfigError(f"questions: found {self.n_samples} sample for a {self.question.kind}; expected ≥ 2")
+        chosen = self.strategy != "random" or self.seconds is not None
+        if chosen and (self.reward is None or self.question.kind != "comparison"):
+            raise ConfigError(
+                f"questions: found strategy {self.strategy} for a {self.question.kind} "
+                f"{'without' if self.reward is None else 'with'} a reward model; expected comparisons and a reward model"
+            )
 
 
 @dataclass(frozen=True)
@@ -75,6 +91,8 @@ class Asked:
     """Answers to the batch, where the command waited for them."""
     batch: str
     """Task.batch of them."""
+    gain: Estimate | None = None
+    """Bits a chosen question is expected to give beyond a random one; None = all questions are random."""
 
 
 def ask_about(
@@ -102,6 +120,7 @@ def ask_about(
             new = [Response(prompt.id, text, name, number) for number, text in enumerate(texts)]
             responses += new
             written.setdefault(name, {})[prompt.id] = [response.id for response in new]
+    gain = None
     newest = document(store, "guideline")
     plan = {
         "question": asking.question.id,
@@ -120,8 +139,13 @@ def ask_about(
         add_pairs(store, asking.batch.removeprefix(PREFIX), (first, second), pairs, plan, now=time.time())
         n_new = len(store.tasks(batch=asking.batch)) - n_before
     else:
-        n_new = queue_tasks(store, [replace(task, **plan) for task in _within(written, asking)])
-    return Asked(len(prompts), len({one.id for one in responses}), n_new, 0, asking.batch)
+        if asking.reward is not None:
+            with progress.stage(f"chooses by {asking.strategy}"):
+                tasks, gain = _by_reward(asking.reward, prompts, responses, asking)
+        else:
+            tasks = _within(written, asking)
+        n_new = queue_tasks(store, [replace(task, **plan) for task in tasks])
+    return Asked(len(prompts), len({one.id for one in responses}), n_new, 0, asking.batch, gain)
 
 
 def collect_from(
@@ -166,6 +190,22 @@ def arena_batch(models: Sequence[Path]) -> str:
     names = "-".join(path.name for path in models)
     # the name of an arena stands in addresses
     return PREFIX + re.sub(r"[^A-Za-z0-9_-]", "-", names)[:40] if len(models) == 2 else f"live:{names}"
+
+
+def _by_reward(
+    reward: Path, prompts: Sequence[Prompt], responses: Sequence[Response], asking: Asking
+) -> tuple[list[Task], Estimate]:
+    """Comparisons chosen with the belief of a saved reward model, and what that is expected to gain."""
+    by_prompt: dict[str, list[Response]] = {}
+    for one in responses:
+        by_prompt.setdefault(one.prompt_id, []).append(one)
+    chosen = choose_comparisons(
+        load_scorer(reward), {prompt.id: prompt for prompt in prompts}, by_prompt,
+        numpy_generator(asking.seed, "tasks", asking.strategy), strategy=asking.strategy,
+        n_tasks=None if asking.seconds is not None else asking.n_tasks, seconds=asking.seconds,
+        random_frac=asking.random_frac,
+    )  # fmt: skip
+    return [replace(task, overlap=asking.overlap, batch=asking.batch) for task in chosen.tasks], chosen.gain
 
 
 def _within(written: Mapping[str, Mapping[str, Sequence[str]]], asking: Asking) -> list[Task]:

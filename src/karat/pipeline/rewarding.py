@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from karat.belief import ScoreScale
+from karat.errors import ConfigError
 from karat.feedback.snapshot import Snapshot, read_snapshot
 from karat.ledger.artifacts import ArtifactRef
 from karat.lm.load import load_lm
@@ -31,11 +32,13 @@ from karat.reward.calibration import decided_probs, predicted_probs
 from karat.reward.classifier import ClassifierTrunk, fit_vote_model, given_fit, one_head_finding
 from karat.reward.contributions import contribution_findings, contribution_rows
 from karat.reward.data import VoteData, split_votes, vote_data
+from karat.reward.fit import fit_reward, name_posterior
 from karat.reward.gate import run_gate, sycophancy_finding
+from karat.reward.last_layer import LastLayer
 from karat.reward.length_use import length_slope
 from karat.reward.novelty import MOST_TEXTS, fit_novelty, novelty_finding, save_novelty, text_features
 from karat.reward.score import Scorer, load_scorer, reference_scale, save_reward, scorer_of
-from karat.reward.train import RewardFit, planned_steps, train_reward
+from karat.reward.train import RewardFit, planned_steps
 from karat.reward.trunk import DecoderTrunk
 from karat.seeding import child_seed, numpy_generator
 from karat.statements import Statement
@@ -80,16 +83,20 @@ def train(
     """Fit the reward model to the snapshot's votes, starting from the fine-tuned policy's trunk, and judge it."""
     parts = vote_parts(run, config, votes, samples, place)
     prompts, responses = parts.snapshot.prompts, parts.said.responses
-    trunk = DecoderTrunk(load_lm(run.directory / sft.path, for_training=True))
+    if config.reward.posterior == "ensemble":
+        raise ConfigError(
+            "reward.posterior: found ensemble in a run; expected heads or laplace. An ensemble is trained with "
+            "karat.reward.fit.fit_reward"
+        )
     seed = child_seed(run.seed, "reward")
     n_steps = planned_steps(parts.fit, prompts, responses, config=config.reward, seed=seed)
     with training_reporters(place, "reward model", n_steps) as reporters:
-        fit = train_reward(
-            trunk, parts.fit, prompts, responses, config=config.reward,
-            seed=seed, validation=parts.held or None, directory=place.training,
+        fitted = fit_reward(
+            lambda: DecoderTrunk(load_lm(run.directory / sft.path, for_training=True)), parts.fit, prompts, responses,
+            config=config.reward, seed=seed, validation=parts.held or None, directory=place.training,
             reporters=reporters,
         )  # fmt: skip
-    return judged(run, config, source, fit, parts, samples, place)
+    return judged(run, config, source, fitted.members[0], parts, samples, place, layer=fitted.last_layer)
 
 
 def take(
@@ -131,7 +138,8 @@ def vote_parts(run: Run, config: RunConfig, votes: ArtifactRef, samples: Artifac
     kept = [one for one in said.statements if one.prompt_id in practice]
     parts = split(kept, {"fit": 1 - GATE_FRAC, "gate": GATE_FRAC}, key=_prompt_of, salt="gate")
     fit, held, how = split_votes(parts["fit"], holdout_frac=config.reward.holdout_frac)
-    return VoteParts(snapshot, *map(main_votes, (fit, held, parts["gate"])), how, said, fit, held)
+    gate = [one for one in parts["gate"] if one.strategy == "random"]  # chosen questions are no fair sample
+    return VoteParts(snapshot, *map(main_votes, (fit, held, gate)), how, said, fit, held)
 
 
 def main_votes(statements: Sequence[Statement]) -> list[Vote]:
@@ -149,6 +157,8 @@ def judged(
     parts: VoteParts,
     samples: ArtifactRef,
     place: Workplace,
+    *,
+    layer: LastLayer | None = None,
 ) -> StageResult:
     """Set the optimiser's scale, save the model, and hold it against the gate."""
     snapshot = parts.snapshot
@@ -162,6 +172,7 @@ def judged(
         fit, place.model_directory("reward"), metadata=metadata, scale=scale, length_removed=removed,
         objectives=config.objectives,
     )  # fmt: skip
+    name_posterior(directory, "heads" if layer is None else "laplace", fit.model.n_heads, layer)
     # 2. the gate, on prompts never trained on; it looks at the whole reward, length included
     data = vote_data(parts.train, snapshot.prompts, snapshot.responses)
     baseline = length_baseline(data, fit.vote_model.priors)

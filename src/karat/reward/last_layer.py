@@ -15,6 +15,7 @@ Differs: the ordinal likelihood with lapses instead of a logistic; one trunk's f
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -149,6 +150,22 @@ def comparison_observations(votes: VoteBatch, raters: RaterParams) -> Observatio
         offset=(raters.side_bias[who].double() * votes.side.double()).numpy(),
         derivatives=lambda eta, rows: ordinal_derivatives(eta, level[rows], lapse[rows], cutpoints),
     )
+
+
+def centred_raters(raters: RaterParams) -> RaterParams:
+    """The same raters with a mean competence of 1, as their prior says.
+
+    Twice the scores and half of every competence are the same votes. Fitted by turns, the prior that holds the weights
+    small would move their size into the competences, and every difference would come out too small.
+
+    Raises: ConvergenceError where the mean competence is not clearly positive: most raters vote against the scores.
+    """
+    mean = float(raters.competence.mean())
+    if not mean > 0.05:
+        raise ConvergenceError(
+            f"last layer: the raters' mean competence is {mean:.3g}; expected it clearly above 0. Look at the raters"
+        )
+    return dataclasses.replace(raters, competence=raters.competence / mean)
 
 
 def fit_last_layer(
@@ -319,7 +336,7 @@ def _chords(
         step = basis @ ((basis.T @ slope) / (eigenvalues + precision))
         gain = float(slope @ step) / 2
         promised = gain if number == 0 else promised
-        if gain <= tolerance:
+        if (gain <= tolerance and number > 0) or gain <= 0:  # the first step is cheap, and w may still be exactly 0
             break
         size = 1.0
         while size > 1e-6:

@@ -37,6 +37,7 @@ from karat.records import Prompt, ScoreFn
 from karat.reward.calibration import VoteModel
 from karat.reward.classifier import PLAIN_VOTES, UNSCALED, ClassifierTrunk, classifier_model, copy_classifier
 from karat.reward.contributions import contribution_rows
+from karat.reward.foreign_view import loads_with, not_expressed
 from karat.reward.model import HeadConfig, RewardModel, log_lengths
 from karat.reward.objectives import ObjectivesConfig, check_known, combined, plain_objectives
 from karat.reward.posterior import prompt_reference
@@ -70,6 +71,8 @@ class Scorer:
     """How several objectives become the one that is aggregated."""
     length_removed: float = 0.0
     """γ whose product with log(1 + characters) is taken off every logit of the first objective; 0 = nothing is."""
+    members: tuple[Scorer, ...] = ()
+    """The models of an ensemble, whose draws are joined; () = `model` alone."""
 
     def __call__(self, prompts: Sequence[Prompt], texts: Sequence[str], *, with_length: bool = True) -> Belief:
         """Joint draws [S, B, O] in logits (O = 1 where `objectives` combines them), relative to each prompt's reference responses where it has any.
@@ -96,6 +99,11 @@ class Scorer:
         self, prompts: Sequence[Prompt], texts: Sequence[str], *, with_length: bool = True
     ) -> Float[Tensor, "S B O"]:
         """Logits of each head for every objective; every different (prompt, text) is encoded once."""
+        if self.members:
+            joint = torch.cat([one.every(prompts, texts, with_length=with_length) for one in self.members])
+            if self.length_removed:
+                joint[..., 0] -= self.length_removed * log_lengths(texts)
+            return joint
         check_texts(texts, "score")
         if len(prompts) != len(texts):
             raise InputError(f"score: found {len(prompts)} prompts and {len(texts)} texts; expected one of each a row")
@@ -147,6 +155,12 @@ def scorer_of(fit: RewardFit, objectives: ObjectivesConfig | None = None) -> Sco
     check_known(objectives, fit.model.objectives)
     reference = fit.reference.view(-1, len(fit.model.objectives))
     return Scorer(fit.model, fit.vote_model, fit.scale, reference, objectives=objectives)
+
+
+def joined_scorer(members: Sequence[Scorer], vote_model: VoteModel, scale: ScoreScale) -> Scorer:
+    """Several models as one scorer: their draws side by side, each measured from its own reference."""
+    reference = torch.cat([one.reference for one in members])
+    return Scorer(members[0].model, vote_model, scale, reference, members=tuple(members))
 
 
 def aggregate(belief: Belief, name: str) -> Float[Tensor, " B"]:
@@ -245,7 +259,8 @@ def load_scorer(directory: str | Path, *, device: str = "cpu") -> Scorer:
         return Scorer(classifier_model(directory, device=device), PLAIN_VOTES, UNSCALED, torch.zeros(1, 1))
     try:
         card = json.loads((directory / CARD).read_text(encoding="utf-8"))
-        heads = load_file(directory / HEADS)
+        members = card.get("posterior", {}).get("members", [])
+        heads = {} if members else load_file(directory / HEADS)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{directory}: found no {Path(error.filename or HEADS).name}; expected a directory written by save_reward"
@@ -256,6 +271,10 @@ def load_scorer(directory: str | Path, *, device: str = "cpu") -> Scorer:
         raise CheckpointError(
             f"{directory}: found card format {card.get('format')}; expected {CARD_FORMAT}. Use the karat that wrote it"
         )
+    if members:
+        vote_model = VoteModel(RaterPriors(**card["rater_priors"]), tuple(card["cutpoints"]))
+        loaded = [load_scorer(directory / name, device=device) for name in members]
+        return joined_scorer(loaded, vote_model, ScoreScale(**card["scale"]))
     trunk = _load_trunk(directory, card, device)
     trunk.module.requires_grad_(False).eval()
     objectives = card.get("objectives", [PREFERENCE])
@@ -372,29 +391,6 @@ def _card(fit: RewardFit, metadata: Mapping[str, str], scale: ScoreScale) -> dic
         "metrics": fit.metrics,
         "contributions": contribution_rows(fit.contributions),
         "findings": [dataclasses.asdict(finding) for finding in fit.findings],
-        "loads_with": _loads_with(model),
-        "not_expressed": _not_expressed(model),
+        "loads_with": loads_with(model),
+        "not_expressed": not_expressed(model),
     }
-
-
-def _loads_with(model: RewardModel) -> str:
-    if model.trunk.kind == "classifier":
-        return "AutoModelForSequenceClassification, whose logit is the temperature times karat's"
-    if model.trunk.kind == "encoder":
-        return "karat.reward.score.load_scorer only (AutoModel loads the trunk without its heads)"
-    return "AutoModelForSequenceClassification, logits = mean over the heads" + (
-        " without the length term" if model.config.length_term else ""
-    )
-
-
-def _not_expressed(model: RewardModel) -> list[str]:
-    """What AutoModelForSequenceClassification cannot say about this model."""
-    first = "the spread of the heads" if model.n_heads > 1 else "the temperature"
-    missing = [first, "the rater parameters and cutpoints", "the optimiser's scale"]
-    if len(model.objectives) > 1:
-        missing.append(f"the objectives {', '.join(model.objectives[1:])}")
-    if model.config.length_term:
-        missing.append("the length term γ·log(1 + characters)")
-    if model.trunk.kind == "encoder":
-        missing.append("mean pooling with layer normalisation, so not the score at all")
-    return missing

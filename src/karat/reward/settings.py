@@ -10,6 +10,42 @@ from karat.records import KINDS
 from karat.reward.model import Bootstrap, HeadConfig
 from karat.reward.raters import RaterPriors
 
+Posterior = Literal["heads", "ensemble", "laplace"]
+
+
+@dataclass(frozen=True)
+class EnsembleConfig:
+    """An ensemble of whole models."""
+
+    models: int = 4
+    """M: models trained from the same start, each with its own seed and bootstrap; time and disk grow with it."""
+
+    def __post_init__(self) -> None:
+        if self.models < 2:
+            raise ConfigError(f"reward.ensemble: found models={self.models}; expected at least 2")
+
+
+@dataclass(frozen=True)
+class LaplaceConfig:
+    """A Bayesian last layer."""
+
+    n_draws: int = 128
+    """S: draws of the head that are saved, an even number; they come in pairs around the mean."""
+    prior_precision: float | None = None
+    """λ of the normal prior on the head's weights; None = chosen by marginal likelihood."""
+    n_turns: int = 2
+    """Fits of the head, with fits of the raters in between."""
+    tastes: bool = True
+    """True = raters may differ in taste (up to 20,000 votes by two raters or more): less shrunk, and less certain."""
+
+    def __post_init__(self) -> None:
+        if self.n_draws < 2 or self.n_draws % 2 or self.n_turns < 1:
+            raise ConfigError(
+                f"reward.laplace: found n_draws={self.n_draws}, n_turns={self.n_turns}; expected an even number ≥ 2 and ≥ 1"
+            )
+        if self.prior_precision is not None and not self.prior_precision > 0:
+            raise ConfigError(f"reward.laplace: found prior_precision={self.prior_precision}; expected > 0")
+
 
 @dataclass(frozen=True)
 class RewardConfig:
@@ -53,6 +89,12 @@ class RewardConfig:
     """True = prompts in random order each epoch; False = in the order given."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0 = none."""
+    posterior: Posterior = "heads"
+    """What the draws of the belief are: heads on one trunk, whole models, or draws of a Bayesian last layer."""
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
+    """Read where `posterior` is ensemble."""
+    laplace: LaplaceConfig = field(default_factory=LaplaceConfig)
+    """Read where `posterior` is laplace."""
 
     def __post_init__(self) -> None:
         if self.n_epochs < 1 or self.batch_responses < 2 or self.token_budget < 1 or self.patience < 1:

@@ -1,0 +1,136 @@
+"""Questions chosen with a reward model: its belief about every pair of responses, and what choosing is expected to gain.
+
+Knows scorers, prompts and responses; the choice itself is in `feedback.acquisition`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from karat.belief import difference
+from karat.errors import ConfigError, InputError
+from karat.feedback.acquisition import STRATEGIES, Choice, choose_batch, pairs_from_draws
+from karat.records import Estimate, Prompt, Response, Task
+from karat.reward.score import Scorer
+from karat.stats import not_estimable
+
+SECONDS_PER_WORD, SECONDS_BESIDES = 0.25, 2.0
+"""Reading at 240 words a minute and a decision: what a question costs before anybody's time has been measured."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A batch of comparisons and what it is expected to say."""
+
+    tasks: tuple[Task, ...]
+    """The random arm and the chosen arm, each task with its strategy and propensity."""
+    gain: Estimate
+    """Bits a question of the chosen arm is expected to give beyond one of the random arm, difference of means."""
+    n_random: int
+    """Questions of the random arm."""
+
+
+def parse_budget(text: str) -> tuple[int | None, float | None]:
+    """Questions, or seconds, in `200`, `3600s`, `90m`, `2h`.
+
+    >>> parse_budget("200"), parse_budget("2h")
+    ((200, None), (None, 7200.0))
+
+    Raises: ConfigError for anything else.
+    """
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, unit = (text[:-1], text[-1:]) if text[-1:] in units else (text, "")
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0) or (not unit and value != int(value)):
+        raise ConfigError(f"--budget {text}: expected a number of questions (200) or a time (3600s, 90m, 2h)")
+    return (None, value * units[unit]) if unit else (int(value), None)
+
+
+def choose_comparisons(
+    scorer: Scorer,
+    prompts: Mapping[str, Prompt],
+    responses_by_prompt: Mapping[str, Sequence[Response]],
+    rng: np.random.Generator,
+    *,
+    strategy: str,
+    n_tasks: int | None = None,
+    seconds: float | None = None,
+    random_frac: float = 0.2,
+) -> Chosen:
+    """Comparisons of a prompt's responses, by what their answers are expected to say.
+
+    Args:
+        prompts: by Prompt.id.    responses_by_prompt: what can be compared, under Prompt.id.
+        strategy: random, bald or variance.    n_tasks: how many.    seconds: or how much of raters' time, by the words
+            to be read; the dearest question counts for what it is.
+        random_frac: share of the random arm, [0.1, 1]; held-out figures come from it alone.
+    Raises: ConfigError for an unknown strategy; InputError where no two responses differ.
+    """
+    if strategy not in STRATEGIES:
+        raise ConfigError(f"--strategy {strategy}: expected one of {', '.join(STRATEGIES)}")
+    pool = _pool(responses_by_prompt)
+    if not pool:
+        raise InputError("collect: found no two different responses to a prompt; sample more responses")
+    flat = list({one.id: one for pair in pool for one in pair}.values())
+    place = {one.id: i for i, one in enumerate(flat)}
+    belief = scorer([prompts[one.prompt_id] for one in flat], [one.text for one in flat])
+    first, second = (torch.tensor([place[pair[side].id] for pair in pool]) for side in (0, 1))
+    pairs = pairs_from_draws(difference(belief, first, second).double().cpu().numpy())
+    cost = np.array([_seconds(prompts[a.prompt_id], a, b) for a, b in pool])
+    wanted = min(len(pool), n_tasks if n_tasks is not None else max(1, int((seconds or 0) / float(cost.mean()))))
+    clusters = [prompts[a.prompt_id].topic or a.prompt_id for a, _ in pool]
+    choices = choose_batch(pairs, wanted, rng, strategy=strategy, clusters=clusters, random_frac=random_frac)  # type: ignore[arg-type]
+    if seconds is not None:
+        choices = _within(choices, cost, seconds)
+    swaps = rng.random(len(choices)) < 0.5
+    tasks = tuple(_task(pool[c.pair], c, bool(swap)) for c, swap in zip(choices, swaps, strict=True))
+    return Chosen(tasks, _gain(choices), sum(c.strategy == "random" for c in choices))
+
+
+def _pool(responses_by_prompt: Mapping[str, Sequence[Response]]) -> list[tuple[Response, Response]]:
+    pool = []
+    for prompt_id in sorted(responses_by_prompt):
+        own = list({one.id: one for one in responses_by_prompt[prompt_id]}.values())
+        pool += [(own[i], own[j]) for i in range(len(own)) for j in range(i + 1, len(own))]
+    return pool
+
+
+def _seconds(prompt: Prompt, a: Response, b: Response) -> float:
+    return SECONDS_BESIDES + SECONDS_PER_WORD * sum(len(text.split()) for text in (prompt.text, a.text, b.text))
+
+
+def _within(choices: list[Choice], cost: np.ndarray, seconds: float) -> list[Choice]:
+    """The questions that fit the time; from the end of the chosen arm they are taken away, never from the random arm."""
+    spent, kept = 0.0, []
+    for choice in choices:
+        spent += float(cost[choice.pair])
+        if spent <= seconds or choice.strategy == "random" or not kept:
+            kept.append(choice)
+    return kept
+
+
+def _task(pair: tuple[Response, Response], choice: Choice, swap: bool) -> Task:
+    ids = (pair[1].id, pair[0].id) if swap else (pair[0].id, pair[1].id)
+    return Task(pair[0].prompt_id, ids, strategy=choice.strategy, propensity=choice.propensity)
+
+
+def _gain(choices: Sequence[Choice]) -> Estimate:
+    """Difference of the mean bits of the two arms, with a normal interval (Welch)."""
+    random = np.array([c.bits for c in choices if c.strategy == "random"])
+    chosen = np.array([c.bits for c in choices if c.strategy != "random"])
+    if not len(chosen):
+        return not_estimable("no chosen arm: every question is random", 0)
+    if min(len(random), len(chosen)) < 2:
+        return not_estimable(f"found {len(random)} random and {len(chosen)} chosen questions; expected 2 of each", 0)
+    value = float(chosen.mean() - random.mean())
+    half = 1.96 * math.sqrt(chosen.var(ddof=1) / len(chosen) + random.var(ddof=1) / len(random))
+    method = "expected bits a question, chosen minus random arm, Welch interval, 95 %; before any answer"
+    return Estimate(value, value - half, value + half, len(choices), method)

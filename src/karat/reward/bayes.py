@@ -1,0 +1,205 @@
+"""A trained reward model whose heads become draws of a Bayesian last layer.
+
+The trunk's features are taken as they are; the posterior of the head is fitted to the training comparisons with the
+raters' parameters, by turns with these, and its draws take the place of the heads. Everything downstream (scorer, card,
+mean head as an ordinary classifier) stays as it is. Knows a trained model and votes; knows nothing about splits.
+
+Dimension letters: S draws, N texts, C comparisons, d features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from karat.belief import fit_scale
+from karat.choice import VoteBatch, vote_batch
+from karat.errors import CheckpointError, ConfigError
+from karat.records import Estimate, Finding, Prompt, Response, Vote
+from karat.reward.calibration import VoteModel, fit_temperature, predicted_probs, vote_nll
+from karat.reward.last_layer import LastLayer, centred_raters, comparison_observations, fit_last_layer
+from karat.reward.model import RewardModel, log_lengths
+from karat.reward.raters import fit_raters
+from karat.reward.settings import RewardConfig
+from karat.reward.tastes import fit_population
+from karat.reward.train import RewardFit
+from karat.reward.trunk import micro_batches
+from karat.seeding import numpy_generator
+
+LAST_LAYER = "last_layer.safetensors"
+AVERAGED_UP_TO = 20_000
+"""Comparisons up to which slopes and curvatures are averaged over the posterior; beyond, it is narrow and costs more."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """Comparisons with the features of their texts."""
+
+    columns: VoteBatch
+    prompt: Tensor
+    phi: np.ndarray
+
+
+def bayesian_fit(
+    fit: RewardFit,
+    votes: Sequence[Vote],
+    prompts: Mapping[str, Prompt],
+    responses: Mapping[str, Response],
+    *,
+    config: RewardConfig,
+    seed: int,
+) -> tuple[RewardFit, LastLayer]:
+    """The same model with draws of the last layer's posterior as its heads, and the posterior itself, in logits.
+
+    Args:
+        fit: a trained model; its trunk is not changed.    votes: what it was trained on, without the held-out ones.
+    Returns: temperature, reference, scale, rater parameters and held-out likelihood are those of the new heads.
+    Raises: ConfigError for several objectives; PosteriorError for a posterior that is not positive definite.
+    """
+    model, settings = fit.model, config.laplace
+    if len(getattr(model, "objectives", ("preference",))) > 1:
+        raise ConfigError(
+            "reward.posterior: found several objectives with laplace; expected heads or ensemble for them"
+        )
+    # 1. features, once
+    names = {name: place for place, name in enumerate(fit.annotators)}
+    seen = _features(model, votes, prompts, responses, names, config.token_budget)
+    # 2. head and raters by turns
+    averaged = len(votes) <= AVERAGED_UP_TO
+    raters = fit.raters
+    start = _whole_weight(model)
+    for turn in range(settings.n_turns):
+        last = turn + 1 == settings.n_turns
+        posterior = fit_last_layer(
+            seen.phi, [comparison_observations(seen.columns, raters)], prior_precision=settings.prior_precision,
+            start=start, averaged=averaged and last and not settings.tastes,
+        )  # fmt: skip
+        start, taste_sd = posterior.mean, 0.0
+        if last and averaged and settings.tastes and len(fit.annotators) > 1:
+            answers = comparison_observations(seen.columns, raters)
+            found = fit_population(
+                seen.phi, answers, seen.columns.annotator.numpy(), prior_precision=settings.prior_precision
+            )
+            posterior, taste_sd = found.posterior, found.taste_sd
+        if not last:
+            scores = torch.from_numpy(seen.phi @ start).float()
+            raters = centred_raters(fit_raters(scores, seen.columns, raters, config.raters))
+    # 3. draws as heads
+    drawn = posterior.draws(settings.n_draws, numpy_generator(seed, "reward", "last layer"))
+    heads = _with_heads(model, torch.from_numpy(drawn).float())
+    vote_model = VoteModel(config.raters, tuple(raters.cutpoints.tolist()))
+    # 4. temperature, reference and scale
+    metrics = dict(fit.metrics) | {
+        "prior_precision": posterior.prior_precision, "log_evidence": posterior.log_evidence,
+        "n_effective": posterior.n_effective, "taste_sd": taste_sd,
+    }  # fmt: skip
+    held_votes = [vote for vote in fit.held_out if isinstance(vote, Vote)]
+    if held_votes:
+        everyone = {vote.annotator: 0 for vote in held_votes}
+        held = _features(model, held_votes, prompts, responses, everyone, config.token_budget)
+        raw = torch.from_numpy(drawn @ held.phi.T)
+        temperature = fit_temperature(raw, held.columns, vote_model)
+        heads.temperature.fill_(temperature)
+        probs = predicted_probs(raw, held.columns, vote_model, temperature=temperature)
+        metrics |= {"temperature": temperature, "held_out_nll": float(vote_nll(probs, held.columns).mean())}
+    temperature = float(heads.temperature)
+    logits = torch.from_numpy(drawn @ seen.phi.T).float() / temperature
+    reference = logits.mean(1)
+    fitted = dataclasses.replace(
+        fit, model=heads, raters=raters, vote_model=vote_model, metrics=metrics,
+        scale=fit_scale(logits.mean(0), seen.prompt),
+        reference=reference if fit.reference.ndim == 1 else reference.unsqueeze(-1),
+        findings=[*fit.findings, _finding(posterior, seen.phi.shape[1], len(votes))],
+    )  # fmt: skip
+    calibrated = dataclasses.replace(
+        posterior, mean=posterior.mean / temperature, covariance=posterior.covariance / temperature**2
+    )
+    return fitted, calibrated
+
+
+def save_last_layer(posterior: LastLayer, directory: str | Path) -> None:
+    """Write mean and covariance beside the model, in logits: what rank-1 updates start from."""
+    tensors = {"mean": torch.from_numpy(posterior.mean), "covariance": torch.from_numpy(posterior.covariance)}
+    tensors["figures"] = torch.tensor(
+        [posterior.prior_precision, posterior.log_evidence, posterior.n_effective], dtype=torch.float64
+    )
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, Path(directory) / LAST_LAYER)
+
+
+def load_last_layer(directory: str | Path) -> LastLayer:
+    """The posterior beside a saved model. Raises: CheckpointError where there is none."""
+    path = Path(directory) / LAST_LAYER
+    if not path.is_file():
+        raise CheckpointError(f"{directory}: found no {LAST_LAYER}; expected a model with reward.posterior: laplace")
+    tensors = load_file(path)
+    return LastLayer(tensors["mean"].numpy(), tensors["covariance"].numpy(), *tensors["figures"].tolist())
+
+
+@torch.no_grad()
+def _features(
+    model: RewardModel,
+    votes: Sequence[Vote],
+    prompts: Mapping[str, Prompt],
+    responses: Mapping[str, Response],
+    names: Mapping[str, int],
+    token_budget: int,
+) -> _Seen:
+    """Features (and the length, where the model has a length term) of the texts of some votes."""
+    index: dict[str, int] = {}
+    by_prompt: dict[str, list[int]] = {}
+    for vote in votes:
+        for response_id in (vote.a, vote.b):
+            if response_id not in index:
+                by_prompt.setdefault(vote.prompt_id, []).append(len(index))
+                index[response_id] = len(index)
+    own = [responses[one] for one in index]
+    encoded = model.trunk.encode([prompts[one.prompt_id] for one in own], [one.text for one in own])
+    phi = torch.zeros(len(own), model.trunk.width, dtype=torch.float64)
+    model.eval()
+    for part in micro_batches(list(by_prompt.values()), lambda i: encoded[i].n_tokens, token_budget=token_budget):
+        phi[part] = model.features([encoded[i] for i in part], token_budget=token_budget).double().cpu()
+    if model.config.length_term:
+        phi = torch.cat([phi, log_lengths([one.text for one in own]).double().unsqueeze(1)], dim=1)
+    prompt = torch.empty(len(own), dtype=torch.long)
+    for number, members in enumerate(by_prompt.values()):
+        prompt[members] = number
+    return _Seen(vote_batch(votes, index, names), prompt, phi.numpy())
+
+
+def _whole_weight(model: RewardModel) -> np.ndarray:
+    mean = (model.weight + model.prior).mean(0).detach().double()
+    if model.config.length_term:
+        mean = torch.cat([mean, model.length_coef.detach().double().mean().view(1)])
+    return mean.cpu().numpy()
+
+
+def _with_heads(model: RewardModel, drawn: Float[Tensor, "S d"]) -> RewardModel:
+    """The same trunk under heads that are these weights; nothing is left to train."""
+    heads = RewardModel(
+        model.trunk, dataclasses.replace(model.config, n_heads=drawn.shape[0], prior_scale=0.0, init_scale=0.0), seed=0
+    )
+    width = model.trunk.width
+    heads.weight.data.copy_(drawn[:, :width])
+    if model.config.length_term:
+        heads.length_coef.data.copy_(drawn[:, width])
+    return heads.requires_grad_(False).eval()
+
+
+def _finding(posterior: LastLayer, n_features: int, n_votes: int) -> Finding:
+    return Finding(
+        "reward.last_layer",
+        "How much of the last layer did the votes determine?",
+        "info",
+        Estimate(
+            posterior.n_effective, None, None, n_votes, "MacKay's γ = d − λ·tr H⁻¹, at the λ of the highest evidence"
+        ),
+        detail=f"of {n_features} features; prior precision {posterior.prior_precision:.3g}.",
+    )

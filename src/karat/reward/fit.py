@@ -1,0 +1,216 @@
+"""How sure a reward model is, by configuration: heads, an ensemble of whole models, or a Bayesian last layer.
+
+All three end as one `Scorer` of joint draws, saved in one directory and named on its card. Knows recipes; knows nothing
+about where votes come from.
+
+Dimension letters: S draws, M models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from karat.belief import ScoreScale
+from karat.choice import vote_batch
+from karat.errors import ConfigError
+from karat.lm.loop import Reporter
+from karat.records import Estimate, Finding, Prompt, Response, Vote
+from karat.reward.bayes import bayesian_fit, save_last_layer
+from karat.reward.calibration import VoteModel, fit_temperature, predicted_probs, vote_nll
+from karat.reward.last_layer import LastLayer
+from karat.reward.score import CARD, CARD_FORMAT, Scorer, joined_scorer, save_reward, scorer_of
+from karat.reward.settings import RewardConfig
+from karat.reward.train import RewardFit, train_reward
+from karat.reward.trunk import Trunk
+from karat.seeding import child_seed
+
+
+@dataclass(frozen=True, eq=False)
+class FittedReward:
+    """A reward with its posterior, whichever it is."""
+
+    kind: str
+    """heads, ensemble or laplace."""
+    members: tuple[RewardFit, ...]
+    """The trained models; one, but for an ensemble."""
+    scorer: Scorer
+    """All of them as one."""
+    metrics: dict[str, float]
+    """Figures of the fit."""
+    findings: list[Finding]
+    """What a reader must know about it."""
+    last_layer: LastLayer | None = None
+    """The posterior of the last layer, in logits; None = another kind."""
+
+    @property
+    def vote_model(self) -> VoteModel:
+        """What turns differences of logits into probabilities."""
+        return self.scorer.vote_model
+
+
+def fit_reward(
+    make_trunk: Callable[[], Trunk],
+    votes: Sequence[Vote],
+    prompts: Mapping[str, Prompt],
+    responses: Mapping[str, Response],
+    *,
+    config: RewardConfig,
+    seed: int,
+    validation: Sequence[Vote] | None = None,
+    directory: Path | None = None,
+    reporters: Sequence[Reporter] = (),
+) -> FittedReward:
+    """Train what `config.posterior` asks for.
+
+    heads: one model, S heads. laplace: one model, then draws of its last layer's posterior. ensemble: M models, each from
+    a fresh trunk with its own seed, order and bootstrap; fine-tuning seeds alone differ less than pretraining seeds
+    would (Eisenstein et al. 2023, arXiv:2312.09244).
+
+    Args:
+        make_trunk: a trunk with the starting weights, at every call.    validation: held out, the same for all models.
+        directory: for checkpoints; each model has its own folder in it.
+    Raises: what `train_reward` raises; PosteriorError; ConfigError for an ensemble without held-out votes.
+    """
+    if config.posterior != "ensemble":
+        fit = train_reward(
+            make_trunk(), votes, prompts, responses, config=config, seed=seed, validation=validation,
+            directory=directory, reporters=reporters,
+        )  # fmt: skip
+        layer = None
+        if config.posterior == "laplace":
+            held = {vote.judgement_id for vote in fit.held_out}
+            kept = [vote for vote in votes if isinstance(vote, Vote) and vote.judgement_id not in held]
+            n_other = len(votes) - len(fit.held_out) - len(kept)
+            fit, layer = bayesian_fit(fit, kept, prompts, responses, config=config, seed=seed)
+            if n_other > 0:
+                fit = dataclasses.replace(fit, findings=[*fit.findings, _comparisons_only(len(kept), n_other)])
+        return FittedReward(config.posterior, (fit,), scorer_of(fit), fit.metrics, fit.findings, layer)
+    members = tuple(
+        train_reward(
+            make_trunk(), votes, prompts, responses, config=config,
+            seed=child_seed(seed, "member", number), validation=validation,
+            directory=None if directory is None else directory / f"member-{number}", reporters=reporters,
+        )
+        for number in range(config.ensemble.models)
+    )  # fmt: skip
+    return _ensemble(members, prompts, responses)
+
+
+def save_fitted(
+    fitted: FittedReward, directory: str | Path, *, metadata: Mapping[str, str], scale: ScoreScale | None = None
+) -> Path:
+    """Write the models and a card that names the posterior, complete or not at all; `load_scorer` reads it.
+
+    Args:
+        metadata: who made it.    scale: the optimiser's scale; None = that of the training responses.
+    Returns: the directory.
+    """
+    directory = Path(directory)
+    scale = fitted.scorer.scale if scale is None else scale
+    if fitted.kind != "ensemble":
+        save_reward(fitted.members[0], directory, metadata=metadata, scale=scale)
+        name_posterior(directory, fitted.kind, fitted.members[0].model.n_heads, fitted.last_layer)
+        return directory
+    partial = directory.with_name(f".partial-{directory.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    names = [f"member-{number}" for number in range(len(fitted.members))]
+    for name, fit in zip(names, fitted.members, strict=True):
+        save_reward(fit, partial / name, metadata=metadata)
+    card = {
+        "format": CARD_FORMAT,
+        "metadata": dict(metadata),
+        "posterior": {"kind": "ensemble", "members": names},
+        "cutpoints": list(fitted.vote_model.cutpoints),
+        "rater_priors": dataclasses.asdict(fitted.vote_model.priors),
+        "scale": dataclasses.asdict(scale),
+        "metrics": fitted.metrics,
+        "findings": [dataclasses.asdict(finding) for finding in fitted.findings],
+        "loads_with": "karat.reward.score.load_scorer; each member alone also as it says on its own card",
+        "not_expressed": ["AutoModel loads one member, not the ensemble"],
+    }
+    _write(partial / CARD, card)
+    shutil.rmtree(directory, ignore_errors=True)
+    os.replace(partial, directory)
+    return directory
+
+
+def name_posterior(directory: Path, kind: str, n_draws: int, layer: LastLayer | None) -> None:
+    """Say on a saved model's card what its draws are, and lay the last layer's posterior beside it."""
+    card = json.loads((directory / CARD).read_text(encoding="utf-8"))
+    card["posterior"] = {"kind": kind, "n_draws": n_draws}
+    if layer is not None:
+        save_last_layer(layer, directory)
+        card["posterior"] |= {"prior_precision": layer.prior_precision, "log_evidence": layer.log_evidence}
+    _write(directory / CARD, card)
+
+
+def _ensemble(
+    members: tuple[RewardFit, ...], prompts: Mapping[str, Prompt], responses: Mapping[str, Response]
+) -> FittedReward:
+    """M models as one: common cutpoints, and one more temperature for all of them, from the held-out votes."""
+    cutpoints = torch.tensor([fit.vote_model.cutpoints for fit in members]).mean(0)
+    vote_model = VoteModel(members[0].vote_model.priors, tuple(cutpoints.tolist()))
+    held = [vote for vote in members[0].held_out if isinstance(vote, Vote)]
+    metrics = {"n_models": float(len(members)), **members[0].metrics}
+    findings = list(members[0].findings)
+    if held:
+        if any({v.judgement_id for v in fit.held_out} != {v.judgement_id for v in held} for fit in members):
+            raise ConfigError("ensemble: the models held out different votes; give the validation votes")
+        index = {one: i for i, one in enumerate(dict.fromkeys(r for vote in held for r in (vote.a, vote.b)))}
+        own = [responses[one] for one in index]
+        columns = vote_batch(held, index, {vote.annotator: 0 for vote in held})
+        joint = joined_scorer([scorer_of(fit) for fit in members], vote_model, members[0].scale)
+        draws = joint.logits([prompts[one.prompt_id] for one in own], [one.text for one in own])
+        factor = fit_temperature(draws, columns, vote_model)
+        members = tuple(_cooled(fit, factor) for fit in members)
+        nll = float(vote_nll(predicted_probs(draws, columns, vote_model, temperature=factor), columns).mean())
+        metrics |= {"held_out_nll": nll, "ensemble_temperature": factor}
+        findings.append(_gain(nll, [fit.metrics["held_out_nll"] for fit in members]))
+    scale = ScoreScale(
+        *(sum(getattr(fit.scale, name) for fit in members) / len(members) for name in ("shift", "scale"))
+    )
+    scorer = joined_scorer([scorer_of(fit) for fit in members], vote_model, scale)
+    return FittedReward("ensemble", members, scorer, metrics, findings)
+
+
+def _cooled(fit: RewardFit, factor: float) -> RewardFit:
+    fit.model.temperature.mul_(factor)
+    scale = ScoreScale(fit.scale.shift / factor, fit.scale.scale / factor)
+    return dataclasses.replace(fit, reference=fit.reference / factor, scale=scale)
+
+
+def _gain(nll: float, own: Sequence[float]) -> Finding:
+    return Finding(
+        "reward.ensemble",
+        "How much likelier are held-out votes under all models together than under one of them?",
+        "info",
+        Estimate(
+            sum(own) / len(own) - nll, None, None, len(own), "mean −log P of the models minus that of the ensemble"
+        ),
+        detail=f"{len(own)} models; nats a vote.",
+    )
+
+
+def _comparisons_only(n_kept: int, n_other: int) -> Finding:
+    return Finding(
+        "reward.last_layer_reads",
+        "What was the last layer's posterior fitted to?",
+        "warn",
+        Estimate(n_kept / (n_kept + n_other), None, None, n_kept + n_other, "share of the training feedback"),
+        detail=f"Comparisons only: {n_other} judgements of other kinds trained the features but not the posterior.",
+    )
+
+
+def _write(path: Path, card: Mapping[str, object]) -> None:
+    text = json.dumps(card, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    partial = path.with_name(f".partial-{path.name}")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

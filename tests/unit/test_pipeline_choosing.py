@@ -1,0 +1,96 @@
+"""Questions chosen with a reward model: budgets, arms, propensities, the gain."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from karat.belief import Belief
+from karat.errors import ConfigError, InputError
+from karat.pipeline.asking import Asking
+from karat.pipeline.choosing import choose_comparisons, parse_budget
+from karat.records import Response, user_prompt
+
+PROMPTS = {p.id: p for p in (user_prompt(f"question {i}", topic="xy"[i % 2]) for i in range(10))}
+RESPONSES = {
+    prompt_id: [Response(prompt_id, f"answer {n} " + "word " * n, "policy", n) for n in range(4)]
+    for prompt_id in PROMPTS
+}
+
+
+def scorer(prompts, texts):
+    """A belief that is unsure of answers 2 and 3 only."""
+    g = torch.Generator().manual_seed(0)
+    unsure = torch.tensor([1.0 if text.split()[1] in "23" else 0.05 for text in texts])
+    draws = torch.randn(40, len(texts), 1, generator=g) * unsure[:, None]
+    ids = {p.id: i for i, p in enumerate(dict.fromkeys(prompts))}
+    return Belief(draws, torch.zeros(40, len(ids), 1), torch.tensor([ids[p.id] for p in prompts]))
+
+
+def chosen(**changes):
+    settings = {"strategy": "bald", "n_tasks": 20} | changes
+    return choose_comparisons(scorer, PROMPTS, RESPONSES, np.random.default_rng(0), **settings)
+
+
+@pytest.mark.parametrize("strategy", ["bald", "variance"])
+def test_chosen_questions_are_about_what_is_not_known_and_the_random_arm_is_not(strategy):
+    batch = chosen(strategy=strategy)
+    assert len(batch.tasks) == len({task.id for task in batch.tasks}) == 20
+    assert batch.n_random == 4
+    arms = {how: [t for t in batch.tasks if t.strategy == how] for how in ("random", strategy)}
+    assert (len(arms["random"]), len(arms[strategy])) == (4, 16)
+    assert {t.propensity for t in arms["random"]} == {4 / 60}
+    texts = {one.id: one.text for group in RESPONSES.values() for one in group}
+    unsure = [any(texts[r].split()[1] in "23" for r in t.response_ids) for t in arms[strategy]]
+    assert np.mean(unsure) > 0.9
+    assert batch.gain.value > 0
+    assert batch.gain.low < batch.gain.value < batch.gain.high
+
+
+def test_a_random_batch_has_no_gain_to_report():
+    batch = chosen(strategy="random")
+    assert {task.strategy for task in batch.tasks} == {"random"}
+    assert {task.propensity for task in batch.tasks} == {20 / 60}
+    assert batch.gain.value is None
+    assert "every question is random" in batch.gain.method
+
+
+def test_a_budget_of_time_is_kept_and_the_random_arm_whole():
+    all_of_it = chosen(n_tasks=60)
+    batch = chosen(n_tasks=None, seconds=60.0)
+    texts = {one.id: one.text for group in RESPONSES.values() for one in group}
+
+    def seconds(task):
+        words = len(PROMPTS[task.prompt_id].text.split()) + sum(len(texts[r].split()) for r in task.response_ids)
+        return 2 + 0.25 * words
+
+    assert sum(map(seconds, batch.tasks)) <= 60
+    assert 5 < len(batch.tasks) < len(all_of_it.tasks)
+    assert batch.n_random >= 0.1 * len(batch.tasks)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("200", (200, None)), ("3600s", (None, 3600.0)), ("90m", (None, 5400.0)), ("1.5h", (None, 5400.0))],
+)
+def test_budgets_are_questions_or_time(text, expected):
+    assert parse_budget(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "0", "-3", "2.5", "soon", "10d", "nan"])
+def test_what_is_no_budget_is_one_clear_line(text):
+    with pytest.raises(ConfigError, match="expected a number of questions"):
+        parse_budget(text)
+
+
+def test_what_cannot_be_chosen_is_one_clear_line():
+    with pytest.raises(ConfigError, match="--strategy entropy: expected one of random, bald, variance"):
+        chosen(strategy="entropy")
+    with pytest.raises(InputError, match="no two different responses"):
+        choose_comparisons(scorer, PROMPTS, {}, np.random.default_rng(0), strategy="bald", n_tasks=1)
+    with pytest.raises(ConfigError, match="without a reward model"):
+        Asking(strategy="bald")
+    assert dataclasses.replace(Asking(), strategy="random").reward is None

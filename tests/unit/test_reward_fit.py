@@ -1,0 +1,101 @@
+"""The three posteriors: trained, scored as one, saved and loaded; draws that are the posterior's."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from karat.belief import mean_score
+from karat.errors import CheckpointError, ConfigError
+from karat.lm.load import load_lm
+from karat.records import user_prompt
+from karat.reward.bayes import load_last_layer
+from karat.reward.fit import fit_reward, save_fitted
+from karat.reward.model import HeadConfig
+from karat.reward.score import load_scorer
+from karat.reward.settings import EnsembleConfig, LaplaceConfig
+from karat.reward.train import RewardConfig
+from karat.reward.trunk import DecoderTrunk
+from reward_worlds import planted_votes
+from tiny_models import tiny_checkpoint
+
+CONFIG = RewardConfig(
+    heads=HeadConfig(n_heads=2, length_term=True), learning_rate=3e-3, head_learning_rate=1e-2, n_refits=1,
+    ensemble=EnsembleConfig(models=2), laplace=LaplaceConfig(n_draws=64),
+)  # fmt: skip
+PROMPTS = [user_prompt("q1"), user_prompt("q1"), user_prompt("another question")]
+TEXTS = ["abc", "aaaa bb", "b"]
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    path = tiny_checkpoint("qwen3", tmp_path_factory.mktemp("qwen"))
+    votes, prompts, responses = planted_votes(4, n_raters=6)
+
+    def work(kind):
+        config = dataclasses.replace(CONFIG, posterior=kind)
+        return fit_reward(
+            lambda: DecoderTrunk(load_lm(path, for_training=True)), votes, prompts, responses, config=config, seed=0
+        )
+
+    return {kind: work(kind) for kind in ("heads", "laplace", "ensemble")}
+
+
+@pytest.mark.parametrize(("kind", "n_draws"), [("heads", 2), ("laplace", 64), ("ensemble", 4)])
+def test_each_posterior_is_saved_and_loaded_as_one_scorer_of_joint_draws(fitted, tmp_path, kind, n_draws):
+    one = fitted[kind]
+    path = save_fitted(one, tmp_path / "rm", metadata={"run_id": "r1"})
+    before, after = one.scorer(PROMPTS, TEXTS), load_scorer(path)(PROMPTS, TEXTS)
+    assert before.draws.shape[:2] == (n_draws, 3)
+    assert torch.allclose(before.draws, after.draws, atol=1e-4)
+    assert torch.allclose(before.reference, after.reference, atol=1e-5)
+    assert load_scorer(path).vote_model == one.vote_model
+    assert load_scorer(path).scale == one.scorer.scale
+    card = json.loads((path / "reward_card.json").read_text())
+    assert card["posterior"]["kind"] == kind
+    assert card["metadata"] == {"run_id": "r1"}
+    with_references = one.scorer.with_references(PROMPTS[:2], TEXTS[:2])(PROMPTS, TEXTS)
+    own = with_references.draws[:, :2, 0].mean(1)
+    assert torch.allclose(with_references.reference[:, with_references.prompt_index[0], 0], own, atol=1e-4)
+
+
+def test_draws_of_the_last_layer_have_its_mean_and_spread(fitted, tmp_path):
+    one = fitted["laplace"]
+    path = save_fitted(one, tmp_path / "rm", metadata={})
+    posterior = load_last_layer(path)
+    assert posterior.mean == pytest.approx(one.last_layer.mean)
+    assert 0 < posterior.n_effective < len(posterior.mean)
+    items = one.scorer.model.trunk.encode(PROMPTS, TEXTS)
+    with torch.no_grad():
+        phi = one.scorer.model.features(items, token_budget=4096).double().numpy()
+    phi = np.concatenate([phi, np.log1p([[len(t)] for t in TEXTS])], axis=1)
+    belief = one.scorer(PROMPTS, TEXTS)
+    assert mean_score(belief).numpy() == pytest.approx(phi @ posterior.mean, abs=1e-4)
+    delta = (belief.draws[:, 0, 0] - belief.draws[:, 1, 0]).double().numpy()
+    # 32 independent draws: the standard deviation of their spread is 1/√64 of it; 4 of them either way
+    ratio = delta.std() / np.sqrt(posterior.variance(phi[:1] - phi[1:2])[0])
+    assert 0.5 < ratio < 1.5
+    with pytest.raises(CheckpointError, match="posterior: laplace"):
+        load_last_layer(tmp_path)
+
+
+def test_members_of_an_ensemble_differ_and_are_scored_side_by_side(fitted):
+    one = fitted["ensemble"]
+    first, second = (member(PROMPTS, TEXTS).draws for member in one.scorer.members)
+    assert not torch.allclose(first, second, atol=1e-3)
+    assert torch.equal(one.scorer(PROMPTS, TEXTS).draws, torch.cat([first, second]))
+    assert one.metrics["n_models"] == 2
+    assert any(finding.name == "reward.ensemble" for finding in one.findings)
+
+
+def test_what_cannot_be_is_one_clear_line():
+    with pytest.raises(ConfigError, match="models=1; expected at least 2"):
+        EnsembleConfig(models=1)
+    with pytest.raises(ConfigError, match="n_draws=7"):
+        LaplaceConfig(n_draws=7)
+    with pytest.raises(ConfigError, match=r"prior_precision=-1\.0"):
+        LaplaceConfig(prior_precision=-1.0)

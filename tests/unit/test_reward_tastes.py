@@ -1,0 +1,81 @@
+"""A population of tastes: the overdispersed likelihood against an integral, planted spreads, honest certainty."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.integrate import quad
+
+from karat.reward.last_layer import Observations, fit_last_layer, ordinal_derivatives
+from karat.reward.tastes import fit_population, overdispersed, taste_variance
+
+
+def answers_of(level):
+    def derivatives(eta, rows):
+        return ordinal_derivatives(eta, level[rows], np.zeros(len(rows)), np.zeros(1))
+
+    n = len(level)
+    return Observations(np.arange(n), np.full(n, -1), np.ones(n), np.zeros(n), derivatives)
+
+
+def crowd(taste_sd, *, n_raters=40, n_each=30, d=4, seed=0):
+    """Raters with weights around a planted mean."""
+    rng = np.random.default_rng(seed)
+    mean = rng.standard_normal(d)
+    own = mean + taste_sd * rng.standard_normal((n_raters, d))
+    who = np.repeat(np.arange(n_raters), n_each)
+    delta = rng.standard_normal((n_raters * n_each, d))
+    eta = (delta * own[who]).sum(1)
+    level = (rng.random(len(eta)) < 1 / (1 + np.exp(-eta))).astype(int)
+    return delta, answers_of(level), who, mean
+
+
+def test_an_overdispersed_answer_is_the_integral_over_tastes_and_its_slopes_are_derivatives():
+    level, spread, h = np.array([0, 1, 1]), np.array([0.7, 1.5, 0.0]), 1e-4
+    plain = answers_of(level)
+    wide = overdispersed(plain, spread)
+    eta, rows = np.array([0.3, -1.0, 2.0]), np.arange(3)
+    value, first, curvature, working = wide.derivatives(eta, rows)
+    for i in range(3):
+        sign = 2 * level[i] - 1
+
+        def density(z, i=i, sign=sign):
+            p = 1 / (1 + np.exp(-sign * (eta[i] + spread[i] * z)))
+            return p * np.exp(-z * z / 2) / np.sqrt(2 * np.pi)
+
+        assert value[i] == pytest.approx(np.log(quad(density, -10, 10)[0]), abs=1e-6)
+    up, down = wide.derivatives(eta + h, rows), wide.derivatives(eta - h, rows)
+    assert first == pytest.approx((up[0] - down[0]) / (2 * h), abs=1e-6)
+    assert curvature == pytest.approx(-(up[1] - down[1]) / (2 * h), abs=1e-6)
+    assert (working >= curvature - 1e-12).all()
+    assert overdispersed(plain, np.zeros(3)) is plain
+
+
+def test_the_spread_of_tastes_is_recovered_and_none_is_found_where_there_is_none():
+    found = {}
+    for taste_sd in (0.0, 0.8):
+        values = []
+        for seed in range(6):
+            delta, answers, who, mean = crowd(taste_sd, seed=seed)
+            values.append(taste_variance(delta, answers, who, mean))
+        found[taste_sd] = float(np.mean(values))
+    # 6 crowds of 40 raters and 4 features: the relative standard error of a variance is about √(2/960) plus noise
+    assert found[0.0] < 0.06
+    assert 0.64 * 0.7 < found[0.8] < 0.64 * 1.3
+
+
+def test_with_tastes_the_mean_is_less_shrunk_and_less_certain():
+    length = {"one taste": [], "population": []}
+    inside = {"one taste": [], "population": []}
+    for seed in range(6):
+        delta, answers, who, mean = crowd(1.2, seed=100 + seed)
+        for name, fit in (
+            ("one taste", fit_last_layer(delta, [answers], prior_precision=1.0)),
+            ("population", fit_population(delta, answers, who, prior_precision=1.0, averaged=False).posterior),
+        ):
+            length[name].append(fit.mean @ mean / (mean @ mean))
+            test = np.random.default_rng(seed).standard_normal((50, 4))
+            inside[name].append((np.abs(test @ (fit.mean - mean)) <= 1.645 * np.sqrt(fit.variance(test))).mean())
+    assert np.mean(length["one taste"]) < 0.85
+    assert np.mean(length["population"]) > np.mean(length["one taste"]) + 0.08
+    assert np.mean(inside["population"]) > np.mean(inside["one taste"]) + 0.2
