@@ -1,7 +1,7 @@
-"""How the KL coefficient β changes over the run.
+"""How the KL coefficient β, and the price λ of a constraint, change over the run.
 
-The unit of every KL here is nats per sequence. Both controllers have `coef`, `update` and a plain-JSON state that
-belongs to the checkpoint. Knows nothing about how KL is estimated.
+The unit of every KL here is nats per sequence. Each controller has `coef`, `update` and a plain-JSON state that belongs
+to the checkpoint. Knows nothing about how KL or cost is estimated.
 """
 
 from __future__ import annotations
@@ -93,6 +93,43 @@ class AdaptiveKL:
 
     def state_dict(self) -> dict[str, Any]:
         """{"coef": β}; target and horizon are configuration."""
+        return {"coef": self.coef}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the values of `state_dict`."""
+        self.coef = float(state["coef"])
+
+
+class LagrangeMultiplier:
+    """The price λ that keeps a mean cost at or below its limit.
+
+        λ ← max(0, λ + η·(mean cost − limit))
+
+    At rest either λ = 0 and the limit is not reached, or the mean cost equals the limit (complementary slackness).
+
+    Source: Dai et al. 2023, arXiv:2310.12773 eq. 11 (safe RLHF).
+    Differs: projected ascent on λ itself, where safe-rlhf ascends log λ and never reaches 0; the reward is not divided
+        by 1 + λ, so that β keeps its meaning.
+    """
+
+    def __init__(self, coef: float, *, limit: float, learning_rate: float, largest: float = math.inf) -> None:
+        self.coef = _positive("LagrangeMultiplier", "coef", coef, zero=True)
+        self.learning_rate = _positive("LagrangeMultiplier", "learning_rate", learning_rate)
+        if not math.isfinite(limit) or not largest > 0:
+            raise ConfigError(f"LagrangeMultiplier: found limit={limit}, largest={largest}; expected finite and > 0")
+        self.limit, self.largest = float(limit), float(largest)
+
+    def update(self, mean_cost: float) -> None:
+        """One step on the mean cost of a rollout.
+
+        Raises: InputError for a cost that is not finite.
+        """
+        if not math.isfinite(mean_cost):
+            raise InputError(f"LagrangeMultiplier: found the mean cost {mean_cost}; expected a finite number")
+        self.coef = min(max(0.0, self.coef + self.learning_rate * (mean_cost - self.limit)), self.largest)
+
+    def state_dict(self) -> dict[str, Any]:
+        """{"coef": λ}; limit and learning rate are configuration."""
         return {"coef": self.coef}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -1,18 +1,20 @@
-"""The two losses of PPO, as sums over counted tokens divided by a denominator that the caller states.
+"""The losses of the online methods, as sums over counted tokens divided by a denominator that the caller states.
 
-The denominator is the number of counted tokens of the *whole* minibatch, so that cutting the minibatch into
-micro-batches changes nothing. Pure; knows nothing about models, rollouts or optimisers.
+The denominator is a figure of the *whole* minibatch (its counted tokens, its responses), so that cutting the minibatch
+into micro-batches changes nothing. The entries may be tokens or whole responses: a ratio of whole responses is that of
+their summed log-probabilities. Pure; knows nothing about models, rollouts or optimisers.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from karat.errors import ConfigError, InputError
+from karat.policy.kl import ESTIMATORS
 
 CLIP_RANGE = 0.2  # Schulman et al. 2017 table 3; openai/lm-human-preferences@cbfd210 train_policy.py `cliprange`
 LOG_RATIO_LIMIT = 20.0
@@ -51,7 +53,7 @@ def ppo_policy_loss(
     response_mask: Bool[Tensor, "*shape"],
     *,
     denominator: float,
-    clip_range: float = CLIP_RANGE,
+    clip_range: float | None = CLIP_RANGE,
     dual_clip: float | None = None,
 ) -> PolicyLoss:
     """The clipped surrogate of PPO.
@@ -65,16 +67,17 @@ def ppo_policy_loss(
         advantages: Â per token, usually whitened over the batch.
         response_mask: True = counts.
         denominator: counted tokens of the whole minibatch, > 0.
-        clip_range: ε in (0, 1).    dual_clip: c > 1 bounds the loss of bad tokens that became likely; None = off.
+        clip_range: ε in (0, 1); None = no clip, the plain importance-weighted policy gradient.
+        dual_clip: c > 1 bounds the loss of bad tokens that became likely; None = off.
     Returns: PolicyLoss.
     Raises: InputError for shapes that differ or a denominator ≤ 0; ConfigError for ε or c out of range.
     Source: Schulman et al. 2017, arXiv:1707.06347 eq. 7; dual clip Ye et al. 2020, arXiv:1912.09729 eq. 5.
     Differs: log-ratio clamped before exp (`LOG_RATIO_LIMIT`); sums are divided by a stated denominator.
     """
     _check(logprobs, response_mask, denominator, "ppo_policy_loss", old_logprobs, advantages)
-    if not 0 < clip_range < 1 or (dual_clip is not None and dual_clip <= 1):
+    if (clip_range is not None and not 0 < clip_range < 1) or (dual_clip is not None and dual_clip <= 1):
         raise ConfigError(
-            f"ppo_policy_loss: found clip_range={clip_range}, dual_clip={dual_clip}; expected (0, 1) and > 1 or None"
+            f"ppo_policy_loss: found clip_range={clip_range}, dual_clip={dual_clip}; expected (0, 1) or None and > 1 or None"
         )
     zeros = torch.zeros_like(logprobs)
     # Masked entries become 0 before exp: an inf or nan in padding would otherwise reach the gradient as 0·inf.
@@ -82,7 +85,7 @@ def ppo_policy_loss(
     ratio = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
     advantages = torch.where(response_mask, advantages, zeros)
     plain = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
+    clipped = plain if clip_range is None else -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
     token_loss = torch.maximum(plain, clipped)
     chosen_clip = clipped > plain
     if dual_clip is not None:
@@ -137,6 +140,61 @@ def ppo_value_loss(
         n_clipped = (clipped > square).sum().float()
         square = torch.maximum(square, clipped)
     return ValueLoss(0.5 * square.sum() / denominator, n_clipped)
+
+
+class PenaltyLoss(NamedTuple):
+    """A KL penalty as a loss."""
+
+    loss: Float[Tensor, ""]
+    """Σ w·sg(ρ)·k / denominator; carries the gradient."""
+    kl_sum: Float[Tensor, ""]
+    """Σ sg(ρ)·k over counted entries, unclamped."""
+
+
+def kl_penalty_loss(
+    logprobs: Float[Tensor, "*shape"],
+    old_logprobs: Float[Tensor, "*shape"],
+    ref_logprobs: Float[Tensor, "*shape"],
+    response_mask: Bool[Tensor, "*shape"],
+    *,
+    estimator: Literal["k2", "k3"],
+    denominator: float,
+    importance: bool = True,
+    weights: Float[Tensor, "*shape"] | None = None,
+) -> PenaltyLoss:
+    """KL(π ‖ π_ref) as a loss on entries that another version of the policy drew.
+
+        k2: ½(log π − log π_ref)²      k3: π_ref/π − 1 − log(π_ref/π)      ρ = exp(clamp(log π − log π_old, ±20)), detached
+        loss = Σ m·w·sg(ρ)·k / denominator
+
+    k2's expected gradient is that of KL(π ‖ π_ref): over whole responses that of the KL of responses, over tokens that
+    of the token KLs at the prefixes drawn, without what a token changes about later prefixes. k3's is that of
+    KL(π_ref ‖ π), another divergence; it is here for parity with GRPO. k1 has none in expectation and is refused.
+
+    Args:
+        logprobs: log π of what was drawn, of tokens or of whole responses; carries the gradient.
+        old_logprobs: under the policy that drew.    ref_logprobs: under the reference.    response_mask: True = counts.
+        denominator: > 0.    importance: False = ρ is left out (GRPO as published), biased once π has moved.
+        weights: w of each entry, ≥ 0 (1/length for means over responses); None = 1.
+    Raises: ConfigError for another estimator; InputError for shapes that differ or a denominator ≤ 0.
+    Source: Schulman 2020, joschu.net/blog/kl-approx.html (the estimators); GRPO, arXiv:2402.03300 eq. 4 (k3 as a loss).
+    """
+    _check(logprobs, response_mask, denominator, "kl_penalty_loss", old_logprobs, ref_logprobs)
+    if estimator not in ("k2", "k3"):
+        raise ConfigError(
+            f"kl_penalty_loss: found the estimator {estimator!r}; expected k2 or k3 (the gradient of k1 is 0 in expectation)"
+        )
+    zeros = torch.zeros_like(logprobs)
+    # Masked entries become 0 first: an inf in padding would otherwise reach the gradient as 0·inf.
+    new = torch.where(response_mask, logprobs, zeros)
+    ref = torch.where(response_mask, ref_logprobs, zeros)
+    per_entry = ESTIMATORS[estimator](new, ref)
+    if importance:
+        moved = torch.where(response_mask, logprobs - old_logprobs, zeros).detach()
+        per_entry = per_entry * moved.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+    per_entry = torch.where(response_mask, per_entry, zeros)
+    weighted = per_entry if weights is None else torch.where(response_mask, weights * per_entry, zeros)
+    return PenaltyLoss(weighted.sum() / denominator, per_entry.detach().sum())
 
 
 def _check(first: Tensor, mask: Tensor, denominator: float, caller: str, *others: Tensor) -> None:
