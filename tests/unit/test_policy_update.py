@@ -8,17 +8,10 @@ import torch
 
 from karat.errors import InvariantError
 from karat.policy.advantages import Advantages
+from karat.policy.epochs import StepCounts, UpdateStats, check_optimiser_steps
 from karat.policy.ppo import _train_state, rollout_advantages, rollout_rewards
 from karat.policy.settings import PPOConfig, RolloutSettings, UpdateSettings, ValueSettings
-from karat.policy.update import (
-    StepCounts,
-    UpdateStats,
-    _Update,
-    check_optimiser_steps,
-    cut_minibatch,
-    minibatch_losses,
-    update_on_rollout,
-)
+from karat.policy.update import _Update, cut_minibatch, minibatch_losses, update_on_rollout
 from policy_toys import toy_actor, toy_rollout
 
 RATES = {"policy": 1e-3, "critic": 1e-3}

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from karat.errors import ConfigError, InvariantError, LedgerError
 
 CHECKPOINT_FORMAT = 1
+MOST_NAMED = 5  # differing keys in one message
 
 
 class Stateful(Protocol):
@@ -88,6 +89,7 @@ def run_loop(
     *,
     directory: Path | None = None,
     fingerprint: str = "",
+    identity: Mapping[str, Any] | None = None,
     reporters: Sequence[Reporter] = (),
     should_stop: Callable[[int, Mapping[str, float]], str | None] | None = None,
 ) -> str | None:
@@ -97,13 +99,14 @@ def run_loop(
         step: does step i and returns its metrics; draws only from generators seeded by (seed, i).
         directory: where checkpoints live; None = no checkpoints and no resume.
         fingerprint: identifies configuration and inputs; a checkpoint with another one is refused.
+        identity: the plain values behind the fingerprint, so that a refusal can name what differs; None = not kept.
         should_stop: called after each step; a reason (text) ends the loop early.
     Returns: the reason for stopping early, or None.
     Raises: LedgerError for a checkpoint of another configuration.
     """
     stopped = None
     if directory is not None:
-        stopped = resume(state, directory, fingerprint)
+        stopped = resume(state, directory, fingerprint, identity=identity)
     while state.step < config.n_steps and stopped is None:
         metrics = step(state.step)
         state.step += 1
@@ -113,7 +116,7 @@ def run_loop(
         stopped = should_stop(state.step, metrics) if should_stop else None
         due = config.checkpoint_every and state.step % config.checkpoint_every == 0
         if directory is not None and (due or stopped or (config.checkpoint_every and state.step == config.n_steps)):
-            save_checkpoint(state, directory, fingerprint, stopped=stopped)
+            save_checkpoint(state, directory, fingerprint, stopped=stopped, identity=identity)
     return stopped
 
 
@@ -172,7 +175,14 @@ def linear_warmup_decay(step: int, *, n_steps: int, peak: float, n_warmup: int =
     return peak * (1 - (1 - final_frac) * progress)
 
 
-def save_checkpoint(state: TrainState, directory: Path, fingerprint: str, *, stopped: str | None = None) -> Path:
+def save_checkpoint(
+    state: TrainState,
+    directory: Path,
+    fingerprint: str,
+    *,
+    stopped: str | None = None,
+    identity: Mapping[str, Any] | None = None,
+) -> Path:
     """Write the state as `step-<n>`, complete or not at all, and drop the older ones.
 
     Tensors are safetensors, the rest is JSON; nothing is pickled.
@@ -185,6 +195,7 @@ def save_checkpoint(state: TrainState, directory: Path, fingerprint: str, *, sto
     plain: dict[str, Any] = {
         "format": CHECKPOINT_FORMAT,
         "fingerprint": fingerprint,
+        "identity": identity,
         "step": state.step,
         "n_skipped": state.n_skipped,
         "stopped": stopped,
@@ -211,7 +222,9 @@ def newest_step(directory: Path) -> int:
     return int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
 
 
-def resume(state: TrainState, directory: Path, fingerprint: str) -> str | None:
+def resume(
+    state: TrainState, directory: Path, fingerprint: str, *, identity: Mapping[str, Any] | None = None
+) -> str | None:
     """Take over the newest checkpoint in `directory`, if any; returns why that run stopped early, or None.
 
     Raises: LedgerError when the checkpoint belongs to another configuration or format.
@@ -222,9 +235,15 @@ def resume(state: TrainState, directory: Path, fingerprint: str) -> str | None:
     newest = checkpoints[-1]
     plain = json.loads((newest / "state.json").read_text(encoding="utf-8"))
     if plain["format"] != CHECKPOINT_FORMAT or plain["fingerprint"] != fingerprint:
+        differing = differences(plain.get("identity") or {}, identity or {})
+        found = (
+            "; ".join(differing[:MOST_NAMED])
+            or f"found {plain['fingerprint'] or 'none'}, expected {fingerprint or 'none'}"
+        )
+        more = f" and {len(differing) - MOST_NAMED} more" if len(differing) > MOST_NAMED else ""
         raise LedgerError(
-            f"{newest}: written under another configuration (found {plain['fingerprint'] or 'none'}, expected "
-            f"{fingerprint or 'none'}); remove the directory to start again, or restore the configuration"
+            f"{newest}: written under another configuration ({found}{more}); remove the directory to start again, or "
+            "restore the configuration"
         )
     for name, module in state.modules.items():
         saved = load_file(newest / f"{name}.module")
@@ -237,6 +256,27 @@ def resume(state: TrainState, directory: Path, fingerprint: str) -> str | None:
         controller.load_state_dict(plain["controllers"][name])
     state.step, state.n_skipped = plain["step"], plain["n_skipped"]
     return plain["stopped"]
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], *, at: str = "") -> list[str]:
+    """What differs between two nested mappings of plain values, each as `key: value there, value here`.
+
+    >>> differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})
+    ['a.b: 1 there, 3 here']
+    """
+    found = []
+    for key in sorted({*there, *here}):
+        one, other, name = there.get(key), here.get(key), f"{at}.{key}" if at else str(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found += differences(one, other, at=name)
+        elif json.dumps(one) != json.dumps(other):  # tuples come back as lists
+            found.append(f"{name}: {_shortened(one)} there, {_shortened(other)} here")
+    return found
+
+
+def _shortened(value: Any) -> str:
+    text = "absent" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def _saved(module: nn.Module) -> dict[str, Tensor]:

@@ -309,3 +309,8 @@ def rows_of(
 def flat_of(rows: Tensor, batch: Batch) -> Tensor:
     """The entries of `rows` [B, T] (caller's numbering) that belong to the response tokens of `batch`, as [n]."""
     return rows[batch.branch_id[batch.branch_of], batch.offset_of]
+
+
+def branch_sums(flat: Float[Tensor, " n"], batch: Batch) -> Float[Tensor, " B"]:
+    """The sum over each branch of per-token values in batch order; branches in row order. Differentiable."""
+    return flat.new_zeros(batch.lengths.shape[0]).index_add(0, batch.branch_of, flat)

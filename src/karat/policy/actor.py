@@ -1,4 +1,4 @@
-"""The networks of PPO: policy, critic and reference, and the one forward pass that serves policy and critic together.
+"""The networks: policy, reference and, for PPO, a critic; and the one forward pass that serves policy and critic together.
 
 Knows models and batches of trees; knows nothing about rewards, advantages or losses.
 """
@@ -20,6 +20,16 @@ from karat.lm.heads import ScalarHead
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import hidden_states, response_logprobs, token_logprobs, trunk_of
 from karat.lm.trees import Tree, TreeBatch, pack_trees
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What runs forward in the methods without a critic."""
+
+    lm: LoadedLM
+    """The policy, trained in place."""
+    reference: nn.Module | None
+    """Frozen copy of the policy as it started; None = the policy with its adapter off."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +71,23 @@ def build_actor(lm: LoadedLM, *, critic: nn.Module | None, zero_head: bool, gene
         zero_head: True = the head starts at 0; False = N(0, 1/√(d+1)), drawn from the generator.
     Raises: ConfigError when no parameter of the policy is trainable.
     """
+    policy = build_policy(lm)
+    trunk = trunk_of(lm.model) if critic is None else trunk_of(critic)
+    head = ScalarHead(trunk.config.get_text_config().hidden_size, 1, generator=None if zero_head else generator)
+    head.to(device=lm.model.device, dtype=torch.float64 if lm.model.dtype == torch.float64 else torch.float32)
+    return ActorCritic(lm, head, critic, policy.reference)
+
+
+def build_policy(lm: LoadedLM) -> Policy:
+    """Policy and reference around a loaded model: its adapter switched off where it has one, else a frozen copy.
+
+    Raises: ConfigError when no parameter of the policy is trainable.
+    """
     if not any(parameter.requires_grad for parameter in lm.model.parameters()):
         raise ConfigError(
             f"{lm.path}: found no trainable parameter; expected load_lm(…, for_training=True) or add_lora"
         )
-    trunk = trunk_of(lm.model) if critic is None else trunk_of(critic)
-    head = ScalarHead(trunk.config.get_text_config().hidden_size, 1, generator=None if zero_head else generator)
-    head.to(device=lm.model.device, dtype=torch.float64 if lm.model.dtype == torch.float64 else torch.float32)
-    reference = None if isinstance(lm.model, PeftModel) else copy.deepcopy(lm.model).requires_grad_(False).eval()
-    return ActorCritic(lm, head, critic, reference)
+    return Policy(lm, None if isinstance(lm.model, PeftModel) else copy.deepcopy(lm.model).requires_grad_(False).eval())
 
 
 def pack(trees: Sequence[Tree], token_budget: int, device: torch.device) -> list[TreeBatch]:
@@ -110,7 +128,7 @@ def token_values(actor: ActorCritic, batch: TreeBatch) -> Float[Tensor, " n"]:
     return head_values(actor, hidden)
 
 
-def reference_logprobs(actor: ActorCritic, batch: TreeBatch, *, temperature: float) -> Float[Tensor, " n"]:
+def reference_logprobs(actor: ActorCritic | Policy, batch: TreeBatch, *, temperature: float) -> Float[Tensor, " n"]:
     """log π_ref of the response tokens, without gradient."""
     with torch.no_grad():
         if actor.reference is not None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from karat.errors import InputError
 from karat.overopt import best_of_n_kl, best_of_n_kl_bound
-from karat.policy.scores import checked_scores
+from karat.policy.scores import score_responses
 from karat.records import Prompt, Sampler, ScoreFn
 
 
@@ -59,7 +59,7 @@ def best_of_n(
     candidates = [tuple(texts) for texts in sampler(prompts, n_samples=n_samples, seed=seed)]
     flat_prompts = [prompt for prompt, texts in zip(prompts, candidates, strict=True) for _ in texts]
     flat_texts = [text for texts in candidates for text in texts]
-    flat = checked_scores(score_fn(flat_prompts, flat_texts), flat_prompts, flat_texts)
+    flat = score_responses(score_fn, flat_prompts, flat_texts)
     rows = [tuple(flat[i : i + n_samples]) for i in range(0, len(flat), n_samples)]
     estimate = sum(best_of_n_kl(row, n) for row in rows) / len(rows)
     chosen = [max(range(n), key=row.__getitem__) for row in rows]

@@ -13,11 +13,14 @@ from karat.policy.rollout import Rollout
 from karat.tensors import masked_mean
 
 
-def rollout_metrics(rollout: Rollout, paid: Tensor, kl: KlSummary, targets: Advantages) -> dict[str, float]:
+def rollout_metrics(
+    rollout: Rollout, paid: Tensor, kl: KlSummary, targets: Advantages | None = None
+) -> dict[str, float]:
     """Score, KL, entropy, value and length figures of a rollout, all over counted tokens or responses.
 
     Args:
-        paid: scores after clipping and the rule for truncated responses.    targets: returns not whitened.
+        paid: scores after clipping and the rule for truncated responses.
+        targets: returns not whitened; None = there is no critic.
     """
     mask, lengths = rollout.response_mask, rollout.lengths.float()
     gap_max, gap_mean = rollout.sampler_gap
@@ -34,8 +37,6 @@ def rollout_metrics(rollout: Rollout, paid: Tensor, kl: KlSummary, targets: Adva
         "policy/entropy_estimate": -float(masked_mean(rollout.logprobs, mask)),
         "policy/sampler_gap_max": gap_max,
         "policy/sampler_gap_mean": gap_mean,
-        "value/mean": float(masked_mean(rollout.values, mask)),
-        "value/return_mean": float(masked_mean(targets.returns, mask)),
         "response/length_mean": float(lengths.mean()),
         "response/length_max": float(lengths.max()),
         "response/stopped_frac": float(rollout.stopped_mask.float().mean()),
@@ -43,6 +44,10 @@ def rollout_metrics(rollout: Rollout, paid: Tensor, kl: KlSummary, targets: Adva
     }
     if rollout.entropy is not None:
         metrics["policy/entropy"] = float(masked_mean(rollout.entropy, mask))
+    if targets is None or rollout.values is None:
+        return metrics
+    metrics["value/mean"] = float(masked_mean(rollout.values, mask))
+    metrics["value/return_mean"] = float(masked_mean(targets.returns, mask))
     explained = explained_variance(rollout.values, targets.returns, mask)
     if explained is not None:
         metrics["value/explained_variance"] = explained

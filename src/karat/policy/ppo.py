@@ -6,9 +6,8 @@ Reads top to bottom in the order things happen. Gets scores as a `ScoreFn` and k
 from __future__ import annotations
 
 import copy
-import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,29 +15,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from karat.config import plain
 from karat.errors import ConfigError, InputError, InvariantError
-from karat.identity import content_id
-from karat.lm.adapters import merged
-from karat.lm.load import LoadedLM, save_lm
+from karat.lm.load import LoadedLM
 from karat.lm.logprobs import trunk_of
-from karat.lm.loop import LoopConfig, Reporter, TrainState, check_skipped, linear_warmup_decay, run_loop
+from karat.lm.loop import Reporter, TrainState, linear_warmup_decay
 from karat.policy.actor import ActorCritic, build_actor
 from karat.policy.advantages import Advantages, gae_advantages
-from karat.policy.controllers import AdaptiveKL, FixedKL, KLController
+from karat.policy.beside import Beside, check_beside, data_losses, dense_rewards, response_costs
+from karat.policy.controllers import AdaptiveKL, FixedKL
+from karat.policy.course import Around, Evaluate, Rhythm, identity_of, prompt_batch, prompt_ids, run_course
+from karat.policy.epochs import CRITIC, POLICY, StepCounts, check_optimiser_steps, check_steps
 from karat.policy.kl import kl_summary
 from karat.policy.metrics import rollout_metrics
-from karat.policy.rollout import Rollout, collect_rollout
-from karat.policy.settings import PPOConfig, RewardSettings
-from karat.policy.shaping import final_scores, token_rewards
-from karat.policy.update import CRITIC, POLICY, StepCounts, check_optimiser_steps, update_on_rollout
-from karat.policy.watcher import Watcher, WatchRules
+from karat.policy.rollout import Rollout, check_start_at_reference, collect_rollout, paid_scores
+from karat.policy.settings import PPOConfig
+from karat.policy.shaping import token_rewards
+from karat.policy.update import update_on_rollout
+from karat.policy.watcher import Watcher
 from karat.records import Prompt, ScoreFn
 from karat.seeding import child_seed, torch_generator
 from karat.tensors import whiten
-
-Evaluate = Callable[[LoadedLM, int], Mapping[str, float]]
-"""evaluate(policy, finished iterations) → figures to log and to watch, e.g. {"validation/lower_bound": 0.3}."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +69,7 @@ def train_ppo(
     watcher: Watcher | None = None,
     evaluate: Evaluate | None = None,
     critic: nn.Module | None = None,
+    beside: Beside | None = None,
 ) -> PPOResult:
     """Train a policy by PPO with a KL penalty against itself as it started.
 
@@ -88,51 +85,46 @@ def train_ppo(
         watcher: keeps the best policy and stops by its rules.
         evaluate: called before the first and after every `evaluate_every`-th iteration and after the last.
         critic: trunk for a separate critic (a reward model's, say), trained in place; None = a copy of the policy.
+        beside: a cost to keep below a limit, rewards inside a response, demonstrations for `update.ptx_coef`.
     Returns: PPOResult.
     Raises: InvariantError where the run is not what it claims; ConfigError, InputError, LedgerError as their names say.
     Source: Ziegler et al. 2019, arXiv:1909.08593; Huang et al. 2024, arXiv:2403.17031; docs/decisions/0002.
     """
+    beside = beside or Beside()
     # 1. the networks and their optimisers
-    _check_inputs(prompts, config, critic)
-    fingerprint = _fingerprint(lm, prompts, config, seed, critic)
+    _check_inputs(prompts, config, critic, beside)
+    inputs = {"prompts": prompt_ids(prompts)} | beside.inputs
+    identity = identity_of(config, seed, inputs, lm.model, critic)
     actor = build_actor(
         lm,
         critic=_critic_trunk(lm, config, critic),
         zero_head=config.value.zero_head,
         generator=torch_generator(seed, "ppo", "value head"),
     )
-    controller = _controller(config.reward)
-    watcher = watcher or Watcher(WatchRules())
-    state = _train_state(actor, config, {"kl": controller, "steps": StepCounts(), "watcher": watcher})
-    last: dict[str, float] = {}
+    controllers = {"kl": config.reward.controller(), "steps": StepCounts()}
+    if config.constraint is not None:
+        controllers["cost"] = config.constraint.multiplier()
+    state = _train_state(actor, config, controllers)
 
-    def save(path: Path) -> None:
-        save_lm(merged(lm), path, metadata={"recipe": "ppo", "fingerprint": fingerprint})
-
-    def step(iteration: int) -> Mapping[str, float]:
-        if iteration == 0 and evaluate is not None:
-            _observe_start(evaluate(lm, 0), watcher, reporters, save)
-        metrics = ppo_iteration(actor, state, prompts, score_fn, config, iteration=iteration, seed=seed)
-        if evaluate is not None:
-            metrics |= _validation(evaluate, lm, config, iteration + 1)
-        last.clear()
-        last.update(metrics)
-        return metrics
+    def step(iteration: int) -> dict[str, float]:
+        return ppo_iteration(actor, state, prompts, score_fn, config, iteration=iteration, seed=seed, beside=beside)
 
     # 2. the iterations
-    reason = run_loop(
+    ended = run_course(
+        "ppo",
+        lm,
         state,
         step,
-        LoopConfig(config.n_iterations, checkpoint_every=config.checkpoint_every),
-        directory=directory,
-        fingerprint=fingerprint,
-        reporters=reporters,
-        should_stop=lambda done, metrics: watcher.observe(done, metrics, save),
+        Rhythm(config.n_iterations, config.checkpoint_every, config.evaluate_every),
+        around=Around(directory, reporters, watcher, evaluate),
+        identity=identity,
     )
     # 3. the recipe did what it says
     ended_early = config.update.max_approx_kl is not None
     check_optimiser_steps(state, expected=None if ended_early else state.step * config.steps_per_iteration)
-    return PPOResult(actor, state.step, reason, watcher.best_step, watcher.best_path, state.n_skipped, last)
+    return PPOResult(
+        actor, ended.n_steps, ended.stop_reason, ended.best_step, ended.best_path, ended.n_skipped, ended.last_metrics
+    )
 
 
 def ppo_iteration(
@@ -144,6 +136,7 @@ def ppo_iteration(
     *,
     iteration: int,
     seed: int,
+    beside: Beside,
 ) -> dict[str, float]:
     """One rollout and the update on it; every draw is a function of (seed, iteration)."""
     controller = state.controllers["kl"]
@@ -164,14 +157,12 @@ def ppo_iteration(
         check_start_at_reference(rollout, config.update.ratio_tolerance)
     # 2. rewards and advantages
     coef = controller.coef
-    paid = final_scores(
-        rollout.scores,
-        rollout.stopped_mask,
-        score_clip=config.reward.score_clip,
-        missing_eos_penalty=config.reward.missing_eos_penalty,
-        missing_eos_score=config.reward.missing_eos_score,
-    )
-    rewards = rollout_rewards(rollout, paid, config, kl_coef=coef)
+    paid = paid_scores(rollout, config.reward)
+    costs = response_costs(state, rollout, beside)
+    rewards = rollout_rewards(rollout, costs.charged(paid), config, kl_coef=coef)
+    inside = dense_rewards(rollout, beside, lm=actor.lm)
+    if inside is not None:
+        rewards = rewards + inside
     if iteration == 0 and config.value.start_at_mean:
         rollout = start_at_mean(actor, rollout, rewards)
     targets = rollout_advantages(rollout, rewards, config)
@@ -188,13 +179,12 @@ def ppo_iteration(
         learning_rates=learning_rates,
         generator=torch_generator(seed, "ppo", "minibatches", iteration),
         train_policy=train_policy,
+        extra=data_losses(actor.lm, beside, config.update, iteration=iteration, seed=seed),
     )
     # 4. β, checks and metrics
     controller.update(kl.k1_per_sequence, config.n_sequences)
-    counts = state.controllers["steps"]
-    assert isinstance(counts, StepCounts)
-    check_skipped(state, sum(counts.attempted.values()))
-    metrics = rollout_metrics(rollout, paid, kl, targets) | stats.metrics(with_policy=train_policy)
+    metrics = rollout_metrics(rollout, paid, kl, targets) | stats.metrics(with_policy=train_policy, with_value=True)
+    metrics |= costs.settle(state) | check_steps(state, config.update.max_skipped_frac)
     metrics |= {"kl/coef": coef, "update/learning_rate": learning_rates[POLICY]}
     metrics |= {f"seconds/{part}": spent for part, spent in rollout.seconds.items()}
     return metrics | {"seconds/update": time.perf_counter() - started}
@@ -253,53 +243,12 @@ def rollout_advantages(rollout: Rollout, rewards: Tensor, config: PPOConfig) -> 
     return targets
 
 
-def check_start_at_reference(rollout: Rollout, tolerance: float) -> None:
-    """Raise InvariantError unless the untrained policy is its reference, token by token."""
-    gap = float((rollout.logprobs - rollout.ref_logprobs)[rollout.response_mask].abs().max())
-    if not gap <= tolerance:
-        raise InvariantError(
-            f"PPO: before the first update log π and log π_ref differ by {gap} at some token; expected at most {tolerance}. "
-            "The policy was trained before (a LoRA adapter that is not new?), or dropout is on"
-        )
-
-
-def prompt_batch(n_prompts: int, batch: int, iteration: int, seed: int) -> list[int]:
-    """Indices of the prompts of one iteration: consecutive pieces of endless reshuffled passes over all prompts.
-
-    >>> sorted(prompt_batch(6, 3, 0, 0) + prompt_batch(6, 3, 1, 0))
-    [0, 1, 2, 3, 4, 5]
-    """
-    picked: list[int] = []
-    place = iteration * batch
-    while len(picked) < batch:
-        turn, offset = divmod(place + len(picked), n_prompts)
-        order = torch.randperm(n_prompts, generator=torch_generator(seed, "ppo", "prompts", turn)).tolist()
-        picked.extend(order[offset : offset + batch - len(picked)])
-    return picked
-
-
-def _observe_start(
-    figures: Mapping[str, float], watcher: Watcher, reporters: Sequence[Reporter], save: Callable[[Path], None]
-) -> None:
-    """The untrained policy is the first candidate for the best one."""
-    watcher.observe(0, figures, save)
-    for reporter in reporters:
-        reporter.log(0, figures)
-
-
-def _validation(evaluate: Evaluate, lm: LoadedLM, config: PPOConfig, done: int) -> dict[str, float]:
-    if done % config.evaluate_every and done != config.n_iterations:
-        return {}
-    started = time.perf_counter()
-    figures = dict(evaluate(lm, done))
-    return figures | {"seconds/evaluate": time.perf_counter() - started}
-
-
-def _check_inputs(prompts: Sequence[Prompt], config: PPOConfig, critic: nn.Module | None) -> None:
+def _check_inputs(prompts: Sequence[Prompt], config: PPOConfig, critic: nn.Module | None, beside: Beside) -> None:
     if not prompts:
         raise InputError("PPO: found no prompts; expected at least one")
     if critic is not None and config.value.critic == "shared":
         raise ConfigError("PPO: found a critic trunk with value.critic = shared; set value.critic = separate")
+    check_beside(beside, ptx_coef=config.update.ptx_coef, constraint=config.constraint)
 
 
 def _critic_trunk(lm: LoadedLM, config: PPOConfig, critic: nn.Module | None) -> nn.Module | None:
@@ -308,12 +257,6 @@ def _critic_trunk(lm: LoadedLM, config: PPOConfig, critic: nn.Module | None) -> 
     if critic is not None:
         return critic.requires_grad_(True).eval()
     return copy.deepcopy(trunk_of(lm.model)).requires_grad_(True)
-
-
-def _controller(settings: RewardSettings) -> KLController:
-    if settings.kl_controller == "fixed":
-        return FixedKL(settings.kl_coef)
-    return AdaptiveKL(settings.kl_coef, target=settings.kl_target, horizon=settings.kl_horizon)
 
 
 def _train_state(actor: ActorCritic, config: PPOConfig, controllers: dict[str, Any]) -> TrainState:
@@ -346,17 +289,3 @@ def _learning_rates(config: PPOConfig, iteration: int) -> dict[str, float]:
     critic = config.value.critic_learning_rate
     policy = config.update.learning_rate
     return {POLICY: annealed(policy), CRITIC: annealed(policy if critic is None else critic)}
-
-
-def _fingerprint(
-    lm: LoadedLM, prompts: Sequence[Prompt], config: PPOConfig, seed: int, critic: nn.Module | None
-) -> str:
-    """What a checkpoint must agree with: configuration, seed, prompts and the weights at the start."""
-    digest = hashlib.sha256()
-    for module in (lm.model, critic):
-        for name, tensor in module.state_dict().items() if module is not None else ():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    settings = plain(config)
-    del settings["checkpoint_every"]  # how often to write does not change what is computed
-    return content_id("ppo", [settings, seed, [prompt.id for prompt in prompts], digest.hexdigest()])

@@ -16,12 +16,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from karat.errors import InvariantError
 from karat.lm.chat import check_fits, prompt_tokens, response_text
 from karat.lm.generate import SamplingConfig, sample
+from karat.lm.load import LoadedLM
+from karat.lm.logprobs import response_logprobs
 from karat.lm.trees import Tree, rows_of
-from karat.policy.actor import ActorCritic, pack, reference_logprobs, token_scores
-from karat.policy.scores import checked_scores
-from karat.policy.settings import RolloutSettings
+from karat.policy.actor import ActorCritic, Policy, pack, reference_logprobs, token_scores
+from karat.policy.scores import score_responses
+from karat.policy.settings import RewardSettings, RolloutSettings
+from karat.policy.shaping import final_scores
 from karat.records import Prompt, Sample, ScoreFn
 
 
@@ -41,8 +45,8 @@ class Rollout:
     """log π_ref of the same tokens."""
     sampler_logprobs: Float[Tensor, "B T"]
     """What the sampler recorded for them."""
-    values: Float[Tensor, "B T"]
-    """Value before each token."""
+    values: Float[Tensor, "B T"] | None
+    """Value before each token; None = there is no critic."""
     last_values: Float[Tensor, "B"] | None
     """Value after the last counted token, where it was asked for."""
     entropy: Float[Tensor, "B T"] | None
@@ -85,8 +89,42 @@ def truncate_after_stop(tokens: Sequence[int], eos_ids: Collection[int]) -> tupl
     return tuple(tokens)
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Responses of one version of the policy, before anything was computed about them."""
+
+    prompts: tuple[Prompt, ...]
+    """The prompts, one for each tree."""
+    trees: tuple[Tree, ...]
+    """Token ids: one prompt with all its responses each, cut behind the first stop token."""
+    texts: tuple[str, ...]
+    """B decoded responses; rows run over prompts, then over samples."""
+    samples: tuple[Sample, ...]
+    """What the sampler noted for each."""
+
+    @property
+    def flat_prompts(self) -> list[Prompt]:
+        """The prompt of each response."""
+        n_samples = len(self.texts) // len(self.prompts)
+        return [prompt for prompt in self.prompts for _ in range(n_samples)]
+
+
+def draw_responses(lm: LoadedLM, prompts: Sequence[Prompt], settings: RolloutSettings, seed: int) -> Drawn:
+    """n_samples responses a prompt, as token ids and as text up to the stop token.
+
+    Raises: InputError for prompts that do not fit the context.
+    """
+    samples = _sample(lm, prompts, settings, seed)
+    trees = tuple(
+        Tree(group[0].prompt_tokens, tuple(truncate_after_stop(s.response_tokens, lm.eos_ids) for s in group))
+        for group in samples
+    )
+    texts = tuple(response_text(lm.tokenizer, branch, lm.eos_ids) for tree in trees for branch in tree.branches)
+    return Drawn(tuple(prompts), trees, texts, tuple(one for group in samples for one in group))
+
+
 def collect_rollout(
-    actor: ActorCritic,
+    actor: ActorCritic | Policy,
     prompts: Sequence[Prompt],
     score_fn: ScoreFn,
     *,
@@ -98,55 +136,69 @@ def collect_rollout(
     """Draw and score n_samples responses a prompt.
 
     Args:
+        actor: without a critic (`Policy`) the rollout has no values.
         score_fn: one call for all responses, on decoded text up to the stop token.
         token_budget: positions in one forward pass.    seed: of this rollout alone.
         with_last_values: also the critic's value after each response (to bootstrap truncated ones).
     Raises: InputError for prompts that do not fit the context or scores that are missing or not finite.
     """
     started = time.perf_counter()
-    samples = _sample(actor, prompts, settings, seed)
+    drawn = draw_responses(actor.lm, prompts, settings, seed)
     sampled = time.perf_counter()
-    lm = actor.lm
-    trees = tuple(
-        Tree(group[0].prompt_tokens, tuple(truncate_after_stop(s.response_tokens, lm.eos_ids) for s in group))
-        for group in samples
-    )
-    texts = tuple(response_text(lm.tokenizer, branch, lm.eos_ids) for tree in trees for branch in tree.branches)
-    flat_prompts = [prompt for prompt in prompts for _ in range(settings.n_samples)]
-    scores = checked_scores(score_fn(flat_prompts, texts), flat_prompts, texts)
+    scores = score_responses(score_fn, drawn.flat_prompts, drawn.texts)
     scored = time.perf_counter()
-    rows = _forward(actor, trees, settings, token_budget, with_last_values)
+    rows = _forward(actor, drawn.trees, settings, token_budget, with_last_values)
     device = rows["logprobs"].device
-    drawn = [s for group in samples for s in group]
     return Rollout(
         prompts=tuple(prompts),
-        texts=texts,
-        trees=trees,
+        texts=drawn.texts,
+        trees=drawn.trees,
         logprobs=rows["logprobs"],
         ref_logprobs=rows["ref_logprobs"],
-        sampler_logprobs=_sampler_rows(drawn, rows["response_mask"]).to(rows["logprobs"].dtype),
-        values=rows["values"],
+        sampler_logprobs=_sampler_rows(drawn.samples, rows["response_mask"]).to(rows["logprobs"].dtype),
+        values=rows.get("values"),
         last_values=rows.get("last_values"),
         entropy=rows.get("entropy"),
         response_mask=rows["response_mask"],
-        stopped_mask=torch.tensor([s.stopped for s in drawn], device=device),
-        scores=torch.tensor(scores, dtype=rows["values"].dtype, device=device),
+        stopped_mask=torch.tensor([s.stopped for s in drawn.samples], device=device),
+        scores=torch.tensor(scores, dtype=rows["logprobs"].dtype, device=device),
         seconds={"sample": sampled - started, "score": scored - sampled, "forward": time.perf_counter() - scored},
     )
 
 
-def _sample(actor: ActorCritic, prompts: Sequence[Prompt], settings: RolloutSettings, seed: int) -> list[list[Sample]]:
-    tokens = [prompt_tokens(actor.lm.tokenizer, prompt.turns) for prompt in prompts]
+def paid_scores(rollout: Rollout, settings: RewardSettings) -> Float[Tensor, "B"]:
+    """The scores after clipping and the rule for truncated responses."""
+    return final_scores(
+        rollout.scores,
+        rollout.stopped_mask,
+        score_clip=settings.score_clip,
+        missing_eos_penalty=settings.missing_eos_penalty,
+        missing_eos_score=settings.missing_eos_score,
+    )
+
+
+def check_start_at_reference(rollout: Rollout, tolerance: float) -> None:
+    """Raise InvariantError unless the untrained policy is its reference, token by token."""
+    gap = float((rollout.logprobs - rollout.ref_logprobs)[rollout.response_mask].abs().max())
+    if not gap <= tolerance:
+        raise InvariantError(
+            f"policy: before the first update log π and log π_ref differ by {gap} at some token; expected at most "
+            f"{tolerance}. The policy was trained before (a LoRA adapter that is not new?), or dropout is on"
+        )
+
+
+def _sample(lm: LoadedLM, prompts: Sequence[Prompt], settings: RolloutSettings, seed: int) -> list[list[Sample]]:
+    tokens = [prompt_tokens(lm.tokenizer, prompt.turns) for prompt in prompts]
     for ids in tokens:
-        check_fits(ids, settings.max_new_tokens, actor.lm.context_length)
+        check_fits(ids, settings.max_new_tokens, lm.context_length)
     config = SamplingConfig(
         max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, batch_rows=settings.decode_rows
     )
-    return sample(actor.lm, tokens, n_samples=settings.n_samples, config=config, seed=seed)
+    return sample(lm, tokens, n_samples=settings.n_samples, config=config, seed=seed)
 
 
 def _forward(
-    actor: ActorCritic, trees: Sequence[Tree], settings: RolloutSettings, token_budget: int, with_last: bool
+    actor: ActorCritic | Policy, trees: Sequence[Tree], settings: RolloutSettings, token_budget: int, with_last: bool
 ) -> dict[str, Tensor]:
     """Log-probabilities, reference log-probabilities and values as rows; no gradient.
 
@@ -154,35 +206,29 @@ def _forward(
     tensors.
     """
     batches = pack(trees, token_budget, actor.lm.model.device)
+    flat: dict[str, list[Tensor]] = {"logprobs": [], "ref_logprobs": [], "values": [], "entropy": [], "last_values": []}
+    options = {"temperature": settings.temperature, "with_entropy": settings.exact_entropy}
     with torch.no_grad():
-        scored = [
-            token_scores(
-                actor,
-                batch,
-                temperature=settings.temperature,
-                with_entropy=settings.exact_entropy,
-                with_last=with_last,
-            )
-            for batch in batches
-        ]
-        reference = [reference_logprobs(actor, batch, temperature=settings.temperature) for batch in batches]
+        for batch in batches:
+            if isinstance(actor, ActorCritic):
+                scored = token_scores(actor, batch, with_last=with_last, **options)
+                flat["values"].append(scored.values)
+                flat["last_values"] += [] if scored.last_values is None else [scored.last_values]
+            else:
+                scored = response_logprobs(actor.lm.model, batch, **options)
+            flat["logprobs"].append(scored.logprobs)
+            flat["entropy"] += [] if scored.entropy is None else [scored.entropy]
+            flat["ref_logprobs"].append(reference_logprobs(actor, batch, temperature=settings.temperature))
     shape = {
         "n_branches": sum(len(tree.branches) for tree in trees),
         "max_len": max(len(branch) for tree in trees for branch in tree.branches),
     }
-    logprobs, mask = rows_of([s.logprobs for s in scored], batches, **shape)
-    rows = {
-        "logprobs": logprobs,
-        "response_mask": mask,
-        "ref_logprobs": rows_of(reference, batches, **shape)[0],
-        "values": rows_of([s.values for s in scored], batches, **shape)[0],
-    }
-    if settings.exact_entropy:
-        rows["entropy"] = rows_of([s.entropy for s in scored if s.entropy is not None], batches, **shape)[0]
-    if with_last:
-        last = torch.cat([s.last_values for s in scored if s.last_values is not None])
+    last = flat.pop("last_values")
+    rows = {name: rows_of(parts, batches, **shape)[0] for name, parts in flat.items() if parts}
+    rows["response_mask"] = rows_of(flat["logprobs"], batches, **shape)[1]
+    if last:
         order = torch.cat([batch.branch_id for batch in batches])
-        rows["last_values"] = torch.empty_like(last).index_copy(0, order, last)
+        rows["last_values"] = torch.empty_like(torch.cat(last)).index_copy(0, order, torch.cat(last))
     return rows
 
 

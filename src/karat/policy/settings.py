@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from karat.errors import ConfigError
-from karat.policy.controllers import OPENAI_COEF, OPENAI_HORIZON, OPENAI_TARGET
+from karat.policy.controllers import (
+    OPENAI_COEF,
+    OPENAI_HORIZON,
+    OPENAI_TARGET,
+    AdaptiveKL,
+    FixedKL,
+    KLController,
+    LagrangeMultiplier,
+)
 
 
 @dataclass(frozen=True)
@@ -32,8 +40,8 @@ class RolloutSettings:
     """True = also log the full-vocabulary entropy (one more pass over the logits)."""
 
     def __post_init__(self) -> None:
-        _at_least_one("rollout", self, "n_prompts", "n_samples", "max_new_tokens", "decode_rows")
-        _positive("rollout", self, "temperature")
+        at_least_one("rollout", self, "n_prompts", "n_samples", "max_new_tokens", "decode_rows")
+        positive("rollout", self, "temperature")
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class RewardSettings:
             raise ConfigError(
                 f"reward: found {' and '.join(rules)}; expected one rule for truncated responses, not two"
             )
-        _positive("reward", self, "kl_target", "kl_horizon")
+        positive("reward", self, "kl_target", "kl_horizon")
         if self.kl_coef < 0 or (self.missing_eos_penalty or 0.0) < 0:
             raise ConfigError(
                 f"reward: found kl_coef={self.kl_coef}, missing_eos_penalty={self.missing_eos_penalty}; expected ≥ 0"
@@ -75,7 +83,36 @@ class RewardSettings:
         if self.kl_controller == "adaptive" and self.kl_coef == 0:
             raise ConfigError("reward: found an adaptive controller with kl_coef=0, which stays 0; set kl_coef > 0")
         if self.score_clip is not None:
-            _positive("reward", self, "score_clip")
+            positive("reward", self, "score_clip")
+
+    def controller(self) -> KLController:
+        """The controller of β that these settings describe."""
+        if self.kl_controller == "fixed":
+            return FixedKL(self.kl_coef)
+        return AdaptiveKL(self.kl_coef, target=self.kl_target, horizon=self.kl_horizon)
+
+
+@dataclass(frozen=True)
+class ConstraintSettings:
+    """A cost that must stay at or below a limit on average; its price λ is found along the way."""
+
+    limit: float
+    """Largest mean cost of a response, in units of the cost."""
+    start: float = 0.0
+    """λ at the start, score per cost."""
+    learning_rate: float = 0.05
+    """Change of λ per iteration for a mean cost one above the limit."""
+    largest: float = 100.0
+    """λ never exceeds this: a limit that no policy keeps must not drown the score for ever."""
+
+    def __post_init__(self) -> None:
+        positive("constraint", self, "learning_rate", "largest")
+        if not 0 <= self.start <= self.largest:
+            raise ConfigError(f"constraint.start: found {self.start}; expected 0 … {self.largest}")
+
+    def multiplier(self) -> LagrangeMultiplier:
+        """The controller of λ that these settings describe."""
+        return LagrangeMultiplier(self.start, limit=self.limit, learning_rate=self.learning_rate, largest=self.largest)
 
 
 @dataclass(frozen=True)
@@ -111,10 +148,21 @@ class UpdateSettings:
     ratio_tolerance: float = 1e-4
     """Largest |ratio − 1| before the first update of a rollout, and |log-ratio| to the reference at the start; a
     float32 figure: half precision needs a larger one."""
+    max_skipped_frac: float = 0.1
+    """The run stops when more than this share of all optimiser steps (of at least 10) had gradients that were not
+    finite; those steps are skipped."""
+    ptx_coef: float = 0.0
+    """Weight of the negative log-likelihood of demonstrations, per token, in every minibatch's loss; 0 = none."""
+    ptx_batch: int = 16
+    """Demonstrations drawn for each minibatch, with replacement."""
 
     def __post_init__(self) -> None:
-        _at_least_one("update", self, "n_epochs", "n_minibatches", "token_budget")
-        _positive("update", self, "learning_rate", "adam_eps", "max_grad_norm", "gamma", "ratio_tolerance")
+        at_least_one("update", self, "n_epochs", "n_minibatches", "token_budget", "ptx_batch")
+        if self.ptx_coef < 0 or not 0 <= self.max_skipped_frac < 1:
+            raise ConfigError(
+                f"update: found ptx_coef={self.ptx_coef}, max_skipped_frac={self.max_skipped_frac}; expected ≥ 0 and [0, 1)"
+            )
+        positive("update", self, "learning_rate", "adam_eps", "max_grad_norm", "gamma", "ratio_tolerance")
         if not (0 < self.clip_range < 1 and self.gamma <= 1 and 0 <= self.gae_lambda <= 1):
             raise ConfigError(
                 f"update: found clip_range={self.clip_range}, gamma={self.gamma}, gae_lambda={self.gae_lambda}; "
@@ -123,7 +171,7 @@ class UpdateSettings:
         if self.dual_clip is not None and self.dual_clip <= 1:
             raise ConfigError(f"update: found dual_clip={self.dual_clip}; expected > 1 or None")
         if self.max_approx_kl is not None:
-            _positive("update", self, "max_approx_kl")
+            positive("update", self, "max_approx_kl")
 
 
 @dataclass(frozen=True)
@@ -149,17 +197,17 @@ class ValueSettings:
     """First iterations in which only the critic learns (on a shared trunk: only its head)."""
 
     def __post_init__(self) -> None:
-        _positive("value", self, "head_lr_scale")
+        positive("value", self, "head_lr_scale")
         if self.vf_coef < 0 or self.warmup_iterations < 0:
             raise ConfigError(
                 f"value: found vf_coef={self.vf_coef}, warmup_iterations={self.warmup_iterations}; expected ≥ 0"
             )
         if self.critic_learning_rate is not None:
-            _positive("value", self, "critic_learning_rate")
+            positive("value", self, "critic_learning_rate")
             if self.critic == "shared":
                 raise ConfigError("value: critic_learning_rate is for a separate critic; use head_lr_scale")
         if self.clip_range is not None:
-            _positive("value", self, "clip_range")
+            positive("value", self, "clip_range")
 
 
 @dataclass(frozen=True)
@@ -180,9 +228,11 @@ class PPOConfig:
     """How the policy moves."""
     value: ValueSettings = field(default_factory=ValueSettings)
     """The critic."""
+    constraint: ConstraintSettings | None = None
+    """A cost to keep below a limit; None = no constraint. The cost function is handed over beside the score function."""
 
     def __post_init__(self) -> None:
-        _at_least_one("ppo", self, "n_iterations", "evaluate_every")
+        at_least_one("ppo", self, "n_iterations", "evaluate_every")
         if self.checkpoint_every < 0:
             raise ConfigError(f"ppo: found checkpoint_every={self.checkpoint_every}; expected ≥ 0")
         if self.rollout.n_prompts % self.update.n_minibatches:
@@ -207,13 +257,15 @@ class PPOConfig:
         return self.update.n_epochs * self.update.n_minibatches
 
 
-def _at_least_one(part: str, config: object, *names: str) -> None:
+def at_least_one(part: str, config: object, *names: str) -> None:
+    """Raise ConfigError for a named field below 1."""
     for name in names:
         if getattr(config, name) < 1:
             raise ConfigError(f"{part}.{name}: found {getattr(config, name)}; expected ≥ 1")
 
 
-def _positive(part: str, config: object, *names: str) -> None:
+def positive(part: str, config: object, *names: str) -> None:
+    """Raise ConfigError for a named field that is not a finite number above 0."""
     for name in names:
         if not 0 < getattr(config, name) < float("inf"):
             raise ConfigError(f"{part}.{name}: found {getattr(config, name)}; expected a finite number > 0")
