@@ -16,7 +16,7 @@ help:
 	@echo 'make test        the tests, at most 12 minutes on 2 cores'
 	@echo 'make test-long   the tests that take longer'
 	@echo 'make lint        formatting and static checks'
-	@echo 'make bench       speed beside the peers (WORK=reward, ppo, sample, load for one row)'
+	@echo 'make bench       speed beside the peers (WORK=reward, ppo, rloo, dpo, sft, sample, load … for one row)'
 	@echo 'make bench-long  the longer studies, resumable'
 	@echo 'make docs        the reference pages in build/docs'
 	@echo 'make clean       remove what was built, keep runs/'

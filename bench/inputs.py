@@ -33,12 +33,14 @@ class Pairs:
     """Whole sequences, chosen and rejected, prompt ⊕ response ⊕ EOS."""
     shared_tokens: int
     """Prompt tokens, counted once a pair."""
+    triples: list[tuple[list[int], list[int], list[int]]]
+    """Prompt, chosen and rejected response as token ids, the responses with their end token."""
 
 
 def hh_pairs(n_pairs: int) -> Pairs:
     """The first n comparisons in file order whose prompts differ and whose sequences fit."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint("medium"))
-    found = Pairs([], {}, {}, [], 0)
+    found = Pairs([], {}, {}, [], 0, [])
     shared_tokens = 0
     for number, row in enumerate(hh_rows()):
         prompt, chosen = hh_conversation(row["chosen"])
@@ -54,6 +56,7 @@ def hh_pairs(n_pairs: int) -> Pairs:
         found.responses.update({a.id: a, b.id: b})
         found.votes.append(Vote(f"hh-{number}", prompt.id, a.id, b.id, 1, 2, 0, "hh"))
         found.token_ids.append((start + ends[0], start + ends[1]))
+        found.triples.append((start, ends[0], ends[1]))
         shared_tokens += len(start)
         if len(found.votes) == n_pairs:
             return replace(found, shared_tokens=shared_tokens)
@@ -75,3 +78,18 @@ def hh_prompts(n_prompts: int) -> tuple[list[Prompt], list[list[int]]]:
         if len(ids) == n_prompts:
             return list(prompts.values()), ids
     raise SystemExit(f"bench: found {len(ids)} HH prompts of at most {MAX_PROMPT_TOKENS} tokens; expected {n_prompts}")
+
+
+def hh_texts(n_tokens: int, *, longest: int) -> list[list[int]]:
+    """Whole chosen conversations as token ids with their end token, in file order, until there are n tokens of them."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint("medium"))
+    texts: list[list[int]] = []
+    total = 0
+    for row in hh_rows():
+        ids = tokenizer(row["chosen"])["input_ids"] + [tokenizer.eos_token_id]
+        if len(ids) <= longest:
+            texts.append(ids)
+            total += len(ids)
+        if total >= n_tokens:
+            return texts
+    raise SystemExit(f"bench: found {total} tokens of HH conversations; expected {n_tokens}")

@@ -1,6 +1,6 @@
 """The benches: karat beside its peers, the same weights, inputs, threads and optimiser steps on both sides.
 
-    python bench/run.py [--work reward|ppo|ppo-k4|sample|load|all] [--quick]
+    python bench/run.py [--work reward|ppo|ppo-k4|rloo|grpo|dpo|sft|sample|load|all] [--quick]
     python bench/run.py --long [--work time-to-score|ukp|all]
 
 Standard output has one JSON object a row; progress goes to standard error. docs/benchmarks.md says what each figure
@@ -30,7 +30,10 @@ from bench.turns import ROOT, Worker
 THREADS = int(os.environ.get("KARAT_BENCH_THREADS", "2"))
 WORK = ROOT / "bench" / "work"
 PPO_WORK = {"max_new_tokens": 48, "n_epochs": 4, "n_minibatches": 4, "learning_rate": 3e-6, "kl_coef": 0.05}
-TARGETS = {"reward": 5.0, "ppo": 2.5, "ppo-k4": 4.5, "sample": 3.5}
+TARGETS = {
+    "reward": 5.0, "ppo": 2.5, "ppo-k4": 4.5, "rloo": 4.0, "grpo": 4.0, "dpo": 4.0, "dpo-both": 4.0, "sft": 1.3,
+    "sample": 3.5,
+}  # fmt: skip
 
 
 def reward_row(*, quick: bool) -> dict[str, Any]:
@@ -101,6 +104,108 @@ def ppo_row(name: str, n_prompts: int, n_samples: int, *, quick: bool) -> dict[s
     }
 
 
+def group_row(name: str, *, quick: bool) -> dict[str, Any]:
+    """One RLOO or GRPO iteration, 16 prompts × 8 samples, one optimiser step: samples a second."""
+    from bench.inputs import hh_prompts
+    from bench.models import checkpoint, classifier
+
+    n_warm, n_iterations = (1, 3) if quick else (1, 9)
+    work = {
+        "method": name,
+        "n_prompts": 16,
+        "n_samples": 8,
+        "max_new_tokens": 48,
+        "learning_rate": 3e-6,
+        "kl_coef": 0.05,
+        "model": str(checkpoint("small")),
+        "classifier": str(classifier("small")),
+        "prompts": hh_prompts(16)[1],
+        "n_iterations": n_iterations,
+        "seed": 0,
+        "threads": THREADS,
+        "output": str(WORK / f"trl_{name}"),
+    }
+    ours, theirs = _pair(name, work, "bench.ours.group", "bench.peers.trl_group", trl_python(REWARD_PEER))
+    turns = take_turns(ours, theirs, n_warm=n_warm, n_turns=n_iterations - n_warm, label=name)
+    steps = {
+        "ours": sum(turn.ours["n_steps"] for turn in turns) / n_iterations,
+        "theirs": turns[-1].theirs["n_steps_so_far"] / n_iterations,
+    }
+    if steps["ours"] != steps["theirs"]:
+        raise SystemExit(f"bench: {name} made {steps} optimiser steps an iteration; expected the same on both sides")
+    timed = turns[n_warm:]
+    parts = {part: statistics.median(turn.ours["parts"][part] for turn in timed) for part in timed[0].ours["parts"]}
+    scores = {side: statistics.mean(getattr(turn, side)["score"] for turn in turns) for side in ("ours", "theirs")}
+    return row(name, "samples/s", timed, ours, theirs, target=TARGETS[name], threads=THREADS) | {
+        "optimiser_steps": steps["ours"],
+        "seconds_ours": {part: round(seconds, 3) for part, seconds in parts.items()},
+        "mean_score": {side: round(score, 4) for side, score in scores.items()},
+    }
+
+
+def dpo_row(name: str, *, precompute: bool, quick: bool) -> dict[str, Any]:
+    """One DPO step on HH pairs: pairs a second, and the largest difference between the losses of a step."""
+    from bench.inputs import hh_pairs
+    from bench.models import checkpoint
+
+    n_warm, n_steps, pairs_per_step = (1, 4, 16) if quick else (2, 18, 16)
+    pairs = hh_pairs(n_steps * pairs_per_step)
+    work = {
+        "model": str(checkpoint("medium")),
+        "triples": pairs.triples,
+        "n_steps": n_steps,
+        "pairs_per_step": pairs_per_step,
+        "learning_rate": 1e-5,
+        "beta": 0.1,
+        "precompute": precompute,
+        "max_grad_norm": 1.0,
+        "token_budget": 4096,
+        "threads": THREADS,
+        "output": str(WORK / f"trl_{name}"),
+    }
+    ours, theirs = _pair(name, work, "bench.ours.dpo", "bench.peers.trl_dpo", trl_python(REWARD_PEER))
+    turns = take_turns(ours, theirs, n_warm=n_warm, n_turns=n_steps - n_warm, label=name)
+    gaps = [abs(turn.ours["loss"] - turn.theirs["loss"]) for turn in turns]
+    return row(name, "pairs/s", turns[n_warm:], ours, theirs, target=TARGETS[name], threads=THREADS) | {
+        "reference": "before the first step" if precompute else "in every step",
+        "max_loss_gap": max(gaps),
+        "losses_equal": max(gaps) <= 1e-4,
+        "n_losses": len(gaps),
+    }
+
+
+def sft_row(*, quick: bool) -> dict[str, Any]:
+    """One SFT step on HH conversations, packed on both sides: tokens learnt a second."""
+    from bench.inputs import hh_texts
+    from bench.models import checkpoint
+
+    n_warm, n_steps, rows_per_step, row_tokens = (1, 4, 4, 1024) if quick else (2, 18, 4, 1024)
+    texts = hh_texts(n_steps * rows_per_step * row_tokens, longest=row_tokens)
+    work = {
+        "model": str(checkpoint("medium")),
+        "texts": texts,
+        "texts_per_step": len(texts) // n_steps,
+        "rows_per_step": rows_per_step,
+        "row_tokens": row_tokens,
+        "n_steps": n_steps,
+        "learning_rate": 1e-5,
+        "max_grad_norm": 1.0,
+        "token_budget": 4096,
+        "threads": THREADS,
+        "output": str(WORK / "trl_sft"),
+    }
+    ours, theirs = _pair("sft", work, "bench.ours.sft", "bench.peers.trl_sft", trl_python(REWARD_PEER))
+    turns = take_turns(ours, theirs, n_warm=n_warm, n_turns=n_steps - n_warm, label="sft")
+    means = {side: statistics.mean(getattr(turn, side)["loss"] for turn in turns) for side in ("ours", "theirs")}
+    # the same texts in another order a step, so that only means over steps compare
+    return row("sft", "tokens/s", turns[n_warm:], ours, theirs, target=TARGETS["sft"], threads=THREADS) | {
+        "mean_loss": {side: round(loss, 4) for side, loss in means.items()},
+        "tokens_a_step": {
+            side: round(statistics.mean(getattr(turn, side)["units"] for turn in turns)) for side in means
+        },
+    }
+
+
 def sample_row(*, quick: bool) -> dict[str, Any]:
     """Sampling with natural endings: response tokens a second, the end token included."""
     from bench.inputs import hh_prompts
@@ -148,6 +253,11 @@ ROWS: dict[str, Callable[..., dict[str, Any]]] = {
     "reward": reward_row,
     "ppo": partial(ppo_row, "ppo", 64, 1),
     "ppo-k4": partial(ppo_row, "ppo-k4", 16, 4),
+    "rloo": partial(group_row, "rloo"),
+    "grpo": partial(group_row, "grpo"),
+    "dpo": partial(dpo_row, "dpo", precompute=True),
+    "dpo-both": partial(dpo_row, "dpo-both", precompute=False),
+    "sft": sft_row,
     "sample": sample_row,
     "load": load_row,
 }

@@ -1,11 +1,12 @@
-"""A file of prompts in, a file of responses or scores out: the work of `karat generate` and `karat score`.
+"""A file of prompts in, a file of responses or scores out: the work of `karat generate`, `karat score` and
+`karat best-of-n`.
 
 Knows models on disk and files of rows; trains nothing and judges nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from karat.belief import disagreement, mean_score
@@ -15,7 +16,9 @@ from karat.evaluate.suites import Suite, SuiteResult, suite_result
 from karat.lm.chat import prompt_tokens, response_text
 from karat.lm.generate import SamplingConfig, sample
 from karat.lm.load import load_lm
-from karat.records import Prompt, Turn
+from karat.policy.best_of_n import best_of_n
+from karat.policy.score_sources import named_score
+from karat.records import Prompt, ScoreFn, Turn
 from karat.reward.score import load_scorer
 from karat.rowfiles import Row, read_rows, write_rows
 
@@ -103,6 +106,63 @@ def suite_file(
     rows = ({"id": i.id, "subset": i.subset, "scores": row} for i, row in zip(read, scores, strict=True))
     write_rows(out, rows)
     return suite_result(suite, read, scores)
+
+
+def best_of_n_file(
+    model: Path,
+    prompts: Path,
+    out: Path,
+    *,
+    score_by: str,
+    n: int,
+    n_samples: int,
+    max_new_tokens: int,
+    seed: int,
+    progress: Callable[[int, int, int], None] | None = None,
+) -> dict[str, float]:
+    """Best of n for the prompts of a file; returns counts, mean scores and the KL in nats per response.
+
+    Args:
+        out: JSON lines {"prompt", "response", "score", "n"} in the order of the prompts.
+        score_by: directory of a reward model (its mean score, in logits), `module:function`, or an http address.
+        n: competitors.    n_samples: drawn, ≥ n.    progress: as `generate_file` has it.
+    Raises: InputError naming file and line; CheckpointError for a model, ConfigError for a score that cannot be used.
+    """
+    rows = read_rows(prompts)
+    asked = [prompt_in(row) for row in rows]
+    lm = load_lm(model)
+
+    def sampler(wanted: Sequence[Prompt], *, n_samples: int, seed: int) -> list[list[str]]:
+        tokens = [prompt_tokens(lm.tokenizer, prompt.turns) for prompt in wanted]
+        config = SamplingConfig(max_new_tokens=max_new_tokens)
+        drawn = sample(lm, tokens, n_samples=n_samples, config=config, seed=seed, progress=progress)
+        return [[response_text(lm.tokenizer, one.response_tokens, lm.eos_ids) for one in group] for group in drawn]
+
+    score = reward_mean(Path(score_by)) if Path(score_by).is_dir() else named_score(score_by)
+    found = best_of_n(asked, sampler, score, n=n, seed=seed, n_samples=n_samples)
+    write_rows(
+        out,
+        (
+            {"prompt": row.values["prompt"], "response": text, "score": score, "n": n}
+            for row, text, score in zip(rows, found.texts, found.scores, strict=True)
+        ),
+    )
+    every = [score for row in found.candidate_scores for score in row]
+    return {
+        "n_prompts": len(rows),
+        "n": n,
+        "n_samples": n_samples,
+        "score_mean": sum(found.scores) / len(rows),
+        "sample_score_mean": sum(every) / len(every),
+        "kl_estimate": found.kl_estimate,
+        "kl_bound": found.kl_bound,
+    }
+
+
+def reward_mean(directory: Path) -> ScoreFn:
+    """The mean score of a saved reward model, in logits."""
+    scorer = load_scorer(directory)
+    return lambda prompts, responses: mean_score(scorer(prompts, responses)).tolist()
 
 
 def prompt_in(row: Row) -> Prompt:

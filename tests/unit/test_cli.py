@@ -19,7 +19,8 @@ from karat.ledger.manifest import Manifest, write_manifest
 
 COMMANDS = (
     "demo", "init", "run", "sft", "collect", "reward", "ppo", "generate", "evaluate", "report", "verify", "trace",
-    "import", "export", "score", "doctor", "chat", "compare", "audit",
+    "import", "export", "score", "doctor", "chat", "compare", "audit", "rloo", "grpo", "reinforce-pp", "online-dpo",
+    "expert-iteration", "dpo", "ipo", "kto", "ilql", "best-of-n",
 )  # fmt: skip
 
 
@@ -244,6 +245,30 @@ def test_stage_commands_run_a_configuration_up_to_there(capsys, pipeline, stage:
     name, arguments, options = pipeline[0]
     assert (name, arguments, options["until"]) == ("run_config", (Path("c.yaml"),), stage)
     assert options["seeds"] == [0, 1, 2, 7]
+
+
+@pytest.mark.parametrize("method", ["ppo", "rloo", "reinforce-pp", "online-dpo", "kto", "ilql"])
+def test_a_method_is_a_command(capsys, pipeline, method: str):
+    name = method.replace("-", "_")
+    assert outcome(capsys, method, "c.yaml", "--set", "x=1")[0] == 0
+    _, _, options = pipeline[0]
+    assert (options["overrides"], options["until"]) == (["x=1", f"algorithm={name}"], name)
+
+
+def test_a_method_is_a_key_of_the_configuration():
+    from karat.pipeline.settings import RunConfig
+
+    for name in ("ppo", "rloo", "reinforce_pp", "online_dpo", "ipo", "ilql"):
+        chosen = build(RunConfig, {"sandbox": {}, "algorithm": name}).method
+        assert getattr(chosen, "method", name) == name
+    assert build(RunConfig, {"sandbox": {}, "algorithm": "ipo"}).method.loss == "ipo"
+    assert build(RunConfig, {"sandbox": {}, "algorithm": "grpo", "group": {"scale": "batch"}}).method.scale == "batch"
+    with pytest.raises(ConfigError, match="found group with rloo"):
+        build(RunConfig, {"sandbox": {}, "algorithm": "rloo", "group": {"scale": "group"}})
+    with pytest.raises(ConfigError, match="it is IPO's"):
+        build(RunConfig, {"sandbox": {}, "algorithm": "dpo", "direct": {"per_token": True}})
+    with pytest.raises(ConfigError, match="algorithm: found 'reinforce'; expected one of ppo, rloo"):
+        build(RunConfig, {"sandbox": {}, "algorithm": "reinforce"})
 
 
 def test_run_hands_over_sweeps_and_overrides(capsys, pipeline):

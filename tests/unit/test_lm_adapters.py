@@ -99,3 +99,11 @@ def test_what_has_no_adapter_is_refused(checkpoints: dict[str, Path], tmp_path: 
         add_lora(lm.model, 0, 1.0)
     with pytest.raises(InputError, match=r"add_lora: .*no_such_layer"):
         add_lora(lm.model, 2, 1.0, targets=["no_such_layer"])
+
+
+def test_adapters_of_another_model_are_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    lm = adapted(checkpoints["qwen3"])
+    assert isinstance(lm.model, PeftModel)
+    save_adapter(lm.model, tmp_path / "adapter", metadata={})
+    with pytest.raises(CheckpointError, match=r"adapter: the adapters do not fit .*gpt2"):
+        load_adapter(load_lm(checkpoints["gpt2"]), tmp_path / "adapter")

@@ -11,11 +11,13 @@ from karat.errors import ConfigError, InputError, LedgerError
 from karat.lm.load import load_lm, save_lm
 from karat.lm.logprobs import response_logprobs
 from karat.lm.trees import pack_trees
+from karat.policy.actor import build_policy
 from karat.policy.beside import Beside
 from karat.policy.direct import train_direct
 from karat.policy.expert import train_expert
 from karat.policy.group import train_group
 from karat.policy.ilql import guided, train_ilql
+from karat.policy.kl import kl_summary
 from karat.policy.method_settings import (
     DirectConfig,
     ExpertConfig,
@@ -24,9 +26,11 @@ from karat.policy.method_settings import (
     OnlineDPOConfig,
     StepSettings,
 )
+from karat.policy.metrics import rollout_metrics
 from karat.policy.offline_data import Preference, ScoredResponse, dealt, tree_of
 from karat.policy.online_dpo import train_online_dpo
 from karat.policy.ppo import train_ppo
+from karat.policy.rollout import collect_rollout
 from karat.policy.settings import ConstraintSettings, PPOConfig, RewardSettings, RolloutSettings, UpdateSettings
 from karat.records import Demonstration
 from policy_toys import PROMPTS, WORDS, share_of_w3, toy_lm
@@ -172,12 +176,24 @@ def test_reference_now_or_before_is_the_same_run():
 
 def test_the_guided_policy_is_one_output_layer_and_likes_what_scored(tmp_path):
     lm = toy_lm()
-    config = ImplicitQConfig(epochs=20.0, batch_size=16, learning_rate=2e-3, target_rate=0.2, strength=8.0, gamma=1.0)
+    config = ImplicitQConfig(
+        epochs=40.0, batch_size=16, learning_rate=2e-3, gamma=1.0, expectile=0.5, conservative_coef=0.01,
+        target_rate=0.2, strength=8.0,
+    )  # fmt: skip
     result = train_ilql(lm, RESPONSES, config, seed=0)
-    saved = load_lm(save_lm(result.guided, tmp_path / "guided", metadata={}))
-    assert _preferred(saved) == pytest.approx(_preferred(result.guided), abs=1e-4)
-    assert _preferred(saved) > _preferred(guided(lm, result.heads, 0.0)) + 1.0
-    assert _preferred(guided(lm, result.heads, 0.0)) == pytest.approx(_preferred(lm), abs=1e-4)
+    plain, saved = _begins_with_w3(lm), load_lm(save_lm(result.guided, tmp_path / "guided", metadata={}))
+    assert _begins_with_w3(guided(lm, result.heads, 0.0)) == pytest.approx(plain, abs=1e-5)
+    assert _begins_with_w3(saved) == pytest.approx(_begins_with_w3(result.guided), abs=1e-5)
+    assert 0.2 < plain < 0.6  # half of the data begins with it
+    assert _begins_with_w3(saved) > plain + 0.2
+
+
+def _begins_with_w3(lm):
+    """Mean probability of w3 as the first word."""
+    trees = [tree_of(lm, prompt, "w3") for prompt in PROMPTS]
+    with torch.no_grad():
+        flats = [response_logprobs(lm.model, batch).logprobs for batch in pack_trees(trees, token_budget=200)]
+    return float(torch.cat(flats)[::2].exp().mean())  # every second token is the end token
 
 
 def test_a_constraint_raises_its_price_and_survives_in_the_checkpoint(tmp_path):
@@ -229,6 +245,30 @@ def test_rewards_inside_a_response_land_on_the_token_that_completes_the_piece():
         train_group(toy_lm(), PROMPTS, nothing, config, seed=0, beside=wrong)
 
 
+def test_the_kl_over_the_whole_vocabulary_is_what_plain_logits_say():
+    policy = build_policy(toy_lm())
+    with torch.no_grad():
+        for parameter in policy.lm.model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    rollout = collect_rollout(
+        policy, PROMPTS[:3], share_of_w3, settings=replace(ROLLOUT, n_prompts=3, exact_kl=True), token_budget=40, seed=0
+    )
+    row = 0
+    for tree in rollout.trees:
+        for branch in tree.branches:
+            ids = torch.tensor([[*tree.prompt, *branch]])
+            with torch.no_grad():
+                new, ref = (m(ids).logits[0].log_softmax(-1) for m in (policy.lm.model, policy.reference))
+            part = slice(len(tree.prompt) - 1, ids.shape[1] - 1)
+            expected = (new[part].exp() * (new[part] - ref[part])).sum(-1)
+            torch.testing.assert_close(rollout.exact_kl[row, : len(branch)], expected, atol=1e-5, rtol=0)
+            row += 1
+    assert float(rollout.exact_kl[rollout.response_mask].min()) > 0
+    metrics = rollout_metrics(rollout, rollout.scores, kl_summary(rollout.logprobs, rollout.ref_logprobs,
+                                                                  rollout.response_mask))  # fmt: skip
+    assert metrics["kl/exact_per_sequence"] == pytest.approx(float(rollout.exact_kl.sum()) / row, rel=1e-5)
+
+
 def test_a_checkpoint_of_another_configuration_names_the_keys_that_differ(tmp_path):
     config = GroupConfig("rloo", reward=REWARD, **SHORT | {"n_iterations": 1, "checkpoint_every": 1})
     run("rloo", toy_lm(), Rows(), tmp_path, config=config)
@@ -258,13 +298,13 @@ def test_a_score_function_that_fails_is_one_line():
 
 def test_contradictions_are_refused():
     for wrong, said in (
-        (lambda: GroupConfig("grpo", rollout=RolloutSettings(n_samples=1)), "expected ≥ 2: grpo compares"),
-        (lambda: GroupConfig("rloo", scale="group"), "found group with rloo"),
-        (lambda: GroupConfig("reinforce_pp", level="sequence"), "one advantage a response"),
+        (lambda: GroupConfig("grpo", rollout=RolloutSettings(n_samples=1)).choices, "expected ≥ 2: grpo compares"),
+        (lambda: GroupConfig("rloo", scale="group").choices, "found group with rloo"),
+        (lambda: GroupConfig("reinforce_pp", level="sequence").choices, "one advantage a response"),
         (lambda: GroupConfig("rloo", reward=RewardSettings(whiten_rewards=True)), "need a critic"),
         (lambda: OnlineDPOConfig(loss="ipo"), "IPO reads votes"),
-        (lambda: DirectConfig("kto", label_smoothing=0.1), "it is DPO's"),
-        (lambda: DirectConfig("dpo", per_token=True), "it is IPO's"),
+        (lambda: DirectConfig("kto", label_smoothing=0.1).check(), "it is DPO's"),
+        (lambda: DirectConfig("dpo", per_token=True).check(), "it is IPO's"),
         (lambda: ImplicitQConfig(expectile=1.0), "expectile=1.0"),
         (lambda: ExpertConfig(rollout=RolloutSettings(n_prompts=6)), "do not divide into 4 minibatches"),
     ):

@@ -177,7 +177,33 @@ def gain_line(gain: Any) -> str:
     )
 
 
-_stage_command("ppo", "Run a configuration up to the optimised policy.")
+_METHODS = {
+    "ppo": "PPO with a critic",
+    "rloo": "RLOO, the siblings' mean as baseline",
+    "grpo": "GRPO, group mean and deviation",
+    "reinforce_pp": "REINFORCE++, returns normalised over the batch",
+    "online_dpo": "DPO on pairs of the policy's own responses",
+    "expert_iteration": "imitation of the best of n",
+    "dpo": "DPO on the votes",
+    "ipo": "IPO on the votes",
+    "kto": "KTO on the votes read as labels",
+    "ilql": "implicit Q-learning on scored samples",
+}
+
+
+def _method_command(method: str, says: str) -> None:
+    name = method.replace("_", "-")
+
+    def command(config: ConfigFile, seeds: Seeds = "", overrides: Overrides = None, as_json: AsJson = False) -> None:
+        _configured(config, seeds, None, [*(overrides or []), f"algorithm={method}"], as_json, until=method)
+
+    help_text = f"Run a configuration up to the policy optimised by {says}."
+    app.command(name, help=help_text, epilog=f"Example: karat {name} config.yaml --seeds 0")(command)
+
+
+for _method, _says in _METHODS.items():
+    _method_command(_method, _says)
+
 _stage_command("evaluate", "Run a configuration up to the comparison of the policies.")
 
 
@@ -294,6 +320,47 @@ def _suite_lines(result: Any) -> list[str]:
     rows = [("overall", result.overall), *result.sections.items(), *(("  " + k, v) for k, v in result.subsets.items())]
     shown = [[name, *format_estimate(estimate), f"n = {estimate.n}"] for name, estimate in rows]
     return [*aligned([[result.suite, "", "95 % interval", ""], *shown]), *result.notes]
+
+
+@app.command(
+    "best-of-n", epilog="Example: karat best-of-n runs/demo/models/sft p.jsonl --score runs/demo/models/reward --n 8"
+)
+def best_of_n(
+    model: Annotated[Path, typer.Argument(help="Directory of a causal language model.")],
+    prompts: Annotated[Path, typer.Argument(help='JSON lines: {"prompt": text or [{"role", "content"}]}.')],
+    score_by: Annotated[
+        str, typer.Option("--score", help="Directory of a reward model, module:function, or an http address.")
+    ],
+    out: Out,
+    n: Annotated[int, typer.Option("--n", help="Responses that compete for each prompt.")] = 8,
+    samples: Annotated[int, typer.Option(help="Responses drawn, ≥ n, for a better KL figure; 0 = n.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest response.")] = 128,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Sample, score and keep the best of n responses; says what that costs in KL, exactly where scores tie too."""
+    from karat.batches import best_of_n_file
+    from karat.progress import open_progress
+
+    with open_progress() as progress, progress.stage("best of n", unit="responses") as bar:
+        found = best_of_n_file(
+            model,
+            prompts,
+            out,
+            score_by=score_by,
+            n=n,
+            n_samples=samples or n,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            progress=lambda tokens, done, total: bar.log(done, {"of": total, "tokens": tokens}),
+        )
+    lines = [
+        f"{out}: best of {n} for {found['n_prompts']} prompts, mean score {found['score_mean']:.3f} "
+        f"(all samples {found['sample_score_mean']:.3f})",
+        f"KL from the model: {found['kl_estimate']:.3f} nats per response by order statistics on "
+        f"{found['n_samples']} samples each; bound {found['kl_bound']:.3f}",
+    ]
+    answer(as_json, {"out": str(out), **found}, lines)
 
 
 def parse_seeds(text: str) -> list[int]:

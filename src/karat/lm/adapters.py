@@ -91,10 +91,16 @@ def save_adapter(model: PeftModel, directory: str | Path, *, metadata: Mapping[s
 def load_adapter(lm: LoadedLM, directory: str | Path, *, for_training: bool = False) -> LoadedLM:
     """Put saved adapters onto the model they were trained on.
 
-    Raises: CheckpointError when there are none, or they are not safetensors.
+    Raises: CheckpointError when there are none, they are not safetensors, or they do not fit the model.
     """
     directory = Path(directory)
     if not (directory / "adapter_model.safetensors").is_file():
         raise CheckpointError(f"{directory}: found no adapter_model.safetensors; expected a directory of save_adapter")
-    adapted = PeftModel.from_pretrained(lm.model, directory, is_trainable=for_training)
+    try:
+        adapted = PeftModel.from_pretrained(lm.model, directory, is_trainable=for_training)
+    except (RuntimeError, ValueError, KeyError) as error:
+        said = " ".join(str(error).split())[:160]
+        raise CheckpointError(
+            f"{directory}: the adapters do not fit {lm.path} ({said}); expected those that were trained on that model"
+        ) from error
     return replace(lm, model=adapted.eval())

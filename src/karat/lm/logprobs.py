@@ -128,6 +128,19 @@ def token_logprobs(
     return logprobs, entropy if with_entropy else None
 
 
+def vocabulary_logprobs(
+    model: nn.Module, hidden: Float[Tensor, "n d"], *, temperature: float = 1.0
+) -> Float[Tensor, "n V"]:
+    """log softmax(logits/temperature) of every token, from the hidden states that predict them; float32 or wider.
+
+    For a few rows at a time: the result has n·V numbers.
+    """
+    head, softcap = head_of(model)
+    if not isinstance(head, nn.Linear):
+        raise InputError(f"vocabulary_logprobs: found an output layer {type(head).__name__}; expected a linear one")
+    return _logits(hidden, head.weight, head.bias, (temperature, softcap, 0, False)).log_softmax(1)
+
+
 class _ChunkedLogprobs(torch.autograd.Function):
     """Linear, soft cap, temperature and log-softmax by row chunks; the backward pass makes each chunk again."""
 

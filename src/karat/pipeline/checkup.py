@@ -127,7 +127,7 @@ def _parameters(model: Path) -> int:
 
 
 def _context(config: RunConfig, counts: Counts, lm: LoadedLM) -> Check:
-    room = max(config.collect.max_new_tokens, config.ppo.rollout.max_new_tokens)
+    room = max(config.collect.max_new_tokens, config.policy_tokens)
     wanted = counts.longest_prompt + room
     found = f"longest prompt {counts.longest_prompt} + {room} response tokens = {wanted} of {lm.context_length}"
     advice = "" if wanted <= lm.context_length else "; lower max_new_tokens or use a model of longer context"
@@ -135,7 +135,7 @@ def _context(config: RunConfig, counts: Counts, lm: LoadedLM) -> Check:
 
 
 def _prompts_enough(config: RunConfig, counts: Counts) -> Check:
-    wanted, there = config.ppo.rollout.n_prompts, counts.policy_prompts
+    wanted, there = config.rollout.n_prompts if config.rollout else 0, counts.policy_prompts
     if wanted <= there:
         return Check("prompts", True, f"{there} for rollouts of {wanted}")
     return Check(

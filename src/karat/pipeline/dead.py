@@ -66,15 +66,15 @@ def contradictions(config: RunConfig) -> list[str]:
         )
     if config.reward.dropout > 0:
         found.append("reward.dropout is above 0: a decoder has none; set it to 0")
-    if ppo.update.lr_warmup_iterations >= ppo.n_iterations:
+    if config.algorithm == "ppo" and ppo.update.lr_warmup_iterations >= ppo.n_iterations:
         found.append(
             f"ppo.update.lr_warmup_iterations is {ppo.update.lr_warmup_iterations} of {ppo.n_iterations} iterations: "
             "the learning rate would never reach its value; lower it"
         )
-    if config.watch.kl_budget is None and ppo.reward.kl_coef == 0 and not config.allow_ungated_reward:
+    if config.watch.kl_budget is None and config.kl_coef == 0 and not config.allow_ungated_reward:
+        name = "ppo.reward.kl_coef" if config.algorithm == "ppo" else f"β of {config.algorithm}"
         found.append(
-            "ppo.reward.kl_coef is 0 and watch.kl_budget null: the gate asks for one of the two; set one, or "
-            "allow_ungated_reward"
+            f"{name} is 0 and watch.kl_budget null: the gate asks for one of the two; set one, or allow_ungated_reward"
         )
     return found
 
@@ -85,7 +85,7 @@ def cautions(config: RunConfig) -> list[str]:
     for name, every in (("base", config.base), ("sft", config.sft), ("reward", config.reward), ("ppo", ppo)):
         if every.checkpoint_every == 0 and (name != "base" or config.sandbox is not None):
             found.append(f"{name}.checkpoint_every is 0: when interrupted, this stage starts again from its beginning")
-    if ppo.evaluate_every >= ppo.n_iterations and config.watch.keep == "best":
+    if config.algorithm == "ppo" and ppo.evaluate_every >= ppo.n_iterations and config.watch.keep == "best":
         found.append(
             f"ppo.evaluate_every is {ppo.evaluate_every} of {ppo.n_iterations} iterations: the best policy is chosen "
             "among the first and the last only"

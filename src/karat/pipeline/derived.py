@@ -48,7 +48,12 @@ class Counts:
 
 def derived(config: RunConfig, counts: Counts, size: ModelSize) -> list[Derived]:
     """Batches, steps, tokens, memory and disk of every stage, in the order of the river."""
-    return [*_sft(config, counts), *_reward(config, counts), *_ppo(config, counts), *_memory(config, counts, size)]
+    return [
+        *_sft(config, counts),
+        *_reward(config, counts),
+        *(_ppo(config, counts) if config.algorithm == "ppo" else []),
+        *_memory(config, counts, size),
+    ]
 
 
 def _sft(config: RunConfig, counts: Counts) -> list[Derived]:

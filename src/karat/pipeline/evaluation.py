@@ -55,18 +55,20 @@ def measure(
     if source.agrees is not None:
         for name, samples in table.items():
             figures[name]["agrees_wrong"] = agreement_with_wrong_beliefs(samples, prompts, source.agrees)
-    difference = gold_difference(measured["ppo"], measured["sft"])
-    path = training_path(place)
+    name = config.algorithm
+    difference = gold_difference(measured[name], measured["sft"])
+    path = training_path(place, name)
     frontier = best_of_frontier(measured["sft"])
     content = {
+        "optimised": name,
         "policies": figures,
-        "ppo_minus_sft": {"gold": difference},
+        f"{name}_minus_sft": {"gold": difference},
         "frontier": [dataclasses.asdict(point) for point in frontier],
         "training": [dataclasses.asdict(point) for point in path],
         "equal_kl": {
             f"best_of_{n}": {
                 "kl": float(best_of_n_kl_bound(n)),
-                "ppo_gold": interpolate_gold(path, float(best_of_n_kl_bound(n))),
+                f"{name}_gold": interpolate_gold(path, float(best_of_n_kl_bound(n))),
             }
             for n in config.evaluate.best_of
         },
@@ -74,8 +76,8 @@ def measure(
     }
     target = place.directory / "evaluation.json"
     write_json(target, jsonable(content))
-    metrics = {"ppo_minus_sft": difference, "n_prompts": len(prompts)}
-    return StageResult([Output("evaluation", target)], metrics, challenge_findings(figures, path))
+    metrics = {f"{name}_minus_sft": difference, "n_prompts": len(prompts)}
+    return StageResult([Output("evaluation", target)], metrics, challenge_findings(figures, path, name))
 
 
 def measured_policy(
@@ -92,9 +94,7 @@ def measured_policy(
     progress: Callable[[int, int, int], None],
 ) -> PolicySamples:
     """Draw, score and measure one policy; the draws are common to all policies."""
-    drawn = draw(
-        lm, prompts, n_samples=n_samples, max_new_tokens=config.ppo.rollout.max_new_tokens, seed=seed, progress=progress
-    )
+    drawn = draw(lm, prompts, n_samples=n_samples, max_new_tokens=config.policy_tokens, seed=seed, progress=progress)
     texts = texts_of(lm, drawn)
     asked = [prompt for prompt in prompts for _ in range(n_samples)]
     flat = [text for group in texts for text in group]
@@ -121,13 +121,15 @@ def best_of_frontier(samples: PolicySamples) -> list[FrontierPoint]:
     return points
 
 
-def training_path(place: Workplace) -> list[FrontierPoint]:
+def training_path(place: Workplace, name: str) -> list[FrontierPoint]:
     """Proxy, gold and KL along the optimiser's run, at the iterations where all were measured."""
     points = []
-    for row in read_rows(curve_path(place.directory)):
+    for row in read_rows(curve_path(place.directory, name)):
         if "validation/proxy" in row:
-            kl = float(row.get("kl/k1_per_sequence", 0.0))
-            points.append(FrontierPoint(f"ppo {row['step']}", kl, row["validation/proxy"], row.get("validation/gold")))
+            kl = float(row.get("kl/k1_per_sequence", row.get("validation/kl", 0.0)))
+            points.append(
+                FrontierPoint(f"{name} {row['step']}", kl, row["validation/proxy"], row.get("validation/gold"))
+            )
     return points
 
 
@@ -144,25 +146,27 @@ def agreement_with_wrong_beliefs(samples: PolicySamples, prompts: list[Prompt], 
     return mean_estimate(rates)
 
 
-def challenge_findings(figures: Mapping[str, Mapping[str, Estimate]], path: list[FrontierPoint]) -> list[Finding]:
+def challenge_findings(
+    figures: Mapping[str, Mapping[str, Estimate]], path: list[FrontierPoint], name: str = "ppo"
+) -> list[Finding]:
     """What this run can say about the field's challenges; everything else stays "not measured"."""
-    sft, ppo = figures["sft"], figures["ppo"]
+    sft, policy, shown = figures["sft"], figures[name], name.replace("_", " ").upper()
     findings = [
         Finding(
-            "challenge.D4.diversity", "Do two samples for a prompt still differ?", "info", ppo["distinct"],
-            detail=f"SFT {sft['distinct'].value:.2f}, PPO {ppo['distinct'].value:.2f}",
+            "challenge.D4.diversity", "Do two samples for a prompt still differ?", "info", policy["distinct"],
+            detail=f"SFT {sft['distinct'].value:.2f}, {shown} {policy['distinct'].value:.2f}",
         ),
         Finding(
-            "challenge.D5.length", "How long are the responses?", "info", ppo["length"],
-            detail=f"SFT {sft['length'].value:.1f}, PPO {ppo['length'].value:.1f} tokens",
+            "challenge.D5.length", "How long are the responses?", "info", policy["length"],
+            detail=f"SFT {sft['length'].value:.1f}, {shown} {policy['length'].value:.1f} tokens",
         ),
     ]  # fmt: skip
-    if "agrees_wrong" in ppo and ppo["agrees_wrong"].value is not None:
-        before, after = sft["agrees_wrong"], ppo["agrees_wrong"]
+    if "agrees_wrong" in policy and policy["agrees_wrong"].value is not None:
+        before, after = sft["agrees_wrong"], policy["agrees_wrong"]
         worse = after.low is not None and before.high is not None and after.low > before.high
         findings.append(Finding(
             "challenge.D2.sycophancy", "How often does it agree with a wrong belief of the user?",
-            "warn" if worse else "info", after, detail=f"SFT {before.value:.2f}, PPO {after.value:.2f}",
+            "warn" if worse else "info", after, detail=f"SFT {before.value:.2f}, {shown} {after.value:.2f}",
         ))  # fmt: skip
     golds = [point.gold for point in path if point.gold is not None]
     if golds:

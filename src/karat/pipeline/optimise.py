@@ -1,4 +1,4 @@
-"""The optimiser station: PPO against the learned reward, looked at by a watcher that never sees gold."""
+"""The optimiser station: the method that `algorithm` names, looked at by a watcher that never sees gold."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from pathlib import Path
 import numpy as np
 
 from karat.belief import AGGREGATORS, disagreement, lower_bound
-from karat.evaluate.measure import draw, texts_of
+from karat.evaluate.measure import draw, sequence_kl, texts_of
+from karat.feedback.snapshot import read_snapshot
 from karat.ledger.artifacts import ArtifactRef
 from karat.lm.adapters import merged
 from karat.lm.load import LoadedLM, load_lm, save_lm
 from karat.pipeline.data import read_prompts, read_texts
+from karat.pipeline.methods import Around, Material, n_steps, run_method
 from karat.pipeline.models import load_for_training
 from karat.pipeline.rewarding import flat_texts
-from karat.pipeline.settings import RunConfig, WatchSettings
+from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Gold
 from karat.pipeline.stages import Output, Run, StageResult, Workplace, training_reporters
-from karat.policy.ppo import train_ppo
+from karat.policy.score_sources import named_score
 from karat.policy.watcher import Watcher, WatchRules
 from karat.records import Finding, Prompt
 from karat.reward.novelty import load_novelty, text_features
@@ -30,80 +32,89 @@ from karat.seeding import child_seed
 def train(
     run: Run,
     config: RunConfig,
-    sft: ArtifactRef,
-    reward: ArtifactRef,
-    samples: ArtifactRef,
+    given: Mapping[str, ArtifactRef],
     gold: Gold | None,
     place: Workplace,
 ) -> StageResult:
-    """Optimise the fine-tuned policy against the reward, and keep the policy that the settings say."""
-    scorer = load_scorer(run.directory / reward.path)
+    """Optimise the fine-tuned policy, and keep the policy that the settings say.
+
+    Args:
+        given: artefacts by name: sft, reward, samples, snapshot.
+    """
+    name = config.algorithm
+    scorer = load_scorer(run.directory / given["reward"].path)
     splits = read_prompts(place.directory / "data" / "prompts.jsonl")
+    samples = read_texts(run.directory / given["samples"].path)
     # 1. what is usual: the ensemble's disagreement on the reference policy's own responses; one head has none
-    reference = scorer(*flat_texts(read_texts(run.directory / samples.path)))
-    usual = disagreement(reference).tolist() if reference.n_draws > 1 else []
-    watcher = Watcher(watch_rules(config.watch, usual), directory=place.checkpoints / "watcher")
-    # 2. PPO
-    lm = load_for_training(run.directory / sft.path, config.lora, seed=child_seed(run.seed, "ppo", "lora"))
-    with training_reporters(place, "ppo", config.ppo.n_iterations) as reporters:
-        result = train_ppo(
-            lm, splits["policy"], score_fn(scorer, config.aggregator), config.ppo, seed=child_seed(run.seed, "ppo"),
-            directory=place.training, reporters=reporters, watcher=watcher,
-            evaluate=looker(
-                scorer, splits["validation"], config, gold, seed=child_seed(run.seed, "look"),
-                novel_frac=novelty_of(scorer, run.directory / reward.path),
-            ),
-        )  # fmt: skip
+    before = scorer(*flat_texts(samples))
+    usual = disagreement(before).tolist() if before.n_draws > 1 else []
+    watcher = Watcher(watch_rules(config, usual), directory=place.checkpoints / "watcher")
+    # 2. the method
+    sft = run.directory / given["sft"].path
+    lm = load_for_training(sft, config.lora, seed=child_seed(run.seed, "ppo", "lora"))
+    score = named_score(config.score) if config.score else score_fn(scorer, config.aggregator)
+    material = Material(splits["policy"], score, read_snapshot(run.directory / given["snapshot"].path), samples)
+    look = looker(
+        scorer, splits["validation"], config, gold, seed=child_seed(run.seed, "look"),
+        novel_frac=novelty_of(scorer, run.directory / given["reward"].path),
+        reference=None if config.rollout is not None else load_lm(sft),
+    )  # fmt: skip
+    with training_reporters(place, name, n_steps(config, material)) as reporters:
+        seed = child_seed(run.seed, "ppo")
+        result = run_method(config, lm, material, Around(seed, place.training, reporters, watcher, look))
     # 3. which policy is kept
-    directory = place.model_directory("ppo")
-    kept_step = result.n_iterations
+    directory = place.model_directory(name)
+    kept_step, lm = result.n_steps, result.lm
     if config.watch.keep == "best" and result.best_path is not None and result.best_step:
         kept_step = result.best_step
         shutil.rmtree(directory, ignore_errors=True)
         lm = load_lm(result.best_path)
-    save_lm(merged(lm), directory, metadata={"run_id": run.id, "stage": "ppo", "step": str(kept_step)})
+    save_lm(merged(lm), directory, metadata={"run_id": run.id, "stage": name, "step": str(kept_step)})
     metrics = {
-        "n_iterations": result.n_iterations,
+        "algorithm": name,
+        "n_iterations": result.n_steps,
         "kept_step": kept_step,
         "stop_reason": result.stop_reason,
         "n_skipped": result.n_skipped,
         "unsafe": list(config.unsafe),
     }
     notes = [f"stopped early: {result.stop_reason}"] if result.stop_reason else []
+    notes += [f"optimised for {config.score}, not for the reward model"] if config.score else []
     outputs = [Output("model", directory, "model"), Output("metrics", place.metrics_path)]
     return StageResult(outputs, metrics, [leash_finding(config)], notes)
 
 
 def leash_finding(config: RunConfig) -> Finding:
     """Whether anything keeps the policy near its reference; a reward is only right about texts like those judged."""
-    held = config.ppo.reward.kl_coef > 0 or config.watch.kl_budget is not None
+    held = config.kl_coef > 0 or config.watch.kl_budget is not None
     return Finding(
         "gate.leash",
         "Is the policy held near its reference, by a KL penalty or a KL budget?",
         "pass" if held else "fail",
-        detail=f"kl_coef {config.ppo.reward.kl_coef:g}, KL budget {config.watch.kl_budget or 'none'}",
-        threshold="ppo.reward.kl_coef > 0 or watch.kl_budget set",
+        detail=f"kl_coef {config.kl_coef:g}, KL budget {config.watch.kl_budget or 'none'}",
+        threshold="β of the method > 0 or watch.kl_budget set",
     )
 
 
-def watch_rules(settings: WatchSettings, usual: list[float]) -> WatchRules:
+def watch_rules(config: RunConfig, usual: list[float]) -> WatchRules:
     """The rules, stated before the run begins.
 
     Args:
         usual: disagreement on each reference response; [] = a reward with one head, whose best policy is that with the
             highest score.
     """
+    settings = config.watch
+    # a method that draws no responses has its KL measured on the watcher's
+    kl_metric = "kl/k1_per_sequence" if config.rollout is not None else "validation/kl"
+    limits = {
+        "kl_metric": kl_metric, "kl_budget": settings.kl_budget, "max_novel_frac": settings.max_novel_frac
+    }  # fmt: skip
     if not usual:
-        return WatchRules(
-            best_metric="validation/proxy", kl_budget=settings.kl_budget, max_novel_frac=settings.max_novel_frac
-        )
+        return WatchRules(best_metric="validation/proxy", **limits)
     if settings.disagreement_quantile is None:
-        return WatchRules(kl_budget=settings.kl_budget, max_novel_frac=settings.max_novel_frac)
+        return WatchRules(**limits)
     return WatchRules(
-        kl_budget=settings.kl_budget,
-        max_novel_frac=settings.max_novel_frac,
-        validation_disagreement=tuple(usual),
-        disagreement_quantile=settings.disagreement_quantile,
+        validation_disagreement=tuple(usual), disagreement_quantile=settings.disagreement_quantile, **limits
     )
 
 
@@ -115,6 +126,7 @@ def looker(
     *,
     seed: int,
     novel_frac: Callable[[Sequence[Prompt], Sequence[str]], float] | None = None,
+    reference: LoadedLM | None = None,
 ) -> Callable[[LoadedLM, int], Mapping[str, float]]:
     """What is measured along training on prompts that are not trained on: the same draws at every look.
 
@@ -122,14 +134,13 @@ def looker(
 
     Args:
         novel_frac: the share of some responses that are unlike those judged; None = it is not recorded.
+        reference: from which the KL is measured, for methods that draw no responses themselves; None = not measured.
     """
     aggregate = AGGREGATORS[config.aggregator]
 
     def look(lm: LoadedLM, step: int) -> Mapping[str, float]:
         del step
-        drawn = draw(
-            lm, prompts, n_samples=config.watch.n_samples, max_new_tokens=config.ppo.rollout.max_new_tokens, seed=seed
-        )
+        drawn = draw(lm, prompts, n_samples=config.watch.n_samples, max_new_tokens=config.policy_tokens, seed=seed)
         texts = [text for group in texts_of(lm, drawn) for text in group]
         asked = [prompt for prompt, group in zip(prompts, drawn, strict=True) for _ in group]
         belief = scorer(asked, texts)
@@ -142,6 +153,8 @@ def looker(
             figures["validation/disagreement"] = float(disagreement(belief).mean())
         if novel_frac is not None:
             figures["validation/novel_frac"] = novel_frac(asked, texts)
+        if reference is not None:
+            figures["validation/kl"] = float(sequence_kl(reference, drawn).mean())
         if gold is not None:
             figures["validation/gold"] = float(np.mean([gold(p, t) for p, t in zip(asked, texts, strict=True)]))
         return figures
@@ -161,6 +174,6 @@ def novelty_of(scorer: Scorer, reward: Path) -> Callable[[Sequence[Prompt], Sequ
     return novel_frac
 
 
-def curve_path(directory: Path) -> Path:
+def curve_path(directory: Path, algorithm: str) -> Path:
     """The metrics file of the optimiser."""
-    return directory / "metrics" / "ppo.jsonl"
+    return directory / "metrics" / f"{algorithm}.jsonl"

@@ -69,7 +69,7 @@ def write_source(config: RunConfig, place: Workplace) -> StageResult:
 
 def check_context(lm: LoadedLM, prompts: Sequence[Prompt], config: RunConfig) -> None:
     """Raise InputError where a prompt leaves no room for the responses that will be sampled to it."""
-    room = max(config.collect.max_new_tokens, config.ppo.rollout.max_new_tokens)
+    room = max(config.collect.max_new_tokens, config.policy_tokens)
     longest = max((len(prompt_tokens(lm.tokenizer, prompt.turns)) for prompt in prompts), default=0)
     if longest + room > lm.context_length:
         raise InputError(

@@ -26,6 +26,23 @@ from karat.report.page import (
 )
 
 REPORT = "report.html"
+TITLES = {
+    "ppo": "PPO", "rloo": "RLOO", "grpo": "GRPO", "reinforce_pp": "REINFORCE++", "online_dpo": "Online DPO",
+    "expert_iteration": "Expert iteration", "dpo": "DPO", "ipo": "IPO", "kto": "KTO", "ilql": "ILQL",
+}  # fmt: skip
+ALGORITHMS = {
+    "ppo": "PPO with a KL penalty to the SFT policy",
+    "rloo": "RLOO with a KL penalty to the SFT policy",
+    "grpo": "GRPO with a KL penalty to the SFT policy",
+    "reinforce_pp": "REINFORCE++ with a KL penalty to the SFT policy",
+    "online_dpo": "DPO on pairs of the policy's own responses, compared by the reward model",
+    "expert_iteration": "imitation of the best of n of the policy's own responses by the reward model",
+    "dpo": "DPO on the votes, without a reward model",
+    "ipo": "IPO on the votes, without a reward model",
+    "kto": "KTO on the votes read as labels, without a reward model",
+    "ilql": "implicit Q-learning on the SFT policy's responses, scored by the reward model; decoding guided by values",
+}
+"""What the audit card says of each method."""
 
 
 def write_report(directory: Path) -> dict[str, Any]:
@@ -47,6 +64,7 @@ def write_report(directory: Path) -> dict[str, Any]:
     result = summary(
         content.policies,
         ppo_minus_sft={"gold": content.difference} if content.difference else {},
+        optimised=content.difference_of,
         gate=[finding for finding in content.findings if finding.name.startswith("gate.")],
         manifests=manifests,
         report=REPORT,
@@ -70,7 +88,8 @@ def report_input(directory: Path, title: str, unsafe: Sequence[str], manifests: 
         name: {column: Estimate(**fields) for column, fields in evaluation["policies"][name].items()}
         for name in names_in_order(evaluation.get("policies", ()))
     }
-    difference = evaluation.get("ppo_minus_sft", {}).get("gold")
+    name = optimised(by_stage)
+    difference = evaluation.get(f"{name}_minus_sft", {}).get("gold")
     notes = [f"{manifest.stage}: {note}" for manifest in manifests for note in manifest.notes]
     return ReportInput(
         run_id=directory.name,
@@ -78,6 +97,7 @@ def report_input(directory: Path, title: str, unsafe: Sequence[str], manifests: 
         manifests=tuple(manifests),
         policies=policies,
         difference=Estimate(**difference) if difference else None,
+        difference_of=name,
         verdict=_study_verdict(by_stage),
         unsafe=tuple(unsafe),
         findings=tuple(finding for manifest in manifests for finding in findings_of(manifest)),
@@ -92,13 +112,20 @@ def report_input(directory: Path, title: str, unsafe: Sequence[str], manifests: 
     )
 
 
+def optimised(by_stage: Mapping[str, Manifest]) -> str:
+    """The method whose policy the run ended with; the one that finished last, where several were tried."""
+    found = [name for name in by_stage if name in ALGORITHMS]
+    return max(found, key=lambda name: by_stage[name].finished_at) if found else "ppo"
+
+
 def card_figures(content: ReportInput, manifests: Sequence[Manifest]) -> dict[str, Estimate | Fact]:
     """The fields of the audit card that this run can fill."""
     by_stage = {manifest.stage: manifest for manifest in manifests}
-    policy = content.policies.get("ppo", {})
+    name = content.difference_of
+    policy = content.policies.get(name, {})
     figures: dict[str, Estimate | Fact] = {}
     if policy:
-        figures["policy.algorithm"] = Fact("PPO with a KL penalty to the SFT policy")
+        figures["policy.algorithm"] = Fact(ALGORITHMS[name])
     for column in ("kl", "proxy", "gold", "win_rate", "length", "distinct"):
         if column in policy:
             figures[f"policy.{column}"] = policy[column]
@@ -185,17 +212,25 @@ def _evaluation(directory: Path) -> dict[str, Any]:
 
 def _curves(directory: Path, by_stage: Mapping[str, Manifest]) -> list[Curve]:
     curves = []
-    rows = _rows(directory / "metrics" / "ppo.jsonl")
-    if "ppo" in by_stage and rows:
+    name = optimised(by_stage)
+    rows = _rows(directory / "metrics" / f"{name}.jsonl")
+    if name in by_stage and rows:
+        kl = "kl/k1_per_sequence" if any("kl/k1_per_sequence" in row for row in rows) else "validation/kl"
+        length = "response/length_mean" if kl.startswith("kl/") else "validation/length"
         panels = (
             _panel("score on validation prompts", rows, {"proxy": "validation/proxy", "gold": "validation/gold"}),
-            _panel("KL, nats per response", rows, {"KL": "kl/k1_per_sequence"}),
+            _panel("KL, nats per response", rows, {"KL": kl}),
             _panel("ensemble disagreement, logits", rows, {"disagreement": "validation/disagreement"}),
             _panel("share of responses unlike those judged", rows, {"unfamiliar": "validation/novel_frac"}),
-            _panel("response tokens", rows, {"length": "response/length_mean"}),
+            _panel("response tokens", rows, {"length": length}),
         )
         curves.append(
-            Curve("PPO", "rollouts", panels, "Where the proxy rises and gold falls, the reward is exploited.")
+            Curve(
+                TITLES.get(name, name),
+                "rollouts" if kl.startswith("kl/") else "optimiser steps",
+                panels,
+                "Where the proxy rises and gold falls, the reward is exploited.",
+            )
         )
     for stage, title, metric in (("reward", "Reward model", "loss"), ("sft", "Fine-tuning", "nll_per_token")):
         rows = _rows(directory / "metrics" / f"{stage}.jsonl")
@@ -292,11 +327,12 @@ def _equal_kl(evaluation: Mapping[str, Any]) -> tuple[str, ...]:
     notes = []
     for name, row in evaluation.get("equal_kl", {}).items():
         gold = evaluation["policies"][name]["gold"]["value"]
-        ppo = row["ppo_gold"]
+        name_of = evaluation.get("optimised", "ppo")
+        ppo = row[f"{name_of}_gold"]
         if gold is not None:
             said = f"{ppo:.2f} (interpolated along training)" if ppo is not None else "not reached by its path"
             notes.append(
-                f"at equal KL ({row['kl']:.2f} nats): {name.replace('_', ' ')} has gold {gold:.2f}, PPO {said}"
+                f"at equal KL ({row['kl']:.2f} nats): {name.replace('_', ' ')} has gold {gold:.2f}, {TITLES.get(name_of, name_of)} {said}"
             )
     return tuple(notes)
 
@@ -306,8 +342,10 @@ def _extra(directory: Path, manifests: Sequence[Manifest]) -> dict[str, Any]:
     extra: dict[str, Any] = {}
     if "evaluate" in by_stage:
         extra["equal_kl"] = _evaluation(directory)["equal_kl"]
-    if "ppo" in by_stage:
-        metrics = by_stage["ppo"].metrics
+    algorithm = optimised(by_stage)
+    if algorithm in by_stage:
+        metrics = by_stage[algorithm].metrics
+        extra["algorithm"] = algorithm
         extra["watcher"] = {name: metrics[name] for name in ("kept_step", "stop_reason", "n_iterations")}
     return extra
 

@@ -88,16 +88,20 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     if until == "reward":
         return done
     # 6. the policy, watched
-    work = partial(optimise.train, run, config, sft, reward, samples, source.gold)
-    settings = [config.ppo, config.lora, config.watch, config.aggregator, config.allow_ungated_reward]
-    done["ppo"] = run.stage("ppo", inputs=(sft, reward, prompts, samples), config=settings, work=work)
-    if until == "ppo":
+    name = config.algorithm
+    made = {"sft": sft, "reward": reward, "samples": samples, "snapshot": snapshot}
+    work = partial(optimise.train, run, config, made, source.gold)
+    settings = [config.method, config.lora, config.watch, config.aggregator, config.allow_ungated_reward]
+    settings += [config.score] if config.score else []
+    offline = (snapshot,) if config.rollout is None else ()
+    done[name] = run.stage(name, inputs=(sft, reward, prompts, samples, *offline), config=settings, work=work)
+    if until == name:
         return done
     # 7. what came of it
-    ppo = output(done["ppo"], "model")
-    work = partial(evaluation.measure, run, config, {"sft": sft, "ppo": ppo}, reward, source)
+    policy = output(done[name], "model")
+    work = partial(evaluation.measure, run, config, {"sft": sft, name: policy}, reward, source)
     settings = [config.evaluate, config.aggregator]
-    done["evaluate"] = run.stage("evaluate", inputs=(sft, ppo, reward, prompts), config=settings, work=work)
+    done["evaluate"] = run.stage("evaluate", inputs=(sft, policy, reward, prompts), config=settings, work=work)
     return done
 
 

@@ -191,17 +191,27 @@ def sweep_table(results: Mapping[tuple[str, ...], Sequence[Mapping[str, Any]]]) 
     rows = []
     for point, summaries in results.items():
         row: dict[str, Any] = {"setting": ", ".join(point) or "as configured", "seeds": len(summaries)}
-        for policy, column in (("sft", "gold"), ("ppo", "gold"), ("ppo", "proxy"), ("ppo", "kl"), ("ppo", "win_rate")):
-            values = [_value(summary, policy, column) for summary in summaries]
+        names = {_optimised(summary) for summary in summaries}
+        name = names.pop() if len(names) == 1 else "policy"
+        for policy, column in (("sft", "gold"), *((name, of) for of in ("gold", "proxy", "kl", "win_rate"))):
+            values = [
+                _value(summary, policy if policy == "sft" else _optimised(summary), column) for summary in summaries
+            ]
             known = np.array([value for value in values if value is not None])
             if len(known):
                 row[f"{policy} {column}"] = plain(mean_estimate(known))
-        differences = [summary.get("ppo_minus_sft", {}).get("gold", {}).get("value") for summary in summaries]
+        differences = [
+            summary.get(f"{_optimised(summary)}_minus_sft", {}).get("gold", {}).get("value") for summary in summaries
+        ]
         known = np.array([value for value in differences if value is not None])
         if len(known):
-            row["ppo − sft gold"] = plain(mean_estimate(known))
+            row[f"{name} − sft gold"] = plain(mean_estimate(known))
         rows.append(row)
     return rows
+
+
+def _optimised(summary: Mapping[str, Any]) -> str:
+    return next((key.removesuffix("_minus_sft") for key in summary if key.endswith("_minus_sft")), "ppo")
 
 
 def _value(summary: Mapping[str, Any], policy: str, column: str) -> float | None:

@@ -5,7 +5,7 @@ Knows the stages' own configurations; nothing about how they are run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +13,15 @@ from karat.belief import AGGREGATORS
 from karat.errors import ConfigError
 from karat.lm.fresh import DecoderShape
 from karat.lm.trackers import TrackerName
-from karat.policy.settings import PPOConfig
+from karat.policy.method_settings import (
+    DirectConfig,
+    ExpertConfig,
+    GroupConfig,
+    ImplicitQConfig,
+    OnlineDPOConfig,
+    StepSettings,
+)
+from karat.policy.settings import PPOConfig, RewardSettings, RolloutSettings
 from karat.reward.objectives import ObjectivesConfig
 from karat.reward.thresholds import GateSettings
 from karat.reward.train import RewardConfig
@@ -155,6 +163,14 @@ class LoraSettings:
             raise ConfigError(f"lora: found rank={self.rank}, alpha={self.alpha}; expected ≥ 1 and > 0")
 
 
+Algorithm = Literal[
+    "ppo", "rloo", "grpo", "reinforce_pp", "online_dpo", "expert_iteration", "dpo", "ipo", "kto", "ilql"
+]
+MethodConfig = PPOConfig | GroupConfig | OnlineDPOConfig | ExpertConfig | DirectConfig | ImplicitQConfig
+# the same work an iteration as PPO's defaults, so that methods can be compared by changing one key
+_STEPS = StepSettings(n_epochs=1, n_minibatches=4, learning_rate=1e-4)
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """A run from votes to an audited policy. Exactly one of `sandbox`, `preferences` and `people` is given."""
@@ -188,8 +204,23 @@ class RunConfig:
     """What the optimiser gets of several objectives; saved with the reward model."""
     aggregator: str = "mean_score"
     """How the reward's belief becomes one score for the optimiser; a name in `belief.AGGREGATORS`."""
+    score: str = ""
+    """What the optimiser is paid instead of the reward model: `module:function`, or an http address; "" = the reward
+    model. Gate, watcher and evaluation stay with the reward model."""
+    algorithm: Algorithm = "ppo"
+    """The method that optimises the policy; its section is the one named in docs/optimisers.md."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
-    """The optimiser."""
+    """Of `ppo`."""
+    group: GroupConfig = field(default_factory=lambda: GroupConfig(update=_STEPS))
+    """Of `rloo`, `grpo` and `reinforce_pp`; its `method` is set by `algorithm`."""
+    online_dpo: OnlineDPOConfig = field(default_factory=lambda: OnlineDPOConfig(update=_STEPS))
+    """Of `online_dpo`."""
+    expert: ExpertConfig = field(default_factory=lambda: ExpertConfig(update=_STEPS))
+    """Of `expert_iteration`."""
+    direct: DirectConfig = field(default_factory=lambda: DirectConfig(learning_rate=1e-4))
+    """Of `dpo`, `ipo` and `kto`; its `loss` is set by `algorithm`."""
+    ilql: ImplicitQConfig = field(default_factory=ImplicitQConfig)
+    """Of `ilql`."""
     watch: WatchSettings = field(default_factory=WatchSettings)
     """The watcher of the optimiser."""
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
@@ -217,8 +248,53 @@ class RunConfig:
             raise ConfigError(
                 f"aggregator: found {self.aggregator!r}; expected one of {', '.join(sorted(AGGREGATORS))}"
             )
+        _ = self.method  # contradictions between `algorithm` and its section
+        if getattr(self.method, "constraint", None) is not None:
+            raise ConfigError(
+                f"{self.algorithm}.constraint: a run has no cost function; expected none: use policy.beside.Beside"
+            )
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ConfigError(f"name: found {self.name!r}; expected a plain directory name")
+
+    @property
+    def method(self) -> MethodConfig:
+        """The settings of the method that `algorithm` names.
+
+        Raises: ConfigError where a section's choices contradict the method.
+        """
+        name = self.algorithm
+        if name in ("rloo", "grpo", "reinforce_pp"):
+            group = replace(self.group, method=name)
+            _ = group.choices
+            return group
+        if name in ("dpo", "ipo", "kto"):
+            direct = replace(self.direct, loss=name)
+            direct.check()
+            return direct
+        return {
+            "ppo": self.ppo,
+            "online_dpo": self.online_dpo,
+            "expert_iteration": self.expert,
+            "ilql": self.ilql,
+        }[name]
+
+    @property
+    def rollout(self) -> RolloutSettings | None:
+        """How the method draws responses; None = it draws none."""
+        return getattr(self.method, "rollout", None)
+
+    @property
+    def policy_tokens(self) -> int:
+        """Longest response of the policy: the method's, or that of the judged samples where it draws none."""
+        return self.collect.max_new_tokens if self.rollout is None else self.rollout.max_new_tokens
+
+    @property
+    def kl_coef(self) -> float:
+        """β of the method; 0 = it has no KL penalty."""
+        reward: RewardSettings | None = getattr(self.method, "reward", None)
+        if self.algorithm == "expert_iteration":
+            return 0.0
+        return reward.kl_coef if reward is not None else float(getattr(self.method, "beta", 0.0))
 
     @property
     def n_people(self) -> int:

@@ -18,8 +18,16 @@ from karat.errors import ConfigError
 from karat.lm.adapters import reference_mode
 from karat.lm.heads import ScalarHead
 from karat.lm.load import LoadedLM
-from karat.lm.logprobs import hidden_states, response_logprobs, token_logprobs, trunk_of
+from karat.lm.logprobs import (
+    CHUNK_NUMBERS,
+    hidden_states,
+    response_logprobs,
+    token_logprobs,
+    trunk_of,
+    vocabulary_logprobs,
+)
 from karat.lm.trees import Tree, TreeBatch, pack_trees
+from karat.policy.kl import full_kl
 
 
 @dataclass(frozen=True)
@@ -135,6 +143,36 @@ def reference_logprobs(actor: ActorCritic | Policy, batch: TreeBatch, *, tempera
             return response_logprobs(actor.reference, batch, temperature=temperature).logprobs
         with reference_mode(actor.lm.model):
             return response_logprobs(actor.lm.model, batch, temperature=temperature).logprobs
+
+
+def exact_kl(actor: ActorCritic | Policy, batch: TreeBatch, *, temperature: float) -> Float[Tensor, " n"]:
+    """KL(π ‖ π_ref) of the next token before each response token, over the whole vocabulary; no gradient.
+
+    One more pass of policy and reference; the logits are made for a few rows at a time.
+    """
+    rows = max(16, CHUNK_NUMBERS // actor.lm.model.get_input_embeddings().weight.shape[0])
+
+    def predicting(model: nn.Module) -> Float[Tensor, "n d"]:
+        return hidden_states(model, batch).index_select(0, batch.predict_index)
+
+    with torch.no_grad():
+        mine = predicting(actor.lm.model)
+        if actor.reference is not None:
+            theirs = predicting(actor.reference)
+        else:
+            with reference_mode(actor.lm.model):
+                theirs = predicting(actor.lm.model)
+        # adapters leave the output layer alone, so that the policy's serves its reference
+        ref_model = actor.lm.model if actor.reference is None else actor.reference
+        return torch.cat(
+            [
+                full_kl(
+                    vocabulary_logprobs(actor.lm.model, a, temperature=temperature),
+                    vocabulary_logprobs(ref_model, b, temperature=temperature),
+                )
+                for a, b in zip(mine.split(rows), theirs.split(rows), strict=True)
+            ]
+        )
 
 
 def head_values(actor: ActorCritic, hidden: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:

@@ -50,6 +50,7 @@ def train_direct(
     Source: Rafailov et al. 2023, arXiv:2305.18290; Azar et al. 2023, arXiv:2310.12036; Ethayarajh et al. 2024,
         arXiv:2402.01306.
     """
+    config.check()
     if not preferences:
         raise InputError(f"{config.loss}: found no comparisons; expected at least one")
     # 1. data as trees, the reference's view of them, the optimiser

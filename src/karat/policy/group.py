@@ -84,6 +84,7 @@ def train_group(
     # 1. the networks and their optimiser
     if not prompts:
         raise InputError(f"{config.method}: found no prompts; expected at least one")
+    _ = config.choices  # contradictions, before any work
     check_beside(beside, ptx_coef=config.update.ptx_coef, constraint=config.constraint)
     identity = identity_of(config, seed, {"prompts": prompt_ids(prompts)} | beside.inputs, lm.model)
     policy = build_policy(lm)

@@ -121,36 +121,37 @@ class GroupConfig:
 
     def __post_init__(self) -> None:
         check_online("group", self.n_iterations, self.evaluate_every, self.checkpoint_every, self.rollout, self.update)
-        needs_groups = self.method != "reinforce_pp" or self.group_baseline
-        if needs_groups and self.rollout.n_samples < 2:
-            raise ConfigError(
-                f"group.rollout.n_samples: found {self.rollout.n_samples}; expected ≥ 2: {self.method} compares responses "
-                "to one prompt"
-            )
         if self.reward.bootstrap_truncated or self.reward.whiten_rewards:
             raise ConfigError("group.reward: bootstrap_truncated and whiten_rewards need a critic; expected neither")
         if self.clip_range is not None and not 0 < self.clip_range < 1:
             raise ConfigError(f"group.clip_range: found {self.clip_range}; expected (0, 1) or null")
-        choices = self.choices
-        if choices.level == "sequence" and (choices.normalise != "sequence" or self.method == "reinforce_pp"):
-            raise ConfigError(
-                f"group: found level=sequence with normalise={choices.normalise} and method={self.method}; expected "
-                "normalise=sequence and a method with one advantage a response"
-            )
-        if (self.method == "rloo" and choices.scale != "none") or (
-            self.method == "reinforce_pp" and choices.scale == "group"
-        ):
-            raise ConfigError(f"group.scale: found {choices.scale} with {self.method}; expected another scale, or null")
 
     @property
     def choices(self) -> GroupChoices:
-        """Every choice closed: what is set, else as published."""
+        """Every choice closed: what is set, else as published.
+
+        Raises: ConfigError where what is set contradicts the method.
+        """
+        if (self.method != "reinforce_pp" or self.group_baseline) and self.rollout.n_samples < 2:
+            raise ConfigError(
+                f"group.rollout.n_samples: found {self.rollout.n_samples}; expected ≥ 2: {self.method} compares responses "
+                "to one prompt"
+            )
         published = PUBLISHED[self.method]
         given = {name: getattr(self, name) for name in GroupChoices._fields}
         chosen = published._replace(**{name: value for name, value in given.items() if value is not None})
         # one sum a response cannot be averaged over tokens: a level that is set brings its normalisation along
         if self.level == "sequence" and self.normalise is None:
-            return chosen._replace(normalise="sequence")
+            chosen = chosen._replace(normalise="sequence")
+        if chosen.level == "sequence" and (chosen.normalise != "sequence" or self.method == "reinforce_pp"):
+            raise ConfigError(
+                f"group: found level=sequence with normalise={chosen.normalise} and method={self.method}; expected "
+                "normalise=sequence and a method with one advantage a response"
+            )
+        if (self.method == "rloo" and chosen.scale != "none") or (
+            self.method == "reinforce_pp" and chosen.scale == "group"
+        ):
+            raise ConfigError(f"group.scale: found {chosen.scale} with {self.method}; expected another scale, or null")
         return chosen
 
     @property
@@ -285,6 +286,9 @@ class DirectConfig:
                 f"direct: found warmup_frac={self.warmup_frac}, label_smoothing={self.label_smoothing}, "
                 f"max_skipped_frac={self.max_skipped_frac}; expected [0, 1), [0, 0.5) and [0, 1)"
             )
+
+    def check(self) -> None:
+        """Raise ConfigError where what is set belongs to another loss."""
         if self.label_smoothing and self.loss != "dpo":
             raise ConfigError(f"direct.label_smoothing: found {self.label_smoothing} with {self.loss}; it is DPO's")
         if self.per_token and self.loss != "ipo":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -46,7 +47,7 @@ from karat.policy.metrics import rollout_metrics
 from karat.policy.pair_batches import ComparedTrees, PairObjective, pair_batch_loss
 from karat.policy.rollout import Rollout, check_start_at_reference, collect_rollout, paid_scores
 from karat.policy.selection import scored_pairs
-from karat.policy.update import no_extra
+from karat.policy.update import ExtraLosses, no_extra
 from karat.policy.watcher import Watcher
 from karat.records import Prompt, ScoreFn
 from karat.seeding import child_seed, torch_generator
@@ -130,35 +131,8 @@ def online_dpo_iteration(
     compared = compared_responses(rollout, paid, config)
     # 3. epochs of minibatches
     started = time.perf_counter()
-    stats, seen = UpdateStats(), PairStats()
-    extra = data_losses(policy.lm, beside, config.update, iteration=iteration, seed=seed) or no_extra
-    dealt: list[Sequence[int]] = []
-
-    def minibatch(indices: Sequence[int]) -> Minibatch:
-        dealt[:] = [indices]
-        return packed_minibatch(
-            compared.trees,
-            indices,
-            n_samples=compared.n_branches,
-            token_budget=config.update.token_budget,
-            device=rollout.logprobs.device,
-        )
-
-    def losses(part: Minibatch, name: str) -> Iterator[Tensor]:
-        del name
-        objective = PairObjective(config.loss, config.reward.kl_coef)
-        n_pairs = len(dealt[0]) * compared.n_compared
-        for batch in part.batches:
-            logprobs = response_logprobs(policy.lm.model, batch, temperature=config.rollout.temperature).logprobs
-            found = pair_batch_loss(
-                compared, dealt[0], batch, logprobs=logprobs, ref_logprobs=None, objective=objective,
-                denominator=n_pairs,
-            )  # fmt: skip
-            seen.add(float(found.loss.detach()) * n_pairs, float(found.n_right), float(found.margin_sum))
-            yield found.loss
-        seen.n += n_pairs
-        yield from extra(stats)
-
+    extra = data_losses(policy.lm, beside, config.update, iteration=iteration, seed=seed)
+    work = PairUpdate(policy, compared, config, UpdateStats(), PairStats(), extra or no_extra)
     rate = linear_warmup_decay(
         iteration,
         n_steps=config.n_iterations,
@@ -167,8 +141,8 @@ def online_dpo_iteration(
     )
     run_epochs(
         state,
-        stats,
-        Pass(len(compared.trees), minibatch, losses),
+        work.stats,
+        Pass(len(compared.trees), work.minibatch, work.losses),
         config.update,
         learning_rates={POLICY: rate},
         generator=torch_generator(seed, "ppo", "minibatches", iteration),
@@ -176,11 +150,61 @@ def online_dpo_iteration(
     )
     # 4. checks and metrics
     kl = kl_summary(rollout.logprobs, rollout.ref_logprobs, rollout.response_mask)
-    metrics = rollout_metrics(rollout, paid, kl) | stats.metrics(with_policy=False) | seen.metrics()
+    metrics = rollout_metrics(rollout, paid, kl) | work.stats.metrics(with_policy=False) | work.seen.metrics()
     metrics |= check_steps(state, config.update.max_skipped_frac)
     metrics |= {"kl/coef": config.reward.kl_coef, "update/learning_rate": rate}
     metrics |= {f"seconds/{part}": spent for part, spent in rollout.seconds.items()}
     return metrics | {"seconds/update": time.perf_counter() - started}
+
+
+@dataclass(frozen=True)
+class PairUpdate:
+    """What all minibatches of one update share, and their losses."""
+
+    policy: Policy
+    """What is trained."""
+    compared: ComparedTrees
+    """The pairs."""
+    config: OnlineDPOConfig
+    """The method."""
+    stats: UpdateStats
+    """Is filled."""
+    seen: PairStats
+    """Is filled."""
+    extra: ExtraLosses = no_extra
+    """Losses beside the pairs."""
+
+    def minibatch(self, indices: Sequence[int]) -> Minibatch:
+        """The trees of the given prompts."""
+        return packed_minibatch(
+            self.compared.trees,
+            indices,
+            n_samples=self.compared.n_branches,
+            token_budget=self.config.update.token_budget,
+            device=self.policy.lm.model.device,
+        )
+
+    def losses(self, part: Minibatch, name: str) -> Iterator[Tensor]:
+        """The loss of each micro-batch, divided by the minibatch's comparisons; fills the statistics."""
+        del name
+        k, config = self.compared.n_branches, self.config
+        indices = (part.rows.view(-1, k)[:, 0] // k).tolist()
+        n_pairs = len(indices) * self.compared.n_compared
+        for batch in part.batches:
+            logprobs = response_logprobs(self.policy.lm.model, batch, temperature=config.rollout.temperature).logprobs
+            found = pair_batch_loss(
+                self.compared,
+                indices,
+                batch,
+                logprobs=logprobs,
+                ref_logprobs=None,
+                objective=PairObjective(config.loss, config.reward.kl_coef),
+                denominator=n_pairs,
+            )
+            self.seen.add(float(found.loss.detach()) * n_pairs, float(found.n_right), float(found.margin_sum))
+            yield found.loss
+        self.seen.n += n_pairs
+        yield from self.extra(self.stats)
 
 
 class PairStats:

@@ -22,7 +22,7 @@ from karat.lm.generate import SamplingConfig, sample
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import response_logprobs
 from karat.lm.trees import Tree, rows_of
-from karat.policy.actor import ActorCritic, Policy, pack, reference_logprobs, token_scores
+from karat.policy.actor import ActorCritic, Policy, exact_kl, pack, reference_logprobs, token_scores
 from karat.policy.scores import score_responses
 from karat.policy.settings import RewardSettings, RolloutSettings
 from karat.policy.shaping import final_scores
@@ -51,6 +51,8 @@ class Rollout:
     """Value after the last counted token, where it was asked for."""
     entropy: Float[Tensor, "B T"] | None
     """Full-vocabulary entropy, where it was asked for."""
+    exact_kl: Float[Tensor, "B T"] | None
+    """KL of each next token over the whole vocabulary, where it was asked for."""
     response_mask: Bool[Tensor, "B T"]
     """True = drawn by the policy, up to and including the stop token."""
     stopped_mask: Bool[Tensor, "B"]
@@ -159,6 +161,7 @@ def collect_rollout(
         values=rows.get("values"),
         last_values=rows.get("last_values"),
         entropy=rows.get("entropy"),
+        exact_kl=rows.get("exact_kl"),
         response_mask=rows["response_mask"],
         stopped_mask=torch.tensor([s.stopped for s in drawn.samples], device=device),
         scores=torch.tensor(scores, dtype=rows["logprobs"].dtype, device=device),
@@ -206,7 +209,8 @@ def _forward(
     tensors.
     """
     batches = pack(trees, token_budget, actor.lm.model.device)
-    flat: dict[str, list[Tensor]] = {"logprobs": [], "ref_logprobs": [], "values": [], "entropy": [], "last_values": []}
+    names = ("logprobs", "ref_logprobs", "values", "entropy", "exact_kl", "last_values")
+    flat: dict[str, list[Tensor]] = {name: [] for name in names}
     options = {"temperature": settings.temperature, "with_entropy": settings.exact_entropy}
     with torch.no_grad():
         for batch in batches:
@@ -219,6 +223,8 @@ def _forward(
             flat["logprobs"].append(scored.logprobs)
             flat["entropy"] += [] if scored.entropy is None else [scored.entropy]
             flat["ref_logprobs"].append(reference_logprobs(actor, batch, temperature=settings.temperature))
+            if settings.exact_kl:
+                flat["exact_kl"].append(exact_kl(actor, batch, temperature=settings.temperature))
     shape = {
         "n_branches": sum(len(tree.branches) for tree in trees),
         "max_len": max(len(branch) for tree in trees for branch in tree.branches),

@@ -38,6 +38,8 @@ class RolloutSettings:
     """Rows decoded at a time; speed only."""
     exact_entropy: bool = False
     """True = also log the full-vocabulary entropy (one more pass over the logits)."""
+    exact_kl: bool = False
+    """True = also log the KL of each next token over the whole vocabulary (one more pass of policy and reference)."""
 
     def __post_init__(self) -> None:
         at_least_one("rollout", self, "n_prompts", "n_samples", "max_new_tokens", "decode_rows")

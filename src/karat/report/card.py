@@ -204,6 +204,7 @@ def summary(
     policies: Mapping[str, Mapping[str, Estimate]],
     *,
     ppo_minus_sft: Mapping[str, Estimate],
+    optimised: str = "ppo",
     gate: Sequence[Finding],
     manifests: Sequence[Manifest],
     report: str,
@@ -216,6 +217,7 @@ def summary(
         policies: policy → column → Estimate; the columns gold, proxy, kl, length, distinct and win_rate are there
             for every policy, "not measured" where nothing was given; further columns are kept.
         ppo_minus_sft: column → Estimate of the paired difference.
+        optimised: which policy that is; the key is `<optimised>_minus_sft`.
         report: path of the report, relative to the run.
         extra: further top-level keys (run, seed, held-out figures of the reward …).
     """
@@ -223,7 +225,7 @@ def summary(
         "unsafe": list(unsafe),
         **(extra or {}),
         "policies": {name: _columns(columns) for name, columns in policies.items()},
-        "ppo_minus_sft": {
+        f"{optimised}_minus_sft": {
             name: estimate_fields(value) for name, value in ({"gold": None} | dict(ppo_minus_sft)).items()
         },
         "gate": {

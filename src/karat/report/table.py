@@ -23,10 +23,13 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         lines += [*policy_table(summary["policies"]), ""]
     if summary.get("verdict"):
         lines.append(summary["verdict"])
-    difference = summary.get("ppo_minus_sft", {}).get("gold")
+    key = next((name for name in summary if name.endswith("_minus_sft")), "")
+    difference = summary.get(key, {}).get("gold")
     if difference and difference.get("value") is not None:
         value, interval = format_estimate(_estimate(difference))
-        lines.append(f"PPO − SFT, gold reward: {value} (95 % interval {interval}, n = {difference['n']})")
+        lines.append(
+            f"{key.removesuffix('_minus_sft').upper()} − SFT, gold reward: {value} (95 % interval {interval}, n = {difference['n']})"
+        )
     gate = summary.get("gate", {}).get("findings", ())
     if gate:
         lines.append(

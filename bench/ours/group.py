@@ -1,0 +1,57 @@
+"""Our side of the rows rloo and grpo: `train_group` on the prompts and weights of the bench; one turn = one iteration.
+
+    python -m bench.ours.group WORK.json
+
+WORK.json: {method, model, n_prompts, n_samples, max_new_tokens, learning_rate, kl_coef, n_iterations, seed, threads, …}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from bench.inputs import hh_prompts
+from bench.ours.ppo import IterationClock, model_score
+from bench.turns import Finished, Turns
+
+from karat.lm.load import load_lm
+from karat.policy.group import train_group
+from karat.policy.method_settings import GroupConfig, StepSettings
+from karat.policy.settings import RewardSettings, RolloutSettings
+
+
+def group_config(work: Mapping[str, Any]) -> GroupConfig:
+    """The product's configuration for a WORK.json: each method as published, one optimiser step an iteration."""
+    return GroupConfig(
+        method=work["method"],
+        n_iterations=work["n_iterations"],
+        checkpoint_every=0,
+        rollout=RolloutSettings(work["n_prompts"], work["n_samples"], work["max_new_tokens"]),
+        reward=RewardSettings(kl_coef=work["kl_coef"]),
+        update=StepSettings(learning_rate=work["learning_rate"]),
+    )
+
+
+def main() -> None:
+    """Load, then train turn by turn."""
+    turns = Turns()
+    work = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    torch.set_num_threads(work["threads"])
+    lm = load_lm(work["model"], for_training=True)
+    prompts, _ = hh_prompts(work["n_prompts"])
+    config = group_config(work)
+    score = model_score()
+    clock = IterationClock(turns, config.n_sequences)
+    turns.begin(ready={"torch": torch.__version__, "transformers": transformers.__version__})
+    train_group(lm, prompts, score, config, seed=work["seed"], reporters=[clock])
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(Finished):
+        main()

@@ -1,0 +1,60 @@
+"""Every method that `algorithm` names, from the command line to the report, on the votes of a run that is there."""
+
+import json
+from pathlib import Path
+
+import pytest
+from journeys import SANDBOX, karat, write_config, write_rows
+
+ROLLOUT = {"n_prompts": 8, "n_samples": 2, "max_new_tokens": 24}
+ONLINE = {"n_iterations": 2, "checkpoint_every": 1, "evaluate_every": 1, "rollout": ROLLOUT}
+STEPS = {"update": {"n_minibatches": 2, "learning_rate": 3.0e-3}}
+OFFLINE = {"epochs": 1.0, "batch_size": 16, "learning_rate": 1.0e-3, "checkpoint_every": 1, "evaluate_every": 2}
+SECTIONS = {
+    "group": {**ONLINE, **STEPS},
+    "online_dpo": {**ONLINE, **STEPS},
+    "expert": {**ONLINE, **STEPS},
+    "direct": OFFLINE,
+    "ilql": OFFLINE,
+}
+TITLES = {"rloo": "RLOO", "grpo": "GRPO", "reinforce_pp": "REINFORCE++", "online_dpo": "Online DPO",
+          "expert_iteration": "Expert iteration", "dpo": "DPO", "ipo": "IPO", "kto": "KTO", "ilql": "ILQL"}  # fmt: skip
+SHORT = ("rloo", "dpo")
+
+
+@pytest.mark.parametrize(
+    "name", [*SHORT, *(pytest.param(name, marks=pytest.mark.long) for name in TITLES if name not in SHORT)]
+)
+def test_a_method_from_the_command_line_to_the_report(copied: Path, name: str):
+    config = write_config(SANDBOX, **SECTIONS)
+    done = karat("run", config, "--set", f"algorithm={name}", "--json")
+    assert done.code == 0, done.err
+    answer = json.loads(done.out)
+    run = copied / "runs" / "tiny"
+    assert answer["algorithm"] == name
+    assert set(answer["policies"]) == {"sft", "best_of_2", name}
+    assert f"{name}_minus_sft" in answer
+    assert (run / "models" / name / "model.safetensors").is_file()
+    assert (run / "models" / "ppo" / "model.safetensors").is_file()  # what was there is kept
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert TITLES[name] in page
+    assert karat("verify", run).code == 0
+    # the command of the method finds everything done
+    again = karat(name.replace("_", "-"), config, "--json")
+    assert again.code == 0, again.err
+    assert f"{name}: done before, kept" in again.err
+
+
+def test_best_of_n_from_the_command_line(copied: Path):
+    write_rows(Path("p.jsonl"), [{"prompt": "who is it?"}, {"prompt": "what is it?"}])
+    Path("taste.py").write_text("def short(prompts, texts):\n    return [-len(t.split()) for t in texts]\n")
+    sft = copied / "runs" / "tiny" / "models" / "sft"
+    options = ("--n", "4", "--samples", "8", "--max-new-tokens", "12", "--json")
+    done = karat("best-of-n", sft, "p.jsonl", "--score", "taste:short", "--out", "o.jsonl", *options)
+    assert done.code == 0, done.err
+    answer = json.loads(done.out)
+    assert answer["score_mean"] >= answer["sample_score_mean"]
+    assert 0 <= answer["kl_estimate"] <= answer["kl_bound"] + 1e-9
+    assert [json.loads(line)["n"] for line in Path("o.jsonl").read_text().splitlines()] == [4, 4]
+    wrong = karat("best-of-n", sft, "p.jsonl", "--score", "taste:long", "--out", "o.jsonl")
+    assert "found no function 'long' in taste" in wrong.complaint

@@ -1,0 +1,126 @@
+"""Score functions from outside: found by name, asked over HTTP with tries again, and one clear line when they fail."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from karat.errors import ConfigError, InputError
+from karat.policy.score_sources import BATCH, HttpScore, WeightedScore, named_score
+from karat.records import user_prompt
+
+PROMPT = user_prompt("how long?")
+
+
+@contextmanager
+def endpoint(*answers) -> Iterator[tuple[str, list]]:
+    """A server that gives these (status, body) answers in turn, the last one for ever; and what it was asked."""
+    asked: list = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append((dict(self.headers), body))
+            status, content = answers[min(len(asked), len(answers)) - 1]
+            said = content(body) if callable(content) else content
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(said.encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def lengths(body):
+    return json.dumps({"scores": [len(text) for text in body["responses"]]})
+
+
+def test_an_endpoint_is_asked_in_batches_with_the_conversation():
+    texts = ["x" * i for i in range(BATCH + 3)]
+    with endpoint((200, lengths)) as (url, asked):
+        scores = HttpScore(url, headers={"X-Key": "k"})([PROMPT] * len(texts), texts)
+    assert scores == [*range(BATCH + 3)]
+    assert [len(body["responses"]) for _, body in asked] == [BATCH, 3]
+    assert asked[0][1]["prompts"][0] == [{"role": "user", "content": "how long?"}]
+    assert asked[0][0]["X-Key"] == "k"
+
+
+def test_a_passing_failure_is_tried_again_and_a_lasting_one_is_one_line():
+    with endpoint((503, "busy"), (429, "slow"), (200, lengths)) as (url, asked):
+        assert HttpScore(url, pause_s=0.0)([PROMPT], ["abc"]) == [3]
+    assert len(asked) == 3
+    with endpoint((500, "broken")) as (url, asked), pytest.raises(InputError, match=r"after 3 tries .*status 500"):
+        HttpScore(url, n_retries=2, pause_s=0.0)([PROMPT], ["abc"])
+    assert len(asked) == 3
+    with pytest.raises(InputError, match=r"no answer after 1 tries of 1 s \(last: ConnectError"):
+        HttpScore("http://127.0.0.1:9", timeout_s=1.0, n_retries=0)([PROMPT], ["abc"])
+
+
+def test_an_endpoint_that_times_out_is_one_line():
+    release = threading.Event()
+
+    def slow(body):
+        release.wait(5)
+        return lengths(body)
+
+    with endpoint((200, slow)) as (url, _):
+        try:
+            with pytest.raises(InputError, match=r"after 2 tries of 0.05 s \(last: ReadTimeout"):
+                HttpScore(url, timeout_s=0.05, n_retries=1, pause_s=0.0)([PROMPT], ["abc"])
+        finally:
+            release.set()
+
+
+def test_wrong_answers_are_not_tried_again():
+    for status, content, said in (
+        (404, "not here", "status 404, found not here"),
+        (200, "hello", "found hello"),
+        (200, '{"scores": [1, 2]}', r"found 2 scores; expected \{\"scores\": \[1 numbers\]\}"),
+        (200, '{"score": 1}', "status 200"),
+    ):
+        with endpoint((status, content)) as (url, asked), pytest.raises(InputError, match=said):
+            HttpScore(url)([PROMPT], ["abc"])
+        assert len(asked) == 1
+
+
+def test_a_python_function_by_name(tmp_path, monkeypatch):
+    (tmp_path / "my_scores.py").write_text(
+        "def words(prompts, texts):\n    return [len(text.split()) for text in texts]\nnumber = 3\n"
+    )
+    (tmp_path / "my_broken.py").write_text("raise RuntimeError('oh no')\n")
+    monkeypatch.chdir(tmp_path)
+    assert named_score("my_scores:words")([PROMPT], ["a b c"]) == [3]
+    assert isinstance(named_score("https://example.org/score"), HttpScore)
+    for name, said in (
+        ("my_scores", "expected module:function or an http address"),
+        ("my_scores:letters", "found no function 'letters' in my_scores"),
+        ("my_scores:number", "found no function 'number'"),
+        ("no_such_module_at_all:f", "ModuleNotFoundError"),
+        ("my_broken:f", "importing my_broken raised RuntimeError: oh no"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            named_score(name)
+
+
+def test_a_weighted_sum_of_scores_and_bad_settings():
+    both = WeightedScore(((lambda _, t: [len(x) for x in t], 2.0), (lambda _, t: [1.0] * len(t), -1.0)))
+    assert both([PROMPT] * 2, ["ab", ""]) == [3.0, -1.0]
+    with pytest.raises(InputError, match="found 1 scores for 2 responses"):
+        WeightedScore(((lambda _, t: [1.0], 1.0),))([PROMPT] * 2, ["a", "b"])  # noqa: ARG005
+    with pytest.raises(ConfigError, match="no parts"):
+        WeightedScore(())
+    with pytest.raises(ConfigError, match="timeout_s=0"):
+        HttpScore("http://x", timeout_s=0)
