@@ -83,6 +83,7 @@ def run_course(
     *,
     around: Around,
     identity: Mapping[str, Any],
+    kept: Callable[[LoadedLM], LoadedLM] = merged,
 ) -> PolicyResult:
     """Run step 0 … n_steps − 1 of a method, or what is left of them.
 
@@ -91,6 +92,7 @@ def run_course(
         state: "watcher" among its controllers is set here.
         step: does step i and returns its metrics; draws only from generators seeded by (seed, i).
         identity: everything that decides the result (`identity_of`).
+        kept: from the model in training to the policy that is saved as the best; by default its adapters are merged.
     Raises: LedgerError for a checkpoint that was written under another identity, naming what differs.
     """
     watcher = around.watcher or Watcher(WatchRules())
@@ -99,7 +101,7 @@ def run_course(
     last: dict[str, float] = {}
 
     def save(path: Path) -> None:
-        save_lm(merged(lm), path, metadata={"recipe": name, "fingerprint": fingerprint})
+        save_lm(kept(lm), path, metadata={"recipe": name, "fingerprint": fingerprint})
 
     def whole_step(index: int) -> Mapping[str, float]:
         if index == 0 and around.evaluate is not None:

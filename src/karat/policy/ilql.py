@@ -136,6 +136,7 @@ def train_ilql(
         Rhythm(n_steps, config.checkpoint_every, config.evaluate_every),
         around=Around(directory, reporters, watcher, watch),
         identity=identity,
+        kept=lambda model: guided(model, heads, config.strength),
     )
     check_optimiser_steps(state, expected=state.step)
     return ImplicitQResult(guided(lm, heads, config.strength), heads, run)
