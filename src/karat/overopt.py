@@ -253,6 +253,43 @@ def length_rule(lengths: ArrayLike, reference_lengths: ArrayLike, *, limit_sd: f
     return StopDecision(abs(drift) > limit_sd, "length", f"length drifted by {drift:+.3g} sd, limit {limit_sd:g}")
 
 
+def floor_rule(name: str, now: float, start: float, *, floor: float) -> StopDecision:
+    """Stop when a figure has fallen below a share of what it was at the start: entropy or diversity collapsed.
+
+    Args:
+        name: of the rule.    now, start: the figure, ≥ 0.    floor: the share, (0, 1).
+    """
+    return StopDecision(now < floor * start, name, f"{now:.4g}, at the start {start:.4g}, floor {floor:g} of it")
+
+
+def peak_rule(
+    kl: ArrayLike, reward: ArrayLike, *, n_least: int = 6, level: float = 0.95
+) -> tuple[StopDecision, Estimate]:
+    """Stop when the fitted law of over-optimisation says, with its interval, that the peak has been passed.
+
+        fit R(d) = d(α − β log d) to all looks so far        stop when β > 0 and the upper end of d* < d now
+
+    Args:
+        kl: nats at each look, in order; those below 0 (an estimate of a small KL) count as 0.
+        reward: the watched figure at each look; its value at the first one is subtracted.
+        n_least: looks before anything is fitted.    level: of the interval.
+    Returns: the decision, and the peak √KL with Fieller's interval (None where it is not estimable, with the reason).
+    Source: the law is Gao, Schulman & Hilton 2022, arXiv:2210.10760; fitting it along one run is ours.
+    Differs: looks of one run depend on one another, so the interval is too narrow; docs/watcher.md measures by how much
+        that matters.
+    """
+    nats, r = np.maximum(_points("peak_rule", kl), 0.0), _points("peak_rule", reward)
+    if nats.size < n_least or len(np.unique(nats[nats > 0])) < 3:
+        nothing = Estimate(None, None, None, int(nats.size), f"not estimable: fewer than {n_least} looks")
+        return StopDecision(False, "peak", nothing.method), nothing
+    peak = fit_gao(nats, r - r[0], law="rl", level=level).peak_d
+    now = math.sqrt(float(nats[-1]))
+    if peak.value is None or peak.high is None:
+        return StopDecision(False, "peak", peak.method), peak
+    said = f"peak √KL {peak.value:.3g} ({peak.low:.3g} … {peak.high:.3g}), now {now:.3g}"
+    return StopDecision(peak.high < now, "peak", said), peak
+
+
 def _gao_design(law: str, d: NDArray[np.float64]) -> NDArray[np.float64]:
     if law == "best_of_n":
         return np.stack([d, -(d**2)], axis=-1)

@@ -2,10 +2,12 @@
 
 import json
 import math
+import random
 
 import pytest
 
 from karat.errors import ConfigError
+from karat.policy.controllers import FixedKL
 from karat.policy.watcher import Watcher, WatchRules
 
 
@@ -93,3 +95,74 @@ def test_refuses_bad_rules():
         WatchRules(patience=-1)
     with pytest.raises(ConfigError, match=r"disagreement_quantile: found 1\.5"):
         WatchRules(disagreement_quantile=1.5)
+
+
+def test_each_new_rule_names_its_figures():
+    rules = WatchRules(length_limit_sd=2.0, reference_lengths=(8.0, 10.0, 12.0), entropy_floor=0.5, diversity_floor=0.8)
+    start = {"validation/length": 10.0, "validation/entropy": 2.0, "validation/diversity": 1.0}
+    for metric, fine, wrong, said in (
+        ("validation/length", 13.9, 14.1, "length: length drifted by +2.05 sd, limit 2"),
+        ("validation/entropy", 1.01, 0.99, "entropy: 0.99, at the start 2, floor 0.5 of it"),
+        ("validation/diversity", 0.81, 0.79, "diversity: 0.79, at the start 1, floor 0.8 of it"),
+    ):
+        reasons = feed(Watcher(rules), [start, start | {metric: fine}, start | {metric: wrong}])[1]
+        assert reasons == [None, None, said]
+
+
+def gao(alpha, beta, n, noise=0.0, seed=0):
+    """Looks along R = d(α − β·log d), KL = (i/4)²."""
+    draws = random.Random(seed)
+    rows = [bound(0.0)]
+    for i in range(1, n):
+        d = i / 4
+        value = d * (alpha - beta * math.log(d)) + noise * draws.gauss(0, 1)
+        rows.append(bound(5.0 + value, **{"kl/k1_per_sequence": d * d}))
+    return [bound(5.0), *rows[1:]]
+
+
+def test_the_peak_is_called_after_it_was_passed_and_never_where_there_is_none():
+    rules = WatchRules(peak_metric="validation/lower_bound")
+    watcher = Watcher(rules)
+    reasons = feed(watcher, gao(1.0, 0.8, 24))[1]  # d* = e^{α/β − 1} = 1.284, between the looks at 1.25 and 1.5
+    first = next(i for i, reason in enumerate(reasons) if reason)
+    assert first == 6  # d = 1.5, and the sixth look of the law
+    assert reasons[first].startswith("peak: peak √KL 1.28 (1.28 … 1.28), now 1.5")
+    assert feed(Watcher(rules), gao(1.0, -0.2, 24))[1] == [None] * 24
+    noisy = feed(Watcher(rules), gao(1.0, 0.8, 24, noise=0.05))[1]
+    assert 6 <= next(i for i, reason in enumerate(noisy) if reason) < 14
+
+
+def test_an_alarm_can_raise_beta_instead_and_gives_up_after_so_many():
+    rules = WatchRules(entropy_floor=0.5, on_alarm="raise_kl", kl_factor=3.0, most_raises=2, rest_looks=1)
+    watcher = Watcher(rules)
+    watcher.kl = FixedKL(0.1)
+    look = bound(0.0, **{"validation/entropy": 2.0})
+    low = bound(0.0, **{"validation/entropy": 0.1})
+    reasons = feed(watcher, [look, low, low, low, low, low])[1]
+    assert watcher.kl.coef == pytest.approx(0.9)
+    assert [(alarm["step"], alarm["action"]) for alarm in watcher.alarms] == [
+        (1, "raise_kl"),
+        (3, "raise_kl"),
+        (5, "stop"),
+    ]
+    assert reasons[:5] == [None] * 5
+    assert reasons[5].startswith("entropy: ")
+    again = Watcher(rules)
+    again.load_state_dict(json.loads(json.dumps(watcher.state_dict())))
+    assert again.alarms == watcher.alarms
+
+
+def test_an_alarm_can_ask_for_fresh_labels():
+    watcher = Watcher(WatchRules(diversity_floor=0.5, on_alarm="ask"))
+    reasons = feed(watcher, [{"validation/diversity": 1.0}, {"validation/diversity": 0.1}])[1]
+    assert reasons[1].startswith("fresh labels wanted: diversity: ")
+    assert watcher.alarms[0]["action"] == "ask"
+
+
+def test_the_new_rules_refuse_what_cannot_be():
+    with pytest.raises(ConfigError, match=r"kl_factor: found 1\.0; expected > 1"):
+        WatchRules(on_alarm="raise_kl", kl_factor=1.0)
+    with pytest.raises(ConfigError, match=r"found no reference_lengths; expected at least two"):
+        WatchRules(length_limit_sd=2.0)
+    with pytest.raises(ConfigError, match=r"entropy_floor: found 1.5; expected \(0, 1\) or None"):
+        WatchRules(entropy_floor=1.5)

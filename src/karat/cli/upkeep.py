@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from karat.cli.options import AsJson, Out, answer, app
+from karat.cli.options import AsJson, Out, RunDirectory, answer, app
 from karat.cli.people import StoreOrRun, store_address
 from karat.errors import ConfigError
 
@@ -104,6 +105,34 @@ def erase(
     lines += [f"taken out of {path}" for path in changed]
     content = {"done": True, **dataclasses.asdict(done), "rewritten": [str(path) for path in changed]}
     answer(as_json, content, [*lines, *map(_fed_line, done.artefacts)])
+
+
+@app.command(
+    epilog="Example: karat odd runs/demo --veto response:4f2a… --by ann --reason 'praises instead of answering'"
+)
+def odd(
+    run_dir: RunDirectory,
+    veto: Annotated[str, typer.Option(help="Id of a response in the queue: its score is no longer believed.")] = "",
+    by: Annotated[str, typer.Option(help="Who says so; kept.")] = "",
+    reason: Annotated[str, typer.Option(help="Why; kept.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """List a run's odd rewards: scores that no response of the reference policy had; or veto one of them."""
+    from karat.policy.odd_rewards import read_queue, read_vetoes
+    from karat.policy.odd_rewards import veto as write_veto
+
+    place = run_dir / "odd-rewards"
+    if veto:
+        moment = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        write_veto(place, veto, by=by, reason=reason, at=moment)
+    vetoed = read_vetoes(place)
+    rows = [{**vars(row), "vetoed": row.id in vetoed} for row in read_queue(place)]
+    lines = [
+        f"{row['id']}  {'vetoed' if row['vetoed'] else 'waits '}  score {row['score']:.3g} "
+        f"(usual {row['low']:.3g} … {row['high']:.3g})  {row['prompt'][:60]!r} → {row['response'][:80]!r}"
+        for row in rows
+    ]
+    answer(as_json, {"odd": rows}, lines or [f"{place}: nothing is waiting"])
 
 
 def _fed_line(fed: Fed) -> str:

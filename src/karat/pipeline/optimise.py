@@ -14,19 +14,24 @@ from karat.feedback.snapshot import read_snapshot
 from karat.ledger.artifacts import ArtifactRef
 from karat.lm.adapters import merged
 from karat.lm.load import LoadedLM, load_lm, save_lm
-from karat.pipeline.data import read_prompts, read_texts
+from karat.overopt import distinct_frac
+from karat.pipeline.data import read_prompts, read_texts, write_rows
 from karat.pipeline.methods import Around, Material, n_steps, run_method
 from karat.pipeline.models import load_for_training
 from karat.pipeline.rewarding import flat_texts
 from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Gold
 from karat.pipeline.stages import Output, Run, StageResult, Workplace, training_reporters
+from karat.policy.odd_rewards import OddRewards, usual_range
 from karat.policy.score_sources import named_score
 from karat.policy.watcher import Watcher, WatchRules
 from karat.records import Finding, Prompt
 from karat.reward.novelty import load_novelty, text_features
 from karat.reward.score import Scorer, load_scorer, score_fn
 from karat.seeding import child_seed
+
+ODD = "odd-rewards"
+"""Directory of the queue of odd rewards in a run."""
 
 
 def train(
@@ -46,13 +51,18 @@ def train(
     splits = read_prompts(place.directory / "data" / "prompts.jsonl")
     samples = read_texts(run.directory / given["samples"].path)
     # 1. what is usual: the ensemble's disagreement on the reference policy's own responses; one head has none
-    before = scorer(*flat_texts(samples))
+    asked, texts = flat_texts(samples)
+    before = scorer(asked, texts)
     usual = disagreement(before).tolist() if before.n_draws > 1 else []
-    watcher = Watcher(watch_rules(config, usual), directory=place.checkpoints / "watcher")
+    lengths = [float(n) for row in samples.lengths for n in row]
+    watcher = Watcher(watch_rules(config, usual, lengths), directory=place.checkpoints / "watcher")
     # 2. the method
     sft = run.directory / given["sft"].path
     lm = load_for_training(sft, config.lora, seed=child_seed(run.seed, "ppo", "lora"))
     score = named_score(config.score) if config.score else score_fn(scorer, config.aggregator)
+    if config.watch.odd_quantile is not None:
+        low, high = usual_range(list(score(asked, texts)), config.watch.odd_quantile)
+        score = OddRewards(score, low, high, place.directory / ODD)
     material = Material(splits["policy"], score, read_snapshot(run.directory / given["snapshot"].path), samples)
     look = looker(
         scorer, splits["validation"], config, gold, seed=child_seed(run.seed, "look"),
@@ -70,7 +80,11 @@ def train(
         shutil.rmtree(directory, ignore_errors=True)
         lm = load_lm(result.best_path)
     save_lm(merged(lm), directory, metadata={"run_id": run.id, "stage": name, "step": str(kept_step)})
+    watched = place.directory / "metrics" / f"watch{place.suffix}.jsonl"
+    write_rows(watched, watcher.history)
     metrics = {
+        "alarms": watcher.alarms,
+        "peak": watcher.peak,
         "algorithm": name,
         "n_iterations": result.n_steps,
         "kept_step": kept_step,
@@ -80,7 +94,7 @@ def train(
     }
     notes = [f"stopped early: {result.stop_reason}"] if result.stop_reason else []
     notes += [f"optimised for {config.score}, not for the reward model"] if config.score else []
-    outputs = [Output("model", directory, "model"), Output("metrics", place.metrics_path)]
+    outputs = [Output("model", directory, "model"), Output("metrics", place.metrics_path), Output("watch", watched)]
     return StageResult(outputs, metrics, [leash_finding(config)], notes)
 
 
@@ -96,25 +110,32 @@ def leash_finding(config: RunConfig) -> Finding:
     )
 
 
-def watch_rules(config: RunConfig, usual: list[float]) -> WatchRules:
+def watch_rules(config: RunConfig, usual: list[float], lengths: list[float]) -> WatchRules:
     """The rules, stated before the run begins.
 
     Args:
         usual: disagreement on each reference response; [] = a reward with one head, whose best policy is that with the
             highest score.
+        lengths: tokens of each reference response.
     """
     settings = config.watch
-    # a method that draws no responses has its KL measured on the watcher's
-    kl_metric = "kl/k1_per_sequence" if config.rollout is not None else "validation/kl"
-    limits = {
-        "kl_metric": kl_metric, "kl_budget": settings.kl_budget, "max_novel_frac": settings.max_novel_frac
-    }  # fmt: skip
-    if not usual:
-        return WatchRules(best_metric="validation/proxy", **limits)
-    if settings.disagreement_quantile is None:
-        return WatchRules(**limits)
+    best = WatchRules.best_metric if usual else "validation/proxy"
+    quantile = settings.disagreement_quantile
     return WatchRules(
-        validation_disagreement=tuple(usual), disagreement_quantile=settings.disagreement_quantile, **limits
+        best_metric=best,
+        # a method that draws no responses has its KL measured on the watcher's
+        kl_metric="kl/k1_per_sequence" if config.rollout is not None else "validation/kl",
+        kl_budget=settings.kl_budget,
+        max_novel_frac=settings.max_novel_frac,
+        validation_disagreement=() if quantile is None else tuple(usual),
+        disagreement_quantile=quantile or WatchRules.disagreement_quantile,
+        reference_lengths=tuple(lengths),
+        length_limit_sd=settings.length_limit_sd,
+        entropy_floor=settings.entropy_floor,
+        diversity_floor=settings.diversity_floor,
+        peak_metric=best if settings.peak else None,
+        on_alarm=settings.on_alarm,
+        kl_factor=settings.kl_factor,
     )
 
 
@@ -141,12 +162,16 @@ def looker(
     def look(lm: LoadedLM, step: int) -> Mapping[str, float]:
         del step
         drawn = draw(lm, prompts, n_samples=config.watch.n_samples, max_new_tokens=config.policy_tokens, seed=seed)
-        texts = [text for group in texts_of(lm, drawn) for text in group]
+        grouped = texts_of(lm, drawn)
+        texts = [text for group in grouped for text in group]
         asked = [prompt for prompt, group in zip(prompts, drawn, strict=True) for _ in group]
         belief = scorer(asked, texts)
         figures = {
             "validation/proxy": float((aggregate(belief).mean() - scorer.scale.shift) / scorer.scale.scale),
             "validation/length": float(np.mean([len(one.response_tokens) for group in drawn for one in group])),
+            "validation/entropy": -float(
+                np.mean([value for group in drawn for one in group for value in one.logprobs])
+            ),
         }
         if belief.n_draws > 1:
             figures["validation/lower_bound"] = float(lower_bound(belief).mean())
@@ -155,6 +180,9 @@ def looker(
             figures["validation/novel_frac"] = novel_frac(asked, texts)
         if reference is not None:
             figures["validation/kl"] = float(sequence_kl(reference, drawn).mean())
+        differ = [share for group in grouped if (share := distinct_frac(group)) is not None]
+        if differ:
+            figures["validation/diversity"] = float(np.mean(differ))
         if gold is not None:
             figures["validation/gold"] = float(np.mean([gold(p, t) for p, t in zip(asked, texts, strict=True)]))
         return figures

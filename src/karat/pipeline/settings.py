@@ -125,6 +125,22 @@ class WatchSettings:
     max_novel_frac: float | None = None
     """Stop when more than this share of the policy's validation responses are unlike those judged, by the reward model's
     own features (`gate.false_alarm_frac` of the reference policy's are); None = the share is recorded only."""
+    length_limit_sd: float | None = None
+    """Alarm when the mean length has drifted by more standard deviations of the reference policy's; None = never."""
+    entropy_floor: float | None = None
+    """Alarm when the entropy a token is below this share of its value at the start; None = never."""
+    diversity_floor: float | None = None
+    """Alarm when two samples of a prompt differ less often than this share of how often they did; None = never."""
+    peak: bool = False
+    """True = fit Gao's law to the ensemble's lower bound along the run, alarm when its peak has surely been passed."""
+    on_alarm: Literal["stop", "raise_kl", "ask"] = "stop"
+    """What an alarm does: end the optimiser; multiply β by `kl_factor`; or end it and ask for fresh labels. The KL
+    budget always ends it."""
+    kl_factor: float = 2.0
+    """raise_kl only."""
+    odd_quantile: float | None = None
+    """Scores beyond this quantile of those of the reference policy's responses, on either side, are queued for a
+    person (`karat odd`), who can veto them; None = nothing is queued."""
     keep: Literal["best", "last"] = "best"
     """Which policy is evaluated and kept: best by the ensemble's lower bound, or the last one."""
 
@@ -190,7 +206,8 @@ class RunConfig:
     sft: SFTConfig = field(default_factory=lambda: SFTConfig(epochs=3, batch_size=32, learning_rate=5e-4))
     """Supervised fine-tuning on demonstrations."""
     lora: LoraSettings | None = None
-    """Adapters for fine-tuning and the optimiser; None = all weights are trained. What is saved is merged."""
+    """Adapters for fine-tuning, the reward model and the optimiser; None = all weights are trained. What is saved is
+    merged."""
     collect: CollectSettings = field(default_factory=CollectSettings)
     """Questions put to raters."""
     reward: RewardConfig = field(default_factory=RewardConfig)
@@ -202,6 +219,9 @@ class RunConfig:
     """The acceptance gate's thresholds, fixed before a reward is trained."""
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
     """What the optimiser gets of several objectives; saved with the reward model."""
+    rounds: int = 1
+    """Times that votes are collected, the reward is fitted and the policy optimised; from the second on the votes are
+    on what the policy of the round before writes, and the reward is fitted to those of all rounds."""
     aggregator: str = "mean_score"
     """How the reward's belief becomes one score for the optimiser; a name in `belief.AGGREGATORS`."""
     score: str = ""
@@ -243,6 +263,10 @@ class RunConfig:
             raise ConfigError(
                 f"collect: found people={self.collect.people} with overlap={self.collect.overlap}; a run of `people` has "
                 "no other raters: leave `people` out, or set both to the same number"
+            )
+        if self.rounds < 1 or (self.rounds > 1 and self.preferences is not None):
+            raise ConfigError(
+                f"rounds: found {self.rounds}; expected ≥ 1, and 1 in a run of `preferences`, where nobody answers questions"
             )
         if self.aggregator not in AGGREGATORS:
             raise ConfigError(

@@ -23,10 +23,8 @@ Ziegler et al. 2019, arXiv:1909.08593 §2.2."""
 class KLController(Protocol):
     """What the recipe needs to know of either controller."""
 
-    @property
-    def coef(self) -> float:
-        """β, units of score per nat."""
-        ...
+    coef: float
+    """β, units of score per nat; a watcher may raise it."""
 
     def update(self, kl_per_sequence: float, n_sequences: int) -> None:
         """Take note of one rollout's KL."""

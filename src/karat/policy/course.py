@@ -97,6 +97,7 @@ def run_course(
     """
     watcher = around.watcher or Watcher(WatchRules())
     state.controllers["watcher"] = watcher
+    watcher.kl = state.controllers.get("kl")  # an alarm may raise its β, where the method has one
     fingerprint = content_id(name, identity)
     last: dict[str, float] = {}
 

@@ -10,10 +10,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from karat.errors import ConfigError
-from karat.overopt import disagreement_rule, kl_budget_rule
+from karat.overopt import StopDecision, disagreement_rule, floor_rule, kl_budget_rule, length_rule, peak_rule
+from karat.policy.controllers import KLController
+from karat.records import Estimate
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,35 @@ class WatchRules:
     """Stop when that share exceeds this."""
     patience: int | None = None
     """Stop after so many comparisons in a row without a new best."""
+    length_metric: str = "validation/length"
+    """Mean response length, tokens."""
+    reference_lengths: tuple[float, ...] = ()
+    """Lengths of the reference policy's responses, from before the run."""
+    length_limit_sd: float | None = None
+    """Alarm when the mean length has drifted by more standard deviations of theirs; None = off."""
+    entropy_metric: str = "validation/entropy"
+    """Mean entropy, nats a token."""
+    entropy_floor: float | None = None
+    """Alarm when it is below this share of its first value; None = off."""
+    diversity_metric: str = "validation/diversity"
+    """Probability that two samples for one prompt differ."""
+    diversity_floor: float | None = None
+    """Alarm when it is below this share of its first value; None = off."""
+    peak_metric: str | None = None
+    """The figure whose peak is fitted along the run by Gao's law; None = off."""
+    peak_looks: int = 6
+    """Looks before the law is fitted."""
+    on_alarm: Literal["stop", "raise_kl", "ask"] = "stop"
+    """What an alarm does: end the run; raise β; or end it and ask for fresh labels of what the policy writes now."""
+    kl_factor: float = 2.0
+    """raise_kl only: β is multiplied by this."""
+    rest_looks: int = 2
+    """raise_kl only: looks after a raise before an alarm counts again."""
+    most_raises: int = 3
+    """raise_kl only: the next alarm after so many raises ends the run."""
 
     def __post_init__(self) -> None:
-        for name in ("kl_budget", "patience"):
+        for name in ("kl_budget", "patience", "length_limit_sd", "kl_factor", "peak_looks"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"WatchRules.{name}: found {value}; expected > 0 or None")
@@ -48,6 +76,22 @@ class WatchRules:
             raise ConfigError(f"WatchRules.disagreement_quantile: found {self.disagreement_quantile}; expected (0, 1)")
         if self.max_novel_frac is not None and not 0 <= self.max_novel_frac <= 1:
             raise ConfigError(f"WatchRules.max_novel_frac: found {self.max_novel_frac}; expected [0, 1] or None")
+        for name in ("entropy_floor", "diversity_floor"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < 1:
+                raise ConfigError(f"WatchRules.{name}: found {getattr(self, name)}; expected (0, 1) or None")
+        if self.on_alarm == "raise_kl" and self.kl_factor <= 1:
+            raise ConfigError(f"WatchRules.kl_factor: found {self.kl_factor}; expected > 1, or β would not rise")
+        if self.length_limit_sd is not None and len(self.reference_lengths) < 2:
+            raise ConfigError("WatchRules.length_limit_sd: found no reference_lengths; expected at least two")
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """The metrics that are read, each once."""
+        names = (
+            self.best_metric, self.kl_metric, self.disagreement_metric, self.length_metric, self.entropy_metric,
+            self.diversity_metric, self.novelty_metric, *([self.peak_metric] if self.peak_metric else []),
+        )  # fmt: skip
+        return tuple(dict.fromkeys(names))
 
 
 class Watcher:
@@ -65,6 +109,9 @@ class Watcher:
         self.n_since_best = 0
         self.stop_reason: str | None = None
         self.history: list[dict[str, float]] = []
+        self.alarms: list[dict[str, Any]] = []
+        self.kl: KLController | None = None
+        """Whose β an alarm raises; the recipe sets it."""
 
     @property
     def best_path(self) -> Path | None:
@@ -80,16 +127,69 @@ class Watcher:
         Returns: the reason to stop, or None.
         """
         rules = self.rules
-        watched = {
-            name: float(metrics[name])
-            for name in (rules.best_metric, rules.kl_metric, rules.disagreement_metric, rules.novelty_metric)
-            if name in metrics
-        }
+        watched = {name: float(metrics[name]) for name in rules.watched if name in metrics}
         self.history.append({"step": float(step), **watched})
-        self.stop_reason = _broken_rule(rules, watched)
-        if self.stop_reason is None and rules.best_metric in watched:
+        broken = next((decision for decision in self._decisions(watched) if decision.stop), None)
+        self.stop_reason = self._act(step, broken) if broken is not None else None
+        if broken is None and rules.best_metric in watched:
             self._compare(step, watched[rules.best_metric], save)
         return self.stop_reason
+
+    def _decisions(self, watched: Mapping[str, float]) -> list[StopDecision]:
+        """What each rule that is on says of this iteration; the KL budget comes first."""
+        rules, found = self.rules, []
+        if rules.kl_budget is not None and rules.kl_metric in watched:
+            found.append(kl_budget_rule(watched[rules.kl_metric], budget=rules.kl_budget))
+        if rules.validation_disagreement and rules.disagreement_metric in watched:
+            sds, usual = [watched[rules.disagreement_metric]], rules.validation_disagreement
+            found.append(disagreement_rule(sds, usual, quantile=rules.disagreement_quantile))
+        if rules.max_novel_frac is not None and rules.novelty_metric in watched:
+            found.append(_novelty(watched[rules.novelty_metric], rules.max_novel_frac))
+        if rules.length_limit_sd is not None and rules.length_metric in watched:
+            lengths = [watched[rules.length_metric]]
+            found.append(length_rule(lengths, rules.reference_lengths, limit_sd=rules.length_limit_sd))
+        for name, metric, floor in (
+            ("entropy", rules.entropy_metric, rules.entropy_floor),
+            ("diversity", rules.diversity_metric, rules.diversity_floor),
+        ):
+            first = next((row[metric] for row in self.history if metric in row), None)
+            if floor is not None and metric in watched and first is not None:
+                found.append(floor_rule(name, watched[metric], first, floor=floor))
+        if rules.peak_metric is not None and rules.peak_metric in watched:
+            found += [fitted[0]] if (fitted := self._fitted()) is not None else []
+        return found
+
+    @property
+    def peak(self) -> Estimate | None:
+        """The peak √KL of Gao's law fitted to all looks; None where that rule is off or nothing was looked at."""
+        fitted = self._fitted()
+        return None if fitted is None else fitted[1]
+
+    def _fitted(self) -> tuple[StopDecision, Estimate] | None:
+        """What Gao's law, fitted to all looks, says; the untrained policy counts as KL 0."""
+        metric = self.rules.peak_metric
+        rows = [row for row in self.history if metric in row and math.isfinite(row[metric])]
+        kl = [row.get(self.rules.kl_metric, 0.0) for row in rows]
+        if metric is None or not rows or not all(map(math.isfinite, kl)):
+            return None
+        return peak_rule(kl, [row[metric] for row in rows], n_least=self.rules.peak_looks)
+
+    def _act(self, step: int, broken: StopDecision) -> str | None:
+        """What an alarm does; returns the reason to stop, or None where β was raised instead."""
+        rules, said = self.rules, f"{broken.rule}: {broken.reason}"
+        raises = [alarm for alarm in self.alarms if alarm["action"] == "raise_kl"]
+        if rules.on_alarm == "raise_kl" and self.kl is not None and broken.rule != "kl_budget":
+            last = max((alarm["step"] for alarm in raises), default=None)
+            looks = sum(rules.best_metric in row and row["step"] > (last or 0) for row in self.history)
+            if last is not None and looks <= rules.rest_looks:
+                return None
+            if len(raises) < rules.most_raises and self.kl.coef > 0:
+                self.kl.coef *= rules.kl_factor
+                self.alarms.append({"step": step, "action": "raise_kl", "reason": said, "kl_coef": self.kl.coef})
+                return None
+        action = "ask" if rules.on_alarm == "ask" else "stop"
+        self.alarms.append({"step": step, "action": action, "reason": said})
+        return f"fresh labels wanted: {said}" if action == "ask" else said
 
     def _compare(self, step: int, value: float, save: Callable[[Path], object]) -> None:
         if math.isfinite(value) and (self.best_value is None or value > self.best_value):
@@ -111,6 +211,7 @@ class Watcher:
             "best_value": self.best_value,
             "n_since_best": self.n_since_best,
             "stop_reason": self.stop_reason,
+            "alarms": self.alarms,
             "history": [{k: v if math.isfinite(v) else str(v) for k, v in row.items()} for row in self.history],
         }
 
@@ -118,22 +219,10 @@ class Watcher:
         """Take over the values of `state_dict`."""
         self.best_step, self.best_value = state["best_step"], state["best_value"]
         self.n_since_best, self.stop_reason = state["n_since_best"], state["stop_reason"]
+        self.alarms = [dict(alarm) for alarm in state.get("alarms", ())]
         self.history = [{k: float(v) for k, v in row.items()} for row in state["history"]]
 
 
-def _broken_rule(rules: WatchRules, watched: Mapping[str, float]) -> str | None:
-    decisions = []
-    if rules.kl_budget is not None and rules.kl_metric in watched:
-        decisions.append(kl_budget_rule(watched[rules.kl_metric], budget=rules.kl_budget))
-    if rules.validation_disagreement and rules.disagreement_metric in watched:
-        decisions.append(
-            disagreement_rule(
-                [watched[rules.disagreement_metric]],
-                rules.validation_disagreement,
-                quantile=rules.disagreement_quantile,
-            )
-        )
-    novel = watched.get(rules.novelty_metric)
-    if rules.max_novel_frac is not None and novel is not None and novel > rules.max_novel_frac:
-        return f"novelty: {novel:.3g} of the responses are unlike those judged; the limit is {rules.max_novel_frac:g}"
-    return next((f"{decision.rule}: {decision.reason}" for decision in decisions if decision.stop), None)
+def _novelty(share: float, most: float) -> StopDecision:
+    said = f"{share:.3g} of the responses are unlike those judged; the limit is {most:g}"
+    return StopDecision(share > most, "novelty", said)
