@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from karat.errors import ConfigError, InvariantError, LedgerError
+from karat.lm import parallel
 
 CHECKPOINT_FORMAT = 1
 MOST_NAMED = 5  # differing keys in one message
@@ -111,12 +112,14 @@ def run_loop(
         metrics = step(state.step)
         state.step += 1
         if state.step % config.log_every == 0 or state.step == config.n_steps:
-            for reporter in reporters:
+            for reporter in reporters if parallel.is_main() else ():
                 reporter.log(state.step, metrics)
         stopped = should_stop(state.step, metrics) if should_stop else None
         due = config.checkpoint_every and state.step % config.checkpoint_every == 0
         if directory is not None and (due or stopped or (config.checkpoint_every and state.step == config.n_steps)):
-            save_checkpoint(state, directory, fingerprint, stopped=stopped, identity=identity)
+            if parallel.is_main():
+                save_checkpoint(state, directory, fingerprint, stopped=stopped, identity=identity)
+            parallel.wait()
     return stopped
 
 
@@ -127,12 +130,16 @@ def optimiser_step(
     *,
     max_grad_norm: float,
     learning_rate: float | None = None,
+    shared: bool = False,
 ) -> float:
     """One optimiser step over the sum of micro-batch losses, clipped; skipped and counted if not finite.
 
     Each loss must already be divided by the denominator of the *whole* minibatch (global token or vote count), so
     that the step does not depend on how the minibatch was cut up.
 
+    Args:
+        losses: of the micro-batches; a generator keeps one graph alive at a time.
+        shared: True = these are this process's micro-batches only (`parallel.share`): gradients are summed over all.
     Returns: the gradient norm before clipping (nan or inf where the step was skipped).
     Source: mean of micro means is the fault fixed in OpenRLHF c5bebd14; that gradient clipping must really be
         applied is row 22 of the PPO details.
@@ -144,6 +151,9 @@ def optimiser_step(
         finite = finite and bool(torch.isfinite(loss.detach()))
         if loss.requires_grad:
             loss.backward()
+    if shared:
+        finite = parallel.everywhere(finite)
+        parallel.sum_gradients(p for group in optimiser.param_groups for p in group["params"])
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
     norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm)) if parameters else 0.0
     if not finite or not math.isfinite(norm):

@@ -15,7 +15,7 @@ import torch
 
 from karat.errors import ConfigError, InputError
 from karat.identity import content_id
-from karat.lm import losses
+from karat.lm import losses, parallel
 from karat.lm.chat import check_fits, prompt_tokens, response_tokens
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import response_logprobs
@@ -158,15 +158,18 @@ def train_on_pairs(
         sums: list[float] = []
 
         def micro_losses():
-            for batch in pack_trees(trees, token_budget=config.token_budget):
+            token_budget = parallel.budget(config.token_budget, sum(tree.n_tokens for tree in trees))
+            for batch in parallel.share(pack_trees(trees, token_budget=token_budget)):
                 loss = -response_logprobs(lm.model, batch).logprobs.sum() / n_tokens
                 sums.append(float(loss.detach()))
                 yield loss
 
         rate = linear_warmup_decay(index, n_steps=n_steps, peak=config.learning_rate, n_warmup=n_warmup)
-        norm = optimiser_step(state, "policy", micro_losses(), max_grad_norm=config.max_grad_norm, learning_rate=rate)
+        norm = optimiser_step(
+            state, "policy", micro_losses(), max_grad_norm=config.max_grad_norm, learning_rate=rate, shared=True
+        )
         check_skipped(state, index + 1)
-        last_nll = sum(sums)
+        last_nll = parallel.total(sum(sums))
         return {"nll_per_token": last_nll, "grad_norm": norm, "learning_rate": rate, "n_tokens": float(n_tokens)}
 
     # 3. the loop, then what was kept out

@@ -1,0 +1,95 @@
+"""Training that is killed by SIGKILL at a random moment and continued ends with the same bits as training in one go.
+
+Compared are the last checkpoint, byte by byte (weights, optimiser, controllers, counts), and every metric of every
+step but for clocks. The kill comes when a step drawn at random has been written down, after a random part of a step's
+time, so that it falls on computing, on writing metrics and on writing checkpoints alike.
+"""
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+import resume_recipes
+from children import WAIT_S, context
+from resume_recipes import N_STEPS
+
+CONTEXT = context()
+
+
+def begin(recipe: str, place: Path):
+    place.mkdir(parents=True, exist_ok=True)
+    process = CONTEXT.Process(target=resume_recipes.train, args=(recipe, str(place)))
+    process.start()
+    return process
+
+
+def finish(recipe: str, place: Path) -> float:
+    started = time.monotonic()
+    process = begin(recipe, place)
+    process.join(WAIT_S)
+    assert process.exitcode == 0
+    return time.monotonic() - started
+
+
+def n_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def kill_after(recipe: str, place: Path, step: int, delay_s: float) -> int:
+    """Start, wait until so many steps are written down, then a little, then SIGKILL; returns the steps that were done."""
+    process = begin(recipe, place)
+    deadline = time.monotonic() + WAIT_S
+    while n_lines(place / "metrics.jsonl") < step and process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.0005)
+    time.sleep(delay_s)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(WAIT_S)
+    return n_lines(place / "metrics.jsonl")
+
+
+def left_behind(place: Path) -> tuple[dict[str, bytes], list[dict]]:
+    (last,) = (place / "loop").glob("step-*")
+    files = {f"{last.name}/{file.name}": file.read_bytes() for file in sorted(last.iterdir())}
+    best = place / "watcher" / "best" / "model.safetensors"
+    if best.exists():
+        files["best"] = best.read_bytes()
+    rows = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+    return files, [{k: v for k, v in row.items() if k != "time" and not k.startswith("seconds/")} for row in rows]
+
+
+def check(recipe: str, tmp_path: Path, n_kills: int, seed: int) -> None:
+    draws = random.Random(seed)
+    seconds = finish(recipe, tmp_path / "whole")
+    files, rows = left_behind(tmp_path / "whole")
+    assert [row["step"] for row in rows if row["step"]] == list(range(1, N_STEPS.get(recipe, N_STEPS["ppo"]) + 1))
+    for number in range(n_kills):
+        place = tmp_path / f"killed-{number}"
+        step = draws.randint(1, len(rows) - 1)
+        done = kill_after(recipe, place, step, draws.random() * seconds / len(rows))
+        assert done >= step  # it had begun
+        finish(recipe, place)
+        found_files, found_rows = left_behind(place)
+        assert found_rows == rows, f"kill {number} after {done} steps"
+        assert found_files.keys() == files.keys()
+        different = [name for name in files if files[name] != found_files[name]]
+        assert not different, f"kill {number} after {done} steps: {different}"
+
+
+def test_a_run_killed_by_sigkill_ends_with_the_same_bits(tmp_path):
+    check("loop", tmp_path, n_kills=1, seed=0)
+
+
+@pytest.mark.long
+def test_the_one_loop_at_twenty_random_moments(tmp_path):
+    check("loop", tmp_path, n_kills=20, seed=1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("recipe", [name for name in resume_recipes.RECIPES if name != "loop"])
+def test_every_recipe_at_two_random_moments(recipe, tmp_path):
+    check(recipe, tmp_path, n_kills=2, seed=2)
