@@ -7,6 +7,7 @@ Knows models on disk and files of rows; trains nothing and judges nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from karat.belief import disagreement, mean_score
@@ -14,6 +15,7 @@ from karat.errors import InputError
 from karat.evaluate.suite_files import read_suite, score_items
 from karat.evaluate.suites import Suite, SuiteResult, suite_result
 from karat.lm.chat import prompt_tokens, response_text
+from karat.lm.endpoint import Endpoint
 from karat.lm.generate import SamplingConfig, sample
 from karat.lm.load import load_lm
 from karat.policy.best_of_n import best_of_n
@@ -34,6 +36,7 @@ def generate_file(
     n_samples: int,
     config: SamplingConfig,
     seed: int,
+    fit: bool = False,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> int:
     """Sample responses to the prompts of a file; returns how many were written.
@@ -41,6 +44,7 @@ def generate_file(
     Args:
         prompts: JSON lines with `prompt`, text or a list of {"role", "content"}.
         out: JSON lines {"prompt", "response", "sample", "stopped"} in the order of the prompts, written at the end.
+        fit: True = where the longest prompt leaves less room than `max_new_tokens`, all responses get what it leaves.
         progress: called with (tokens drawn, responses finished, responses in all).
     Raises: InputError naming file and line; CheckpointError for a model that cannot be used.
     """
@@ -48,6 +52,9 @@ def generate_file(
     asked = [prompt_in(row) for row in rows]
     lm = load_lm(model)
     tokens = [prompt_tokens(lm.tokenizer, prompt.turns) for prompt in asked]
+    room = lm.context_length - max(map(len, tokens), default=0)
+    if fit and 0 < room < config.max_new_tokens:
+        config = replace(config, max_new_tokens=room)
     drawn = sample(lm, tokens, n_samples=n_samples, config=config, seed=seed, progress=progress)
     return write_rows(
         out,
@@ -60,6 +67,23 @@ def generate_file(
             }
             for row, group in zip(rows, drawn, strict=True)
             for entry in group
+        ),
+    )
+
+
+def generate_from(endpoint: Endpoint, prompts: Path, out: Path, *, n_samples: int, seed: int) -> int:
+    """`generate_file` with a server that speaks OpenAI's chat protocol; returns how many responses were written.
+
+    Raises: InputError naming file and line, or the server's failure in one line.
+    """
+    rows = read_rows(prompts)
+    replies = endpoint.replies([prompt_in(row) for row in rows], n_samples=n_samples, seed=seed)
+    return write_rows(
+        out,
+        (
+            {"prompt": row.values["prompt"], "response": one.text, "sample": number, "stopped": one.stopped}
+            for row, group in zip(rows, replies, strict=True)
+            for number, one in enumerate(group)
         ),
     )
 

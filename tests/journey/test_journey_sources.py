@@ -182,3 +182,27 @@ def test_votes_on_another_policys_samples_do_not_slip_into_a_run(copied: Path):
     assert len(first.votes) == before["metrics"]["n_votes"]
     assert len(second.votes) > 0
     assert not {vote.judgement_id for vote in first.votes} & {vote.judgement_id for vote in second.votes}
+
+
+def test_a_second_round_asks_about_the_policy_and_says_how_well_its_reward_did(here: Path):
+    config = {**SANDBOX, "name": "rounds"}
+    outcome = karat("run", write_config(config), "--rounds", 2)
+    assert outcome.code == 0, outcome.err
+    run = here / "runs" / "rounds"
+    found = manifests(run)
+    assert {"collect-2", "reward-2", "ppo-2"} <= set(found)
+    first, replay = (read_snapshot(run / "snapshots" / name) for name in ("votes", "replay-2"))
+    assert {vote.judgement_id for vote in first.votes} < {vote.judgement_id for vote in replay.votes}
+    metrics = json.loads(found["collect-2"])["metrics"]
+    for name in ("online_accuracy", "offline_accuracy"):
+        assert 0 <= metrics[name]["value"] <= 1
+        assert metrics[name]["n"] > 0
+    assert metrics["gap"]["n"] > 0
+    assert {"sft", "ppo_round_1", "ppo"} <= set(json.loads((run / "summary.json").read_text())["policies"])
+    assert (
+        "rounds.2.gap" in (run / "report.html").read_text()
+        or "How much better was it there" in (run / "report.html").read_text()
+    )
+    assert karat("verify", run).code == 0
+    again = karat("run", write_config(config), "--rounds", 2)
+    assert again.err.count("done before, kept") == len(found)

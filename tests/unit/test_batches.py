@@ -66,6 +66,14 @@ def test_responses_come_in_the_order_of_the_prompts_and_again_from_the_same_seed
     assert read(tmp_path / "c.jsonl") != rows
 
 
+def test_a_short_context_gets_the_responses_that_fit_where_nobody_named_a_length(base, tmp_path):
+    prompts = written(tmp_path / "in.jsonl", {"prompt": "w" * 90}, {"prompt": "w"})
+    long = SamplingConfig(max_new_tokens=128)  # the model's whole context
+    with pytest.raises(InputError, match="lower max_new_tokens"):
+        generate_file(base, prompts, tmp_path / "a.jsonl", n_samples=1, config=long, seed=1)
+    assert generate_file(base, prompts, tmp_path / "a.jsonl", n_samples=1, config=long, seed=1, fit=True) == 2
+
+
 def test_scores_are_the_scorers_and_other_fields_are_kept(reward, tmp_path, monkeypatch):
     monkeypatch.setattr("karat.batches.SCORE_ROWS", 2)
     rows = [

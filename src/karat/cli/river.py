@@ -24,6 +24,7 @@ from karat.cli.options import (
 )
 from karat.errors import ConfigError
 
+MAX_NEW_TOKENS = 128
 Fault = Literal["no-kl", "unchecked-facts"]
 SuiteName = Literal["rewardbench", "rewardbench2", "rmbench"]
 
@@ -58,11 +59,13 @@ def run(
     config: ConfigFile,
     seeds: Seeds = "",
     sweep: Annotated[list[str] | None, typer.Option(metavar="KEY=V1,V2", help="Values to try; repeatable.")] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds of votes, reward and policy; 0 = the configuration's.")] = 0,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a configuration to its report, for each seed and each value of a sweep; what is finished is reused."""
-    _configured(config, seeds, sweep, overrides, as_json, until=None)
+    said = [*(overrides or []), *([f"rounds={rounds}"] if rounds else [])]
+    _configured(config, seeds, sweep, said, as_json, until=None)
 
 
 def _stage_command(stage: str, says: str) -> None:
@@ -266,17 +269,27 @@ def generate(
     prompts: Annotated[Path, typer.Argument(help='JSON lines: {"prompt": text or [{"role", "content"}]}.')],
     out: Out,
     samples: Annotated[int, typer.Option(help="Responses for each prompt.")] = 1,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest response.")] = 128,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest response; none = 128, or what fits.")] = None,
     temperature: Annotated[float, typer.Option(help="1 = the policy's own distribution.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    endpoint: Annotated[
+        str, typer.Option(help="Address of an OpenAI-compatible server; MODEL is its name there.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Sample responses of a policy."""
-    from karat.batches import generate_file
+    """Sample responses of a policy, from a directory or from a server that speaks OpenAI's chat protocol."""
+    from karat.batches import generate_file, generate_from
     from karat.lm.generate import SamplingConfig
     from karat.progress import open_progress
 
-    config = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature)
+    if endpoint:
+        from karat.lm.endpoint import Endpoint
+
+        server = Endpoint(endpoint, str(model), max_new_tokens or MAX_NEW_TOKENS, temperature)
+        n = generate_from(server, prompts, out, n_samples=samples, seed=seed)
+        answer(as_json, {"out": str(out), "n_responses": n}, [f"{out}: {n} responses"])
+        return
+    config = SamplingConfig(max_new_tokens=max_new_tokens or MAX_NEW_TOKENS, temperature=temperature)
     with open_progress() as progress, progress.stage("generate", unit="responses") as bar:
         n = generate_file(
             model,
@@ -285,6 +298,7 @@ def generate(
             n_samples=samples,
             config=config,
             seed=seed,
+            fit=max_new_tokens is None,
             progress=lambda tokens, done, total: bar.log(done, {"of": total, "tokens": tokens}),
         )
     answer(as_json, {"out": str(out), "n_responses": n}, [f"{out}: {n} responses"])

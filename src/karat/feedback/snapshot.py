@@ -18,7 +18,7 @@ import dataclasses
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,23 +67,27 @@ class Snapshot:
     """Votes whose lease had expired."""
 
 
-def write_snapshot(store: Store, path: str | Path, *, batch: str | None = None) -> Snapshot:
+def write_snapshot(
+    store: Store, path: str | Path, *, batch: str | None = None, only: Collection[str] | None = None
+) -> Snapshot:
     """Write the store's judgements as an immutable directory, and read it back.
 
     Answers to silent checks and what raters in quarantine judged are left out (`work_records`).
 
     Args:
         path: a directory that does not exist yet, or holds this same snapshot.    batch: only tasks of this batch.
+        only: only judgements of these ids; None = all.
     Raises: StoreError where there are no judgements, or the path holds something else; LedgerError where it cannot be
         written.
     """
     path = Path(path)
-    records, n_superseded = current_judgements(work_records(store, batch=batch))
+    records, n_superseded = _counted(store, batch, only)
     if not records:
         raise StoreError("snapshot: found no judgements in the store; collect or import some first")
+    root = _root([record.commitment for record in records])
     if path.exists():
         found = read_snapshot(path)
-        if found.root != _root([record.commitment for record in records]):
+        if found.root != root:
             raise StoreError(
                 f"{path}: holds another snapshot ({found.root}); a snapshot is never changed: give a new path"
             )
@@ -92,6 +96,22 @@ def write_snapshot(store: Store, path: str | Path, *, batch: str | None = None) 
     with staged_directory(path) as directory:
         _write_files(directory, store, records, n_superseded)
     return read_snapshot(path)
+
+
+def snapshot_place(store: Store, path: Path, *, batch: str | None = None, only: Collection[str] | None = None) -> Path:
+    """Where `write_snapshot` can write these judgements: at the path, or beside a snapshot of others that lies there.
+
+    Returns: the path where it is free or holds this very snapshot, else the path with the last digits of the root.
+    """
+    records, _ = _counted(store, batch, only)
+    root = _root([record.commitment for record in records])
+    if not path.exists() or read_snapshot(path).root == root:
+        return path
+    return path.with_name(f"{path.name}-{root[-12:]}")
+
+
+def _counted(store: Store, batch: str | None, only: Collection[str] | None) -> tuple[list[StoredJudgement], int]:
+    return current_judgements([one for one in work_records(store, batch=batch) if only is None or one.id in only])
 
 
 def work_records(store: Store, *, batch: str | None = None) -> list[StoredJudgement]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -46,13 +47,21 @@ def add_lora(
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), peft_at_peace():
         torch.manual_seed(seed)
         try:
             adapted = get_peft_model(model, config)
         except ValueError as error:
             raise InputError(f"add_lora: {str(error).splitlines()[0]}") from error
     return adapted.eval()
+
+
+@contextmanager
+def peft_at_peace() -> Iterator[None]:
+    """Within the block nobody hears that peft 0.21 asks transformers for a name that transformers has deprecated."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
 
 
 @contextmanager
@@ -97,7 +106,8 @@ def load_adapter(lm: LoadedLM, directory: str | Path, *, for_training: bool = Fa
     if not (directory / "adapter_model.safetensors").is_file():
         raise CheckpointError(f"{directory}: found no adapter_model.safetensors; expected a directory of save_adapter")
     try:
-        adapted = PeftModel.from_pretrained(lm.model, directory, is_trainable=for_training)
+        with peft_at_peace():
+            adapted = PeftModel.from_pretrained(lm.model, directory, is_trainable=for_training)
     except (RuntimeError, ValueError, KeyError) as error:
         said = " ".join(str(error).split())[:160]
         raise CheckpointError(

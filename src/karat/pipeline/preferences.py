@@ -6,12 +6,16 @@ splits.
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from karat.errors import InputError
 from karat.feedback.exchange.importers import import_hh, import_preferences
 from karat.feedback.store import Store, open_store
+from karat.ledger.artifacts import write_json
 from karat.lm.chat import prompt_tokens, response_tokens
 from karat.lm.load import LoadedLM, load_lm
 from karat.pipeline.data import write_demonstrations, write_prompts
@@ -20,6 +24,8 @@ from karat.pipeline.stages import Output, StageResult, Workplace
 from karat.prompts.splits import split
 from karat.records import Demonstration, Judgement, Prompt, Response
 
+IDS = "judgement_ids.json"
+"""File of the ids of the judgements that the file of preferences holds now."""
 FRACTIONS = {"practice": 0.8, "validation": 0.05, "evaluation": 0.15}
 
 
@@ -29,8 +35,12 @@ def write_source(config: RunConfig, place: Workplace) -> StageResult:
     assert settings is not None
     lm = load_lm(settings.model)
     with open_store(place.directory / "karat.db") as store:
-        n_rows = fill(store, settings)
-        prompts, responses, judgements = store.prompts(), store.responses(), store.judgements()
+        fill(store, settings)
+    with tempfile.TemporaryDirectory() as apart, open_store(Path(apart) / "file.db") as store:
+        n_rows = fill(store, settings)  # the run's store may also hold what the file said before it was changed
+        prompts, responses, records = store.prompts(), store.responses(), store.records()
+    judgements = [record.judgement for record in records]
+    write_json(place.directory / "data" / IDS, [record.id for record in records])
     fits = fitting(lm, prompts, responses, judgements, settings)
     check_context(lm, [prompts[judgement.prompt_id] for judgement in fits], config)
     kept = {judgement.prompt_id: prompts[judgement.prompt_id] for judgement in fits}
@@ -57,6 +67,7 @@ def write_source(config: RunConfig, place: Workplace) -> StageResult:
     write_prompts(data / "prompts.jsonl", splits)
     write_demonstrations(data / "demonstrations.jsonl", chosen)
     outputs = [Output("prompts", data / "prompts.jsonl"), Output("demonstrations", data / "demonstrations.jsonl")]
+    outputs.append(Output("judgements", data / IDS))
     counts = {"n_rows": n_rows, "n_prompts": {name: len(group) for name, group in splits.items()}}
     left_out = len(judgements) - len(fits)
     notes = (
@@ -82,6 +93,11 @@ def fill(store: Store, settings: PreferencesSettings) -> int:
     """Import the file into the store; importing it again changes nothing."""
     read = import_hh if settings.format == "hh" else import_preferences
     return read(store, settings.path).n_rows
+
+
+def judgement_ids(place: Workplace) -> set[str]:
+    """The judgements that the file held when its prompts were read."""
+    return set(json.loads((place.directory / "data" / IDS).read_text(encoding="utf-8")))
 
 
 def import_votes(config: RunConfig, store: Store, place: Workplace, batch: str) -> dict[str, Any]:

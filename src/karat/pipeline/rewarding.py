@@ -16,9 +16,9 @@ from karat.belief import ScoreScale
 from karat.errors import ConfigError
 from karat.feedback.snapshot import Snapshot, read_snapshot
 from karat.ledger.artifacts import ArtifactRef
-from karat.lm.load import load_lm
 from karat.pipeline.data import Texts, read_prompts, read_texts
 from karat.pipeline.mixture import said_findings, said_in
+from karat.pipeline.models import load_for_training
 from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Source
 from karat.pipeline.stages import Output, Run, StageResult, Workplace, training_reporters
@@ -89,10 +89,11 @@ def train(
             "karat.reward.fit.fit_reward"
         )
     seed = child_seed(run.seed, "reward")
+    path, lora_seed = run.directory / sft.path, child_seed(seed, "lora")
     n_steps = planned_steps(parts.fit, prompts, responses, config=config.reward, seed=seed)
     with training_reporters(place, "reward model", n_steps) as reporters:
         fitted = fit_reward(
-            lambda: DecoderTrunk(load_lm(run.directory / sft.path, for_training=True)), parts.fit, prompts, responses,
+            lambda: DecoderTrunk(load_for_training(path, config.lora, seed=lora_seed)), parts.fit, prompts, responses,
             config=config.reward, seed=seed, validation=parts.held or None, directory=place.training,
             reporters=reporters,
         )  # fmt: skip

@@ -6,15 +6,17 @@ the votes come from is the source's business; from the reward model on there is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from karat.config import plain
 from karat.evaluate.measure import draw, texts_of
 from karat.feedback.documents import add_questions, document
 from karat.feedback.quality.agreement import alpha, pairwise_agreement
-from karat.feedback.snapshot import write_snapshot
+from karat.feedback.snapshot import snapshot_place, write_snapshot
 from karat.feedback.store import Store, open_store
 from karat.feedback.tasks import random_pairs
 from karat.identity import content_id
@@ -22,7 +24,7 @@ from karat.ledger.artifacts import ArtifactRef, ref_of
 from karat.ledger.manifest import Manifest
 from karat.lm.adapters import merged
 from karat.lm.load import load_lm, save_lm
-from karat.pipeline import evaluation, optimise, rewarding
+from karat.pipeline import evaluation, optimise, rewarding, rounds
 from karat.pipeline.data import Texts, read_demonstrations, read_prompts, write_texts
 from karat.pipeline.models import load_for_training
 from karat.pipeline.people import add_for_later
@@ -69,12 +71,21 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
         return done
     # 4. votes on what it writes, or votes that were given
     work = partial(collect, run, sft, source, config)
-    done["collect"] = run.stage("collect", inputs=(sft, prompts), config=[source.settings, config.collect], work=work)
+    own = [reference for reference in done["source"].outputs if reference.name == "judgements"]
+    done["collect"] = run.stage(
+        "collect", inputs=(sft, prompts, *own), config=[source.settings, config.collect], work=work
+    )
     snapshot, samples = output(done["collect"], "snapshot"), output(done["collect"], "samples")
     if until == "collect":
         return done
     # 5. the reward model and its gate
-    settings = [config.reward, config.objectives, config.aggregator, config.gate]
+    settings = [
+        config.reward,
+        config.objectives,
+        config.aggregator,
+        config.gate,
+        *([config.lora] if config.lora else []),
+    ]
     given = sft
     work = partial(rewarding.train, run, config, source, sft, snapshot, samples)
     if config.reward_model is not None:
@@ -97,11 +108,16 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     done[name] = run.stage(name, inputs=(sft, reward, prompts, samples, *offline), config=settings, work=work)
     if until == name:
         return done
-    # 7. what came of it
-    policy = output(done[name], "model")
-    work = partial(evaluation.measure, run, config, {"sft": sft, name: policy}, reward, source)
+    policies = {"sft": sft, name: output(done[name], "model")}
+    # 7. further rounds: votes on what the policy writes now, the reward fitted anew, the policy optimised anew
+    if config.rounds > 1:
+        later = rounds.run_rounds(run, source, config, done, collect=collect)
+        policies, reward, done = {"sft": sft, **later.policies}, later.reward, done | dict(later.manifests)
+    # 8. what came of it
+    work = partial(evaluation.measure, run, config, policies, reward, source)
     settings = [config.evaluate, config.aggregator]
-    done["evaluate"] = run.stage("evaluate", inputs=(sft, policy, reward, prompts), config=settings, work=work)
+    inputs = (*policies.values(), reward, prompts)
+    done["evaluate"] = run.stage("evaluate", inputs=inputs, config=settings, work=work)
     return done
 
 
@@ -138,21 +154,32 @@ def fine_tune(run: Run, base: ArtifactRef, config: RunConfig, place: Workplace) 
     return StageResult([Output("model", place.model_directory("sft"), "model")], metrics)
 
 
-def collect(run: Run, sft: ArtifactRef, source: Source, config: RunConfig, place: Workplace) -> StageResult:
-    """Sample the policy, put questions about the samples into the store, have them answered, take the snapshot."""
+def collect(
+    run: Run, policy: ArtifactRef, source: Source, config: RunConfig, place: Workplace, *, number: int = 1
+) -> StageResult:
+    """Sample the policy, put questions about the samples into the store, have them answered, take the snapshot.
+
+    Args:
+        number: of the round; from the second on the policy is the one that the round before ended with.
+    """
     splits = read_prompts(place.directory / "data" / "prompts.jsonl")
     check_no_leakage(*([prompt.id for prompt in splits[name]] for name in ("policy", "evaluation")))
-    samples = reference_samples(run, sft, splits["collect"], config, place)
+    path = place.directory / "data" / (f"samples{place.suffix}.jsonl" if number > 1 else "sft_samples.jsonl")
+    later = [number] if number > 1 else []
+    samples = policy_samples(run, policy, splits["collect"], config, place, path=path, purpose=["samples", *later])
     metrics: dict[str, Any] = {"stopped_frac": _mean([flag for row in samples.stopped for flag in row])}
     # other settings under the same name are another batch of questions; the votes on the old ones stay in the store
-    batch = content_id("batch", [samples.texts, plain(config.collect), run.seed])
+    batch = content_id("batch", [samples.texts, plain(config.collect), run.seed, *later])
     with open_store(place.directory / "karat.db") as store:
         if source.asks:
-            _ask(store, samples, config, seed=run.seed, batch=batch)
+            writer = "sft" if number == 1 else f"ppo-{number - 1}"
+            _ask(store, samples, config, seed=run.seed, batch=batch, writer=writer)
         metrics |= source.votes(store, place, batch)
         first = not source.asks or store.tasks()[0].batch == batch
-        snapshot_path = place.directory / "snapshots" / ("votes" if first else f"votes-{batch[-12:]}")
-        snapshot = write_snapshot(store, snapshot_path, batch=batch if source.asks else None)
+        name = "votes" if first else f"votes-{batch[-12:]}"
+        asked, only = (batch, None) if source.asks else (None, source.judgement_ids(place))
+        snapshot_path = snapshot_place(store, place.directory / "snapshots" / name, batch=asked, only=only)
+        snapshot = write_snapshot(store, snapshot_path, batch=asked, only=only)
     rng = numpy_generator(run.seed, "agreement")
     metrics |= {
         "root": snapshot.root,
@@ -167,19 +194,32 @@ def collect(run: Run, sft: ArtifactRef, source: Source, config: RunConfig, place
     }
     outputs = [
         Output("snapshot", snapshot_path, "snapshot"),
-        Output("samples", place.directory / "data" / "sft_samples.jsonl"),
+        Output("samples", path),
     ]
     return StageResult(outputs, metrics)
 
 
-def reference_samples(run: Run, sft: ArtifactRef, prompts: list[Prompt], config: RunConfig, place: Workplace) -> Texts:
-    """Responses of the SFT policy: what raters compare, and the zero of the reward's scale."""
-    lm = load_lm(run.directory / sft.path)
+def policy_samples(
+    run: Run,
+    policy: ArtifactRef,
+    prompts: list[Prompt],
+    config: RunConfig,
+    place: Workplace,
+    *,
+    path: Path,
+    purpose: Sequence[str | int],
+) -> Texts:
+    """Responses of a policy: what raters compare; those of the first round are also the zero of the reward's scale.
+
+    Args:
+        path: where they are written.    purpose: of the draws.
+    """
+    lm = load_lm(run.directory / policy.path)
     settings = config.collect
     with place.progress.stage("samples", len(prompts) * settings.n_samples, "responses") as bar:
         drawn = draw(
             lm, prompts, n_samples=settings.n_samples, max_new_tokens=settings.max_new_tokens,
-            seed=child_seed(run.seed, "samples"), progress=lambda _, done, __: bar.log(done, {}),
+            seed=child_seed(run.seed, *purpose), progress=lambda _, done, __: bar.log(done, {}),
         )  # fmt: skip
     samples = Texts(
         tuple(prompts),
@@ -187,13 +227,13 @@ def reference_samples(run: Run, sft: ArtifactRef, prompts: list[Prompt], config:
         tuple(tuple(len(one.response_tokens) for one in group) for group in drawn),
         tuple(tuple(one.stopped for one in group) for group in drawn),
     )
-    write_texts(place.directory / "data" / "sft_samples.jsonl", samples)
+    write_texts(path, samples)
     return samples
 
 
-def _ask(store: Store, samples: Texts, config: RunConfig, *, seed: int, batch: str) -> None:
+def _ask(store: Store, samples: Texts, config: RunConfig, *, seed: int, batch: str, writer: str) -> None:
     responses = [
-        Response(prompt.id, text, "sft", number)
+        Response(prompt.id, text, writer, number)
         for prompt, texts in zip(samples.prompts, samples.texts, strict=True)
         for number, text in enumerate(texts)
     ]

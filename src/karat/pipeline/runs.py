@@ -142,6 +142,7 @@ def source_of(config: RunConfig, seed: int) -> Source:
         base=partial(_given_base, config.preferences.model),
         votes=partial(preferences.import_votes, config),
         asks=False,
+        judgement_ids=preferences.judgement_ids,
         given=(config.preferences.path,),
     )
 

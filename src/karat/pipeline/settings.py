@@ -268,6 +268,10 @@ class RunConfig:
             raise ConfigError(
                 f"rounds: found {self.rounds}; expected ≥ 1, and 1 in a run of `preferences`, where nobody answers questions"
             )
+        if self.rounds > 1 and self.reward_model is not None:
+            raise ConfigError(
+                "rounds: found more than one round with a given reward_model; expected one that is fitted"
+            )
         if self.aggregator not in AGGREGATORS:
             raise ConfigError(
                 f"aggregator: found {self.aggregator!r}; expected one of {', '.join(sorted(AGGREGATORS))}"

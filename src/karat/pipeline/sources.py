@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,9 @@ class Source:
     """Answers the questions of a batch in the store's queue, or counts the votes that are in it already."""
     asks: bool
     """True = questions about the policy's samples are put into the queue; False = the votes are given."""
+    judgement_ids: Callable[[Workplace], Collection[str] | None] = lambda _: None
+    """Which judgements of the store are this source's; None = all. A file that changed leaves those of the old one in
+    the store, which forgets nothing."""
     given: tuple[Path, ...] = ()
     """Files from outside that `write` reads; other content is another input."""
     gold: Gold | None = None

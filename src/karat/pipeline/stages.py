@@ -72,6 +72,8 @@ class Workplace:
     """Content hash of what the stage reads and was told."""
     tracking: tuple[TrackerName, ...] = ()
     """Trackers that hear of every step, beside the metrics file."""
+    suffix: str = ""
+    """Ends the names of what a later round writes: `-2`; "" = the first round."""
 
     @property
     def training(self) -> Path:
@@ -79,8 +81,8 @@ class Workplace:
         return self.checkpoints / "loop"
 
     def model_directory(self, stage: str) -> Path:
-        """models/<stage>, where a stage leaves its model."""
-        return self.directory / "models" / stage
+        """models/<stage>, where a stage leaves its model; later rounds have their own."""
+        return self.directory / "models" / f"{stage}{self.suffix}"
 
 
 @dataclass(frozen=True)
@@ -102,14 +104,23 @@ class Run:
         return self.directory.name
 
     def stage(
-        self, name: str, *, inputs: Sequence[ArtifactRef], config: Any, work: Callable[[Workplace], StageResult]
+        self,
+        name: str,
+        *,
+        inputs: Sequence[ArtifactRef],
+        config: Any,
+        work: Callable[[Workplace], StageResult],
+        round_number: int = 1,
     ) -> Manifest:
         """Do the work of a stage unless a manifest says that this very work is done; returns the manifest.
 
         Args:
             inputs: what it reads.    config: a dataclass or plain values; decides, with inputs and seed, on reuse.
             work: writes the outputs; called only where there is work to do.
+            round_number: of the stage; from the second on it is part of the stage's name.
         """
+        suffix = f"-{round_number}" if round_number > 1 else ""
+        name += suffix
         settings = {"settings": plain(config)}
         seeds = {"run": self.seed}
         done = finished_stage(self.directory, name, inputs, settings, seeds)
@@ -121,7 +132,8 @@ class Run:
         started_at = _now()
         identity = content_id("stage", [[[one.name, one.hash] for one in inputs], settings, seeds])
         metrics_path = self.directory / "metrics" / f"{name}.jsonl"
-        place = Workplace(self.directory, checkpoints, metrics_path, self.progress, clock, identity, self.tracking)
+        place = Workplace(self.directory, checkpoints, metrics_path, self.progress, clock, identity, self.tracking,
+                          suffix)  # fmt: skip
         result = work(place)
         manifest = Manifest(
             run_id=self.id,

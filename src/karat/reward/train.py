@@ -178,7 +178,8 @@ def _plans(data: FeedbackData, config: RewardConfig, seed: int) -> list[list[Min
 def _start(trunk: Trunk, data: FeedbackData, held: FeedbackData | None, config: RewardConfig, seed: int) -> TrainingRun:
     if config.dropout > 0 and trunk.kind == "decoder":
         raise ConfigError(f"reward: found dropout={config.dropout} with a decoder; expected 0, only encoders have it")
-    trunk.module.requires_grad_(True)
+    if not trunk.adapted:  # adapters come with the rest frozen
+        trunk.module.requires_grad_(True)
     model = RewardModel(trunk, config.heads, seed=seed, objectives=data.objectives)
     for module in trunk.module.modules():
         if isinstance(module, nn.Dropout):

@@ -16,12 +16,13 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from peft import PeftModel
 from torch import Tensor, nn
 
 from karat.errors import InputError
 from karat.lm.chat import check_fits, prompt_tokens, response_tokens
 from karat.lm.load import LoadedEncoder, LoadedLM
-from karat.lm.logprobs import hidden_states
+from karat.lm.logprobs import hidden_states, trunk_of
 from karat.lm.trees import Tree, pack_trees, padded_batch
 from karat.records import Prompt
 
@@ -49,6 +50,7 @@ class Trunk(Protocol):
     kind: str
     width: int
     module: nn.Module
+    adapted: bool
 
     def encode(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Encoded]:
         """Token ids, one entry a (prompt, text)."""
@@ -70,7 +72,8 @@ class DecoderTrunk:
 
     def __init__(self, lm: LoadedLM, *, use_trees: bool = True) -> None:
         self.lm = lm
-        self.module: nn.Module = lm.model.base_model
+        self.module: nn.Module = trunk_of(lm.model)
+        self.adapted = isinstance(lm.model, PeftModel)
         self.width = int(lm.model.config.get_text_config().hidden_size)
         self.use_trees = use_trees
 
@@ -125,6 +128,7 @@ class EncoderTrunk:
     def __init__(self, encoder: LoadedEncoder, *, max_tokens: int = 256, with_prompt: bool = False) -> None:
         self.encoder = encoder
         self.module: nn.Module = encoder.model
+        self.adapted = False
         self.width = encoder.hidden_size
         self.max_tokens = min(max_tokens, encoder.max_tokens)
         self.with_prompt = with_prompt

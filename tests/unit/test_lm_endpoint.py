@@ -1,0 +1,119 @@
+"""An endpoint as sampler, against a small server in this process: order, seeds, retries, and one line for each failure."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from karat.cli import main
+from karat.errors import ConfigError, InputError
+from karat.lm import endpoint as module
+from karat.lm.endpoint import Endpoint
+from karat.records import Prompt, Turn, user_prompt
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """Answers with what was asked and the seed; `server.script` holds (status, body) to give first."""
+    monkeypatch.setattr(module, "FIRST_WAIT_S", 0.001)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            served.seen.append((self.path, self.headers.get("Authorization"), body))
+            said = f" {body['messages'][-1]['content']} {body['seed']} "
+            content = {
+                "choices": [{"message": {"content": said}, "finish_reason": "length" if "long" in said else "stop"}]
+            }
+            status, answer = served.script.pop(0) if served.script else (200, json.dumps(content))
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(answer.encode())
+
+        def log_message(self, *_):
+            pass
+
+    served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    served.seen, served.script = [], []
+    thread = threading.Thread(target=served.serve_forever)
+    thread.start()
+    yield served
+    served.shutdown()
+    thread.join()
+    served.server_close()
+
+
+def endpoint(server, **options):
+    return Endpoint(f"http://127.0.0.1:{server.server_address[1]}/v1", "m", **options)
+
+
+def test_responses_come_in_order_and_a_seed_repeats_the_requests(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    prompts = [Prompt((Turn("system", "s"), Turn("user", f"q{i}"))) for i in range(5)]
+    texts = endpoint(server, n_parallel=4)(prompts, n_samples=3, seed=1)
+    assert [[text.split()[0] for text in group] for group in texts] == [[f"q{i}"] * 3 for i in range(5)]
+    assert len({text for group in texts for text in group}) == 15  # every request has a seed of its own
+    assert endpoint(server, n_parallel=1)(prompts, n_samples=3, seed=1) == texts
+    assert endpoint(server)(prompts, n_samples=3, seed=2) != texts
+    path, key, body = server.seen[0]
+    assert (path, key) == ("/v1/chat/completions", "Bearer secret")
+    assert [message["role"] for message in body["messages"]] == ["system", "user"]
+    assert all(0 <= seen[2]["seed"] < 2**31 for seen in server.seen)
+
+
+def test_what_was_cut_off_says_so(server):
+    ((short,), (cut,)) = endpoint(server).replies([user_prompt("short"), user_prompt("long")], n_samples=1, seed=0)
+    assert (short.stopped, cut.stopped) == (True, False)
+
+
+def test_it_asks_again_where_that_may_help_and_only_there(server):
+    server.script[:] = [(503, "loading"), (429, "slow down")]
+    assert endpoint(server)([user_prompt("q")], n_samples=1, seed=0)[0][0].startswith("q ")
+    assert len(server.seen) == 3
+    server.script[:] = [(404, "no such\nmodel")]
+    with pytest.raises(InputError, match=r"status 404: no such model; expected a chat completion of 'm'"):
+        endpoint(server)([user_prompt("q")], n_samples=1, seed=0)
+    assert len(server.seen) == 4
+    server.script[:] = [(500, "broken")] * 4
+    with pytest.raises(InputError, match="status 500: broken"):
+        endpoint(server)([user_prompt("q")], n_samples=1, seed=0)
+
+
+@pytest.mark.parametrize("answer", ["<html>", '{"choices": []}', '{"choices": [{"message": {"content": null}}]}'])
+def test_an_answer_of_another_kind_is_one_line(server, answer):
+    server.script[:] = [(200, answer)]
+    with pytest.raises(InputError, match=r"expected choices\[0\]\.message\.content$"):
+        endpoint(server)([user_prompt("q")], n_samples=1, seed=0)
+
+
+def test_a_server_that_is_not_there_or_too_slow_is_one_line(server, monkeypatch):
+    with pytest.raises(InputError, match=r"http://127\.0\.0\.1:9/v1/chat/completions: cannot be reached \("):
+        Endpoint("http://127.0.0.1:9/v1", "m", n_tries=1)([user_prompt("q")], n_samples=1, seed=0)
+
+    def slow(*_, **__):
+        raise module.httpx.ReadTimeout("slow")
+
+    monkeypatch.setattr(module.httpx.Client, "post", slow)
+    with pytest.raises(InputError, match=r"no answer within 3 s; expected a chat completion"):
+        endpoint(server, timeout_s=3.0, n_tries=2)([user_prompt("q")], n_samples=1, seed=0)
+
+
+def test_refuses_what_cannot_be():
+    with pytest.raises(ConfigError, match="expected an address like http://"):
+        Endpoint("localhost:8000", "m")
+    with pytest.raises(ConfigError, match="expected ≥ 1, ≥ 1, ≥ 1, > 0 and ≥ 0"):
+        Endpoint("http://localhost", "m", n_tries=0)
+
+
+def test_the_command_writes_what_the_server_said(server, tmp_path, capsys):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "q1"}\n{"prompt": "long"}\n')
+    address = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    command = ["generate", "org/name", str(tmp_path / "p.jsonl"), "--out", str(tmp_path / "o.jsonl"), "--samples", "2"]
+    assert main([*command, "--endpoint", address]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert [(row["prompt"], row["sample"], row["stopped"]) for row in rows] == [
+        ("q1", 0, True), ("q1", 1, True), ("long", 0, False), ("long", 1, False),
+    ]  # fmt: skip
+    assert server.seen[0][2]["model"] == "org/name"
+    assert "4 responses" in capsys.readouterr().out

@@ -1,0 +1,41 @@
+"""A file of preferences that changed under the same run name: a new snapshot by content, the old one untouched."""
+
+from karat.config import build
+from karat.feedback.snapshot import read_snapshot
+from karat.ledger.artifacts import directory_hash
+from karat.pipeline.runs import run_once
+from karat.pipeline.settings import RunConfig
+from karat.progress import open_progress
+from karat.rowfiles import write_rows
+from tiny_models import tiny_checkpoint
+
+
+def rows(n, better="good"):
+    start = "\n\nHuman: {i}?\n\nAssistant: "
+    return [
+        {"chosen": start.format(i=i) + f"{better} {i}", "rejected": start.format(i=i) + f"bad {i}"} for i in range(n)
+    ]
+
+
+def test_a_changed_file_makes_a_new_snapshot_of_its_own_votes(tmp_path):
+    tiny_checkpoint("qwen3", tmp_path / "model")
+    settings = {
+        "preferences": {"path": str(tmp_path / "rows.jsonl"), "model": str(tmp_path / "model")},
+        "sft": {"epochs": 0.1},
+        "collect": {"n_prompts": 4, "n_samples": 2, "max_new_tokens": 4},
+        "ppo": {"rollout": {"max_new_tokens": 4}},
+    }
+    run = tmp_path / "run"
+    hashes = []
+    for content in (rows(40), [*rows(30), *rows(4, better="fine")], rows(40)):
+        write_rows(tmp_path / "rows.jsonl", content)
+        with open_progress() as progress:
+            run_once(build(RunConfig, settings), seed=0, directory=run, progress=progress, until="collect")
+        hashes.append(directory_hash(run / "snapshots" / "votes"))
+    assert len(set(hashes)) == 1
+    first, second = sorted((run / "snapshots").iterdir(), key=lambda path: len(path.name))
+    assert len(read_snapshot(first).votes) == 40
+    texts = {response.text for response in read_snapshot(second).responses.values()}
+    assert len(read_snapshot(second).votes) == 34
+    assert "fine 0" in texts
+    assert "good 39" not in texts
