@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from karat.errors import CheckpointError, InputError
 from karat.lm.load import LoadedLM, add_header_metadata
+from karat.lm.logprobs import trunk_of
 
 
 def add_lora(
@@ -81,6 +82,11 @@ def merged(lm: LoadedLM) -> LoadedLM:
     if not isinstance(lm.model, PeftModel):
         return lm
     return replace(lm, model=copy.deepcopy(lm.model).merge_and_unload())
+
+
+def merged_trunk(lm: LoadedLM) -> nn.Module:
+    """The trunk as `merged` leaves it: what is saved of a reward model that was trained with adapters."""
+    return trunk_of(merged(lm).model)
 
 
 def save_adapter(model: PeftModel, directory: str | Path, *, metadata: Mapping[str, str]) -> Path:

@@ -30,11 +30,10 @@ from transformers.utils import logging as transformers_logging
 
 from karat.belief import AGGREGATORS, Belief, ScoreScale, apply_scale, fit_scale
 from karat.errors import CheckpointError, ConfigError, InputError
-from karat.lm.adapters import merged
+from karat.lm.adapters import merged_trunk
 from karat.lm.attention import NAME as TREE_ATTENTION
 from karat.lm.classifiers import is_classifier, load_classifier
 from karat.lm.load import LoadedEncoder, LoadedLM, add_header_metadata, load_encoder, save_encoder
-from karat.lm.logprobs import trunk_of
 from karat.records import Prompt, ScoreFn
 from karat.reward.calibration import VoteModel
 from karat.reward.classifier import PLAIN_VOTES, UNSCALED, ClassifierTrunk, classifier_model, copy_classifier
@@ -302,7 +301,7 @@ def _save_classifier(model: RewardModel, lm: LoadedLM, directory: Path, metadata
     config.pad_token_id = lm.pad_id
     classifier = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")  # never run
     classifier.to(next(model.trunk_module.parameters()).dtype)
-    classifier.base_model.load_state_dict(trunk_of(merged(lm).model).state_dict())
+    classifier.base_model.load_state_dict(merged_trunk(lm).state_dict())
     head = classifier.score
     if head.bias is not None or tuple(head.weight.shape) != (1, model.trunk.width):
         raise CheckpointError(
