@@ -6,7 +6,7 @@ the votes come from is the source's business; from the reward model on there is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -114,11 +114,21 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
         later = rounds.run_rounds(run, source, config, done, collect=collect)
         policies, reward, done = {"sft": sft, **later.policies}, later.reward, done | dict(later.manifests)
     # 8. what came of it
+    return done | {"evaluate": compare(run, source, config, policies, reward, prompts)}
+
+
+def compare(
+    run: Run,
+    source: Source,
+    config: RunConfig,
+    policies: Mapping[str, ArtifactRef],
+    reward: ArtifactRef,
+    prompts: ArtifactRef,
+) -> Manifest:
+    """The measuring station over some policies, the fine-tuned one first."""
     work = partial(evaluation.measure, run, config, policies, reward, source)
     settings = [config.evaluate, config.aggregator]
-    inputs = (*policies.values(), reward, prompts)
-    done["evaluate"] = run.stage("evaluate", inputs=inputs, config=settings, work=work)
-    return done
+    return run.stage("evaluate", inputs=(*policies.values(), reward, prompts), config=settings, work=work)
 
 
 def fine_tune(run: Run, base: ArtifactRef, config: RunConfig, place: Workplace) -> StageResult:
