@@ -25,7 +25,7 @@ SETTINGS = [
     {"learning_rate": rate, "n_minibatches": n_minibatches} for rate in (1e-4, 3e-4, 1e-3) for n_minibatches in (1, 4)
 ]
 SEARCH_SEED, SEEDS = 100, (0, 1, 2)
-N_ITERATIONS, N_SEARCH, WINDOW = 12, 5, 3
+N_ITERATIONS, N_SEARCH, WINDOW = 20, 5, 4
 TARGET = 6.0
 SIDES = ("ours", "theirs")
 WORK = ROOT / "bench" / "work"
