@@ -15,13 +15,16 @@ from karat.evaluate.table import PolicySamples, best_of, gold_difference, not_kn
 from karat.ledger.artifacts import ArtifactRef, write_json
 from karat.lm.load import LoadedLM, load_lm
 from karat.overopt import best_of_n_kl_bound, expected_best_of_n
+from karat.pipeline.by_group import group_content, group_gains, utilities_by_group, worst_group_finding
 from karat.pipeline.data import read_prompts, read_rows
 from karat.pipeline.optimise import curve_path
+from karat.pipeline.populations import open_scorer
 from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Agrees, Gold, Source
 from karat.pipeline.stages import Output, Run, StageResult, Workplace, jsonable
 from karat.records import Estimate, Finding, Prompt
-from karat.reward.score import Scorer, load_scorer
+from karat.reward.people import GroupScorer
+from karat.reward.score import Scorer
 from karat.seeding import child_seed
 from karat.stats import mean_estimate
 
@@ -37,7 +40,8 @@ def measure(
     place: Workplace,
 ) -> StageResult:
     """Sample each policy, score what it wrote, and put the figures side by side with best-of-n."""
-    scorer = load_scorer(run.directory / reward.path)
+    sft = run.directory / policies["sft"].path
+    scorer = open_scorer(run.directory / reward.path, config, lambda: load_lm(sft), run.seed)
     prompts = read_prompts(place.directory / "data" / "prompts.jsonl")["evaluation"]
     models = {name: load_lm(run.directory / reference.path) for name, reference in policies.items()}
     measured: dict[str, PolicySamples] = {}
@@ -74,10 +78,15 @@ def measure(
         },
         "shown": shown_samples(prompts, measured),
     }
+    findings = challenge_findings(figures, path, name)
+    if source.group_gold:
+        valued = utilities_by_group(measured, prompts, source.group_gold)
+        content["by_group"] = group_content(valued, name, "sft")
+        findings.append(worst_group_finding(group_gains(valued, name, "sft"), name, "sft"))
     target = place.directory / "evaluation.json"
     write_json(target, jsonable(content))
     metrics = {f"{name}_minus_sft": difference, "n_prompts": len(prompts)}
-    return StageResult([Output("evaluation", target)], metrics, challenge_findings(figures, path, name))
+    return StageResult([Output("evaluation", target)], metrics, findings)
 
 
 def measured_policy(
@@ -85,7 +94,7 @@ def measured_policy(
     lm: LoadedLM,
     reference: LoadedLM,
     prompts: list[Prompt],
-    scorer: Scorer,
+    scorer: Scorer | GroupScorer,
     config: RunConfig,
     gold: Gold | None,
     *,

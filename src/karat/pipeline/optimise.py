@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from karat.belief import AGGREGATORS, disagreement, lower_bound
+from karat.belief import AGGREGATORS, Belief, disagreement, lower_bound
 from karat.evaluate.measure import draw, sequence_kl, texts_of
 from karat.feedback.snapshot import read_snapshot
 from karat.ledger.artifacts import ArtifactRef
@@ -18,6 +20,7 @@ from karat.overopt import distinct_frac
 from karat.pipeline.data import read_prompts, read_texts, write_rows
 from karat.pipeline.methods import Around, Material, n_steps, run_method
 from karat.pipeline.models import load_for_training
+from karat.pipeline.populations import WORST_GROUP, open_scorer
 from karat.pipeline.rewarding import flat_texts
 from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Gold
@@ -27,7 +30,8 @@ from karat.policy.score_sources import named_score
 from karat.policy.watcher import Watcher, WatchRules
 from karat.records import Finding, Prompt
 from karat.reward.novelty import load_novelty, text_features
-from karat.reward.score import Scorer, load_scorer, score_fn
+from karat.reward.people import GroupScorer
+from karat.reward.score import Scorer, score_fn
 from karat.seeding import child_seed
 
 ODD = "odd-rewards"
@@ -47,17 +51,17 @@ def train(
         given: artefacts by name: sft, reward, samples, snapshot.
     """
     name = config.algorithm
-    scorer = load_scorer(run.directory / given["reward"].path)
+    sft = run.directory / given["sft"].path
+    scorer = open_scorer(run.directory / given["reward"].path, config, lambda: load_lm(sft), run.seed)
     splits = read_prompts(place.directory / "data" / "prompts.jsonl")
     samples = read_texts(run.directory / given["samples"].path)
     # 1. what is usual: the ensemble's disagreement on the reference policy's own responses; one head has none
     asked, texts = flat_texts(samples)
     before = scorer(asked, texts)
-    usual = disagreement(before).tolist() if before.n_draws > 1 else []
+    usual = spread_of(before, config.aggregator).tolist() if before.n_draws > 1 else []
     lengths = [float(n) for row in samples.lengths for n in row]
     watcher = Watcher(watch_rules(config, usual, lengths), directory=place.checkpoints / "watcher")
     # 2. the method
-    sft = run.directory / given["sft"].path
     lm = load_for_training(sft, config.lora, seed=child_seed(run.seed, "ppo", "lora"))
     score = named_score(config.score) if config.score else score_fn(scorer, config.aggregator)
     if config.watch.odd_quantile is not None:
@@ -140,7 +144,7 @@ def watch_rules(config: RunConfig, usual: list[float], lengths: list[float]) -> 
 
 
 def looker(
-    scorer: Scorer,
+    scorer: Scorer | GroupScorer,
     prompts: list[Prompt],
     config: RunConfig,
     gold: Gold | None,
@@ -174,8 +178,8 @@ def looker(
             ),
         }
         if belief.n_draws > 1:
-            figures["validation/lower_bound"] = float(lower_bound(belief).mean())
-            figures["validation/disagreement"] = float(disagreement(belief).mean())
+            figures["validation/lower_bound"] = float(lowest_bound(belief, config.aggregator).mean())
+            figures["validation/disagreement"] = float(spread_of(belief, config.aggregator).mean())
         if novel_frac is not None:
             figures["validation/novel_frac"] = novel_frac(asked, texts)
         if reference is not None:
@@ -190,7 +194,7 @@ def looker(
     return look
 
 
-def novelty_of(scorer: Scorer, reward: Path) -> Callable[[Sequence[Prompt], Sequence[str]], float] | None:
+def novelty_of(scorer: Scorer | GroupScorer, reward: Path) -> Callable[[Sequence[Prompt], Sequence[str]], float] | None:
     """The share of responses that the detector beside a reward model reports as unlike those judged; None without one."""
     detector = load_novelty(reward)
     if detector is None:
@@ -200,6 +204,20 @@ def novelty_of(scorer: Scorer, reward: Path) -> Callable[[Sequence[Prompt], Sequ
         return float(detector.unfamiliar(text_features(scorer.model, prompts, texts)).double().mean())
 
     return novel_frac
+
+
+def lowest_bound(belief: Belief, aggregator: str) -> Tensor:
+    """Lower bound of the difference to the reference; of the group for which it is lowest, where the worst one counts."""
+    if aggregator != WORST_GROUP:
+        return lower_bound(belief)
+    return torch.stack([lower_bound(belief, objective=o) for o in range(len(belief.objectives))]).amin(0)
+
+
+def spread_of(belief: Belief, aggregator: str) -> Tensor:
+    """The disagreement of the draws about each response; the mean over groups, where the worst one counts."""
+    if aggregator != WORST_GROUP:
+        return disagreement(belief)
+    return torch.stack([disagreement(belief, objective=o) for o in range(len(belief.objectives))]).mean(0)
 
 
 def curve_path(directory: Path, algorithm: str) -> Path:

@@ -165,6 +165,9 @@ CARD_OF_FINDING = {
     "held_out.reward_model.accuracy_shorter_won": "reward.accuracy_shorter_won",
     "held_out.length.accuracy": "reward.accuracy_length_baseline",
     "held_out.ngram.accuracy": "reward.accuracy_ngram_baseline",
+    "people.worst_group": "pluralism.worst_group",
+    "people.group_gap": "pluralism.majority_minority_gap",
+    "people.jury_change": "pluralism.jury_change",
 }
 STAGE_OF = {
     **{
@@ -342,6 +345,8 @@ def _extra(directory: Path, manifests: Sequence[Manifest]) -> dict[str, Any]:
     extra: dict[str, Any] = {}
     if "evaluate" in by_stage:
         extra["equal_kl"] = _evaluation(directory)["equal_kl"]
+    if people := _metric(by_stage, "reward", "people"):
+        extra["people"] = people
     algorithm = optimised(by_stage)
     if algorithm in by_stage:
         metrics = by_stage[algorithm].metrics

@@ -19,6 +19,7 @@ from karat.ledger.artifacts import ArtifactRef
 from karat.pipeline.data import Texts, read_prompts, read_texts
 from karat.pipeline.mixture import said_findings, said_in
 from karat.pipeline.models import load_for_training
+from karat.pipeline.populations import fit_population
 from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Source
 from karat.pipeline.stages import Output, Run, StageResult, Workplace, training_reporters
@@ -188,12 +189,24 @@ def judged(
     # 3. what the watcher needs to see when the policy leaves the texts that were judged
     held_data = vote_data(parts.gate, snapshot.prompts, snapshot.responses) if parts.gate else None
     findings.append(watch_for_novelty(fit, data, held_data, config, directory, metadata, run.seed))
+    # 4. the people behind it
+    about_people, people = fit_population(
+        scorer.less_length(removed), fit, [*parts.train, *parts.validation], parts.gate, snapshot,
+        read_texts(run.directory / samples.path), config=config, seed=run.seed, directory=directory, metadata=metadata,
+    )  # fmt: skip
     counts = {"train": len(parts.train), "validation": len(parts.validation), "gate": len(parts.gate)}
     metrics = _metrics(fit, scale) | {"votes": counts | {"split": parts.how}, "length_removed": removed}
     metrics["suspects"] = list(probes.suspects)
     metrics["calibration"] = calibration_bins(scorer, parts.gate, snapshot.prompts, snapshot.responses)
     metrics["contributions"] = contribution_rows(fit.contributions)
-    found = [*fit.findings, *said_findings(parts.said), *contribution_findings(fit.contributions), *findings]
+    metrics["people"] = people
+    found = [
+        *fit.findings,
+        *said_findings(parts.said),
+        *contribution_findings(fit.contributions),
+        *findings,
+        *about_people,
+    ]
     return StageResult([Output("model", directory, "model")], metrics, found)
 
 

@@ -84,6 +84,7 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
         config.objectives,
         config.aggregator,
         config.gate,
+        config.pluralism,
         *([config.lora] if config.lora else []),
     ]
     given = sft

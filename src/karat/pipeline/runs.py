@@ -122,6 +122,7 @@ def source_of(config: RunConfig, seed: int) -> Source:
             votes=partial(sandbox.collect_votes, config, seed),
             asks=True,
             gold=world.gold_reward,
+            group_gold=sandbox.group_utilities(config.sandbox, world, seed),
             agrees=world.agrees_with_wrong_belief,
             probes=GateProbes(sandbox.PRAISE, meaning_preserving(world.grammar)),
             wrong_belief_pairs=partial(sandbox.wrong_belief_pairs, config, seed),

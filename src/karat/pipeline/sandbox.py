@@ -19,8 +19,9 @@ from karat.lm.load import load_lm, save_lm
 from karat.pipeline.data import write_demonstrations, write_prompts
 from karat.pipeline.people import collect_from_people, open_to_people
 from karat.pipeline.settings import CollectSettings, RunConfig, SandboxSettings
+from karat.pipeline.sources import Gold
 from karat.pipeline.stages import Output, StageResult, Workplace, training_reporters
-from karat.records import Demonstration, Prompt
+from karat.records import Annotator, Demonstration, Prompt
 from karat.sandbox.raters import RaterPopulation
 from karat.sandbox.world import World
 from karat.seeding import child_seed, numpy_generator
@@ -35,6 +36,24 @@ def open_world(settings: SandboxSettings, seed: int) -> World:
 def open_population(settings: SandboxSettings, world: World, seed: int) -> RaterPopulation:
     """The raters of a run."""
     return RaterPopulation(world, settings.raters, child_seed(seed, "raters"))
+
+
+def group_utilities(settings: SandboxSettings, world: World, seed: int) -> dict[str, Gold]:
+    """Group → mean of its first honest members' utilities: what they truly prefer, on average over attention."""
+    population = open_population(settings, world, seed)
+    members: dict[str, list[Annotator]] = {}
+    for annotator in population.annotators():
+        if population.rater_params(annotator).kind == "honest":
+            members.setdefault(annotator.group or "", []).append(annotator)
+
+    def of(group: Sequence[Annotator]) -> Gold:
+        return lambda prompt, text: float(np.mean([population.mean_utility(one, prompt, text) for one in group]))
+
+    return {name: of(group[:N_MEMBERS]) for name, group in sorted(members.items())} if len(members) > 1 else {}
+
+
+N_MEMBERS = 8
+"""Members of each group whose utilities are averaged."""
 
 
 def write_source(config: RunConfig, seed: int, place: Workplace) -> StageResult:

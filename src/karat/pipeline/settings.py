@@ -23,6 +23,7 @@ from karat.policy.method_settings import (
 )
 from karat.policy.settings import PPOConfig, RewardSettings, RolloutSettings
 from karat.reward.objectives import ObjectivesConfig
+from karat.reward.people_fit import PluralismConfig
 from karat.reward.thresholds import GateSettings
 from karat.reward.train import RewardConfig
 from karat.sandbox.raters import PopulationConfig
@@ -222,6 +223,8 @@ class RunConfig:
     rounds: int = 1
     """Times that votes are collected, the reward is fitted and the policy optimised; from the second on the votes are
     on what the policy of the round before writes, and the reward is fitted to those of all rounds."""
+    pluralism: PluralismConfig = field(default_factory=PluralismConfig)
+    """The people beside the reward: how they differ, whom it serves, a jury, a target population, limits."""
     aggregator: str = "mean_score"
     """How the reward's belief becomes one score for the optimiser; a name in `belief.AGGREGATORS`."""
     score: str = ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ class Source:
     """Files from outside that `write` reads; other content is another input."""
     gold: Gold | None = None
     """The gold reward, where the world knows it."""
+    group_gold: Mapping[str, Gold] = field(default_factory=dict)
+    """Group of raters → what its members think of a response on average, in logits; {} = not known."""
     agrees: Agrees | None = None
     """Whether a response agrees with a wrong belief that its prompt states; None where it states none."""
     probes: GateProbes = field(default_factory=GateProbes)

@@ -1,0 +1,387 @@
+"""From votes to a population: features, rank, kinds, groups, and what a reader must know of whom the reward serves.
+
+The population is fitted to the votes that the reward was trained on, by all raters, and judged on votes on prompts that
+nobody trained on. Knows scorers, votes and declared groups; knows nothing about where they are kept.
+
+Dimension letters: C comparisons, N texts, U people, G groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from karat.errors import ConfigError
+from karat.records import Estimate, Finding, Prompt, Response, Vote
+from karat.reward.data import VoteData, vote_data
+from karat.reward.jury import N_JURORS, JuryComposition, Verdicts, verdicts
+from karat.reward.linear_votes import LinearVotes
+from karat.reward.mixtures import KindsChoice, Mixture, choose_kinds, fit_mixture
+from karat.reward.people import (
+    FeatureMap,
+    PeopleModel,
+    common_group_scale,
+    features_of,
+    fit_feature_map,
+    trunk_features,
+)
+from karat.reward.personal import Limits
+from karat.reward.population import SideBySide, side_by_side
+from karat.reward.score import Scorer
+from karat.reward.served import Served, correct, predicted_side, served
+from karat.reward.user_em import RankChoice, UserPriors, choose_rank, fit_users
+from karat.reward.users import posterior_of, predicted_probs
+from karat.seeding import numpy_generator
+
+EVERYBODY = "all"
+UNDECLARED = "undeclared"
+
+
+@dataclass(frozen=True)
+class PluralismConfig:
+    """How the people beside a reward model are fitted and reported."""
+
+    n_features: int = 16
+    """Directions of the trunk's features on which people are fitted, beside the reward's own score."""
+    max_rank: int = 3
+    """Largest rank tried; held-out votes choose. 0 = one reward for all, whatever the votes say."""
+    max_kinds: int = 3
+    """Largest number of kinds of people tried in the mixture; held-out votes choose."""
+    n_starts: int = 3
+    """Starts of each mixture."""
+    min_votes: float = 8.0
+    """Median votes a rater below which no population is fitted: there would be nothing to tell people apart by."""
+    jury: dict[str, float] | None = None
+    """Group → share of the jury's seats; None = equal seats for all declared groups."""
+    n_jurors: int = N_JURORS
+    """Seats of the jury."""
+    target: dict[str, dict[str, float]] | None = None
+    """Target population, field → category → share, for the raked fit; the field `group` is the declared group. None =
+    no raked fit."""
+    floors: dict[str, float] = field(default_factory=dict)
+    """Objective → lowest acceptable score: what no personal taste may override."""
+    principles: tuple[str, ...] = ()
+    """Labelled principles that no personal taste may override."""
+
+    def __post_init__(self) -> None:
+        if self.n_features < 1 or self.max_rank < 0 or self.max_kinds < 1 or self.n_starts < 1 or self.n_jurors < 1:
+            raise ConfigError(
+                f"pluralism: found {self}; expected n_features, max_kinds, n_starts, n_jurors ≥ 1, rank ≥ 0"
+            )
+        if self.jury is not None:
+            JuryComposition(self.jury, self.n_jurors)
+
+    @property
+    def limits(self) -> Limits:
+        """Floors and principles together."""
+        return Limits(dict(self.floors), self.principles)
+
+
+@dataclass(frozen=True, eq=False)
+class PeopleFit:
+    """A population and all that is known of it."""
+
+    model: PeopleModel
+    """What is saved."""
+    rank: RankChoice
+    """How the rank was chosen."""
+    kinds: KindsChoice
+    """How the number of kinds was chosen."""
+    mixture: Mixture
+    """The kinds."""
+    one_reward: Served | None
+    """Whom the reward model's own score serves, on held-out votes; None without such votes."""
+    own_reward: Served | None
+    """The same for everybody's own reward."""
+    verdicts: Verdicts | None
+    """What a jury and elections would change; None without declared groups of reference responses."""
+    raking: SideBySide | None = None
+    """The unweighted and the raked fit; None without a target."""
+
+
+@dataclass(frozen=True, eq=False)
+class PeopleData:
+    """Votes of some people as differences of features."""
+
+    votes: LinearVotes
+    """One row a vote."""
+    psi: np.ndarray
+    """[N, 1 + k] features of the texts."""
+    prompt_index: np.ndarray
+    """[N] which prompt each answers."""
+    data: VoteData
+    """The votes with their texts."""
+
+
+def enough_votes(votes: Sequence[Vote], config: PluralismConfig) -> str | None:
+    """Why no population is fitted to these votes; None = there are enough."""
+    counts = np.unique([vote.annotator for vote in votes], return_counts=True)[1] if votes else np.zeros(0)
+    if len(counts) < 4:
+        return f"{len(counts)} raters; a population needs at least 4"
+    if np.median(counts) < config.min_votes:
+        return f"a median of {np.median(counts):g} votes a rater; a population needs {config.min_votes:g}"
+    return None
+
+
+def fit_people(
+    scorer: Scorer,
+    votes: Sequence[Vote],
+    held_out: Sequence[Vote],
+    prompts: Mapping[str, Prompt],
+    responses: Mapping[str, Response],
+    *,
+    groups: Mapping[str, str | None],
+    side_bias: Mapping[str, float],
+    weights: Mapping[str, float] | None = None,
+    reference: tuple[Sequence[Prompt], Sequence[str]] | None = None,
+    config: PluralismConfig,
+    seed: int,
+    group_rank: int = 0,
+) -> PeopleFit:
+    """Fit and judge the people behind some votes.
+
+    Args:
+        votes: what is fitted.    held_out: votes of the same people on other prompts, for the figures.
+        groups: Annotator.id → declared group, None = undeclared.    side_bias: Annotator.id → logits; missing = 0.
+        weights: Annotator.id → weight from raking, which is the caller's work; None = no raked fit.
+        reference: prompts and responses that the jury judges; None = no jury.
+        group_rank: least rank, so that groups can differ even where held-out votes do not ask for it.
+    Raises: InputError for ids that are unknown; ConvergenceError.
+    """
+    rng = numpy_generator(seed, "people")
+    data = vote_data(votes, prompts, responses)
+    index = _prompt_index(data)
+    phi = trunk_features(scorer, data.prompts, data.texts)
+    scores = scorer.logits(data.prompts, data.texts).mean(0).double().numpy()
+    features = fit_feature_map(phi, scores, index, config.n_features)
+    psi = np.concatenate([scores[:, None], phi @ features.directions.T], axis=1)
+    mine = people_data(data, psi, side_bias)
+    names, code = _groups(data.annotators, groups)
+    priors = UserPriors(shared_mean=(1.0, *[0.0] * len(features.directions)))
+    # 1. how people differ
+    ranks = range(config.max_rank + 1)
+    rank = choose_rank(mine.votes, list(ranks), rng, priors=priors, group=code, groups=names)
+    used = min(max(rank.rank, group_rank), psi.shape[1])
+    users = fit_users(mine.votes, used, priors=priors, group=code, groups=names)
+    people = posterior_of(users, mine.votes, code)
+    bare = PeopleModel(features, users, people, data.annotators, code, np.ones(len(names)), config.limits)
+    scale = common_group_scale(bare.group_theta(), psi, index)
+    model = PeopleModel(features, users, people, data.annotators, code, scale, config.limits)
+    # 2. kinds, whatever anybody declared
+    prior = {"prior_mean": np.array(priors.shared_mean), "precision": 1.0, "n_starts": config.n_starts}
+    most = min(config.max_kinds, mine.votes.n_users)
+    kinds = choose_kinds(mine.votes, list(range(1, most + 1)), rng, **prior)
+    mixture = fit_mixture(mine.votes, kinds.n_kinds, rng, **prior)
+    # 3. whom it serves
+    one, own = _whom_it_serves(scorer, model, held_out, prompts, responses, side_bias, rng)
+    jury = _jury(scorer, model, reference, config, rng)
+    raking = None
+    if weights is not None:
+        weight = np.array([weights[name] for name in data.annotators])
+        pairs = np.unique(np.stack([data.columns.a.numpy(), data.columns.b.numpy()], axis=1), axis=0)
+        differences = psi[pairs[:, 0]] - psi[pairs[:, 1]]
+        raking = side_by_side(
+            mine.votes, weight, differences, rng, prior_mean=np.array(priors.shared_mean), precision=1.0
+        )  # fmt: skip
+    return PeopleFit(model, rank, kinds, mixture, one, own, jury, raking)
+
+
+def people_data(
+    data: VoteData, psi: np.ndarray, side_bias: Mapping[str, float], annotators: Sequence[str] | None = None
+) -> PeopleData:
+    """Votes as differences of features, a rater's side bias as a known offset.
+
+    Args:
+        annotators: whose indices are used; None = the data's own.
+    """
+    columns = data.columns
+    names = data.annotators if annotators is None else annotators
+    place = {name: i for i, name in enumerate(names)}
+    user = np.array([place[data.annotators[i]] for i in columns.annotator.tolist()])
+    bias = np.array([side_bias.get(name, 0.0) for name in names])
+    a, b = columns.a.numpy(), columns.b.numpy()
+    votes = LinearVotes(
+        psi[a] - psi[b], columns.level.numpy(), columns.n_levels, user, len(names), bias[user] * columns.side.numpy()
+    )  # fmt: skip
+    return PeopleData(votes, psi, _prompt_index(data), data)
+
+
+def _whom_it_serves(
+    scorer: Scorer,
+    model: PeopleModel,
+    held_out: Sequence[Vote],
+    prompts: Mapping[str, Prompt],
+    responses: Mapping[str, Response],
+    side_bias: Mapping[str, float],
+    rng: np.random.Generator,
+) -> tuple[Served | None, Served | None]:
+    known = set(model.annotators)
+    kept = [vote for vote in held_out if vote.annotator in known]
+    if not kept:
+        return None, None
+    data = vote_data(kept, prompts, responses)
+    psi = features_of(scorer, model.features, data.prompts, data.texts)
+    rows = people_data(data, psi, side_bias, model.annotators).votes
+    found = []
+    for predicted in (
+        0.5 + 0.5 * np.sign(rows.x[:, 0]),
+        predicted_side(predicted_probs(model.users, model.people, rows)),
+    ):
+        right, place = correct(predicted, rows.level, rows.n_levels)
+        who = rows.user[place]
+        has_groups = len(model.users.groups) > 1
+        found.append(
+            served(
+                right, who, rng, group=model.group if has_groups else None,
+                groups=model.users.groups if has_groups else (),
+            )
+        )  # fmt: skip
+    return found[0], found[1]
+
+
+def _jury(
+    scorer: Scorer,
+    model: PeopleModel,
+    reference: tuple[Sequence[Prompt], Sequence[str]] | None,
+    config: PluralismConfig,
+    rng: np.random.Generator,
+) -> Verdicts | None:
+    if reference is None or not len(reference[1]):
+        return None
+    names = model.users.groups
+    composition = JuryComposition(config.jury or dict.fromkeys(names, 1.0), config.n_jurors)
+    members = {name: np.flatnonzero(model.group == g).tolist() for g, name in enumerate(names)}
+    prompts, texts = reference
+    psi = features_of(scorer, model.features, prompts, texts)
+    ids = {name: i for i, name in enumerate(dict.fromkeys(prompt.id for prompt in prompts))}
+    index = np.array([ids[prompt.id] for prompt in prompts])
+    return verdicts(model.person_theta() @ psi.T, psi[:, 0], index, composition, members, rng)
+
+
+def _groups(annotators: Sequence[str], declared: Mapping[str, str | None]) -> tuple[tuple[str, ...], np.ndarray]:
+    said = [declared.get(name) for name in annotators]
+    if len({one for one in said if one is not None}) < 2:
+        return (EVERYBODY,), np.zeros(len(annotators), dtype=np.int64)
+    named = [UNDECLARED if one is None else one for one in said]
+    names = tuple(sorted(set(named)))
+    return names, np.array([names.index(one) for one in named])
+
+
+def _prompt_index(data: VoteData) -> np.ndarray:
+    index = np.empty(len(data.texts), dtype=np.int64)
+    for number, members in enumerate(data.groups):
+        index[list(members)] = number
+    return index
+
+
+def people_findings(fit: PeopleFit) -> list[Finding]:
+    """What the report says about the people."""
+    found = [_rank_finding(fit), _kinds_finding(fit)]
+    if fit.one_reward is not None and fit.own_reward is not None:
+        found += _served_findings(fit.one_reward, fit.own_reward)
+    else:
+        reason = "no held-out vote is by a rater of the population"
+        found.append(
+            Finding("people.worst_group", "How often does one reward predict votes?", "not measured", detail=reason)
+        )
+    if fit.verdicts is not None:
+        found += _jury_findings(fit.verdicts)
+    if fit.raking is not None:
+        chance = (
+            "" if fit.raking.noise_share is None else f"; drawing other raters alone flips {fit.raking.noise_share:.3f}"
+        )
+        found.append(
+            Finding(
+                "people.raking_flips", "How many preferences flip when raters are weighted to the target population?",
+                "info", fit.raking.flip_share, detail=f"{len(fit.raking.flips)} pairs flip{chance}",
+            )
+        )  # fmt: skip
+    return found
+
+
+def not_measured(reason: str) -> list[Finding]:
+    """The one finding of a reward without a population."""
+    return [Finding("people.rank", "In how many directions do people differ?", "not measured", detail=reason)]
+
+
+def _rank_finding(fit: PeopleFit) -> Finding:
+    sds = ", ".join(f"{sd:.2f}" for sd in np.sqrt(np.diag(fit.model.users.cov)))
+    return Finding(
+        "people.rank", "In how many directions do people differ, by held-out votes?", "info", fit.rank.gain[0],
+        detail=f"rank {fit.rank.rank}" + (f"; sds between people {sds} logits" if sds else "")
+        + "; the figure is the gain over one reward for all, nats a vote",
+    )  # fmt: skip
+
+
+def _kinds_finding(fit: PeopleFit) -> Finding:
+    shares = ", ".join(f"{share:.0%}" for share in fit.mixture.shares)
+    return Finding(
+        "people.kinds", "How many kinds of people do held-out votes ask for?", "info", fit.kinds.gain[0],
+        detail=f"{fit.kinds.n_kinds} ({shares}); the figure is the gain over one kind, nats a vote",
+    )  # fmt: skip
+
+
+def _served_findings(one: Served, own: Served) -> list[Finding]:
+    rows = [
+        ("people.overall", "How often does one reward predict a person's vote?", one.overall, own.overall),
+        ("people.worst_group", "How often does it in the worst-served group?", one.worst_group, own.worst_group),
+        ("people.worst_decile", "How often does it for the worst-served tenth?", one.worst_decile, own.worst_decile),
+    ]
+    found = []
+    for name, question, estimate, other in rows:
+        own_figure = (
+            "not estimable" if other.value is None else f"{other.value:.3f} [{other.low:.3f}, {other.high:.3f}]"
+        )
+        detail = f"with a reward of her own: {own_figure}"
+        if name == "people.worst_decile" and one.if_equal is not None:
+            detail += f"; equal service would show {one.if_equal:.3f} by chance"
+        found.append(Finding(name, question, "info", estimate, detail=detail))
+    known = [(name, one_group) for name, one_group in one.by_group if one_group.value is not None]
+    if len(known) > 1:
+        values = [estimate.value for _, estimate in known]
+        gap = Estimate(max(values) - min(values), None, None, len(known), "best minus worst group's accuracy")
+        said = ", ".join(f"{name} {estimate.value:.3f}" for name, estimate in known)
+        found.append(Finding("people.group_gap", "How far apart are the groups?", "info", gap, detail=said))
+    return found
+
+
+def _jury_findings(verdict: Verdicts) -> list[Finding]:
+    rows = [
+        ("jury_change", "On how many pairs would a jury prefer the other response?", verdict.jury_change),
+        ("jury_best_change", "For how many prompts would a jury choose another response?", verdict.jury_best_change),
+        ("jury_split", "On how many pairs do two such juries disagree?", verdict.jury_split),
+        ("borda_change", "For how many prompts is the Borda winner another?", verdict.borda_change),
+        ("condorcet_change", "For how many prompts is the Condorcet winner another?", verdict.condorcet_change),
+        ("no_condorcet", "For how many prompts does no response beat all others?", verdict.no_condorcet),
+    ]
+    return [Finding(f"people.{name}", question, "info", estimate) for name, question, estimate in rows]
+
+
+def people_metrics(fit: PeopleFit) -> dict[str, Any]:
+    """The same as plain values for the manifest and `karat reward --json`."""
+    found: dict[str, Any] = {
+        "n_people": len(fit.model.annotators), "groups": list(fit.model.users.groups),
+        "rank": fit.rank.rank, "rank_loglik": list(fit.rank.loglik), "kinds": fit.kinds.n_kinds,
+        "kinds_loglik": list(fit.kinds.loglik), "kinds_shares": fit.mixture.shares.tolist(),
+        "sd_between_people": np.sqrt(np.diag(fit.model.users.cov)).tolist(),
+    }  # fmt: skip
+    for name, one in (("one_reward", fit.one_reward), ("own_reward", fit.own_reward)):
+        if one is not None:
+            found[name] = {
+                "overall": one.overall, "worst_group": one.worst_group, "worst_decile": one.worst_decile,
+                "worst_decile_if_equal": one.if_equal, "by_group": dict(one.by_group),
+            }  # fmt: skip
+    if fit.verdicts is not None:
+        found["jury"] = fit.verdicts
+    if fit.raking is not None:
+        found["raking"] = {"flip_share": fit.raking.flip_share, "by_chance": fit.raking.noise_share}
+    return found
+
+
+__all__ = [
+    "FeatureMap", "PeopleFit", "PluralismConfig", "enough_votes", "fit_people", "not_measured", "people_findings",
+    "people_metrics",
+]  # fmt: skip
