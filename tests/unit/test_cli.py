@@ -19,7 +19,7 @@ from karat.ledger.manifest import Manifest, write_manifest
 
 COMMANDS = (
     "demo", "init", "run", "sft", "collect", "reward", "ppo", "generate", "evaluate", "report", "verify", "trace",
-    "import", "export", "score", "doctor", "chat", "compare", "audit", "rloo", "grpo", "reinforce-pp", "online-dpo",
+    "import", "export", "score", "personalise", "doctor", "chat", "compare", "audit", "rloo", "grpo", "reinforce-pp", "online-dpo",
     "expert-iteration", "dpo", "ipo", "kto", "ilql", "best-of-n",
 )  # fmt: skip
 

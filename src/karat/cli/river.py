@@ -310,14 +310,22 @@ def score(
     responses: Annotated[Path, typer.Argument(help='JSON lines: {"prompt": …, "response": text}; or a suite\'s file.')],
     out: Out,
     suite: Annotated[SuiteName | None, typer.Option(help="Judge by a benchmark's own rules.")] = None,
+    person: Annotated[Path | None, typer.Option(help="Score and rerank for this person (karat personalise).")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score responses with a reward model, in logits: a file of them, or a benchmark's by its own rules."""
+    """Score responses with a reward model, in logits: a file of them, for one person, or a benchmark's by its own rules."""
     from karat.batches import score_file, suite_file
     from karat.progress import open_progress
 
+    if suite is not None and person is not None:
+        raise ConfigError("score: found --suite and --person; expected one of them")
+
     with open_progress() as progress, progress.stage("score", unit="items" if suite else "responses") as bar:
-        if suite is None:
+        if person is not None:
+            from karat.pipeline.personalise import score_for_person
+
+            n = score_for_person(model, person, responses, out, progress=lambda done, total: bar.log(done, {"of": total}))
+        elif suite is None:
             n = score_file(model, responses, out, progress=lambda done, total: bar.log(done, {"of": total}))
         else:
             result = suite_file(model, responses, out, suite, progress=lambda done, total: bar.log(done, {"of": total}))

@@ -1,0 +1,68 @@
+"""The command that asks one person what she prefers, and keeps a reward of her own.
+
+Knows the terminal; the arithmetic and the files are the pipeline's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from karat.cli.options import AsJson, Out, answer, app
+
+if TYPE_CHECKING:
+    from karat.pipeline.personalise import Pair
+
+KEYS = "a = A is better, b = B is better{tie}, s = skip, q = enough"
+
+
+@app.command(epilog="Example: karat personalise runs/demo/models/reward answers.jsonl --out people/ada --questions 10")
+def personalise(
+    model: Annotated[Path, typer.Argument(help="Directory of a reward model with a population.")],
+    responses: Annotated[
+        Path | None, typer.Argument(metavar="[RESPONSES]", help='JSON lines {"prompt", "response"}, several a prompt.')
+    ] = None,
+    out: Out = Path("person"),
+    questions: Annotated[int, typer.Option(min=0, help="How many questions to ask.")] = 10,
+    name: Annotated[str, typer.Option(help="What the person is called; empty = after the directory.")] = "",
+    group: Annotated[str | None, typer.Option(help="Her declared group, where the population has groups.")] = None,
+    answers: Annotated[
+        Path | None, typer.Option(help='JSON lines {"prompt", "a", "b", "answer"}; nothing is asked.')
+    ] = None,
+    simulate: Annotated[str | None, typer.Option(help="A rater of the population who answers instead.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the pairs considered and of simulated answers.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Ask one person the questions that tell most about her taste, and keep a reward of her own."""
+    from karat.pipeline.personalise import Asking
+    from karat.pipeline.personalise import personalise as work
+
+    asking = Asking(questions, name, group, answers, simulate, seed)
+    done = work(model, responses, out, ask_in_terminal, asking)
+    told = f"{done.directory}: {done.name}, {done.standing}"
+    answer(
+        as_json, dataclasses.asdict(done), [told, f"score for her with: karat score {model} … --person {out} --out …"]
+    )
+
+
+def ask_in_terminal(pair: Pair, n_levels: int) -> int | None:
+    """Show a question on standard error and read the answer from standard input; EOFError when she has had enough."""
+    keys = {"a": n_levels - 1, "b": 0} | ({"t": n_levels // 2} if n_levels % 2 else {})
+    help_line = KEYS.format(tie=", t = a tie" if "t" in keys else "")
+    for line in ("", pair.prompt.text, "", f"A: {pair.a}", "", f"B: {pair.b}", "", help_line):
+        print(line, file=sys.stderr)
+    while True:
+        print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        said = line.strip().lower()
+        if not line or said == "q":
+            raise EOFError
+        if said == "s":
+            return None
+        if said in keys:
+            return keys[said]
+        print(f"found {said!r}; expected {help_line}", file=sys.stderr)

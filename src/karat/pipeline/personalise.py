@@ -1,0 +1,326 @@
+"""A person's own reward: ask her what tells most about her taste, keep the answers, score and rerank for her.
+
+Answers come from the terminal, from a file, or from a rater of the population who is simulated. After every answer
+the artefact on disk is complete, so that nothing she said is lost. Knows files and a way to ask; the arithmetic is in
+`karat.reward.personal`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from karat.batches import prompt_in
+from karat.belief import to_reference
+from karat.errors import InputError
+from karat.records import Prompt, Response
+from karat.reward.linear_votes import level_probs
+from karat.reward.people import PeopleModel, features_of, load_people
+from karat.reward.person_file import CARD, SavedPerson, load_person, save_person
+from karat.reward.personal import (
+    choose_questions,
+    information,
+    new_person,
+    person_scores,
+    ranked,
+    ruling,
+    standing,
+    updated,
+)
+from karat.reward.score import Scorer, load_scorer
+from karat.rowfiles import Row, read_rows, write_rows
+from karat.seeding import numpy_generator
+
+MOST_PAIRS = 2000
+"""Pairs among which questions are chosen; of more, so many are drawn."""
+SCORE_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A question there is: two responses to one prompt."""
+
+    prompt: Prompt
+    """What was asked."""
+    a: str
+    """One response."""
+    b: str
+    """The other."""
+
+    @property
+    def ids(self) -> tuple[str, str, str]:
+        """Prompt.id and the Response.id of both."""
+        return self.prompt.id, *(Response(self.prompt.id, text, "").id for text in (self.a, self.b))
+
+
+Ask = Callable[[Pair, int], int | None]
+"""ask(pair, levels) → her level (0 = b much better … K − 1 = a much better), None = she cannot say; EOFError = enough."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What came of asking."""
+
+    directory: str
+    """Where the person's artefact is."""
+    name: str
+    """Who."""
+    n_votes: int
+    """Answers it rests on, earlier ones included."""
+    n_skipped: int
+    """Questions that she could not answer, this time."""
+    bits: float
+    """Information that the answers of this time were expected to give, summed."""
+    standing: str
+    """On how much her reward rests, in words."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Whom to ask, how many questions, and who answers."""
+
+    n_questions: int = 10
+    """Questions this time; questions that she cannot answer count."""
+    name: str = ""
+    """What the person is called; "" = after the directory."""
+    group: str | None = None
+    """Her declared group, where the population has groups; None = not known."""
+    answers: Path | None = None
+    """JSON lines {"prompt", "a", "b", "answer": "a", "b", "tie" or a level}: then nothing is asked."""
+    simulate: str | None = None
+    """Annotator.id of a rater of the population whose most probable reward answers; None = a person does."""
+    seed: int = 0
+    """Of which pairs are considered, and of simulated answers."""
+
+
+def personalise(reward: Path, responses: Path | None, out: Path, ask: Ask | None, asking: Asking) -> Asked:
+    """Ask one person, or read her answers, and write her reward.
+
+    Args:
+        reward: a reward model with a population.
+        responses: JSON lines {"prompt", "response"}, several a prompt; None where the answers are in a file.
+        out: the artefact; where one is there, its answers are kept and added to.
+        ask: how to ask her; None with `answers` or `simulate`.
+    Raises: InputError for rows that cannot be used, a group or rater that the population does not have.
+    """
+    scorer, model = load_scorer(reward), load_people(reward)
+    session = _Session(scorer, model, reward, out, _opened(model, reward, out, asking))
+    if asking.answers is not None:
+        session.read(asking.answers)
+        return session.outcome(0, 0.0)
+    if responses is None:
+        raise InputError(
+            "personalise: found no responses to ask about; expected a file of {prompt, response}, or --answers"
+        )
+    pairs = pairs_in(responses, numpy_generator(asking.seed, "personalise", "pairs"))
+    psi = session.differences(pairs)
+    if asking.simulate is not None:
+        rng = numpy_generator(asking.seed, "personalise", asking.simulate)
+        ask = simulated(model, asking.simulate, dict(zip(pairs, psi, strict=True)), rng)
+    if ask is None:
+        raise InputError("personalise: found no way to ask; expected a terminal, --answers or --simulate")
+    return session.ask(ask, pairs, psi, asking.n_questions)
+
+
+class _Session:
+    """One sitting with one person; what is on disk is complete after every answer."""
+
+    def __init__(self, scorer: Scorer, model: PeopleModel, reward: Path, out: Path, saved: SavedPerson) -> None:
+        self.scorer, self.model, self.reward, self.out, self.saved = scorer, model, reward, out, saved
+
+    def ask(self, ask: Ask, pairs: Sequence[Pair], psi: np.ndarray, n_questions: int) -> Asked:
+        """The most informative open question, again and again."""
+        users, n_skipped, bits = self.model.users, 0, 0.0
+        open_mask = np.array([pair.ids not in set(self.saved.asked) for pair in pairs])
+        for _ in range(min(n_questions, int(open_mask.sum()))):
+            rows = np.flatnonzero(open_mask)
+            place = int(rows[choose_questions(users, self.saved.person, psi[rows], 1)[0]])
+            open_mask[place] = False
+            expected = float(information(users, self.saved.person, psi[place : place + 1])[0])
+            try:
+                level = ask(pairs[place], users.n_levels)
+            except EOFError:
+                break
+            if level is None:
+                n_skipped += 1
+                continue
+            bits += expected
+            self.add([pairs[place]], psi[place : place + 1], [level])
+        if not (self.out / CARD).exists():
+            self.save()
+        return self.outcome(n_skipped, bits)
+
+    def read(self, answers: Path) -> None:
+        """All answers of a file at once; those given before are not counted twice."""
+        rows = read_rows(answers)
+        levels = [_level(row, self.model.users.n_levels) for row in rows]
+        pairs = [Pair(prompt_in(row), row.need("a", str), row.need("b", str)) for row in rows]
+        new = [i for i, pair in enumerate(pairs) if pair.ids not in set(self.saved.asked)]
+        if new:
+            chosen = [pairs[i] for i in new]
+            self.add(chosen, self.differences(chosen), [levels[i] for i in new])
+        else:
+            self.save()
+
+    def add(self, pairs: Sequence[Pair], psi: np.ndarray, levels: Sequence[int]) -> None:
+        """Take answers in and write the artefact."""
+        person = updated(self.model.users, self.saved.person, psi, np.array(levels))
+        self.saved = SavedPerson(person, self.saved.name, (*self.saved.asked, *(pair.ids for pair in pairs)))
+        self.save()
+
+    def save(self) -> None:
+        """Write the artefact."""
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        save_person(self.saved, self.model, self.reward, self.out)
+
+    def differences(self, pairs: Sequence[Pair]) -> np.ndarray:
+        """[C, 1 + k] ψ(a) − ψ(b)."""
+        prompts = [pair.prompt for pair in pairs]
+        texts = [[getattr(pair, side) for pair in pairs] for side in ("a", "b")]
+        first, second = (features_of(self.scorer, self.model.features, prompts, one) for one in texts)
+        return first - second
+
+    def outcome(self, n_skipped: int, bits: float) -> Asked:
+        """What came of the sitting."""
+        saved = self.saved
+        told = standing(self.model.users, saved.person)
+        return Asked(str(self.out), saved.name, saved.person.n_votes, n_skipped, round(bits, 3), told)
+
+
+def pairs_in(responses: Path, rng: np.random.Generator) -> list[Pair]:
+    """All pairs of different responses to one prompt in a file, at most MOST_PAIRS of them.
+
+    Raises: InputError where no prompt has two.
+    """
+    texts: dict[str, tuple[Prompt, dict[str, None]]] = {}
+    for row in read_rows(responses):
+        prompt = prompt_in(row)
+        texts.setdefault(prompt.id, (prompt, {}))[1][row.need("response", str)] = None
+    pairs = [Pair(prompt, a, b) for prompt, own in texts.values() for a, b in combinations(own, 2)]
+    if not pairs:
+        raise InputError(f"{responses}: no prompt has two different responses; expected several a prompt to compare")
+    if len(pairs) > MOST_PAIRS:
+        pairs = [pairs[i] for i in np.sort(rng.choice(len(pairs), MOST_PAIRS, replace=False))]
+    return pairs
+
+
+def simulated(model: PeopleModel, annotator: str, psi: Mapping[Pair, np.ndarray], rng: np.random.Generator) -> Ask:
+    """A rater of the population who answers by her most probable reward.
+
+    Raises: InputError for an annotator that the population does not have.
+    """
+    if annotator not in model.annotators:
+        raise InputError(f"--simulate {annotator}: expected one of the population's raters, like {model.annotators[0]}")
+    theta = model.person_theta()[model.annotators.index(annotator)]
+
+    def ask(pair: Pair, n_levels: int) -> int:
+        probs = level_probs(np.array([psi[pair] @ theta]), 0.0, model.users.cuts)[0]
+        return int(min((probs.cumsum() < rng.random()).sum(), n_levels - 1))
+
+    return ask
+
+
+def score_for_person(
+    reward: Path, person: Path, responses: Path, out: Path, *, progress: Callable[[int, int], None] | None = None
+) -> int:
+    """Score and rerank the responses of a file for one person, inside the population's limits.
+
+    Args:
+        responses: JSON lines with `prompt` and `response`, and `labels` (names of principles that experts found broken).
+        out: the same rows with `score` (the reward model's), `person_score` and `person_sd` (hers, relative to the
+            training responses), `allowed`, `why_not`, `person_rank` among the prompt's responses (1 = best) and `wins`:
+            at most one a prompt, and none where no response is allowed.
+    Returns: how many rows were written.
+    """
+    scorer, model = load_scorer(reward), load_people(reward)
+    saved = load_person(person, model, reward)
+    rows = read_rows(responses)
+    prompts = [prompt_in(row) for row in rows]
+    texts = [row.need("response", str) for row in rows]
+    broken = [_labels(row) for row in rows]
+    psi, objectives = _scored(scorer, model, prompts, texts, progress)
+    features = psi - model.features.centre
+    mean, spread = person_scores(model.users, saved.person, features)
+    verdict = ruling(model.limits, objectives, broken)
+    by_prompt: dict[str, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        by_prompt.setdefault(prompt.id, []).append(i)
+    place = np.zeros(len(rows), dtype=int)
+    for members in by_prompt.values():
+        own = ruling(model.limits, {k: v[members] for k, v in objectives.items()}, [broken[i] for i in members])
+        for number, position in enumerate(ranked(mean[members], own), start=1):
+            place[members[position]] = number
+    return write_rows(
+        out,
+        (
+            {
+                **row.values, "score": float(psi[i, 0]), "person_score": float(mean[i]), "person_sd": float(spread[i]),
+                "allowed": bool(verdict.allowed[i]), "why_not": verdict.reasons[i], "person_rank": int(place[i]),
+                "wins": bool(verdict.allowed[i] and place[i] == 1), "n_votes": saved.person.n_votes,
+            }
+            for i, row in enumerate(rows)
+        ),
+    )  # fmt: skip
+
+
+def _scored(
+    scorer: Scorer,
+    model: PeopleModel,
+    prompts: Sequence[Prompt],
+    texts: Sequence[str],
+    progress: Callable[[int, int], None] | None,
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """ψ of each text, and the scores of every objective relative to the reference."""
+    psi, relative, names = [], [], ()
+    for start in range(0, len(texts), SCORE_ROWS):
+        part = slice(start, start + SCORE_ROWS)
+        psi.append(features_of(scorer, model.features, prompts[part], texts[part]))
+        belief = scorer(prompts[part], texts[part])
+        relative.append(to_reference(belief).mean(0))
+        names = belief.objectives
+        if progress is not None:
+            progress(min(start + SCORE_ROWS, len(texts)), len(texts))
+    columns = torch.cat(relative).double().numpy()
+    return np.concatenate(psi), {name: columns[:, o] for o, name in enumerate(names)}
+
+
+def _opened(model: PeopleModel, reward: Path, out: Path, asking: Asking) -> SavedPerson:
+    if not (out / CARD).exists():
+        return SavedPerson(new_person(model.users, _group(model, asking.group)), asking.name or out.name, ())
+    saved = load_person(out, model, reward)
+    before = None if saved.person.group < 0 else model.users.groups[saved.person.group]
+    if asking.group is not None and before != asking.group:
+        raise InputError(f"{out}: found a person of group {before!r}, asked as {asking.group!r}; use another --out")
+    return saved
+
+
+def _group(model: PeopleModel, group: str | None) -> int:
+    names = model.users.groups
+    if group is None:
+        return -1
+    if group not in names:
+        raise InputError(f"--group {group}: expected one of {', '.join(names)}")
+    return names.index(group)
+
+
+def _level(row: Row, n_levels: int) -> int:
+    said = row.need("answer", (str, int))
+    named = {"a": n_levels - 1, "b": 0} | ({"tie": n_levels // 2} if n_levels % 2 else {})
+    level = named.get(said, said) if isinstance(said, str) else said
+    if not isinstance(level, int) or not 0 <= level < n_levels:
+        raise InputError(
+            f"{row.at}: found the answer {said!r}; expected {', '.join(named)}, or a level 0 … {n_levels - 1}"
+        )
+    return level
+
+
+def _labels(row: Row) -> tuple[str, ...]:
+    labels = row.get("labels", list, [])
+    if not all(isinstance(one, str) for one in labels):
+        raise InputError(f"{row.at}: found labels {labels!r}; expected a list of names")
+    return tuple(labels)
