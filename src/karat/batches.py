@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from karat.belief import disagreement, mean_score
-from karat.errors import InputError
 from karat.evaluate.suite_files import read_suite, score_items
 from karat.evaluate.suites import Suite, SuiteResult, suite_result
 from karat.lm.chat import prompt_tokens, response_text
@@ -20,9 +19,9 @@ from karat.lm.generate import SamplingConfig, sample
 from karat.lm.load import load_lm
 from karat.policy.best_of_n import best_of_n
 from karat.policy.score_sources import named_score
-from karat.records import Prompt, ScoreFn, Turn
+from karat.records import Prompt, ScoreFn
 from karat.reward.score import load_scorer
-from karat.rowfiles import Row, read_rows, write_rows
+from karat.rowfiles import prompt_in, read_rows, write_rows
 
 SCORE_ROWS = 256
 """Rows scored together, so that progress is seen; the scores do not depend on it."""
@@ -187,18 +186,3 @@ def reward_mean(directory: Path) -> ScoreFn:
     """The mean score of a saved reward model, in logits."""
     scorer = load_scorer(directory)
     return lambda prompts, responses: mean_score(scorer(prompts, responses)).tolist()
-
-
-def prompt_in(row: Row) -> Prompt:
-    """The prompt of a row: text for a single user turn, or a list of {"role", "content"}.
-
-    Raises: InputError naming file and line.
-    """
-    asked = row.need("prompt", (str, list))
-    turns = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
-    try:
-        return Prompt(tuple(Turn(turn["role"], turn["content"]) for turn in turns))
-    except (KeyError, TypeError):
-        raise InputError(f'{row.at}: found {asked!r}; expected text or a list of {{"role", "content"}}') from None
-    except InputError as error:
-        raise InputError(f"{row.at}: {error}") from None

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from karat.errors import InputError
-from karat.records import Turn
+from karat.records import Prompt, Turn
 
 T = TypeVar("T")
 GZIP_MAGIC = b"\x1f\x8b"
@@ -131,6 +131,21 @@ def turns_of(messages: Sequence[Any]) -> tuple[Turn, ...]:
     if not turns:
         raise InputError("found an empty list of messages; expected at least one")
     return tuple(turns)
+
+
+def prompt_in(row: Row) -> Prompt:
+    """The prompt of a row: text for a single user turn, or a list of {"role", "content"}.
+
+    Raises: InputError naming file and line.
+    """
+    asked = row.need("prompt", (str, list))
+    turns = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+    try:
+        return Prompt(tuple(Turn(turn["role"], turn["content"]) for turn in turns))
+    except (KeyError, TypeError):
+        raise InputError(f'{row.at}: found {asked!r}; expected text or a list of {{"role", "content"}}') from None
+    except InputError as error:
+        raise InputError(f"{row.at}: {error}") from None
 
 
 def write_rows(path: str | Path, values: Iterable[Mapping[str, Any]]) -> int:

@@ -324,7 +324,9 @@ def score(
         if person is not None:
             from karat.pipeline.personalise import score_for_person
 
-            n = score_for_person(model, person, responses, out, progress=lambda done, total: bar.log(done, {"of": total}))
+            n = score_for_person(
+                model, person, responses, out, progress=lambda done, total: bar.log(done, {"of": total})
+            )
         elif suite is None:
             n = score_file(model, responses, out, progress=lambda done, total: bar.log(done, {"of": total}))
         else:

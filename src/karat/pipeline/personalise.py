@@ -8,18 +8,18 @@ the artefact on disk is complete, so that nothing she said is lost. Knows files 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from karat.batches import prompt_in
 from karat.belief import to_reference
 from karat.errors import InputError
 from karat.records import Prompt, Response
 from karat.reward.linear_votes import level_probs
+from karat.reward.objectives import ObjectivesConfig
 from karat.reward.people import PeopleModel, features_of, load_people
 from karat.reward.person_file import CARD, SavedPerson, load_person, save_person
 from karat.reward.personal import (
@@ -33,7 +33,7 @@ from karat.reward.personal import (
     updated,
 )
 from karat.reward.score import Scorer, load_scorer
-from karat.rowfiles import Row, read_rows, write_rows
+from karat.rowfiles import Row, prompt_in, read_rows, write_rows
 from karat.seeding import numpy_generator
 
 MOST_PAIRS = 2000
@@ -276,11 +276,12 @@ def _scored(
     progress: Callable[[int, int], None] | None,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """ψ of each text, and the scores of every objective relative to the reference."""
+    each = replace(scorer, objectives=ObjectivesConfig())  # floors are on the objectives themselves, not on their mix
     psi, relative, names = [], [], ()
     for start in range(0, len(texts), SCORE_ROWS):
         part = slice(start, start + SCORE_ROWS)
         psi.append(features_of(scorer, model.features, prompts[part], texts[part]))
-        belief = scorer(prompts[part], texts[part])
+        belief = each(prompts[part], texts[part])
         relative.append(to_reference(belief).mean(0))
         names = belief.objectives
         if progress is not None:

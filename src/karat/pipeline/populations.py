@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from karat.belief import ScoreScale, fit_scale, worst_group
+from karat.errors import ConvergenceError
 from karat.evaluate.measure import draw, texts_of
 from karat.feedback.quality.population import rake
 from karat.feedback.snapshot import Snapshot
@@ -76,13 +77,16 @@ def fit_population(
         return not_measured(lacking), {}
     bias = dict(zip(fit.annotators, fit.raters.side_bias.tolist(), strict=False))
     who = sorted({vote.annotator for vote in votes})
-    found = fit_people(
-        scorer, votes, held_out, snapshot.prompts, snapshot.responses,
-        groups={name: snapshot.annotators[name].group for name in who}, side_bias=bias,
-        weights=raked_weights(who, snapshot.annotators, config), reference=some_samples(samples),
-        config=config.pluralism, seed=child_seed(seed, "population"),
-        group_rank=1 if config.aggregator == WORST_GROUP else 0,
-    )  # fmt: skip
+    weights = raked_weights(who, snapshot.annotators, config)
+    try:
+        found = fit_people(
+            scorer, votes, held_out, snapshot.prompts, snapshot.responses,
+            groups={name: snapshot.annotators[name].group for name in who}, side_bias=bias, weights=weights,
+            reference=some_samples(samples), config=config.pluralism, seed=child_seed(seed, "population"),
+            group_rank=1 if config.aggregator == WORST_GROUP else 0,
+        )  # fmt: skip
+    except ConvergenceError as error:  # the reward stands without its population, and the report says why there is none
+        return not_measured(str(error)), {}
     model = found.model
     if len(model.users.groups) > 1:
         model = replace(model, scale=group_scale(scorer, model, samples))
