@@ -68,8 +68,8 @@ def fit_population(
         samples: the reference policy's responses: the jury's cases, and the zero of the groups' scale.
     Returns: findings and metrics; one finding "not measured" where the votes are too few.
     """
-    if not votes:
-        return not_measured("no votes"), {}
+    if not config.pluralism.enabled or not votes:
+        return not_measured("pluralism.enabled is false" if votes else "no votes"), {}
     scales = Counter(vote.n_levels for vote in votes).most_common(1)  # cutpoints are those of one scale
     votes, held_out = ([vote for vote in some if vote.n_levels == scales[0][0]] for some in (votes, held_out))
     lacking = enough_votes(votes, config.pluralism)

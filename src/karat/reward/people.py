@@ -253,7 +253,7 @@ def load_people(directory: Path) -> PeopleModel:
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{directory}: found no {Path(error.filename or TENSORS).name}; expected a reward model with a population "
-            "(raters with at least some votes each; see docs/people-models.md)"
+            "(pluralism.enabled, and raters with some votes each; see docs/people-models.md)"
         ) from None
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{directory}: not readable as a population ({' '.join(str(error).split())})") from None

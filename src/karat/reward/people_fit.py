@@ -44,6 +44,8 @@ UNDECLARED = "undeclared"
 class PluralismConfig:
     """How the people beside a reward model are fitted and reported."""
 
+    enabled: bool = False
+    """True = fit the population beside the reward; needs some votes of each rater, and a minute at the demo's size."""
     n_features: int = 16
     """Directions of the trunk's features on which people are fitted, beside the reward's own score."""
     max_rank: int = 3
