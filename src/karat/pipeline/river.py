@@ -79,14 +79,8 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     if until == "collect":
         return done
     # 5. the reward model and its gate
-    settings = [
-        config.reward,
-        config.objectives,
-        config.aggregator,
-        config.gate,
-        config.pluralism,
-        *([config.lora] if config.lora else []),
-    ]
+    settings = [config.reward, config.objectives, config.aggregator, config.gate, config.pluralism]
+    settings += [config.lora] if config.lora else []
     given = sft
     work = partial(rewarding.train, run, config, source, sft, snapshot, samples)
     if config.reward_model is not None:

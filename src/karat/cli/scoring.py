@@ -1,0 +1,59 @@
+"""The command that scores: a file of responses, for one person, or a benchmark by its own rules.
+
+Knows options and lines of text; scores nothing itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from karat.cli.options import AsJson, Out, answer, app
+from karat.errors import ConfigError
+
+SuiteName = Literal["rewardbench", "rewardbench2", "rmbench"]
+
+
+@app.command(epilog="Example: karat score runs/demo/models/reward answers.jsonl --out scores.jsonl")
+def score(
+    model: Annotated[Path, typer.Argument(help="A reward model: karat's, or a sequence classifier as TRL saves it.")],
+    responses: Annotated[Path, typer.Argument(help='JSON lines: {"prompt": …, "response": text}; or a suite\'s file.')],
+    out: Out,
+    suite: Annotated[SuiteName | None, typer.Option(help="Judge by a benchmark's own rules.")] = None,
+    person: Annotated[Path | None, typer.Option(help="Score and rerank for this person (karat personalise).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score responses with a reward model, in logits: a file of them, for one person, or a benchmark's by its own rules."""
+    from karat.batches import score_file, suite_file
+    from karat.progress import open_progress
+
+    if suite is not None and person is not None:
+        raise ConfigError("score: found --suite and --person; expected one of them")
+
+    with open_progress() as progress, progress.stage("score", unit="items" if suite else "responses") as bar:
+        if person is not None:
+            from karat.pipeline.personalise import score_for_person
+
+            n = score_for_person(
+                model, person, responses, out, progress=lambda done, total: bar.log(done, {"of": total})
+            )
+        elif suite is None:
+            n = score_file(model, responses, out, progress=lambda done, total: bar.log(done, {"of": total}))
+        else:
+            result = suite_file(model, responses, out, suite, progress=lambda done, total: bar.log(done, {"of": total}))
+    if suite is None:
+        answer(as_json, {"out": str(out), "n_responses": n}, [f"{out}: {n} scores"])
+    else:
+        answer(as_json, {**dataclasses.asdict(result), "out": str(out)}, [*_suite_lines(result), f"{out}: the scores"])
+
+
+def _suite_lines(result: Any) -> list[str]:
+    from karat.report.page import format_estimate
+    from karat.report.table import aligned
+
+    rows = [("overall", result.overall), *result.sections.items(), *(("  " + k, v) for k, v in result.subsets.items())]
+    shown = [[name, *format_estimate(estimate), f"n = {estimate.n}"] for name, estimate in rows]
+    return [*aligned([[result.suite, "", "95 % interval", ""], *shown]), *result.notes]
