@@ -171,7 +171,7 @@ def test_a_gold_item_looks_like_work(desk: Desk):
     assert "Gold?" in check
 
     def shape(page: str) -> list[str]:
-        return re.findall(r"<[a-z][^>]*>", re.sub(r'lease:\w+|(?<=name="submission" value=")[^"]+', "", page))
+        return re.findall(r"<[a-z][^>]*>", re.sub(r'(lease|form):\w+|(?<=name="submission" value=")[^"]+', "", page))
 
     assert shape(check) == shape(work)
 

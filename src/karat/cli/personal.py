@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 KEYS = "a = A is better, b = B is better{tie}, s = skip, q = enough"
 
 
-@app.command(epilog="Example: karat personalise runs/demo/models/reward answers.jsonl --out people/ada --questions 10")
+@app.command(epilog="Example: karat personalise runs/mine/models/reward answers.jsonl --out people/ada --questions 10")
 def personalise(
     model: Annotated[Path, typer.Argument(help="Directory of a reward model with a population.")],
     responses: Annotated[

@@ -106,7 +106,7 @@ def submit(request: Request, visitor: Rater, form: Sent) -> Response:
     value = answer.value
     if value is not None and "missing" not in value and _covered(work, fields):
         messages = {"uncovered": "Uncover the texts before you judge them, or skip this one."}
-    if _one(fields, "asked") not in ("", work.question.id):
+    if _one(fields, "asked") not in ("", task_view.form_key(work.lease_id, work.question)):
         # an experiment was changed while she read: her choice may mean something else on the new scale
         fields = {name: values for name, values in fields.items() if name not in ("choice", "asked", "way")}
         return _refuse(request, visitor, work, fields, {"choice": CHANGED})

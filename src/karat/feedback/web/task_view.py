@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from karat.feedback.web import forms
 from karat.feedback.web.rendering import exact_html, is_long, markdown_html, n_words, plain_html, steps_of
+from karat.identity import content_id
 from karat.questions import Question
 from karat.records import Prompt, Response
 
@@ -77,6 +78,14 @@ class Candidate:
     """Its steps, where each is marked."""
 
 
+def form_key(lease: str, question: Question) -> str:
+    """A name for the form of one page, by which an answer to an older form is known.
+
+    It is made from the lease too: the id of a question is the same on many pages, and a rater could join them by it.
+    """
+    return content_id("form", [lease, question.id])
+
+
 @dataclass(frozen=True)
 class TaskView:
     """Everything on the page of one task."""
@@ -112,6 +121,11 @@ class TaskView:
     def kind(self) -> str:
         """The kind of feedback."""
         return self.question.kind
+
+    @property
+    def form(self) -> str:
+        """Which form this is, see `form_key`."""
+        return form_key(self.lease, self.question)
 
     @property
     def beside(self) -> bool:
