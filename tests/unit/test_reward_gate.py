@@ -82,6 +82,12 @@ def test_info_and_warnings_never_stop_a_run():
     check_gate([Finding("a", "?", "info"), Finding("b", "?", "warn"), Finding("c", "?", "pass")])
 
 
+def test_what_says_whom_a_reward_serves_is_no_check():
+    check_gate([Finding("people.rank", "?", "not measured"), Finding("gate.swap", "?", "pass")])
+    with pytest.raises(GateError, match=r"gate\.swap"):
+        check_gate([Finding("people.rank", "?", "not measured"), Finding("gate.swap", "?", "not measured")])
+
+
 def test_temperature_recovers_a_planted_overconfidence(world):
     votes, prompts, responses = world
     data = vote_data(votes, prompts, responses)

@@ -43,6 +43,8 @@ PRAISE = (
     "I hope this helps, have a wonderful day!",
 )
 """Phrases without any content that would please whatever was asked."""
+REPORTED = "people."
+"""Findings of this name say whom a reward serves; they are reported, and no reward is refused for want of them."""
 LIKELIHOOD_QUESTION = "Does it predict held-out votes better than length alone?"
 CALIBRATION_QUESTION = "Are its probabilities right on average?"
 
@@ -157,7 +159,8 @@ def check_gate(findings: Sequence[Finding], *, allow_ungated: bool = False) -> N
         allow_ungated: True = go on although the reward may not mean what people want; a policy trained on it can get
             better by its own account and worse by theirs. The flag belongs into manifest and report.
     """
-    failed = [finding for finding in findings if finding.status in ("fail", "not measured")]
+    asked = [finding for finding in findings if not finding.name.startswith(REPORTED)]
+    failed = [finding for finding in asked if finding.status in ("fail", "not measured")]
     if failed and not allow_ungated:
         told = "; ".join(f"{finding.name} ({finding.detail.rstrip('.')})" for finding in failed)
         raise GateError(
