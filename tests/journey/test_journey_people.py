@@ -27,12 +27,13 @@ def judge(path, stop: threading.Event, *, n_raters: int) -> None:
         raters = [f"person-{i}" for i in range(n_raters)]
         store.add_annotators([Annotator(name) for name in raters])
         while not stop.is_set():
-            responses, idle = store.responses(), True
+            idle = True
             for name in raters:
                 lease = store.lease_next(name, now=time.time())
                 if lease is None:
                     continue
                 idle = False
+                responses = store.responses()  # read after the lease: what a task asks about was stored before it
                 a, b = (len(responses[one].text) for one in lease.task.response_ids)
                 level = 1 if a == b else 2 if a > b else 0
                 made = answer(

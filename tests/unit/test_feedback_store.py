@@ -17,7 +17,7 @@ from alembic.migration import MigrationContext
 
 from feedback_cases import small_store, vote
 from karat.errors import StoreError
-from karat.feedback import people_tables, schema
+from karat.feedback import engine, people_tables, schema
 from karat.feedback.engine import MIGRATIONS
 from karat.feedback.store import open_store
 from karat.records import Annotator, Judgement, Response, Task, user_prompt
@@ -229,6 +229,27 @@ def test_what_is_no_store_is_refused(tmp_path):
         open_store(tmp_path / "other.db")
     with pytest.raises(StoreError, match="cannot be opened; expected a file in a directory that exists"):
         open_store(tmp_path / "nowhere" / "k.db")
+
+
+class LockedAtFirst:
+    """A cursor to which SQLite says "locked" so many times, as when two processes switch a new file to WAL at once."""
+
+    def __init__(self, times: int) -> None:
+        self.left, self.asked = times, []
+
+    def execute(self, statement: str) -> None:
+        self.asked.append(statement)
+        if self.left > 0:
+            self.left -= 1
+            raise sqlite3.OperationalError("database is locked")
+
+
+def test_two_that_open_a_new_store_at_once_wait_for_each_other():
+    cursor = LockedAtFirst(3)
+    engine._switch_to_wal(cursor, patience_s=5.0)
+    assert cursor.asked == ["PRAGMA journal_mode = WAL"] * 4
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        engine._switch_to_wal(LockedAtFirst(10**9), patience_s=0.05)
 
 
 def test_a_locked_store_is_one_line(tmp_path):

@@ -6,6 +6,7 @@ Knows what SQLite and PostgreSQL need, Alembic and the store's version; knows no
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -213,7 +214,7 @@ def _make_sqlite_safe(engine: Engine, busy_timeout_s: float) -> None:
         dbapi_connection.isolation_level = None  # the driver must not open transactions of its own
         cursor = dbapi_connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {int(busy_timeout_s * 1000)}")
-        cursor.execute("PRAGMA journal_mode = WAL")
+        _switch_to_wal(cursor, busy_timeout_s)
         cursor.execute("PRAGMA synchronous = FULL")
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.execute("PRAGMA secure_delete = ON")
@@ -231,6 +232,20 @@ def _make_sqlite_safe(engine: Engine, busy_timeout_s: float) -> None:
             tell(connection, f"PRAGMA synchronous = {wanted}")
             connection.info["synchronous"] = wanted
         tell(connection, "BEGIN IMMEDIATE")
+
+
+def _switch_to_wal(cursor: Any, patience_s: float) -> None:
+    """Write-ahead log for the file. Where another process makes the same switch at this moment SQLite answers "locked"
+    at once, whatever the busy timeout is (it fears a deadlock), so the waiting is ours."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def _make_postgresql_quick(engine: Engine) -> None:
