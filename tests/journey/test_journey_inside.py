@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from journeys import SANDBOX, karat, write_config, write_rows
+
+from karat.records import user_prompt
+from karat.reward.score import load_scorer
 
 LOOK = ("audit", "runs/tiny", "--look-inside", "--attributed", "3", "--activations", "40")
 
@@ -86,3 +91,44 @@ def test_length_can_be_taken_out_of_what_the_optimiser_sees():
     metrics = json.loads(Path("runs/tiny/manifests/reward.json").read_text())["metrics"]
     assert card["length_removed"] == metrics["length_removed"] != 0
     assert card["scale"] != before["scale"]
+
+
+@pytest.mark.usefixtures("copied")
+def test_a_run_with_an_ensemble_of_whole_models_judges_and_optimises_all_of_them_as_one():
+    changes = ("reward.posterior=ensemble", "reward.ensemble.models=2", "reward.heads.n_heads=2")
+    options = [part for change in (*changes, "aggregator=worst_member") for part in ("--set", change)]
+    outcome = karat("run", write_config(SANDBOX), *options)
+    assert outcome.code == 0, outcome.err
+    run = Path("runs/tiny")
+    card = json.loads((run / "models/reward/reward_card.json").read_text())
+    assert card["posterior"] == {"kind": "ensemble", "members": ["member-0", "member-1"]}
+    manifest = json.loads((run / "manifests/reward.json").read_text())
+    assert [one["name"] for one in manifest["outputs"]] == ["model", "member-0", "member-1"]
+    assert len({one["hash"] for one in manifest["outputs"]}) == 3
+    seeds = [one["seed"] for one in manifest["metrics"]["members"].values()]
+    assert len(set(seeds)) == 2
+    assert "reward.ensemble" in {finding["name"] for finding in manifest["findings"]}
+    # the steps of both models are in one file, counted through
+    steps = [json.loads(line)["step"] for line in (run / "metrics/reward.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, sum(int(one["n_steps"]) for one in manifest["metrics"]["members"].values()) + 1))
+    # what is loaded is one belief of both models' draws, by which the gate, the watcher and karat score go
+    scorer = load_scorer(run / "models/reward")
+    row = {"prompt": "who is it?", "response": "it is red"}
+    belief = scorer([user_prompt(row["prompt"])], [row["response"]])
+    assert belief.n_draws == 4
+    write_rows(Path("texts.jsonl"), [row])
+    scored = karat("score", run / "models/reward", "texts.jsonl", "--out", "scores.jsonl")
+    assert scored.code == 0, scored.err
+    (told,) = [json.loads(line) for line in Path("scores.jsonl").read_text().splitlines()]
+    assert told["score"] == pytest.approx(float(belief.draws.mean()), abs=1e-4)
+    assert told["score_sd"] == pytest.approx(float((belief.draws - belief.reference).std()), abs=1e-4)
+    looks = [json.loads(line) for line in (run / "metrics/watch.jsonl").read_text().splitlines()]
+    assert all(look["validation/disagreement"] > 0 for look in looks)
+    assert karat("verify", run).code == 0
+    assert "votes" in karat("trace", run, "models/reward/member-1").out
+    # an ensemble that is given is taken whole
+    shutil.copytree(run / "models/reward", "given")
+    taken = karat("reward", write_config(SANDBOX, Path("given.yaml"), reward_model="given"))
+    assert taken.code == 0, taken.err
+    again = load_scorer(run / "models/reward")([user_prompt(row["prompt"])], [row["response"]])
+    assert torch.allclose(again.draws, belief.draws, atol=1e-5)

@@ -14,8 +14,9 @@ from karat.errors import CheckpointError, ConfigError
 from karat.lm.load import load_lm
 from karat.records import user_prompt
 from karat.reward.bayes import load_last_layer
-from karat.reward.fit import fit_reward, save_fitted
-from karat.reward.model import HeadConfig
+from karat.reward.fit import fit_reward, n_steps_done, n_steps_planned, optimised_scorer, save_fitted
+from karat.reward.model import HeadConfig, log_lengths
+from karat.reward.objectives import ObjectivesConfig
 from karat.reward.score import load_scorer
 from karat.reward.settings import EnsembleConfig, LaplaceConfig
 from karat.reward.train import RewardConfig
@@ -90,6 +91,61 @@ def test_members_of_an_ensemble_differ_and_are_scored_side_by_side(fitted):
     assert torch.equal(one.scorer(PROMPTS, TEXTS).draws, torch.cat([first, second]))
     assert one.metrics["n_models"] == 2
     assert any(finding.name == "reward.ensemble" for finding in one.findings)
+
+
+class Kept:
+    """Keeps what it hears; may be made to fail, as a kill would end a run."""
+
+    def __init__(self, fails_at=None):
+        self.rows, self.fails_at = [], fails_at
+
+    def log(self, step, metrics):
+        self.rows.append((step, metrics["loss"]))
+        if step == self.fails_at:
+            raise KeyboardInterrupt
+
+
+def test_an_ensemble_that_was_killed_in_its_second_model_ends_in_the_same_bits(tmp_path):
+    path = tiny_checkpoint("qwen3", tmp_path / "qwen")
+    votes, prompts, responses = planted_votes(4, n_raters=6)
+    config = dataclasses.replace(CONFIG, posterior="ensemble", checkpoint_every=1, n_epochs=3, patience=3)
+
+    def work(reporter, directory):
+        return fit_reward(
+            lambda: DecoderTrunk(load_lm(path, for_training=True)), votes, prompts, responses, config=config, seed=0,
+            directory=tmp_path / directory, reporters=[reporter],
+        )  # fmt: skip
+
+    whole, broken, after = Kept(), Kept(fails_at=5), Kept()
+    straight = work(whole, "a")
+    planned = n_steps_planned(votes, prompts, responses, config=config, seed=0)
+    first = int(straight.members[0].metrics["n_steps"])
+    # the steps of the second model count on from the first one's
+    assert [step for step, _ in whole.rows] == list(range(1, len(whole.rows) + 1))
+    assert first < 5 < len(whole.rows) <= planned
+    with pytest.raises(KeyboardInterrupt):
+        work(broken, "b")
+    done = n_steps_done(config, tmp_path / "b")
+    assert done == 4  # the fifth step was told, but its checkpoint was not written
+    resumed = work(after, "b")
+    assert broken.rows[:done] + after.rows == whole.rows
+    for one, other in zip(straight.members, resumed.members, strict=True):
+        assert torch.equal(one.model.weight, other.model.weight)
+    assert torch.equal(straight.scorer(PROMPTS, TEXTS).draws, resumed.scorer(PROMPTS, TEXTS).draws)
+
+
+def test_what_the_optimiser_gets_of_an_ensemble_is_saved_with_it(fitted, tmp_path):
+    one = fitted["ensemble"]
+    objectives = ObjectivesConfig(weights={"preference": 2.0})
+    scorer = optimised_scorer(one, objectives).less_length(0.25)
+    path = save_fitted(one, tmp_path / "rm", metadata={}, objectives=objectives, length_removed=0.25)
+    loaded = load_scorer(path)
+    assert (loaded.objectives, loaded.length_removed) == (objectives, 0.25)
+    assert torch.allclose(loaded(PROMPTS, TEXTS).draws, scorer(PROMPTS, TEXTS).draws, atol=1e-4)
+    by_hand = 2 * (one.scorer.every(PROMPTS, TEXTS)[..., 0] - 0.25 * log_lengths(TEXTS) - one.scorer.reference[:, :1])
+    assert torch.allclose(loaded(PROMPTS, TEXTS).draws[..., 0], by_hand, atol=1e-4)
+    with pytest.raises(ConfigError, match="objectives: found 'kind', for which the reward has no output"):
+        optimised_scorer(one, ObjectivesConfig(weights={"kind": 1.0}))
 
 
 def test_what_cannot_be_is_one_clear_line():

@@ -60,7 +60,7 @@ def _rules(config: RunConfig) -> list[tuple[str, bool, str]]:
 def contradictions(config: RunConfig) -> list[str]:
     """What would stop the run later, or quietly make it another one than was asked for."""
     ppo, found = config.ppo, []
-    if config.reward.heads.n_heads == 1:
+    if config.reward.heads.n_heads == 1 and config.reward.posterior == "heads":
         found.append(
             "reward.heads.n_heads is 1: the watcher's lower bound needs the spread of at least 2 heads; set it ≥ 2"
         )

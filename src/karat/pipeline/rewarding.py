@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from karat.belief import ScoreScale
-from karat.errors import ConfigError
+from karat.errors import InputError
 from karat.feedback.snapshot import Snapshot, read_snapshot
 from karat.ledger.artifacts import ArtifactRef
 from karat.pipeline.data import Texts, read_prompts, read_texts
@@ -33,13 +33,20 @@ from karat.reward.calibration import decided_probs, predicted_probs
 from karat.reward.classifier import ClassifierTrunk, fit_vote_model, given_fit, one_head_finding
 from karat.reward.contributions import contribution_findings, contribution_rows
 from karat.reward.data import VoteData, split_votes, vote_data
-from karat.reward.fit import fit_reward, name_posterior
+from karat.reward.fit import (
+    FittedReward,
+    fit_reward,
+    member_name,
+    n_steps_done,
+    n_steps_planned,
+    optimised_scorer,
+    save_fitted,
+)
 from karat.reward.gate import run_gate, sycophancy_finding
-from karat.reward.last_layer import LastLayer
 from karat.reward.length_use import length_slope
 from karat.reward.novelty import MOST_TEXTS, fit_novelty, novelty_finding, save_novelty, text_features
-from karat.reward.score import Scorer, load_scorer, reference_scale, save_reward, scorer_of
-from karat.reward.train import RewardFit, planned_steps
+from karat.reward.score import Scorer, joined_scorer, load_scorer, reference_scale, scorer_of
+from karat.reward.train import RewardFit
 from karat.reward.trunk import DecoderTrunk
 from karat.seeding import child_seed, numpy_generator
 from karat.statements import Statement
@@ -84,21 +91,17 @@ def train(
     """Fit the reward model to the snapshot's votes, starting from the fine-tuned policy's trunk, and judge it."""
     parts = vote_parts(run, config, votes, samples, place)
     prompts, responses = parts.snapshot.prompts, parts.said.responses
-    if config.reward.posterior == "ensemble":
-        raise ConfigError(
-            "reward.posterior: found ensemble in a run; expected heads or laplace. An ensemble is trained with "
-            "karat.reward.fit.fit_reward"
-        )
     seed = child_seed(run.seed, "reward")
     path, lora_seed = run.directory / sft.path, child_seed(seed, "lora")
-    n_steps = planned_steps(parts.fit, prompts, responses, config=config.reward, seed=seed)
-    with training_reporters(place, "reward model", n_steps) as reporters:
+    n_steps = n_steps_planned(parts.fit, prompts, responses, config=config.reward, seed=seed)
+    n_done = n_steps_done(config.reward, place.training)
+    with training_reporters(place, "reward model", n_steps, n_done=n_done) as reporters:
         fitted = fit_reward(
             lambda: DecoderTrunk(load_for_training(path, config.lora, seed=lora_seed)), parts.fit, prompts, responses,
             config=config.reward, seed=seed, validation=parts.held or None, directory=place.training,
             reporters=reporters,
         )  # fmt: skip
-    return judged(run, config, source, fitted.members[0], parts, samples, place, layer=fitted.last_layer)
+    return judged(run, config, source, fitted, parts, samples, place)
 
 
 def take(
@@ -119,12 +122,22 @@ def take(
     if scorer.model.trunk.kind == ClassifierTrunk.kind:
         findings.append(one_head_finding(path))
     if scorer.model.trunk.kind == ClassifierTrunk.kind or vote_model.n_levels != data.n_levels:
+        if scorer.members:
+            raise InputError(
+                f"reward_model: found an ensemble for votes of {vote_model.n_levels} levels; expected votes of "
+                f"{data.n_levels} levels, or one model, whose scale can be found anew"
+            )
         raw = scorer.logits(data.prompts, data.texts) * scorer.model.temperature
         vote_model = fit_vote_model(scorer.model, raw.mean(0), data)
-    fit = given_fit(
-        scorer.model, vote_model, scorer.scale, scorer.every(data.prompts, data.texts), findings
-    )  # fmt: skip
-    return judged(run, config, source, fit, parts, samples, place)
+    fits = tuple(
+        given_fit(one.model, vote_model, one.scale, one.every(data.prompts, data.texts), findings)
+        for one in scorer.members or (scorer,)
+    )
+    joint = scorer_of(fits[0])
+    if scorer.members:
+        joint = joined_scorer([scorer_of(fit) for fit in fits], vote_model, scorer.scale)
+    kind = "ensemble" if scorer.members else "heads"
+    return judged(run, config, source, FittedReward(kind, fits, joint, {}, findings), parts, samples, place)
 
 
 def vote_parts(run: Run, config: RunConfig, votes: ArtifactRef, samples: ArtifactRef, place: Workplace) -> VoteParts:
@@ -155,26 +168,26 @@ def judged(
     run: Run,
     config: RunConfig,
     source: Source,
-    fit: RewardFit,
+    fitted: FittedReward,
     parts: VoteParts,
     samples: ArtifactRef,
     place: Workplace,
-    *,
-    layer: LastLayer | None = None,
 ) -> StageResult:
-    """Set the optimiser's scale, save the model, and hold it against the gate."""
-    snapshot = parts.snapshot
+    """Set the optimiser's scale, save the model, and hold it against the gate; of an ensemble, all models as one.
+
+    What is read from features, and what is known of single raters and kinds, is the first model's.
+    """
+    snapshot, fit = parts.snapshot, fitted.members[0]
     # 1. the optimiser's scale, from what the policy writes before it is optimised
-    scorer = scorer_of(fit, config.objectives)
+    scorer = optimised_scorer(fitted, config.objectives)
     written = flat_texts(read_texts(run.directory / samples.path))
     removed = removed_length(scorer, *written) if config.gate.remove_length else 0.0
     scale = reference_scale(scorer.less_length(removed), *written, config.aggregator)
     metadata = {"run_id": run.id, "stage": "reward", "snapshot_root": snapshot.root}
-    directory = save_reward(
-        fit, place.model_directory("reward"), metadata=metadata, scale=scale, length_removed=removed,
+    directory = save_fitted(
+        fitted, place.model_directory("reward"), metadata=metadata, scale=scale, length_removed=removed,
         objectives=config.objectives,
     )  # fmt: skip
-    name_posterior(directory, "heads" if layer is None else "laplace", fit.model.n_heads, layer)
     # 2. the gate, on prompts never trained on; it looks at the whole reward, length included
     data = vote_data(parts.train, snapshot.prompts, snapshot.responses)
     baseline = length_baseline(data, fit.vote_model.priors)
@@ -195,19 +208,26 @@ def judged(
         read_texts(run.directory / samples.path), config=config, seed=run.seed, directory=directory, metadata=metadata,
     )  # fmt: skip
     counts = {"train": len(parts.train), "validation": len(parts.validation), "gate": len(parts.gate)}
-    metrics = _metrics(fit, scale) | {"votes": counts | {"split": parts.how}, "length_removed": removed}
+    metrics = _metrics(fitted, scale, seed=child_seed(run.seed, "reward")) | {
+        "votes": counts | {"split": parts.how},
+        "length_removed": removed,
+    }
     metrics["suspects"] = list(probes.suspects)
     metrics["calibration"] = calibration_bins(scorer, parts.gate, snapshot.prompts, snapshot.responses)
     metrics["contributions"] = contribution_rows(fit.contributions)
     metrics["people"] = people
     found = [
-        *fit.findings,
+        *fitted.findings,
         *said_findings(parts.said),
         *contribution_findings(fit.contributions),
         *findings,
         *about_people,
     ]
-    return StageResult([Output("model", directory, "model")], metrics, found)
+    outputs = [Output("model", directory, "model")]
+    if len(fitted.members) > 1:
+        names = [member_name(number) for number in range(len(fitted.members))]
+        outputs += [Output(name, directory / name, "model") for name in names]
+    return StageResult(outputs, metrics, found)
 
 
 def removed_length(scorer: Scorer, prompts: Sequence[Prompt], texts: Sequence[str]) -> float:
@@ -278,5 +298,12 @@ def flat_texts(samples: Texts) -> tuple[list[Prompt], list[str]]:
     return prompts, [text for texts in samples.texts for text in texts]
 
 
-def _metrics(fit: RewardFit, scale: ScoreScale) -> dict[str, Any]:
-    return {**fit.metrics, "scale": {"shift": scale.shift, "scale": scale.scale}}
+def _metrics(fitted: FittedReward, scale: ScoreScale, *, seed: int) -> dict[str, Any]:
+    """Figures of the fit; of an ensemble also those of each model, with the seed that it can be trained again from."""
+    metrics: dict[str, Any] = {**fitted.metrics, "scale": {"shift": scale.shift, "scale": scale.scale}}
+    if len(fitted.members) > 1:
+        metrics["members"] = {
+            member_name(number): {"seed": child_seed(seed, "member", number), **fit.metrics}
+            for number, fit in enumerate(fitted.members)
+        }
+    return metrics

@@ -157,14 +157,21 @@ class Run:
 
 
 @contextlib.contextmanager
-def training_reporters(place: Workplace, name: str, n_steps: int | None) -> Iterator[Sequence[Reporter]]:
-    """Who hears of every step: the metrics file, the progress bar, the clock, and the trackers that were asked for."""
+def training_reporters(
+    place: Workplace, name: str, n_steps: int | None, *, n_done: int | None = None
+) -> Iterator[Sequence[Reporter]]:
+    """Who hears of every step: the metrics file, the progress bar, the clock, and the trackers that were asked for.
+
+    Args:
+        n_steps: in all; None = unknown.    n_done: steps that checkpoints hold; None = as the stage's folder says.
+    """
     trackers = open_trackers(
         place.tracking, run=place.directory.name, stage=place.metrics_path.stem, identity=place.identity,
         mark=place.checkpoints / "trackers.json", directory=place.directory / "tracking",
     )  # fmt: skip
     with trackers as tracked, place.progress.stage(name, n_steps) as bar:
-        written = JsonlReporter(place.metrics_path, resumed_step=newest_step(place.training))
+        done = newest_step(place.training) if n_done is None else n_done
+        written = JsonlReporter(place.metrics_path, resumed_step=done)
         yield [written, bar, place.clock, *tracked]
 
 

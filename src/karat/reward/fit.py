@@ -21,14 +21,15 @@ import torch
 from karat.belief import ScoreScale
 from karat.choice import vote_batch
 from karat.errors import ConfigError
-from karat.lm.loop import Reporter
+from karat.lm.loop import Reporter, newest_step
 from karat.records import Estimate, Finding, Prompt, Response, Vote
 from karat.reward.bayes import bayesian_fit, save_last_layer
 from karat.reward.calibration import VoteModel, fit_temperature, predicted_probs, vote_nll
 from karat.reward.last_layer import LastLayer
+from karat.reward.objectives import ObjectivesConfig, check_known, plain_objectives
 from karat.reward.score import CARD, CARD_FORMAT, Scorer, joined_scorer, save_reward, scorer_of
 from karat.reward.settings import RewardConfig
-from karat.reward.train import RewardFit, train_reward
+from karat.reward.train import RewardFit, planned_steps, train_reward
 from karat.reward.trunk import Trunk
 from karat.seeding import child_seed
 
@@ -77,6 +78,7 @@ def fit_reward(
     Args:
         make_trunk: a trunk with the starting weights, at every call.    validation: held out, the same for all models.
         directory: for checkpoints; each model has its own folder in it.
+        reporters: hear of every step; the steps of an ensemble's models are counted on from one to the next.
     Raises: what `train_reward` raises; PosteriorError; ConfigError for an ensemble without held-out votes.
     """
     if config.posterior != "ensemble":
@@ -93,35 +95,97 @@ def fit_reward(
             if n_other > 0:
                 fit = dataclasses.replace(fit, findings=[*fit.findings, _comparisons_only(len(kept), n_other)])
         return FittedReward(config.posterior, (fit,), scorer_of(fit), fit.metrics, fit.findings, layer)
-    members = tuple(
-        train_reward(
-            make_trunk(), votes, prompts, responses, config=config,
-            seed=child_seed(seed, "member", number), validation=validation,
-            directory=None if directory is None else directory / f"member-{number}", reporters=reporters,
-        )
-        for number in range(config.ensemble.models)
-    )  # fmt: skip
-    return _ensemble(members, prompts, responses)
+    members: list[RewardFit] = []
+    for number, own in enumerate(member_seeds(config, seed)):
+        n_before = sum(int(fit.metrics["n_steps"]) for fit in members)
+        fit = train_reward(
+            make_trunk(), votes, prompts, responses, config=config, seed=own, validation=validation,
+            directory=None if directory is None else directory / member_name(number),
+            reporters=[_CountedOn(one, n_before) for one in reporters],
+        )  # fmt: skip
+        members.append(fit)
+    return _ensemble(tuple(members), prompts, responses)
+
+
+def member_seeds(config: RewardConfig, seed: int) -> list[int]:
+    """The seed of each model that `fit_reward` trains."""
+    if config.posterior != "ensemble":
+        return [seed]
+    return [child_seed(seed, "member", number) for number in range(config.ensemble.models)]
+
+
+def member_name(number: int) -> str:
+    """The folder of an ensemble's model, among checkpoints and beside the card."""
+    return f"member-{number}"
+
+
+def n_steps_planned(
+    votes: Sequence[Vote],
+    prompts: Mapping[str, Prompt],
+    responses: Mapping[str, Response],
+    *,
+    config: RewardConfig,
+    seed: int,
+) -> int:
+    """How many optimiser steps `fit_reward` takes for these training votes, all models together, if no epoch ends early."""
+    return sum(planned_steps(votes, prompts, responses, config=config, seed=own) for own in member_seeds(config, seed))
+
+
+def n_steps_done(config: RewardConfig, directory: Path) -> int:
+    """Steps that the checkpoints in a directory of `fit_reward` hold, all models together."""
+    if config.posterior != "ensemble":
+        return newest_step(directory)
+    return sum(newest_step(directory / member_name(number)) for number in range(config.ensemble.models))
+
+
+@dataclass(frozen=True)
+class _CountedOn:
+    """A reporter that hears of a later model's steps as a continuation of the earlier ones'."""
+
+    reporter: Reporter
+    n_before: int
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.reporter.log(self.n_before + step, metrics)
+
+
+def optimised_scorer(fitted: FittedReward, objectives: ObjectivesConfig) -> Scorer:
+    """All models as one scorer of what the optimiser gets of several objectives.
+
+    Raises: ConfigError for an objective that they have no output for.
+    """
+    check_known(objectives, fitted.scorer.model.objectives)
+    return dataclasses.replace(fitted.scorer, objectives=objectives)
 
 
 def save_fitted(
-    fitted: FittedReward, directory: str | Path, *, metadata: Mapping[str, str], scale: ScoreScale | None = None
+    fitted: FittedReward,
+    directory: str | Path,
+    *,
+    metadata: Mapping[str, str],
+    scale: ScoreScale | None = None,
+    objectives: ObjectivesConfig | None = None,
+    length_removed: float = 0.0,
 ) -> Path:
     """Write the models and a card that names the posterior, complete or not at all; `load_scorer` reads it.
 
     Args:
         metadata: who made it.    scale: the optimiser's scale; None = that of the training responses.
+        objectives, length_removed: as in `save_reward`; an ensemble's hold for its models together, not for one alone.
     Returns: the directory.
     """
     directory = Path(directory)
     scale = fitted.scorer.scale if scale is None else scale
     if fitted.kind != "ensemble":
-        save_reward(fitted.members[0], directory, metadata=metadata, scale=scale)
+        save_reward(
+            fitted.members[0], directory, metadata=metadata, scale=scale, objectives=objectives,
+            length_removed=length_removed,
+        )  # fmt: skip
         name_posterior(directory, fitted.kind, fitted.members[0].model.n_heads, fitted.last_layer)
         return directory
     partial = directory.with_name(f".partial-{directory.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    names = [f"member-{number}" for number in range(len(fitted.members))]
+    names = [member_name(number) for number in range(len(fitted.members))]
     for name, fit in zip(names, fitted.members, strict=True):
         save_reward(fit, partial / name, metadata=metadata)
     card = {
@@ -131,6 +195,9 @@ def save_fitted(
         "cutpoints": list(fitted.vote_model.cutpoints),
         "rater_priors": dataclasses.asdict(fitted.vote_model.priors),
         "scale": dataclasses.asdict(scale),
+        "objectives": list(fitted.scorer.model.objectives),
+        "objectives_config": plain_objectives(objectives or ObjectivesConfig()),
+        "length_removed": length_removed,
         "metrics": fitted.metrics,
         "findings": [dataclasses.asdict(finding) for finding in fitted.findings],
         "loads_with": "karat.reward.score.load_scorer; each member alone also as it says on its own card",
@@ -158,11 +225,13 @@ def _ensemble(
     """M models as one: common cutpoints, and one more temperature for all of them, from the held-out votes."""
     cutpoints = torch.tensor([fit.vote_model.cutpoints for fit in members]).mean(0)
     vote_model = VoteModel(members[0].vote_model.priors, tuple(cutpoints.tolist()))
-    held = [vote for vote in members[0].held_out if isinstance(vote, Vote)]
+    n_levels = vote_model.n_levels  # other scales have cutpoints of their own
+    held = [one for one in members[0].held_out if isinstance(one, Vote) and one.n_levels == n_levels]
     metrics = {"n_models": float(len(members)), **members[0].metrics}
     findings = list(members[0].findings)
     if held:
-        if any({v.judgement_id for v in fit.held_out} != {v.judgement_id for v in held} for fit in members):
+        said = {one.judgement_id for one in members[0].held_out}
+        if any({one.judgement_id for one in fit.held_out} != said for fit in members):
             raise ConfigError("ensemble: the models held out different votes; give the validation votes")
         index = {one: i for i, one in enumerate(dict.fromkeys(r for vote in held for r in (vote.a, vote.b)))}
         own = [responses[one] for one in index]

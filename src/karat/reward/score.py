@@ -272,10 +272,12 @@ def load_scorer(directory: str | Path, *, device: str = "cpu") -> Scorer:
         raise CheckpointError(
             f"{directory}: found card format {card.get('format')}; expected {CARD_FORMAT}. Use the karat that wrote it"
         )
+    vote_model = VoteModel(RaterPriors(**card["rater_priors"]), tuple(card["cutpoints"]))
+    scale, objectives_config = ScoreScale(**card["scale"]), ObjectivesConfig(**card.get("objectives_config", {}))
+    optimised = {"objectives": objectives_config, "length_removed": card.get("length_removed", 0.0)}
     if members:
-        vote_model = VoteModel(RaterPriors(**card["rater_priors"]), tuple(card["cutpoints"]))
         loaded = [load_scorer(directory / name, device=device) for name in members]
-        return joined_scorer(loaded, vote_model, ScoreScale(**card["scale"]))
+        return dataclasses.replace(joined_scorer(loaded, vote_model, scale), **optimised)
     trunk = _load_trunk(directory, card, device)
     trunk.module.requires_grad_(False).eval()
     objectives = card.get("objectives", [PREFERENCE])
@@ -284,15 +286,7 @@ def load_scorer(directory: str | Path, *, device: str = "cpu") -> Scorer:
     for name in ("weight", "prior", "length_coef", "temperature", *further):
         getattr(model, name).data.copy_(heads[name])
     model.requires_grad_(False).to(device).eval()
-    vote_model = VoteModel(RaterPriors(**card["rater_priors"]), tuple(card["cutpoints"]))
-    return Scorer(
-        model,
-        vote_model,
-        ScoreScale(**card["scale"]),
-        heads["reference"].view(-1, len(objectives)),
-        objectives=ObjectivesConfig(**card.get("objectives_config", {})),
-        length_removed=card.get("length_removed", 0.0),
-    )
+    return Scorer(model, vote_model, scale, heads["reference"].view(-1, len(objectives)), **optimised)
 
 
 def _save_classifier(model: RewardModel, lm: LoadedLM, directory: Path, metadata: Mapping[str, str]) -> None:
