@@ -87,24 +87,12 @@ def read_rows(path: str | Path) -> list[Row]:
     Raises: InputError (one line) for a file that is missing, empty, truncated, not gzip though named `.gz`, not
         UTF-8, or holds something other than one JSON object a line.
     """
-    path = Path(path)
-    rows = []
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            reason = "cut off" if not line.endswith("\n") else str(error)
-            raise InputError(
-                f"{path}:{number}: found no complete JSON object ({reason}); expected one a line"
-            ) from None
-        if not isinstance(values, dict):
-            raise InputError(f"{path}:{number}: found {_short(values)}; expected a JSON object")
-        rows.append(Row(values, path, number))
-    if not rows:
-        raise InputError(f"{path}: found no rows; expected one JSON object a line")
-    return rows
+    return _rows(Path(path), _lines(Path(path)))
+
+
+def rows_of_text(text: str, name: str) -> list[Row]:
+    """`read_rows` of a text that somebody typed or sent; `name` stands for the file in messages."""
+    return _rows(Path(name), ((number, line + "\n") for number, line in enumerate(text.split("\n"), 1)))
 
 
 def read_lines(path: str | Path) -> list[tuple[int, str]]:
@@ -172,6 +160,26 @@ def write_rows(path: str | Path, values: Iterable[Mapping[str, Any]]) -> int:
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); nothing was left") from None
     return len(lines)
+
+
+def _rows(path: Path, lines: Iterable[tuple[int, str]]) -> list[Row]:
+    rows = []
+    for number, line in lines:
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            reason = "cut off" if not line.endswith("\n") else str(error)
+            raise InputError(
+                f"{path}:{number}: found no complete JSON object ({reason}); expected one a line"
+            ) from None
+        if not isinstance(values, dict):
+            raise InputError(f"{path}:{number}: found {_short(values)}; expected a JSON object")
+        rows.append(Row(values, path, number))
+    if not rows:
+        raise InputError(f"{path}: found no rows; expected one JSON object a line")
+    return rows
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -341,6 +341,25 @@ class AdminClient:
         found = self._connection.send("POST", "/judgements/batch", [dataclasses.asdict(each) for each in judgements])
         return [Receipt(row["commitment"], row["late"]) for row in found]
 
+    def add_gold(self, items: Sequence[Mapping[str, Any]], *, version: str) -> int:
+        """Put gold items into use; `feedback.work.check_items.FIELDS` says what one holds. Returns: how many are new."""
+        return self._connection.send("POST", "/checks/gold", {"version": version, "items": list(map(dict, items))})[
+            "new"
+        ]
+
+    def gold(self) -> list[Mapping[str, Any]]:
+        """Every gold item with how it was answered, in order of its making."""
+        return self._connection.send("GET", "/checks/gold")
+
+    def retire_gold(self, tasks: Iterable[str]) -> int:
+        """Take gold items (Task.ids) out of use. Returns: how many were in use."""
+        return self._connection.send("POST", "/checks/gold/retire", {"tasks": list(tasks)})["new"]
+
+    def add_qualification(self, items: Sequence[Mapping[str, Any]], **options: Any) -> int:
+        """Ask every rater these items before any work; options: version, pass_mark, attempts (2), requalify (False)."""
+        sent = {"items": list(map(dict, items)), **options}
+        return self._connection.send("POST", "/checks/qualification", sent)["new"]
+
     def import_lines(self, lines: bytes, *, form: str = "judgements") -> Mapping[str, Any]:
         """Bring JSON lines into the store. Returns: what was new, by name."""
         return self._connection.request("POST", "/import", content=lines, form=form).json()

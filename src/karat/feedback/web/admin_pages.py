@@ -22,6 +22,7 @@ from karat.feedback.documents import SETTINGS, documents, project_settings, put_
 from karat.feedback.store import Store
 from karat.feedback.web import (
     admin_accounts,
+    admin_checks,
     admin_documents,
     admin_experiments,
     admin_plan,
@@ -166,7 +167,7 @@ def _agreement_chart(rows: list[AgreementRow]) -> str:
 
 # the routes themselves, so that the app sees each of them with what it declares
 for _part in (
-    admin_accounts, admin_documents, admin_experiments, admin_plan, admin_queue, admin_raters, admin_record,
+    admin_accounts, admin_checks, admin_documents, admin_experiments, admin_plan, admin_queue, admin_raters, admin_record,
     admin_settings,
 ):  # fmt: skip
     router.routes.extend(_part.router.routes)

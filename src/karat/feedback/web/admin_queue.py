@@ -22,10 +22,11 @@ from karat.feedback.web.charts import share_bar
 from karat.feedback.web.desk import Admin, Sent, done, field_of, kept_figures, note, number_of, page
 from karat.feedback.web.rendering import markdown_html
 from karat.feedback.work.dashboard import queue
+from karat.feedback.work.matching import COMPARABLE
 from karat.feedback.work.old_guideline import Choice, counts_of, old_items, price
 from karat.feedback.work.outlay import ask_again
 from karat.feedback.work.requeue import pull, queue_entries, reissue
-from karat.feedback.work.task_browser import TASK_STATES, task_detail, task_page
+from karat.feedback.work.task_browser import TASK_STATES, TaskDetail, task_detail, task_page
 
 MOST_AT_ONCE = 5_000
 """Tasks that one press of a button puts to raters again."""
@@ -166,7 +167,26 @@ def _one(
         responses=[(chr(97 + i), one, markdown_html(one.text)) for i, one in enumerate(found.responses)],
         answers=[(record, json.dumps(dict(record.judgement.value), ensure_ascii=False)) for record in found.answers],
         current={record.id for record in current_judgements(found.answers)[0]},
+        right=_right_answers(found) if not found.purpose else [],
     )
+
+
+def _right_answers(found: TaskDetail) -> list[tuple[str, str]]:
+    """What may be said to be the right answer of a task: (value as JSON, words), the answers given among them."""
+    kind = found.task.kind
+    if kind not in COMPARABLE or found.task.audience != "annotator":
+        return []
+    plain: dict[str, dict[str, str]] = {
+        "comparison": {"a": "a is better", "b": "b is better", "tie": "a tie"},
+        "best_of": {chr(97 + i): f"{chr(97 + i)} is best" for i in range(min(26, len(found.responses)))},
+        "label": {"good": "good", "bad": "bad"},
+    }
+    offered = [(json.dumps(value), words) for value, words in plain.get(kind, {}).items()]
+    for record in current_judgements(found.answers)[0]:
+        value = dict(record.judgement.value)
+        if "missing" not in value and not record.erased:
+            offered.append((json.dumps(value), f"as {record.judgement.annotator} answered"))
+    return offered
 
 
 def _newest_guideline(store: Store) -> str:

@@ -34,6 +34,7 @@ ADMIN_TABS: Tabs = (
     ("/admin", "Overview"),
     ("/admin/raters", "Raters"),
     ("/admin/queue", "Queue"),
+    ("/admin/checks", "Checks"),
     ("/admin/plan", "Plan"),
     ("/admin/experiments", "Experiments"),
     ("/admin/accounts", "Accounts"),

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, bindparam, func, select
 
 from karat.errors import InputError, StoreError
 from karat.feedback import additions, leases
@@ -243,6 +243,21 @@ def write_checks(connection: Connection, tasks: Sequence[Task], rows: Sequence[M
         connection.execute(people.checks.insert(), list(new.values()))
 
 
+def check_version(version: str) -> None:
+    """Raise InputError unless a set of checks can be named so."""
+    if not 0 < len(version) <= 40 or not version.isprintable():
+        raise InputError(f"checks: found the version {version!r}; expected 1 to 40 characters")
+
+
+def attempts_at(store: Store, version: str) -> tuple[int, int]:
+    """How many attempts at a version of the qualification were passed, and how many were not."""
+    said = people.standing.c
+    question = select(said.action, func.count()).where(said.by == PROGRAM + version).group_by(said.action)
+    with store.connection() as connection:
+        n = dict(map(tuple, connection.execute(question)))
+    return n.get(QUALIFIED, 0), n.get(FAILED, 0)
+
+
 def _check_task(task: Task, expected: Mapping[str, Any], batch: str) -> Task:
     check_expected(task.kind, expected, len(task.response_ids))
     return dataclasses.replace(task, batch=batch, audience="annotator", reserved_for=None, overlap=1, stop_after=0)
@@ -251,8 +266,7 @@ def _check_task(task: Task, expected: Mapping[str, Any], batch: str) -> Task:
 def _row(
     task: Task, purpose: str, version: str, expected: Mapping[str, Any] | None, repeats: str | None = None
 ) -> dict[str, Any]:
-    if not 0 < len(version) <= 40:
-        raise InputError(f"checks: found the version {version!r}; expected 1 to 40 characters")
+    check_version(version)
     right = None if expected is None else json_text(dict(expected))
     row = {"task_id": task.id, "purpose": purpose, "expected": right, "repeats": repeats}
     return row | {"version": version, "retired_at": None}

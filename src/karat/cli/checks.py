@@ -1,0 +1,129 @@
+"""Commands for silent checks: gold items in the form of real work, and the qualification that comes before it.
+
+Knows files of items and their options; what an item may say is `karat.feedback.work.check_items`'.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from karat.cli.options import AsJson, answer, app
+from karat.cli.people import StoreOrRun, store_address
+from karat.errors import ConfigError
+
+checks = typer.Typer(help="Silent checks: gold items, and the qualification before any work.")
+app.add_typer(checks, name="checks")
+
+Items = Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines: a task or texts, and the right answer.")]
+Version = Annotated[str, typer.Option(help="Names this set.")]
+
+
+@checks.command("gold", epilog="Example: karat checks gold karat.db gold.jsonl --version 1")
+def gold(run_or_store: StoreOrRun, path: Items, version: Version = "1", as_json: AsJson = False) -> None:
+    """Put gold items into use: they come to raters now and then and look like any other task."""
+    from karat.feedback.documents import project_settings
+    from karat.feedback.store import open_store
+    from karat.feedback.work.check_items import put_gold
+    from karat.rowfiles import read_rows
+
+    with open_store(store_address(run_or_store)) as store:
+        n = put_gold(store, read_rows(path), version=version)
+        rate = project_settings(store).gold_rate
+    said = f"gold {version}: {n:,} items; they come in {rate:.0%} of turns (Settings)"
+    answer(as_json, {"version": version, "n_items": n, "gold_rate": rate}, [said])
+
+
+@checks.command("qualification", epilog="Example: karat checks qualification karat.db test.jsonl --pass-mark 0.8")
+def qualification(
+    run_or_store: StoreOrRun,
+    path: Items,
+    version: Version = "1",
+    pass_mark: Annotated[float, typer.Option(help="Share of right answers that is enough, (0, 1].")] = 0.8,
+    attempts: Annotated[int, typer.Option(help="How often it may be tried.")] = 2,
+    again: Annotated[bool, typer.Option("--again", help="Ask those too who passed an earlier version.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask every rater these items before any work; the newest version counts, earlier ones stay on record."""
+    from karat.feedback.store import open_store
+    from karat.feedback.work.check_items import put_qualification
+    from karat.rowfiles import read_rows
+
+    with open_store(store_address(run_or_store)) as store:
+        made = put_qualification(
+            store,
+            read_rows(path),
+            version=version,
+            pass_mark=pass_mark,
+            attempts=attempts,
+            requalify=again,
+            now=time.time(),
+        )
+    n = len(made.body["items"][0])
+    said = f"qualification {made.version}: {n:,} items, pass mark {pass_mark:.0%}, {attempts} attempts"
+    answer(as_json, {"version": made.version, "n_items": n, "pass_mark": pass_mark, "attempts": attempts}, [said])
+
+
+@checks.command("list", epilog="Example: karat checks list karat.db --json")
+def list_(run_or_store: StoreOrRun, as_json: AsJson = False) -> None:
+    """Every gold item with how often it was answered as expected, and the qualification in force."""
+    from karat.feedback.documents import QUALIFICATION, document
+    from karat.feedback.store import open_store
+    from karat.feedback.work.checks import attempts_at, gold_items
+
+    with open_store(store_address(run_or_store)) as store:
+        found, test = gold_items(store), document(store, QUALIFICATION)
+        tried = attempts_at(store, test.version) if test is not None else (0, 0)
+    rows: list[dict[str, Any]] = [
+        {
+            "task": one.task.id,
+            "version": one.version,
+            "kind": one.task.kind,
+            "expected": one.expected,
+            "in_use": one.retired_at is None,
+            "n_answers": one.n_answers,
+            "n_right": one.n_right,
+        }
+        for one in found
+    ]
+    lines = [
+        f"gold {row['version']:<8} {row['kind']:<11} {row['n_right']} of {row['n_answers']} right"
+        f"{'' if row['in_use'] else ', retired'}  {row['task']}"
+        for row in rows
+    ]
+    content: dict[str, Any] = {"gold": rows, "qualification": None}
+    if test is not None:
+        mark = test.body["pass_mark"]
+        content["qualification"] = {
+            "version": test.version,
+            "pass_mark": mark,
+            "n_passed": tried[0],
+            "n_failed": tried[1],
+        }
+        lines.append(f"qualification {test.version}: pass mark {mark:.0%}, {tried[0]} passed, {tried[1]} did not")
+    answer(as_json, content, lines or ["no checks yet; `karat checks gold --help` says how to add some"])
+
+
+@checks.command("retire", epilog="Example: karat checks retire karat.db task:4f2a… --version 1")
+def retire(
+    run_or_store: StoreOrRun,
+    tasks: Annotated[
+        list[str] | None, typer.Argument(metavar="TASK", help="Ids that `karat checks list` names.")
+    ] = None,
+    version: Annotated[str, typer.Option(help="All gold items of this set.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Take gold items out of use: too easy, known by now, or wrong themselves. Answers to them stay."""
+    from karat.feedback.store import open_store
+    from karat.feedback.work.checks import gold_items
+    from karat.feedback.work.checks import retire as take_out
+
+    if not tasks and not version:
+        raise ConfigError("checks retire: found neither tasks nor --version; expected ids of gold items, or a set")
+    with open_store(store_address(run_or_store)) as store:
+        wanted = [one.task.id for one in gold_items(store) if one.version == version] + list(tasks or ())
+        n = take_out(store, wanted, now=time.time())
+    answer(as_json, {"n_retired": n}, [f"{n:,} gold items are out of use"])
