@@ -1,8 +1,7 @@
 """What crosses a border between rooms: frozen records, checked when they are made.
 
-A prompt is what the policy reads, a response what it wrote. A task asks people to judge responses; a judgement
-is one person's answer, an event that is never changed. Identifiers are content hashes, so that the same text
-has the same name everywhere. Knows nothing about tensors, files or databases.
+A prompt is what the policy reads, a response what it wrote. A task asks people to judge responses; a judgement is one
+person's answer, an event that never changes. Ids are content hashes. Knows nothing about tensors, files or databases.
 """
 
 from __future__ import annotations
@@ -321,6 +320,13 @@ class ScoreFn(Protocol):
         """Scores, one per (prompt, response), in the order given."""
 
 
+class DenseScoreFn(Protocol):
+    """Rewards pieces of responses (tokens, spans, steps) for the optimiser; a response's score is raised by their sum."""
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[Sequence[tuple[int, float]]]:
+        """(end, reward) of each response's pieces: before code point `end`; its length + 1 = with its last token."""
+
+
 class Sampler(Protocol):
     """Writes responses to prompts."""
 
@@ -377,11 +383,10 @@ def vote_of(judgement: Judgement, *, topic: str | None = None) -> Vote | None:
     if judgement.kind != "comparison" or "missing" in judgement.value:
         return None
     side = 0 if not judgement.shown_order else (1 if judgement.shown_order[0] == 0 else -1)
-    a, b = judgement.response_ids
-    level, n_levels = judgement.value["level"], judgement.value["n_levels"]
+    (a, b), value, tags = judgement.response_ids, judgement.value, {} if topic is None else {"topic": topic}
     return Vote(
-        judgement.id, judgement.prompt_id, a, b, level, n_levels, side, judgement.annotator, judgement.strategy,
-        judgement.propensity, {} if topic is None else {"topic": topic}, judgement.value.get("both"),
+        judgement.id, judgement.prompt_id, a, b, value["level"], value["n_levels"], side, judgement.annotator,
+        judgement.strategy, judgement.propensity, tags, value.get("both"),
     )  # fmt: skip
 
 

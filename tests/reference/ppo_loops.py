@@ -62,6 +62,19 @@ def rewards(scores, new, ref, mask, beta):
     return out
 
 
+def rewards_inside(paid, inside, log_ratio, mask, beta):
+    """The same where tokens earn parts of what is paid: whatever they have not earned by then is paid at the end."""
+    out = []
+    for i, row in enumerate(mask):
+        n, earned, line = sum(row), 0.0, []
+        for t in range(n):
+            part = inside[i][t] if t < n - 1 else paid[i] - earned
+            earned += part
+            line.append(part - beta * log_ratio[i][t])
+        out.append(line + [0.0] * (len(row) - n))
+    return out
+
+
 def adaptive_beta(beta, kls, n, target, horizon):
     """Ziegler et al. 2019 §2.2, one update a rollout."""
     for kl in kls:

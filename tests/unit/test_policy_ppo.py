@@ -15,6 +15,7 @@ from karat.lm.load import load_lm
 from karat.policy import ppo
 from karat.policy.actor import build_actor
 from karat.policy.advantages import gae_advantages
+from karat.policy.beside import Beside
 from karat.policy.ppo import prompt_batch, rollout_advantages, rollout_rewards, start_at_mean, train_ppo
 from karat.policy.rollout import collect_rollout
 from karat.policy.settings import PPOConfig, RewardSettings, RolloutSettings, UpdateSettings, ValueSettings
@@ -22,6 +23,7 @@ from karat.policy.shaping import token_rewards
 from karat.policy.watcher import Watcher, WatchRules
 from karat.tensors import masked_mean, masked_variance
 from policy_toys import PROMPTS, share_of_w3, toy_lm
+from reference import ppo_loops
 
 DOCS = Path(__file__).parents[2] / "docs" / "ppo.md"
 
@@ -219,6 +221,73 @@ def test_whitening_and_bootstrapping_where_asked(monkeypatch):
     white = (rewards - masked_mean(rewards, mask)) / variance.sqrt() + masked_mean(rewards, mask)
     expected = gae_advantages(white, rollout.values, mask, **options)
     torch.testing.assert_close(scaled.returns, expected.returns, atol=1e-5, rtol=1e-4)
+
+
+CLASS = ("w3", "w5", "w7", "w9", "w11")
+"""Words that earn something inside a response."""
+
+
+def nothing(prompts, texts):
+    """A score function that pays nothing."""
+    assert len(prompts) == len(texts)
+    return [0.0] * len(texts)
+
+
+@pytest.mark.parametrize("rule", [{}, {"missing_eos_penalty": 0.5}, {"score_clip": 0.2, "whiten_rewards": True}])
+def test_a_dense_reward_that_is_all_at_the_end_is_the_scalar_run_to_the_bit(rule):
+    reward = RewardSettings(kl_coef=0.05, **rule)
+    at_the_end = Beside(
+        dense_fn=lambda prompts, texts: [
+            [(len(t) + 1, s)] for t, s in zip(texts, share_of_w3(prompts, texts), strict=True)
+        ]
+    )
+    scalar, dense, rows = toy_lm(), toy_lm(), Rows()
+    train_ppo(scalar, PROMPTS, share_of_w3, small(2, reward=reward), seed=2)
+    train_ppo(dense, PROMPTS, nothing, small(2, reward=reward), seed=2, beside=at_the_end, reporters=[rows])
+    assert equal(weights(scalar), weights(dense))
+    assert not equal(weights(dense), weights(toy_lm()))
+    assert 0 < rows.rows[-1][1]["response/stopped_frac"] < 1  # the rules had something to act on
+
+
+def test_a_dense_reward_enters_the_advantages_at_the_word_that_earned_it(monkeypatch):
+    """Words are tokens here, so what each token earns, and GAE over it, can be written down by hand."""
+    captured = []
+    real = ppo.update_on_rollout
+
+    def spy(actor, state, rollout, targets, config, **rest):
+        captured.append((rollout, targets))
+        return real(actor, state, rollout, targets, config, **rest)
+
+    def marks(prompts, texts):  # noqa: ARG001
+        found = []
+        for text in texts:
+            ends = [sum(map(len, text.split()[: n + 1])) + n for n in range(len(text.split()))]
+            found.append([(end, 1.0) for end, word in zip(ends, text.split(), strict=True) if word in CLASS])
+        return found
+
+    monkeypatch.setattr(ppo, "update_on_rollout", spy)
+    reward = RewardSettings(kl_coef=0.1, missing_eos_penalty=0.25)
+    lm, rows = toy_lm(), Rows()
+    train_ppo(
+        lm, PROMPTS, share_of_w3, small(1, reward=reward, whiten_advantages=False), seed=4,
+        beside=Beside(dense_fn=marks), reporters=[rows],
+    )  # fmt: skip
+    rollout, targets = captured[0]
+    mask, n_inside = rollout.response_mask.tolist(), 0
+    rewards, log_ratio = [], (rollout.logprobs - rollout.ref_logprobs).tolist()
+    branches = [branch for tree in rollout.trees for branch in tree.branches]
+    for i, (text, branch) in enumerate(zip(rollout.texts, branches, strict=True)):
+        n, words = sum(mask[i]), lm.tokenizer.convert_ids_to_tokens(list(branch))  # also those that no text shows
+        line = [float(words[t] in CLASS) - 0.1 * log_ratio[i][t] for t in range(n)]
+        line[-1] += share_of_w3([PROMPTS[0]], [text])[0] - (0.0 if bool(rollout.stopped_mask[i]) else 0.25)
+        rewards.append(line + [0.0] * (len(mask[i]) - n))
+        n_inside += sum(word in CLASS for word in words)
+    expected, returns = ppo_loops.gae(rewards, rollout.values.tolist(), mask, 1.0, 0.95)
+    torch.testing.assert_close(targets.advantages, torch.tensor(expected), atol=1e-5, rtol=0)
+    torch.testing.assert_close(targets.returns, torch.tensor(returns), atol=1e-5, rtol=0)
+    assert n_inside > 10
+    assert rows.rows[0][1]["score/inside_mean"] == pytest.approx(n_inside / len(rollout.texts))
+    assert rows.rows[0][1]["score/mean"] == pytest.approx(float(rollout.scores.mean()))
 
 
 def test_a_constant_added_to_every_score_changes_nothing():

@@ -9,7 +9,15 @@ import torch
 from karat.errors import CheckpointError, InputError
 from karat.lm.load import load_lm
 from karat.records import Response, user_prompt
-from karat.reward.dense import MarkedTokens, fit_dense, load_dense, marks_loglik, save_dense, token_spans
+from karat.reward.dense import (
+    MarkedTokens,
+    dense_score_fn,
+    fit_dense,
+    load_dense,
+    marks_loglik,
+    save_dense,
+    token_spans,
+)
 from karat.reward.trunk import DecoderTrunk
 from karat.statements import Marked, Part
 from tiny_models import tiny_checkpoint
@@ -102,6 +110,21 @@ def test_tokens_know_which_characters_they_are(trunk, text):
     assert len(spans) == len(trunk.encode([PROMPT], [text])[0].response)
     covered = {i for start, end in spans.tolist() for i in range(start, end)}
     assert covered == set(range(len(text)))
+
+
+def test_what_an_optimiser_gets_ends_with_its_token_and_sums_to_the_reward_of_the_response(dense):
+    texts = ["abcx", "zz xa", ""]
+    weights = {"wrong": -1.0, "step": 0.5}
+    marks = dense_score_fn(dense, weights)([PROMPT] * 3, texts)
+    rewards = dense.rewards([PROMPT] * 3, texts, weights)
+    for text, own, row in zip(texts, marks, rewards, strict=True):
+        assert [reward for _, reward in own] == pytest.approx(row.tolist())
+        ends = [end for end, _ in own]
+        assert ends == sorted(ends)
+        assert ends[-1] == len(text) + 1  # the end-of-sequence token
+        assert all(1 <= end <= max(len(text), 1) for end in ends[:-1])
+    with pytest.raises(InputError, match="found no marks of 'rude'"):
+        dense_score_fn(dense, {"rude": 1.0})([PROMPT], ["abc"])
 
 
 def test_it_is_saved_and_loaded_whole(dense, tmp_path):

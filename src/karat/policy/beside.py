@@ -7,6 +7,8 @@ Dimension letters: B responses, T response tokens.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,19 +31,8 @@ from karat.policy.epochs import UpdateStats
 from karat.policy.rollout import Rollout
 from karat.policy.scores import score_responses
 from karat.policy.settings import ConstraintSettings
-from karat.records import Demonstration, Prompt, ScoreFn
+from karat.records import Demonstration, DenseScoreFn, ScoreFn
 from karat.seeding import torch_generator
-
-Marks = Sequence[tuple[int, float]]
-"""(end, reward) of each judged piece of a response: the piece ends before code point `end` of the text."""
-
-
-class DenseScoreFn(Protocol):
-    """Rewards pieces of responses: spans, steps, sentences."""
-
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[Marks]:
-        """The marks of each response, in the order given."""
-        ...
 
 
 class PtxSettings(Protocol):
@@ -70,7 +61,7 @@ class Beside:
     cost_fn: ScoreFn | None = None
     """The cost of each response, for `constraint`."""
     dense_fn: DenseScoreFn | None = None
-    """Rewards inside responses, added to the token rewards as they are."""
+    """Rewards inside responses; their sum is added to the score, and each is paid where it was earned."""
     demonstrations: Sequence[Demonstration] = ()
     """Data whose likelihood `ptx_coef` weighs."""
 
@@ -132,7 +123,9 @@ def response_costs(state: TrainState, rollout: Rollout, beside: Beside) -> Costs
 
 
 def dense_rewards(rollout: Rollout, beside: Beside, *, lm: LoadedLM) -> Float[Tensor, "B T"] | None:
-    """Each mark's reward at the token that completes its piece of the text; None where there is no such function.
+    """Each piece's reward at the token that completes it; None where there is no such function.
+
+    A piece that ends behind the text ends with the response's last token, which is the stop token where one was drawn.
 
     Raises: InputError for a function that raises, another count, an end outside the text or a reward that is not finite.
     """
@@ -158,18 +151,24 @@ def dense_rewards(rollout: Rollout, beside: Beside, *, lm: LoadedLM) -> Float[Te
             continue
         ends = token_ends(lm, branch)
         for end, reward in marks[row]:
-            if not (0 < end <= len(text) and math.isfinite(reward)):
+            if not (0 < end <= len(text) + 1 and math.isfinite(reward)):
                 raise InputError(
                     f"dense rewards: found ({end}, {reward}) for a response of {len(text)} characters; expected an end "
-                    "in 1 … that and a finite reward"
+                    "in 1 … that (+ 1 for the end of the response) and a finite reward"
                 )
-            rewards[row, next((t for t, reached in enumerate(ends) if reached >= end), len(ends) - 1)] += reward
+            rewards[row, min(bisect.bisect_left(ends, end), len(ends) - 1)] += reward
     return rewards
 
 
+def dense_metrics(inside: Float[Tensor, "B T"] | None) -> dict[str, float]:
+    """What is logged of rewards inside responses."""
+    return {} if inside is None else {"score/inside_mean": float(inside.sum(1).mean())}
+
+
 def token_ends(lm: LoadedLM, branch: Sequence[int]) -> list[int]:
-    """Code points of text that the first 1, 2, … tokens of a response decode to."""
-    return [len(response_text(lm.tokenizer, branch[: n + 1], lm.eos_ids)) for n in range(len(branch))]
+    """Most code points of text that the first 1, 2, … tokens of a response decode to; never falling."""
+    lengths = [len(response_text(lm.tokenizer, branch[: n + 1], lm.eos_ids)) for n in range(len(branch))]
+    return list(itertools.accumulate(lengths, max))
 
 
 def data_losses(

@@ -20,7 +20,7 @@ from karat.lm.logprobs import response_logprobs
 from karat.lm.loop import Reporter, TrainState, linear_warmup_decay
 from karat.lm.trees import TreeBatch, branch_sums, flat_of
 from karat.policy.actor import Policy, build_policy
-from karat.policy.beside import Beside, check_beside, data_losses, dense_rewards, response_costs
+from karat.policy.beside import Beside, check_beside, data_losses, dense_metrics, dense_rewards, response_costs
 from karat.policy.controllers import AdaptiveKL, FixedKL
 from karat.policy.course import (
     Around,
@@ -141,9 +141,9 @@ def group_iteration(
         check_start_at_reference(rollout, config.update.ratio_tolerance)
     # 2. advantages
     coef = controller.coef
-    paid = paid_scores(rollout, config.reward)
-    costs = response_costs(state, rollout, beside)
     inside = dense_rewards(rollout, beside, lm=policy.lm)
+    paid = paid_scores(rollout, config.reward, inside)
+    costs = response_costs(state, rollout, beside)
     advantages = group_advantages(rollout, costs.charged(paid), inside, config, kl_coef=coef)
     # 3. epochs of minibatches
     started = time.perf_counter()
@@ -165,7 +165,7 @@ def group_iteration(
     )
     # 4. β, checks and metrics
     controller.update(kl.k1_per_sequence, config.n_sequences)
-    metrics = rollout_metrics(rollout, paid, kl) | work.stats.metrics() | costs.settle(state)
+    metrics = rollout_metrics(rollout, paid, kl) | work.stats.metrics() | costs.settle(state) | dense_metrics(inside)
     metrics |= check_steps(state, config.update.max_skipped_frac)
     if config.choices.kl != "reward":
         metrics["policy/kl_penalty"] = work.stats.penalty / work.stats.denominator
@@ -187,15 +187,13 @@ def group_advantages(
     """The advantage of each token: its own (REINFORCE++), or that of its response.
 
     Args:
-        scores: what is paid at the end of each response.    inside: what is paid inside, or None.
+        scores: what each response is paid in all.    inside: what of it each token earns; None = all at the end.
         kl_coef: β; enters only where the KL is paid as a reward.
     Returns: 0 where masked.
     """
     choices, mask = config.choices, rollout.response_mask
     coef = kl_coef if choices.kl == "reward" else 0.0
-    rewards = token_rewards(scores, rollout.logprobs - rollout.ref_logprobs, mask, kl_coef=coef)
-    if inside is not None:
-        rewards = rewards + inside
+    rewards = token_rewards(scores, rollout.logprobs - rollout.ref_logprobs, mask, kl_coef=coef, inside=inside)
     if config.method == "reinforce_pp":
         return reinforce_pp_advantages(
             rewards,

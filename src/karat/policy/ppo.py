@@ -21,7 +21,14 @@ from karat.lm.logprobs import trunk_of
 from karat.lm.loop import Reporter, TrainState, linear_warmup_decay
 from karat.policy.actor import ActorCritic, build_actor
 from karat.policy.advantages import Advantages, gae_advantages
-from karat.policy.beside import Beside, check_beside, data_losses, dense_rewards, response_costs
+from karat.policy.beside import (
+    Beside,
+    check_beside,
+    data_losses,
+    dense_metrics,
+    dense_rewards,
+    response_costs,
+)
 from karat.policy.controllers import AdaptiveKL, FixedKL
 from karat.policy.course import Around, Evaluate, Rhythm, identity_of, prompt_batch, prompt_ids, run_course
 from karat.policy.epochs import CRITIC, POLICY, StepCounts, check_optimiser_steps, check_steps
@@ -157,12 +164,10 @@ def ppo_iteration(
         check_start_at_reference(rollout, config.update.ratio_tolerance)
     # 2. rewards and advantages
     coef = controller.coef
-    paid = paid_scores(rollout, config.reward)
-    costs = response_costs(state, rollout, beside)
-    rewards = rollout_rewards(rollout, costs.charged(paid), config, kl_coef=coef)
     inside = dense_rewards(rollout, beside, lm=actor.lm)
-    if inside is not None:
-        rewards = rewards + inside
+    paid = paid_scores(rollout, config.reward, inside)
+    costs = response_costs(state, rollout, beside)
+    rewards = rollout_rewards(rollout, costs.charged(paid), config, kl_coef=coef, inside=inside)
     if iteration == 0 and config.value.start_at_mean:
         rollout = start_at_mean(actor, rollout, rewards)
     targets = rollout_advantages(rollout, rewards, config)
@@ -184,16 +189,18 @@ def ppo_iteration(
     # 4. β, checks and metrics
     controller.update(kl.k1_per_sequence, config.n_sequences)
     metrics = rollout_metrics(rollout, paid, kl, targets) | stats.metrics(with_policy=train_policy, with_value=True)
-    metrics |= costs.settle(state) | check_steps(state, config.update.max_skipped_frac)
+    metrics |= dense_metrics(inside) | costs.settle(state) | check_steps(state, config.update.max_skipped_frac)
     metrics |= {"kl/coef": coef, "update/learning_rate": learning_rates[POLICY]}
     metrics |= {f"seconds/{part}": spent for part, spent in rollout.seconds.items()}
     return metrics | {"seconds/update": time.perf_counter() - started}
 
 
-def rollout_rewards(rollout: Rollout, paid: Tensor, config: PPOConfig, *, kl_coef: float) -> Tensor:
-    """Token rewards [B, T]: the score at the end and the KL penalty, whitened without a shift of mean if asked."""
+def rollout_rewards(
+    rollout: Rollout, paid: Tensor, config: PPOConfig, *, kl_coef: float, inside: Tensor | None = None
+) -> Tensor:
+    """Token rewards [B, T]: the score, spread as `inside` says, and the KL penalty, whitened without a shift of mean if asked."""
     mask = rollout.response_mask
-    rewards = token_rewards(paid, rollout.logprobs - rollout.ref_logprobs, mask, kl_coef=kl_coef)
+    rewards = token_rewards(paid, rollout.logprobs - rollout.ref_logprobs, mask, kl_coef=kl_coef, inside=inside)
     return whiten(rewards, mask, center=False) if config.reward.whiten_rewards else rewards
 
 

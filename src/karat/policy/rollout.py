@@ -169,10 +169,12 @@ def collect_rollout(
     )
 
 
-def paid_scores(rollout: Rollout, settings: RewardSettings) -> Float[Tensor, "B"]:
-    """The scores after clipping and the rule for truncated responses."""
+def paid_scores(
+    rollout: Rollout, settings: RewardSettings, inside: Float[Tensor, "B T"] | None = None
+) -> Float[Tensor, "B"]:
+    """The scores, with what was earned inside the responses, after clipping and the rule for truncated responses."""
     return final_scores(
-        rollout.scores,
+        rollout.scores if inside is None else rollout.scores + inside.sum(1),
         rollout.stopped_mask,
         score_clip=settings.score_clip,
         missing_eos_penalty=settings.missing_eos_penalty,

@@ -59,15 +59,20 @@ def token_rewards(
     response_mask: Bool[Tensor, "B T"],
     *,
     kl_coef: float,
+    inside: Float[Tensor, "B T"] | None = None,
 ) -> Float[Tensor, "B T"]:
-    """The reward of each token: the KL penalty everywhere, the score at the last counted token.
+    """The reward of each token: the KL penalty everywhere, the score at the last counted token or spread over tokens.
 
-        rₜ = −β·(log πₜ − log π_ref,ₜ) + s·[t is the last counted token]
+        rₜ = −β·(log πₜ − log π_ref,ₜ) + dₜ·[t < last] + (s − Σ_{u < last} d_u)·[t = last]
+
+    However the score is spread, a response is paid s in all: what a clip or the rule for truncated responses takes away
+    is settled at the last token. Where all of d is at the last token, the rewards are those without d, to the bit.
 
     Args:
         scores: what is paid at the end of each response (`final_scores`).
         log_ratio: log π − log π_ref of the sampled tokens under the policy that sampled (k1, unclamped).
         response_mask: True = counts.    kl_coef: β ≥ 0, units of score per nat.
+        inside: d, the share of the score that each token earns, 0 where masked; None = all of it is paid at the end.
     Returns: "B T", zero where masked.
     Raises: MaskError for a row without a counted token or with a gap; InputError for shapes that differ;
         ConfigError for β < 0.
@@ -85,4 +90,11 @@ def token_rewards(
         raise ConfigError(f"token_rewards: found kl_coef={kl_coef}; expected ≥ 0")
     rewards = torch.where(response_mask, -kl_coef * log_ratio, torch.zeros_like(log_ratio))
     last = response_mask.sum(1, keepdim=True) - 1
+    if inside is not None:
+        if inside.shape != response_mask.shape:
+            raise InputError(
+                f"token_rewards: found inside {tuple(inside.shape)}; expected {tuple(response_mask.shape)}"
+            )
+        before = torch.where(response_mask, inside, torch.zeros_like(inside)).scatter(1, last, 0.0)
+        rewards, scores = rewards + before, scores - before.sum(1)
     return rewards.scatter_add(1, last, scores.to(rewards.dtype).unsqueeze(1))

@@ -28,7 +28,7 @@ from karat.errors import CheckpointError, InputError
 from karat.lm.logprobs import hidden_states
 from karat.lm.trees import Tree, padded_batch
 from karat.ratings import ordinal_logprobs
-from karat.records import Prompt, Response
+from karat.records import DenseScoreFn, Prompt, Response
 from karat.reward.raters import minimise
 from karat.reward.trunk import DecoderTrunk
 from karat.statements import Marked
@@ -100,6 +100,24 @@ class DenseReward:
         """P(right) − P(wrong)."""
         probs = ordinal_logprobs(scores, self.cutpoints).exp()
         return probs[:, 2] - probs[:, 0]
+
+
+def dense_score_fn(dense: DenseReward, weights: Mapping[str, float]) -> DenseScoreFn:
+    """The `DenseScoreFn` that an optimiser gets: every token's reward, ending where the token ends in the text.
+
+    Args:
+        weights: class → weight, as `DenseReward.rewards` takes them.
+    Raises: InputError, when it is called, for a class that was never marked.
+    """
+
+    def score(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[list[tuple[int, float]]]:
+        found = []
+        for text, rewards in zip(responses, dense.rewards(prompts, responses, weights), strict=True):
+            ends = [max(1, end) for _, end in token_spans(dense.trunk, text)[:-1].tolist()]
+            found.append(list(zip([*ends, len(text) + 1], rewards.tolist(), strict=True)))
+        return found
+
+    return score
 
 
 def marks_loglik(
