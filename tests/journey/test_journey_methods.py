@@ -1,10 +1,16 @@
 """Every method that `algorithm` names, from the command line to the report, on the votes of a run that is there."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from journeys import SANDBOX, karat, write_config, write_rows
+
+from karat.records import Response, user_prompt
+from karat.reward.dense import fit_dense, save_dense
+from karat.reward.score import load_scorer
+from karat.statements import Marked, Part
 
 ROLLOUT = {"n_prompts": 8, "n_samples": 2, "max_new_tokens": 24}
 ONLINE = {"n_iterations": 2, "checkpoint_every": 1, "evaluate_every": 1, "rollout": ROLLOUT}
@@ -58,3 +64,33 @@ def test_best_of_n_from_the_command_line(copied: Path):
     assert [json.loads(line)["n"] for line in Path("o.jsonl").read_text().splitlines()] == [4, 4]
     wrong = karat("best-of-n", sft, "p.jsonl", "--score", "taste:long", "--out", "o.jsonl")
     assert "found no function 'long' in taste" in wrong.complaint
+
+
+def test_a_run_keeps_a_bound_and_pays_inside_responses(copied: Path):
+    """The token rewards come with a given reward model: a tiny run asks no rater for marks inside responses."""
+    run = copied / "runs" / "tiny"
+    shutil.copytree(run / "models" / "reward", "given")
+    (row, *_) = [json.loads(line) for line in (run / "data" / "sft_samples.jsonl").read_text().splitlines()]
+    prompt, text = user_prompt("who is it?"), row["texts"][0] if "texts" in row else "it is"
+    one = Response(prompt.id, text, "sft")
+    mark = Marked("m", prompt.id, (one.id,), (Part(0, 3, 1, "wrong"),), ("wrong",), "ann", "span_marks")
+    trunk = load_scorer(Path("given")).model.trunk
+    save_dense(fit_dense(trunk, [mark], {prompt.id: prompt}, {one.id: one}), Path("given"), metadata={})
+    bound = {"objective": "preference", "keep": "above", "limit": 50.0, "learning_rate": 0.5}
+    config = write_config(SANDBOX, reward_model="given", constraint=bound, dense={"weights": {"wrong": -0.5}})
+    done = karat("ppo", config)
+    assert done.code == 0, done.err
+    rows = [json.loads(line) for line in (run / "metrics" / "ppo.jsonl").read_text().splitlines()]
+    rows = [one for one in rows if "cost/coef" in one]
+    # nobody is 50 logits better than the reference: the price rises from 0 at every iteration
+    prices = [one["cost/coef"] for one in rows]
+    assert prices[0] == 0
+    assert prices[1] == pytest.approx(0.5 * (rows[0]["cost/mean"] + 50))
+    assert prices == sorted(set(prices))
+    assert all(-0.5 < one["score/inside_mean"] < 0 for one in rows)
+    # the same configuration finds everything done; another limit is another policy
+    assert "ppo: done before, kept" in karat("ppo", config).err
+    other = write_config(SANDBOX, reward_model="given", constraint=bound, dense={"weights": {"wrong": -0.4}})
+    assert "ppo: done before, kept" not in karat("ppo", other).err
+    lost = write_config(SANDBOX, constraint={**bound, "objective": "harmless"})
+    assert "found 'harmless'; expected one of the reward's: preference" in karat("ppo", lost).complaint

@@ -1,5 +1,6 @@
 """The recipes without a critic on a toy with a known reward: they learn, repeat and resume to the bit, and say why not."""
 
+import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -224,6 +225,36 @@ def test_a_constraint_raises_its_price_and_survives_in_the_checkpoint(tmp_path):
     ):
         with pytest.raises(ConfigError, match=said):
             train_ppo(toy_lm(), PROMPTS, share_of_w3, settings, seed=1, beside=given)
+
+
+def test_a_price_rises_while_its_limit_is_broken_and_a_killed_run_goes_on_with_it_to_the_bit(tmp_path):
+    limit = ConstraintSettings(limit=0.01, start=0.5, learning_rate=2.0, largest=1.5)
+    config = PPOConfig(
+        n_iterations=5, checkpoint_every=1, rollout=ROLLOUT, reward=REWARD, constraint=limit,
+        update=UpdateSettings(n_epochs=1, n_minibatches=2, learning_rate=1e-4, token_budget=200),
+    )  # fmt: skip
+
+    def work(lm, rows, directory=None):
+        beside = Beside(
+            cost_fn=share_of_w3,
+            dense_fn=lambda prompts, texts: [[(len(t) + 1, 0.1)] for t in texts],  # noqa: ARG005
+        )
+        train_ppo(lm, PROMPTS, share_of_w3, config, seed=3, beside=beside, reporters=[rows], directory=directory)
+
+    whole, resumed, straight, rest = toy_lm(), toy_lm(), Rows(), Rows()
+    work(whole, straight)
+    price = 0.5
+    for _, metrics in straight.rows:
+        assert metrics["cost/coef"] == price
+        assert metrics["cost/mean"] > 0.01  # the limit is broken throughout
+        price = min(1.5, max(0.0, price + 2.0 * (metrics["cost/mean"] - 0.01)))
+    prices = [metrics["cost/coef"] for _, metrics in straight.rows]
+    assert all(later > earlier or later == 1.5 for earlier, later in itertools.pairwise(prices))
+    with pytest.raises(KeyboardInterrupt):
+        work(toy_lm(), Rows(dies_at=3), tmp_path)
+    work(resumed, rest, tmp_path)
+    assert rest.rows == straight.rows[2:]
+    assert equal(weights(whole), weights(resumed))
 
 
 def test_rewards_inside_a_response_land_on_the_token_that_completes_the_piece():

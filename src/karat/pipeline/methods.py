@@ -6,7 +6,7 @@ Knows the recipes of `policy` and what a run leaves on disk; knows nothing about
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from karat.errors import InputError
 from karat.feedback.snapshot import Snapshot
 from karat.lm.load import LoadedLM
 from karat.lm.loop import Reporter
+from karat.pipeline.beside_settings import METHODS
 from karat.pipeline.data import Texts
 from karat.pipeline.settings import RunConfig
+from karat.policy.beside import Beside
 from karat.policy.course import Evaluate
 from karat.policy.direct import train_direct
 from karat.policy.expert import train_expert
@@ -41,6 +43,8 @@ class Material:
     """The votes."""
     samples: Texts
     """Responses of the supervised policy."""
+    beside: Beside = field(default_factory=Beside)
+    """Costs and rewards inside responses; nothing by default."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +102,11 @@ def run_method(config: RunConfig, lm: LoadedLM, material: Material, around: Arou
         result = train_ilql(lm, scored_samples(material), settings, **options)
         found, lm = result.run, result.guided
     elif name == "ppo":
-        ppo = train_ppo(lm, material.prompts, material.score, settings, **options)
+        ppo = train_ppo(lm, material.prompts, material.score, settings, beside=material.beside, **options)
         return Trained(lm, ppo.n_iterations, ppo.stop_reason, ppo.best_step, ppo.best_path, ppo.n_skipped)
     else:
         recipe = ONLINE[name]
+        options |= {"beside": material.beside} if name in METHODS else {}
         found = recipe(lm, material.prompts, material.score, settings, **options)
     return Trained(lm, found.n_steps, found.stop_reason, found.best_step, found.best_path, found.n_skipped)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from karat.ledger.artifacts import ArtifactRef
 from karat.lm.adapters import merged
 from karat.lm.load import LoadedLM, load_lm, save_lm
 from karat.overopt import distinct_frac
+from karat.pipeline.beside import beside_the_score
 from karat.pipeline.data import read_prompts, read_texts, write_rows
 from karat.pipeline.methods import Around, Material, n_steps, run_method
 from karat.pipeline.models import load_for_training
@@ -67,7 +69,9 @@ def train(
     if config.watch.odd_quantile is not None:
         low, high = usual_range(list(score(asked, texts)), config.watch.odd_quantile)
         score = OddRewards(score, low, high, place.directory / ODD)
-    material = Material(splits["policy"], score, read_snapshot(run.directory / given["snapshot"].path), samples)
+    beside = beside_the_score(scorer, run.directory / given["reward"].path, config.dense, config.constraint)
+    snapshot = read_snapshot(run.directory / given["snapshot"].path)
+    material = Material(splits["policy"], score, snapshot, samples, beside)
     look = looker(
         scorer, splits["validation"], config, gold, seed=child_seed(run.seed, "look"),
         novel_frac=novelty_of(scorer, run.directory / given["reward"].path),
@@ -100,6 +104,13 @@ def train(
     notes += [f"optimised for {config.score}, not for the reward model"] if config.score else []
     outputs = [Output("model", directory, "model"), Output("metrics", place.metrics_path), Output("watch", watched)]
     return StageResult(outputs, metrics, [leash_finding(config)], notes)
+
+
+def further_settings(config: RunConfig) -> list[Any]:
+    """What else the policy depends on, where it is set: what pays it, and what charges it."""
+    settings: list[Any] = [config.score] if config.score else []
+    settings += [config.dense] if config.dense.weights else []
+    return settings + ([config.constraint] if config.constraint is not None else [])
 
 
 def leash_finding(config: RunConfig) -> Finding:

@@ -16,6 +16,7 @@ from karat.belief import ScoreScale
 from karat.errors import InputError
 from karat.feedback.snapshot import Snapshot, read_snapshot
 from karat.ledger.artifacts import ArtifactRef
+from karat.pipeline.beside import keep_token_rewards
 from karat.pipeline.data import Texts, read_prompts, read_texts
 from karat.pipeline.mixture import said_findings, said_in
 from karat.pipeline.models import load_for_training
@@ -49,7 +50,7 @@ from karat.reward.score import Scorer, joined_scorer, load_scorer, reference_sca
 from karat.reward.train import RewardFit
 from karat.reward.trunk import DecoderTrunk
 from karat.seeding import child_seed, numpy_generator
-from karat.statements import Statement
+from karat.statements import Marked, Statement
 from karat.stats import wilson
 
 GATE_FRAC = 0.15
@@ -77,6 +78,8 @@ class VoteParts:
     """What gradients see: `train` and all other kinds and scales."""
     held: list[Statement]
     """What early stopping sees: `validation` and all other kinds and scales."""
+    marks: list[Marked]
+    """What was marked inside responses, on prompts that the gate does not keep."""
 
 
 def train(
@@ -137,7 +140,8 @@ def take(
     if scorer.members:
         joint = joined_scorer([scorer_of(fit) for fit in fits], vote_model, scorer.scale)
     kind = "ensemble" if scorer.members else "heads"
-    return judged(run, config, source, FittedReward(kind, fits, joint, {}, findings), parts, samples, place)
+    fitted = FittedReward(kind, fits, joint, {}, findings)
+    return judged(run, config, source, fitted, parts, samples, place, given=path)
 
 
 def vote_parts(run: Run, config: RunConfig, votes: ArtifactRef, samples: ArtifactRef, place: Workplace) -> VoteParts:
@@ -151,10 +155,13 @@ def vote_parts(run: Run, config: RunConfig, votes: ArtifactRef, samples: Artifac
     }
     said = said_in(snapshot, config.reward, config.objectives, samples=newest)
     kept = [one for one in said.statements if one.prompt_id in practice]
-    parts = split(kept, {"fit": 1 - GATE_FRAC, "gate": GATE_FRAC}, key=_prompt_of, salt="gate")
+    fractions = {"fit": 1 - GATE_FRAC, "gate": GATE_FRAC}
+    parts = split(kept, fractions, key=_prompt_of, salt="gate")
+    marked = [one for one in said.marks if one.prompt_id in practice]
+    marks = split(marked, fractions, key=_prompt_of, salt="gate")["fit"]
     fit, held, how = split_votes(parts["fit"], holdout_frac=config.reward.holdout_frac)
     gate = [one for one in parts["gate"] if one.strategy == "random"]  # chosen questions are no fair sample
-    return VoteParts(snapshot, *map(main_votes, (fit, held, gate)), how, said, fit, held)
+    return VoteParts(snapshot, *map(main_votes, (fit, held, gate)), how, said, fit, held, marks)
 
 
 def main_votes(statements: Sequence[Statement]) -> list[Vote]:
@@ -172,10 +179,15 @@ def judged(
     parts: VoteParts,
     samples: ArtifactRef,
     place: Workplace,
+    *,
+    given: Path | None = None,
 ) -> StageResult:
     """Set the optimiser's scale, save the model, and hold it against the gate; of an ensemble, all models as one.
 
     What is read from features, and what is known of single raters and kinds, is the first model's.
+
+    Args:
+        given: the reward model's directory where it comes from elsewhere.
     """
     snapshot, fit = parts.snapshot, fitted.members[0]
     # 1. the optimiser's scale, from what the policy writes before it is optimised
@@ -187,6 +199,10 @@ def judged(
     directory = save_fitted(
         fitted, place.model_directory("reward"), metadata=metadata, scale=scale, length_removed=removed,
         objectives=config.objectives,
+    )  # fmt: skip
+    dense = keep_token_rewards(
+        config.dense, fit.model.trunk, parts.marks, (snapshot.prompts, parts.said.responses), directory,
+        metadata=metadata, given=given,
     )  # fmt: skip
     # 2. the gate, on prompts never trained on; it looks at the whole reward, length included
     data = vote_data(parts.train, snapshot.prompts, snapshot.responses)
@@ -218,6 +234,7 @@ def judged(
     metrics["people"] = people
     found = [
         *fitted.findings,
+        *dense,
         *said_findings(parts.said),
         *contribution_findings(fit.contributions),
         *findings,
@@ -270,7 +287,7 @@ def watch_for_novelty(
     return novelty_finding(detector, familiar, text_features(fit.model, held.prompts, salad), what=what)
 
 
-def _prompt_of(statement: Statement) -> str:
+def _prompt_of(statement: Statement | Marked) -> str:
     return statement.prompt_id
 
 

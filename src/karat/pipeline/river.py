@@ -81,6 +81,7 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     # 5. the reward model and its gate
     settings = [config.reward, config.objectives, config.aggregator, config.gate, config.pluralism]
     settings += [config.lora] if config.lora else []
+    settings += [config.dense] if config.dense.weights else []
     given = sft
     work = partial(rewarding.train, run, config, source, sft, snapshot, samples)
     if config.reward_model is not None:
@@ -98,7 +99,7 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     made = {"sft": sft, "reward": reward, "samples": samples, "snapshot": snapshot}
     work = partial(optimise.train, run, config, made, source.gold)
     settings = [config.method, config.lora, config.watch, config.aggregator, config.allow_ungated_reward]
-    settings += [config.score] if config.score else []
+    settings += optimise.further_settings(config)
     offline = (snapshot,) if config.rollout is None else ()
     done[name] = run.stage(name, inputs=(sft, reward, prompts, samples, *offline), config=settings, work=work)
     if until == name:

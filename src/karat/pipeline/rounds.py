@@ -76,6 +76,7 @@ def run_rounds(
         # 2. the reward, fitted to the votes of all rounds
         replay = output(done, "replay")
         settings = [config.reward, config.objectives, config.aggregator, config.gate, config.lora]
+        settings += [config.dense] if config.dense.weights else []
         work = partial(rewarding.train, run, config, source, sft, replay, samples)
         fitted = stage("reward", inputs=(sft, replay, samples), config=settings, work=work)
         rewards.append(output(fitted, "model"))
@@ -83,7 +84,7 @@ def run_rounds(
         check_gate(findings, allow_ungated=config.allow_ungated_reward)
         # 3. the policy, from its reference
         settings = [config.method, config.lora, config.watch, config.aggregator, config.allow_ungated_reward]
-        settings += [config.score] if config.score else []
+        settings += optimise.further_settings(config)
         given = {"sft": sft, "reward": rewards[-1], "samples": samples, "snapshot": replay}
         offline = (replay,) if config.rollout is None else ()
         work = partial(optimise.train, run, config, given, source.gold)

@@ -13,6 +13,7 @@ from karat.belief import AGGREGATORS
 from karat.errors import ConfigError
 from karat.lm.fresh import DecoderShape
 from karat.lm.trackers import TrackerName
+from karat.pipeline.beside_settings import ConstraintConfig, DenseSettings, check_beside_settings
 from karat.policy.method_settings import (
     DirectConfig,
     ExpertConfig,
@@ -230,6 +231,10 @@ class RunConfig:
     score: str = ""
     """What the optimiser is paid instead of the reward model: `module:function`, or an http address; "" = the reward
     model. Gate, watcher and evaluation stay with the reward model."""
+    dense: DenseSettings = field(default_factory=DenseSettings)
+    """Rewards inside responses, beside the score."""
+    constraint: ConstraintConfig | None = None
+    """A bound that the optimiser keeps; None = no constraint."""
     algorithm: Algorithm = "ppo"
     """The method that optimises the policy; its section is the one named in docs/optimisers.md."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
@@ -280,9 +285,11 @@ class RunConfig:
                 f"aggregator: found {self.aggregator!r}; expected one of {', '.join(sorted(AGGREGATORS))}"
             )
         _ = self.method  # contradictions between `algorithm` and its section
-        if getattr(self.method, "constraint", None) is not None:
+        check_beside_settings(self.algorithm, self.dense, self.constraint)
+        if self.ppo.constraint is not None or self.group.constraint is not None:
             raise ConfigError(
-                f"{self.algorithm}.constraint: a run has no cost function; expected none: use policy.beside.Beside"
+                "constraint: found it within the method's section, which names no cost; expected `constraint: {objective "
+                "or cost, limit, …}` at the top of the configuration"
             )
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ConfigError(f"name: found {self.name!r}; expected a plain directory name")
@@ -293,9 +300,9 @@ class RunConfig:
 
         Raises: ConfigError where a section's choices contradict the method.
         """
-        name = self.algorithm
+        name, bound = self.algorithm, None if self.constraint is None else self.constraint.settings
         if name in ("rloo", "grpo", "reinforce_pp"):
-            group = replace(self.group, method=name)
+            group = replace(self.group, method=name, constraint=bound)
             _ = group.choices
             return group
         if name in ("dpo", "ipo", "kto"):
@@ -303,7 +310,7 @@ class RunConfig:
             direct.check()
             return direct
         return {
-            "ppo": self.ppo,
+            "ppo": replace(self.ppo, constraint=bound),
             "online_dpo": self.online_dpo,
             "expert_iteration": self.expert,
             "ilql": self.ilql,

@@ -155,7 +155,7 @@ def optimised_scorer(fitted: FittedReward, objectives: ObjectivesConfig) -> Scor
     Raises: ConfigError for an objective that they have no output for.
     """
     check_known(objectives, fitted.scorer.model.objectives)
-    return dataclasses.replace(fitted.scorer, objectives=objectives)
+    return fitted.scorer.with_objectives(objectives)
 
 
 def save_fitted(

@@ -142,6 +142,10 @@ class Scorer:
         """The same scorer with `slope`·log(1 + characters) taken off every logit of the first objective, on top of what is taken off already."""
         return dataclasses.replace(self, length_removed=self.length_removed + slope)
 
+    def with_objectives(self, objectives: ObjectivesConfig) -> Scorer:
+        """The same scorer with another way to make one objective of several."""
+        return dataclasses.replace(self, objectives=objectives)
+
     def with_scale(self, scale: ScoreScale) -> Scorer:
         """The same scorer with another optimiser's scale."""
         return dataclasses.replace(self, scale=scale)

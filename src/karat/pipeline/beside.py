@@ -1,0 +1,124 @@
+"""What a run's optimiser is handed beside the score function: rewards inside responses, and the costs of a constraint.
+
+Knows saved reward models and the policy room's `Beside`; knows nothing about how a policy is updated.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from karat.belief import to_reference
+from karat.errors import ConfigError, InputError
+from karat.pipeline.beside_settings import ConstraintConfig, DenseSettings
+from karat.policy.beside import Beside
+from karat.policy.score_sources import named_score
+from karat.policy.scores import score_responses
+from karat.records import Finding, Prompt, Response, ScoreFn
+from karat.reward.dense import DENSE, dense_score_fn, fit_dense, load_dense, save_dense
+from karat.reward.objectives import ObjectivesConfig
+from karat.reward.people import GroupScorer
+from karat.reward.score import Scorer
+from karat.reward.trunk import DecoderTrunk, Trunk
+from karat.statements import Marked
+
+
+def beside_the_score(
+    scorer: Scorer | GroupScorer, reward: Path, dense: DenseSettings, constraint: ConstraintConfig | None
+) -> Beside:
+    """What the configuration asks for; nothing where it asks for nothing.
+
+    Args:
+        scorer: of the reward model in the directory `reward`.
+    Raises: ConfigError for an objective that the reward does not have, or a cost function that is not there;
+        CheckpointError for a reward without token rewards.
+    """
+    own = scorer.scorer if isinstance(scorer, GroupScorer) else scorer
+    cost = None if constraint is None else cost_fn(own, constraint)
+    if not dense.weights:
+        return Beside(cost_fn=cost)
+    heads = load_dense(reward, _decoder(own.model.trunk))
+    _check_marked(dense, heads.names)
+    return Beside(cost_fn=cost, dense_fn=dense_score_fn(heads, dense.weights))
+
+
+def cost_fn(scorer: Scorer, constraint: ConstraintConfig) -> ScoreFn:
+    """The cost of each response: what is bounded, turned so that less is better.
+
+        c(x, y) = ∓ mean over draws of r_objective(x, y) − its mean on the reference responses
+
+    Raises: ConfigError as `beside_the_score` has it.
+    """
+    if constraint.cost:
+        measure = named_score(constraint.cost)
+    else:
+        names = scorer.model.objectives
+        if constraint.objective not in names:
+            raise ConfigError(
+                f"constraint.objective: found {constraint.objective!r}; expected one of the reward's: {', '.join(names)}"
+            )
+        measure = _objective(scorer, names.index(constraint.objective))
+
+    def cost(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        figures = score_responses(measure, prompts, responses, what="cost function")
+        return [constraint.sign * figure for figure in figures]
+
+    return cost
+
+
+def keep_token_rewards(
+    settings: DenseSettings,
+    trunk: Trunk,
+    marks: Sequence[Marked],
+    texts: tuple[Mapping[str, Prompt], Mapping[str, Response]],
+    directory: Path,
+    *,
+    metadata: Mapping[str, str],
+    given: Path | None = None,
+) -> list[Finding]:
+    """Fit the token rewards that the configuration weighs, or take a given reward's, and keep them beside the model.
+
+    Args:
+        marks: those that may be trained on.    texts: prompts and responses by id.    directory: of the reward model.
+        given: of the reward model that it was copied from; its token rewards count where nothing was marked.
+    Returns: one finding; none where the configuration weighs nothing.
+    Raises: InputError where neither has marks; ConfigError for a class that was never marked.
+    """
+    if not settings.weights:
+        return []
+    decoder = _decoder(trunk)
+    if marks:
+        heads, where = fit_dense(decoder, marks, *texts), f"{len(marks)} marked responses"
+        save_dense(heads, directory, metadata=metadata)
+    elif given is not None and (given / DENSE).is_file():
+        shutil.copyfile(given / DENSE, directory / DENSE)
+        heads, where = load_dense(directory, decoder), f"the marks behind {given.name}"
+    else:
+        raise InputError(
+            "dense.weights: found no span marks, step marks or corrections among the judgements; expected some, or a "
+            "reward_model that was trained on marks"
+        )
+    _check_marked(settings, heads.names)
+    detail = f"{where}; weights " + ", ".join(f"{name} {weight:g}" for name, weight in settings.weights.items())
+    return [Finding("reward.dense", "Which parts of a response are paid where they stand?", "info", detail=detail)]
+
+
+def _objective(scorer: Scorer, place: int) -> ScoreFn:
+    plain = scorer.with_objectives(ObjectivesConfig())
+
+    def measure(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        return to_reference(plain(prompts, responses)).mean(0)[:, place].tolist()
+
+    return measure
+
+
+def _check_marked(settings: DenseSettings, names: Sequence[str]) -> None:
+    if unknown := [name for name in settings.weights if name not in names]:
+        raise ConfigError(f"dense.weights: found {unknown[0]!r}; expected classes that were marked: {', '.join(names)}")
+
+
+def _decoder(trunk: Trunk) -> DecoderTrunk:
+    if not isinstance(trunk, DecoderTrunk):
+        raise ConfigError(f"dense.weights: found a reward on a trunk of kind {trunk.kind}; expected a decoder")
+    return trunk

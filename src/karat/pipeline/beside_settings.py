@@ -1,0 +1,75 @@
+"""What a run's policy is paid or charged beside the score: rewards inside responses, and a cost kept within a limit.
+
+Knows numbers and names; knows nothing about where rewards and costs come from.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from karat.errors import ConfigError
+from karat.policy.settings import ConstraintSettings
+
+METHODS = ("ppo", "rloo", "grpo", "reinforce_pp")
+"""Methods that can pay inside a response and keep a cost within a limit."""
+
+
+@dataclass(frozen=True)
+class DenseSettings:
+    """Rewards inside responses, from marks that raters set there (`reward.dense`)."""
+
+    weights: dict[str, float] = field(default_factory=dict)
+    """Class of marks → score of a response that is wholly of it: `step` (its mean mark, −1 … 1), `edited`, a span's
+    class; negative for what is wrong. Empty = the score is paid at the end of the response."""
+
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, self.weights.values())) or (self.weights and not any(self.weights.values())):
+            raise ConfigError(f"dense.weights: found {self.weights}; expected finite numbers, not all 0")
+
+
+@dataclass(frozen=True)
+class ConstraintConfig:
+    """A bound on the mean of one objective, kept by a price that follows it along the run (a Lagrange multiplier)."""
+
+    objective: str = ""
+    """What is bounded: an objective of the reward model, in logits relative to its reference responses."""
+    cost: str = ""
+    """What is bounded instead of an objective: `module:function`, or an http address, one number a response."""
+    keep: Literal["above", "below"] = "above"
+    """The side of the limit on which the mean is to stay: above for what is good, below for what is bad."""
+    limit: float = 0.0
+    """The bound on the mean over a rollout's responses."""
+    start: float = 0.0
+    """Price λ at the start, score per unit."""
+    learning_rate: float = 0.05
+    """Change of λ per iteration for a mean one unit beyond the limit."""
+    largest: float = 100.0
+    """λ never exceeds this."""
+
+    def __post_init__(self) -> None:
+        if bool(self.objective) == bool(self.cost):
+            raise ConfigError(
+                f"constraint: found {'both' if self.objective else 'neither'} of `objective` and `cost`; expected one"
+            )
+        if not math.isfinite(self.limit):
+            raise ConfigError(f"constraint.limit: found {self.limit}; expected a finite number")
+        _ = self.settings
+
+    @property
+    def sign(self) -> float:
+        """What the bounded figure is multiplied by to be a cost, of which less is better."""
+        return 1.0 if self.keep == "below" else -1.0
+
+    @property
+    def settings(self) -> ConstraintSettings:
+        """The same for the optimiser, which keeps a cost at or below its limit."""
+        return ConstraintSettings(self.sign * self.limit, self.start, self.learning_rate, self.largest)
+
+
+def check_beside_settings(algorithm: str, dense: DenseSettings, constraint: ConstraintConfig | None) -> None:
+    """Raise ConfigError where the method can do neither."""
+    named = ["dense.weights"] * bool(dense.weights) + ["constraint"] * (constraint is not None)
+    if named and algorithm not in METHODS:
+        raise ConfigError(f"{named[0]}: found with algorithm={algorithm}; expected one of {', '.join(METHODS)}")
