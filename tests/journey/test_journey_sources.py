@@ -11,11 +11,15 @@ import pytest
 import torch
 from journeys import SANDBOX, karat, manifests, write_config, write_rows
 
+from karat.feedback.quality.agreement import pairwise_agreement
 from karat.feedback.snapshot import read_snapshot
 from karat.ledger.artifacts import directory_hash
 from karat.pipeline import rewarding
 from karat.pipeline.runs import FAULTS
+from karat.pipeline.stages import jsonable
+from karat.prompts.splits import split
 from karat.records import Finding
+from karat.seeding import numpy_generator
 from tiny_models import tiny_checkpoint
 
 WORDS = ["yes", "no", "perhaps", "never", "always", "good", "bad", "red", "blue", "green"]
@@ -185,7 +189,8 @@ def test_votes_on_another_policys_samples_do_not_slip_into_a_run(copied: Path):
 
 
 def test_a_second_round_asks_about_the_policy_and_says_how_well_its_reward_did(here: Path):
-    config = {**SANDBOX, "name": "rounds"}
+    collect = {**SANDBOX["collect"], "acquisition": "bald", "random_frac": 0.5}
+    config = {**SANDBOX, "name": "rounds", "collect": collect}
     outcome = karat("run", write_config(config), "--rounds", 2)
     assert outcome.code == 0, outcome.err
     run = here / "runs" / "rounds"
@@ -193,7 +198,23 @@ def test_a_second_round_asks_about_the_policy_and_says_how_well_its_reward_did(h
     assert {"collect-2", "reward-2", "ppo-2"} <= set(found)
     first, replay = (read_snapshot(run / "snapshots" / name) for name in ("votes", "replay-2"))
     assert {vote.judgement_id for vote in first.votes} < {vote.judgement_id for vote in replay.votes}
-    metrics = json.loads(found["collect-2"])["metrics"]
+    manifest = json.loads(found["collect-2"])
+    metrics = manifest["metrics"]
+    # the first round had no reward to choose with; in the second half of the questions are chosen, with propensities
+    assert {vote.strategy for vote in first.votes} == {"random"}
+    new = [vote for vote in replay.votes if vote.judgement_id not in {one.judgement_id for one in first.votes}]
+    assert {vote.strategy for vote in new} == {"random", "bald"}
+    assert all(0 < vote.propensity < 1 for vote in new if vote.strategy == "bald")
+    drawn = [vote for vote in new if vote.strategy == "random"]
+    assert metrics["n_votes_random"] == len(drawn) == len(new) / 2
+    assert metrics["agreement"] == jsonable(pairwise_agreement(drawn, numpy_generator(0, "agreement"), ties=False))
+    assert metrics["agreement"] != jsonable(pairwise_agreement(new, numpy_generator(0, "agreement"), ties=False))
+    (gain,) = [one for one in manifest["findings"] if one["name"] == "collect.gain"]
+    assert gain["estimate"]["n"] == 60
+    # held-out figures are of the random arm, on the prompts that no gradient saw
+    decided = [vote for vote in drawn if 2 * vote.level != vote.n_levels - 1]
+    kept = split(decided, {"fit": 0.85, "gate": 0.15}, key=lambda vote: vote.prompt_id, salt="gate")["gate"]
+    assert metrics["online_accuracy"]["n"] == len({vote.prompt_id for vote in kept})
     for name in ("online_accuracy", "offline_accuracy"):
         assert 0 <= metrics[name]["value"] <= 1
         assert metrics[name]["n"] > 0
@@ -203,6 +224,7 @@ def test_a_second_round_asks_about_the_policy_and_says_how_well_its_reward_did(h
         "rounds.2.gap" in (run / "report.html").read_text()
         or "How much better was it there" in (run / "report.html").read_text()
     )
+    assert "50% of the votes of collect-2" in (run / "report.html").read_text() + (run / "card.json").read_text()
     assert karat("verify", run).code == 0
     again = karat("run", write_config(config), "--rounds", 2)
     assert again.err.count("done before, kept") == len(found)

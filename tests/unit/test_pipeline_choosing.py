@@ -10,8 +10,10 @@ import torch
 
 from karat.belief import Belief
 from karat.errors import ConfigError, InputError
+from karat.feedback.tasks import random_pairs
 from karat.pipeline.asking import Asking
-from karat.pipeline.choosing import choose_comparisons, parse_budget
+from karat.pipeline.choosing import choose_comparisons, comparisons, parse_budget
+from karat.pipeline.settings import CollectSettings, RunConfig, SandboxSettings
 from karat.records import Response, user_prompt
 
 PROMPTS = {p.id: p for p in (user_prompt(f"question {i}", topic="xy"[i % 2]) for i in range(10))}
@@ -48,6 +50,32 @@ def test_chosen_questions_are_about_what_is_not_known_and_the_random_arm_is_not(
     assert np.mean(unsure) > 0.9
     assert batch.gain.value > 0
     assert batch.gain.low < batch.gain.value < batch.gain.high
+
+
+def test_a_round_draws_at_random_until_there_is_a_reward_to_choose_with():
+    flat = [one for group in RESPONSES.values() for one in group]
+    settings = CollectSettings(n_tasks=20, acquisition="variance", random_frac=0.25)
+    first, said = comparisons(settings, list(PROMPTS.values()), flat, np.random.default_rng(3), scorer=None)
+    ids = {prompt_id: [one.id for one in own] for prompt_id, own in RESPONSES.items()}
+    assert first == random_pairs(ids, 20, np.random.default_rng(3))
+    assert said == []
+    later, (gain,) = comparisons(settings, list(PROMPTS.values()), flat, np.random.default_rng(3), scorer=scorer)
+    assert [task.strategy for task in later] == ["random"] * 5 + ["variance"] * 15
+    assert gain.name == "collect.gain"
+    assert gain.estimate.value > 0
+    assert "5 of 20 questions are the random arm" in gain.detail
+    # more questions than pairs are all pairs
+    every, _ = comparisons(dataclasses.replace(settings, n_tasks=999), list(PROMPTS.values()), flat,
+                           np.random.default_rng(3), scorer=None)  # fmt: skip
+    assert len(every) == 60
+
+
+def test_settings_of_choosing_that_cannot_be():
+    with pytest.raises(ConfigError, match=r"random_frac=0\.05; expected one of random, bald, variance, and 0\.1 … 1"):
+        CollectSettings(random_frac=0.05)
+    with pytest.raises(ConfigError, match=r"collect\.acquisition: found bald in one round without a reward model"):
+        RunConfig(sandbox=SandboxSettings(), collect=CollectSettings(acquisition="bald"))
+    RunConfig(sandbox=SandboxSettings(), collect=CollectSettings(acquisition="bald"), rounds=2)
 
 
 def test_a_random_batch_has_no_gain_to_report():

@@ -1,6 +1,6 @@
 """Questions chosen with a reward model: its belief about every pair of responses, and what choosing is expected to gain.
 
-Knows scorers, prompts and responses; the choice itself is in `feedback.acquisition`.
+Knows scorers, prompts and responses; the choice itself is in `feedback.acquisition`, the uniform draw in `feedback.tasks`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import torch
 from karat.belief import difference
 from karat.errors import ConfigError, InputError
 from karat.feedback.acquisition import STRATEGIES, Choice, choose_batch, pairs_from_draws
-from karat.records import Estimate, Prompt, Response, Task
+from karat.feedback.tasks import random_pairs
+from karat.pipeline.settings import CollectSettings
+from karat.records import Estimate, Finding, Prompt, Response, Task
 from karat.reward.score import Scorer
 from karat.stats import not_estimable
 
@@ -52,6 +54,37 @@ def parse_budget(text: str) -> tuple[int | None, float | None]:
     if not (math.isfinite(value) and value > 0) or (not unit and value != int(value)):
         raise ConfigError(f"--budget {text}: expected a number of questions (200) or a time (3600s, 90m, 2h)")
     return (None, value * units[unit]) if unit else (int(value), None)
+
+
+def comparisons(
+    settings: CollectSettings,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Response],
+    rng: np.random.Generator,
+    *,
+    scorer: Scorer | None,
+) -> tuple[list[Task], list[Finding]]:
+    """The questions of a round of a run: `settings.n_tasks` pairs of a prompt's responses, or all where there are fewer.
+
+    Args:
+        scorer: what questions are chosen with; None = all are drawn at random.
+    Returns: tasks with their strategy and propensity, and what choosing is expected to gain.
+    """
+    by_prompt: dict[str, list[Response]] = {}
+    for response in responses:
+        by_prompt.setdefault(response.prompt_id, []).append(response)
+    if scorer is None:
+        ids = {prompt_id: [one.id for one in own] for prompt_id, own in by_prompt.items()}
+        n_pairs = sum(len(set(own)) * (len(set(own)) - 1) // 2 for own in ids.values())
+        return random_pairs(ids, min(settings.n_tasks, n_pairs), rng), []
+    known = {prompt.id: prompt for prompt in prompts}
+    chosen = choose_comparisons(
+        scorer, known, by_prompt, rng, strategy=settings.acquisition, n_tasks=settings.n_tasks,
+        random_frac=settings.random_frac,
+    )  # fmt: skip
+    detail = f"{settings.acquisition}: {chosen.n_random} of {len(chosen.tasks)} questions are the random arm"
+    question = "How many bits is a chosen question expected to tell beyond a random one?"
+    return list(chosen.tasks), [Finding("collect.gain", question, "info", chosen.gain, detail=detail)]
 
 
 def choose_comparisons(

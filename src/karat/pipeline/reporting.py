@@ -134,6 +134,11 @@ def card_figures(content: ReportInput, manifests: Sequence[Manifest]) -> dict[st
     feedback = content.feedback
     if feedback is not None:
         selection = "uniformly at random among pairs of the policy's samples"
+        shares = chosen_shares(manifests)
+        if shares:
+            selection = (
+                f"chosen with the reward model: {shares}; the rest {selection}; held-out figures from the rest alone"
+            )
         figures |= {
             "people.n_raters": Fact(feedback.n_raters),
             "feedback.n_judgements": Fact({"comparison": feedback.n_votes}),
@@ -152,6 +157,16 @@ def card_figures(content: ReportInput, manifests: Sequence[Manifest]) -> dict[st
         figures["reward.likelihood"] = Fact("ordinal choice model with rater parameters, design §3")
         figures["reward.disagreement"] = Fact("competence, side bias and lapse of each rater, integrated for new ones")
     return figures
+
+
+def chosen_shares(manifests: Sequence[Manifest]) -> str:
+    """By stage of collection the share of the votes that answer chosen questions, in words; "" = none was chosen."""
+    shares = {
+        manifest.stage: 1 - manifest.metrics["n_votes_random"] / manifest.metrics["n_votes"]
+        for manifest in manifests
+        if manifest.metrics.get("n_votes") and "n_votes_random" in manifest.metrics
+    }
+    return ", ".join(f"{share:.0%} of the votes of {stage}" for stage, share in shares.items() if share)
 
 
 CARD_OF_FINDING = {

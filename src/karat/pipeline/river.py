@@ -18,13 +18,13 @@ from karat.feedback.documents import add_questions, document
 from karat.feedback.quality.agreement import alpha, pairwise_agreement
 from karat.feedback.snapshot import snapshot_place, write_snapshot
 from karat.feedback.store import Store, open_store
-from karat.feedback.tasks import random_pairs
 from karat.identity import content_id
 from karat.ledger.artifacts import ArtifactRef, ref_of
 from karat.ledger.manifest import Manifest
 from karat.lm.adapters import merged
 from karat.lm.load import load_lm, save_lm
 from karat.pipeline import evaluation, optimise, rewarding, rounds
+from karat.pipeline.choosing import comparisons
 from karat.pipeline.data import Texts, read_demonstrations, read_prompts, write_texts
 from karat.pipeline.models import load_for_training
 from karat.pipeline.people import add_for_later
@@ -42,8 +42,9 @@ from karat.pipeline.stages import (
 )
 from karat.prompts.splits import check_no_leakage
 from karat.questions import Question
-from karat.records import Prompt, Response
+from karat.records import Finding, Prompt, Response
 from karat.reward.gate import check_gate
+from karat.reward.score import Scorer, load_scorer
 from karat.seeding import child_seed, numpy_generator
 from karat.sft.train import train_sft
 
@@ -58,8 +59,8 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     done: dict[str, Manifest] = {}
     # 1. prompts and demonstrations
     # a file that is not there is the source's to complain about
-    given = tuple(ref_of(run.directory, path.resolve(), name=path.name) for path in source.given if path.is_file())
-    done["source"] = run.stage("source", inputs=given, config=source.settings, work=source.write)
+    files = tuple(ref_of(run.directory, path.resolve(), name=path.name) for path in source.given if path.is_file())
+    done["source"] = run.stage("source", inputs=files, config=source.settings, work=source.write)
     prompts, demonstrations = output(done["source"], "prompts"), output(done["source"], "demonstrations")
     # 2. the model to start from
     *_, base = source.base(run, done["source"])
@@ -70,8 +71,11 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     if until == "sft":
         return done
     # 4. votes on what it writes, or votes that were given
-    work = partial(collect, run, sft, source, config)
+    given = None if config.reward_model is None else given_reward(run, config.reward_model)
+    adviser = given if config.collect.acquisition != "random" else None
+    work = partial(collect, run, sft, source, config, adviser=adviser)
     own = [reference for reference in done["source"].outputs if reference.name == "judgements"]
+    own += [adviser] if adviser is not None else []
     done["collect"] = run.stage(
         "collect", inputs=(sft, prompts, *own), config=[source.settings, config.collect], work=work
     )
@@ -82,12 +86,10 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     settings = [config.reward, config.objectives, config.aggregator, config.gate, config.pluralism]
     settings += [config.lora] if config.lora else []
     settings += [config.dense] if config.dense.weights else []
-    given = sft
-    work = partial(rewarding.train, run, config, source, sft, snapshot, samples)
-    if config.reward_model is not None:
-        given = ref_of(run.directory, config.reward_model.resolve(), "model", "reward_model")
-        work = partial(rewarding.take, run, config, source, given, snapshot, samples)
-    done["reward"] = run.stage("reward", inputs=(given, snapshot, samples), config=settings, work=work)
+    station = rewarding.train if given is None else rewarding.take
+    start = sft if given is None else given
+    work = partial(station, run, config, source, start, snapshot, samples)
+    done["reward"] = run.stage("reward", inputs=(start, snapshot, samples), config=settings, work=work)
     reward = output(done["reward"], "model")
     check_gate(
         [*findings_of(done["reward"]), optimise.leash_finding(config)], allow_ungated=config.allow_ungated_reward
@@ -111,6 +113,11 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
         policies, reward, done = {"sft": sft, **later.policies}, later.reward, done | dict(later.manifests)
     # 8. what came of it
     return done | {"evaluate": compare(run, source, config, policies, reward, prompts)}
+
+
+def given_reward(run: Run, path: Path) -> ArtifactRef:
+    """A reward model from elsewhere, as stages read it."""
+    return ref_of(run.directory, path.resolve(), "model", "reward_model")
 
 
 def compare(
@@ -161,12 +168,20 @@ def fine_tune(run: Run, base: ArtifactRef, config: RunConfig, place: Workplace) 
 
 
 def collect(
-    run: Run, policy: ArtifactRef, source: Source, config: RunConfig, place: Workplace, *, number: int = 1
+    run: Run,
+    policy: ArtifactRef,
+    source: Source,
+    config: RunConfig,
+    place: Workplace,
+    *,
+    number: int = 1,
+    adviser: ArtifactRef | None = None,
 ) -> StageResult:
     """Sample the policy, put questions about the samples into the store, have them answered, take the snapshot.
 
     Args:
         number: of the round; from the second on the policy is the one that the round before ended with.
+        adviser: the reward model that `collect.acquisition` chooses questions with; None = all are drawn at random.
     """
     splits = read_prompts(place.directory / "data" / "prompts.jsonl")
     check_no_leakage(*([prompt.id for prompt in splits[name]] for name in ("policy", "evaluation")))
@@ -175,11 +190,14 @@ def collect(
     samples = policy_samples(run, policy, splits["collect"], config, place, path=path, purpose=["samples", *later])
     metrics: dict[str, Any] = {"stopped_frac": _mean([flag for row in samples.stopped for flag in row])}
     # other settings under the same name are another batch of questions; the votes on the old ones stay in the store
-    batch = content_id("batch", [samples.texts, plain(config.collect), run.seed, *later])
+    by = [adviser.hash] if adviser is not None else []
+    batch = content_id("batch", [samples.texts, plain(config.collect), run.seed, *later, *by])
+    findings: list[Finding] = []
     with open_store(place.directory / "karat.db") as store:
         if source.asks:
             writer = "sft" if number == 1 else f"ppo-{number - 1}"
-            _ask(store, samples, config, seed=run.seed, batch=batch, writer=writer)
+            scorer = load_scorer(run.directory / adviser.path) if adviser is not None else None
+            findings = _ask(store, samples, config, seed=run.seed, batch=batch, writer=writer, scorer=scorer)
         metrics |= source.votes(store, place, batch)
         first = not source.asks or store.tasks()[0].batch == batch
         name = "votes" if first else f"votes-{batch[-12:]}"
@@ -187,22 +205,24 @@ def collect(
         snapshot_path = snapshot_place(store, place.directory / "snapshots" / name, batch=asked, only=only)
         snapshot = write_snapshot(store, snapshot_path, batch=asked, only=only)
     rng = numpy_generator(run.seed, "agreement")
+    drawn = [vote for vote in snapshot.votes if vote.strategy == "random"]  # chosen questions are harder than others
     metrics |= {
         "root": snapshot.root,
         "n_votes": len(snapshot.votes),
+        "n_votes_random": len(drawn),
         "n_missing": snapshot.n_missing,
         "n_raters": len(snapshot.annotators),
         "n_prompts": len(snapshot.prompts),
         "origin": "/".join(sorted({annotator.origin for annotator in snapshot.annotators.values()})),
         "levels": level_counts(snapshot.votes),
-        "agreement": pairwise_agreement(snapshot.votes, rng, ties=False),
-        "alpha": alpha(snapshot.votes, rng),
+        "agreement": pairwise_agreement(drawn, rng, ties=False),
+        "alpha": alpha(drawn, rng),
     }
     outputs = [
         Output("snapshot", snapshot_path, "snapshot"),
         Output("samples", path),
     ]
-    return StageResult(outputs, metrics)
+    return StageResult(outputs, metrics, findings)
 
 
 def policy_samples(
@@ -237,21 +257,20 @@ def policy_samples(
     return samples
 
 
-def _ask(store: Store, samples: Texts, config: RunConfig, *, seed: int, batch: str, writer: str) -> None:
+def _ask(
+    store: Store, samples: Texts, config: RunConfig, *, seed: int, batch: str, writer: str, scorer: Scorer | None
+) -> list[Finding]:
     responses = [
         Response(prompt.id, text, writer, number)
         for prompt, texts in zip(samples.prompts, samples.texts, strict=True)
         for number, text in enumerate(texts)
     ]
-    by_prompt: dict[str, list[str]] = {}
-    for response in responses:
-        by_prompt.setdefault(response.prompt_id, []).append(response.id)
-    n_pairs = sum(len(set(ids)) * (len(set(ids)) - 1) // 2 for ids in by_prompt.values())
-    n_tasks = min(config.collect.n_tasks, n_pairs)
-    rng = numpy_generator(seed, "tasks")
     # simulated raters answer first; the people's part is opened when theirs is in, so that neither takes the other's
     overlap = config.collect.overlap - config.n_people or config.collect.overlap
-    tasks = random_pairs(by_prompt, n_tasks, rng, overlap=overlap, batch=batch)
+    tasks, findings = comparisons(
+        config.collect, samples.prompts, responses, numpy_generator(seed, "tasks"), scorer=scorer
+    )
+    tasks = [replace(task, overlap=overlap, batch=batch) for task in tasks]
     if config.n_people:  # a page asks them, so the tasks name the question and the guideline that it shows
         question = Question(n_levels=N_LEVELS, principle=config.collect.principle)
         add_questions(store, [question])
@@ -264,6 +283,7 @@ def _ask(store: Store, samples: Texts, config: RunConfig, *, seed: int, batch: s
         add_for_later(store, tasks)
     else:
         store.add_tasks(tasks)
+    return findings
 
 
 N_LEVELS = 3

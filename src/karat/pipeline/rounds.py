@@ -112,7 +112,8 @@ def judged(
     Args:
         before: manifests of the rounds' votes so far.    policy, reward: of the round before.
     """
-    result = collect(run, policy, source, config, place, number=number)
+    adviser = reward if config.collect.acquisition != "random" else None
+    result = collect(run, policy, source, config, place, number=number, adviser=adviser)
     new = read_snapshot(next(one.path for one in result.outputs if one.name == "snapshot"))
     old = read_snapshot(run.directory / output(before[-1], "replay" if number > 2 else "snapshot").path)
     ids = _judgement_ids(old) | _judgement_ids(new)
@@ -159,9 +160,10 @@ def _judgement_ids(snapshot: Snapshot) -> set[str]:
 
 
 def _gate_votes(snapshot: Snapshot) -> list[Vote]:
-    """Votes on prompts that the gate keeps, which no gradient saw; parted by hash, so the same prompts in every round."""
+    """Votes of the random arm on prompts that the gate keeps, which no gradient saw; the same prompts in every round."""
     fractions = {"fit": 1 - rewarding.GATE_FRAC, "gate": rewarding.GATE_FRAC}
-    return split(snapshot.votes, fractions, key=lambda vote: vote.prompt_id, salt="gate")["gate"]
+    drawn = [vote for vote in snapshot.votes if vote.strategy == "random"]
+    return split(drawn, fractions, key=lambda vote: vote.prompt_id, salt="gate")["gate"]
 
 
 def prompt_accuracy(scorer: Scorer, votes: list[Vote], snapshot: Snapshot) -> dict[str, float]:

@@ -11,6 +11,7 @@ from typing import Literal
 
 from karat.belief import AGGREGATORS
 from karat.errors import ConfigError
+from karat.feedback.acquisition import LEAST_RANDOM, STRATEGIES, Strategy
 from karat.lm.fresh import DecoderShape
 from karat.lm.trackers import TrackerName
 from karat.pipeline.beside_settings import ConstraintConfig, DenseSettings, check_beside_settings
@@ -99,6 +100,11 @@ class CollectSettings:
     give the rest. The run waits for them. A run of `people` asks people for all answers, whatever is said here."""
     stop_after: int = 0
     """This many equal answers and no other suffice for a question; 0 = always the whole overlap."""
+    acquisition: Strategy = "random"
+    """How questions are chosen where there is a reward model to choose with (from the second round on; from the first
+    with a given `reward_model`): bald = by expected information, variance = by spread, random = not at all."""
+    random_frac: float = 0.2
+    """Share of the questions that is drawn at random all the same, [0.1, 1]; held-out figures come from it alone."""
     principle: str = ""
     """The written principle that people judge by; "" = overall preference under the guideline."""
 
@@ -107,6 +113,11 @@ class CollectSettings:
             raise ConfigError(f"collect.people: found {self.people}; expected 0 … {self.overlap}, the overlap")
         if min(self.n_prompts, self.n_samples - 1, self.n_tasks, self.overlap, self.max_new_tokens) < 1:
             raise ConfigError(f"collect: found {self}; expected every count ≥ 1 and n_samples ≥ 2")
+        if self.acquisition not in STRATEGIES or not LEAST_RANDOM <= self.random_frac <= 1:
+            raise ConfigError(
+                f"collect: found acquisition={self.acquisition}, random_frac={self.random_frac}; expected one of "
+                f"{', '.join(STRATEGIES)}, and {LEAST_RANDOM} … 1"
+            )
         if self.tie_width <= 0:
             raise ConfigError(f"collect.tie_width: found {self.tie_width}; expected > 0")
 
@@ -279,6 +290,11 @@ class RunConfig:
         if self.rounds > 1 and self.reward_model is not None:
             raise ConfigError(
                 "rounds: found more than one round with a given reward_model; expected one that is fitted"
+            )
+        if self.collect.acquisition != "random" and self.rounds == 1 and self.reward_model is None:
+            raise ConfigError(
+                f"collect.acquisition: found {self.collect.acquisition} in one round without a reward model to choose "
+                "with; expected rounds > 1, or a reward_model"
             )
         if self.aggregator not in AGGREGATORS:
             raise ConfigError(

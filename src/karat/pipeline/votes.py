@@ -162,12 +162,13 @@ def take_in(config: VotesConfig, seed: int, place: Workplace) -> StageResult:
     pairs = published(files, snapshot)
     write_json(place.directory / "data" / "consensus.json", [asdict(pair) for pair in pairs])
     rng = numpy_generator(seed, "agreement")
+    drawn = [vote for vote in snapshot.votes if vote.strategy == "random"]
     metrics = {
         "root": snapshot.root, "n_votes": len(snapshot.votes), "n_missing": snapshot.n_missing,
         "n_raters": len(snapshot.annotators), "n_prompts": len(snapshot.prompts), "origin": "imported",
         "n_rows": done.n_rows, "n_identical_texts": done.n_identical, "n_reasons": n_reasons, "n_timed": len(times),
-        "levels": level_counts(snapshot.votes), "agreement": pairwise_agreement(snapshot.votes, rng, ties=False),
-        "alpha": alpha(snapshot.votes, rng),
+        "levels": level_counts(snapshot.votes), "agreement": pairwise_agreement(drawn, rng, ties=False),
+        "alpha": alpha(drawn, rng),
     }  # fmt: skip
     outputs = [Output("snapshot", target, "snapshot"), Output("consensus", place.directory / "data" / "consensus.json")]
     notes = (
