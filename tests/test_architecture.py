@@ -47,7 +47,7 @@ PURE = {
     "feedback.acquisition", "feedback.allocation", "reward.last_layer", "reward.tastes",
 }  # fmt: skip
 EFFECTFUL = {
-    "ledger.artifacts", "ledger.manifest", "lm.load", "lm.logprobs", "lm.generate", "lm.loop", "lm.parallel", "lm.trackers", "lm.endpoint",
+    "ledger.artifacts", "ledger.manifest", "lm.load", "lm.logprobs", "lm.generate", "lm.loop", "lm.parallel", "lm.together", "lm.trackers", "lm.endpoint",
     "feedback.store", "feedback.engine", "feedback.prepared", "feedback.work.sitting", "feedback.additions", "feedback.submission", "feedback.leases", "feedback.snapshot", "feedback.exchange.importers", "feedback.exchange.exporters",
     "feedback.people.accounts", "feedback.work.adjudication", "feedback.work.assignment", "feedback.people.care", "feedback.work.check_answers",
     "feedback.work.checks", "feedback.work.check_items", "feedback.documents", "feedback.people.drafts", "feedback.keys", "feedback.openings", "feedback.work.requeue",

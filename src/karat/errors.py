@@ -10,6 +10,7 @@
     ├── LedgerError        an artefact or manifest that is missing, altered or half-written
     ├── MaskError          a mask that counts nothing, or counts after a gap
     ├── GateError          the reward model did not pass its acceptance gate
+    ├── ProcessError       another of the processes that work together is gone
     ├── InvariantError     a runtime check failed: the run would not be what it claims
     └── ConvergenceError   an estimator that did not converge; no number is returned instead
         └── PosteriorError   a posterior that is not positive definite
@@ -57,6 +58,10 @@ class MaskError(KaratError):
 
 class GateError(KaratError):
     """The reward model did not pass its acceptance gate."""
+
+
+class ProcessError(KaratError):
+    """Another of the processes that work together is gone, or failed; without a message, that one has said why."""
 
 
 class InvariantError(KaratError):

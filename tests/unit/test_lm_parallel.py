@@ -1,6 +1,9 @@
 """Two processes do what one does: the same losses and weights, and the same bits in both."""
 
 import json
+import os
+import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,40 +12,103 @@ from safetensors.torch import load_file
 
 import two_processes
 from children import WAIT_S, context
+from karat.errors import ConfigError
 from karat.lm import parallel
 from karat.lm.loop import newest_step
 
 CONTEXT = context()
+CLOSE = 1e-5
+BRIEF = two_processes.BRIEF
+OTHERS = [name for name in two_processes.RECIPES if name not in BRIEF]
 
 
-def run(place: Path, n: int) -> None:
+def run(place: Path, n: int, recipes: Sequence[str]) -> Path:
     place.mkdir()
-    work = [CONTEXT.Process(target=two_processes.fine_tune, args=(str(place), rank, n)) for rank in range(n)]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    work = [
+        CONTEXT.Process(target=two_processes.work_through, args=(str(place), rank, n, port, recipes))
+        for rank in range(n)
+    ]
     for process in work:
         process.start()
     for process in work:
         process.join(WAIT_S)
     assert [process.exitcode for process in work] == [0] * n
+    return place
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory) -> tuple[Path, Path]:
+    """What one process left behind, and what two did."""
+    root = tmp_path_factory.mktemp("processes")
+    return run(root / "one", 1, BRIEF), run(root / "two", 2, BRIEF)
+
+
+@pytest.fixture(scope="module")
+def other_places(tmp_path_factory) -> tuple[Path, Path]:
+    """The same for the recipes of `make test-long`."""
+    root = tmp_path_factory.mktemp("other-processes")
+    return run(root / "one", 1, OTHERS), run(root / "two", 2, OTHERS)
 
 
 def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_two_processes_train_as_one(tmp_path):
-    run(tmp_path / "one", 1)
-    run(tmp_path / "two", 2)
-    alone, together = (rows(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+def timed(name: str) -> bool:
+    return name == "time" or name.startswith("seconds/")
+
+
+@pytest.mark.parametrize("recipe", BRIEF[1:])
+def test_two_processes_train_as_one(places, recipe):
+    agree(*places, recipe)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("recipe", OTHERS)
+def test_two_processes_train_as_one_by_the_other_methods(other_places, recipe):
+    agree(*other_places, recipe)
+
+
+def agree(one: Path, two: Path, recipe: str) -> None:
+    """The metrics of every step, and the weights in both processes."""
+    alone, together = (rows(place / recipe / "metrics.jsonl") for place in (one, two))
+    assert len(alone) > 1
     assert [row["step"] for row in together] == [row["step"] for row in alone]
-    for name in ("nll_per_token", "grad_norm"):
-        assert [row[name] for row in together] == pytest.approx([row[name] for row in alone], abs=1e-5)
-    first, second = (load_file(tmp_path / "two" / f"weights-{rank}") for rank in (0, 1))
+    for mine, theirs in zip(alone, together, strict=True):
+        assert mine.keys() == theirs.keys()
+        figures = [name for name in mine if not timed(name)]
+        assert [theirs[name] for name in figures] == pytest.approx([mine[name] for name in figures], abs=CLOSE)
+    first, second = (load_file(two / f"{recipe}-{rank}") for rank in (0, 1))
+    assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
-    whole = load_file(tmp_path / "one" / "weights-0")
+    whole = load_file(one / f"{recipe}-0")
     assert max(float((whole[key] - first[key]).abs().max()) for key in whole) < 1e-4
     assert any(not torch.equal(whole[key], first[key]) for key in whole)  # they did share the work
-    assert [int(path.read_text()) for path in sorted((tmp_path / "two").glob("micro-batches-*"))] == [8, 8]
-    assert newest_step(tmp_path / "two" / "loop") == 8
+
+
+def test_each_does_its_part_and_the_first_writes(places):
+    _, two = places
+    assert [int(path.read_text()) for path in sorted(two.glob("micro-batches-*"))] == [8, 8]
+    assert newest_step(two / "sft" / "loop") == 8
+    assert newest_step(two / "ppo" / "loop") == 3
+    assert (two / "ppo" / "watcher" / "best" / "config.json").is_file()
+
+
+def test_collectives_give_all_the_same_and_what_one_process_would(places):
+    one, two = places
+    alone = json.loads((one / "words-0").read_text())
+    first, second = (json.loads((two / f"words-{rank}").read_text()) for rank in (0, 1))
+    assert first["samples"] == second["samples"] == alone["samples"]
+    assert [len(groups) for groups in first["samples"]] == [4, 1, 0]
+    assert first["samples"][0][0] != first["samples"][0][2]  # equal prompts, other draws
+    assert first["gradients"] == second["gradients"] == alone["gradients"] == [[2.0] * 3, [1.0] * 3, None]
+    assert (first["alone inside"], first["from"], second["alone inside"], second["from"]) == (1, 0, 1, 0)
+    assert first["ranks"] == second["ranks"] == [10, 21, 30, 41, 50]
+    assert (first["failed"], second["failed"]) == ("InputError: no", "_Followed: ")
+    assert (alone["after"], first["after"], second["after"]) == (1.0, 2.0, 2.0)
 
 
 def test_alone_everything_is_the_identity():
@@ -54,3 +120,19 @@ def test_alone_everything_is_the_identity():
     assert parallel.budget(100, 7) == 100
     assert parallel.total(1.5) == 1.5
     assert not parallel.everywhere(False)
+    item = object()
+    assert parallel.gathered(item) == [item]
+    assert parallel.agreed(item) is item
+
+
+def test_a_number_of_processes_without_a_place_to_meet_is_one_line(monkeypatch):
+    for name in (*parallel.RANK, "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="found 2 of them and no rank"), parallel.joined():
+        pass
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ConfigError, match="no MASTER_ADDR and MASTER_PORT"), parallel.joined():
+        pass
+    assert not torch.distributed.is_initialized()
+    assert os.environ["WORLD_SIZE"] == "2"

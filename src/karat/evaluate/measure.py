@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from karat.lm import parallel
 from karat.lm.chat import check_fits, prompt_tokens, response_text
-from karat.lm.generate import SamplingConfig, sample
+from karat.lm.generate import SamplingConfig
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import response_logprobs
+from karat.lm.together import sample_together
 from karat.lm.trees import Tree, pack_trees
 from karat.records import Prompt, Sample
 
@@ -30,13 +32,15 @@ def draw(
     seed: int,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> list[list[Sample]]:
-    """n_samples responses to each prompt at temperature 1; a function of (seed, prompt, sample) alone."""
+    """n_samples responses to each prompt at temperature 1, the processes sharing them; a function of (seed, prompt, sample) alone."""
     tokens = [prompt_tokens(lm.tokenizer, prompt.turns) for prompt in prompts]
     for row in tokens:
         check_fits(row, max_new_tokens, lm.context_length)
     keys = [int(prompt.id.split(":")[1][:15], 16) for prompt in prompts]
     config = SamplingConfig(max_new_tokens=max_new_tokens)
-    return sample(lm, tokens, n_samples=n_samples, config=config, seed=seed, prompt_keys=keys, progress=progress)
+    return sample_together(
+        lm, tokens, n_samples=n_samples, config=config, seed=seed, prompt_keys=keys, progress=progress
+    )
 
 
 def texts_of(lm: LoadedLM, samples: Sequence[Sequence[Sample]]) -> list[list[str]]:
@@ -48,12 +52,14 @@ def texts_of(lm: LoadedLM, samples: Sequence[Sequence[Sample]]) -> list[list[str
 def sequence_kl(ref: LoadedLM, samples: Sequence[Sequence[Sample]], *, token_budget: int = 8192) -> Array:
     """log π(y|x) − log π_ref(y|x) of each sampled response, nats: [P, N]; its mean estimates KL(π ‖ π_ref).
 
-    The policy's log-probabilities are those recorded when the tokens were drawn.
+    The processes share the forward passes. The policy's log-probabilities are those recorded when the tokens were drawn.
     """
     trees = [Tree(group[0].prompt_tokens, tuple(one.response_tokens for one in group)) for group in samples]
     flat = torch.zeros(sum(len(group) for group in samples), dtype=torch.float64)
-    for batch in pack_trees(trees, token_budget=token_budget):
-        logprobs = response_logprobs(ref.model, batch).logprobs.double()
+    budget = parallel.budget(token_budget, sum(tree.n_tokens for tree in trees))
+    batches = pack_trees(trees, token_budget=budget)
+    found = parallel.each(batches, lambda batch: response_logprobs(ref.model, batch).logprobs.double())
+    for batch, logprobs in zip(batches, found, strict=True):
         flat.index_add_(0, batch.branch_id[batch.branch_of], logprobs)
     policy = np.array([[sum(one.logprobs) for one in group] for group in samples])
     return policy - flat.numpy().reshape(policy.shape)

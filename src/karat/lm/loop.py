@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -108,8 +109,9 @@ def run_loop(
     stopped = None
     if directory is not None:
         stopped = resume(state, directory, fingerprint, identity=identity)
+        parallel.wait()  # until everybody has read what the first process will replace
     while state.step < config.n_steps and stopped is None:
-        metrics = step(state.step)
+        metrics = parallel.agreed(step(state.step))  # so that all of us stop where one does
         state.step += 1
         if state.step % config.log_every == 0 or state.step == config.n_steps:
             for reporter in reporters if parallel.is_main() else ():
@@ -117,9 +119,9 @@ def run_loop(
         stopped = should_stop(state.step, metrics) if should_stop else None
         due = config.checkpoint_every and state.step % config.checkpoint_every == 0
         if directory is not None and (due or stopped or (config.checkpoint_every and state.step == config.n_steps)):
-            if parallel.is_main():
-                save_checkpoint(state, directory, fingerprint, stopped=stopped, identity=identity)
-            parallel.wait()
+            parallel.from_main(
+                partial(save_checkpoint, state, directory, fingerprint, stopped=stopped, identity=identity)
+            )
     return stopped
 
 

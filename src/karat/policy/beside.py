@@ -25,9 +25,8 @@ from karat.lm.logprobs import response_logprobs
 from karat.lm.loop import TrainState
 from karat.lm.losses import token_nll
 from karat.lm.trees import Tree
-from karat.policy.actor import pack
 from karat.policy.controllers import LagrangeMultiplier
-from karat.policy.epochs import UpdateStats
+from karat.policy.epochs import UpdateStats, my_batches
 from karat.policy.rollout import Rollout
 from karat.policy.scores import score_responses
 from karat.policy.settings import ConstraintSettings
@@ -189,7 +188,7 @@ def data_losses(
         trees = [_tree(lm, known[i]) for i in chosen]
         n_tokens = sum(len(tree.branches[0]) for tree in trees)
         stats.n_data_tokens += n_tokens
-        for batch in pack(trees, settings.token_budget, lm.model.device):
+        for batch in my_batches(trees, settings.token_budget, lm.model.device):
             total = token_nll(response_logprobs(lm.model, batch).logprobs).total
             stats.data_loss += float(total.detach())
             yield settings.ptx_coef * total / n_tokens

@@ -18,6 +18,7 @@ from torch import nn
 
 from karat.config import plain
 from karat.identity import content_id
+from karat.lm import parallel
 from karat.lm.adapters import merged
 from karat.lm.load import LoadedLM, save_lm
 from karat.lm.loop import LoopConfig, Reporter, TrainState, run_loop
@@ -102,11 +103,12 @@ def run_course(
     last: dict[str, float] = {}
 
     def save(path: Path) -> None:
-        save_lm(kept(lm), path, metadata={"recipe": name, "fingerprint": fingerprint})
+        about = {"recipe": name, "fingerprint": fingerprint}
+        parallel.from_main(lambda: str(save_lm(kept(lm), path, metadata=about)))
 
     def whole_step(index: int) -> Mapping[str, float]:
         if index == 0 and around.evaluate is not None:
-            _observe_start(around.evaluate(lm, 0), watcher, around.reporters, save)
+            _observe_start(parallel.agreed(around.evaluate(lm, 0)), watcher, around.reporters, save)
         metrics = step(index)
         if around.evaluate is not None and ((index + 1) % rhythm.evaluate_every == 0 or index + 1 == rhythm.n_steps):
             started = time.perf_counter()
@@ -179,5 +181,5 @@ def _observe_start(
 ) -> None:
     """The untrained policy is the first candidate for the best one."""
     watcher.observe(0, figures, save)
-    for reporter in reporters:
+    for reporter in reporters if parallel.is_main() else ():
         reporter.log(0, figures)

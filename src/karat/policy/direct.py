@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from karat.errors import InputError
+from karat.lm import parallel
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import response_logprobs
 from karat.lm.loop import Reporter, TrainState, linear_warmup_decay, optimiser_step
 from karat.lm.trees import Tree, branch_sums
 from karat.policy.actor import Policy, build_policy, pack, reference_logprobs
 from karat.policy.course import Around, Evaluate, PolicyResult, Rhythm, identity_of, policy_state, run_course
-from karat.policy.epochs import POLICY, StepCounts, check_optimiser_steps, check_steps
+from karat.policy.epochs import POLICY, StepCounts, check_optimiser_steps, check_steps, my_batches
 from karat.policy.method_settings import DirectConfig
 from karat.policy.offline_data import LabelledResponse, Preference, dealt, labelled, tree_of
 from karat.policy.online_dpo import PairStats
@@ -106,7 +107,8 @@ def reference_sums(lm: LoadedLM, trees: Sequence[Tree], token_budget: int) -> Te
     """[P, K]: log π of each whole response under the policy as it is, without gradient."""
     batches = pack(trees, token_budget, lm.model.device)
     with torch.no_grad():
-        flats = [response_logprobs(lm.model, batch).logprobs for batch in batches]
+        flats = parallel.each(batches, lambda batch: response_logprobs(lm.model, batch).logprobs)
+    flats = [flat.to(lm.model.device) for flat in flats]
     return sums_of_trees(flats, batches, len(trees[0].branches))
 
 
@@ -127,7 +129,7 @@ class DirectStep:
 
     def __post_init__(self) -> None:
         self.chosen = [self.trees[i] for i in self.indices]
-        self.batches = pack(self.chosen, self.config.token_budget, self.policy.lm.model.device)
+        self.batches = my_batches(self.chosen, self.config.token_budget, self.policy.lm.model.device)
         self.loss, self.seen = 0.0, PairStats()
         self.figures: dict[str, float] = {}
 
@@ -136,11 +138,12 @@ class DirectStep:
         counts = state.controllers["steps"]
         assert isinstance(counts, StepCounts)
         norm = optimiser_step(
-            state, POLICY, losses, max_grad_norm=self.config.max_grad_norm, learning_rate=learning_rate
+            state, POLICY, losses, max_grad_norm=self.config.max_grad_norm, learning_rate=learning_rate, shared=True
         )
         counts.add(POLICY, skipped=norm != norm)
         n_tokens = sum(len(branch) for tree in self.chosen for branch in tree.branches)
-        metrics = {"direct/loss": self.loss, "update/grad_norm": norm, "update/learning_rate": learning_rate}
+        loss = parallel.total(self.loss)
+        metrics = {"direct/loss": loss, "update/grad_norm": norm, "update/learning_rate": learning_rate}
         metrics |= {"data/n_tokens": float(n_tokens)} | self.figures
         return metrics | check_steps(state, self.config.max_skipped_frac)
 
@@ -162,6 +165,7 @@ class DirectStep:
             self.seen.add(float(found.loss.detach()) * n, float(found.n_right), float(found.margin_sum))
             yield found.loss
         self.seen.n = n
+        self.seen.put_together()
         self.figures = {name: value for name, value in self.seen.metrics().items() if name != "pairs/loss"}
 
     def label_losses(self, good: Tensor) -> Iterator[Tensor]:
@@ -185,6 +189,7 @@ class DirectStep:
             sums[False] += float(found.bad_reward_sum)
             yield found.loss
         n_good = int(mine.sum())
+        sums[True], sums[False] = parallel.totals([sums[True], sums[False]])
         self.figures = {"labels/kl": float(start), "labels/good_frac": n_good / n}
         if n_good:
             self.figures["labels/good_reward_mean"] = sums[True] / n_good

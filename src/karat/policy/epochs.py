@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from karat.errors import InvariantError
+from karat.lm import parallel
 from karat.lm.loop import TrainState, check_skipped, optimiser_step
 from karat.lm.trees import Tree, TreeBatch
 from karat.policy.actor import pack
@@ -75,7 +76,11 @@ class StepCounts:
 
 @dataclass
 class UpdateStats:
-    """Running sums over the minibatches of one update. An entry is what a ratio belongs to: a token, or a response."""
+    """Running sums over the minibatches of one update. An entry is what a ratio belongs to: a token, or a response.
+
+    With several processes the counts are of whole minibatches throughout, the rest is of this process's micro-batches
+    until `put_together`.
+    """
 
     n_tokens: float = 0.0
     """Counted tokens of all minibatches: each token once an epoch."""
@@ -110,6 +115,15 @@ class UpdateStats:
     ended_early: bool = False
     """True = the epochs were cut short by `max_approx_kl`."""
 
+    def put_together(self) -> None:
+        """Replace this process's sums and maxima by those of all processes."""
+        sums = parallel.totals([getattr(self, name) for name in SUMMED])
+        for name, value in zip(SUMMED, sums, strict=True):
+            setattr(self, name, value)
+        everybody = parallel.gathered((self.ratio_max, self.ratio_error_first))
+        self.ratio_max = max(largest for largest, _ in everybody)
+        self.ratio_error_first = max((error for _, error in everybody if error is not None), default=None)
+
     def metrics(self, *, with_policy: bool = True, with_value: bool = False) -> dict[str, float]:
         """Means for the log; policy figures are left out where the policy was not updated."""
         finite = [norm for norm in self.grad_norms if math.isfinite(norm)]
@@ -138,12 +152,16 @@ class UpdateStats:
         return result
 
 
+SUMMED = ("policy_loss", "penalty", "value_loss", "data_loss", "n_clipped", "n_value_clipped", "approx_kl")
+"""What each process adds up over its own micro-batches."""
+
+
 @dataclass(frozen=True)
 class Minibatch:
-    """Some prompts of a rollout with their responses, cut into micro-batches."""
+    """Some prompts of a rollout with their responses, cut into micro-batches; all counts are of the whole."""
 
     batches: list[TreeBatch]
-    """Packed micro-batches; their branch numbers count the rows of this minibatch."""
+    """This process's packed micro-batches; their branch numbers count the rows of this minibatch."""
     rows: Tensor
     """Rollout row of each of those branches."""
     n_tokens: int
@@ -178,7 +196,7 @@ def run_epochs(
     names: Sequence[str] = (POLICY,),
     watch_kl: bool = True,
 ) -> None:
-    """Epochs × minibatches optimiser steps.
+    """Epochs × minibatches optimiser steps, each over the micro-batches of all processes.
 
     Args:
         state: optimisers by name and a `StepCounts` as controller "steps".    stats: is filled.
@@ -200,6 +218,7 @@ def run_epochs(
                     work.losses(minibatch, name),
                     max_grad_norm=settings.max_grad_norm,
                     learning_rate=learning_rates[name],
+                    shared=True,
                 )
                 stats.grad_norms.append(norm)
                 counts.add(name, skipped=not math.isfinite(norm))
@@ -208,9 +227,12 @@ def run_epochs(
             stats.n_entries += minibatch.n_entries
             stats.denominator += minibatch.denominator
             limit = settings.max_approx_kl
-            if watch_kl and limit is not None and (stats.approx_kl - before) / minibatch.n_tokens > limit:
+            if watch_kl and limit is not None and parallel.total(stats.approx_kl - before) / minibatch.n_tokens > limit:
                 stats.ended_early = True
-                return
+                break
+        if stats.ended_early:
+            break
+    stats.put_together()
 
 
 def packed_minibatch(
@@ -224,7 +246,13 @@ def packed_minibatch(
     chosen = [trees[i] for i in tree_indices]
     rows = torch.tensor([i * n_samples + j for i in tree_indices for j in range(n_samples)], device=device)
     n_tokens = sum(len(branch) for tree in chosen for branch in tree.branches)
-    return Minibatch(pack(chosen, token_budget, device), rows, n_tokens, float(n_tokens), n_tokens)
+    return Minibatch(my_batches(chosen, token_budget, device), rows, n_tokens, float(n_tokens), n_tokens)
+
+
+def my_batches(trees: Sequence[Tree], token_budget: int, device: torch.device) -> list[TreeBatch]:
+    """This process's share of the trees' micro-batches, cut so that there is something for every process."""
+    budget = parallel.budget(token_budget, sum(tree.n_tokens for tree in trees))
+    return parallel.share(pack(trees, budget, device))
 
 
 def note_policy_loss(stats: UpdateStats, found: PolicyLoss, *, denominator: float, first: bool) -> None:
@@ -243,8 +271,9 @@ def note_policy_loss(stats: UpdateStats, found: PolicyLoss, *, denominator: floa
 
 def check_first_ratio(stats: UpdateStats, tolerance: float) -> None:
     """Raise InvariantError unless old and new log-probabilities agreed; call it before the first optimiser step."""
-    error = stats.ratio_error_first
-    if error is None or not error <= tolerance:
+    errors = [error for error in parallel.gathered(stats.ratio_error_first) if error is not None]
+    error = next((one for one in errors if not one <= tolerance), None)
+    if error is not None or not errors:
         raise InvariantError(
             f"policy: before the first update of a rollout the ratio differs from 1 by {error}; expected at most "
             f"{tolerance}. Old and new log-probabilities come from different computations (dropout, "

@@ -16,15 +16,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from karat.errors import CheckpointError, InputError
+from karat.lm import parallel
 from karat.lm.adapters import merged
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import head_of, hidden_states, token_logprobs, trunk_of
 from karat.lm.loop import Reporter, TrainState, linear_warmup_decay, optimiser_step
 from karat.lm.losses import token_nll
 from karat.lm.trees import Tree, TreeBatch
-from karat.policy.actor import pack
 from karat.policy.course import Around, Evaluate, PolicyResult, Rhythm, identity_of, run_course
-from karat.policy.epochs import POLICY, StepCounts, check_optimiser_steps, check_steps
+from karat.policy.epochs import POLICY, StepCounts, check_optimiser_steps, check_steps, my_batches
 from karat.policy.implicit_q import implicit_q_losses, value_guided_logits
 from karat.policy.method_settings import ImplicitQConfig
 from karat.policy.offline_data import ScoredResponse, dealt, tree_of
@@ -118,7 +118,9 @@ def train_ilql(
         chosen = batch_of(index)
         figures: dict[str, float] = {}
         losses = q_losses(lm, heads, [trees[i] for i in chosen], scores[chosen], config, figures)
-        norm = optimiser_step(state, POLICY, losses, max_grad_norm=config.max_grad_norm, learning_rate=rate)
+        norm = optimiser_step(
+            state, POLICY, losses, max_grad_norm=config.max_grad_norm, learning_rate=rate, shared=True
+        )
         counts = state.controllers["steps"]
         assert isinstance(counts, StepCounts)
         counts.add(POLICY, skipped=norm != norm)
@@ -152,8 +154,9 @@ def q_losses(
 ) -> Iterator[Tensor]:
     """The loss of each micro-batch of responses, divided by the minibatch's tokens; sums go into `figures`."""
     n_tokens = sum(len(branch) for tree in trees for branch in tree.branches)
-    figures.update({"data/n_tokens": float(n_tokens)})
-    for batch in pack(trees, config.token_budget, lm.model.device):
+    names = [f"ilql/{part}" for part in ("q", "v", "conservative", "nll", "value_mean")]
+    figures.update(dict.fromkeys(names, 0.0) | {"data/n_tokens": float(n_tokens)})
+    for batch in my_batches(trees, config.token_budget, lm.model.device):
         hidden = hidden_states(lm.model, batch)
         predicting = hidden.index_select(0, batch.predict_index)
         wide = predicting.float()
@@ -173,10 +176,10 @@ def q_losses(
         nll = token_nll(logprobs).total / n_tokens
         parts = {"q": found.q, "v": found.v, "conservative": found.conservative, "nll": nll}
         for name, part in parts.items():
-            figures[f"ilql/{name}"] = figures.get(f"ilql/{name}", 0.0) + float(part.detach())
-        mean = float(values.detach().sum()) / n_tokens
-        figures["ilql/value_mean"] = figures.get("ilql/value_mean", 0.0) + mean
+            figures[f"ilql/{name}"] += float(part.detach())
+        figures["ilql/value_mean"] += float(values.detach().sum()) / n_tokens
         yield found.q + found.v + config.conservative_coef * found.conservative + config.data_coef * nll
+    figures.update(zip(names, parallel.totals([figures[name] for name in names]), strict=True))
 
 
 def next_values(values: Float[Tensor, " n"], batch: TreeBatch) -> Float[Tensor, " n"]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from karat.errors import InputError
+from karat.lm import parallel
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import response_logprobs
 from karat.lm.loop import Reporter, TrainState, linear_warmup_decay
@@ -148,6 +149,7 @@ def online_dpo_iteration(
         generator=torch_generator(seed, "ppo", "minibatches", iteration),
         watch_kl=False,
     )
+    work.seen.put_together()
     # 4. checks and metrics
     kl = kl_summary(rollout.logprobs, rollout.ref_logprobs, rollout.response_mask)
     metrics = rollout_metrics(rollout, paid, kl) | work.stats.metrics(with_policy=False) | work.seen.metrics()
@@ -208,7 +210,7 @@ class PairUpdate:
 
 
 class PairStats:
-    """Running sums over the comparisons of one update."""
+    """Running sums over the comparisons of one update; but for `n`, of this process's until `put_together`."""
 
     def __init__(self) -> None:
         self.n = 0
@@ -217,6 +219,10 @@ class PairStats:
     def add(self, loss: float, n_right: float, margin: float) -> None:
         """Sums of one micro-batch."""
         self.loss, self.n_right, self.margin = self.loss + loss, self.n_right + n_right, self.margin + margin
+
+    def put_together(self) -> None:
+        """Replace this process's sums by those of all processes."""
+        self.loss, self.n_right, self.margin = parallel.totals([self.loss, self.n_right, self.margin])
 
     def metrics(self) -> dict[str, float]:
         """Means over comparisons."""

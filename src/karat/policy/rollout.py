@@ -17,11 +17,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from karat.errors import InvariantError
+from karat.lm import parallel
 from karat.lm.chat import check_fits, prompt_tokens, response_text
-from karat.lm.generate import SamplingConfig, sample
+from karat.lm.generate import SamplingConfig
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import response_logprobs
-from karat.lm.trees import Tree, rows_of
+from karat.lm.together import sample_together
+from karat.lm.trees import Tree, TreeBatch, rows_of
 from karat.policy.actor import ActorCritic, Policy, exact_kl, pack, reference_logprobs, token_scores
 from karat.policy.scores import score_responses
 from karat.policy.settings import RewardSettings, RolloutSettings
@@ -199,34 +201,22 @@ def _sample(lm: LoadedLM, prompts: Sequence[Prompt], settings: RolloutSettings, 
     config = SamplingConfig(
         max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, batch_rows=settings.decode_rows
     )
-    return sample(lm, tokens, n_samples=settings.n_samples, config=config, seed=seed)
+    return sample_together(lm, tokens, n_samples=settings.n_samples, config=config, seed=seed)
 
 
 def _forward(
     actor: ActorCritic | Policy, trees: Sequence[Tree], settings: RolloutSettings, token_budget: int, with_last: bool
 ) -> dict[str, Tensor]:
-    """Log-probabilities, reference log-probabilities and values as rows; no gradient.
+    """Log-probabilities, reference log-probabilities and values as rows, the processes sharing the passes; no gradient.
 
     no_grad rather than inference_mode: the rows are saved for the update's backward pass, which refuses inference
     tensors.
     """
-    batches = pack(trees, token_budget, actor.lm.model.device)
-    names = ("logprobs", "ref_logprobs", "values", "entropy", "exact_kl", "last_values")
-    flat: dict[str, list[Tensor]] = {name: [] for name in names}
-    options = {"temperature": settings.temperature, "with_entropy": settings.exact_entropy}
+    device = actor.lm.model.device
+    batches = pack(trees, parallel.budget(token_budget, sum(tree.n_tokens for tree in trees)), device)
     with torch.no_grad():
-        for batch in batches:
-            if isinstance(actor, ActorCritic):
-                scored = token_scores(actor, batch, with_last=with_last, **options)
-                flat["values"].append(scored.values)
-                flat["last_values"] += [] if scored.last_values is None else [scored.last_values]
-            else:
-                scored = response_logprobs(actor.lm.model, batch, **options)
-            flat["logprobs"].append(scored.logprobs)
-            flat["entropy"] += [] if scored.entropy is None else [scored.entropy]
-            flat["ref_logprobs"].append(reference_logprobs(actor, batch, temperature=settings.temperature))
-            if settings.exact_kl:
-                flat["exact_kl"].append(exact_kl(actor, batch, temperature=settings.temperature))
+        found = parallel.each(batches, lambda batch: _scored(actor, batch, settings, with_last))
+    flat = {name: [one[name].to(device) for one in found if one[name] is not None] for name in found[0]}
     shape = {
         "n_branches": sum(len(tree.branches) for tree in trees),
         "max_len": max(len(branch) for tree in trees for branch in tree.branches),
@@ -238,6 +228,23 @@ def _forward(
         order = torch.cat([batch.branch_id for batch in batches])
         rows["last_values"] = torch.empty_like(torch.cat(last)).index_copy(0, order, torch.cat(last))
     return rows
+
+
+def _scored(
+    actor: ActorCritic | Policy, batch: TreeBatch, settings: RolloutSettings, with_last: bool
+) -> dict[str, Tensor | None]:
+    """What is recorded about the tokens of one micro-batch; None = not asked for."""
+    options = {"temperature": settings.temperature, "with_entropy": settings.exact_entropy}
+    flat: dict[str, Tensor | None] = {"values": None, "last_values": None}
+    if isinstance(actor, ActorCritic):
+        scored = token_scores(actor, batch, with_last=with_last, **options)
+        flat |= {"values": scored.values, "last_values": scored.last_values}
+    else:
+        scored = response_logprobs(actor.lm.model, batch, **options)
+    flat |= {"logprobs": scored.logprobs, "entropy": scored.entropy}
+    flat["ref_logprobs"] = reference_logprobs(actor, batch, temperature=settings.temperature)
+    flat["exact_kl"] = exact_kl(actor, batch, temperature=settings.temperature) if settings.exact_kl else None
+    return flat
 
 
 def _sampler_rows(samples: Sequence[Sample], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from karat.errors import InvariantError
 from karat.feedback_columns import FeedbackBatch, FeedbackParams, LabelParams
 from karat.feedback_likelihood import channel_loglik
+from karat.lm import parallel
 from karat.lm.loop import TrainState, linear_warmup_decay, optimiser_step
 from karat.ratings import RatingParams
 from karat.reward.data import FeedbackData, Minibatch
@@ -28,6 +29,9 @@ from karat.reward.prediction import held_out_nll
 from karat.reward.settings import RewardConfig
 from karat.reward.trunk import Encoded, micro_batches
 from karat.seeding import child_seed
+
+Seen = tuple[Tensor, Tensor, float]
+"""Of a micro-batch: which texts, their mean score over heads, the loss."""
 
 
 class RaterTable(nn.Module):
@@ -179,42 +183,55 @@ class TrainingRun:
         rate = linear_warmup_decay(
             index, n_steps=self.n_steps, peak=1.0, n_warmup=int(config.warmup_frac * self.n_steps)
         )
-        totals = {"loss": 0.0}
+        seen: list[Seen] = []
         self.model.train(config.dropout > 0)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(child_seed(self.seed, "reward", "dropout", index))
+            # processes drop different units, each for its own texts
+            own = [parallel.rank()] if parallel.rank() else []
+            torch.manual_seed(child_seed(self.seed, "reward", "dropout", index, *own))
             norm = optimiser_step(
-                self.state, "reward", self.losses(minibatch, totals), max_grad_norm=config.max_grad_norm,
-                learning_rate=rate,
+                self.state, "reward", self.losses(minibatch, seen), max_grad_norm=config.max_grad_norm,
+                learning_rate=rate, shared=True,
             )  # fmt: skip
         self.model.eval()
-        metrics = {"loss": totals["loss"], "grad_norm": norm, "learning_rate": rate * config.learning_rate}
+        loss = self.note(seen)
+        metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate * config.learning_rate}
         if config.n_refits and (number + 1) % max(1, n_steps // config.n_refits) == 0:
             self.refit_raters()
         if number + 1 == n_steps and self.held is not None:
             metrics["held_out_nll"] = self.hold_out(epoch)
         return metrics
 
-    def losses(self, minibatch: Minibatch, totals: dict[str, float]) -> Iterator[Tensor]:
-        """The losses of the micro-batches, each divided by the judgements of the whole minibatch."""
+    def losses(self, minibatch: Minibatch, seen: list[Seen]) -> Iterator[Tensor]:
+        """The losses of this process's micro-batches, each divided by the judgements of the whole minibatch."""
         chosen = torch.zeros(len(self.data.statements), dtype=torch.bool)
         chosen[minibatch.statements] = True
         batch = self.data.batch.select(chosen)
         n_judgements = float(self.data.shares[minibatch.statements].sum())
         place = torch.full((len(self.encoded),), -1)
-        for texts in micro_batches(
-            minibatch.groups, lambda i: self.encoded[i].n_tokens, token_budget=self.config.token_budget
-        ):
+        for texts in parallel.share(self.micro_batches(minibatch.groups)):
             index = torch.tensor(texts)
             place.fill_(-1)
             place[index] = torch.arange(len(texts))
             scores = self.scores([self.encoded[i] for i in texts], self.log_length[index])
-            self.table.latest[index] = scores.detach().mean(0).to(self.table.latest)
-            self.table.seen[index] = True
             part = local_batch(batch, place)
             loss = feedback_loss(scores, part, self.table.params(), self.weights, n_judgements=n_judgements)
-            totals["loss"] += float(loss.detach())
+            seen.append((index, scores.detach().mean(0), float(loss.detach())))
             yield loss
+
+    def micro_batches(self, groups: Sequence[Sequence[int]]) -> list[list[int]]:
+        """The texts of a minibatch, cut so that there is something for every process."""
+        n_tokens = sum(self.encoded[i].n_tokens for group in groups for i in group)
+        budget = parallel.budget(self.config.token_budget, n_tokens)
+        return micro_batches(groups, lambda i: self.encoded[i].n_tokens, token_budget=budget)
+
+    def note(self, seen: list[Seen]) -> float:
+        """Keep the scores that all processes saw in a minibatch; returns its loss."""
+        everybody = [one for own in parallel.gathered(seen) for one in own]
+        for index, scores, _ in everybody:
+            self.table.latest[index] = scores.to(self.table.latest)
+            self.table.seen[index] = True
+        return sum(loss for _, _, loss in everybody)
 
     def scores(self, items: Sequence[Encoded], log_length: Tensor) -> Float[Tensor, "S n O"]:
         """Raw scores of some texts, with gradients."""
@@ -236,6 +253,7 @@ class TrainingRun:
         nll = held_out_nll(
             scores, self.held.batch, self.table.params(), self.config.raters, n_judgements=self.held.n_judgements
         )
+        nll = parallel.agreed(nll)
         if nll < self.best.nll:
             self.best.nll, self.best.n_worse, self.best.epoch = nll, 0, epoch
             self.copy.take(trained_weights(self.model))
@@ -293,12 +311,18 @@ def score_encoded(
     token_budget: int,
     with_length: bool = True,
 ) -> Float[Tensor, "S N O"]:
-    """Raw scores of encoded texts, prompt by prompt; `with_length` = False leaves the length term out."""
+    """Raw scores of encoded texts, prompt by prompt, the processes sharing them; `with_length` = False leaves the length term out."""
     model.eval()
     scores = torch.zeros(model.n_heads, len(encoded), len(model.objectives))
-    for texts in micro_batches(groups, lambda i: encoded[i].n_tokens, token_budget=token_budget):
+    budget = parallel.budget(token_budget, sum(one.n_tokens for one in encoded))
+    batches = micro_batches(groups, lambda i: encoded[i].n_tokens, token_budget=budget)
+
+    def scored(texts: Sequence[int]) -> Tensor:
         features = model.features([encoded[i] for i in texts], token_budget=token_budget)
-        scores[:, texts] = model.every(features, log_length[texts], with_length=with_length).float().cpu()
+        return model.every(features, log_length[texts], with_length=with_length).float().cpu()
+
+    for texts, found in zip(batches, parallel.each(batches, scored), strict=True):
+        scores[:, texts] = found
     return scores
 
 
