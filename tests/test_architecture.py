@@ -20,7 +20,7 @@ FLOORS = {
     "ledger": 1, "lm": 1, "sandbox": 1,
     "prompts": 2, "sft": 2, "feedback": 2, "reward": 2, "policy": 2,
     "evaluate": 3, "audit": 4, "report": 5,
-    "pipeline": 6, "batches": 6, "talk": 6, "cli": 7,
+    "pipeline": 6, "batches": 6, "talk": 6, "cli": 7, "__main__": 8,
 }  # fmt: skip
 # Tensors, arrays and records only: no disk, no network, no accelerator.
 PURE = {
@@ -67,7 +67,7 @@ EFFECTFUL = {
     "feedback.web.admin_settings", "feedback.web.arena_pages", "feedback.web.audit_pages", "feedback.web.review_pages",
     "reward.people", "reward.person_file",
     "reward.novelty", "evaluate.suite_files",
-    "rowfiles", "progress", "doctor", "batches", "report.page", "pipeline", "talk.duel", "cli",
+    "rowfiles", "ranks", "__main__", "progress", "doctor", "batches", "report.page", "pipeline", "talk.duel", "cli",
 }  # fmt: skip
 EFFECTS = {"os", "io", "shutil", "subprocess", "socket", "tempfile", "sqlite3", "sqlalchemy", "urllib", "time", "rich"}
 FORBIDDEN_NAMES = {"util", "utils", "helper", "helpers", "common", "misc", "tools", "shared", "base"}

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from karat.errors import InputError, ProcessError
+from karat.errors import InputError, KaratError, ProcessError
 from karat.lm import parallel, together
 from karat.lm.adapters import add_lora
 from karat.lm.load import LoadedLM, load_lm
@@ -43,7 +43,7 @@ from karat.reward.model import HeadConfig
 from karat.reward.score import scorer_of
 from karat.reward.train import RewardConfig, train_reward
 from karat.reward.trunk import DecoderTrunk
-from karat.sft.train import SFTConfig, train_sft
+from karat.sft.train import SFTConfig, train_on_texts, train_sft
 from policy_toys import PROMPTS, share_of_w3, toy_lm
 from reward_worlds import planted_votes
 from tiny_models import tiny_checkpoint
@@ -53,14 +53,19 @@ STEPS = StepSettings(n_epochs=2, n_minibatches=2, learning_rate=1e-3)
 SHOWN = [Demonstration(user_prompt(f"w{i} w1"), f"w{i} w2 w3", "test") for i in range(6)]
 
 
-def work_through(directory: str, rank: int, count: int, port: int, recipes: Sequence[str]) -> None:
-    """Run the recipes one after the other in one process of `count`."""
+def work_through(directory: str, rank: int, count: int, ports: Sequence[int], recipes: Sequence[str]) -> None:
+    """Run the recipes one after the other in one process of `count`; then join twice more, and fail."""
     torch.set_num_threads(1)
     place = Path(directory)
     # in a group transformers lets the first process save only, and karat reads while it runs
     model = tiny_checkpoint("qwen3", place / f"model-{rank}")
     toy_lm()
-    os.environ |= {"WORLD_SIZE": str(count), "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {
+        "WORLD_SIZE": str(count),
+        "RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(ports[0]),
+    }
     with parallel.joined():
         for name in recipes:
             own = place / name
@@ -71,6 +76,23 @@ def work_through(directory: str, rank: int, count: int, port: int, recipes: Sequ
                 save_file(weights, place / f"{name}-{rank}")
             else:
                 (place / f"{name}-{rank}").write_text(json.dumps(left))
+    said = []
+    for port, failing in zip(ports[1:], ([0, 1], [1]), strict=True):
+        os.environ["MASTER_PORT"] = str(port)
+        said.append(failure(rank, failing))
+    (place / f"failures-{rank}").write_text(json.dumps(said))
+
+
+def failure(rank: int, failing: Sequence[int]) -> str:
+    """What this process raises when those fail while the others wait for them."""
+    try:
+        with parallel.joined():
+            if rank in failing:
+                raise InputError("the same text is wrong")
+            parallel.wait()
+    except KaratError as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
 
 
 def sft(place: Path, reporters: list, model: Path) -> nn.Module:
@@ -90,6 +112,15 @@ def sft(place: Path, reporters: list, model: Path) -> nn.Module:
     train_sft(lm, shown, config, seed=5, directory=place / "loop", reporters=reporters)
     recipe.response_logprobs = whole
     (place.parent / f"micro-batches-{parallel.rank()}").write_text(str(len(seen)))
+    return lm.model
+
+
+def base(place: Path, reporters: list, model: Path) -> nn.Module:
+    """Whole texts, which share one prompt, the end mark: a tree to be cut."""
+    del place, model
+    lm = toy_lm()
+    texts = [f"w{i} w{i + 1} w{i + 2} w3" for i in range(9)]
+    train_on_texts(lm, texts, SFTConfig(epochs=1, batch_size=5, learning_rate=1e-2), seed=5, reporters=reporters)
     return lm.model
 
 
@@ -239,11 +270,12 @@ def lora(lm: LoadedLM) -> LoadedLM:
     return replace(lm, model=add_lora(lm.model.requires_grad_(False), 2, 4.0, seed=1))
 
 
-BRIEF = ("words", "sft", "reward", "ppo")
+BRIEF = ("words", "sft", "base", "reward", "ppo")
 """What the default suite runs."""
 RECIPES: dict[str, Callable] = {
     "words": words,
     "sft": sft,
+    "base": base,
     "reward": reward,
     "ppo": ppo,
     "ppo-critic": ppo_critic,

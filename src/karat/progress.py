@@ -7,6 +7,7 @@ and pipes stay clean.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -50,14 +51,18 @@ class Progress(Protocol):
 
 @contextlib.contextmanager
 def open_progress(
-    *, quiet: bool = False, stream: TextIO | None = None, interval_s: float = LINE_INTERVAL_S
+    *, quiet: bool = False, silent: bool = False, stream: TextIO | None = None, interval_s: float = LINE_INTERVAL_S
 ) -> Iterator[Progress]:
     """The progress display that fits the stream: bars for a terminal, otherwise lines.
 
     Args:
-        quiet: True = no bars even in a terminal.    stream: standard error unless given.
+        quiet: True = no bars even in a terminal.    silent: True = nothing at all.    stream: standard error unless given.
         interval_s: seconds between two lines of one stage where there is no terminal.
     """
+    if silent:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            yield LineDisplay(nowhere, interval_s)
+        return
     target = stream or sys.stderr
     if quiet or not target.isatty():
         yield LineDisplay(target, interval_s)

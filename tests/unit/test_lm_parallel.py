@@ -1,5 +1,6 @@
 """Two processes do what one does: the same losses and weights, and the same bits in both."""
 
+import contextlib
 import json
 import os
 import socket
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 import two_processes
 from children import WAIT_S, context
+from karat import ranks
 from karat.errors import ConfigError
 from karat.lm import parallel
 from karat.lm.loop import newest_step
@@ -24,11 +26,11 @@ OTHERS = [name for name in two_processes.RECIPES if name not in BRIEF]
 
 def run(place: Path, n: int, recipes: Sequence[str]) -> Path:
     place.mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    with contextlib.ExitStack() as probes:
+        bound = [probes.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        ports = [one.getsockname()[1] for one in bound]
     work = [
-        CONTEXT.Process(target=two_processes.work_through, args=(str(place), rank, n, port, recipes))
+        CONTEXT.Process(target=two_processes.work_through, args=(str(place), rank, n, ports, recipes))
         for rank in range(n)
     ]
     for process in work:
@@ -111,6 +113,15 @@ def test_collectives_give_all_the_same_and_what_one_process_would(places):
     assert (alone["after"], first["after"], second["after"]) == (1.0, 2.0, 2.0)
 
 
+def test_of_those_that_fail_one_says_why(places):
+    one, two = places
+    said = [json.loads((two / f"failures-{rank}").read_text()) for rank in (0, 1)]
+    error, silence = "InputError: the same text is wrong", "ProcessError: "
+    assert sorted(own[0] for own in said) == [error, silence]
+    assert [own[1] for own in said] == [silence, error]
+    assert json.loads((one / "failures-0").read_text()) == [error, "nothing"]
+
+
 def test_alone_everything_is_the_identity():
     parameter = torch.nn.Parameter(torch.ones(2))
     parallel.sum_gradients([parameter])
@@ -126,7 +137,7 @@ def test_alone_everything_is_the_identity():
 
 
 def test_a_number_of_processes_without_a_place_to_meet_is_one_line(monkeypatch):
-    for name in (*parallel.RANK, "MASTER_ADDR", "MASTER_PORT"):
+    for name in (*ranks.RANK, "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="found 2 of them and no rank"), parallel.joined():

@@ -10,7 +10,7 @@ from torch import nn
 
 from karat.errors import InputError, InvariantError
 from karat.lm.attention import tree_attention, tree_layout
-from karat.lm.trees import Tree, TreeBatch, flat_of, pack_trees, padded_batch, rows_of, to_rows
+from karat.lm.trees import Tree, TreeBatch, cut_trees, flat_of, pack_trees, padded_batch, rows_of, to_rows
 from reference.tree_attention import tree_attention_by_loops
 
 TREES = [
@@ -31,6 +31,22 @@ def test_tree_without_prompt_or_with_empty_branch_is_refused() -> None:
         Tree((1,), ())
     with pytest.raises(InputError, match="an empty branch at 1"):
         Tree((1,), ((2,), ()))
+
+
+@given(tree_lists, st.integers(1, 30))
+@settings(max_examples=50, deadline=None)
+def test_cutting_keeps_every_branch_behind_its_prompt_and_within_the_budget(trees: list[Tree], budget: int) -> None:
+    pieces = cut_trees(trees, budget)
+    whole, cut = ([(tree.prompt, branch) for tree in some for branch in tree.branches] for some in (trees, pieces))
+    assert cut == whole
+    assert all(piece.n_tokens <= budget or len(piece.branches) == 1 for piece in pieces)
+    assert [piece for piece in pieces if piece in trees] == pieces or len(pieces) > len(trees)
+
+
+def test_cutting_leaves_alone_what_fits_and_fills_each_piece() -> None:
+    assert cut_trees(TREES, 8) == TREES
+    first, last = Tree((9, 10), ((11, 12, 13), (14,))), Tree((9, 10), ((15, 16),))
+    assert cut_trees(TREES, 6) == [*TREES[:2], first, last]
 
 
 def test_packing_nothing_is_refused() -> None:

@@ -15,12 +15,13 @@ import typer
 
 # commands appear in the help in the order in which their modules are imported
 # isort: off
-from karat.cli import river, talking, scoring, personal, exchange, people, checks, upkeep, record, setup  # noqa: F401
+from karat.cli import river, sampling, talking, scoring, personal, exchange, people, checks, upkeep, record, setup  # noqa: F401
 
 # isort: on
 from karat.cli.options import app
 from karat.cli.river import parse_seeds
 from karat.errors import KaratError
+from karat.ranks import speaks
 
 __all__ = ["UsageError", "app", "main", "parse_seeds"]
 
@@ -35,10 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         # standalone_mode=False: click hands its errors over instead of exiting by its own rules.
-        code = typer.main.get_command(app).main(args=given or ["--help"], prog_name="karat", standalone_mode=False)
+        code = typer.main.get_command(app).main(
+            args=given or ["--help"], prog_name="karat", standalone_mode=False, obj=given
+        )
         sys.stdout.flush()
     except KaratError as error:
-        return _complain(str(error))
+        return _complain(str(error)) if str(error) else 2  # another of several processes has said it
     except UsageError as error:
         return _complain(f"{error.format_message().rstrip('.')}; see `karat --help`")  # type: ignore[attr-defined]
     except (KeyboardInterrupt, typer.Abort):
@@ -53,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         place = getattr(error, "filename", None) or "a write failed"
         return _complain(f"{place}: the disk is full; free some space and run the same command again")
-    if code == INTERRUPTED:  # typer itself turns an interruption into this code, silently
+    if code == INTERRUPTED and speaks():  # typer itself turns an interruption into this code, silently
         print(f"\n{RESUMES}", file=sys.stderr)
     return code if isinstance(code, int) else 0
 

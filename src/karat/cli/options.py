@@ -30,6 +30,9 @@ ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A configurat
 RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run, runs/<name>.")]
 StorePath = Annotated[str, typer.Option("--store", help="The feedback store: a file or a database address.")]
 Seeds = Annotated[str, typer.Option("--seeds", help="Seeds: 0, 0-4 or 0,3,7; empty = the configuration's.")]
+Processes = Annotated[
+    int, typer.Option("--processes", help="Processes on this machine that share the work, see docs/processes.md.")
+]
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 
 

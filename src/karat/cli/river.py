@@ -9,12 +9,13 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from karat.cli import processes as launching
 from karat.cli.options import (
     RUNS,
     AsJson,
     ConfigFile,
-    Out,
     Overrides,
+    Processes,
     RunDirectory,
     Seeds,
     StorePath,
@@ -23,17 +24,19 @@ from karat.cli.options import (
     counts,
 )
 from karat.errors import ConfigError
+from karat.ranks import launched, speaks
 
-MAX_NEW_TOKENS = 128
 Fault = Literal["no-kl", "unchecked-facts"]
 
 
 @app.command(epilog="Example: karat demo --seed 1 --fault no-kl")
 def demo(
+    context: typer.Context,
     name: Annotated[str, typer.Option(help="Name of the run; empty = demo, with fault and seed.")] = "",
     fault: Annotated[Fault | None, typer.Option(help="A fault to switch on, to watch it show.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
     directory: Annotated[Path, typer.Option(help="Where runs are kept.")] = RUNS,
+    processes: Processes = 1,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -50,26 +53,37 @@ def demo(
             progress=progress,
         )
 
-    _river(work, as_json)
+    _together(context, processes, work, as_json)
 
 
 @app.command(epilog="Example: karat run config.yaml --seeds 0-4 --sweep ppo.reward.kl_coef=0.1,0.2")
 def run(
+    context: typer.Context,
     config: ConfigFile,
     seeds: Seeds = "",
     sweep: Annotated[list[str] | None, typer.Option(metavar="KEY=V1,V2", help="Values to try; repeatable.")] = None,
     rounds: Annotated[int, typer.Option(help="Rounds of votes, reward and policy; 0 = the configuration's.")] = 0,
+    processes: Processes = 1,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a configuration to its report, for each seed and each value of a sweep; what is finished is reused."""
     said = [*(overrides or []), *([f"rounds={rounds}"] if rounds else [])]
-    _configured(config, seeds, sweep, said, as_json, until=None)
+    work = _configured(config, seeds, sweep, said, until=None)
+    _together(context, processes, work, as_json)
 
 
 def _stage_command(stage: str, says: str) -> None:
-    def command(config: ConfigFile, seeds: Seeds = "", overrides: Overrides = None, as_json: AsJson = False) -> None:
-        _configured(config, seeds, None, overrides, as_json, until=stage)
+    def command(
+        context: typer.Context,
+        config: ConfigFile,
+        seeds: Seeds = "",
+        processes: Processes = 1,
+        overrides: Overrides = None,
+        as_json: AsJson = False,
+    ) -> None:
+        work = _configured(config, seeds, None, overrides, until=stage)
+        _together(context, processes, work, as_json)
 
     app.command(stage, help=says, epilog=f"Example: karat {stage} config.yaml --seeds 0")(command)
 
@@ -79,6 +93,7 @@ _stage_command("sft", "Run a configuration up to the supervised policy.")
 
 @app.command(epilog="Example: karat collect --model runs/demo/models/ppo --prompts prompts.jsonl --store karat.db")
 def collect(
+    context: typer.Context,
     config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="A configuration; none = --model.")] = None,
     seeds: Seeds = "",
     overrides: Overrides = None,
@@ -100,6 +115,7 @@ def collect(
     strategy: Annotated[str, typer.Option(help="bald, variance or random; the first two need --reward.")] = "",
     reward: Annotated[Path | None, typer.Option(help="A reward model that says which questions tell most.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    processes: Processes = 1,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until people have answered.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -107,8 +123,9 @@ def collect(
     if (config is None) == (model is None):
         raise ConfigError("collect: found both or neither of CONFIG and --model; expected one of them")
     if config is not None:
-        _configured(config, seeds, None, overrides, as_json, until="collect")
+        _together(context, processes, _configured(config, seeds, None, overrides, until="collect"), as_json)
         return
+    _alone("collect", processes)
     if model is None or prompts is None:
         raise ConfigError("collect --model: found no --prompts; expected a file of prompts")
     from karat.pipeline.asking import Asking, arena_batch, asked_question, collect_from
@@ -136,6 +153,7 @@ def collect(
     epilog="Example: karat reward --store karat.db --model models/sft --out models/reward --set reward.n_epochs=2"
 )
 def reward(
+    context: typer.Context,
     config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="A configuration; none = --model.")] = None,
     seeds: Seeds = "",
     overrides: Overrides = None,
@@ -145,6 +163,7 @@ def reward(
     out: Annotated[Path, typer.Option(help="Where the reward model goes.")] = Path("reward"),
     batch: Annotated[str, typer.Option(help="Only judgements of this batch.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
+    processes: Processes = 1,
     as_json: AsJson = False,
 ) -> None:
     """Run a configuration up to its reward and gate; or train a reward on everything in a store or snapshot."""
@@ -152,8 +171,9 @@ def reward(
         raise ConfigError("reward: found both or neither of CONFIG and --model; expected one of them")
     if model is None:
         assert config is not None
-        _configured(config, seeds, None, overrides, as_json, until="reward")
+        _together(context, processes, _configured(config, seeds, None, overrides, until="reward"), as_json)
         return
+    _alone("reward", processes)
     from karat.config import apply_overrides, build
     from karat.pipeline.mixture import RewardRequest, reward_from
     from karat.progress import open_progress
@@ -196,8 +216,16 @@ _METHODS = {
 def _method_command(method: str, says: str) -> None:
     name = method.replace("_", "-")
 
-    def command(config: ConfigFile, seeds: Seeds = "", overrides: Overrides = None, as_json: AsJson = False) -> None:
-        _configured(config, seeds, None, [*(overrides or []), f"algorithm={method}"], as_json, until=method)
+    def command(
+        context: typer.Context,
+        config: ConfigFile,
+        seeds: Seeds = "",
+        processes: Processes = 1,
+        overrides: Overrides = None,
+        as_json: AsJson = False,
+    ) -> None:
+        work = _configured(config, seeds, None, [*(overrides or []), f"algorithm={method}"], until=method)
+        _together(context, processes, work, as_json)
 
     help_text = f"Run a configuration up to the policy optimised by {says}."
     app.command(name, help=help_text, epilog=f"Example: karat {name} config.yaml --seeds 0")(command)
@@ -240,8 +268,8 @@ def audit(
 
 
 def _configured(
-    config: Path, seeds: str, sweep: list[str] | None, overrides: list[str] | None, as_json: bool, *, until: str | None
-) -> None:
+    config: Path, seeds: str, sweep: list[str] | None, overrides: list[str] | None, *, until: str | None
+) -> Callable[[Any, Any], Any]:
     numbers = parse_seeds(seeds) if seeds else None
 
     def work(pipeline: Any, progress: Any) -> Any:
@@ -249,7 +277,25 @@ def _configured(
             config, overrides=overrides or [], seeds=numbers, sweep=sweep or [], until=until, progress=progress
         )
 
-    _river(work, as_json)
+    return work
+
+
+def _together(context: typer.Context, processes: int, work: Callable[[Any, Any], Any], as_json: bool) -> None:
+    """The work in this process, or in one of several; `--processes` starts those and waits for them."""
+    if launching.wanted(processes):
+        raise typer.Exit(launching.start(context.obj, processes))
+    if launched() == 1:
+        _river(work, as_json)
+        return
+    from karat.lm import parallel
+
+    with parallel.joined():
+        _river(work, as_json)
+
+
+def _alone(command: str, processes: int) -> None:
+    if processes != 1 or launched() != 1:
+        raise ConfigError(f"{command} --model: found several processes; expected one, or a configuration")
 
 
 def _river(work: Callable[[Any, Any], Any], as_json: bool) -> None:
@@ -257,91 +303,11 @@ def _river(work: Callable[[Any, Any], Any], as_json: bool) -> None:
     from karat import pipeline
     from karat.progress import open_progress
 
-    with open_progress() as progress:
+    first = speaks()
+    with open_progress(silent=not first) as progress:
         summary = work(pipeline, progress)
-    answer(as_json, summary, _summary_lines(summary))
-
-
-@app.command(epilog="Example: karat generate runs/demo/models/ppo prompts.jsonl --out answers.jsonl --samples 4")
-def generate(
-    model: Annotated[Path, typer.Argument(help="Directory of a causal language model.")],
-    prompts: Annotated[Path, typer.Argument(help='JSON lines: {"prompt": text or [{"role", "content"}]}.')],
-    out: Out,
-    samples: Annotated[int, typer.Option(help="Responses for each prompt.")] = 1,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longest response; none = 128, or what fits.")] = None,
-    temperature: Annotated[float, typer.Option(help="1 = the policy's own distribution.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
-    endpoint: Annotated[
-        str, typer.Option(help="Address of an OpenAI-compatible server; MODEL is its name there.")
-    ] = "",
-    as_json: AsJson = False,
-) -> None:
-    """Sample responses of a policy, from a directory or from a server that speaks OpenAI's chat protocol."""
-    from karat.batches import generate_file, generate_from
-    from karat.lm.generate import SamplingConfig
-    from karat.progress import open_progress
-
-    if endpoint:
-        from karat.lm.endpoint import Endpoint
-
-        server = Endpoint(endpoint, str(model), max_new_tokens or MAX_NEW_TOKENS, temperature)
-        n = generate_from(server, prompts, out, n_samples=samples, seed=seed)
-        answer(as_json, {"out": str(out), "n_responses": n}, [f"{out}: {n} responses"])
-        return
-    config = SamplingConfig(max_new_tokens=max_new_tokens or MAX_NEW_TOKENS, temperature=temperature)
-    with open_progress() as progress, progress.stage("generate", unit="responses") as bar:
-        n = generate_file(
-            model,
-            prompts,
-            out,
-            n_samples=samples,
-            config=config,
-            seed=seed,
-            fit=max_new_tokens is None,
-            progress=lambda tokens, done, total: bar.log(done, {"of": total, "tokens": tokens}),
-        )
-    answer(as_json, {"out": str(out), "n_responses": n}, [f"{out}: {n} responses"])
-
-
-@app.command(
-    "best-of-n", epilog="Example: karat best-of-n runs/demo/models/sft p.jsonl --score runs/demo/models/reward --n 8"
-)
-def best_of_n(
-    model: Annotated[Path, typer.Argument(help="Directory of a causal language model.")],
-    prompts: Annotated[Path, typer.Argument(help='JSON lines: {"prompt": text or [{"role", "content"}]}.')],
-    score_by: Annotated[
-        str, typer.Option("--score", help="Directory of a reward model, module:function, or an http address.")
-    ],
-    out: Out,
-    n: Annotated[int, typer.Option("--n", help="Responses that compete for each prompt.")] = 8,
-    samples: Annotated[int, typer.Option(help="Responses drawn, ≥ n, for a better KL figure; 0 = n.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest response.")] = 128,
-    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Sample, score and keep the best of n responses; says what that costs in KL, exactly where scores tie too."""
-    from karat.batches import best_of_n_file
-    from karat.progress import open_progress
-
-    with open_progress() as progress, progress.stage("best of n", unit="responses") as bar:
-        found = best_of_n_file(
-            model,
-            prompts,
-            out,
-            score_by=score_by,
-            n=n,
-            n_samples=samples or n,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            progress=lambda tokens, done, total: bar.log(done, {"of": total, "tokens": tokens}),
-        )
-    lines = [
-        f"{out}: best of {n} for {found['n_prompts']} prompts, mean score {found['score_mean']:.3f} "
-        f"(all samples {found['sample_score_mean']:.3f})",
-        f"KL from the model: {found['kl_estimate']:.3f} nats per response by order statistics on "
-        f"{found['n_samples']} samples each; bound {found['kl_bound']:.3f}",
-    ]
-    answer(as_json, {"out": str(out), **found}, lines)
+    if first:
+        answer(as_json, summary, _summary_lines(summary))
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -24,16 +24,11 @@ import torch
 from torch import Tensor, distributed
 
 from karat.errors import ConfigError, ProcessError
+from karat.ranks import launched, launched_local_rank, launched_rank
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-WORLD, RANK, LOCAL_RANK = (
-    ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"),
-    ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"),
-    ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK"),
-)
-"""Where torchrun, and the MPIs that `accelerate launch` knows, say how many processes there are and which one this is."""
 PATIENCE = datetime.timedelta(days=365)
 """Others wait for the first process while it does what only one may do, and that can be waiting for people's votes. One
 that ended is noticed at once, whatever this is: its connections close."""
@@ -62,11 +57,6 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def launched() -> int:
-    """How many processes a launcher started, by the environment; 1 = none did."""
-    return int(_said(WORLD) or 1)
-
-
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
     """Join the processes that `karat run --processes`, torchrun or `accelerate launch` started, for the block.
@@ -80,16 +70,17 @@ def joined() -> Iterator[None]:
     if n == 1 or distributed.is_initialized():
         yield
         return
-    here, address = _said(RANK), [os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")]
+    here, address = launched_rank(), [os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")]
     if here is None or None in address:
         raise ConfigError(
             f"processes: found {n} of them and no {'rank' if here is None else 'MASTER_ADDR and MASTER_PORT'} in the "
             "environment; expected both: use `karat run --processes`, torchrun or `accelerate launch`"
         )
-    os.environ |= {"RANK": here, "WORLD_SIZE": str(n)}
+    os.environ |= {"RANK": str(here), "WORLD_SIZE": str(n)}
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(_said(LOCAL_RANK) or here) % torch.cuda.device_count())
+        local = launched_local_rank()
+        torch.cuda.set_device((here if local is None else local) % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
     distributed.init_process_group(backend, timeout=PATIENCE)
     try:
@@ -281,10 +272,6 @@ def _on_cpu(item: Any) -> Any:
     if type(item) in (list, tuple):
         return type(item)(_on_cpu(value) for value in item)
     return item
-
-
-def _said(names: Sequence[str]) -> str | None:
-    return next((os.environ[name] for name in names if os.environ.get(name)), None)
 
 
 def _together() -> bool:

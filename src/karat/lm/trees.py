@@ -184,6 +184,25 @@ def pack_trees(
     return [_tree_batch([trees[i] for i in row], [first_branch[i] for i in row], pad_to, pad_id) for row in rows]
 
 
+def cut_trees(trees: Sequence[Tree], token_budget: int) -> list[Tree]:
+    """The same branches in the same order in trees that fit the budget: a larger tree becomes several with its prompt.
+
+    Returns: trees as they were where they fit; a branch that does not fit with its prompt is alone in its tree.
+    """
+    pieces: list[Tree] = []
+    for tree in trees:
+        cut: list[list[Sequence[int]]] = []
+        used = 0
+        for branch in tree.branches:
+            if not cut or used + len(branch) > token_budget:
+                cut.append([])
+                used = len(tree.prompt)
+            cut[-1].append(branch)
+            used += len(branch)
+        pieces += [tree] if len(cut) == 1 else [Tree(tree.prompt, tuple(part)) for part in cut]
+    return pieces
+
+
 def _tree_batch(trees: list[Tree], first_branch: list[int], pad_to: int | None, pad_id: int) -> TreeBatch:
     ids: list[int] = []
     positions: list[int] = []

@@ -13,7 +13,7 @@ from karat.belief import to_reference
 from karat.errors import ConfigError, InputError
 from karat.pipeline.beside_settings import ConstraintConfig, DenseSettings
 from karat.policy.beside import Beside
-from karat.policy.score_sources import named_score
+from karat.policy.score_sources import asked_once, named_score
 from karat.policy.scores import score_responses
 from karat.records import Finding, Prompt, Response, ScoreFn
 from karat.reward.dense import DENSE, dense_score_fn, fit_dense, load_dense, save_dense
@@ -51,7 +51,7 @@ def cost_fn(scorer: Scorer, constraint: ConstraintConfig) -> ScoreFn:
     Raises: ConfigError as `beside_the_score` has it.
     """
     if constraint.cost:
-        measure = named_score(constraint.cost)
+        measure = asked_once(named_score(constraint.cost))
     else:
         names = scorer.model.objectives
         if constraint.objective not in names:

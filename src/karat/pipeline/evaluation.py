@@ -13,6 +13,7 @@ from karat.evaluate.frontiers import FrontierPoint, interpolate_gold
 from karat.evaluate.measure import draw, sequence_kl, texts_of
 from karat.evaluate.table import PolicySamples, best_of, gold_difference, not_known, policy_figures
 from karat.ledger.artifacts import ArtifactRef, write_json
+from karat.lm import parallel
 from karat.lm.load import LoadedLM, load_lm
 from karat.overopt import best_of_n_kl_bound, expected_best_of_n
 from karat.pipeline.by_group import group_content, group_gains, utilities_by_group, worst_group_finding
@@ -52,6 +53,17 @@ def measure(
                 name, lm, models["sft"], prompts, scorer, config, source.gold, n_samples=n_samples,
                 seed=child_seed(run.seed, "evaluate"), progress=lambda _, done, __, bar=bar: bar.log(done, {}),
             )  # fmt: skip
+    return parallel.from_main(lambda: side_by_side(config, source, prompts, measured, place))
+
+
+def side_by_side(
+    config: RunConfig,
+    source: Source,
+    prompts: list[Prompt],
+    measured: Mapping[str, PolicySamples],
+    place: Workplace,
+) -> StageResult:
+    """The figures of measured policies and of best-of-n, the frontier, the training path and some samples."""
     table = {"sft": measured["sft"]}
     table |= {f"best_of_{n}": best_of(measured["sft"], n) for n in config.evaluate.best_of}
     table |= {name: samples for name, samples in measured.items() if name != "sft"}

@@ -15,12 +15,13 @@ from karat.belief import AGGREGATORS, Belief, disagreement, lower_bound
 from karat.evaluate.measure import draw, sequence_kl, texts_of
 from karat.feedback.snapshot import read_snapshot
 from karat.ledger.artifacts import ArtifactRef
+from karat.lm import parallel
 from karat.lm.adapters import merged
 from karat.lm.load import LoadedLM, load_lm, save_lm
 from karat.overopt import distinct_frac
 from karat.pipeline.beside import beside_the_score
 from karat.pipeline.data import read_prompts, read_texts, write_rows
-from karat.pipeline.methods import Around, Material, n_steps, run_method
+from karat.pipeline.methods import Around, Material, Trained, n_steps, run_method
 from karat.pipeline.models import load_for_training
 from karat.pipeline.populations import WORST_GROUP, open_scorer
 from karat.pipeline.rewarding import flat_texts
@@ -28,7 +29,7 @@ from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Gold
 from karat.pipeline.stages import Output, Run, StageResult, Workplace, training_reporters
 from karat.policy.odd_rewards import OddRewards, usual_range
-from karat.policy.score_sources import named_score
+from karat.policy.score_sources import asked_once, named_score
 from karat.policy.watcher import Watcher, WatchRules
 from karat.records import Finding, Prompt
 from karat.reward.novelty import load_novelty, text_features
@@ -65,7 +66,7 @@ def train(
     watcher = Watcher(watch_rules(config, usual, lengths), directory=place.checkpoints / "watcher")
     # 2. the method
     lm = load_for_training(sft, config.lora, seed=child_seed(run.seed, "ppo", "lora"))
-    score = named_score(config.score) if config.score else score_fn(scorer, config.aggregator)
+    score = asked_once(named_score(config.score)) if config.score else score_fn(scorer, config.aggregator)
     if config.watch.odd_quantile is not None:
         low, high = usual_range(list(score(asked, texts)), config.watch.odd_quantile)
         score = OddRewards(score, low, high, place.directory / ODD)
@@ -81,6 +82,12 @@ def train(
         seed = child_seed(run.seed, "ppo")
         result = run_method(config, lm, material, Around(seed, place.training, reporters, watcher, look))
     # 3. which policy is kept
+    return parallel.from_main(lambda: keep(run, config, place, result, watcher))
+
+
+def keep(run: Run, config: RunConfig, place: Workplace, result: Trained, watcher: Watcher) -> StageResult:
+    """Save the policy that the settings say, and what the watcher saw."""
+    name = config.algorithm
     directory = place.model_directory(name)
     kept_step, lm = result.n_steps, result.lm
     if config.watch.keep == "best" and result.best_path is not None and result.best_step:

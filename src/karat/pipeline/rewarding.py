@@ -16,6 +16,7 @@ from karat.belief import ScoreScale
 from karat.errors import InputError
 from karat.feedback.snapshot import Snapshot, read_snapshot
 from karat.ledger.artifacts import ArtifactRef
+from karat.lm import parallel
 from karat.pipeline.beside import keep_token_rewards
 from karat.pipeline.data import Texts, read_prompts, read_texts
 from karat.pipeline.mixture import said_findings, said_in
@@ -104,7 +105,7 @@ def train(
             config=config.reward, seed=seed, validation=parts.held or None, directory=place.training,
             reporters=reporters,
         )  # fmt: skip
-    return judged(run, config, source, fitted, parts, samples, place)
+    return parallel.from_main(lambda: judged(run, config, source, fitted, parts, samples, place))
 
 
 def take(
@@ -117,6 +118,18 @@ def take(
     place: Workplace,
 ) -> StageResult:
     """Take a reward model from elsewhere instead of training one: find its scale in the votes, and judge it like any other."""
+    return parallel.from_main(lambda: _taken(run, config, source, given, votes, samples, place))
+
+
+def _taken(
+    run: Run,
+    config: RunConfig,
+    source: Source,
+    given: ArtifactRef,
+    votes: ArtifactRef,
+    samples: ArtifactRef,
+    place: Workplace,
+) -> StageResult:
     parts = vote_parts(run, config, votes, samples, place)
     path = run.directory / given.path
     scorer = load_scorer(path)

@@ -21,6 +21,7 @@ from karat.feedback.store import Store, open_store
 from karat.identity import content_id
 from karat.ledger.artifacts import ArtifactRef, ref_of
 from karat.ledger.manifest import Manifest
+from karat.lm import parallel
 from karat.lm.adapters import merged
 from karat.lm.load import load_lm, save_lm
 from karat.pipeline import evaluation, optimise, rewarding, rounds
@@ -66,7 +67,9 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     *_, base = source.base(run, done["source"])
     # 3. supervised fine-tuning
     work = partial(fine_tune, run, base, config)
-    done["sft"] = run.stage("sft", inputs=(base, demonstrations), config=[config.sft, config.lora], work=work)
+    done["sft"] = run.stage(
+        "sft", inputs=(base, demonstrations), config=[config.sft, config.lora], work=work, together=True
+    )
     sft = output(done["sft"], "model")
     if until == "sft":
         return done
@@ -77,7 +80,7 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     own = [reference for reference in done["source"].outputs if reference.name == "judgements"]
     own += [adviser] if adviser is not None else []
     done["collect"] = run.stage(
-        "collect", inputs=(sft, prompts, *own), config=[source.settings, config.collect], work=work
+        "collect", inputs=(sft, prompts, *own), config=[source.settings, config.collect], work=work, together=True
     )
     snapshot, samples = output(done["collect"], "snapshot"), output(done["collect"], "samples")
     if until == "collect":
@@ -89,7 +92,7 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     station = rewarding.train if given is None else rewarding.take
     start = sft if given is None else given
     work = partial(station, run, config, source, start, snapshot, samples)
-    done["reward"] = run.stage("reward", inputs=(start, snapshot, samples), config=settings, work=work)
+    done["reward"] = run.stage("reward", inputs=(start, snapshot, samples), config=settings, work=work, together=True)
     reward = output(done["reward"], "model")
     check_gate(
         [*findings_of(done["reward"]), optimise.leash_finding(config)], allow_ungated=config.allow_ungated_reward
@@ -103,7 +106,8 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     settings = [config.method, config.lora, config.watch, config.aggregator, config.allow_ungated_reward]
     settings += optimise.further_settings(config)
     offline = (snapshot,) if config.rollout is None else ()
-    done[name] = run.stage(name, inputs=(sft, reward, prompts, samples, *offline), config=settings, work=work)
+    inputs = (sft, reward, prompts, samples, *offline)
+    done[name] = run.stage(name, inputs=inputs, config=settings, work=work, together=True)
     if until == name:
         return done
     policies = {"sft": sft, name: output(done[name], "model")}
@@ -131,17 +135,18 @@ def compare(
     """The measuring station over some policies, the fine-tuned one first."""
     work = partial(evaluation.measure, run, config, policies, reward, source)
     settings = [config.evaluate, config.aggregator]
-    return run.stage("evaluate", inputs=(*policies.values(), reward, prompts), config=settings, work=work)
+    return run.stage(
+        "evaluate", inputs=(*policies.values(), reward, prompts), config=settings, work=work, together=True
+    )
 
 
 def fine_tune(run: Run, base: ArtifactRef, config: RunConfig, place: Workplace) -> StageResult:
     """Fine-tune the base model on the demonstrations; some prompts are kept out to measure it."""
     demonstrations = read_demonstrations(place.directory / "data" / "demonstrations.jsonl")
+    about = {"run_id": run.id, "stage": "sft"}
     if not demonstrations:
-        save_lm(
-            load_lm(run.directory / base.path),
-            place.model_directory("sft"),
-            metadata={"run_id": run.id, "stage": "sft"},
+        parallel.from_main(
+            lambda: save_lm(load_lm(run.directory / base.path), place.model_directory("sft"), metadata=about)
         )
         return StageResult(
             [Output("model", place.model_directory("sft"), "model")],
@@ -158,7 +163,7 @@ def fine_tune(run: Run, base: ArtifactRef, config: RunConfig, place: Workplace) 
             lm, train, config.sft, seed=child_seed(run.seed, "sft"), held_out=held_out, directory=place.training,
             reporters=reporters,
         )  # fmt: skip
-    save_lm(merged(lm), place.model_directory("sft"), metadata={"run_id": run.id, "stage": "sft"})
+    parallel.from_main(lambda: save_lm(merged(lm), place.model_directory("sft"), metadata=about))
     metrics = {
         "n_demonstrations": result.n_demonstrations,
         "nll_per_token": result.last_nll,
@@ -188,6 +193,27 @@ def collect(
     path = place.directory / "data" / (f"samples{place.suffix}.jsonl" if number > 1 else "sft_samples.jsonl")
     later = [number] if number > 1 else []
     samples = policy_samples(run, policy, splits["collect"], config, place, path=path, purpose=["samples", *later])
+    work = partial(judge, run, source, config, samples, place, path=path, number=number, adviser=adviser)
+    return parallel.from_main(work)
+
+
+def judge(
+    run: Run,
+    source: Source,
+    config: RunConfig,
+    samples: Texts,
+    place: Workplace,
+    *,
+    path: Path,
+    number: int,
+    adviser: ArtifactRef | None,
+) -> StageResult:
+    """Put questions about samples into the store, have them answered, take the snapshot.
+
+    Args:
+        path: of the samples.    number, adviser: as `collect` has them.
+    """
+    later = [number] if number > 1 else []
     metrics: dict[str, Any] = {"stopped_frac": _mean([flag for row in samples.stopped for flag in row])}
     # other settings under the same name are another batch of questions; the votes on the old ones stay in the store
     by = [adviser.hash] if adviser is not None else []
@@ -253,7 +279,7 @@ def policy_samples(
         tuple(tuple(len(one.response_tokens) for one in group) for group in drawn),
         tuple(tuple(one.stopped for one in group) for group in drawn),
     )
-    write_texts(path, samples)
+    parallel.from_main(lambda: write_texts(path, samples))
     return samples
 
 

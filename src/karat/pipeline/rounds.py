@@ -17,6 +17,7 @@ from karat.feedback.snapshot import Snapshot, read_snapshot, snapshot_place, wri
 from karat.feedback.store import open_store
 from karat.ledger.artifacts import ArtifactRef
 from karat.ledger.manifest import Manifest
+from karat.lm import parallel
 from karat.pipeline import optimise, rewarding
 from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Source
@@ -71,14 +72,14 @@ def run_rounds(
         )  # fmt: skip
         inputs = (policies[-1], rewards[-1], prompts, *(output(one, "snapshot") for one in collected))
         settings = [source.settings, config.collect]
-        done = stage("collect", inputs=inputs, config=settings, work=work)
+        done = stage("collect", inputs=inputs, config=settings, work=work, together=True)
         collected.append(done)
         # 2. the reward, fitted to the votes of all rounds
         replay = output(done, "replay")
         settings = [config.reward, config.objectives, config.aggregator, config.gate, config.lora]
         settings += [config.dense] if config.dense.weights else []
         work = partial(rewarding.train, run, config, source, sft, replay, samples)
-        fitted = stage("reward", inputs=(sft, replay, samples), config=settings, work=work)
+        fitted = stage("reward", inputs=(sft, replay, samples), config=settings, work=work, together=True)
         rewards.append(output(fitted, "model"))
         findings = [*findings_of(fitted), optimise.leash_finding(config)]
         check_gate(findings, allow_ungated=config.allow_ungated_reward)
@@ -88,7 +89,8 @@ def run_rounds(
         given = {"sft": sft, "reward": rewards[-1], "samples": samples, "snapshot": replay}
         offline = (replay,) if config.rollout is None else ()
         work = partial(optimise.train, run, config, given, source.gold)
-        moved = stage(name, inputs=(sft, rewards[-1], prompts, samples, *offline), config=settings, work=work)
+        inputs = (sft, rewards[-1], prompts, samples, *offline)
+        moved = stage(name, inputs=inputs, config=settings, work=work, together=True)
         policies.append(output(moved, "model"))
         made |= {one.stage: one for one in (done, fitted, moved)}
     named = {f"{name}_round_{number}": policy for number, policy in enumerate(policies[:-1], 1)}
@@ -114,6 +116,12 @@ def judged(
     """
     adviser = reward if config.collect.acquisition != "random" else None
     result = collect(run, policy, source, config, place, number=number, adviser=adviser)
+    return parallel.from_main(partial(_with_old_reward, run, before, place, result, reward=reward, number=number))
+
+
+def _with_old_reward(
+    run: Run, before: list[Manifest], place: Workplace, result: StageResult, *, reward: ArtifactRef, number: int
+) -> StageResult:
     new = read_snapshot(next(one.path for one in result.outputs if one.name == "snapshot"))
     old = read_snapshot(run.directory / output(before[-1], "replay" if number > 2 else "snapshot").path)
     ids = _judgement_ids(old) | _judgement_ids(new)

@@ -5,6 +5,7 @@ A run is a directory `runs/<name>`; the same command continues it where it stopp
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,6 +18,7 @@ from karat.config import apply_overrides, build, load_yaml, plain
 from karat.errors import ConfigError
 from karat.ledger.artifacts import ArtifactRef, ref_of, write_json
 from karat.ledger.manifest import Manifest, lock_run
+from karat.lm import parallel
 from karat.lm.trackers import check_trackers
 from karat.pipeline import people, preferences, sandbox, votes
 from karat.pipeline.reporting import write_report
@@ -103,12 +105,13 @@ def run_once(
 ) -> dict[str, Any]:
     """One run of one seed, from its first missing stage to its report; returns the summary."""
     check_trackers(config.tracking)
-    with lock_run(directory):
+    with lock_run(directory) if parallel.is_main() else contextlib.nullcontext():
         about = {"title": config.title, "unsafe": list(config.unsafe)}
-        write_json(directory / "config.json", {**about, "config": plain(config), "seed": seed})
+        plainly = {**about, "config": plain(config), "seed": seed}
+        parallel.from_main(lambda: write_json(directory / "config.json", plainly))
         run = Run(directory.resolve(), seed, progress, config.tracking)
         run_river(run, source_of(config, seed), config, until=until)
-        return write_report(directory)
+        return parallel.from_main(lambda: write_report(directory))
 
 
 def source_of(config: RunConfig, seed: int) -> Source:
@@ -152,7 +155,8 @@ def _trained_base(config: RunConfig, seed: int, run: Run, source: Manifest) -> t
     assert config.sandbox is not None
     settings = [config.sandbox.world, config.sandbox.model, config.base]
     texts = output(source, "base_texts")
-    manifest = run.stage("base", inputs=(texts,), config=settings, work=partial(sandbox.train_base, config, seed))
+    work = partial(sandbox.train_base, config, seed)
+    manifest = run.stage("base", inputs=(texts,), config=settings, work=work, together=True)
     return (output(manifest, "model"),)
 
 

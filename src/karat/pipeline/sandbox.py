@@ -14,6 +14,7 @@ import numpy as np
 from karat.feedback.simulated import collect_simulated
 from karat.feedback.store import Store
 from karat.ledger.artifacts import write_text
+from karat.lm import parallel
 from karat.lm.fresh import word_tokenizer, write_fresh_decoder
 from karat.lm.load import load_lm, save_lm
 from karat.pipeline.data import write_demonstrations, write_prompts
@@ -102,13 +103,15 @@ def write_untrained(config: RunConfig, seed: int, directory: Path) -> Path:
 
 def train_base(config: RunConfig, seed: int, place: Workplace) -> StageResult:
     """A decoder with random weights, trained on the world's texts until it writes them."""
-    lm = load_lm(write_untrained(config, seed, place.checkpoints / "fresh"), for_training=True)
+    fresh = parallel.from_main(lambda: write_untrained(config, seed, place.checkpoints / "fresh"))
+    lm = load_lm(fresh, for_training=True)
     texts = (place.directory / "data" / "base_texts.txt").read_text(encoding="utf-8").splitlines()
     with training_reporters(place, "base model", config.base.n_steps(len(texts))) as reporters:
         result = train_on_texts(
             lm, texts, config.base, seed=child_seed(seed, "base"), directory=place.training, reporters=reporters
         )
-    save_lm(lm, place.model_directory("base"), metadata={"run_id": place.directory.name, "stage": "base"})
+    about = {"run_id": place.directory.name, "stage": "base"}
+    parallel.from_main(lambda: save_lm(lm, place.model_directory("base"), metadata=about))
     return StageResult([Output("model", place.model_directory("base"), "model")], {"nll_per_token": result.last_nll})
 
 

@@ -21,6 +21,7 @@ from karat.config import plain
 from karat.identity import content_id
 from karat.ledger.artifacts import ArtifactRef, ref_of
 from karat.ledger.manifest import Manifest, code_commit, finished_stage, package_versions, write_manifest
+from karat.lm import parallel
 from karat.lm.loop import JsonlReporter, Reporter, newest_step
 from karat.lm.trackers import TrackerName, open_trackers
 from karat.progress import Progress
@@ -111,19 +112,24 @@ class Run:
         config: Any,
         work: Callable[[Workplace], StageResult],
         round_number: int = 1,
+        together: bool = False,
     ) -> Manifest:
         """Do the work of a stage unless a manifest says that this very work is done; returns the manifest.
+
+        Of several processes the first looks for the manifest, does the work and writes the manifest, and the others
+        wait; all of them call `work` where it is done together.
 
         Args:
             inputs: what it reads.    config: a dataclass or plain values; decides, with inputs and seed, on reuse.
             work: writes the outputs; called only where there is work to do.
             round_number: of the stage; from the second on it is part of the stage's name.
+            together: True = `work` shares its work out by `parallel`, and lets the first process write.
         """
         suffix = f"-{round_number}" if round_number > 1 else ""
         name += suffix
         settings = {"settings": plain(config)}
         seeds = {"run": self.seed}
-        done = finished_stage(self.directory, name, inputs, settings, seeds)
+        done = parallel.from_main(lambda: finished_stage(self.directory, name, inputs, settings, seeds))
         if done is not None:
             self.progress.note(f"{name}: done before, kept")
             return done
@@ -134,26 +140,32 @@ class Run:
         metrics_path = self.directory / "metrics" / f"{name}.jsonl"
         place = Workplace(self.directory, checkpoints, metrics_path, self.progress, clock, identity, self.tracking,
                           suffix)  # fmt: skip
-        result = work(place)
-        manifest = Manifest(
-            run_id=self.id,
-            stage=name,
-            inputs=tuple(inputs),
-            outputs=tuple(ref_of(self.directory, output.path, output.kind, output.name) for output in result.outputs),
-            config=settings,
-            seeds=seeds,
-            versions=package_versions(),
-            commit=code_commit(),
-            started_at=started_at,
-            finished_at=_now(),
-            seconds=round(clock.seconds(), 3),
-            metrics=jsonable(result.metrics),
-            findings=tuple(jsonable(dataclasses.asdict(finding)) for finding in result.findings),
-            notes=tuple(result.notes),
-        )
-        write_manifest(self.directory, manifest)
-        shutil.rmtree(checkpoints, ignore_errors=True)
-        return manifest
+        notes = (f"worked out by {parallel.count()} processes",) if together and parallel.count() > 1 else ()
+        shared = work(place) if together else None
+
+        def recorded() -> Manifest:
+            result = work(place) if shared is None else shared
+            manifest = Manifest(
+                run_id=self.id,
+                stage=name,
+                inputs=tuple(inputs),
+                outputs=tuple(ref_of(self.directory, one.path, one.kind, one.name) for one in result.outputs),
+                config=settings,
+                seeds=seeds,
+                versions=package_versions(),
+                commit=code_commit(),
+                started_at=started_at,
+                finished_at=_now(),
+                seconds=round(clock.seconds(), 3),
+                metrics=jsonable(result.metrics),
+                findings=tuple(jsonable(dataclasses.asdict(finding)) for finding in result.findings),
+                notes=(*result.notes, *notes),
+            )
+            write_manifest(self.directory, manifest)
+            shutil.rmtree(checkpoints, ignore_errors=True)
+            return manifest
+
+        return parallel.from_main(recorded)
 
 
 @contextlib.contextmanager
@@ -162,9 +174,14 @@ def training_reporters(
 ) -> Iterator[Sequence[Reporter]]:
     """Who hears of every step: the metrics file, the progress bar, the clock, and the trackers that were asked for.
 
+    Only the first process reports.
+
     Args:
         n_steps: in all; None = unknown.    n_done: steps that checkpoints hold; None = as the stage's folder says.
     """
+    if not parallel.is_main():
+        yield []
+        return
     trackers = open_trackers(
         place.tracking, run=place.directory.name, stage=place.metrics_path.stem, identity=place.identity,
         mark=place.checkpoints / "trackers.json", directory=place.directory / "tracking",

@@ -6,6 +6,7 @@ baseline fitted to the same votes. Then one model is fitted to all topics for us
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from karat.feedback.snapshot import Snapshot, read_snapshot, write_snapshot
 from karat.feedback.store import open_store
 from karat.ledger.artifacts import ArtifactRef, ref_of, write_json
 from karat.ledger.manifest import lock_run
+from karat.lm import parallel
 from karat.lm.load import load_encoder, load_lm
 from karat.lm.trackers import TrackerName, check_trackers
 from karat.pipeline.reporting import write_report
@@ -117,9 +119,10 @@ def run_votes(settings: Mapping[str, Any], *, seeds: Sequence[int] | None, progr
 
 def run_once(config: VotesConfig, *, seed: int, directory: Path, progress: Progress) -> dict[str, Any]:
     """One seed: a stage for the import, one for each fold, one for the comparison, one for the model of all votes."""
-    with lock_run(directory):
+    with lock_run(directory) if parallel.is_main() else contextlib.nullcontext():
         about = {"title": f"A reward from the votes in {config.votes.path.name}, judged by topic", "unsafe": []}
-        write_json(directory / "config.json", {**about, "config": plain(config), "seed": seed})
+        plainly = {**about, "config": plain(config), "seed": seed}
+        parallel.from_main(lambda: write_json(directory / "config.json", plainly))
         check_trackers(config.tracking)
         run = Run(directory.resolve(), seed, progress, config.tracking)
         files = [path for path in (config.votes.path, config.votes.texts, config.votes.consensus) if path is not None]
@@ -138,11 +141,11 @@ def run_once(config: VotesConfig, *, seed: int, directory: Path, progress: Progr
                 fold,
                 config.n_folds,
             ]
-            folds.append(run.stage(f"fold-{fold}", inputs=(snapshot, consensus), config=key, work=work))
+            folds.append(run.stage(f"fold-{fold}", inputs=(snapshot, consensus), config=key, work=work, together=True))
         work = partial(fit_all, run, config, snapshot, [output(manifest, "rows") for manifest in folds])
         rows = tuple(output(manifest, "rows") for manifest in folds)
-        run.stage("reward", inputs=(snapshot, *rows), config=config.reward, work=work)
-        return write_report(directory)
+        run.stage("reward", inputs=(snapshot, *rows), config=config.reward, work=work, together=True)
+        return parallel.from_main(lambda: write_report(directory))
 
 
 def take_in(config: VotesConfig, seed: int, place: Workplace) -> StageResult:
@@ -215,14 +218,21 @@ def run_fold(run: Run, config: VotesConfig, fold: int, snapshot_ref: ArtifactRef
             load_trunk(config), train_votes, snapshot.prompts, snapshot.responses, config=config.reward,
             seed=seed, directory=place.training, reporters=reporters,
         )  # fmt: skip
-    study = Study()
     predictors |= reward_predictors(fit, "reward_model")
-    evaluate_fold(study, predictors, test_votes, pairs, snapshot.prompts, snapshot.responses)
+    study = parallel.from_main(lambda: _evaluated(predictors, test_votes, pairs, snapshot))
     target = place.directory / "data" / f"fold-{fold}.json"
-    write_json(target, jsonable(asdict(study)))
+    parallel.from_main(lambda: write_json(target, jsonable(asdict(study))))
     accuracy = {name: sum(rows.correct) / max(len(rows.correct), 1) for name, rows in study.systems.items()}
     metrics = {"topics": sorted(test), "accuracy": accuracy, **fit.metrics}
     return StageResult([Output("rows", target)], metrics, fit.findings)
+
+
+def _evaluated(
+    predictors: Mapping[str, Any], votes: Sequence[Vote], pairs: Sequence[Consensus], snapshot: Snapshot
+) -> Study:
+    study = Study()
+    evaluate_fold(study, predictors, votes, pairs, snapshot.prompts, snapshot.responses)
+    return study
 
 
 def fit_all(
@@ -240,7 +250,7 @@ def fit_all(
             seed=seed, directory=place.training, reporters=reporters,
         )  # fmt: skip
     metadata = {"run_id": run.id, "stage": "reward", "snapshot_root": snapshot.root}
-    directory = save_reward(fit, place.model_directory("reward"), metadata=metadata)
+    directory = parallel.from_main(lambda: save_reward(fit, place.model_directory("reward"), metadata=metadata))
     return StageResult([Output("model", directory, "model")], {"systems": table, **fit.metrics}, study_findings(table))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from karat.errors import InputError
+from karat.lm import parallel
 from karat.records import Prompt, Response, ScoreFn
 
 QUEUE, VETOES, REPLACED = "odd.jsonl", "vetoes.jsonl", "replaced.jsonl"
@@ -63,6 +64,11 @@ class OddRewards:
         scores = [float(score) for score in self.score_fn(prompts, responses)]
         if len(scores) != len(responses):
             return scores  # the caller says so, with the numbers
+        # a veto may come in between two processes' looks at the file
+        return parallel.from_main(lambda: self._passed(prompts, responses, scores))
+
+    def _passed(self, prompts: Sequence[Prompt], responses: Sequence[str], scores: list[float]) -> list[float]:
+        """Queue the odd ones, replace the vetoed ones."""
         self._queue(prompts, responses, scores)
         vetoed = read_vetoes(self.directory)
         if not vetoed:

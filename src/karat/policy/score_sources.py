@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 from karat.errors import ConfigError, InputError
+from karat.lm import parallel
 from karat.policy.scores import score_responses
 from karat.records import Prompt, ScoreFn
 
@@ -29,6 +30,15 @@ def named_score(name: str) -> ScoreFn:
     Raises: ConfigError where there is no such function.
     """
     return HttpScore(name) if name.startswith(("http://", "https://")) else python_score(name)
+
+
+def asked_once(score: ScoreFn) -> ScoreFn:
+    """A score function from outside that is called in one process for all: it may count its calls, or cost money."""
+
+    def ask(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        return parallel.from_main(lambda: score_responses(score, prompts, responses))
+
+    return ask
 
 
 def python_score(name: str) -> ScoreFn:

@@ -21,7 +21,7 @@ from karat.lm.load import LoadedLM
 from karat.lm.logprobs import response_logprobs
 from karat.lm.loop import LoopConfig, Reporter, TrainState, check_skipped, linear_warmup_decay, optimiser_step, run_loop
 from karat.lm.losses import token_nll
-from karat.lm.trees import Tree, pack_trees
+from karat.lm.trees import Tree, cut_trees, pack_trees
 from karat.records import Demonstration
 from karat.seeding import torch_generator
 from karat.sft.loss import n_response_tokens, trees_of
@@ -159,7 +159,9 @@ def train_on_pairs(
 
         def micro_losses():
             token_budget = parallel.budget(config.token_budget, sum(tree.n_tokens for tree in trees))
-            for batch in parallel.share(pack_trees(trees, token_budget=token_budget)):
+            # texts without a prompt are one tree, which is cut only where several processes are to share it
+            pieces = trees if parallel.count() == 1 else cut_trees(trees, token_budget)
+            for batch in parallel.share(pack_trees(pieces, token_budget=token_budget)):
                 loss = -response_logprobs(lm.model, batch).logprobs.sum() / n_tokens
                 sums.append(float(loss.detach()))
                 yield loss

@@ -1,0 +1,94 @@
+"""Commands that sample a policy: plainly, and the best of n."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from karat.cli.options import AsJson, Out, answer, app
+
+MAX_NEW_TOKENS = 128
+
+
+@app.command(epilog="Example: karat generate runs/demo/models/ppo prompts.jsonl --out answers.jsonl --samples 4")
+def generate(
+    model: Annotated[Path, typer.Argument(help="Directory of a causal language model.")],
+    prompts: Annotated[Path, typer.Argument(help='JSON lines: {"prompt": text or [{"role", "content"}]}.')],
+    out: Out,
+    samples: Annotated[int, typer.Option(help="Responses for each prompt.")] = 1,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest response; none = 128, or what fits.")] = None,
+    temperature: Annotated[float, typer.Option(help="1 = the policy's own distribution.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    endpoint: Annotated[
+        str, typer.Option(help="Address of an OpenAI-compatible server; MODEL is its name there.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Sample responses of a policy, from a directory or from a server that speaks OpenAI's chat protocol."""
+    from karat.batches import generate_file, generate_from
+    from karat.lm.generate import SamplingConfig
+    from karat.progress import open_progress
+
+    if endpoint:
+        from karat.lm.endpoint import Endpoint
+
+        server = Endpoint(endpoint, str(model), max_new_tokens or MAX_NEW_TOKENS, temperature)
+        n = generate_from(server, prompts, out, n_samples=samples, seed=seed)
+        answer(as_json, {"out": str(out), "n_responses": n}, [f"{out}: {n} responses"])
+        return
+    config = SamplingConfig(max_new_tokens=max_new_tokens or MAX_NEW_TOKENS, temperature=temperature)
+    with open_progress() as progress, progress.stage("generate", unit="responses") as bar:
+        n = generate_file(
+            model,
+            prompts,
+            out,
+            n_samples=samples,
+            config=config,
+            seed=seed,
+            fit=max_new_tokens is None,
+            progress=lambda tokens, done, total: bar.log(done, {"of": total, "tokens": tokens}),
+        )
+    answer(as_json, {"out": str(out), "n_responses": n}, [f"{out}: {n} responses"])
+
+
+@app.command(
+    "best-of-n", epilog="Example: karat best-of-n runs/demo/models/sft p.jsonl --score runs/demo/models/reward --n 8"
+)
+def best_of_n(
+    model: Annotated[Path, typer.Argument(help="Directory of a causal language model.")],
+    prompts: Annotated[Path, typer.Argument(help='JSON lines: {"prompt": text or [{"role", "content"}]}.')],
+    score_by: Annotated[
+        str, typer.Option("--score", help="Directory of a reward model, module:function, or an http address.")
+    ],
+    out: Out,
+    n: Annotated[int, typer.Option("--n", help="Responses that compete for each prompt.")] = 8,
+    samples: Annotated[int, typer.Option(help="Responses drawn, ≥ n, for a better KL figure; 0 = n.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest response.")] = 128,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Sample, score and keep the best of n responses; says what that costs in KL, exactly where scores tie too."""
+    from karat.batches import best_of_n_file
+    from karat.progress import open_progress
+
+    with open_progress() as progress, progress.stage("best of n", unit="responses") as bar:
+        found = best_of_n_file(
+            model,
+            prompts,
+            out,
+            score_by=score_by,
+            n=n,
+            n_samples=samples or n,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            progress=lambda tokens, done, total: bar.log(done, {"of": total, "tokens": tokens}),
+        )
+    lines = [
+        f"{out}: best of {n} for {found['n_prompts']} prompts, mean score {found['score_mean']:.3f} "
+        f"(all samples {found['sample_score_mean']:.3f})",
+        f"KL from the model: {found['kl_estimate']:.3f} nats per response by order statistics on "
+        f"{found['n_samples']} samples each; bound {found['kl_bound']:.3f}",
+    ]
+    answer(as_json, {"out": str(out), **found}, lines)

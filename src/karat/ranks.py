@@ -1,0 +1,40 @@
+"""What a launcher of several processes says in the environment: how many there are, and which one this is.
+
+Knows the names that torchrun uses, and those of the MPIs that `accelerate launch` starts. Starts nothing, joins nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+WORLD, RANK, LOCAL_RANK = (
+    ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"),
+    ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"),
+    ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK"),
+)
+
+
+def launched() -> int:
+    """How many processes were started together, this one among them; 1 = no launcher did."""
+    return _number(WORLD) or 1
+
+
+def launched_rank() -> int | None:
+    """Which of them this is, from 0; None = nobody says."""
+    return _number(RANK)
+
+
+def launched_local_rank() -> int | None:
+    """Which of those on this machine this is, from 0; None = nobody says."""
+    return _number(LOCAL_RANK)
+
+
+def speaks() -> bool:
+    """Whether this process speaks for all: the first of several, or the only one."""
+    return launched() == 1 or not launched_rank()
+
+
+def _number(names: Sequence[str]) -> int | None:
+    said = next((os.environ[name] for name in names if os.environ.get(name, "").isdigit()), None)
+    return None if said is None else int(said)
