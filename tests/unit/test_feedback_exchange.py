@@ -198,3 +198,18 @@ def test_a_file_that_is_no_table_is_refused(tmp_path):
             tabular.import_parquet(store, tmp_path / "x.parquet")
         with pytest.raises(InputError, match="cannot be opened by datasets"):
             tabular.import_dataset(store, tmp_path / "nothing")
+
+
+def test_events_with_a_rater_in_two_groups_are_one_line(store, tmp_path):
+    path = tmp_path / "e.jsonl"
+    export_jsonl(store, path)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    mine = [row for row in rows if row["annotator"]["id"] == rows[0]["annotator"]["id"]]
+    assert len(mine) > 1
+    for number, row in enumerate(mine):
+        row["annotator"]["group"] = "right" if number else "left"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with open_store(tmp_path / "other.db") as other:
+        with pytest.raises(InputError, match=r"e\.jsonl:\d+: rater '.*': found in two groups, 'left' and 'right'"):
+            import_jsonl(other, path)
+        assert other.annotators() == {}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from karat.errors import InputError
+from karat.errors import InputError, LedgerError
 from karat.feedback.exchange.importers import (
     TEXT_FIELDS,
     VOTE_FIELDS,
@@ -19,9 +19,9 @@ from karat.feedback.exchange.importers import (
     plain_text,
 )
 from karat.feedback.schema import UNKNOWN_ANNOTATOR
-from karat.feedback.snapshot import write_snapshot
+from karat.feedback.snapshot import read_snapshot, write_snapshot
 from karat.feedback.store import open_store
-from karat.records import Turn
+from karat.records import Annotator, Turn
 
 DATA = os.environ.get("KARAT_DATA")
 needs_data = pytest.mark.skipif(DATA is None, reason="$KARAT_DATA is not set")
@@ -159,6 +159,45 @@ def test_documented_votes_keep_rater_reason_time_and_sitting(tmp_path, store):
     assert {task.prompt_id: task.overlap for task in store.tasks()} == {tie.prompt_id: 3, second.prompt_id: 1}
     assert store.prompts()[tie.prompt_id].topic == "t"
     assert store.annotators()["ann"].group == "g"
+
+
+def test_a_rater_in_two_groups_is_one_line_with_her_name_and_both(tmp_path, store):
+    left, right, none = ({**VOTE, "choice": "a", **group} for group in ({"group": "left"}, {"group": "right"}, {}))
+    said = "rater 'ann': found in two groups, 'left' and 'right'; expected one group for each rater"
+    with pytest.raises(InputError, match=f"v.jsonl:2: {said}"):
+        import_votes(store, lines(tmp_path / "v.jsonl", left, {**right, "prompt": "other"}))
+    assert store.annotators() == {}
+    # a row that does not say her group says nothing against it, in either order
+    import_votes(store, lines(tmp_path / "first.jsonl", none, {**left, "prompt": "other"}))
+    assert store.annotators()["ann"].group == "left"
+    # another file, and the records that a program or the API adds, are held against what is stored
+    with pytest.raises(InputError, match=said) as caught:
+        import_votes(store, lines(tmp_path / "later.jsonl", {**right, "prompt": "third"}))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="rater 'bob': found in two groups, 'x' and 'y'"):
+        store.add_annotators([Annotator("bob", group="x"), Annotator("bob", group="y")])
+    with pytest.raises(InputError, match=said):
+        store.add_annotators([Annotator("ann", group="right")])
+    # whose group was not known is found in one later
+    store.add_annotators([Annotator("eve")])
+    assert store.add_annotators([Annotator("eve", group="left")]) == 0
+    assert store.annotators()["eve"].group == "left"
+
+
+def test_unnamed_raters_are_several_people_and_may_be_of_several_groups(tmp_path, store):
+    unnamed = {name: value for name, value in VOTE.items() if name != "annotator"} | {"choice": "a"}
+    rows = [{**unnamed, "group": "left"}, {**unnamed, "group": "right", "prompt": "other"}]
+    assert import_votes(store, lines(tmp_path / "v.jsonl", *rows)).n_new == 2
+    assert {who.group for who in store.annotators().values()} == {None}
+
+
+def test_a_snapshot_with_a_rater_in_two_groups_is_refused(tmp_path, store):
+    import_votes(store, lines(tmp_path / "v.jsonl", {**VOTE, "choice": "a", "group": "left"}))
+    write_snapshot(store, tmp_path / "snap")
+    path = tmp_path / "snap" / "annotators.jsonl"
+    path.write_text(path.read_text() + path.read_text().replace("left", "right"))
+    with pytest.raises(LedgerError, match=r"snap: .*rater 'ann': found in two groups, 'left' and 'right'"):
+        read_snapshot(tmp_path / "snap")
 
 
 def test_votes_by_reference(tmp_path, store):

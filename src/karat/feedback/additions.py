@@ -6,12 +6,13 @@ Knows one open connection and the tables; transactions are the caller's. Knows n
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, select
 
-from karat.errors import StoreError
+from karat.errors import InputError, StoreError
 from karat.feedback import leases
 from karat.feedback import schema as tables
 from karat.records import Annotator, Prompt, Response, Task
@@ -30,9 +31,39 @@ def add_responses(connection: Connection, responses: Iterable[Response]) -> int:
 
 
 def add_annotators(connection: Connection, annotators: Iterable[Annotator]) -> int:
-    """Store raters that are not there yet. Returns: how many were new."""
-    rows = ({"id": who.id, "origin": who.origin, "grp": who.group} for who in annotators)
-    return _add(connection, tables.annotators, rows)
+    """Store raters that are not there yet, and the group of those whose group was not known. Returns: how many were new.
+
+    Raises: InputError for a rater in two groups, among the new ones or by what is stored.
+    """
+    named: dict[str, Annotator] = {}
+    for who in annotators:
+        named[who.id] = one_group(named.get(who.id), who)
+    table, wanted = tables.annotators, sorted(named)
+    for start in range(0, len(wanted), leases.CHUNK):
+        rows = connection.execute(select(table).where(table.c.id.in_(wanted[start : start + leases.CHUNK]))).all()
+        for row in rows:
+            stored = Annotator(row.id, row.origin, row.grp)
+            group = one_group(stored, named[row.id]).group
+            if group != row.grp:
+                connection.execute(table.update().where(table.c.id == row.id).values(grp=group))
+    rows = ({"id": who.id, "origin": who.origin, "grp": who.group} for who in named.values())
+    return _add(connection, table, rows)
+
+
+def one_group(known: Annotator | None, who: Annotator) -> Annotator:
+    """A rater that two rows name: as the first has her, with the group that either gives.
+
+    The votes without a rater's name are several people's, who may be of several groups; nothing is asked of them.
+
+    Raises: InputError, with her name and both groups, where they give two.
+    """
+    if known is None or known.id == tables.UNKNOWN_ANNOTATOR:
+        return known or who
+    if None not in (known.group, who.group) and known.group != who.group:
+        raise InputError(
+            f"rater {who.id!r}: found in two groups, {known.group!r} and {who.group!r}; expected one group for each rater"
+        )
+    return known if known.group is not None else replace(known, group=who.group)
 
 
 def add_tasks(connection: Connection, new: Iterable[Task]) -> int:

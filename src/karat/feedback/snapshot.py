@@ -27,6 +27,7 @@ import numpy as np
 from sqlalchemy import select
 
 from karat.errors import InputError, LedgerError, StoreError
+from karat.feedback.additions import one_group
 from karat.feedback.people.standing import quarantined
 from karat.feedback.people_tables import checks
 from karat.feedback.schema import UNKNOWN_ANNOTATOR, StoredJudgement, json_text
@@ -246,7 +247,9 @@ def _read(path: Path) -> Snapshot:
         raise LedgerError(f"{path / 'votes.npz'}: differs from the hash in snapshot.json: altered")
     prompts = {line["id"]: _prompt_of(line, path) for line in _read_lines(path / "prompts.jsonl")}
     responses = {line["id"]: _response_of(line, path) for line in _read_lines(path / "responses.jsonl")}
-    annotators = {line["id"]: Annotator(**line) for line in _read_lines(path / "annotators.jsonl")}
+    annotators: dict[str, Annotator] = {}
+    for line in _read_lines(path / "annotators.jsonl"):
+        annotators[line["id"]] = one_group(annotators.get(line["id"]), Annotator(**line))
     with np.load(path / "votes.npz", allow_pickle=False) as archive:
         columns = {name: archive[name] for name in COLUMNS if name in archive}
     columns.setdefault("both", np.zeros(head["n_votes"], dtype=np.int8))

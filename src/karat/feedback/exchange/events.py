@@ -12,6 +12,7 @@ from typing import Any
 
 from karat.config import build, plain
 from karat.errors import InputError
+from karat.feedback.additions import one_group
 from karat.feedback.documents import add_questions, questions
 from karat.feedback.schema import StoredJudgement
 from karat.feedback.store import Provenance, Store
@@ -81,18 +82,21 @@ def import_event_rows(store: Store, rows: Iterable[Row]) -> EventSummary:
     Raises: InputError naming file and line for a row that is not one, or whose identity is not that of its content.
     """
     rows = list(rows)
-    read = []
+    read: list[_Read] = []
+    raters: dict[str, Annotator] = {}
     for row in rows:
         with row.named():
             if row.need("format", str) != FORMAT:
                 raise InputError(f"found the format {row.values['format']!r}; expected {FORMAT!r}")
             if not row.get("erased", bool, False):
                 read.append(_read(row))
+                rater = read[-1].annotator
+                raters[rater.id] = one_group(raters.get(rater.id), rater)
     add_questions(store, [one.question for one in read if one.question is not None])
     n_new = store.ingest(
         prompts=[one.prompt for one in read],
         responses=[response for one in read for response in one.responses],
-        annotators=[one.annotator for one in read],
+        annotators=raters.values(),
         new_tasks=[one.task for one in read],
         judgements=[one.judgement for one in read],
         provenance={
@@ -101,8 +105,7 @@ def import_event_rows(store: Store, rows: Iterable[Row]) -> EventSummary:
             if one.judgement.submission
         },
     )
-    n_tasks, n_annotators = len({one.task for one in read}), len({one.annotator.id for one in read})
-    return EventSummary(len(rows), n_new, len(rows) - len(read), n_tasks, n_annotators)
+    return EventSummary(len(rows), n_new, len(rows) - len(read), len({one.task for one in read}), len(raters))
 
 
 @dataclass(frozen=True)

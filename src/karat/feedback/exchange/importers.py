@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from karat.errors import InputError
+from karat.feedback.additions import one_group
 from karat.feedback.exchange.conversations import difference, hh_conversation, trl_parts
 from karat.feedback.schema import UNKNOWN_ANNOTATOR
 from karat.feedback.store import Provenance, Store
@@ -310,7 +311,8 @@ def _store(store: Store, path: Path, votes: Sequence[_Vote]) -> ImportSummary:
                 task = Task(prompt_id, (named[0], named[1]), batch=vote.batch, **vote.asked)
                 tasks[key] = (task.id, task)
             n_votes[key] += 1
-            annotators.setdefault(vote.annotator, Annotator(vote.annotator, "imported", vote.group))
+            rater = Annotator(vote.annotator, "imported", vote.group if vote.annotator != UNKNOWN_ANNOTATOR else None)
+            annotators[vote.annotator] = one_group(annotators.get(vote.annotator), rater)
             submission = vote.submission or f"import:{file_key}:{vote.row.line}"
             judgements.append(
                 answer(
