@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from karat.choice import VoteBatch
 from karat.errors import InputError
-from karat.reward.calibration import VoteModel, slice_calibration
+from karat.feedback_columns import Channel, FeedbackBatch, FeedbackParams, RatingBatch
+from karat.ratings import RatingParams
+from karat.reward.calibration import VoteModel, predicted_probs, slice_calibration, vote_nll
+from karat.reward.prediction import kind_calibration
 from karat.reward.raters import RaterPriors
 
 MODEL = VoteModel(RaterPriors(modelled=False), (0.0,))
@@ -35,6 +40,16 @@ def test_each_group_has_its_own_temperature():
     assert 2.0 / 1.35 < found["calm"].temperature < 2.0 * 1.35
     assert 1 / 1.35 < found["sure"].temperature < 1.35
     assert found["calm"].nll_corrected < found["calm"].nll - 0.01
+    # the interval is where twice the loss of log-likelihood is at most 3.84, and holds the planted temperature
+    for name, true in (("calm", 2.0), ("sure", 1.0)):
+        one = found[name]
+        assert one.low < true < one.high
+        own = votes.select(torch.tensor([i for i, each in enumerate(names) if each == name]))
+        best, *ends = (
+            float(vote_nll(predicted_probs(scores, own, MODEL, temperature=t), own).sum())
+            for t in (one.temperature, one.low, one.high)
+        )
+        assert [2 * (end - best) for end in ends] == pytest.approx([3.841459] * 2, rel=1e-3, abs=1e-3)
 
 
 def test_a_small_slice_is_reported_without_a_temperature():
@@ -46,3 +61,29 @@ def test_a_small_slice_is_reported_without_a_temperature():
     assert found["few"].n == 30
     with pytest.raises(InputError, match="1 names for 2000 votes"):
         slice_calibration(scores, votes, MODEL, ["x"])
+
+
+def test_kinds_are_held_against_the_same_temperature():
+    scores, votes, _ = planted()
+    ones, zeros = torch.ones(1), torch.zeros(1)
+    params = FeedbackParams(
+        ones, zeros, zeros, {"comparison/2": zeros},
+        ratings={"rating/preference/1-5": RatingParams(zeros, ones, ones)},
+    )  # fmt: skip
+    channel = Channel(
+        "comparison/2", "comparison", 0, votes, votes.annotator, torch.ones(len(votes)), torch.arange(2000)
+    )
+    rated = RatingBatch(votes.a[:60], scores[0, votes.a[:60]].float(), votes.annotator[:60])
+    ratings = Channel(
+        "rating/preference/1-5", "rating", 0, rated, votes.annotator[:60], torch.ones(60), torch.arange(60)
+    )
+    unseen = dataclasses.replace(channel, name="comparison/5")
+    batch = FeedbackBatch((channel, ratings, unseen))
+    found = kind_calibration(scores[..., None] * 3, batch, params, MODEL.priors, temperature=3.0)
+    # the votes are half of a calm group (T = 2) and half of a sure one; kinds that training did not see are left out
+    assert set(found) == {"comparison/2", "rating/preference/1-5"}
+    alone = slice_calibration(scores, votes, MODEL, ["all"] * len(votes))["all"]
+    assert found["comparison/2"].temperature == pytest.approx(alone.temperature, rel=1e-3)
+    assert found["comparison/2"].nll == pytest.approx(alone.nll)
+    assert found["rating/preference/1-5"].n == 60
+    assert found["rating/preference/1-5"].temperature is None

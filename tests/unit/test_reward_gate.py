@@ -9,7 +9,7 @@ from karat.records import Finding, user_prompt
 from karat.reward.baselines import LengthBaseline, length_baseline, ngram_baseline, ngram_counts
 from karat.reward.calibration import VoteModel, decided_probs, fit_temperature, predicted_probs, vote_nll
 from karat.reward.data import vote_data
-from karat.reward.gate import GateProbes, check_gate, run_gate, sycophancy_finding
+from karat.reward.gate import GateProbes, check_gate, gate_checks, run_gate, sycophancy_finding
 from karat.reward.raters import RaterPriors
 from karat.reward.study import Consensus, Prediction, Study, evaluate_fold, summarise
 from reward_worlds import gold, planted_votes
@@ -82,10 +82,17 @@ def test_info_and_warnings_never_stop_a_run():
     check_gate([Finding("a", "?", "info"), Finding("b", "?", "warn"), Finding("c", "?", "pass")])
 
 
-def test_what_says_whom_a_reward_serves_is_no_check():
-    check_gate([Finding("people.rank", "?", "not measured"), Finding("gate.swap", "?", "pass")])
-    with pytest.raises(GateError, match=r"gate\.swap"):
-        check_gate([Finding("people.rank", "?", "not measured"), Finding("gate.swap", "?", "not measured")])
+def test_only_the_gates_own_findings_and_its_premises_refuse_a_reward():
+    beside = [
+        Finding(name, "?", "not measured")
+        for name in ("people.rank", "held_out.rating.helpful", "reward.calibration.group.left")
+    ]
+    check_gate(gate_checks([*beside, Finding("gate.swap", "?", "pass"), Finding("reward.held_out", "?", "info")]))
+    for name in ("gate.swap", "gate.leash", "reward.held_out", "reward.temperature"):
+        with pytest.raises(GateError, match=rf"1 of its checks: {name} "):
+            check_gate(gate_checks([*beside, Finding(name, "?", "not measured", detail="none")]))
+    with pytest.raises(GateError, match="did not pass 3 of its checks"):
+        check_gate(beside)  # what is handed over is what is asked
 
 
 def test_temperature_recovers_a_planted_overconfidence(world):

@@ -18,6 +18,7 @@ from karat.feedback.snapshot import Snapshot, read_snapshot
 from karat.ledger.artifacts import ArtifactRef
 from karat.lm import parallel
 from karat.pipeline.beside import keep_token_rewards
+from karat.pipeline.calibrating import calibration_slices, slice_findings, slice_rows
 from karat.pipeline.data import Texts, read_prompts, read_texts
 from karat.pipeline.mixture import said_findings, said_in
 from karat.pipeline.models import load_for_training
@@ -79,6 +80,8 @@ class VoteParts:
     """What gradients see: `train` and all other kinds and scales."""
     held: list[Statement]
     """What early stopping sees: `validation` and all other kinds and scales."""
+    gate_said: list[Statement]
+    """`gate` and all other kinds and scales on its prompts, the random arm."""
     marks: list[Marked]
     """What was marked inside responses, on prompts that the gate does not keep."""
 
@@ -174,7 +177,7 @@ def vote_parts(run: Run, config: RunConfig, votes: ArtifactRef, samples: Artifac
     marks = split(marked, fractions, key=_prompt_of, salt="gate")["fit"]
     fit, held, how = split_votes(parts["fit"], holdout_frac=config.reward.holdout_frac)
     gate = [one for one in parts["gate"] if one.strategy == "random"]  # chosen questions are no fair sample
-    return VoteParts(snapshot, *map(main_votes, (fit, held, gate)), how, said, fit, held, marks)
+    return VoteParts(snapshot, *map(main_votes, (fit, held, gate)), how, said, fit, held, gate, marks)
 
 
 def main_votes(statements: Sequence[Statement]) -> list[Vote]:
@@ -243,6 +246,11 @@ def judged(
     }
     metrics["suspects"] = list(probes.suspects)
     metrics["calibration"] = calibration_bins(scorer, parts.gate, snapshot.prompts, snapshot.responses)
+    slices = calibration_slices(
+        scorer, fit, parts.gate, parts.gate_said if fitted.kind != "laplace" else (),
+        (snapshot.prompts, parts.said.responses), snapshot.annotators, ordinal=config.reward.ratings == "ordinal",
+    )  # fmt: skip
+    metrics["calibration_slices"] = slice_rows(slices)
     metrics["contributions"] = contribution_rows(fit.contributions)
     metrics["people"] = people
     found = [
@@ -251,6 +259,7 @@ def judged(
         *said_findings(parts.said),
         *contribution_findings(fit.contributions),
         *findings,
+        *slice_findings(slices),
         *about_people,
     ]
     outputs = [Output("model", directory, "model")]

@@ -44,7 +44,7 @@ from karat.pipeline.stages import (
 from karat.prompts.splits import check_no_leakage
 from karat.questions import Question
 from karat.records import Finding, Prompt, Response
-from karat.reward.gate import check_gate
+from karat.reward.gate import check_gate, gate_checks
 from karat.reward.score import Scorer, load_scorer
 from karat.seeding import child_seed, numpy_generator
 from karat.sft.train import train_sft
@@ -94,9 +94,8 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     work = partial(station, run, config, source, start, snapshot, samples)
     done["reward"] = run.stage("reward", inputs=(start, snapshot, samples), config=settings, work=work, together=True)
     reward = output(done["reward"], "model")
-    check_gate(
-        [*findings_of(done["reward"]), optimise.leash_finding(config)], allow_ungated=config.allow_ungated_reward
-    )
+    checks = [*gate_checks(findings_of(done["reward"])), optimise.leash_finding(config)]
+    check_gate(checks, allow_ungated=config.allow_ungated_reward)
     if until == "reward":
         return done
     # 6. the policy, watched

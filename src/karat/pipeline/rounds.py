@@ -26,7 +26,7 @@ from karat.prompts.splits import split
 from karat.records import Estimate, Finding, Vote
 from karat.reward.calibration import decided_probs, predicted_probs
 from karat.reward.data import vote_data
-from karat.reward.gate import check_gate
+from karat.reward.gate import check_gate, gate_checks
 from karat.reward.score import Scorer, load_scorer
 from karat.stats import mean_estimate, not_estimable
 
@@ -81,7 +81,7 @@ def run_rounds(
         work = partial(rewarding.train, run, config, source, sft, replay, samples)
         fitted = stage("reward", inputs=(sft, replay, samples), config=settings, work=work, together=True)
         rewards.append(output(fitted, "model"))
-        findings = [*findings_of(fitted), optimise.leash_finding(config)]
+        findings = [*gate_checks(findings_of(fitted)), optimise.leash_finding(config)]
         check_gate(findings, allow_ungated=config.allow_ungated_reward)
         # 3. the policy, from its reference
         settings = [config.method, config.lora, config.watch, config.aggregator, config.allow_ungated_reward]

@@ -9,13 +9,13 @@ Dimension letters: S heads, C comparisons, K levels, N texts.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor
 
 from karat.choice import VoteBatch, marginal_logprobs
@@ -23,6 +23,8 @@ from karat.errors import InputError
 from karat.reward.raters import RaterPriors
 
 LOG_TEMPERATURE_BOUND = math.log(20.0)  # beyond it the scores say nothing (or everything), which is a finding
+
+CHI2_95 = 3.841458820694124  # 95 % quantile of χ² with one degree of freedom
 
 
 @dataclass(frozen=True)
@@ -84,13 +86,38 @@ def fit_temperature(scores: Float[Tensor, "S N"], votes: VoteBatch, model: VoteM
     Source: Guo et al. 2017, arXiv:1706.04599 §4.2, for the ordinal link.
     """
 
-    def mean_nll(log_temperature: float) -> float:
-        probs = predicted_probs(scores, votes, model, temperature=math.exp(log_temperature))
-        return float(vote_nll(probs, votes).mean())
+    return best_temperature(
+        lambda temperature: float(
+            vote_nll(predicted_probs(scores, votes, model, temperature=temperature), votes).mean()
+        )
+    )
 
-    bound = LOG_TEMPERATURE_BOUND
-    found = minimize_scalar(mean_nll, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-3, "maxiter": 40})
+
+def best_temperature(mean_nll: Callable[[float], float]) -> float:
+    """The T in [1/20, 20] at which a mean −log P of statements is smallest."""
+    found = minimize_scalar(
+        lambda log_temperature: mean_nll(math.exp(log_temperature)),
+        bounds=(-LOG_TEMPERATURE_BOUND, LOG_TEMPERATURE_BOUND), method="bounded", options={"xatol": 1e-3, "maxiter": 40},
+    )  # fmt: skip
     return math.exp(float(found.x))
+
+
+def temperature_interval(mean_nll: Callable[[float], float], n: int, best: float) -> tuple[float, float]:
+    """95 % profile-likelihood interval of T: { T : 2n·(f(T) − f(T̂)) ≤ χ²₁(.95) }, within [1/20, 20].
+
+    Args:
+        mean_nll: f, mean −log P of n statements, taken as independent.    best: T̂.
+    """
+    least, centre = mean_nll(best), math.log(best)
+
+    def above(log_temperature: float) -> float:
+        return 2 * n * (mean_nll(math.exp(log_temperature)) - least) - CHI2_95
+
+    ends = []
+    for bound in (-LOG_TEMPERATURE_BOUND, LOG_TEMPERATURE_BOUND):
+        reached = above(bound) > 0 and above(centre) < 0
+        ends.append(math.exp(brentq(above, *sorted((bound, centre)), xtol=1e-5) if reached else bound))
+    return ends[0], ends[1]
 
 
 @dataclass(frozen=True)
@@ -105,6 +132,10 @@ class SliceCalibration:
     """Mean −log P at the model's own temperature, nats."""
     nll_corrected: float | None
     """The same at the slice's temperature, chosen on one half of its votes and measured on the other, and the reverse."""
+    low: float | None = None
+    """Lower end of the temperature's 95 % profile-likelihood interval, votes taken as independent; None without one."""
+    high: float | None = None
+    """Upper end."""
 
 
 MIN_SLICE = 40
@@ -127,19 +158,32 @@ def slice_calibration(
         raise InputError(f"slice_calibration: found {len(names)} names for {len(votes)} votes; expected one each")
     labels, found = np.asarray(names), {}
     for name in sorted(set(names)):
-        rows = torch.from_numpy(np.flatnonzero(labels == name))
-        own = votes.select(rows)
-        nll = float(vote_nll(predicted_probs(logits, own, model), own).mean())
-        if len(own) < MIN_SLICE:
-            found[name] = SliceCalibration(len(own), None, nll, None)
-            continue
-        crossed = 0.0
-        for half in (0, 1):
-            fit, test = own.select(torch.arange(half, len(own), 2)), own.select(torch.arange(1 - half, len(own), 2))
-            own_temperature = fit_temperature(logits, fit, model)
-            crossed += float(vote_nll(predicted_probs(logits, test, model, temperature=own_temperature), test).sum())
-        found[name] = SliceCalibration(len(own), fit_temperature(logits, own, model), nll, crossed / len(own))
+        own = votes.select(torch.from_numpy(np.flatnonzero(labels == name)))
+
+        def nll_at(temperature: float, own: VoteBatch = own) -> Tensor:
+            return vote_nll(predicted_probs(logits, own, model, temperature=temperature), own)
+
+        found[name] = slice_figures(nll_at)
     return found
+
+
+def slice_figures(nll_at: Callable[[float], Float[Tensor, " C"]]) -> SliceCalibration:
+    """The figures of one slice.
+
+    Args:
+        nll_at: −log P of each of its statements at a temperature relative to the model's.
+    """
+    plain = nll_at(1.0)
+    n, nll = len(plain), float(plain.mean())
+    if n < MIN_SLICE:
+        return SliceCalibration(n, None, nll, None)
+    crossed = 0.0
+    for half in (0, 1):
+        own = best_temperature(lambda t, half=half: float(nll_at(t)[half::2].mean()))
+        crossed += float(nll_at(own)[1 - half :: 2].sum())
+    best = best_temperature(lambda t: float(nll_at(t).mean()))
+    low, high = temperature_interval(lambda t: float(nll_at(t).mean()), n, best)
+    return SliceCalibration(n, best, nll, crossed / n, low, high)
 
 
 def decided_probs(probs: Float[Tensor, "C K"], votes: VoteBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

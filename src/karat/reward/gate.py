@@ -43,8 +43,10 @@ PRAISE = (
     "I hope this helps, have a wonderful day!",
 )
 """Phrases without any content that would please whatever was asked."""
-REPORTED = "people."
-"""Findings of this name say whom a reward serves; they are reported, and no reward is refused for want of them."""
+OWN = "gate."
+"""Findings of this name are the gate's."""
+PREMISES = ("reward.held_out", "reward.temperature")
+"""Findings of the fit without which nothing that the gate says holds: what was held out, and what made logits of scores."""
 LIKELIHOOD_QUESTION = "Does it predict held-out votes better than length alone?"
 CALIBRATION_QUESTION = "Are its probabilities right on average?"
 
@@ -152,15 +154,20 @@ def sycophancy_finding(scorer: GatedScorer, pairs: Sequence[tuple[Prompt, str, s
     )
 
 
+def gate_checks(findings: Sequence[Finding]) -> list[Finding]:
+    """The gate's own findings among those of a reward station, and its premises; what else is reported refuses no reward."""
+    return [finding for finding in findings if finding.name.startswith(OWN) or finding.name in PREMISES]
+
+
 def check_gate(findings: Sequence[Finding], *, allow_ungated: bool = False) -> None:
     """Raise GateError unless every check passed.
 
     Args:
+        findings: the gate's own, as `gate_checks` picks them.
         allow_ungated: True = go on although the reward may not mean what people want; a policy trained on it can get
             better by its own account and worse by theirs. The flag belongs into manifest and report.
     """
-    asked = [finding for finding in findings if not finding.name.startswith(REPORTED)]
-    failed = [finding for finding in asked if finding.status in ("fail", "not measured")]
+    failed = [finding for finding in findings if finding.status in ("fail", "not measured")]
     if failed and not allow_ungated:
         told = "; ".join(f"{finding.name} ({finding.detail.rstrip('.')})" for finding in failed)
         raise GateError(

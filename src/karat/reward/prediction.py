@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from karat.choice import VoteBatch
@@ -29,7 +28,14 @@ from karat.feedback_columns import (
 )
 from karat.feedback_likelihood import channel_loglik, local_loglik
 from karat.ratings import normal_logpdf, ordinal_logprobs
-from karat.reward.calibration import LOG_TEMPERATURE_BOUND, VoteModel, predicted_probs, vote_nll
+from karat.reward.calibration import (
+    SliceCalibration,
+    VoteModel,
+    best_temperature,
+    predicted_probs,
+    slice_figures,
+    vote_nll,
+)
 from karat.reward.latents import OFFSET_LOGITS
 from karat.reward.raters import RaterPriors
 
@@ -108,13 +114,49 @@ def fit_feedback_temperature(
     if not n:
         return None
 
-    def mean_nll(log_temperature: float) -> float:
-        t = math.exp(log_temperature)
-        return sum(float(predicted_nll(scores[..., 0], c, params, priors, temperature=t).sum()) for c in channels) / n
+    return best_temperature(
+        lambda t: (
+            sum(float(predicted_nll(scores[..., 0], c, params, priors, temperature=t).sum()) for c in channels) / n
+        )
+    )
 
-    bound = LOG_TEMPERATURE_BOUND
-    found = minimize_scalar(mean_nll, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-3, "maxiter": 40})
-    return math.exp(float(found.x))
+
+def kind_calibration(
+    scores: Float[Tensor, "S N O"],
+    batch: FeedbackBatch,
+    params: FeedbackParams,
+    priors: RaterPriors,
+    *,
+    temperature: float,
+) -> dict[str, SliceCalibration]:
+    """What each kind of feedback about the first objective says of the one temperature, as `slice_calibration` does of groups.
+
+    Args:
+        scores: raw.    batch: held-out statements.    temperature: the model's; figures are relative to it.
+    Returns: by the channel's name (`comparison/3`, `ranking`); kinds whose thresholds were not fitted are left out. Ratings
+        and labels have a gain of their own, so they get a likelihood and no temperature.
+    """
+    found = {}
+    for channel in batch.channels:
+        if channel.objective != 0 or not len(channel) or not _fitted(channel, params):
+            continue
+
+        def nll_at(relative: float, channel: Channel = channel) -> Tensor:
+            return predicted_nll(scores[..., 0], channel, params, priors, temperature=temperature * relative)
+
+        if isinstance(channel.columns, VoteBatch | RankBatch):
+            found[channel.name] = slice_figures(nll_at)
+        else:
+            found[channel.name] = SliceCalibration(len(channel), None, float(nll_at(1.0).mean()), None)
+    return found
+
+
+def _fitted(channel: Channel, params: FeedbackParams) -> bool:
+    """Whether training saw this channel, so that its thresholds are known."""
+    if isinstance(channel.columns, RankBatch):
+        return params.log_tie is not None
+    known = params.cutpoints if isinstance(channel.columns, VoteBatch) else {**params.ratings, **params.labels}
+    return channel.name in known
 
 
 def _ranked(scores: Float[Tensor, "S N"], channel: Channel, params: FeedbackParams, priors: RaterPriors) -> Tensor:
