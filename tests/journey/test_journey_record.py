@@ -26,6 +26,10 @@ def test_a_finished_run_has_every_stage_its_summary_and_its_report(finished: Pat
     assert "not measured" in page
     for outside in ('src="http', "@import", "url(http"):
         assert outside not in page
+    slices = json.loads(manifests(run)["reward"])["metrics"]["calibration_slices"]
+    assert slices["kind"]["comparison/3"]["n"] > 0
+    assert slices["kind"]["comparison/3"]["temperature"] is None  # a run of seconds holds back too few votes
+    assert "Are probabilities right for the kind comparison/3?" in page
 
 
 @pytest.mark.usefixtures("copied")

@@ -262,11 +262,7 @@ def judged(
         *slice_findings(slices),
         *about_people,
     ]
-    outputs = [Output("model", directory, "model")]
-    if len(fitted.members) > 1:
-        names = [member_name(number) for number in range(len(fitted.members))]
-        outputs += [Output(name, directory / name, "model") for name in names]
-    return StageResult(outputs, metrics, found)
+    return StageResult(_outputs(fitted, directory), metrics, found)
 
 
 def removed_length(scorer: Scorer, prompts: Sequence[Prompt], texts: Sequence[str]) -> float:
@@ -335,6 +331,12 @@ def flat_texts(samples: Texts) -> tuple[list[Prompt], list[str]]:
     """One prompt and one text a response."""
     prompts = [prompt for prompt, texts in zip(samples.prompts, samples.texts, strict=True) for _ in texts]
     return prompts, [text for texts in samples.texts for text in texts]
+
+
+def _outputs(fitted: FittedReward, directory: Path) -> list[Output]:
+    """The reward model; of an ensemble also each of its models."""
+    names = [member_name(number) for number in range(len(fitted.members))] if len(fitted.members) > 1 else []
+    return [Output("model", directory, "model"), *(Output(name, directory / name, "model") for name in names)]
 
 
 def _metrics(fitted: FittedReward, scale: ScoreScale, *, seed: int) -> dict[str, Any]:
