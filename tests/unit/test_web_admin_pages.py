@@ -20,12 +20,18 @@ from karat.feedback.people import accounts, standing
 from karat.feedback.people.care import arm_of
 from karat.feedback.people_tables import admin_log
 from karat.feedback.record.seals import seals
+from karat.feedback.snapshot import write_snapshot
+from karat.feedback.tasks import answer
 from karat.feedback.web import admin_pages
 from karat.feedback.web.admin_documents import line_changes
 from karat.feedback.web.charts import Bar, Whisker, bar_chart, share_bar, whisker_chart
 from karat.feedback.web.figures import duration, interval, money, number, percent, shortened
+from karat.feedback.web.settings import ServerSettings
 from karat.feedback.work import dashboard
-from karat.records import Annotator, Estimate
+from karat.ledger.artifacts import ref_of
+from karat.ledger.lineage import Manifest
+from karat.ledger.manifest import verify_run, write_manifest
+from karat.records import Annotator, Estimate, Task
 
 PAGES = (
     "/admin", "/admin/raters", "/admin/queue", "/admin/plan", "/admin/experiments", "/admin/accounts", "/admin/documents",
@@ -113,6 +119,8 @@ def test_the_overview_shows_the_numbers_of_the_records(site):
         len({one.value["level"] for one in judged if one.task_id == task.id}) == 1 for task in site.store.tasks()
     )
     assert f"agreement {same / 10:.2f}" in said
+    for name in ("nominal alpha", "Fleiss' kappa", "Gwet's AC1", "ordinal alpha"):
+        assert name in said
 
 
 def test_agreement_of_nobody_is_said_to_be_undefined(site):
@@ -260,6 +268,28 @@ def test_a_person_is_deleted_on_request_and_the_record_still_verifies(site):
     assert rater.get("/work").headers["location"].startswith("/login")
     assert "asks for deletion" not in text_of(admin.get("/admin/raters"))
     assert "Deleted" in text_of(admin.get("/admin/rater", params={"who": who}))
+
+
+def test_a_deletion_lists_what_fed_on_the_answers_and_takes_the_words_out_of_snapshots(tmp_path):
+    site = web_app.served(tmp_path, 4, settings=ServerSettings(runs=(str(tmp_path / "runs"), str(tmp_path / "new"))))
+    who, run, like = site.annotator(), tmp_path / "runs" / "one", site.store.tasks()[0]
+    asked = Task(like.prompt_id, like.response_ids[:1], kind="critique")
+    site.store.add_tasks([asked])
+    words = {"text": "MY SECRET WORDS"}
+    moment = "2026-03-04T05:06:07Z"
+    site.store.submit(answer(asked, words, annotator=who, shown_order=(0,), submission="s", created_at=moment))
+    write_snapshot(site.store, run / "snapshots" / "main")
+    outputs = (ref_of(run, run / "snapshots" / "main", "snapshot"),)
+    write_manifest(run, Manifest("one", "votes", (), outputs, {}, {}, {}, None, "2026-01-01", "", 0.0))
+    admin = site.browser("admin")
+    assert "What fed on her answers" not in text_of(admin.get("/admin/rater", params={"who": who}))
+    assert "one snapshots/main snapshot votes 1 holds words" in text_of(
+        admin.get("/admin/rater", params={"who": who, "fed": "show"})
+    )
+    sent = admin.post("/admin/rater/erase", {"who": who, "reason": "she asked", "typed": who})
+    assert "one snapshots/main snapshot votes 1 none" in text_of(admin.get(sent.headers["location"]))
+    assert not [path for path in run.rglob("*") if path.is_file() and b"MY SECRET WORDS" in path.read_bytes()]
+    assert [(one.kind, one.fatal) for one in verify_run(run)] == [("erased", False)]
 
 
 def test_a_rater_who_is_not_there_is_not_found(site):

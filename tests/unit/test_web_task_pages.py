@@ -388,6 +388,18 @@ def test_the_guideline_beside_the_task_is_the_tasks_own(desk: Desk):
     desk.get("/guidelines?version=v9", 404)
 
 
+def test_a_screen_reader_hears_the_projects_texts_in_their_language(desk: Desk):
+    settings = documents.project_settings(desk.store)
+    documents.put_settings(desk.store, dataclasses.replace(settings, locale="ar"), now=NOW)
+    add(desk, Question(instruction="أيهما أفضل؟", principle="الصدق أولا"))
+    page = desk.get()
+    assert '<h1 id="instruction" dir="auto" lang="ar">أيهما أفضل؟' in page
+    assert re.search(r'class="principle" dir="auto" lang="ar"><strong lang="en">Judge by', page)
+    assert page.count('<div class="text" dir="auto" lang="ar">') == 1  # the guideline
+    assert '<div class="text" dir="auto" lang="ar">' in desk.get("/guidelines")
+    assert page.count('<html lang="en"') == 1  # what the page itself says
+
+
 def test_the_version_of_the_page_covers_every_file_that_makes_it(desk: Desk):
     add(desk)
     page = desk.get()

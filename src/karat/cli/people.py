@@ -58,6 +58,9 @@ def serve(
     prompts: Annotated[Path | None, typer.Option(help="Prompts for --policy or --arena.")] = None,
     keep: Annotated[int, typer.Option(help="Tasks that should be waiting, of either.")] = 20,
     max_new_tokens: Annotated[int, typer.Option(help="Longest response of --policy or --arena.")] = 128,
+    runs: Annotated[
+        list[Path] | None, typer.Option(help="Runs, or directories of runs, that an erasure looks through; repeatable.")
+    ] = None,
 ) -> None:
     """Let people judge: the page for raters, experts, auditors and admins. Ctrl-C ends it; nothing is lost."""
     from karat.feedback.web.serve import serve as run_server
@@ -67,7 +70,13 @@ def serve(
         raise ConfigError(
             "serve: found --policy without --prompts, or --prompts alone; expected --policy P --prompts F"
         )
-    settings = ServerSettings(host=host, port=port, public_url=public_url, trusted_proxies=tuple(trusted_proxy or ()))
+    settings = ServerSettings(
+        host=host,
+        port=port,
+        public_url=public_url,
+        trusted_proxies=tuple(trusted_proxy or ()),
+        runs=_run_directories(run_or_store, runs or []),
+    )
     address = store_address(run_or_store)
     if policy is None and arena is None:
         run_server(address, settings, workers=workers, say=typer.echo)
@@ -87,6 +96,14 @@ def serve(
         jobs["the filling of the queue"] = filler(policy, asked, asking, n_waiting_least=keep)
     with beside(address, jobs, lambda line: typer.echo(line, err=True)):
         run_server(address, settings, workers=workers, say=typer.echo)
+
+
+def _run_directories(run_or_store: str, runs: list[Path]) -> tuple[str, ...]:
+    """Where an erasure looks: the run that is served, and those that were named. Raises: ConfigError for no directory."""
+    if missing := [run for run in runs if not run.is_dir()]:
+        raise ConfigError(f"serve: found --runs {missing[0]}, which is no directory; expected a run, or one of runs")
+    served = [Path(run_or_store)] if "://" not in run_or_store and Path(run_or_store).is_dir() else []
+    return tuple(str(path.resolve()) for path in [*served, *runs])
 
 
 @app.command("arena", epilog="Example: karat arena karat.db live --json")

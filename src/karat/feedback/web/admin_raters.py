@@ -6,6 +6,8 @@ A program finds, a person decides, says why, and the rater reads it. Knows forms
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from fastapi import APIRouter, HTTPException
 from fastapi.responses import Response
@@ -18,7 +20,7 @@ from karat.feedback.people import accounts, standing
 from karat.feedback.people.own_record import DELETION
 from karat.feedback.people.sessions import shared_origins
 from karat.feedback.quality.rater_health import RaterHealth, rater_health, with_standing
-from karat.feedback.record.erasure import erase_annotator
+from karat.feedback.record.erasure import Fed, erase_annotator, erase_from_snapshots, fed_artefacts
 from karat.feedback.schema import UNKNOWN_ANNOTATOR
 from karat.feedback.snapshot import current_judgements
 from karat.feedback.store import Store
@@ -26,6 +28,7 @@ from karat.feedback.web.access import Visitor
 from karat.feedback.web.charts import Whisker, whisker_chart
 from karat.feedback.web.desk import Admin, Sent, done, field_of, kept_figures, note, page
 from karat.feedback.work.dashboard import DISMISSAL
+from karat.ledger.manifest import is_run
 
 MESSAGES = {
     "quarantined": "She is in quarantine: she reads the reason, can answer it, and gets no tasks until you release her.",
@@ -75,9 +78,9 @@ def check_raters(request: Request, visitor: Admin) -> Response:
 
 
 @router.get("/admin/rater")
-def rater_page(request: Request, visitor: Admin, who: str, done: str = "") -> Response:
-    """Everything about one rater, and what can be done."""
-    return _one(request, visitor, who, message=MESSAGES.get(done, ""))
+def rater_page(request: Request, visitor: Admin, who: str, done: str = "", fed: str = "") -> Response:
+    """Everything about one rater, and what can be done; on request, which artefacts fed on her answers."""
+    return _one(request, visitor, who, message=MESSAGES.get(done, ""), with_fed=bool(fed))
 
 
 @router.post("/admin/rater")
@@ -114,9 +117,27 @@ def erase(request: Request, visitor: Admin, form: Sent) -> Response:
     if typed != who or not reason:
         message = "Nothing was deleted: type the pseudonym as it stands above, and give the reason."
         return _one(request, visitor, who, status=422, message=message, failed=True)
-    erased = erase_annotator(store, who, reason=reason, by=visitor.account, now=now)
-    note(request, visitor, ERASED, who, f"words of {erased.n_erased} judgements")
-    return done("/admin/rater", "erased", who=who)
+    try:
+        erased = erase_annotator(store, who, reason=reason, by=visitor.account, now=now, runs=_runs(request))
+        erase_from_snapshots(erased.artefacts, erased.judgement_ids, reason=reason, now=now)
+    except KaratError as error:
+        return _one(request, visitor, who, status=422, message=str(error), failed=True)
+    fed = f"; {len(erased.artefacts)} artefacts fed on them" if _runs(request) else ""
+    note(request, visitor, ERASED, who, f"words of {erased.n_erased} judgements{fed}")
+    return done("/admin/rater", "erased", who=who, fed="show")
+
+
+def _runs(request: Request) -> list[Path]:
+    """The directories that hold runs by now: one that is served before its first stage ends is none yet."""
+    return [
+        path for path in map(Path, request.app.state.settings.runs) if is_run(path) or any(map(is_run, path.glob("*")))
+    ]
+
+
+def _fed(request: Request, who: str) -> tuple[Fed, ...]:
+    """What fed on a rater's answers in the runs that this server knows."""
+    ids = [one.id for one in request.app.state.store.records() if one.judgement.annotator == who]
+    return fed_artefacts(_runs(request), ids)
 
 
 def health_rows(request: Request) -> list[RaterHealth]:
@@ -149,7 +170,14 @@ def _uphold(store: Store, who: str, reason: str, *, by: str, now: float) -> None
 
 
 def _one(
-    request: Request, visitor: Visitor, who: str, *, status: int = 200, message: str = "", failed: bool = False
+    request: Request,
+    visitor: Visitor,
+    who: str,
+    *,
+    status: int = 200,
+    message: str = "",
+    failed: bool = False,
+    with_fed: bool = False,
 ) -> Response:
     store = request.app.state.store
     row = _find(health_rows(request), who)
@@ -171,6 +199,8 @@ def _one(
         erased=next((one.at for one in logged if one.action == ERASED), None),
         chart=_evidence_chart(row),
         least=MIN_VOTES,
+        runs=request.app.state.settings.runs,
+        fed=_fed(request, who) if with_fed else None,
     )
 
 

@@ -30,6 +30,8 @@ class ServerSettings:
     """Addresses or networks of proxies whose X-Forwarded-For is believed; () = nobody's is."""
     arena: tuple[str, ...] = ()
     """Names of two policies that answer raters from a thread beside the server; () = none. They stay on the server."""
+    runs: tuple[str, ...] = ()
+    """Directories of runs, or of directories that hold some: where an erasure looks for what fed on a person's answers."""
     session_hours: float = 12.0
     """How long a sign-in lasts, hours."""
     most_body_bytes: int = 2_000_000

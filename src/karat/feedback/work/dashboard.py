@@ -28,6 +28,8 @@ TAIL = 50_000
 """Newest judgements in which the last hour is looked for: the pulse must stay cheap in a store of millions."""
 
 
+NOMINAL = ("agreement", "nominal alpha", "Fleiss' kappa", "Gwet's AC1")
+"""Coefficients of answers without an order."""
 DISMISSAL = "flags dismissed"
 """Action of the admin log by which somebody decided that the flags of a rater (the subject) mean nothing."""
 
@@ -262,7 +264,7 @@ def _tables(used: Sequence[Judgement]) -> Iterable[tuple[str, tuple[str, ...], A
     """What can be compared in these answers: its name, the coefficients that fit, and the answers."""
     votes = [vote for judgement in used if judgement.kind == "comparison" and (vote := vote_of(judgement))]
     if votes:
-        yield "comparison: which is better", ("agreement", "nominal alpha", "Gwet's AC1"), vote_table(votes)
+        yield "comparison: which is better", NOMINAL, vote_table(votes)
         yield "comparison: how much", ("ordinal alpha",), judgement_table(used, "comparison")
     given = [judgement for judgement in used if "missing" not in judgement.value]
     kinds = {judgement.kind for judgement in given}
@@ -272,11 +274,11 @@ def _tables(used: Sequence[Judgement]) -> Iterable[tuple[str, tuple[str, ...], A
     yield from _rating_tables([judgement for judgement in given if judgement.kind == "rating"])
     labels = [judgement for judgement in given if judgement.kind == "label"]
     if any(judgement.value.get("good") is not None for judgement in labels):
-        yield "label: good or bad", ("agreement", "nominal alpha", "Gwet's AC1"), judgement_table(labels, "label")
+        yield "label: good or bad", NOMINAL, judgement_table(labels, "label")
     for flag in sorted({name for judgement in labels for name in judgement.value.get("flags") or ()}):
         yield (
             f"label: {flag}",
-            ("agreement", "nominal alpha", "Gwet's AC1"),
+            NOMINAL,
             judgement_table(labels, "label", about=flag),
         )
     marks = [judgement for judgement in given if judgement.kind == "span_marks"]
