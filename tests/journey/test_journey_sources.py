@@ -169,6 +169,46 @@ def test_a_reward_that_fails_its_gate_stops_before_the_policy(copied: Path, monk
     assert karat("report", run).out.startswith("UNSAFE: allow_ungated_reward")
 
 
+PASSED = [
+    Finding(f"gate.{name}", "?", "pass")
+    for name in (
+        "likelihood",
+        "calibration",
+        "praise",
+        "empty_answer",
+        "swap",
+        "edit_slips",
+        "suffix",
+        "matched_length",
+    )
+]
+
+
+def test_a_run_whose_reward_passes_its_gate_needs_no_permission(copied: Path, monkeypatch):
+    """The gate's own measurements are set, because the votes of seconds teach a tiny model too little to pass them.
+
+    So this tests what follows from a pass: what was held out, the temperature, the leash and everything that is merely
+    reported are the run's own, and none of them refuses it.
+    """
+    run = copied / "runs" / "tiny"
+    monkeypatch.setattr(rewarding, "run_gate", lambda *_, **__: list(PASSED))
+    config = {name: section for name, section in SANDBOX.items() if name != "allow_ungated_reward"}
+    done = karat("run", write_config(config), "--set", "reward.n_epochs=2")
+    assert done.code == 0, done.err
+    assert "UNSAFE" not in done.out
+    summary = json.loads((run / "summary.json").read_text())
+    assert not summary["unsafe"]
+    assert {"sft", "ppo"} <= set(summary["policies"])
+    assert "allow_ungated_reward" not in (run / "report.html").read_text()
+    found = {one["name"]: one["status"] for one in json.loads(manifests(run)["reward"])["findings"]}
+    assert {found["reward.held_out"], found["reward.temperature"]} <= {"info", "warn"}
+    # what was not measured beside the gate is in the record, and refused nothing
+    assert "not measured" in {status for name, status in found.items() if name.startswith("people.")}
+    # without its leash the same reward is refused: the gate is not switched off
+    loose = ("--set", "reward.n_epochs=2", "--set", "ppo.reward.kl_coef=0.0", "--set", "watch.kl_budget=null")
+    assert "gate.leash" in karat("run", "tiny.yaml", *loose).complaint
+
+
 def test_every_fault_of_the_demo_allows_what_it_is_there_to_show():
     for fault, changes in FAULTS.items():
         assert "allow_ungated_reward=true" in changes, fault
