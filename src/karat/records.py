@@ -62,7 +62,7 @@ class Prompt:
         if self.turns[-1].role == "assistant":
             raise InputError("Prompt: the last turn is the assistant's; move it to the response")
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """Content hash of the turns (the topic is a view on the prompt, not part of it)."""
         return content_id("prompt", [[turn.role, turn.content] for turn in self.turns])
@@ -94,7 +94,7 @@ class Response:
     def __post_init__(self) -> None:
         _text("Response.text", self.text)
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """Content hash of prompt and text: the same answer by two sources is one response."""
         return content_id("response", [self.prompt_id, self.text])

@@ -57,6 +57,8 @@ from karat.stats import wilson
 
 GATE_FRAC = 0.15
 """Share of the judged prompts whose votes no gradient, no early stopping and no temperature ever sees."""
+SCALE_PROMPTS = 512
+"""Prompts whose samples set the optimiser's scale: of four samples each it is then known to about 2 %."""
 N_BINS = 8
 
 
@@ -208,7 +210,7 @@ def judged(
     snapshot, fit = parts.snapshot, fitted.members[0]
     # 1. the optimiser's scale, from what the policy writes before it is optimised
     scorer = optimised_scorer(fitted, config.objectives)
-    written = flat_texts(read_texts(run.directory / samples.path))
+    written = flat_texts(thinned(read_texts(run.directory / samples.path), SCALE_PROMPTS))
     removed = removed_length(scorer, *written) if config.gate.remove_length else 0.0
     scale = reference_scale(scorer.less_length(removed), *written, config.aggregator)
     metadata = {"run_id": run.id, "stage": "reward", "snapshot_root": snapshot.root}
@@ -325,6 +327,13 @@ def calibration_bins(
             bins.append({"predicted": float(p[members].mean()), "observed": share.value, "low": share.low,
                          "high": share.high, "n": len(members)})  # fmt: skip
     return bins
+
+
+def thinned(samples: Texts, n_prompts: int) -> Texts:
+    """Every k-th prompt with its responses, at most so many: files are often sorted, so the first ones would be no sample."""
+    keep = slice(None, None, -(-len(samples.prompts) // n_prompts) or 1)
+    columns = (samples.prompts, samples.texts, samples.lengths, samples.stopped)
+    return Texts(*(column[keep] for column in columns))
 
 
 def flat_texts(samples: Texts) -> tuple[list[Prompt], list[str]]:
