@@ -88,9 +88,3 @@ def test_a_run_keeps_a_bound_and_pays_inside_responses(copied: Path):
     assert prices[1] == pytest.approx(0.5 * (rows[0]["cost/mean"] + 50))
     assert prices == sorted(set(prices))
     assert all(-0.5 < one["score/inside_mean"] < 0 for one in rows)
-    # the same configuration finds everything done; another limit is another policy
-    assert "ppo: done before, kept" in karat("ppo", config).err
-    other = write_config(SANDBOX, reward_model="given", constraint=bound, dense={"weights": {"wrong": -0.4}})
-    assert "ppo: done before, kept" not in karat("ppo", other).err
-    lost = write_config(SANDBOX, constraint={**bound, "objective": "harmless"})
-    assert "found 'harmless'; expected one of the reward's: preference" in karat("ppo", lost).complaint

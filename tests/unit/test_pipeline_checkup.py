@@ -43,6 +43,9 @@ def test_batches_and_steps_follow_from_the_settings(tmp_path):
     assert found["ppo.steps"] == 7 * 2 * 4
     assert found["ppo.tokens"] == 7 * 24 * 20
     assert found["ppo.passes"] == 200
+    whole = config(reward={"posterior": "ensemble", "ensemble": {"models": 3}})
+    of_three = {one.name: one.value for one in derived(whole, counts, size)}
+    assert of_three["reward.steps"] == 3 * found["reward.steps"]
 
 
 def test_the_count_of_adapters_is_that_of_peft(tmp_path):

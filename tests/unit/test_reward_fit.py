@@ -105,6 +105,7 @@ class Kept:
             raise KeyboardInterrupt
 
 
+@pytest.mark.long
 def test_an_ensemble_that_was_killed_in_its_second_model_ends_in_the_same_bits(tmp_path):
     path = tiny_checkpoint("qwen3", tmp_path / "qwen")
     votes, prompts, responses = planted_votes(4, n_raters=6)

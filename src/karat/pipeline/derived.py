@@ -72,15 +72,15 @@ def _reward(config: RunConfig, counts: Counts) -> list[Derived]:
     share = (1 - GATE_FRAC) * (1 - config.reward.holdout_frac)
     texts = round(counts.collect_prompts * config.collect.n_samples * (1 - GATE_FRAC))
     steps = math.ceil(texts / config.reward.batch_responses)
+    n_models = config.reward.ensemble.models if config.reward.posterior == "ensemble" else 1
+    how = "at most: patience may end it early" + (f"; {n_models} models" if n_models > 1 else "")
     return [
         Derived("collect.votes", counts.votes, "votes", "n_tasks·overlap, or the votes of the file"),
         Derived(
             "reward.votes", round(counts.votes * share), "votes", "about: less those of the gate and held-out raters"
         ),
         Derived("reward.steps_an_epoch", steps, "optimiser steps", "about: judged responses/batch_responses"),
-        Derived(
-            "reward.steps", steps * config.reward.n_epochs, "optimiser steps", "at most: patience may end it early"
-        ),
+        Derived("reward.steps", n_models * steps * config.reward.n_epochs, "optimiser steps", how),
     ]
 
 
