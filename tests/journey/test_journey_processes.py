@@ -46,7 +46,7 @@ def test_two_processes_run_the_river_as_one_does(finished: Path, here: Path):
     outcome = two("karat", "run", write_config(SANDBOX), "--json")
     assert outcome.returncode == 0, outcome.stderr
     assert json.loads(outcome.stdout)["run"] == "tiny"
-    assert outcome.stderr.count("ppo: done") == 1
+    assert outcome.stderr.count("\nppo: done") == 1
     run, alone = here / "runs" / "tiny", finished / "runs" / "tiny"
     assert karat("verify", run).code == 0
     for stage in ("base", "sft", "reward", "ppo"):

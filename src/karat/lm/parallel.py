@@ -250,8 +250,13 @@ def _collective() -> Iterator[None]:
     except RuntimeError as error:
         raise ProcessError(
             f"process {rank()} of {distributed.get_world_size()} lost another one, which ended without a word (was it "
-            f"killed, or out of memory?); run the same command again, it continues ({' '.join(str(error).split())[:120]})"
+            f"killed, or out of memory?); run the same command again, it continues ({_short(error)})"
         ) from error
+
+
+def _short(error: RuntimeError) -> str:
+    """The backend's words without the place in its source."""
+    return " ".join(str(error).rpartition("] ")[2].split())[:80] or type(error).__name__
 
 
 def _first_to_complain() -> bool:
