@@ -14,12 +14,16 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from karat.errors import InputError, KaratError, ProcessError
 from karat.lm import parallel, together
 from karat.lm.adapters import add_lora
 from karat.lm.load import LoadedLM, load_lm
+from karat.lm.logprobs import response_logprobs, trunk_of
 from karat.lm.loop import JsonlReporter
+from karat.lm.trees import Tree, TreeBatch, pack_trees
 from karat.policy.beside import Beside
 from karat.policy.direct import train_direct
 from karat.policy.expert import train_expert
@@ -43,7 +47,7 @@ from karat.reward.model import HeadConfig
 from karat.reward.score import scorer_of
 from karat.reward.train import RewardConfig, train_reward
 from karat.reward.trunk import DecoderTrunk
-from karat.sft.train import SFTConfig, train_on_texts, train_sft
+from karat.sft.train import SFTConfig, tokenised, train_on_texts, train_sft
 from policy_toys import PROMPTS, share_of_w3, toy_lm
 from reward_worlds import planted_votes
 from tiny_models import tiny_checkpoint
@@ -229,6 +233,50 @@ def ilql(place: Path, reporters: list, model: Path) -> nn.Module:
     return nn.ModuleList([lm.model, train_ilql(lm, scored, config, seed=3, reporters=reporters).heads])
 
 
+class Scored(nn.Module):
+    """A model whose forward pass is karat's own: what `fully_shard` must enclose for the output layer to be gathered."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: TreeBatch) -> torch.Tensor:
+        """log π of the response tokens."""
+        return response_logprobs(self.model, batch).logprobs
+
+
+def fsdp(place: Path, reporters: list, model: Path) -> nn.Module:
+    """Fine-tuning steps with weights, gradients and moments sharded by FSDP2; as many passes in every process."""
+    del place, model
+    lm, n = toy_lm(), parallel.count()
+    scored = Scored(lm.model)
+    if n > 1:
+        mesh = init_device_mesh("cpu", (n,))
+        for layer in trunk_of(lm.model).layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(scored, mesh=mesh)
+        assert all(p.to_local().numel() < p.numel() for p in scored.parameters())
+    parameters = list(scored.parameters())
+    optimiser = torch.optim.AdamW(parameters, lr=1e-2)
+    pairs = tokenised(lm, SHOWN)
+    n_tokens = sum(len(response) for _, response in pairs)
+    for step in range(3):
+        optimiser.zero_grad()
+        sums = 0.0
+        for prompt, response in parallel.share(pairs):
+            (batch,) = pack_trees([Tree(tuple(prompt), (tuple(response),))], token_budget=100)
+            loss = -scored(batch).sum() / n_tokens
+            (loss * n).backward()  # FSDP2 averages over the processes
+            sums += float(loss.detach())
+        norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        whole = norm.full_tensor() if n > 1 else norm
+        loss = parallel.total(sums)
+        for reporter in reporters:
+            reporter.log(step + 1, {"nll_per_token": loss, "grad_norm": float(whole)})
+    return nn.ParameterList([p.full_tensor() if n > 1 else p for p in parameters])
+
+
 def words(place: Path, reporters: list, model: Path) -> dict:
     """What the collectives say, and samples of more and of fewer prompts than there are processes."""
     del place, reporters
@@ -285,4 +333,5 @@ RECIPES: dict[str, Callable] = {
     "dpo": direct("dpo"),
     "kto": direct("kto"),
     "ilql": ilql,
+    "fsdp": fsdp,
 }
