@@ -1,6 +1,6 @@
 """Power of the detectors: simulated attackers of seven kinds among simulated raters and among real ones.
 
-    KARAT_DATA=… python bench/detector_study.py --quick | --full
+    KARAT_DATA=… python bench/detector_study.py --quick | --full | --cells 'ukp_arguments|ring|0.05|30|201' …
 
 A cell is a world, a kind of attacker, its share of all raters, its votes and a seed. The whole battery runs on it; named
 by any detector counts as found. What a cell found is written at once, and a cell that is there is not run again unless
@@ -142,6 +142,19 @@ def run(path: Path, folder: Path | None, *, quick: bool) -> dict[str, Any]:
     return found
 
 
+def print_cells(names: list[str], folder: Path | None) -> None:
+    """Run cells by their names in the results, whatever was run before, and print what each found."""
+    kept: dict[str, Simulated | Arguments] = {}
+    for name in names:
+        world, kind, share, votes, seed = name.split("|")
+        if world == "ukp_arguments" and folder is None:
+            sys.exit("detector_study: found no KARAT_DATA; the cells of ukp_arguments need its folder")
+        key = world if world == "ukp_arguments" else f"{world} {seed}"
+        if key not in kept:
+            kept[key] = Simulated(int(seed)) if world == "simulated" else Arguments(folder)
+        print(name, run_cell(kept[key], kind, float(share), int(votes), int(seed)), flush=True)
+
+
 def _write(path: Path, found: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}")
@@ -263,11 +276,15 @@ def main() -> None:
     size.add_argument("--quick", action="store_true")
     size.add_argument("--full", action="store_true")
     size.add_argument("--tables", action="store_true", help="write what was run so far into the page, and stop")
+    size.add_argument("--cells", nargs="+", metavar="WORLD|KIND|SHARE|VOTES|SEED", help="print these cells, and stop")
     arguments = parser.parse_args()
     data = os.environ.get("KARAT_DATA")
     folder = Path(data) / "ukp_arguments" if data else None
     if folder is None:
         print("detector_study: KARAT_DATA is not set; only the simulated raters are run", file=sys.stderr)
+    if arguments.cells:
+        print_cells(arguments.cells, folder)
+        return
     path = ROOT / "bench" / "work" / "detector_study_quick.json" if arguments.quick else RESULTS
     if arguments.tables:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from detector_crowds import crowd, names, replaced
+from detector_crowds import crowd, names, replaced, ring
 from karat.errors import InputError
 from karat.feedback.detect.habits import robust_habits
 from karat.feedback.detect.outsourcing import chatbot_flags, polished, quick_mask
@@ -87,6 +87,16 @@ def test_who_is_against_everybody_on_one_topic_is_found():
 def test_whoever_has_a_flag_already_is_no_witness():
     record = poisoned(1, range(8))
     assert triggers_of(record, set_aside=[f"r{i}" for i in range(8)]) == ()
+
+
+def test_a_flagged_ring_is_not_heard_in_the_opinion_either():
+    record = ring(poisoned(1, range(8)), [20, 21, 22, 23, 24])
+    aside = [f"r{i}" for i in range(20, 25)]
+    without = robust_habits(record, trust=np.where(np.isin(record.annotators, aside), 0.0, 1.0))
+    expected = trigger_flags(record, *without, np.random.default_rng(0), alpha=0.003, set_aside=aside)
+    assert triggers_of(record, set_aside=aside) == expected
+    assert len(names(expected) & {f"r{i}" for i in range(8)}) >= 7
+    assert not names(expected) & set(aside)
 
 
 def test_traits_are_words_phrases_sources_styles_and_length():

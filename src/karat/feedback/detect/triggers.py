@@ -104,19 +104,23 @@ def trigger_flags(
     Args:
         alpha: expected share of honest raters flagged for one trait that was taken up.
         traits: of record.texts; None = found here.
-        set_aside: annotators with another flag already; the evidence for a trait is sought among the others, because
-            members of a ring are not independent witnesses.
+        set_aside: annotators with another flag already; the evidence for a trait is sought among the others, against an
+            opinion without them, because members of a ring are not independent witnesses.
     Returns: one flag a rater and trait.
     Source: e-values, Vovk & Wang 2021, Annals of Statistics 49(3); selecting families before members, Benjamini &
         Bogomolov 2014, JRSS B 76.
     """
     if traits is None:
         traits = text_traits(record.texts, record.sources)
+    aside = np.isin(record.annotators, list(set_aside))
+    trust = np.where(aside, 0.0, 1.0)
+    if aside.any():
+        # a ring's own answers are in the opinion that honest raters are measured against: it is asked without them
+        pool, habits = robust_habits(record, trust=trust)
     scene = _scene(record, pool, habits, traits)
     flags: list[Flag] = []
     spent: set[tuple[int, int]] = set()
-    aside = np.isin(record.annotators, list(set_aside))
-    active, trust = ~aside[scene.votes.raters], np.where(aside, 0.0, 1.0)
+    active = ~aside[scene.votes.raters]
     bar = math.log(2 * len(scene.names) / trait_alpha)
     while len(spent) < MOST_ROUNDS and active.any():
         sign, trait, evidence, share = _strongest(scene.log_lr, active, spent)
