@@ -9,6 +9,9 @@ from playwright.sync_api import Page
 
 from browser.place import QUESTIONS, Place, add_kind
 from karat.feedback.people import standing
+from karat.feedback.web.desk import ADMIN_TABS
+from karat.feedback.work.check_items import put_gold
+from karat.rowfiles import rows_of_text
 
 pytestmark = pytest.mark.browser
 
@@ -36,6 +39,43 @@ def test_axe_finds_nothing_serious_on_the_other_pages(place: Place, visit, axe: 
         place.store, str(account.annotator), reason="Please read the guidelines.", by="x", now=time.time()
     )
     for path in ("/", "/guidelines", "/me", "/away", "/standing", "/consent", "/work/history"):
+        page.goto(place.url + path)
+        page.evaluate(axe)
+        assert not serious(page), path
+
+
+ROLES = ("admin", "auditor", "expert")
+
+
+def pages_of(role: str, place: Place) -> tuple[str, ...]:
+    """Every page of a role, with something on it."""
+    rater, _ = place.rater()
+    task = add_kind(place.store, "comparison", rater.annotator)
+    put_gold(place.store, rows_of_text(f'{{"task": "{task.id}", "expected": "a"}}', "items"), version=task.id[-30:])
+    admins = (*(path for path, _ in ADMIN_TABS), f"/admin/task?id={task.id}", f"/admin/rater?who={rater.annotator}")
+    return {
+        "admin": admins,
+        "auditor": ("/audit", "/audit/slices", "/audit/record"),
+        "expert": ("/", "/review", "/me"),
+    }[role]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_no_page_of_the_other_roles_scrolls_sideways_on_a_phone(role: str, place: Place, visit):
+    page = visit(place.rater(role=role)[1], "/", viewport={"width": 360, "height": 740})
+    for path in pages_of(role, place):
+        answer = page.goto(place.url + path)
+        assert answer is not None
+        assert answer.status == 200, path
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("role", ROLES)
+def test_axe_finds_nothing_serious_on_the_pages_of_the_other_roles(role: str, place: Place, visit, axe: str):
+    scheme = "dark" if role == "auditor" else "light"
+    page = visit(place.rater(role=role)[1], "/", reduced_motion="reduce", color_scheme=scheme)
+    for path in pages_of(role, place):
         page.goto(place.url + path)
         page.evaluate(axe)
         assert not serious(page), path

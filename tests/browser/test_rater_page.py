@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from browser.place import PASSWORD, TEXTS, Place, add_kind
+from browser.place import PASSWORD, TEXTS, Place, add_kind, add_task
 from karat.feedback.people import drafts
 from karat.feedback.web import task_view
 from karat.feedback.web.positions import as_shown
+from karat.questions import Question
+from karat.records import user_prompt
 
 pytestmark = pytest.mark.browser
 
@@ -323,3 +325,33 @@ def test_nothing_scrolls_sideways_and_little_moves_at_any_width(place: Place, vi
         first, second = [box for box in boxes if box]
         assert abs(first["width"] - second["width"]) < 1
         assert (first["y"] == second["y"]) == (width >= 1024 and height >= 640)
+
+
+def test_what_is_written_from_right_to_left_is_read_and_written_so(place: Place, visit):
+    account, link = place.rater()
+    question = Question(principle="فضّل الإجابة الصحيحة.", rationale="required")
+    texts = ("السماء زرقاء لأن الهواء يشتت الضوء الأزرق (Rayleigh, 1871).", "لأنها تعكس لون البحر، `code = 1`.")
+    task = add_task(
+        place.store, question, texts, prompt=user_prompt("لماذا السماء زرقاء؟"), reserved_for=account.annotator
+    )
+    page = visit(link)
+    for width in (360, 1280):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), width
+        for part in (".turn .text", "#text-0", "#text-1", ".principle [lang]"):
+            style = page.locator(part).first.evaluate(
+                "(node) => [getComputedStyle(node).direction, getComputedStyle(node).textAlign]"
+            )
+            assert style[0] == "rtl", (width, part)
+            assert style[1] in ("start", "right"), (width, part)
+    assert page.locator("#candidate-0 .badge").evaluate("(node) => getComputedStyle(node).direction") == "ltr"
+    page.locator("#reason").fill("لأنها صحيحة")
+    assert page.locator("#reason").evaluate("(node) => node.matches(':dir(rtl)')")
+    page.locator("#instruction").click()
+    page.keyboard.press("ArrowLeft")
+    with page.expect_navigation():
+        page.locator("#submit").click()
+    [given] = place.judgements(account.annotator)
+    assert given.task_id == task.id
+    first = given.shown_order[0] == 0
+    assert (given.value["level"] > 3) == first  # the left arrow is towards A, whatever the writing's direction

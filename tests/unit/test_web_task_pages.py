@@ -394,7 +394,7 @@ def test_a_screen_reader_hears_the_projects_texts_in_their_language(desk: Desk):
     add(desk, Question(instruction="أيهما أفضل؟", principle="الصدق أولا"))
     page = desk.get()
     assert '<h1 id="instruction" dir="auto" lang="ar">أيهما أفضل؟' in page
-    assert re.search(r'class="principle" dir="auto" lang="ar"><strong lang="en">Judge by', page)
+    assert '<span dir="auto" lang="ar">الصدق أولا</span>' in page
     assert page.count('<div class="text" dir="auto" lang="ar">') == 1  # the guideline
     assert '<div class="text" dir="auto" lang="ar">' in desk.get("/guidelines")
     assert page.count('<html lang="en"') == 1  # what the page itself says
