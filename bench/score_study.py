@@ -1,8 +1,9 @@
 """Time to score: how long until our PPO is as good as the peer's ends up, on one learnable reward.
 
-The reward counts a letter (letters.py), so that no reward model's time is part of it. Both sides first try six
-settings, learning rate × optimiser steps an epoch, with the same prompts, samples, epochs and KL coefficient; each side
-then runs three seeds at its own best. A score is the mean of the last few iterations. The peer's time ends when that
+The reward counts a letter (letters.py), so that no reward model's time is part of it. Both sides first try eight
+settings, learning rate × optimiser steps an epoch (six at first; the best lay at their edge), with the same prompts, samples, epochs and KL coefficient; the
+best of few iterations may collapse later, so the finalists run in full on the first seed, and each side then runs three
+seeds at its own best. A score is the mean of the last few iterations. The peer's time ends when that
 first reaches its own final value, ours when it first reaches the same value. Everything found is written at once to
 bench/results/score_study.json, and what is there is not run again.
 """
@@ -22,12 +23,17 @@ from bench.rows import machine, take_turns
 from bench.turns import ROOT, Worker
 
 SETTINGS = [
-    {"learning_rate": rate, "n_minibatches": n_minibatches} for rate in (1e-4, 3e-4, 1e-3) for n_minibatches in (1, 4)
+    {"learning_rate": rate, "n_minibatches": n_minibatches}
+    for rate in (1e-4, 3e-4, 1e-3, 3e-3)
+    for n_minibatches in (1, 4)
 ]
+FINALISTS = [{"learning_rate": 1e-3, "n_minibatches": 4}, {"learning_rate": 3e-3, "n_minibatches": 4}]
+"""The best settings of either side in the search, of each learning rate one."""
 SEARCH_SEED, SEEDS = 100, (0, 1, 2)
 N_ITERATIONS, N_SEARCH, WINDOW = 20, 5, 4
 TARGET = 6.0
 SIDES = ("ours", "theirs")
+RECORDED = ("versions", "peak_mib", "machine")
 WORK = ROOT / "bench" / "work"
 RESULTS = ROOT / "bench" / "results" / "score_study.json"
 SHAPE = {"n_prompts": 16, "n_samples": 4, "max_new_tokens": 48, "n_epochs": 4, "kl_coef": 0.05, "reward": "letters"}
@@ -46,8 +52,10 @@ def score_row(*, quick: bool, threads: int) -> dict[str, Any]:
     }
     for setting in SETTINGS[:2] if quick else SETTINGS:
         _run(found, path, dict.fromkeys(SIDES, setting), SEARCH_SEED, n_search, threads)
+    for setting in SETTINGS[:2] if quick else FINALISTS:
+        _run(found, path, dict.fromkeys(SIDES, setting), SEEDS[0], n_iterations, threads)
     found["best"] = {side: _best(found["runs"], side, window) for side in SIDES}
-    for seed in SEEDS[:1] if quick else SEEDS:
+    for seed in () if quick else SEEDS[1:]:
         _run(found, path, found["best"], seed, n_iterations, threads)
     found["row"] = _row(found, SEEDS[:1] if quick else SEEDS, window, threads)
     _write(found, path)
@@ -127,13 +135,22 @@ def _key(settings: Mapping[str, Any], seed: int) -> str:
 
 
 def _best(runs: Mapping[str, Any], side: str, window: int) -> dict[str, float]:
-    """The setting with the highest final score in the search."""
-    searched = [run for run in runs.values() if run["seed"] == SEARCH_SEED]
-    return max(searched, key=lambda run: smoothed(run[side]["scores"], window)[-1])["settings"][side]
+    """The setting with the highest final score in the full runs of the first seed."""
+    finals = [run for run in runs.values() if run["seed"] == SEEDS[0]]
+    return max(finals, key=lambda run: smoothed(run[side]["scores"], window)[-1])["settings"][side]
+
+
+def _found(runs: Mapping[str, Any], side: str, setting: Mapping[str, float], seed: int) -> Mapping[str, Any]:
+    """The run of one side at its setting; on the first seed the other side may have run at another one beside it."""
+    return next(run for run in runs.values() if run["seed"] == seed and run["settings"][side] == setting)
 
 
 def _row(found: Mapping[str, Any], seeds: Sequence[int], window: int, threads: int) -> dict[str, Any]:
-    runs = [found["runs"][_key(found["best"], seed)] for seed in seeds]
+    runs = [
+        {side: _found(found["runs"], side, found["best"][side], seed)[side] for side in SIDES}
+        | {name: _found(found["runs"], "ours", found["best"]["ours"], seed)[name] for name in RECORDED}
+        for seed in seeds
+    ]
     finals = [smoothed(run["theirs"]["scores"], window)[-1] for run in runs]
     times = {
         side: [seconds_to(run[side], final, window) for run, final in zip(runs, finals, strict=True)] for side in SIDES

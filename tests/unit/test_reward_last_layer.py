@@ -199,6 +199,25 @@ def test_intervals_cover_planted_differences_as_often_as_they_say_and_the_averag
     assert np.mean(shrunk) > np.mean(length)
 
 
+def test_a_posterior_whose_spread_and_mean_chase_each_other_is_found():
+    # a few answers about very large differences: undamped, spread and weights swing around their solution for ever
+    rng = np.random.default_rng(0)
+    delta = rng.standard_normal((60, 6))
+    delta[:2] *= 12
+    w = 2 * rng.standard_normal(6)
+    level = (rng.random(60) < 1 / (1 + np.exp(-delta @ w))).astype(int)
+    answers = Observations(
+        np.arange(60), np.full(60, -1), np.ones(60), np.zeros(60),
+        lambda eta, rows: ordinal_derivatives(eta, level[rows], np.zeros(len(rows)), np.zeros(1)),
+    )  # fmt: skip
+    fit = fit_last_layer(delta, [answers], averaged=True, tolerance=1e-6)
+    again = fit_last_layer(delta, [answers], averaged=True, tolerance=1e-6, start=fit.mean,
+                           prior_precision=fit.prior_precision)  # fmt: skip
+    sd = np.sqrt(np.diag(fit.covariance))
+    assert np.abs((again.mean - fit.mean) / sd).max() < 0.02
+    assert np.abs(np.log(np.diag(again.covariance) / sd**2)).max() < 0.02
+
+
 def test_what_is_no_posterior_is_named():
     features, votes, raters, _ = planted(lapse=0.0)
     with pytest.raises(InputError, match="found prior precision 0"):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
+from karat.errors import ConvergenceError
 from karat.reward.last_layer import Observations, fit_last_layer, ordinal_derivatives
-from karat.reward.tastes import fit_population, overdispersed, taste_variance
+from karat.reward.tastes import competences, fit_population, overdispersed, taste_variance
 
 
 def answers_of(level):
@@ -79,3 +80,52 @@ def test_with_tastes_the_mean_is_less_shrunk_and_less_certain():
     assert np.mean(length["one taste"]) < 0.85
     assert np.mean(length["population"]) > np.mean(length["one taste"]) + 0.08
     assert np.mean(inside["population"]) > np.mean(inside["one taste"]) + 0.2
+
+
+def uneven(competence_sd, *, n_raters=40, n_each=30, d=4, seed=0):
+    """Raters of one taste who perceive more or less of every difference."""
+    rng = np.random.default_rng(seed)
+    mean = 1.5 * rng.standard_normal(d)
+    competence = 1 + competence_sd * rng.standard_normal(n_raters)
+    who = np.repeat(np.arange(n_raters), n_each)
+    delta = rng.standard_normal((n_raters * n_each, d))
+    level = (rng.random(len(who)) < 1 / (1 + np.exp(-competence[who] * (delta @ mean)))).astype(int)
+    return delta, answers_of(level), who, mean, competence
+
+
+def test_competences_are_recovered_with_their_spread_and_their_certainty():
+    spreads, errors, certain = {0.0: [], 0.4: []}, [], []
+    for seed in range(8):
+        for planted, found in spreads.items():
+            delta, answers, who, mean, competence = uneven(planted, seed=seed, n_each=60)
+            made = competences(delta, answers, who, mean)
+            found.append(made.population_sd)
+            if planted:
+                errors.append(made.mean - competence / competence.mean())
+                certain.append(made.sd)
+    # 320 raters in all: the spread's standard error is .02 from the drawing of raters and less from their answers
+    assert np.mean(spreads[0.0]) < 0.12
+    assert 0.32 < np.mean(spreads[0.4]) < 0.48
+    errors, certain = np.concatenate(errors), np.concatenate(certain)
+    # binomial, n = 320: .9 ± .05
+    assert 0.84 < (np.abs(errors) <= 1.645 * certain).mean() < 0.96
+
+
+def test_with_competences_known_only_so_well_the_mean_is_of_the_right_size():
+    length = {True: [], False: []}
+    for seed in range(6):
+        delta, answers, who, mean, competence = uneven(0.5, seed=50 + seed)
+        mean = mean * competence.mean()  # what these raters say together
+        for known, found in length.items():
+            fit = fit_population(delta, answers, who, prior_precision=0.1, averaged=False, competence_known=known)
+            found.append(fit.posterior.mean @ mean / (mean @ mean))
+            assert (fit.competence_sd > 0.2) == (not known)
+    # six fits, each with a standard error of .1
+    assert np.mean(length[True]) < 0.9
+    assert 0.92 < np.mean(length[False]) < 1.08
+
+
+def test_raters_who_vote_against_the_scores_are_named():
+    delta, answers, who, mean, _ = uneven(0.2, seed=3)
+    with pytest.raises(ConvergenceError, match="mean competence is -"):
+        competences(delta, answers, who, -mean)

@@ -82,13 +82,14 @@ def bayesian_fit(
             seen.phi, [comparison_observations(seen.columns, raters)], prior_precision=settings.prior_precision,
             start=start, averaged=averaged and last and not settings.tastes,
         )  # fmt: skip
-        start, taste_sd = posterior.mean, 0.0
+        start, taste_sd, competence_sd = posterior.mean, 0.0, 0.0
         if last and averaged and settings.tastes and len(fit.annotators) > 1:
             answers = comparison_observations(seen.columns, raters)
             found = fit_population(
-                seen.phi, answers, seen.columns.annotator.numpy(), prior_precision=settings.prior_precision
-            )
-            posterior, taste_sd = found.posterior, found.taste_sd
+                seen.phi, answers, seen.columns.annotator.numpy(), prior_precision=settings.prior_precision,
+                competence_known=not config.raters.modelled,
+            )  # fmt: skip
+            posterior, taste_sd, competence_sd = found.posterior, found.taste_sd, found.competence_sd
         if not last:
             scores = torch.from_numpy(seen.phi @ start).float()
             raters = centred_raters(fit_raters(scores, seen.columns, raters, config.raters))
@@ -99,7 +100,7 @@ def bayesian_fit(
     # 4. temperature, reference and scale
     metrics = dict(fit.metrics) | {
         "prior_precision": posterior.prior_precision, "log_evidence": posterior.log_evidence,
-        "n_effective": posterior.n_effective, "taste_sd": taste_sd,
+        "n_effective": posterior.n_effective, "taste_sd": taste_sd, "competence_sd": competence_sd,
     }  # fmt: skip
     held_votes = [vote for vote in fit.held_out if isinstance(vote, Vote)]
     if held_votes:

@@ -31,7 +31,9 @@ CHUNK = 8192
 """Rows multiplied at a time: 48 MB at 768 features."""
 WARM_ABOVE = 20_000
 """With more answers than this the first steps are taken on every tenth one: they only have to find the neighbourhood."""
-MAX_ROUNDS, MAX_LAMBDA_ROUNDS, MAX_CHORDS = 40, 12, 12
+MAX_ROUNDS, MAX_LAMBDA_ROUNDS, MAX_CHORDS = 80, 12, 12
+DAMPED_EVERY = 8
+"""Rounds after which the steps of the spread are halved, twice at most."""
 N_NODES = 15  # Gauss–Hermite; log P of an answer is smooth, and nearly straight in its tails
 SPREAD_STEP = 1e-3  # relative to the largest spread
 LAMBDA_STEP = 0.01  # relative; the evidence is flat at its maximum
@@ -307,7 +309,12 @@ def _climb(
         if averaged:
             spread = problem.spread_under(basis / np.sqrt(eigenvalues + precision))
             steady = number > 0 and float(np.abs(spread - problem.spread).max()) <= SPREAD_STEP * float(spread.max())
-            problem.spread = spread if not steady else problem.spread
+            if not steady:
+                # spread and weights can swing around their common solution: then less of a swing is taken
+                share = 0.5 ** min(number // DAMPED_EVERY, 2)
+                problem.spread = (
+                    spread if problem.spread is None else problem.spread + share * (spread - problem.spread)
+                )
         if settled and steady and gained <= tolerance:
             return _Mode(w, precision, hessian)
     raise ConvergenceError(

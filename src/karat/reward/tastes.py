@@ -11,25 +11,49 @@ Dimension letters: C answers, N texts, A annotators, d features.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 import numpy as np
 
+from karat.errors import ConvergenceError
 from karat.reward.last_layer import Derivatives, LastLayer, Observations, fit_last_layer
 
 N_NODES = 21
-N_TURNS = 3
-"""Fits of the mean taste with estimates of τ in between; τ² changes by a few per cent after the third."""
+N_TURNS = 4
+"""Fits of the mean taste with estimates of τ and of competences in between; they change by a few per cent after that."""
+
+N_EM = 40
+"""Rounds in which competences and their spread are found; EM is slow where the spread is small, and then it matters little."""
+FIRST_VARIANCE, LONGEST_STEP = 0.25, 0.5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TasteFit:
-    """The posterior of the mean taste, and how far tastes spread around it."""
+    """The posterior of the mean taste, and how far raters spread around it."""
 
     posterior: LastLayer
     """Of w, the population's mean; its covariance says how far the raters who were asked may be from the others."""
     taste_sd: float
     """τ: standard deviation of a rater's weights around the mean, in each feature."""
+    competence_sd: float
+    """Standard deviation of competence around 1; 0 where competences were taken as known."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Competences:
+    """How much of a difference each rater perceives, by her own answers and everybody's."""
+
+    mean: np.ndarray
+    """E a of each rater, in units of the population's mean, [A]."""
+    sd: np.ndarray
+    """How well that is known, [A]."""
+    population_sd: float
+    """σ: of competences around 1."""
+    slope: np.ndarray
+    """E a of each answer's rater by her other answers, [C]: the answer must not speak for itself."""
+    doubt: np.ndarray
+    """Standard deviation of a·Δφ·w of each answer by them, logits, [C]."""
 
 
 def fit_population(
@@ -39,22 +63,27 @@ def fit_population(
     *,
     prior_precision: float | None = None,
     averaged: bool = True,
+    competence_known: bool = False,
 ) -> TasteFit:
-    """The last layer of a population, by turns with τ.
+    """The last layer of a population, by turns with τ and with what is known of each rater's competence.
 
-        Σ = H⁻¹ + τ²·H⁻¹(Σ_w I_w²)H⁻¹        I_w = Σ_{c by w} κ_c·Δφ_cΔφ_cᵀ
+        η ~ N(a·Δφ·w + offset, a²τ²‖Δφ‖² + s²(Δφ·w)²)
+        Σ = H⁻¹ + τ²·H⁻¹(Σ_w I_w²)H⁻¹ + (σ²/A)·w wᵀ        I_w = Σ_{c by w} κ_c·Δφ_cΔφ_cᵀ
 
-    The second term is what the drawing of the raters adds.
+    a and s are mean and sd of the rater's competence. A competence fitted to few answers and then taken as known draws w
+    towards 0 as much as a neglected taste does. The later terms of Σ are what the drawing of the raters adds.
 
     Args:
         features: φ of every text, [N, d]; τ is one number, so features should have comparable scales.
-        observations: answers of one kind.    annotator: index of the rater of each, [C].
-    Raises: what `fit_last_layer` raises.
+        observations: answers of one kind; their slopes are first guesses of the competences.
+        annotator: index of the rater of each, [C].    competence_known: True = the slopes are taken as they are.
+    Raises: what `fit_last_layer` and `competences` raise.
     """
-    tau2, start = 0.0, None
+    tau2, start, doubt, sigma = 0.0, None, np.zeros(len(observations)), 0.0
+    n_people = len(np.unique(annotator))
     for turn in range(N_TURNS):
         last = turn + 1 == N_TURNS
-        spread = np.sqrt(tau2 * _squared_length(features, observations))
+        spread = np.sqrt(tau2 * _squared_length(features, observations) + doubt**2)
         answers = overdispersed(observations, spread)
         fit = fit_last_layer(
             features, [answers], prior_precision=prior_precision, start=start, averaged=averaged and last,
@@ -63,6 +92,10 @@ def fit_population(
         start = fit.mean
         if not last:
             tau2 = taste_variance(features, observations, annotator, fit.mean)
+        if not last and not competence_known:
+            found = competences(features, observations, annotator, fit.mean)
+            sigma = found.population_sd
+            observations, doubt = dataclasses.replace(observations, slope=found.slope), found.doubt
     _, _, exact, working = answers.derivatives(_eta(features, answers, fit.mean), np.arange(len(answers)))
     curvature = np.where(exact > 0, exact, working)
     middle = np.zeros_like(fit.covariance)
@@ -70,7 +103,46 @@ def fit_population(
         information = delta.T @ (delta * curvature[rows, None])
         middle += information @ information
     covariance = fit.covariance + tau2 * fit.covariance @ middle @ fit.covariance
-    return TasteFit(dataclasses.replace(fit, covariance=(covariance + covariance.T) / 2), float(np.sqrt(tau2)))
+    covariance += sigma**2 / n_people * np.outer(fit.mean, fit.mean)
+    posterior = dataclasses.replace(fit, covariance=(covariance + covariance.T) / 2)
+    return TasteFit(posterior, float(np.sqrt(tau2)), sigma)
+
+
+def competences(
+    features: np.ndarray, observations: Observations, annotator: np.ndarray, mean: np.ndarray
+) -> Competences:
+    """Each rater's competence by empirical Bayes: its mode under a ~ N(m, σ²), with m and σ those of all raters.
+
+        a_w ← a_w + (Σ_c ∂_c·e_c − (a_w − m)/σ²)·s_w²        s_w² = 1/(1/σ² + Σ_c κ_c·e_c²)        e = Δφ·w
+        m ← mean a_w        σ² ← mean (a_w − m)² + s_w²
+        without answer c:   1/s_w² − κ_c·e_c² in place of 1/s_w², and a_w − ∂_c·e_c/(1/s_w² − κ_c·e_c²) in place of a_w
+
+    Returns: in units of m, so that their mean is 1 as the sandbox's and the priors' is.
+    Raises: ConvergenceError where m is not clearly positive: most raters vote against the scores.
+    Source: Dempster, Laird & Rubin 1977, JRSS B 39(1), pp. 1–38 (σ²), with Laplace's approximation of each rater.
+    """
+    people, who = np.unique(annotator, return_inverse=True)
+    rows, n = np.arange(len(observations)), len(people)
+    difference = _difference(features, observations, mean)
+    a = np.bincount(who, observations.slope, minlength=n) / np.bincount(who, minlength=n)
+    middle, variance = float(a.mean()), FIRST_VARIANCE
+    for _ in range(N_EM):
+        _, first, _, working = observations.derivatives(a[who] * difference + observations.offset, rows)
+        known = 1 / (1 / variance + np.bincount(who, working * difference**2, minlength=n))
+        step = (np.bincount(who, first * difference, minlength=n) - (a - middle) / variance) * known
+        a = a + np.clip(step, -LONGEST_STEP, LONGEST_STEP)
+        middle = float(a.mean())
+        variance = max(float(((a - middle) ** 2 + known).mean()), 1e-6)
+    if not middle > 0.05:
+        raise ConvergenceError(
+            f"last layer: the raters' mean competence is {middle:.3g}; expected it clearly above 0. Look at the raters"
+        )
+    _, first, _, working = observations.derivatives(a[who] * difference + observations.offset, rows)
+    others = 1 / known[who] - working * difference**2
+    slope, doubt = a[who] - first * difference / others, np.abs(difference) / np.sqrt(others)
+    return Competences(
+        a / middle, np.sqrt(known) / middle, math.sqrt(variance) / middle, slope / middle, doubt / middle
+    )
 
 
 def taste_variance(features: np.ndarray, observations: Observations, annotator: np.ndarray, mean: np.ndarray) -> float:
@@ -131,9 +203,12 @@ def _delta(features: np.ndarray, observations: Observations, rows: np.ndarray) -
 
 
 def _eta(features: np.ndarray, observations: Observations, w: np.ndarray) -> np.ndarray:
+    return observations.slope * _difference(features, observations, w) + observations.offset
+
+
+def _difference(features: np.ndarray, observations: Observations, w: np.ndarray) -> np.ndarray:
     score = features @ w
-    subtracted = np.where(observations.b >= 0, score[observations.b], 0.0)
-    return observations.slope * (score[observations.a] - subtracted) + observations.offset
+    return score[observations.a] - np.where(observations.b >= 0, score[observations.b], 0.0)
 
 
 def _squared_length(features: np.ndarray, observations: Observations) -> np.ndarray:
