@@ -349,27 +349,41 @@ def test_many_hands_never_over_assign_and_leave_nothing_over(new_address):
     """Sixteen raters, some of whom walk away from a lease, until nothing is left."""
     store = small_store(new_address("k"), n_prompts=8, n_tasks=24, overlap=3, n_raters=16)
     settings(store, lease_minutes=1.0)
-    clock, hands = [0.0], threading.Lock()
+    clock, busy, moved = [0.0], [0], threading.Condition()
     over, late = [], []
 
-    def work(i):
-        rng, who, empty = random.Random(i), f"r{i}", 0
-        while empty < 3:
-            with hands:
-                clock[0] += 1.0
-                now = clock[0]
-            lease = assignment.next_task(store, who, now=now)
+    def answer_one(i, rng):
+        """Take what is offered and answer it, or walk away from it; False = nothing was offered."""
+        with moved:
+            busy[0] += 1
+            clock[0] += 0.01
+            now = clock[0]
+        try:
+            lease = assignment.next_task(store, f"r{i}", now=now)
             if lease is None:
-                empty += 1
-                with hands:
-                    clock[0] += 30.0
-                continue
-            empty = 0
+                return False
             if held_at_once(store, lease.task.id, now) > 3:
                 over.append(lease.task.id)
-            if rng.random() < 0.2:
-                continue  # the connection is lost: she asks again and gets the same, or never comes back
-            late.append(store.submit(vote(lease.task, who), now=now).late)
+            if (
+                rng.random() >= 0.2
+            ):  # else the connection is lost: she asks again and gets the same, or never comes back
+                late.append(store.submit(vote(lease.task, f"r{i}"), now=now).late)
+            return True
+        finally:
+            with moved:
+                busy[0] -= 1
+                moved.notify_all()
+
+    def work(i):
+        rng, empty = random.Random(i), 0
+        while empty < 3:
+            if answer_one(i, rng):
+                empty = 0
+                continue
+            empty += 1
+            with moved:  # half a lease passes for nobody who is between a question and its answer
+                moved.wait_for(lambda: busy[0] == 0)
+                clock[0] += 30.0
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(work, range(16)))
