@@ -126,10 +126,16 @@ def competences(
     difference = _difference(features, observations, mean)
     a = np.bincount(who, observations.slope, minlength=n) / np.bincount(who, minlength=n)
     middle, variance = float(a.mean()), FIRST_VARIANCE
-    for _ in range(N_EM):
+
+    def by_answer() -> tuple[np.ndarray, np.ndarray]:
+        """∂_c·e_c and κ_c·e_c² at the competences so far."""
         _, first, _, working = observations.derivatives(a[who] * difference + observations.offset, rows)
-        known = 1 / (1 / variance + np.bincount(who, working * difference**2, minlength=n))
-        step = (np.bincount(who, first * difference, minlength=n) - (a - middle) / variance) * known
+        return first * difference, working * difference**2
+
+    for _ in range(N_EM):
+        pull, information = by_answer()
+        known = 1 / (1 / variance + np.bincount(who, information, minlength=n))
+        step = (np.bincount(who, pull, minlength=n) - (a - middle) / variance) * known
         a = a + np.clip(step, -LONGEST_STEP, LONGEST_STEP)
         middle = float(a.mean())
         variance = max(float(((a - middle) ** 2 + known).mean()), 1e-6)
@@ -137,9 +143,9 @@ def competences(
         raise ConvergenceError(
             f"last layer: the raters' mean competence is {middle:.3g}; expected it clearly above 0. Look at the raters"
         )
-    _, first, _, working = observations.derivatives(a[who] * difference + observations.offset, rows)
-    others = 1 / known[who] - working * difference**2
-    slope, doubt = a[who] - first * difference / others, np.abs(difference) / np.sqrt(others)
+    pull, information = by_answer()
+    others = 1 / known[who] - information
+    slope, doubt = a[who] - pull / others, np.abs(difference) / np.sqrt(others)
     return Competences(
         a / middle, np.sqrt(known) / middle, math.sqrt(variance) / middle, slope / middle, doubt / middle
     )
