@@ -73,7 +73,10 @@ def run(
     _together(context, processes, work, as_json)
 
 
-def _stage_command(stage: str, says: str) -> None:
+def _stage_command(stage: str, says: str, *settings: str) -> None:
+    """The command that runs a configuration up to a stage, with further settings said for the user."""
+    name = stage.replace("_", "-")
+
     def command(
         context: typer.Context,
         config: ConfigFile,
@@ -82,10 +85,10 @@ def _stage_command(stage: str, says: str) -> None:
         overrides: Overrides = None,
         as_json: AsJson = False,
     ) -> None:
-        work = _configured(config, seeds, None, overrides, until=stage)
+        work = _configured(config, seeds, None, [*(overrides or []), *settings], until=stage)
         _together(context, processes, work, as_json)
 
-    app.command(stage, help=says, epilog=f"Example: karat {stage} config.yaml --seeds 0")(command)
+    app.command(name, help=says, epilog=f"Example: karat {name} config.yaml --seeds 0")(command)
 
 
 _stage_command("sft", "Run a configuration up to the supervised policy.")
@@ -213,26 +216,8 @@ _METHODS = {
 }
 
 
-def _method_command(method: str, says: str) -> None:
-    name = method.replace("_", "-")
-
-    def command(
-        context: typer.Context,
-        config: ConfigFile,
-        seeds: Seeds = "",
-        processes: Processes = 1,
-        overrides: Overrides = None,
-        as_json: AsJson = False,
-    ) -> None:
-        work = _configured(config, seeds, None, [*(overrides or []), f"algorithm={method}"], until=method)
-        _together(context, processes, work, as_json)
-
-    help_text = f"Run a configuration up to the policy optimised by {says}."
-    app.command(name, help=help_text, epilog=f"Example: karat {name} config.yaml --seeds 0")(command)
-
-
 for _method, _says in _METHODS.items():
-    _method_command(_method, _says)
+    _stage_command(_method, f"Run a configuration up to the policy optimised by {_says}.", f"algorithm={_method}")
 
 _stage_command("evaluate", "Run a configuration up to the comparison of the policies.")
 

@@ -140,11 +140,13 @@ def each(items: Sequence[T], work: Callable[[T], R]) -> list[R]:
     Args:
         work: what it returns must be picklable; tensors come back on the CPU where there is more than one process.
     """
-    n = count()
-    if n == 1:
-        return [work(item) for item in items]
-    everybody = gathered([work(item) for item in share(items)])
-    return [everybody[index % n][index // n] for index in range(len(items))]
+    return rejoined([work(item) for item in share(items)], len(items))
+
+
+def rejoined(made: list[T], n_items: int) -> list[T]:
+    """What came of everybody's `share` of n items, in the items' order; alone, what was given."""
+    everybody, n = gathered(made), count()
+    return [everybody[index % n][index // n] for index in range(n_items)]
 
 
 def gathered(item: T) -> list[T]:

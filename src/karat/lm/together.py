@@ -50,5 +50,4 @@ def sample_together(
             lm, mine, n_samples=n_samples, config=config, seed=seed, prompt_keys=parallel.share(keys),
             progress=of_all if progress is not None else None,
         )  # fmt: skip
-    everybody = parallel.gathered(drawn)
-    return [everybody[index % n][index // n] for index in range(len(prompts))]
+    return parallel.rejoined(drawn, len(prompts))
