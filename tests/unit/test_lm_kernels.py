@@ -16,6 +16,13 @@ def draws(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> tor
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
+@pytest.fixture(params=[True, False])
+def onednn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both libraries, whatever the processor prefers."""
+    monkeypatch.setattr("karat.lm.kernels._onednn_is_faster", lambda: request.param)
+
+
+@pytest.mark.usefixtures("onednn")
 @pytest.mark.parametrize("shape", [(2, 300), (1, 3)])  # above and below the size from which oneDNN is used
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_equals_torch_with_its_gradients(shape: tuple[int, int], bias: bool) -> None:
@@ -31,6 +38,7 @@ def test_linear_equals_torch_with_its_gradients(shape: tuple[int, int], bias: bo
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.usefixtures("onednn")
 def test_matmul_takes_transposed_views() -> None:
     left, right = draws(300, 120).t(), draws(300, 90, seed=1)
     torch.testing.assert_close(matmul(left, right), left @ right, rtol=1e-5, atol=1e-4)
@@ -50,6 +58,7 @@ class OddRMSNorm(Qwen3RMSNorm):
         return super().forward(hidden_states) * 2
 
 
+@pytest.mark.usefixtures("onednn")
 def test_known_layers_are_rerouted_and_keep_their_values_and_names() -> None:
     model = nn.Sequential(nn.Linear(64, 64), Conv1D(64, 64), Qwen3RMSNorm(64), Gemma2RMSNorm(64), OddRMSNorm(64))
     for parameter in model.parameters():

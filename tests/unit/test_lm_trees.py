@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from torch import nn
 
 from karat.errors import InputError, InvariantError
 from karat.lm.attention import tree_attention, tree_layout
+from karat.lm.dense_attention import FREE_WASTE, MOST_WASTE, grouped, pieces_of, plan_of
 from karat.lm.trees import Tree, TreeBatch, cut_trees, flat_of, pack_trees, padded_batch, rows_of, to_rows
 from reference.tree_attention import tree_attention_by_loops
 
@@ -120,6 +123,19 @@ def test_rows_pass_gradients_through() -> None:
     assert int(mask.sum()) == flat.numel()
 
 
+@pytest.fixture(params=["short pieces", "long pieces", "small groups"])
+def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batched products for short pieces, the kernel for long ones, and the former with hardly anything a group."""
+    if request.param == "long pieces":
+        monkeypatch.setattr("karat.lm.dense_attention.MOST_KEYS", 0)
+    if request.param == "small groups":
+        monkeypatch.setattr("karat.lm.dense_attention.MOST_SCORES", 40)
+        monkeypatch.setattr("karat.lm.dense_attention.FREE_WASTE", 0)
+    pieces_of.cache_clear()
+    plan_of.cache_clear()
+
+
+@pytest.mark.usefixtures("route")
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (3, None), (None, 0.7), (2, 0.7)])
 @pytest.mark.parametrize("heads", [(2, 2), (4, 2)])
 def test_attention_of_a_row_equals_the_loops(window: int | None, softcap: float | None, heads: tuple[int, int]) -> None:
@@ -141,6 +157,7 @@ def test_attention_of_a_row_equals_the_loops(window: int | None, softcap: float 
     assert not found[0, used:].any()
 
 
+@pytest.mark.usefixtures("route")
 @pytest.mark.parametrize("window", [None, 3])
 def test_attention_gradients_are_those_of_finite_differences(window: int | None) -> None:
     (batch,) = pack_trees([TREES[0], TREES[2]], token_budget=100, pad_to=16)
@@ -155,6 +172,22 @@ def test_attention_gradients_are_those_of_finite_differences(window: int | None)
             return tree_attention(nn.Identity(), query, key, value, None, scaling=0.5, sliding_window=window)[0]
 
     assert torch.autograd.gradcheck(output, tensors, fast_mode=True)
+
+
+@pytest.mark.parametrize("longest", [20, 30])
+def test_groups_hold_every_piece_once_and_pad_little(longest: int) -> None:
+    rng = random.Random(longest)
+    trees = [
+        Tree((1,) * rng.randint(1, longest), tuple((2,) * rng.randint(1, longest) for _ in range(rng.randint(1, 4))))
+        for _ in range(40)
+    ]
+    (batch,) = pack_trees(trees, token_budget=10_000)
+    groups = grouped(pieces_of(batch.layout), 2)
+    assert sorted(piece.start for group in groups for piece in group) == [p.start for p in pieces_of(batch.layout)]
+    for group in groups:
+        largest = max(p.n_queries for p in group) * max(p.n_keys for p in group) * len(group)
+        assert largest <= MOST_WASTE * sum(p.n_queries * p.n_keys for p in group) + FREE_WASTE
+    assert len(groups) < len(pieces_of(batch.layout)) / 4
 
 
 def test_a_window_that_hides_whole_blocks_of_keys_stays_finite() -> None:

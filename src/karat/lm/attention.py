@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from karat.errors import InvariantError
+from karat.lm.dense_attention import DenseTreeAttention, Piece, is_short, pieces_of
 from karat.lm.trees import TreeLayout, TreeSpan
 
 NAME = "karat_tree"
@@ -82,7 +82,9 @@ def tree_attention(
         raise InvariantError(f"tree attention: found dropout {options['dropout']}; expected 0 (karat.lm.load sets it)")
     window = options.get("sliding_window")
     if softcap is None and query.device.type == "cpu":
-        return _TreeAttention.apply(query, key, value, layout, scale, window), None
+        whole = query.dtype in (torch.float32, torch.float64)
+        route = DenseTreeAttention if whole and is_short(layout) else _TreeAttention
+        return route.apply(query, key, value, layout, scale, window), None
     outputs = []
     sizes = [span.stop - span.start for span in layout.spans]
     filler = layout.n_positions - sum(sizes)
@@ -131,21 +133,21 @@ class _TreeAttention(torch.autograd.Function):
         output = query.new_empty((1, layout.n_positions, query.shape[1], value.shape[-1]))
         output[:, layout.spans[-1].stop :] = 0
         normalisers = []
-        pieces = _pieces(layout, window, query.dtype)
-        for piece in pieces:
+        masks = [_mask_of(piece, window, query.dtype) for piece in pieces_of(layout)]
+        for piece, mask in zip(pieces_of(layout), masks, strict=True):
             found, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                query[:, :, piece.queries],
-                piece.keys_of(key),
-                piece.keys_of(value),
+                query[:, :, piece.start : piece.stop],
+                _keys_of(key, piece),
+                _keys_of(value, piece),
                 0.0,
-                piece.mask is None,
-                attn_mask=piece.mask,
+                mask is None,
+                attn_mask=mask,
                 scale=scale,
             )
-            output[:, piece.queries] = found.transpose(1, 2)
+            output[:, piece.start : piece.stop] = found.transpose(1, 2)
             normalisers.append(normaliser)
         ctx.save_for_backward(query, key, value, output, *normalisers)
-        ctx.pieces, ctx.scale = pieces, scale
+        ctx.layout, ctx.masks, ctx.scale = layout, masks, scale
         return output
 
     @staticmethod
@@ -153,73 +155,51 @@ class _TreeAttention(torch.autograd.Function):
         query, key, value, output, *normalisers = ctx.saved_tensors
         # laid out as the projections are, [1, L, heads, size], so that what follows needs no copy
         grad_query, grad_key, grad_value = (torch.zeros_like(t.transpose(1, 2)) for t in (query, key, value))
-        for piece, normaliser in zip(ctx.pieces, normalisers, strict=True):
+        for piece, mask, normaliser in zip(pieces_of(ctx.layout), ctx.masks, normalisers, strict=True):
+            own = slice(piece.start, piece.stop)
             found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                grads[0][:, piece.queries].transpose(1, 2),
-                query[:, :, piece.queries],
-                piece.keys_of(key),
-                piece.keys_of(value),
-                output[:, piece.queries].transpose(1, 2),
+                grads[0][:, own].transpose(1, 2),
+                query[:, :, own],
+                _keys_of(key, piece),
+                _keys_of(value, piece),
+                output[:, own].transpose(1, 2),
                 normaliser,
                 0.0,
-                piece.mask is None,
-                attn_mask=piece.mask,
+                mask is None,
+                attn_mask=mask,
                 scale=ctx.scale,
             )
             by_position = [t.transpose(1, 2) for t in found]
-            grad_query[:, piece.queries] = by_position[0]
-            piece.add_to(grad_key, by_position[1])
-            piece.add_to(grad_value, by_position[2])
+            grad_query[:, own] = by_position[0]
+            _add_keys(grad_key, piece, by_position[1])
+            _add_keys(grad_value, piece, by_position[2])
         return *(t.transpose(1, 2) for t in (grad_query, grad_key, grad_value)), None, None, None
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """Queries of one kernel call and the keys they see."""
-
-    queries: slice
-    """Flat positions that ask."""
-    prompt: slice
-    """Flat positions of the prompt, seen by all of them; empty where prompt and branch are one causal sequence."""
-    mask: Tensor | None
-    """Additive [queries, keys]; None = causal."""
-
-    def keys_of(self, tensor: Tensor) -> Tensor:
-        own = tensor[:, :, self.queries]
-        if self.prompt.start == self.prompt.stop:
-            return own
-        return torch.cat([tensor[:, :, self.prompt], own], dim=2)
-
-    def add_to(self, total: Tensor, grad: Tensor) -> None:
-        n_prompt = self.prompt.stop - self.prompt.start
-        if n_prompt:
-            total[:, self.prompt] += grad[:, :n_prompt]
-        total[:, self.queries] += grad[:, n_prompt:]
+def _keys_of(tensor: Tensor, piece: Piece) -> Tensor:
+    own = tensor[:, :, piece.start : piece.stop]
+    if not piece.n_prompt:
+        return own
+    return torch.cat([tensor[:, :, piece.prompt_start : piece.prompt_start + piece.n_prompt], own], dim=2)
 
 
-def _pieces(layout: TreeLayout, window: int | None, dtype: torch.dtype) -> list[_Piece]:
-    pieces = []
-    for span in layout.spans:
-        begin = span.start
-        for number, length in enumerate(span.branch_lengths):
-            if number == 0:
-                n_prompt, queries, prompt = 0, slice(begin, begin + span.n_prompt + length), slice(begin, begin)
-            else:
-                n_prompt, queries, prompt = (
-                    span.n_prompt,
-                    slice(begin, begin + length),
-                    slice(span.start, span.start + span.n_prompt),
-                )
-            n_queries = queries.stop - queries.start
-            n_keys = n_prompt + n_queries
-            mask = None
-            if n_prompt or (window is not None and window < n_keys):
-                mask = torch.full((n_queries, n_keys), -torch.inf, dtype=dtype).triu_(n_prompt + 1)
-                if window is not None and window < n_keys:
-                    mask += torch.full((n_queries, n_keys), -torch.inf, dtype=dtype).tril_(n_prompt - window)
-            pieces.append(_Piece(queries, prompt, mask))
-            begin = queries.stop
-    return pieces
+def _add_keys(total: Tensor, piece: Piece, grad: Tensor) -> None:
+    if piece.n_prompt:
+        total[:, piece.prompt_start : piece.prompt_start + piece.n_prompt] += grad[:, : piece.n_prompt]
+    total[:, piece.start : piece.stop] += grad[:, piece.n_prompt :]
+
+
+def _mask_of(piece: Piece, window: int | None, dtype: torch.dtype) -> Float[Tensor, "q k"] | None:
+    """Additive; None = causal."""
+    cut = window is not None and window < piece.n_keys
+    if not piece.n_prompt and not cut:
+        return None
+    nothing = torch.full((piece.n_queries, piece.n_keys), -torch.inf, dtype=dtype)
+    mask = nothing.triu(piece.n_prompt + 1)
+    if cut:
+        assert window is not None
+        mask += nothing.tril(piece.n_prompt - window)
+    return mask
 
 
 def _causal(n_query: int, n_key: int, device: torch.device) -> Bool[Tensor, "q k"]:

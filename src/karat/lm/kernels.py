@@ -1,8 +1,8 @@
 """Faster routes for the two operations that fill a CPU's time: linear layers and RMS norms.
 
 `use_fast_kernels` gives the layers of a loaded model another forward function of the same value: float32 matrix
-products through oneDNN (PyTorch sends them to MKL, which on AMD processors leaves half of the machine idle), and RMS
-norms with a hand-written gradient. Weights, names and classes stay as they are. Knows modules; knows nothing about
+products through oneDNN where the processor has AVX-512 (PyTorch sends them to MKL, which on AMD's leaves half of such
+a machine idle; without AVX-512 MKL is the faster one), and RMS norms with a hand-written gradient. Weights, names and classes stay as they are. Knows modules; knows nothing about
 language.
 """
 
@@ -77,13 +77,15 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
         and weight.dtype == torch.float32
         and x.device.type == "cpu"
         and x.numel() * weight.shape[0] >= SMALLEST_PRODUCT
-        and _onednn_is_there()
+        and _onednn_is_faster()
     )
 
 
 @functools.cache
-def _onednn_is_there() -> bool:
-    """Whether this build of PyTorch has the operation: it is an internal one, and a build without it is no error."""
+def _onednn_is_faster() -> bool:
+    """Whether the processor gains by it and this build of PyTorch has the operation: it is an internal one."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
     try:
         operation = torch.ops.mkldnn._linear_pointwise
     except (AttributeError, RuntimeError):
