@@ -54,6 +54,22 @@ def test_comparison_logprobs_equal_sixty_digit_arithmetic_in_the_tails(n_levels,
     assert found.tolist() == pytest.approx(expected, rel=1e-12, abs=1e-13)
 
 
+@pytest.mark.parametrize("n_levels", [2, 3, 4, 5, 7])
+@pytest.mark.parametrize("eta", [-100.0, -9.0, 0.0, 2.5, 100.0])
+def test_ordinal_probs_keep_their_digits_in_the_tails(n_levels, eta):
+    found = choice.ordinal_probs(tensor([eta]), tensor(CUTPOINTS[n_levels]))[0]
+    expected = [float(p) for p in choice_loops.ordinal_probs(eta, CUTPOINTS[n_levels])]
+    assert found.tolist() == pytest.approx(expected, rel=1e-12, abs=0)
+
+
+@pytest.mark.parametrize("lapse", [0.0, 0.05])
+def test_marginal_probs_and_their_logarithms_agree(lapse):
+    options = {"competence_sd": 0.5, "side_bias_sd": 0.3, "lapse": lapse, "cutpoints": tensor(CUTPOINTS[3])}
+    delta = tensor([-60.0, -3.0, 0.0, 1.0, 40.0])
+    found = choice.marginal_probs(delta, **options)
+    torch.testing.assert_close(found.log(), choice.marginal_logprobs(delta, **options), rtol=1e-12, atol=1e-13)
+
+
 @pytest.mark.parametrize("delta", [-80.0, 0.0, 80.0])
 def test_comparison_logprobs_keep_their_digits_in_float32(delta):
     raters = raters_of(CUTPOINTS[5], dtype=torch.float32)

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor
 
-from karat.choice import VoteBatch, marginal_logprobs
+from karat.choice import VoteBatch, marginal_probs
 from karat.errors import InputError
 from karat.reward.raters import RaterPriors
 
@@ -62,14 +62,14 @@ def predicted_probs(
         spread = {"competence_sd": model.priors.competence_sd, "side_bias_sd": model.priors.side_bias_sd}
     else:
         spread = {"competence_sd": 0.0, "side_bias_sd": 0.0}
-    logprobs = marginal_logprobs(
+    probs = marginal_probs(
         delta.flatten(),
         **spread,
         lapse=model.priors.mean_lapse,
         cutpoints=torch.tensor(model.cutpoints, dtype=torch.float64),
         side=side.repeat(delta.shape[0]),
     )
-    return logprobs.exp().view(*delta.shape, model.n_levels).mean(0)[inverse]
+    return probs.view(*delta.shape, model.n_levels).mean(0)[inverse]
 
 
 def vote_nll(probs: Float[Tensor, "C K"], votes: VoteBatch) -> Float[Tensor, " C"]:
