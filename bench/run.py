@@ -1,6 +1,6 @@
 """The benches: karat beside its peers, the same weights, inputs, threads and optimiser steps on both sides.
 
-    python bench/run.py [--work reward|ppo|ppo-k4|rloo|grpo|dpo|sft|sample|load|all] [--quick]
+    python bench/run.py [--work reward|ppo|ppo-k4|rloo|grpo|dpo|sft|sample|efficiency-reward|efficiency-ppo|load|all] [--quick]
     python bench/run.py --long [--work time-to-score|ukp|all]
 
 Standard output has one JSON object a row; progress goes to standard error. docs/benchmarks.md says what each figure
@@ -249,6 +249,14 @@ def load_row(*, quick: bool) -> dict[str, Any]:
     return load_study.load_row(quick=quick)
 
 
+def efficiency_row(which: str, *, quick: bool) -> dict[str, Any]:
+    """Operations a second beside the machine's matrix rate; see efficiency.py."""
+    from bench import efficiency
+
+    rows = {"reward": efficiency.reward_row, "ppo": efficiency.ppo_row}
+    return rows[which](quick=quick, threads=THREADS)
+
+
 ROWS: dict[str, Callable[..., dict[str, Any]]] = {
     "reward": reward_row,
     "ppo": partial(ppo_row, "ppo", 64, 1),
@@ -259,6 +267,8 @@ ROWS: dict[str, Callable[..., dict[str, Any]]] = {
     "dpo-both": partial(dpo_row, "dpo-both", precompute=False),
     "sft": sft_row,
     "sample": sample_row,
+    "efficiency-reward": partial(efficiency_row, "reward"),
+    "efficiency-ppo": partial(efficiency_row, "ppo"),
     "load": load_row,
 }
 

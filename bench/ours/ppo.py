@@ -42,6 +42,7 @@ class IterationClock:
         """Called by the training loop."""
         parts = {name.removeprefix("seconds/"): value for name, value in metrics.items() if name.startswith("seconds/")}
         figures = {"score": metrics["score/mean"], "n_steps": metrics["update/n_optimiser_steps"], "parts": parts}
+        figures["length_mean"] = metrics["response/length_mean"]
         self.turns.done(self.n_sequences, **figures)
         self.turns.begin()
 
