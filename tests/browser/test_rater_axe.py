@@ -30,6 +30,11 @@ def test_axe_finds_nothing_serious_on_any_kind(kind: str, place: Place, visit, a
     )
     page.evaluate("document.getElementById('more').open = true")
     assert not serious(page)
+    if kind == "comparison":
+        page.set_viewport_size({"width": 360, "height": 740})
+        page.evaluate("document.documentElement.dataset.guide = 'closed'")
+        page.get_by_role("button", name="Menu").click()
+        assert not serious(page)
 
 
 def test_axe_finds_nothing_serious_on_the_other_pages(place: Place, visit, axe: str):

@@ -355,3 +355,51 @@ def test_what_is_written_from_right_to_left_is_read_and_written_so(place: Place,
     assert given.task_id == task.id
     first = given.shown_order[0] == 0
     assert (given.value["level"] > 3) == first  # the left arrow is towards A, whatever the writing's direction
+
+
+IN_THE_MENU = ["Work", "Me", "Keys", "Sign out"]
+
+
+def test_what_a_phone_has_no_room_for_is_in_a_menu(place: Place, visit):
+    account, link = place.rater()
+    for _ in range(2):
+        add_kind(place.store, "comparison", account.annotator)
+    page = visit(link)
+    page.keyboard.press("2")
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+    expect(page.locator("#undo")).to_be_visible()  # the row is as full as it gets
+    menu, button = page.locator("#menu"), page.get_by_role("button", name="Menu")
+    expect(button).to_be_hidden()
+    assert page.locator("#keys-button, .theme, .out").evaluate_all("all => all.every(e => e.checkVisibility())")
+
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert (page.locator(".top").bounding_box() or {})["height"] < 90  # one row of controls, one of progress
+    expect(menu).to_be_hidden()
+    button.focus()
+    page.keyboard.press("Enter")
+    assert menu.get_by_role("link").or_(menu.get_by_role("button")).all_inner_texts() == IN_THE_MENU
+    small = menu.evaluate(
+        "menu => [...menu.querySelectorAll('a, button, select')].filter(e => e.checkVisibility())"
+        ".filter(e => { const r = e.getBoundingClientRect(); return Math.min(r.width, r.height) < 24 || r.right > innerWidth; })"
+        ".map(e => e.outerHTML)"
+    )
+    assert small == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    menu.get_by_label("Colours").select_option("dark")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    page.keyboard.press("Escape")
+    expect(menu).to_be_hidden()
+    page.locator("#instruction").click()
+    page.keyboard.press("?")
+    expect(page.locator("dialog#keys")).to_be_visible()
+
+
+def test_a_phone_without_scripts_signs_out_by_the_menu(place: Place, visit):
+    account, link = place.rater()
+    add_kind(place.store, "comparison", account.annotator)
+    page = visit(link, viewport={"width": 360, "height": 740}, has_touch=True, java_script_enabled=False)
+    page.get_by_role("button", name="Menu").tap()
+    with page.expect_navigation():
+        page.locator("#menu").get_by_role("button", name="Sign out").tap()
+    assert page.url.endswith("/login")

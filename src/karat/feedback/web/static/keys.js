@@ -82,7 +82,7 @@ export function startKeys({ form, special, submit }) {
         target.focus();
         return;
       }
-      if (!reachable(target)) continue;
+      if (!reachable(target) && target !== button) continue; // the button may be behind the menu
       event.preventDefault();
       press(target);
       return;
