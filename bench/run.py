@@ -1,7 +1,7 @@
 """The benches: karat beside its peers, the same weights, inputs, threads and optimiser steps on both sides.
 
     python bench/run.py [--work reward|ppo|ppo-k4|rloo|grpo|dpo|sft|sample|efficiency-reward|efficiency-ppo|load|all] [--quick]
-    python bench/run.py --long [--work time-to-score|ukp|all]
+    python bench/run.py --long [--work time-to-score|ukp|methods|all]
 
 Standard output has one JSON object a row; progress goes to standard error. docs/benchmarks.md says what each figure
 means.
@@ -290,7 +290,18 @@ def ukp_row(*, quick: bool) -> dict[str, Any]:
     return {"work": "ukp"} | json.loads(done.stdout)
 
 
-LONG_ROWS: dict[str, Callable[..., dict[str, Any]]] = {"time-to-score": score_row, "ukp": ukp_row}
+def methods_row(*, quick: bool) -> dict[str, Any]:
+    """Every method on the same votes at equal KL; see methods_study.py."""
+    from bench import methods_study
+
+    return methods_study.methods_row(quick=quick)
+
+
+LONG_ROWS: dict[str, Callable[..., dict[str, Any]]] = {
+    "time-to-score": score_row,
+    "ukp": ukp_row,
+    "methods": methods_row,
+}
 
 
 def main() -> None:
