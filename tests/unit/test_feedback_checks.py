@@ -1,5 +1,6 @@
 """Silent checks: which answers are the same, gold, qualification and hidden repeats."""
 
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -103,7 +104,7 @@ def test_right_answers(kind, expected, given, right):
 
 
 def test_gold_comes_at_its_rate_once_each_and_only_beside_work(store):
-    gold = checks.add_gold(store, [(task, A) for task in store.tasks()[:12]], version="1")
+    gold = checks.add_gold(store, [(task, A) for task in store.tasks()[40:52]], version="1")
     only(store, gold_rate=0.5)
     spare = [task.id for task in store.tasks() if task.batch == "main"][40:]
     assignment.pull(store, spare, by="a", reason="a short test", now=0.0)
@@ -117,6 +118,25 @@ def test_gold_comes_at_its_rate_once_each_and_only_beside_work(store):
     ]
     assert orders[0] != orders[1]  # everybody has an order of her own
     assert set(checks.check_tasks(store).values()) == {"gold"}
+
+
+def test_what_a_rater_has_met_as_work_never_comes_as_gold(store):
+    """Judged, skipped, or with the responses the other way round: she would know it for a check."""
+    judged, skipped, turned, fresh = store.tasks()[:4]
+    assert len({(task.prompt_id, frozenset(task.response_ids)) for task in (judged, skipped, turned, fresh)}) == 4
+    other_way = dataclasses.replace(turned, response_ids=turned.response_ids[::-1])
+    gold = checks.add_gold(store, [(task, A) for task in (judged, skipped, other_way, fresh)], version="1")
+    only(store)
+    done = work(store, "r0", 1)
+    offer = assignment.next_work(store, "r0", now=1.0)
+    assignment.skip(store, offer.lease.id, "r0", reason="too long", now=1.0)
+    done += [offer.lease.task, *work(store, "r0", 1)]
+    assert [task.id for task in done] == [judged.id, skipped.id, turned.id]
+    assignment.pull(store, [fresh.id], by="a", reason="not now", now=1.0)
+    only(store, gold_rate=0.999999)
+    hidden = checks.check_tasks(store)
+    assert [task.id for task in work(store, "r0", 10) if task.id in hidden] == [gold[3].id]
+    assert {task.id for task in work(store, "r1", 10) if task.id in hidden} == {task.id for task in gold}
 
 
 def test_without_work_there_is_no_gold(store):
@@ -171,7 +191,7 @@ def test_a_lease_says_nothing_about_what_it_is_for(store):
 
 
 def test_gold_is_counted_apart_and_can_be_retired(store):
-    gold = checks.add_gold(store, [(task, A) for task in store.tasks()[:4]], version="1")
+    gold = checks.add_gold(store, [(task, A) for task in store.tasks()[50:54]], version="1")
     only(store, gold_rate=0.9)
     assert checks.retire(store, [gold[3].id, gold[2].id], now=0.5) == 2
     for who, level in (("r0", 2), ("r1", 0)):

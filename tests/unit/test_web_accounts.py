@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 
 import pytest
 from argon2 import PasswordHasher
 
 import web_app
+from karat.feedback import documents
 from karat.feedback.people import accounts, sessions
 from karat.feedback.web.account_pages import local_path
 from karat.feedback.web.first_admin import setup_token
@@ -259,6 +261,21 @@ def test_a_link_dies_by_age_and_by_a_newer_one(site):
     assert site.browser().client.post(f"/invite/{old}").status_code == 404
     site.now += 86_401
     assert site.browser().client.post(f"/invite/{new}").status_code == 404
+
+
+@pytest.mark.parametrize("contact", ["Ada <ada@example.org>, mornings", ""])
+def test_a_dead_link_names_whom_to_ask(site, contact):
+    settings = dataclasses.replace(documents.project_settings(site.store), contact=contact)
+    documents.put_settings(site.store, settings, now=site.now)
+    rater = accounts.make_account(site.store, "annotator", now=site.now)
+    link = accounts.invite(site.store, rater.id, now=site.now, days=1.0)
+    assert "ada@" not in site.browser().get(f"/invite/{link}").text
+    site.now += 86_401
+    for method in ("get", "post"):
+        answer = getattr(site.browser().client, method)(f"/invite/{link}")
+        assert answer.status_code == 404
+        expected = html.escape(f"for a new one: {contact}") if contact else "for a new one.</p>"
+        assert expected in answer.text
 
 
 # How often somebody may try

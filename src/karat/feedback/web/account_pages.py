@@ -14,6 +14,7 @@ from starlette.datastructures import FormData
 from starlette.requests import Request
 
 from karat.errors import InputError, KaratError
+from karat.feedback.documents import project_settings
 from karat.feedback.people import accounts
 from karat.feedback.web.access import PUBLIC, ROLES, Visitor, needs, sent_form
 from karat.feedback.web.first_admin import make_first_admin, setup_allowed
@@ -167,7 +168,9 @@ def _invited(request: Request, token: str) -> str:
     account = accounts.account_of_invite(state.store, token, now=state.clock())
     if account is None:
         refuse_too_many(request)
-        raise HTTPException(404, "This link is not valid or no longer valid; ask whoever sent it for a new one.")
+        contact = project_settings(state.store).contact
+        whom = f": {contact}" if contact else "."
+        raise HTTPException(404, f"This link is not valid or no longer valid; ask whoever sent it for a new one{whom}")
     return account.id
 
 

@@ -7,10 +7,11 @@ rates of the settings; knows nothing about leases.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, select
+from sqlalchemy import Connection, bindparam, func, literal, select, union_all
 
 from karat.feedback import people_tables as people
 from karat.feedback.documents import ProjectSettings
@@ -41,11 +42,26 @@ _COUNTS = Prepared(
         select(func.count()).where(judgements.c.annotator == bindparam("who")).scalar_subquery().label("n_given"),
     )
 )
-_UNSEEN = Prepared(
-    select(tasks.c.id, tasks.c.question)
+_ASKED = tasks.alias("asked")
+_GOLD_PROMPTS = (
+    select(tasks.c.prompt_id)
     .join(people.checks, people.checks.c.task_id == tasks.c.id)
-    .where(people.checks.c.purpose == checks.GOLD, people.checks.c.retired_at.is_(None), ~_DONE)
-    .order_by(tasks.c.id)
+    .where(people.checks.c.purpose == checks.GOLD, people.checks.c.retired_at.is_(None))
+)
+_NOT_GOLD = literal("").label("id")
+# gold items that she has not had, and (with no id) what she has judged or skipped about the same prompts
+_UNSEEN = Prepared(
+    union_all(
+        select(tasks.c.id, tasks.c.question, tasks.c.prompt_id, tasks.c.response_ids, tasks.c.kind)
+        .join(people.checks, people.checks.c.task_id == tasks.c.id)
+        .where(people.checks.c.purpose == checks.GOLD, people.checks.c.retired_at.is_(None), ~_DONE),
+        select(_NOT_GOLD, _NOT_GOLD, judgements.c.prompt_id, judgements.c.response_ids, judgements.c.kind).where(
+            judgements.c.annotator == bindparam("who"), judgements.c.prompt_id.in_(_GOLD_PROMPTS)
+        ),
+        select(_NOT_GOLD, _NOT_GOLD, _ASKED.c.prompt_id, _ASKED.c.response_ids, _ASKED.c.kind)
+        .join(assignments, assignments.c.task_id == _ASKED.c.id)
+        .where(assignments.c.annotator == bindparam("who"), assignments.c.state == "skipped"),
+    ).order_by("id")
 )
 _TASK = Prepared(select(tasks).where(tasks.c.id == bindparam("task")))
 _PLANNED = Prepared(
@@ -90,9 +106,13 @@ def check_of_turn(
 
 
 def _gold(connection: Connection, annotator: str, fraction: float, barred: Sequence[str]) -> Any:
-    """A gold item in use that this rater has not seen, each with the same chance."""
-    rows = _UNSEEN.all(connection, who=annotator)
-    unseen = [row.id for row in rows if row.question not in barred]
+    """A gold item in use whose question this rater has not met, not even as work, each with the same chance."""
+    rows = [
+        (row, (row.prompt_id, row.kind, *sorted(json.loads(row.response_ids))))
+        for row in _UNSEEN.all(connection, who=annotator)
+    ]
+    met = {asked for row, asked in rows if not row.id}
+    unseen = [row.id for row, asked in rows if row.id and row.question not in barred and asked not in met]
     if not unseen:
         return None
     return _TASK.first(connection, task=unseen[int(fraction * len(unseen))])
