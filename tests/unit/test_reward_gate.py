@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from karat.errors import GateError, InputError
+from karat.ngrams import ngram_counts
 from karat.records import Finding, user_prompt
-from karat.reward.baselines import LengthBaseline, length_baseline, ngram_baseline, ngram_counts
+from karat.reward.baselines import LengthBaseline, length_baseline, ngram_baseline
 from karat.reward.calibration import VoteModel, decided_probs, fit_temperature, predicted_probs, vote_nll
 from karat.reward.data import vote_data
 from karat.reward.gate import GateProbes, check_gate, gate_checks, run_gate, sycophancy_finding

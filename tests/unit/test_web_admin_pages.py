@@ -17,7 +17,7 @@ from feedback_cases import vote
 from karat.feedback.detect.evidence import MIN_VOTES
 from karat.feedback.documents import Pay, ProjectSettings, document, project_settings, put_document, put_settings
 from karat.feedback.people import accounts, standing
-from karat.feedback.people.care import arm_of
+from karat.feedback.people.care import arm_of, delete_demographics, save_demographics
 from karat.feedback.people_tables import admin_log
 from karat.feedback.record.seals import seals
 from karat.feedback.snapshot import write_snapshot
@@ -34,7 +34,7 @@ from karat.ledger.manifest import verify_run, write_manifest
 from karat.records import Annotator, Estimate, Task
 
 PAGES = (
-    "/admin", "/admin/raters", "/admin/queue", "/admin/plan", "/admin/experiments", "/admin/accounts", "/admin/documents",
+    "/admin", "/admin/raters", "/admin/queue", "/admin/quality", "/admin/plan", "/admin/experiments", "/admin/accounts", "/admin/documents",
     "/admin/documents/guideline", "/admin/settings", "/admin/record", "/admin/log", "/arena", "/review", "/audit",
     "/audit/slices", "/audit/record",
 )  # fmt: skip
@@ -464,6 +464,39 @@ def test_the_plan_says_what_votes_cost_or_what_is_missing(site):
         assert cost == pytest.approx(votes * 10 / 3600 * 36.0)
     for wrong in ({"width": "0"}, {"width": "x"}, {"pay": "-1"}, {"raters": "0"}, {"accuracy": "200"}):
         assert "expected" in text_of(admin.get("/admin/plan", params=wrong))
+
+
+def test_the_plan_for_a_reward_says_why_there_is_no_curve(site):
+    crowd(site, 3, clicker=None)
+    said = text_of(site.browser("admin").get("/admin/plan", params={"accuracy": "70"}))
+    n = len(site.store.tasks()) * 3
+    assert f"A learning curve cannot be drawn: {n} decided comparisons of random questions" in said
+    assert "A learning curve" not in text_of(site.browser("admin").get("/admin/plan", params={"accuracy": "40"}))
+
+
+def test_the_quality_page_shows_the_consensus_and_the_population(site):
+    admin = site.browser("admin")
+    crowd(site, 24)
+    page = admin.get("/admin/quality")
+    assert "Dawid–Skene" in text_of(page)
+    assert '<a href="/admin/rater?who=r0">r0</a>' in page.text  # the side-clicker is least sure to be right
+    for i in range(24):
+        save_demographics(site.store, f"r{i}", {"gender": "woman" if i < 12 else "man"}, consent="1", now=site.now)
+    target = '{"gender": {"woman": 0.75, "man": 0.25}}'
+    wrong = admin.post("/admin/quality/population", {"target": '{"gender": '})
+    assert (wrong.status_code, "found no JSON object" in wrong.text) == (422, True)
+    assert "{&#34;gender&#34;:</textarea>" in wrong.text  # nothing typed is lost
+    answer = admin.post("/admin/quality/population", {"target": target})
+    said = text_of(admin.get(answer.headers["location"]))
+    # weights 1.5 and 0.5: 1 + 1/4
+    assert "Design effect 1.2 Effective number about 10 Largest weight 1.5" in said
+    assert "Gender: woman 12 75 % 50 % 75 %" in said.replace("\u202f", " ")
+    assert ("target population set", "population") in logged(site)
+    delete_demographics(site.store, "r0")
+    delete_demographics(site.store, "r13")
+    assert "Not shown: a group of the target" in text_of(admin.get("/admin/quality"))
+    answer = admin.post("/admin/quality/population", {"target": ""})
+    assert "no target population any more" in text_of(admin.get(answer.headers["location"]))
 
 
 def test_the_effect_of_an_arm_is_that_of_its_raters(site):

@@ -8,10 +8,6 @@ Dimension letters: C comparisons, N texts, F features, K levels.
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,20 +15,16 @@ from typing import Protocol
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import sparse
 from scipy.optimize import minimize
 from torch import Tensor
 
 from karat.choice import RaterParams, VoteBatch, comparison_loglik, raw_cutpoints, symmetric_cutpoints
 from karat.errors import ConvergenceError, InputError
+from karat.ngrams import column_weights, ngram_counts, weighted_counts
 from karat.reward.calibration import VoteModel, fit_temperature
 from karat.reward.data import VoteData
 from karat.reward.model import log_lengths
 from karat.reward.raters import CUTPOINT_SD, RaterPriors, fit_slope, prior_raters
-
-HASH_BITS = 18  # 262,144 columns: with some 10⁵ n-grams in 10³ texts, collisions touch a few per cent of them
-CHAR_N = (3, 4, 5)  # character n-grams within words, the usual choice for text classification
-WORD = re.compile(r"\w+")
 
 
 class Baseline(Protocol):
@@ -72,7 +64,11 @@ class NgramBaseline:
 
     def scores(self, texts: Sequence[str]) -> Float[Tensor, "1 N"]:
         """Scores of texts, seen or not."""
-        return torch.from_numpy(_weighted(ngram_counts(texts), self.column_weight) @ self.weights).float().unsqueeze(0)
+        return (
+            torch.from_numpy(weighted_counts(ngram_counts(texts), self.column_weight) @ self.weights)
+            .float()
+            .unsqueeze(0)
+        )
 
 
 def length_baseline(data: VoteData, priors: RaterPriors) -> LengthBaseline:
@@ -100,8 +96,8 @@ def ngram_baseline(data: VoteData, priors: RaterPriors, *, l2: float = 1.0) -> N
     Raises: ConvergenceError when L-BFGS does not converge.
     """
     counts = ngram_counts(data.texts)
-    column_weight = _column_weights(counts)
-    every = _weighted(counts, column_weight)
+    column_weight = column_weights(counts)
+    every = weighted_counts(counts, column_weight)
     used = np.unique(every.indices)
     features = every[:, used]
     columns, weights = _distinct(data.columns)
@@ -138,52 +134,6 @@ def ngram_baseline(data: VoteData, priors: RaterPriors, *, l2: float = 1.0) -> N
     model = VoteModel(priors, tuple(cutpoints.tolist()))
     raw = torch.from_numpy(every @ coefficients).unsqueeze(0)
     return NgramBaseline(coefficients / fit_temperature(raw, data.columns, model), column_weight, model)
-
-
-def ngram_counts(texts: Sequence[str]) -> sparse.csr_matrix:
-    """Hashed counts [N, F] of word 1- and 2-grams (first half of F) and character 3- to 5-grams (second half).
-
-    Lower case; the hash is the same in every process.
-    """
-    half = 1 << (HASH_BITS - 1)
-    columns: list[int] = []
-    offsets = [0]
-    place: dict[str, int] = {}
-    for text in texts:
-        words = WORD.findall(text.lower())
-        grams = [f"w {word}" for word in words] + [f"w {a} {b}" for a, b in itertools.pairwise(words)]
-        grams += [f"c {g}" for word in words for n in CHAR_N for g in _char_grams(f" {word} ", n)]
-        for gram in grams:
-            if gram not in place:
-                digest = int.from_bytes(hashlib.blake2b(gram.encode(), digest_size=8).digest(), "big")
-                place[gram] = digest % half + (half if gram[0] == "c" else 0)
-            columns.append(place[gram])
-        offsets.append(len(columns))
-    matrix = sparse.csr_matrix((np.ones(len(columns)), columns, offsets), shape=(len(texts), 2 * half))
-    matrix.sum_duplicates()
-    return matrix
-
-
-def _char_grams(word: str, n: int) -> list[str]:
-    return [word[i : i + n] for i in range(len(word) - n + 1)]
-
-
-def _weighted(counts: sparse.csr_matrix, column_weight: np.ndarray) -> sparse.csr_matrix:
-    """log(1 + count)·weight of the column; texts are not scaled to one length, so that length can be learned."""
-    scaled = counts.astype(float).tocsr(copy=True)
-    scaled.data = np.log1p(scaled.data) * column_weight[scaled.indices]
-    return scaled
-
-
-def _column_weights(counts: sparse.csr_matrix) -> np.ndarray:
-    """Inverse document frequency, each family scaled so that an average training text has length 1."""
-    idf = np.log((1 + counts.shape[0]) / (1 + np.asarray((counts > 0).sum(0)).ravel())) + 1
-    half = len(idf) // 2
-    squared = _weighted(counts, idf).power(2)
-    for family in (slice(0, half), slice(half, None)):
-        mean_square = squared[:, family].sum() / counts.shape[0]
-        idf[family] /= math.sqrt(mean_square) if mean_square > 0 else 1.0
-    return idf
 
 
 def _distinct(votes: VoteBatch) -> tuple[VoteBatch, Float[Tensor, " D"]]:

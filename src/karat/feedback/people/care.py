@@ -175,6 +175,24 @@ def all_demographics(store: Store, annotators: Sequence[str] | None = None) -> d
         }
 
 
+def consented_demographics(store: Store) -> dict[str, Demographics]:
+    """`all_demographics` whose consent stands: what was said under a consent that was taken back is kept for its owner
+    and counts nowhere."""
+    columns = people.consents.c
+    question = select(people.accounts.c.annotator, columns.version, columns.withdrawn_at)
+    question = question.join(people.accounts, people.accounts.c.id == columns.account)
+    given: dict[str, dict[str, bool]] = {}
+    with store.connection() as connection:
+        for annotator, version, withdrawn_at in connection.execute(question):
+            given.setdefault(annotator, {})[version] = withdrawn_at is None
+    return {who: one for who, one in all_demographics(store).items() if _stands(given.get(who, {}), one.consent)}
+
+
+def _stands(given: Mapping[str, bool], version: str) -> bool:
+    """Whether a consent stands; where no text of that version was agreed to, unless all others were taken back."""
+    return given.get(version, not given or any(given.values()))
+
+
 def delete_demographics(store: Store, annotator: str) -> bool:
     """Delete what a rater said about herself. Returns: whether there was something."""
     change = people.demographics.delete().where(people.demographics.c.annotator == annotator)

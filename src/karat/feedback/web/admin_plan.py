@@ -6,7 +6,6 @@ Knows the form and which votes a plan is made from; the arithmetic is `karat.fee
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from fastapi import APIRouter
@@ -14,36 +13,17 @@ from fastapi.responses import Response
 from starlette.requests import Request
 
 from karat.errors import InputError
-from karat.feedback.documents import Pay, project_settings
-from karat.feedback.people.standing import quarantined
+from karat.feedback.documents import project_settings
 from karat.feedback.quality.planning import VotePlan, held_out_needed, plan_votes
-from karat.feedback.snapshot import current_judgements
-from karat.feedback.store import Store
-from karat.feedback.web.desk import Admin, page
-from karat.feedback.work.arena import PREFIX, arena
+from karat.feedback.web.desk import Admin, kept_figures, page
 from karat.feedback.work.dashboard import queue
-from karat.records import Judgement
+from karat.feedback.work.reward_plan import reader_points, reward_plan
+from karat.feedback.work.vote_outcomes import outcomes_of, pay_per_hour
 
 DEFAULTS = {"batch": "", "width": "5", "pay": "", "raters": "", "accuracy": "70"}
 MOST_RATERS = 100_000
 
 router = APIRouter(include_in_schema=False)
-
-
-@dataclass(frozen=True)
-class Outcomes:
-    """Votes as a plan reads them."""
-
-    outcome: tuple[float, ...]
-    """1 = the response named first in `what` was preferred, ½ = a tie, 0 = the other."""
-    item: tuple[str, ...]
-    """The pair that was judged."""
-    annotator: tuple[str, ...]
-    """Who judged."""
-    seconds: tuple[float, ...]
-    """Active seconds; NaN = not measured."""
-    what: str
-    """What the rate is of, in words."""
 
 
 @router.get("/admin/plan")
@@ -52,13 +32,18 @@ def plan_page(request: Request, visitor: Admin) -> Response:
     store, now = request.app.state.store, request.app.state.clock()
     typed = {name: request.query_params.get(name, default).strip()[:40] for name, default in DEFAULTS.items()}
     plans: Sequence[VotePlan] = ()
-    what, message, held_out = "", "", None
+    what, message, held_out, reward = "", "", None, None
     try:
         width, accuracy = _percent("interval", typed["width"]), _percent("accuracy", typed["accuracy"])
         held_out = held_out_needed(accuracy, width)
+        given = _amount(typed["pay"]) if typed["pay"] else None
+        if accuracy > 0.5:
+            rng = np.random.default_rng(0)
+            points = kept_figures(request, "curve", lambda: reader_points(store, rng))
+            reward = reward_plan(store, accuracy, points, rng, pay=given)
         found = outcomes_of(store, typed["batch"])
         what = found.what
-        pay = _amount(typed["pay"]) if typed["pay"] else pay_per_hour(project_settings(store).pay, found.seconds)
+        pay = pay_per_hour(project_settings(store).pay, found.seconds) if given is None else given
         plans = plan_votes(
             found.outcome,
             found.item,
@@ -83,61 +68,10 @@ def plan_page(request: Request, visitor: Admin) -> Response:
         plans=plans,
         what=what,
         held_out=held_out,
+        reward=reward,
         currency=currency.currency if currency else "",
         paid=bool(currency or typed["pay"]),
     )
-
-
-def outcomes_of(store: Store, batch: str = "") -> Outcomes:
-    """The comparisons that count, of one batch or of all.
-
-    In an arena the rate is that of its first policy; elsewhere that of the response whose id sorts first, which is ½
-    where nothing favours it: what a plan needs of it is how far items and raters differ.
-
-    Raises: InputError where there is no comparison.
-    """
-    away = quarantined(store)
-    records = store.records(batch=batch or None)
-    votes = [one.judgement for one in current_judgements(records)[0] if one.judgement.annotator not in away]
-    votes = [one for one in votes if one.kind == "comparison" and "missing" not in one.value]
-    if not votes:
-        raise InputError("plan: found no comparisons to plan from; ask some questions twice as a pilot")
-    what = "how often one of two responses is preferred"
-    first = {one.task_id: min(one.response_ids) for one in votes}
-    if batch.startswith(PREFIX):
-        set_up = arena(store, batch.removeprefix(PREFIX))
-        what = f"the win rate of {set_up.policies[0]} against {set_up.policies[1]}"
-        first = {task: pair[0] for task, pair in set_up.written_by.items()}
-        votes = [one for one in votes if one.task_id in first]
-    return Outcomes(
-        outcome=tuple(_outcome(one, first[one.task_id]) for one in votes),
-        item=tuple(" ".join(sorted(one.response_ids)) for one in votes),
-        annotator=tuple(one.annotator for one in votes),
-        seconds=tuple(float("nan") if one.active_s is None else one.active_s for one in votes),
-        what=what,
-    )
-
-
-def pay_per_hour(pay: Pay | None, seconds: Sequence[float]) -> float:
-    """What an hour of active work costs under the settings; 0 where no pay is set.
-
-    Raises: InputError where pay is by judgement and no time was measured.
-    """
-    if pay is None:
-        return 0.0
-    if pay.per == "hour":
-        return pay.amount
-    known = [one for one in seconds if one == one and one > 0]
-    if not known:
-        raise InputError("plan: pay is by judgement, and no time was measured; give the pay for an hour")
-    return pay.amount * 3600 * len(known) / sum(known)
-
-
-def _outcome(judgement: Judgement, first: str) -> float:
-    lean = 2 * judgement.value["level"] - (judgement.value["n_levels"] - 1)
-    if not lean:
-        return 0.5
-    return float((lean > 0) == (judgement.response_ids[0] == first))
 
 
 def _percent(name: str, text: str) -> float:

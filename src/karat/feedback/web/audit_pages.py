@@ -20,7 +20,7 @@ from starlette.requests import Request
 
 from karat.feedback.documents import question_of
 from karat.feedback.keys import secret_key
-from karat.feedback.people.who_judged import LEAST, slice_tables
+from karat.feedback.people.who_judged import LEAST, said_mark, slice_tables
 from karat.feedback.record.auditing import FILTERS, AuditRow, Pseudonyms, audited, browse, filter_choices
 from karat.feedback.record.bundle import write_bundle
 from karat.feedback.record.seals import sealed_through, seals
@@ -99,7 +99,7 @@ def one_judgement(request: Request, visitor: Reader, id: str) -> Response:
 def slices_page(request: Request, visitor: Reader) -> Response:
     """Who judged, as tables in which no small group can be seen, not even by subtraction."""
     store = request.app.state.store
-    tables = kept_figures(request, "slices", lambda: slice_tables(store))
+    tables = kept_figures(request, "slices", lambda: slice_tables(store), key=said_mark(store))
     return page(request, visitor, "audit_slices.html", tabs=TABS, section="Audit", tables=tables, least=LEAST)
 
 

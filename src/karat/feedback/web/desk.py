@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -35,6 +35,7 @@ ADMIN_TABS: Tabs = (
     ("/admin/raters", "Raters"),
     ("/admin/queue", "Queue"),
     ("/admin/checks", "Checks"),
+    ("/admin/quality", "Quality"),
     ("/admin/plan", "Plan"),
     ("/admin/experiments", "Experiments"),
     ("/admin/accounts", "Accounts"),
@@ -53,31 +54,35 @@ SHARE_OF_TIME = 0.05
 class Kept:
     """Figures of one worker, computed once for everybody who looks; derived from the store, so losing them is no loss."""
 
-    found: dict[str, tuple[Any, tuple[int, ...], float, float]] = field(default_factory=dict)
-    """By name: the figures, the state of the store they are of, when they were made and how long it took."""
+    found: dict[str, tuple[Any, Hashable, tuple[int, ...], float, float]] = field(default_factory=dict)
+    """By name: the figures, their key, the state of the store they are of, when they were made and how long it took."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Held while figures are made: two visitors do not make the same ones."""
 
-    def get(self, store: Store, name: str, make: Callable[[], Any]) -> Any:
-        """The figures: kept ones while the store is unchanged, or while making new ones would take too much time."""
+    def get(self, store: Store, name: str, make: Callable[[], Any], *, key: Hashable = None) -> Any:
+        """The figures: kept ones while the store is unchanged, or while making new ones would take too much time.
+
+        Args:
+            key: what the figures must be of whatever it takes, like what raters let be known at this moment.
+        """
         with self.lock:
             mark = change_mark(store)
             if name in self.found:
-                value, of, at, took = self.found[name]
-                if of == mark or time.monotonic() - at < took / SHARE_OF_TIME:
+                value, had, of, at, took = self.found[name]
+                if had == key and (of == mark or time.monotonic() - at < took / SHARE_OF_TIME):
                     return value
             start = time.monotonic()
             value = make()
-            self.found[name] = (value, mark, time.monotonic(), time.monotonic() - start)
+            self.found[name] = (value, key, mark, time.monotonic(), time.monotonic() - start)
             return value
 
 
-def kept_figures(request: Request, name: str, make: Callable[[], Any]) -> Any:
+def kept_figures(request: Request, name: str, make: Callable[[], Any], *, key: Hashable = None) -> Any:
     """`Kept.get` of this worker."""
     state = request.app.state
     if getattr(state, "kept", None) is None:
         state.kept = Kept()
-    return state.kept.get(state.store, name, make)
+    return state.kept.get(state.store, name, make, key=key)
 
 
 def page(

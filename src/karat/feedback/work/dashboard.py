@@ -223,7 +223,7 @@ def agreement_rows(
     current = [record.judgement for record in sorted(current_judgements(records)[0], key=lambda one: one.seq)]
     used = [judgement for judgement in current if judgement.task_id in fair]
     rows = []
-    for about, names, table in _tables(used):
+    for about, names, table in answer_tables(used):
         found = agreement_table(table, names, rng, n_draws=n_draws)
         n_raters = len(np.unique(table.annotator))
         rows += [AgreementRow(about, name, *found[name], len(table), n_raters) for name in names]
@@ -260,7 +260,7 @@ def undecided_flags(connection: Connection) -> set[str]:
     return {who for who, at in connection.execute(newest) if who not in decided or at > decided[who]}
 
 
-def _tables(used: Sequence[Judgement]) -> Iterable[tuple[str, tuple[str, ...], AnswerTable]]:
+def answer_tables(used: Sequence[Judgement]) -> Iterable[tuple[str, tuple[str, ...], AnswerTable]]:
     """What can be compared in these answers: its name, the coefficients that fit, and the answers."""
     votes = [vote for judgement in used if judgement.kind == "comparison" and (vote := vote_of(judgement))]
     if votes:
