@@ -1,7 +1,7 @@
 """The benches: karat beside its peers, the same weights, inputs, threads and optimiser steps on both sides.
 
     python bench/run.py [--work reward|ppo|ppo-k4|rloo|grpo|dpo|sft|sample|efficiency-reward|efficiency-ppo|load|all] [--quick]
-    python bench/run.py --long [--work time-to-score|ukp|methods|all]
+    python bench/run.py --long [--work time-to-score|ukp|methods|hybrid|all]
 
 Standard output has one JSON object a row; progress goes to standard error. docs/benchmarks.md says what each figure
 means.
@@ -297,10 +297,18 @@ def methods_row(*, quick: bool) -> dict[str, Any]:
     return methods_study.methods_row(quick=quick)
 
 
+def hybrid_row(*, quick: bool) -> dict[str, Any]:
+    """What mixing ratings with comparisons saves; see hybrid_study.py."""
+    from bench import hybrid_study
+
+    return hybrid_study.hybrid_row(quick=quick)
+
+
 LONG_ROWS: dict[str, Callable[..., dict[str, Any]]] = {
     "time-to-score": score_row,
     "ukp": ukp_row,
     "methods": methods_row,
+    "hybrid": hybrid_row,
 }
 
 

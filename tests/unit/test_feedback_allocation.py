@@ -89,3 +89,30 @@ def test_time_goes_to_the_best_kind_and_a_little_to_the_others():
         allocation([], ("comparison",))
     with pytest.raises(InputError, match="expected all > 0"):
         kind_rates(np.zeros(1), np.zeros(1), {"rating": 0.0})
+
+
+@pytest.mark.parametrize("level_sd", [0.0, 0.5, 3.0, 1e4, None])
+def test_at_break_even_both_kinds_say_as_much_whatever_prompts_share(level_sd):
+    delta = 2 * np.random.default_rng(2).standard_normal(2000)
+    sd = break_even_sd(delta, seconds_ratio=1.7, level_sd=level_sd)
+    comparison, rating = kind_rates(
+        delta, np.zeros(1), {"comparison": 1.7, "rating": 1.0}, rating_sd=sd, level_sd=level_sd
+    )
+    assert comparison.rate == pytest.approx(rating.rate, rel=1e-9)
+    alone = break_even_sd(delta, seconds_ratio=1.7)
+    factor = {0.0: math.sqrt(2), 1e4: 1.0, None: 1.0}
+    assert 1 <= sd / alone <= math.sqrt(2) + 1e-9
+    if level_sd in factor:
+        assert sd / alone == pytest.approx(factor[level_sd], rel=1e-6)
+
+
+def test_the_information_of_two_ratings_is_that_of_their_difference_and_their_sum():
+    """By the inverse of the covariance of two ratings of one prompt, whose level is shared: x'C⁻¹x for x = (1, ±1)/2."""
+    sd, level = 1.3, 0.8
+    inverse = np.linalg.inv(sd**2 * np.eye(2) + level**2 * np.ones((2, 2)))
+    of_difference, of_sum = (0.25 * np.array(x) @ inverse @ np.array(x) for x in ([1, -1], [1, 1]))
+    rates = kind_rates(np.zeros(1), np.zeros(1), {"rating": 1.0}, rating_sd=sd, level_sd=level)
+    assert rates[0].information == pytest.approx(of_difference + of_sum)
+    assert kind_rates(np.zeros(1), np.zeros(1), {"rating": 1.0}, rating_sd=sd)[0].information == pytest.approx(
+        of_difference
+    )

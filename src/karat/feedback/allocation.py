@@ -3,9 +3,12 @@
 Two responses compared cost the reading of both; rated or labelled one by one, each is read once. Noise and ties are
 estimated from the answers that came in. Knows numbers; knows nothing about texts, stores or models.
 
-    comparison: E[I(Δ)]        ratings of both: 1/(2σ²)        labels of both: E[p(1 − p)]/2
+    comparison: E[I(Δ)]        ratings of both: ½·(1/σ² + 1/(σ² + 2τ²))        labels of both: E[p(1 − p)]/2
 
-I(Δ) is the Fisher information of a comparison with ties, σ the noise of a rating in logits, p the share of "good".
+I(Δ) is the Fisher information of a comparison with ties, σ the noise of a rating in logits, p the share of "good". Two
+ratings say something of the difference of the responses, with noise 2σ², and of their sum, with noise 2σ² + 4τ², τ being
+the sd of what all ratings of one prompt share besides the scores. A sum helps where the reward is learnt from features
+that all responses share; it says nothing where every prompt has a level of its own (τ = ∞), and then 1/(2σ²) is left.
 """
 
 from __future__ import annotations
@@ -63,6 +66,7 @@ def kind_rates(
     *,
     tie_width: float = 0.0,
     rating_sd: float | None = None,
+    level_sd: float | None = None,
     label_threshold: float | None = None,
 ) -> list[KindRate]:
     """Information and time of each kind that can be priced, best first.
@@ -71,6 +75,8 @@ def kind_rates(
         delta: differences of the pairs that could be asked, logits, draws of the belief included, any shape.
         scores: scores of the responses, centred, logits.    seconds: of one answer, by kind.
         tie_width: half-width of ties, logits.    rating_sd: σ, noise of a rating in logits; None = not known.
+        level_sd: τ, sd of what a prompt's ratings share besides the scores, logits; None = unlimited: nothing is learnt
+            from sums. 0 where a model without levels is fitted and σ is its whole residual.
         label_threshold: score at which half say "good"; None = not known.
     Raises: InputError for a time that is not positive.
     """
@@ -81,7 +87,7 @@ def kind_rates(
         worth = float(comparison_fisher(np.asarray(delta), tie_width).mean())
         found.append(KindRate("comparison", worth, seconds["comparison"]))
     if "rating" in seconds and rating_sd is not None:
-        found.append(KindRate("rating", 1 / (2 * rating_sd**2), 2 * seconds["rating"]))
+        found.append(KindRate("rating", _ratings_fisher(rating_sd, level_sd), 2 * seconds["rating"]))
     if "label" in seconds and label_threshold is not None:
         p = _sigmoid(np.asarray(scores) - label_threshold)
         found.append(KindRate("label", float((p * (1 - p)).mean()) / 2, 2 * seconds["label"]))
@@ -104,15 +110,26 @@ def allocation(rates: list[KindRate], kinds: tuple[str, ...], *, explore: float 
     return {kind: explore if kind != best else 1 - explore * (len(kinds) - 1) for kind in kinds}
 
 
-def break_even_sd(delta: np.ndarray, *, seconds_ratio: float = 2.0, tie_width: float = 0.0) -> float:
+def break_even_sd(
+    delta: np.ndarray, *, seconds_ratio: float = 2.0, tie_width: float = 0.0, level_sd: float | None = None
+) -> float:
     """Noise σ of a rating, logits, below which two ratings say more for their time than one comparison.
 
-        1/(2σ²)/(2·s_rating) = E[I(Δ)]/s_comparison        σ² = (s_comparison/s_rating)/(4·E[I(Δ)])
+        ½·(1/σ² + 1/(σ² + 2τ²))/(2·s_rating) = E[I(Δ)]/s_comparison
+
+    With q = E[I(Δ)]·s_rating/s_comparison: τ = ∞: σ² = 1/(4q); τ = 0: σ² = 1/(2q), twice as much noise.
 
     Args:
         seconds_ratio: seconds of a comparison over those of a rating; 2 = reading is all that costs.
+        level_sd: τ, see `kind_rates`.
     """
-    return math.sqrt(seconds_ratio / (4 * float(comparison_fisher(np.asarray(delta), tie_width).mean())))
+    q = float(comparison_fisher(np.asarray(delta), tie_width).mean()) / seconds_ratio
+    if level_sd is None:
+        return math.sqrt(1 / (4 * q))
+    # 4q·σ²·(σ² + 2τ²) = 2σ² + 2τ², the positive root of a quadratic in σ²
+    t = 2 * level_sd**2
+    middle = 4 * q * t - 2
+    return math.sqrt((-middle + math.sqrt(middle**2 + 16 * q * t)) / (8 * q))
 
 
 def rating_noise(ratings: np.ndarray, scores: np.ndarray, annotator: np.ndarray) -> Estimate:
@@ -171,6 +188,12 @@ def tie_width(delta: np.ndarray, tied: np.ndarray) -> Estimate:
     return Estimate(
         math.exp(at), math.exp(at - half), math.exp(at + half), n, "maximum likelihood of ties, Wald on log c, 90 %"
     )
+
+
+def _ratings_fisher(rating_sd: float, level_sd: float | None) -> float:
+    """½·(1/σ² + 1/(σ² + 2τ²)), of two ratings."""
+    of_sum = 0.0 if level_sd is None else 1 / (rating_sd**2 + 2 * level_sd**2)
+    return (1 / rating_sd**2 + of_sum) / 2
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

@@ -366,12 +366,12 @@ def _best_precision(eigenvalues: np.ndarray, b: np.ndarray) -> float:
     """
     middle = math.log(max(float(eigenvalues.mean()), 1e-12))
 
-    def loss(log_precision: float) -> float:
-        total = eigenvalues + math.exp(log_precision)
-        return float((np.log(total) - log_precision - b**2 / total).sum())
+    def loss(log_precision: np.ndarray) -> np.ndarray:
+        total = eigenvalues + np.exp(log_precision)
+        return (np.log(total) - log_precision - b**2 / total).sum(-1)
 
     grid = middle + np.linspace(-16, 12, 113)
-    best = int(np.argmin([loss(x) for x in grid]))
+    best = int(np.argmin(loss(grid[:, None])))
     low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
     return math.exp(float(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-4}).x))
 
