@@ -30,6 +30,8 @@ MAX_ROUNDS = 60
 SETTLED = 1e-3
 """Relative change of noise over gain at which the raters count as found: a tenth of its error at 5,000 ratings."""
 MODE_TOLERANCE = 1e-4
+DAMPED_EVERY = 8
+"""Rounds after which the steps along the scale are halved, three times at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +109,7 @@ def fit_rated_layer(
     params, gain = (start.params, start.gain) if start else _typical(ratings, n_raters)
     w, noise = start.posterior.mean if start else None, math.nan
     rated = ratings.response.numpy()
-    for _ in range(MAX_ROUNDS):
+    for number in range(MAX_ROUNDS):
         answers = [*comparisons, *([rating_observations(ratings, params)] if len(who) else [])]
         posterior = fit_last_layer(features, answers, start=w, tolerance=MODE_TOLERANCE)
         w = posterior.mean
@@ -121,6 +123,7 @@ def fit_rated_layer(
             return RatedLayer(posterior, params, gain)
         # few comparisons hold the scale loosely, and turns alone would creep along it
         factor = _scale(features @ w, comparisons, gain) if free_gain else 1.0
+        factor **= 0.5 ** min(number // DAMPED_EVERY, 3)  # turns and steps can undo one another
         gain, w = gain / factor, w * factor
         params = RatingParams(params.offset, params.gain / factor, params.sd)
     raise ConvergenceError(
