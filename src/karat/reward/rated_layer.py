@@ -30,8 +30,8 @@ MAX_ROUNDS = 60
 SETTLED = 1e-3
 """Relative change of noise over gain at which the raters count as found: a tenth of its error at 5,000 ratings."""
 MODE_TOLERANCE = 1e-4
-DAMPED_EVERY = 8
-"""Rounds after which the steps along the scale are halved, three times at most."""
+N_NODES = 5
+"""Gauss–Hermite; log P of a comparison is smooth, and nearly straight in its tails."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +109,7 @@ def fit_rated_layer(
     params, gain = (start.params, start.gain) if start else _typical(ratings, n_raters)
     w, noise = start.posterior.mean if start else None, math.nan
     rated = ratings.response.numpy()
-    for number in range(MAX_ROUNDS):
+    for _ in range(MAX_ROUNDS):
         answers = [*comparisons, *([rating_observations(ratings, params)] if len(who) else [])]
         posterior = fit_last_layer(features, answers, start=w, tolerance=MODE_TOLERANCE)
         w = posterior.mean
@@ -122,8 +122,7 @@ def fit_rated_layer(
         if abs(noise - before) <= SETTLED * noise:
             return RatedLayer(posterior, params, gain)
         # few comparisons hold the scale loosely, and turns alone would creep along it
-        factor = _scale(features @ w, comparisons, gain) if free_gain else 1.0
-        factor **= 0.5 ** min(number // DAMPED_EVERY, 3)  # turns and steps can undo one another
+        factor = _scale(features, posterior, comparisons, gain) if free_gain else 1.0
         gain, w = gain / factor, w * factor
         params = RatingParams(params.offset, params.gain / factor, params.sd)
     raise ConvergenceError(
@@ -184,23 +183,33 @@ def _raters(
     return _params(offset, own_gain, s2), gain
 
 
-def _scale(scores: np.ndarray, comparisons: Sequence[Observations], gain: float) -> float:
-    """The factor on all scores, and its inverse on gains, that comparisons and the prior on the gain like best.
+def _scale(features: np.ndarray, posterior: LastLayer, comparisons: Sequence[Observations], gain: float) -> float:
+    """The factor on all weights, and its inverse on gains, that comparisons and the prior on the gain like best.
 
-    Ratings are as likely with any, and so are the weights under a prior precision of the highest evidence.
+        max_f Σ_c E[log P(answer | f·η_c)] + log prior(g/f)        η_c ~ N(mean, variance) by the posterior
+
+    Ratings are as likely with any f, and so are the weights under the prior precision that their size asks for.
     """
-    etas = [one.slope * (scores[one.a] - np.where(one.b >= 0, scores[one.b], 0.0)) for one in comparisons]
-    rows = [np.arange(len(one)) for one in comparisons]
+    nodes, weights = np.polynomial.hermite_e.hermegauss(N_NODES)
+    weights = weights / weights.sum()
+    scores = features @ posterior.mean
+    seen = []
+    for one in comparisons:
+        paired = (one.b >= 0)[:, None]
+        delta = features[one.a] - np.where(paired, features[one.b], 0.0)
+        eta = one.slope * (scores[one.a] - np.where(paired[:, 0], scores[one.b], 0.0))
+        seen.append((one, np.arange(len(one)), eta + nodes[:, None] * one.slope * np.sqrt(posterior.variance(delta))))
 
     def loss(log_factor: float) -> float:
         factor = math.exp(log_factor)
         loglik = sum(
-            float(one.derivatives(factor * eta + one.offset, own)[0].sum())
-            for one, eta, own in zip(comparisons, etas, rows, strict=True)
+            weight * float(one.derivatives(factor * eta + one.offset, rows)[0].sum())
+            for one, rows, etas in seen
+            for weight, eta in zip(weights, etas, strict=True)
         )
         return ((math.log(gain / RATING_GAIN) - log_factor) / LOG_GAIN_SD) ** 2 / 2 - loglik
 
-    found = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded", options={"xatol": 1e-5})
+    found = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded", options={"xatol": 1e-4})
     return math.exp(float(found.x))
 
 
