@@ -32,7 +32,7 @@ PURE = {
     "policy.group_advantages", "policy.preference_objectives", "policy.implicit_q", "policy.selection",
     "feedback.detect.evidence", "feedback.detect.pool", "feedback.detect.habits", "feedback.detect.collusion", "feedback.detect.triggers", "feedback.detect.traits",
     "feedback.detect.marks", "feedback.detect.outsourcing", "feedback.detect.sketches", "feedback.detect.sybils", "feedback.detect.detectors",
-    "reward.thresholds", "reward.held_out", "reward.robustness", "reward.length_use", "reward.attack", "sandbox.rewording",
+    "reward.thresholds", "reward.held_out", "reward.robustness", "reward.length_use", "reward.attack", "sandbox.rewording", "sandbox.marking",
     "policy.controllers", "policy.best_of_n", "evaluate.frontiers", "evaluate.table", "evaluate.suites", "audit.attribution", "audit.concepts", "audit.atlas", "audit.known_concepts", "report.figures",
     "feedback.quality.answer_table", "feedback.quality.coefficients", "feedback.quality.ordinal", "feedback.quality.joint_posterior",
     "feedback.quality.expectation", "feedback.quality.consensus", "feedback.quality.drift", "feedback.quality.population", "feedback.quality.slices",

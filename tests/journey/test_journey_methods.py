@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from journeys import SANDBOX, karat, write_config, write_rows
+from journeys import SANDBOX, inside, karat, write_config, write_rows
 
 from karat.records import Response, user_prompt
-from karat.reward.dense import fit_dense, save_dense
+from karat.reward.dense import fit_dense, load_dense, save_dense
 from karat.reward.score import load_scorer
 from karat.statements import Marked, Part
 
@@ -88,3 +88,27 @@ def test_a_run_keeps_a_bound_and_pays_inside_responses(copied: Path):
     assert prices[1] == pytest.approx(0.5 * (rows[0]["cost/mean"] + 50))
     assert prices == sorted(set(prices))
     assert all(-0.5 < one["score/inside_mean"] < 0 for one in rows)
+
+
+@pytest.mark.long
+def test_a_run_trains_its_own_token_rewards_from_simulated_marks(tmp_path: Path):
+    """From the marks in the store to what the policy is paid inside its responses.
+
+    A policy of seconds writes no sentences worth a mark, so the sign of what was learnt is not looked at here.
+    """
+    world = {"harm_frac": 0.97, "fact_frac": 0.01, "belief_frac": 0.01, "unknowable_frac": 0.01, "n_entities": 16}
+    sandbox = {**SANDBOX["sandbox"], "world": world}
+    collect = {**SANDBOX["collect"], "n_step_marks": 60, "n_span_marks": 30}
+    weights = {"step": 1.0, "wrong": -0.5}
+    with inside(tmp_path):
+        config = write_config({**SANDBOX, "sandbox": sandbox, "collect": collect}, dense={"weights": weights})
+        done = karat("ppo", config)
+        assert done.code == 0, done.err
+        run = tmp_path / "runs" / "tiny"
+        manifest = json.loads((run / "manifests" / "collect.json").read_text())
+        assert manifest["metrics"]["n_marked"] == 90
+        scorer = load_scorer(run / "models" / "reward")
+        dense = load_dense(run / "models" / "reward", scorer.model.trunk)
+        assert set(dense.names) >= {"step", "wrong"}
+        rows = [json.loads(line) for line in (run / "metrics" / "ppo.jsonl").read_text().splitlines()]
+        assert any(abs(one.get("score/inside_mean", 0.0)) > 0 for one in rows)

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
+from karat.answers import missing
 from karat.errors import ConfigError
 from karat.feedback.tasks import answer
 from karat.records import Annotator, Judgement, Prompt, Response, Task, Utilities
@@ -144,6 +145,68 @@ def collect_simulated(
         if progress is not None:
             progress(n_done, limit)
     return n_done
+
+
+Marks = Callable[[Annotator, Prompt, str, np.random.Generator], list[tuple[int, int, int]]]
+"""marks(annotator, prompt, text, rng) → (start, end, −1, 0 or 1) of every step of a response, in order, code points."""
+SPAN_CLASSES = {-1: "wrong", 1: "good"}
+"""Classes of the plain question about spans, by the mark that a simulated rater gives a sentence."""
+
+
+def collect_simulated_marks(
+    store: Desk, annotators: Sequence[Annotator], marks: Marks, *, seed: int, batch: str | None = None
+) -> int:
+    """Let simulated raters mark spans and steps wherever open tasks ask for that.
+
+    A step task gets every sentence with its mark; a span task the wrong and the good sentences, as spans of these classes.
+
+    Args:
+        marks: what a rater marks.    batch: only tasks of this batch.
+    Returns: how many of the planned answers are in the store; a repeated call adds none.
+    Raises: ConfigError where a task needs more raters than there are.
+    """
+    store.add_annotators(annotators)
+    tasks = [task for task in store.tasks(batch=batch) if task.kind in ("span_marks", "step_marks")]
+    plan = assignment_plan(tasks, annotators, seed=seed)
+    closed = {pair for pair, state in store.assignments(batch=batch).items() if state != "leased"}
+    todo = [(task, who) for task, who in plan if (task.id, who.id) not in closed]
+    n_done, prompts, responses = len(plan) - len(todo), store.prompts(), store.responses()
+    for begin in range(0, len(todo), CHUNK):
+        some = todo[begin : begin + CHUNK]
+        leases = store.lease_many([(task.id, who.id) for task, who in some], now=0.0)
+        held = [pair for pair, lease in zip(some, leases, strict=True) if lease is not None]
+        given = [_marked(task, who, prompts, responses, marks, seed) for task, who in held]
+        store.submit_many(given, now=0.0)
+        n_done += len(held)
+    return n_done
+
+
+def _marked(
+    task: Task,
+    who: Annotator,
+    prompts: Mapping[str, Prompt],
+    responses: Mapping[str, Response],
+    marks: Marks,
+    seed: int,
+) -> Judgement:
+    rng = _generator(seed, "marks", task.id, who.id)
+    haste, moment = float(np.exp(0.35 * rng.standard_normal())), int(rng.integers(31_536_000))
+    prompt, text = prompts[task.prompt_id], responses[task.response_ids[0]].text
+    steps = marks(who, prompt, text, rng)
+    if task.kind == "span_marks":
+        value: dict = {"spans": [
+            {"response": 0, "start": start, "end": end, "class": SPAN_CLASSES[mark]} for start, end, mark in steps if mark
+        ]}  # fmt: skip
+    elif steps:
+        value = {"steps": [{"start": start, "end": end, "mark": mark} for start, end, mark in steps]}
+    else:
+        value = missing("nothing to mark")
+    return answer(
+        task, value, annotator=who.id, shown_order=(0,), origin="simulated",
+        created_at=(EPOCH + datetime.timedelta(seconds=moment)).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        submission=f"simulated:{seed}:{task.id}:{who.id}",
+        active_s=round(haste * (2.0 + SECONDS_PER_WORD * len(f"{prompt.text} {text}".split())), 1),
+    )  # fmt: skip
 
 
 def assignment_plan(

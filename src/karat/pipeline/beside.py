@@ -96,8 +96,8 @@ def keep_token_rewards(
         heads, where = load_dense(directory, decoder), f"the marks behind {given.name}"
     else:
         raise InputError(
-            "dense.weights: found no span marks, step marks or corrections among the judgements; expected some, or a "
-            "reward_model that was trained on marks"
+            "dense.weights: found no span marks, step marks or corrections among the judgements; expected some "
+            "(collect.n_step_marks, n_span_marks), or a reward_model that was trained on marks"
         )
     _check_marked(settings, heads.names)
     detail = f"{where}; weights " + ", ".join(f"{name} {weight:g}" for name, weight in settings.weights.items())

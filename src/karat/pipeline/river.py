@@ -18,6 +18,7 @@ from karat.feedback.documents import add_questions, document
 from karat.feedback.quality.agreement import alpha, pairwise_agreement
 from karat.feedback.snapshot import snapshot_place, write_snapshot
 from karat.feedback.store import Store, open_store
+from karat.feedback.tasks import random_tasks
 from karat.identity import content_id
 from karat.ledger.artifacts import ArtifactRef, ref_of
 from karat.ledger.manifest import Manifest
@@ -29,7 +30,7 @@ from karat.pipeline.choosing import comparisons
 from karat.pipeline.data import Texts, read_demonstrations, read_prompts, write_texts
 from karat.pipeline.models import load_for_training
 from karat.pipeline.people import add_for_later
-from karat.pipeline.settings import RunConfig
+from karat.pipeline.settings import CollectSettings, RunConfig
 from karat.pipeline.sources import Source
 from karat.pipeline.stages import (
     Output,
@@ -43,7 +44,7 @@ from karat.pipeline.stages import (
 )
 from karat.prompts.splits import check_no_leakage
 from karat.questions import Question
-from karat.records import Finding, Prompt, Response
+from karat.records import Finding, Kind, Prompt, Response, Task
 from karat.reward.gate import check_gate, gate_checks
 from karat.reward.score import Scorer, load_scorer
 from karat.seeding import child_seed, numpy_generator
@@ -296,6 +297,7 @@ def _ask(
         config.collect, samples.prompts, responses, numpy_generator(seed, "tasks"), scorer=scorer
     )
     tasks = [replace(task, overlap=overlap, batch=batch) for task in tasks]
+    tasks += _marks_asked(config.collect, responses, seed=seed, batch=batch)
     if config.n_people:  # a page asks them, so the tasks name the question and the guideline that it shows
         question = Question(n_levels=N_LEVELS, principle=config.collect.principle)
         add_questions(store, [question])
@@ -309,6 +311,19 @@ def _ask(
     else:
         store.add_tasks(tasks)
     return findings
+
+
+def _marks_asked(collect: CollectSettings, responses: Sequence[Response], *, seed: int, batch: str) -> list[Task]:
+    """Responses drawn at random to be marked inside, one rater each."""
+    by_prompt: dict[str, list[str]] = {}
+    for response in responses:
+        by_prompt.setdefault(response.prompt_id, []).append(response.id)
+    wanted: dict[Kind, int] = {"step_marks": collect.n_step_marks, "span_marks": collect.n_span_marks}
+    return [
+        task
+        for kind, n_tasks in wanted.items() if n_tasks
+        for task in random_tasks(by_prompt, kind, n_tasks, numpy_generator(seed, "tasks", kind), batch=batch)
+    ]  # fmt: skip
 
 
 N_LEVELS = 3

@@ -6,12 +6,13 @@ The same store, task queue and snapshots serve people; only who answers differs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from karat.feedback.simulated import collect_simulated
+from karat.feedback.simulated import collect_simulated, collect_simulated_marks
 from karat.feedback.store import Store
 from karat.ledger.artifacts import write_text
 from karat.lm import parallel
@@ -23,6 +24,7 @@ from karat.pipeline.settings import CollectSettings, RunConfig, SandboxSettings
 from karat.pipeline.sources import Gold
 from karat.pipeline.stages import Output, StageResult, Workplace, training_reporters
 from karat.records import Annotator, Demonstration, Prompt
+from karat.sandbox.marking import rater_marks
 from karat.sandbox.raters import RaterPopulation
 from karat.sandbox.world import World
 from karat.seeding import child_seed, numpy_generator
@@ -133,10 +135,16 @@ def collect_votes(config: RunConfig, seed: int, store: Store, place: Workplace, 
             overlap=n_simulated,
             progress=lambda done, _: bar.log(done, {}),
         )
+    n_marked = 0
+    if collect.n_step_marks + collect.n_span_marks:
+        mark = partial(rater_marks, population)
+        n_marked = collect_simulated_marks(
+            store, population.annotators(), mark, seed=child_seed(seed, "marks"), batch=batch
+        )
     if collect.people:
         open_to_people(store, batch, collect.overlap)
         n_votes = collect_from_people(store, place, batch)["n_votes"]
-    return {"n_votes": n_votes, "n_raters": len(population.annotators())}
+    return {"n_votes": n_votes, "n_marked": n_marked, "n_raters": len(population.annotators())}
 
 
 def tie_cutpoints(collect: CollectSettings) -> Sequence[float]:

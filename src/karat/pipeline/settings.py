@@ -107,8 +107,17 @@ class CollectSettings:
     """Share of the questions that is drawn at random all the same, [0.1, 1]; held-out figures come from it alone."""
     principle: str = ""
     """The written principle that people judge by; "" = overall preference under the guideline."""
+    n_step_marks: int = 0
+    """Sandbox: responses that one simulated rater each marks sentence by sentence as right, neutral or wrong (`step`)."""
+    n_span_marks: int = 0
+    """Sandbox: responses in which one simulated rater each marks what is `wrong` and what is `good`."""
 
     def __post_init__(self) -> None:
+        if min(self.n_step_marks, self.n_span_marks) < 0 or (self.people and self.n_step_marks + self.n_span_marks):
+            raise ConfigError(
+                f"collect: found n_step_marks={self.n_step_marks}, n_span_marks={self.n_span_marks}, people={self.people}; "
+                "expected counts ≥ 0, and no marks where people answer: simulated raters give them"
+            )
         if not 0 <= self.people <= self.overlap:
             raise ConfigError(f"collect.people: found {self.people}; expected 0 … {self.overlap}, the overlap")
         if min(self.n_prompts, self.n_samples - 1, self.n_tasks, self.overlap, self.max_new_tokens) < 1:
@@ -282,6 +291,10 @@ class RunConfig:
             raise ConfigError(
                 f"collect: found people={self.collect.people} with overlap={self.collect.overlap}; a run of `people` has "
                 "no other raters: leave `people` out, or set both to the same number"
+            )
+        if self.sandbox is None and self.collect.n_step_marks + self.collect.n_span_marks:
+            raise ConfigError(
+                "collect: found n_step_marks or n_span_marks without `sandbox`; its raters alone give them"
             )
         if self.rounds < 1 or (self.rounds > 1 and self.preferences is not None):
             raise ConfigError(

@@ -1,6 +1,7 @@
 """An invented world with a known gold reward, and its people. Pure: numbers and words only."""
 
 from karat.sandbox.gold import PARTS, TOPICS, Claim, GoldWeights, ParsedResponse, Question
+from karat.sandbox.marking import Sentence, rater_marks, true_marks
 from karat.sandbox.raters import (
     PopulationConfig,
     RaterPopulation,
@@ -23,11 +24,14 @@ __all__ = [
     "Question",
     "RaterPopulation",
     "RaterTraits",
+    "Sentence",
     "Tastes",
     "World",
     "WorldConfig",
     "careful_population",
     "default_population",
     "length_liking",
+    "rater_marks",
+    "true_marks",
     "unchecked_facts",
 ]

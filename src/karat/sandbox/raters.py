@@ -246,7 +246,7 @@ class RaterPopulation:
 
         One draw a text; both weigh with the rater's tastes.
         """
-        attention = self._attention(prompt)
+        attention = self.attention(prompt)
         draws = rng.random(len(texts))
         return [
             self._utility(annotator, prompt, text, float(draw < attention), time)
@@ -255,13 +255,14 @@ class RaterPopulation:
 
     def mean_utility(self, annotator: Annotator, prompt: Prompt, text: str, *, time: float = 0.0) -> float:
         """The expectation of `utilities` over attention: what this rater truly prefers, on average."""
-        return self._utility(annotator, prompt, text, self._attention(prompt), time)
+        return self._utility(annotator, prompt, text, self.attention(prompt), time)
 
     def population_utility(self, prompt: Prompt, text: str) -> float:
         """The mean of `mean_utility` over all raters: what an endless, unbiased vote would reward."""
         return float(np.mean([self.mean_utility(annotator, prompt, text) for annotator in self._annotators]))
 
-    def _attention(self, prompt: Prompt) -> float:
+    def attention(self, prompt: Prompt) -> float:
+        """The probability that a rater checks a response to this prompt: 0 where its fact is hidden."""
         question = self.world.question(prompt)
         if (question.entity, question.subject) in self.hidden_facts:
             return 0.0
