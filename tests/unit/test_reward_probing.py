@@ -288,6 +288,11 @@ def test_a_length_only_reward_fails_where_length_cannot_decide():
     assert len(responses) == 160
 
 
+def test_equal_scores_count_half_whatever_the_rounding():
+    p = np.array([0.5, 0.5 + 1e-16, 0.5 - 2e-16, 0.5 + 1e-9, 0.5 - 1e-9])
+    assert correct(p, np.ones(5)).tolist() == [0.5, 0.5, 0.5, 1.0, 0.0]
+
+
 def test_the_matched_slice_is_the_quarter_of_votes_whose_lengths_differ_least():
     held = SOUND
     columns = held.data.columns

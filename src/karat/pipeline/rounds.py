@@ -27,6 +27,7 @@ from karat.records import Estimate, Finding, Vote
 from karat.reward.calibration import decided_probs, predicted_probs
 from karat.reward.data import vote_data
 from karat.reward.gate import check_gate, gate_checks
+from karat.reward.length_use import correct
 from karat.reward.score import Scorer, load_scorer
 from karat.stats import mean_estimate, not_estimable
 
@@ -181,7 +182,7 @@ def prompt_accuracy(scorer: Scorer, votes: list[Vote], snapshot: Snapshot) -> di
     data = vote_data(votes, snapshot.prompts, snapshot.responses)
     probs = predicted_probs(scorer.logits(data.prompts, data.texts), data.columns, scorer.vote_model)
     p, outcome, rows = decided_probs(probs, data.columns)
-    right = np.where(p == 0.5, 0.5, (p > 0.5) == (outcome > 0.5))
+    right = correct(p, outcome)
     prompts: dict[str, list[float]] = {}
     for row, value in zip(np.flatnonzero(rows) if rows.dtype == bool else rows, right, strict=True):
         prompts.setdefault(data.votes[int(row)].prompt_id, []).append(float(value))

@@ -91,9 +91,16 @@ def length_findings(held: HeldOut, length_p: Float[Tensor, "C K"], settings: Gat
     ]  # fmt: skip
 
 
+ROUNDING = 1e-12
+"""Distance from ½ that summation order explains."""
+
+
 def correct(p: Float[np.ndarray, " D"], outcome: Float[np.ndarray, " D"]) -> Float[np.ndarray, " D"]:
-    """1 where the more probable response was preferred, 0 where not, ½ where both were equally probable."""
-    return np.where(p == 0.5, 0.5, (p > 0.5) == (outcome == 1)).astype(float)
+    """1 where the more probable response was preferred, 0 where not, ½ where both were equally probable.
+
+    Equal scores give ½ only up to the rounding of the sum over raters.
+    """
+    return np.where(np.abs(p - 0.5) < ROUNDING, 0.5, (p > 0.5) == (outcome == 1)).astype(float)
 
 
 def _slice(
