@@ -8,7 +8,6 @@ softmax, clipping and optimiser included. Memory of the peer says nothing here.
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from typing import Any
 
@@ -16,9 +15,8 @@ from bench.arithmetic import TRAINING, TreeSize, head_flops, trunk_flops
 from bench.inputs import hh_pairs, hh_prompts
 from bench.models import SHAPES, VOCABULARY, checkpoint, classifier
 from bench.rows import Turn, row, take_turns
-from bench.turns import ROOT, Worker
+from bench.turns import Worker, start_pair
 
-WORK = ROOT / "bench" / "work"
 TARGET = 0.6
 MATRICES = {"n_rows": 4096, "n_in": SHAPES["medium"].hidden, "n_out": SHAPES["medium"].mlp}
 
@@ -64,12 +62,9 @@ def ppo_row(*, quick: bool, threads: int) -> dict[str, Any]:
 def _turns(
     name: str, module: str, work: dict[str, Any], n_warm: int, n_turns: int, threads: int
 ) -> tuple[list[Turn], Worker, Worker]:
-    WORK.mkdir(parents=True, exist_ok=True)
-    path = WORK / f"{name}.json"
-    path.write_text(json.dumps(work | MATRICES), encoding="utf-8")
-    logs = WORK / "logs"
-    ours = Worker(sys.executable, module, path, threads=threads, log=logs / f"{name}-ours.txt")
-    theirs = Worker(sys.executable, "bench.peers.matrix", path, threads=threads, log=logs / f"{name}-matrix.txt")
+    ours, theirs = start_pair(
+        name, work | MATRICES, module, "bench.peers.matrix", peer_python=sys.executable, threads=threads
+    )
     turns = take_turns(ours, theirs, n_warm=n_warm, n_turns=n_turns - n_warm, label=name)
     own = [dataclasses.replace(t, theirs=t.theirs | {"seconds": t.theirs["own_seconds"]}) for t in turns]
     return own, ours, theirs

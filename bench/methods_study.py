@@ -27,6 +27,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.rows import machine
+from bench.turns import ROOT, WORK
 
 from karat.config import apply_overrides, build, load_yaml
 from karat.pipeline.runs import DEMO, run_once
@@ -34,7 +35,6 @@ from karat.pipeline.settings import RunConfig
 from karat.progress import LineDisplay
 from karat.stats import mean_estimate
 
-ROOT = Path(__file__).resolve().parent.parent
 KLS = (0.25, 0.5, 1.0, 1.5)
 ITERATIONS = ("n_iterations=60", "evaluate_every=30", "rollout.n_prompts=32", "rollout.n_samples=4")
 STEPS = ("update.n_minibatches=4", "update.learning_rate=2e-4", "update.token_budget=8192")
@@ -138,18 +138,17 @@ def study(seeds: Sequence[int], methods: Sequence[str], *, out: Path, quick: boo
     out = out.with_suffix(".quick.json") if quick else out
     kept: list[Row] = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.exists() else []
     overrides = QUICK if quick else ()
-    work = ROOT / "bench" / "work" / ("methods-quick" if quick else "methods")
-    result: Row = {}
     for seed in seeds:
+        base: Path | None = None
         for place in range(2):  # the first strength of every method before the second of any
             for method in methods:
                 strength = METHODS[method][2][place]
                 if any((r["seed"], r["method"], r["strength"]) == (seed, method, strength) for r in kept):
                     continue
-                base = run_base(seed, work, overrides)
+                base = base or run_base(seed, WORK / ("methods-quick" if quick else "methods"), overrides)
                 kept.append(run_method(method, strength, seed, base, overrides, quick=quick))
-                result = {"rows": kept, "table": table(kept), "machine": machine()}
-                out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+                done = {"rows": kept, "table": table(kept), "machine": machine()}
+                out.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
     return {"table": table(kept), "machine": machine(), "n_runs": len(kept)}
 
 

@@ -25,10 +25,9 @@ if __package__ in (None, ""):  # started as a file, not as `python -m bench`
 
 from bench.environments import PPO_PEER, REWARD_PEER, trl_python
 from bench.rows import row, take_turns
-from bench.turns import ROOT, Worker
+from bench.turns import ROOT, WORK, Worker, start_pair
 
 THREADS = int(os.environ.get("KARAT_BENCH_THREADS", "2"))
-WORK = ROOT / "bench" / "work"
 PPO_WORK = {"max_new_tokens": 48, "n_epochs": 4, "n_minibatches": 4, "learning_rate": 3e-6, "kl_coef": 0.05}
 TARGETS = {
     "reward": 5.0, "ppo": 2.5, "ppo-k4": 4.5, "rloo": 4.0, "grpo": 4.0, "dpo": 4.0, "dpo-both": 4.0, "sft": 1.3,
@@ -232,14 +231,7 @@ def sample_row(*, quick: bool) -> dict[str, Any]:
 
 
 def _pair(name: str, work: dict[str, Any], ours: str, theirs: str, peer_python: Path) -> tuple[Worker, Worker]:
-    WORK.mkdir(parents=True, exist_ok=True)
-    path = WORK / f"{name}.json"
-    path.write_text(json.dumps(work), encoding="utf-8")
-    logs = WORK / "logs"
-    return (
-        Worker(sys.executable, ours, path, threads=THREADS, log=logs / f"{name}-ours.txt"),
-        Worker(peer_python, theirs, path, threads=THREADS, log=logs / f"{name}-theirs.txt"),
-    )
+    return start_pair(name, work, ours, theirs, peer_python=peer_python, threads=THREADS)
 
 
 def load_row(*, quick: bool) -> dict[str, Any]:

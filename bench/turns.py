@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+WORK = ROOT / "bench" / "work"
 GO, END = "go\n", "end\n"
 # nothing is fetched, and both sides compute on the processor
 QUIET = {
@@ -131,3 +132,17 @@ class Worker:
         code = self._process.wait()
         last = [line for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         raise SystemExit(f"bench: {self.module} ended with code {code}: {last[-1] if last else ''} (see {self.log})")
+
+
+def start_pair(
+    name: str, work: Mapping[str, Any], ours: str, theirs: str, *, peer_python: str | Path, threads: int
+) -> tuple[Worker, Worker]:
+    """Both sides of a row, started on one work file: our module in this environment, the peer's in its own."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    path = WORK / f"{name}.json"
+    path.write_text(json.dumps(work), encoding="utf-8")
+    logs = WORK / "logs"
+    return (
+        Worker(sys.executable, ours, path, threads=threads, log=logs / f"{name}-ours.txt"),
+        Worker(peer_python, theirs, path, threads=threads, log=logs / f"{name}-theirs.txt"),
+    )

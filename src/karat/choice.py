@@ -290,7 +290,7 @@ def marginal_probs(
 ) -> Float[Tensor, "C K"]:
     """Probability of every level for a rater of whom no vote is known; see `marginal_logprobs`."""
     eta, log_weights = _rater_nodes(delta, competence_sd, side_bias_sd, side)
-    each = ordinal_probs(eta, cutpoints)  # without logarithms: a third of the time
+    each = ordinal_probs(eta, cutpoints)  # without logarithms: half the time
     probs = torch.matmul(log_weights.exp(), each)
     return (1 - lapse) * probs + lapse / probs.shape[-1]
 

@@ -130,18 +130,13 @@ def collect_simulated(
     cuts = np.asarray(cutpoints, dtype=np.float64)
     if cuts.ndim != 1 or cuts.size < 1 or np.any(np.diff(cuts) < 0):
         raise ConfigError(f"cutpoints: found {list(cutpoints)}; expected K − 1 ascending numbers")
-    store.add_annotators(annotators)
-    tasks = [task for task in store.tasks(batch=batch) if task.kind == "comparison"]
-    plan = assignment_plan(tasks, annotators, seed=seed, overlap=overlap)
-    limit = len(plan) if until is None else min(until, len(plan))
-    closed = {pair for pair, state in store.assignments(batch=batch).items() if state != "leased"}
-    task_ids = {task: task.id for task in tasks}
-    todo = [(task_ids[task], task, who) for task, who in plan if (task_ids[task], who.id) not in closed]
-    n_done = len(plan) - len(todo)
+    n_planned, todo = _open_work(store, annotators, ("comparison",), seed=seed, batch=batch, overlap=overlap)
+    limit = n_planned if until is None else min(until, n_planned)
+    n_done = n_planned - len(todo)
     rater = _Rater(store, utilities, traits, cuts, seed, level_probs or _choice_probs)
     while todo and n_done < limit:
         some, todo = todo[: min(CHUNK, limit - n_done)], todo[min(CHUNK, limit - n_done) :]
-        n_done += rater.work(some)
+        n_done += _carry_out(store, some, rater.judge)
         if progress is not None:
             progress(n_done, limit)
     return n_done
@@ -165,20 +160,14 @@ def collect_simulated_marks(
     Returns: how many of the planned answers are in the store; a repeated call adds none.
     Raises: ConfigError where a task needs more raters than there are.
     """
-    store.add_annotators(annotators)
-    tasks = [task for task in store.tasks(batch=batch) if task.kind in ("span_marks", "step_marks")]
-    plan = assignment_plan(tasks, annotators, seed=seed)
-    closed = {pair for pair, state in store.assignments(batch=batch).items() if state != "leased"}
-    todo = [(task, who) for task, who in plan if (task.id, who.id) not in closed]
-    n_done, prompts, responses = len(plan) - len(todo), store.prompts(), store.responses()
-    for begin in range(0, len(todo), CHUNK):
-        some = todo[begin : begin + CHUNK]
-        leases = store.lease_many([(task.id, who.id) for task, who in some], now=0.0)
-        held = [pair for pair, lease in zip(some, leases, strict=True) if lease is not None]
-        given = [_marked(task, who, prompts, responses, marks, seed) for task, who in held]
-        store.submit_many(given, now=0.0)
-        n_done += len(held)
-    return n_done
+    n_planned, todo = _open_work(store, annotators, ("span_marks", "step_marks"), seed=seed, batch=batch)
+    prompts, responses = store.prompts(), store.responses()
+
+    def judge(pairs: Sequence[Work]) -> list[Judgement]:
+        return [_marked(task, who, prompts, responses, marks, seed) for _, task, who in pairs]
+
+    chunks = (todo[begin : begin + CHUNK] for begin in range(0, len(todo), CHUNK))
+    return n_planned - len(todo) + sum(_carry_out(store, some, judge) for some in chunks)
 
 
 def _marked(
@@ -203,10 +192,44 @@ def _marked(
         value = missing("nothing to mark")
     return answer(
         task, value, annotator=who.id, shown_order=(0,), origin="simulated",
-        created_at=(EPOCH + datetime.timedelta(seconds=moment)).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        submission=f"simulated:{seed}:{task.id}:{who.id}",
-        active_s=round(haste * (2.0 + SECONDS_PER_WORD * len(f"{prompt.text} {text}".split())), 1),
+        created_at=_created_at(moment), submission=f"simulated:{seed}:{task.id}:{who.id}",
+        active_s=_active_s(haste, prompt, [text]),
     )  # fmt: skip
+
+
+Work = tuple[str, Task, Annotator]
+"""Task.id, which is a hash and worked out once, its task, and who answers."""
+
+
+def _open_work(
+    store: Desk, annotators: Sequence[Annotator], kinds: Sequence[str], *, seed: int, batch: str | None,
+    overlap: int | None = None,
+) -> tuple[int, list[Work]]:  # fmt: skip
+    """How many answers to tasks of these kinds are planned in all, and those that nobody has given yet."""
+    store.add_annotators(annotators)
+    tasks = [task for task in store.tasks(batch=batch) if task.kind in kinds]
+    plan = assignment_plan(tasks, annotators, seed=seed, overlap=overlap)
+    closed = {pair for pair, state in store.assignments(batch=batch).items() if state != "leased"}
+    task_ids = {task: task.id for task in tasks}
+    return len(plan), [(task_ids[task], task, who) for task, who in plan if (task_ids[task], who.id) not in closed]
+
+
+def _carry_out(store: Desk, pairs: Sequence[Work], judge: Callable[[Sequence[Work]], Sequence[Judgement]]) -> int:
+    """Lease, answer and submit; returns how many answers were stored."""
+    leases = store.lease_many([(task_id, who.id) for task_id, _, who in pairs], now=0.0)
+    held = [pair for pair, lease in zip(pairs, leases, strict=True) if lease is not None]
+    if held:
+        store.submit_many(judge(held), now=0.0)
+    return len(held)
+
+
+def _created_at(moment: int) -> str:
+    return (EPOCH + datetime.timedelta(seconds=moment)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _active_s(haste: float, prompt: Prompt, texts: Sequence[str]) -> float:
+    n_words = len(prompt.text.split()) + sum(len(text.split()) for text in texts)
+    return round(haste * (2.0 + SECONDS_PER_WORD * n_words), 1)
 
 
 def assignment_plan(
@@ -235,7 +258,7 @@ def assignment_plan(
 
 
 class _Rater:
-    """The hands of all simulated raters: lease a few tasks, look, answer, submit."""
+    """What all simulated raters make of comparisons: look and answer."""
 
     def __init__(
         self,
@@ -246,20 +269,13 @@ class _Rater:
         seed: int,
         level_probs: LevelProbs,
     ) -> None:
-        self._store, self._utilities, self._traits = store, utilities, traits
+        self._utilities, self._traits = utilities, traits
         self._cutpoints, self._seed, self._level_probs = cutpoints, seed, level_probs
         self._prompts: dict[str, Prompt] = store.prompts()
         self._responses: dict[str, Response] = store.responses()
 
-    def work(self, pairs: Sequence[tuple[str, Task, Annotator]]) -> int:
-        """Lease, answer and submit; returns how many answers were stored."""
-        leases = self._store.lease_many([(task_id, who.id) for task_id, _, who in pairs], now=0.0)
-        held = [pair for pair, lease in zip(pairs, leases, strict=True) if lease is not None]
-        if held:
-            self._store.submit_many(self._judge(held), now=0.0)
-        return len(held)
-
-    def _judge(self, pairs: Sequence[tuple[str, Task, Annotator]]) -> list[Judgement]:
+    def judge(self, pairs: Sequence[Work]) -> list[Judgement]:
+        """Their votes."""
         views = [self._look(*pair) for pair in pairs]
         traits = [self._traits_of(who) for _, _, who in pairs]
         delta = np.array([view.delta for view in views])
@@ -294,10 +310,8 @@ class _Rater:
         prompt = self._prompts[task.prompt_id]
         texts = [self._responses[one].text for one in task.response_ids]
         a, b = self._utilities(who, prompt, texts, rng)
-        n_words = len(prompt.text.split()) + sum(len(text.split()) for text in texts)
-        seconds = round(haste * (2.0 + SECONDS_PER_WORD * n_words), 1)
-        created_at = (EPOCH + datetime.timedelta(seconds=moment)).strftime("%Y-%m-%dT%H:%M:%SZ")
-        return _View(float(a) - float(b), (first, 1 - first), uniform, seconds, created_at)
+        seconds = _active_s(haste, prompt, texts)
+        return _View(float(a) - float(b), (first, 1 - first), uniform, seconds, _created_at(moment))
 
     def _traits_of(self, who: Annotator) -> Traits:
         return self._traits[who.id] if isinstance(self._traits, Mapping) else self._traits(who)

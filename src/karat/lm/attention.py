@@ -135,8 +135,9 @@ class _TreeAttention(torch.autograd.Function):
         normalisers = []
         masks = [_mask_of(piece, window, query.dtype) for piece in pieces_of(layout)]
         for piece, mask in zip(pieces_of(layout), masks, strict=True):
+            own = slice(piece.start, piece.stop)
             found, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                query[:, :, piece.start : piece.stop],
+                query[:, :, own],
                 _keys_of(key, piece),
                 _keys_of(value, piece),
                 0.0,
@@ -144,7 +145,7 @@ class _TreeAttention(torch.autograd.Function):
                 attn_mask=mask,
                 scale=scale,
             )
-            output[:, piece.start : piece.stop] = found.transpose(1, 2)
+            output[:, own] = found.transpose(1, 2)
             normalisers.append(normaliser)
         ctx.save_for_backward(query, key, value, output, *normalisers)
         ctx.layout, ctx.masks, ctx.scale = layout, masks, scale

@@ -2,8 +2,8 @@
 
 `use_fast_kernels` gives the layers of a loaded model another forward function of the same value: float32 matrix
 products through oneDNN where the processor has AVX-512 (PyTorch sends them to MKL, which on AMD's leaves half of such
-a machine idle; without AVX-512 MKL is the faster one), and RMS norms with a hand-written gradient. Weights, names and classes stay as they are. Knows modules; knows nothing about
-language.
+a machine idle; without AVX-512 MKL is the faster one), and RMS norms with a hand-written gradient. Weights, names and
+classes stay as they are. Knows modules; knows nothing about language.
 """
 
 from __future__ import annotations

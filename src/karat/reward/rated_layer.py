@@ -25,6 +25,7 @@ from karat.ratings import RatingParams
 from karat.reward.last_layer import Derivatives, LastLayer, Observations, fit_last_layer
 from karat.reward.latents import LEAST_NOISE, LOG_GAIN_SD, RATING_GAIN, RATING_NOISE
 from karat.reward.raters import RaterPriors
+from karat.reward.tastes import differences
 
 MAX_ROUNDS = 60
 SETTLED = 1e-3
@@ -195,9 +196,7 @@ def _scale(features: np.ndarray, posterior: LastLayer, comparisons: Sequence[Obs
     scores = features @ posterior.mean
     seen = []
     for one in comparisons:
-        paired = (one.b >= 0)[:, None]
-        delta = features[one.a] - np.where(paired, features[one.b], 0.0)
-        eta = one.slope * (scores[one.a] - np.where(paired[:, 0], scores[one.b], 0.0))
+        delta, eta = differences(one, features), one.slope * differences(one, scores)
         seen.append((one, np.arange(len(one)), eta + nodes[:, None] * one.slope * np.sqrt(posterior.variance(delta))))
 
     def loss(log_factor: float) -> float:

@@ -123,7 +123,7 @@ def competences(
     """
     people, who = np.unique(annotator, return_inverse=True)
     rows, n = np.arange(len(observations)), len(people)
-    difference = _difference(features, observations, mean)
+    difference = differences(observations, features @ mean)
     a = np.bincount(who, observations.slope, minlength=n) / np.bincount(who, minlength=n)
     middle, variance = float(a.mean()), FIRST_VARIANCE
 
@@ -201,20 +201,24 @@ def overdispersed(observations: Observations, spread: np.ndarray) -> Observation
     return dataclasses.replace(observations, derivatives=derivatives)
 
 
+def differences(observations: Observations, values: np.ndarray, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+    """values_a − values_b of the answers at these rows, values_a alone where nothing is subtracted.
+
+    Args:
+        values: one number or row of features a text, [N, …].
+    """
+    b = observations.b[rows]
+    found, paired = values[observations.a[rows]].copy(), b >= 0
+    found[paired] -= values[b[paired]]
+    return found
+
+
 def _delta(features: np.ndarray, observations: Observations, rows: np.ndarray) -> np.ndarray:
-    delta = features[observations.a[rows]].copy()
-    paired = observations.b[rows] >= 0
-    delta[paired] -= features[observations.b[rows][paired]]
-    return delta * observations.slope[rows, None]
+    return differences(observations, features, rows) * observations.slope[rows, None]
 
 
 def _eta(features: np.ndarray, observations: Observations, w: np.ndarray) -> np.ndarray:
-    return observations.slope * _difference(features, observations, w) + observations.offset
-
-
-def _difference(features: np.ndarray, observations: Observations, w: np.ndarray) -> np.ndarray:
-    score = features @ w
-    return score[observations.a] - np.where(observations.b >= 0, score[observations.b], 0.0)
+    return observations.slope * differences(observations, features @ w) + observations.offset
 
 
 def _squared_length(features: np.ndarray, observations: Observations) -> np.ndarray:
