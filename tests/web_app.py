@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from starlette.testclient import TestClient
 from karat.feedback.people import accounts
 from karat.feedback.store import Store, open_store
 from karat.feedback.web.app import create_app
+from karat.feedback.web.desk import Kept
 from karat.feedback.web.settings import ServerSettings
 from karat.records import Response, Task, user_prompt
 
@@ -30,6 +32,7 @@ class Served:
 
     def __post_init__(self) -> None:
         self.app = create_app(self.store, self.settings, clock=lambda: self.now)
+        self.app.state.kept = Kept(share=math.inf)  # on a slow machine too a page shows what was just written
         self.accounts = {role: accounts.make_account(self.store, role, login=role, now=NOW) for role in ROLES}
 
     def anybody(self, **headers: str) -> TestClient:

@@ -22,7 +22,7 @@ from karat.feedback.people_tables import admin_log
 from karat.feedback.record.seals import seals
 from karat.feedback.snapshot import write_snapshot
 from karat.feedback.tasks import answer
-from karat.feedback.web import admin_pages
+from karat.feedback.web import admin_pages, desk
 from karat.feedback.web.admin_documents import line_changes
 from karat.feedback.web.charts import Bar, Whisker, bar_chart, share_bar, whisker_chart
 from karat.feedback.web.figures import duration, interval, money, number, percent, shortened
@@ -518,6 +518,36 @@ def test_the_effect_of_an_arm_is_that_of_its_raters(site):
     assert f"seconds of activity high {means['high']:.2f}" in said
     assert f"low {means['low']:.2f}" in said
     assert f"{means['low'] - means['high']:.2f}".replace("-", "−") in said
+
+
+def test_slow_figures_wait_for_their_share_of_time_and_quick_ones_do_not(site, monkeypatch):
+    clock = SimpleNamespace(monotonic=lambda: clock.now, now=100.0)
+    monkeypatch.setattr(desk, "time", clock)
+
+    def taking(seconds: float):
+        def make() -> float:
+            clock.now += seconds
+            return clock.now
+
+        return make
+
+    names = iter(f"new{i}" for i in range(9))
+
+    def later(kept: desk.Kept, name: str, seconds: float, after: float) -> bool:
+        """Whether figures that took `seconds` are made anew for a change seen `after` seconds later."""
+        first = kept.get(site.store, name, taking(seconds))
+        assert kept.get(site.store, name, taking(seconds)) == first  # the store has not changed
+        rater = next(names)
+        site.store.add_annotators([Annotator(rater)])
+        site.store.submit(vote(site.store.tasks()[0], rater))
+        clock.now += after
+        return kept.get(site.store, name, taking(seconds)) != first
+
+    kept = desk.Kept(share=0.05)
+    assert later(kept, "quick", 0.9 * desk.AT_ONCE, 0.0)
+    assert not later(kept, "slow", 2.0, 39.0)
+    assert later(kept, "slower", 2.0, 41.0)
+    assert later(desk.Kept(share=np.inf), "slow", 2.0, 0.0)
 
 
 # The record

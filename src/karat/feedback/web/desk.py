@@ -48,12 +48,16 @@ ADMIN_TABS: Tabs = (
 """Addresses and names of the admin's pages."""
 SHARE_OF_TIME = 0.05
 """A worker spends at most this share of its time on figures that nothing but curiosity asks for."""
+AT_ONCE = 0.25
+"""Figures that took less, in seconds, are made anew at every change: an admin who acts sees what she did."""
 
 
 @dataclass
 class Kept:
     """Figures of one worker, computed once for everybody who looks; derived from the store, so losing them is no loss."""
 
+    share: float = SHARE_OF_TIME
+    """Share of the time spent at most on figures that are slow; inf = figures are never behind the store."""
     found: dict[str, tuple[Any, Hashable, tuple[int, ...], float, float]] = field(default_factory=dict)
     """By name: the figures, their key, the state of the store they are of, when they were made and how long it took."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -69,7 +73,8 @@ class Kept:
             mark = change_mark(store)
             if name in self.found:
                 value, had, of, at, took = self.found[name]
-                if had == key and (of == mark or time.monotonic() - at < took / SHARE_OF_TIME):
+                wait = took / self.share if took >= AT_ONCE else 0.0
+                if had == key and (of == mark or time.monotonic() - at < wait):
                     return value
             start = time.monotonic()
             value = make()
