@@ -124,3 +124,20 @@ def test_the_command_changes_roles_and_says_it_in_one_line(tmp_path, capsys):
         assert said in lines[0]
     with open_store(address) as store:
         assert [entry.account for entry in accounts.log_entries(store)] == [COMMAND_LINE]
+
+
+def test_the_command_issues_a_token_that_a_program_signs_in_with_and_writes_it_down(tmp_path, capsys):
+    address = str(tmp_path / "k.db")
+    with open_store(address) as store:
+        boss = accounts.make_account(store, "admin", login="boss", now=0.0)
+    assert cli.main(["people", "token", address, "boss", "--hours", "2", "--json"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert (done["account"], done["role"], done["hours"]) == (boss.id, "admin", 2.0)
+    with open_store(address) as store:
+        [entry] = accounts.log_entries(store)
+        assert (entry.account, entry.action, entry.subject) == (COMMAND_LINE, "token issued", boss.id)
+        session = accounts.session_of(store, done["token"], now=entry.at + 7000.0)
+        assert (session.kind, session.role) == ("api", "admin")
+        assert accounts.session_of(store, done["token"], now=entry.at + 7201.0) is None
+    assert cli.main(["people", "token", address, "nobody"]) == 2
+    assert "nobody called 'nobody'" in capsys.readouterr().err

@@ -33,6 +33,13 @@ Seeds = Annotated[str, typer.Option("--seeds", help="Seeds: 0, 0-4 or 0,3,7; emp
 Processes = Annotated[
     int, typer.Option("--processes", help="Processes on this machine that share the work, see docs/processes.md.")
 ]
+Server = Annotated[
+    str,
+    typer.Option(
+        metavar="URL",
+        help="The server of the run's store, through which simulated raters work; KARAT_TOKEN holds an admin's token.",
+    ),
+]
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 
 

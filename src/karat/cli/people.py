@@ -19,6 +19,7 @@ Role = Literal["annotator", "expert", "auditor", "admin"]
 StoreOrRun = Annotated[
     str, typer.Argument(metavar="RUN_OR_STORE", help="A run's directory, a store's file, or a database address.")
 ]
+MOST_TOKEN_HOURS = 1_000.0
 people = typer.Typer(help="Accounts of raters, experts, auditors and admins, and the links that let them in.")
 app.add_typer(people, name="people")
 
@@ -227,6 +228,26 @@ def people_link(
         found = _named(accounts(store), who)
         link = f"{url.rstrip('/')}/invite/{invite(store, found.id, now=time.time(), days=days)}"
     answer(as_json, {"account": found.id, "link": link}, [link])
+
+
+@people.command("token", epilog="Example: export KARAT_TOKEN=$(karat people token karat.db boss)")
+def people_token(
+    run_or_store: StoreOrRun,
+    who: Annotated[str, typer.Argument(help="A pseudonym, login or account id.")],
+    hours: Annotated[float, typer.Option(help="How long the token lives.", min=0.0, max=MOST_TOKEN_HOURS)] = 12.0,
+    as_json: AsJson = False,
+) -> None:
+    """Issue a token with which a program does what an account may do; it is written down, and ends with a change of role."""
+    from karat.feedback.people.accounts import accounts, log, open_session
+    from karat.feedback.people.roles import COMMAND_LINE
+    from karat.feedback.store import open_store
+
+    now = time.time()
+    with open_store(store_address(run_or_store)) as store:
+        found = _named(accounts(store), who)
+        token = open_session(store, found.id, now=now, kind="api", hours=hours)
+        log(store, COMMAND_LINE, "token issued", found.id, f"for {hours:g} hours", now=now)
+    answer(as_json, {"account": found.id, "role": found.role, "token": token, "hours": hours}, [token])
 
 
 @people.command("role", epilog="Example: karat people role karat.db rater-4f2a81c09d expert")

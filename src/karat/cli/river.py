@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +19,7 @@ from karat.cli.options import (
     Processes,
     RunDirectory,
     Seeds,
+    Server,
     StorePath,
     answer,
     app,
@@ -26,6 +28,8 @@ from karat.cli.options import (
 from karat.errors import ConfigError
 from karat.ranks import launched, speaks
 
+TOKEN = "KARAT_TOKEN"
+"""Environment variable of an admin's token: on a command line others would read it."""
 Fault = Literal["no-kl", "unchecked-facts"]
 
 
@@ -63,13 +67,14 @@ def run(
     seeds: Seeds = "",
     sweep: Annotated[list[str] | None, typer.Option(metavar="KEY=V1,V2", help="Values to try; repeatable.")] = None,
     rounds: Annotated[int, typer.Option(help="Rounds of votes, reward and policy; 0 = the configuration's.")] = 0,
+    server: Server = "",
     processes: Processes = 1,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a configuration to its report, for each seed and each value of a sweep; what is finished is reused."""
     said = [*(overrides or []), *([f"rounds={rounds}"] if rounds else [])]
-    work = _configured(config, seeds, sweep, said, until=None)
+    work = _configured(config, seeds, sweep, said, until=None, server=server)
     _together(context, processes, work, as_json)
 
 
@@ -118,6 +123,7 @@ def collect(
     strategy: Annotated[str, typer.Option(help="bald, variance or random; the first two need --reward.")] = "",
     reward: Annotated[Path | None, typer.Option(help="A reward model that says which questions tell most.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    server: Server = "",
     processes: Processes = 1,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until people have answered.")] = False,
     as_json: AsJson = False,
@@ -126,8 +132,13 @@ def collect(
     if (config is None) == (model is None):
         raise ConfigError("collect: found both or neither of CONFIG and --model; expected one of them")
     if config is not None:
-        _together(context, processes, _configured(config, seeds, None, overrides, until="collect"), as_json)
+        work = _configured(config, seeds, None, overrides, until="collect", server=server)
+        _together(context, processes, work, as_json)
         return
+    if server:
+        raise ConfigError(
+            "collect --model: found --server; expected it with a CONFIG, whose sandbox has simulated raters"
+        )
     _alone("collect", processes)
     if model is None or prompts is None:
         raise ConfigError("collect --model: found no --prompts; expected a file of prompts")
@@ -253,14 +264,27 @@ def audit(
 
 
 def _configured(
-    config: Path, seeds: str, sweep: list[str] | None, overrides: list[str] | None, *, until: str | None
+    config: Path,
+    seeds: str,
+    sweep: list[str] | None,
+    overrides: list[str] | None,
+    *,
+    until: str | None,
+    server: str = "",
 ) -> Callable[[Any, Any], Any]:
     numbers = parse_seeds(seeds) if seeds else None
+    options: dict[str, Any] = {"overrides": overrides or [], "seeds": numbers, "sweep": sweep or [], "until": until}
+    if not server:
+        return lambda pipeline, progress: pipeline.run_config(config, **options, progress=progress)
+    token = os.environ.get(TOKEN, "")
+    if not token:
+        raise ConfigError(f"--server: found no {TOKEN} in the environment; `karat people token STORE ADMIN` prints one")
 
     def work(pipeline: Any, progress: Any) -> Any:
-        return pipeline.run_config(
-            config, overrides=overrides or [], seeds=numbers, sweep=sweep or [], until=until, progress=progress
-        )
+        from karat.feedback.client import AdminClient
+
+        with AdminClient(server, token) as desk:
+            return pipeline.run_config(config, **options, progress=progress, desk=desk)
 
     return work
 

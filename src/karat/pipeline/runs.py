@@ -16,6 +16,7 @@ import numpy as np
 
 from karat.config import apply_overrides, build, load_yaml, plain
 from karat.errors import ConfigError
+from karat.feedback.simulated import Desk
 from karat.ledger.artifacts import ArtifactRef, ref_of, write_json
 from karat.ledger.manifest import Manifest, lock_run
 from karat.lm import parallel
@@ -68,15 +69,22 @@ def run_config(
     sweep: Sequence[str],
     until: str | None,
     progress: Progress,
+    desk: Desk | None = None,
 ) -> dict[str, Any]:
     """Run a configuration for every seed and every value of a sweep.
 
     Args:
         seeds: None = the configuration's own.    sweep: `key=v1,v2`, every combination is run.
+        desk: of `run_once`; a server has one store, so one run.
     Returns: the summary of the run; of several, a table with means and intervals over seeds.
-    Raises: ConfigError for a sweep or an earlier station of a configuration of `votes`.
+    Raises: ConfigError for a sweep or an earlier station of a configuration of `votes`, and for a desk with several runs
+        or without simulated raters.
     """
     settings = load_yaml(path)
+    if desk is not None and (sweep or len(seeds or ()) > 1 or "votes" in settings):
+        raise ConfigError(
+            f"{path}: found --server for several runs or a configuration of `votes`; expected one run: a server has one store"
+        )
     if "votes" in settings:
         _refuse_for_votes(path, sweep, until)
         return votes.run_votes(apply_overrides(settings, overrides), seeds=seeds, progress=progress)
@@ -92,7 +100,7 @@ def run_config(
         )
         target = Path("runs") / name
         results.setdefault(point, []).append(
-            run_once(config, seed=seed, directory=target, progress=progress, until=until)
+            run_once(config, seed=seed, directory=target, progress=progress, until=until, desk=desk)
         )
     first = results[points[0]][0]
     if len(points) == 1 and len(seeds) == 1:
@@ -101,28 +109,44 @@ def run_config(
 
 
 def run_once(
-    config: RunConfig, *, seed: int, directory: Path, progress: Progress, until: str | None = None
+    config: RunConfig,
+    *,
+    seed: int,
+    directory: Path,
+    progress: Progress,
+    until: str | None = None,
+    desk: Desk | None = None,
 ) -> dict[str, Any]:
-    """One run of one seed, from its first missing stage to its report; returns the summary."""
+    """One run of one seed, from its first missing stage to its report; returns the summary.
+
+    Args:
+        desk: where simulated raters work, an `AdminClient` of the server of the run's store; None = the store itself.
+    Raises: ConfigError for a desk where no rater is simulated.
+    """
+    source = source_of(config, seed, desk)
     check_trackers(config.tracking)
     with lock_run(directory) if parallel.is_main() else contextlib.nullcontext():
         about = {"title": config.title, "unsafe": list(config.unsafe)}
         plainly = {**about, "config": plain(config), "seed": seed}
         parallel.from_main(lambda: write_json(directory / "config.json", plainly))
         run = Run(directory.resolve(), seed, progress, config.tracking)
-        run_river(run, source_of(config, seed), config, until=until)
+        run_river(run, source, config, until=until)
         return parallel.from_main(lambda: write_report(directory))
 
 
-def source_of(config: RunConfig, seed: int) -> Source:
-    """Where the run's prompts, model and votes come from."""
+def source_of(config: RunConfig, seed: int, desk: Desk | None = None) -> Source:
+    """Where the run's prompts, model and votes come from; `desk` is of `run_once`."""
+    if desk is not None and (config.sandbox is None or config.collect.people == config.collect.overlap):
+        raise ConfigError(
+            "--server: found a configuration without simulated raters; expected a sandbox that they judge in"
+        )
     if config.sandbox is not None:
         world = sandbox.open_world(config.sandbox, seed)
         return Source(
             settings=[config.sandbox, config.collect.n_prompts, config.watch.n_prompts, config.evaluate.n_prompts],
             write=partial(sandbox.write_source, config, seed),
             base=partial(_trained_base, config, seed),
-            votes=partial(sandbox.collect_votes, config, seed),
+            votes=partial(sandbox.collect_votes, config, seed, desk=desk),
             asks=True,
             gold=world.gold_reward,
             group_gold=sandbox.group_utilities(config.sandbox, world, seed),

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from karat.feedback.simulated import collect_simulated, collect_simulated_marks
+from karat.errors import ConfigError
+from karat.feedback.simulated import Desk, collect_simulated, collect_simulated_marks
 from karat.feedback.store import Store
 from karat.ledger.artifacts import write_text
 from karat.lm import parallel
@@ -117,15 +118,23 @@ def train_base(config: RunConfig, seed: int, place: Workplace) -> StageResult:
     return StageResult([Output("model", place.model_directory("base"), "model")], {"nll_per_token": result.last_nll})
 
 
-def collect_votes(config: RunConfig, seed: int, store: Store, place: Workplace, batch: str) -> dict[str, Any]:
-    """Let the simulated raters answer their part of a batch, then wait for the people's, if they are asked too."""
+def collect_votes(
+    config: RunConfig, seed: int, store: Store, place: Workplace, batch: str, *, desk: Desk | None = None
+) -> dict[str, Any]:
+    """Let the simulated raters answer their part of a batch, then wait for the people's, if they are asked too.
+
+    Args:
+        desk: where the simulated raters work, an `AdminClient` of the server of this store; None = the store itself.
+            The votes are the same.
+    """
     settings, collect = config.sandbox, config.collect
     assert settings is not None
     population = open_population(settings, open_world(settings, seed), seed)
     n_simulated = collect.overlap - collect.people
+    at = store if desk is None else _served(desk, store, batch)
     with place.progress.stage("votes", collect.n_tasks * n_simulated, "votes") as bar:
         n_votes = collect_simulated(
-            store,
+            at,
             population.annotators(),
             population.utilities,
             population.rater_params,
@@ -139,12 +148,23 @@ def collect_votes(config: RunConfig, seed: int, store: Store, place: Workplace, 
     if collect.n_step_marks + collect.n_span_marks:
         mark = partial(rater_marks, population)
         n_marked = collect_simulated_marks(
-            store, population.annotators(), mark, seed=child_seed(seed, "marks"), batch=batch
+            at, population.annotators(), mark, seed=child_seed(seed, "marks"), batch=batch
         )
     if collect.people:
         open_to_people(store, batch, collect.overlap)
         n_votes = collect_from_people(store, place, batch)["n_votes"]
     return {"n_votes": n_votes, "n_marked": n_marked, "n_raters": len(population.annotators())}
+
+
+def _served(desk: Desk, store: Store, batch: str) -> Desk:
+    """The desk, where it has the questions of this store's batch. Raises: ConfigError where it serves another store."""
+    asked, found = ({task.id for task in one.tasks(batch=batch)} for one in (store, desk))
+    if asked != found:
+        raise ConfigError(
+            f"--server: found {len(asked & found)} of this run's {len(asked)} questions there; expected the server of "
+            f"its store: karat serve {store.address}"
+        )
+    return desk
 
 
 def tie_cutpoints(collect: CollectSettings) -> Sequence[float]:
