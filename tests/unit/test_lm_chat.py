@@ -6,7 +6,8 @@ import pytest
 
 import tiny_models
 from karat.errors import InputError
-from karat.lm.chat import check_fits, prompt_tokens, response_text, response_tokens
+from karat.lm import chat
+from karat.lm.chat import TokenMemory, check_fits, prompt_tokens, response_text, response_tokens
 from karat.records import Turn
 
 TURNS = [Turn("user", "hi"), Turn("assistant", "yes"), Turn("user", "why?")]
@@ -56,3 +57,19 @@ def test_prompts_beyond_the_context_are_refused() -> None:
     check_fits([1] * 100, 28, 128)
     with pytest.raises(InputError, match=r"a prompt of 101 tokens .* at most 128 in all"):
         check_fits([1] * 101, 28, 128)
+
+
+def test_what_is_remembered_is_what_would_be_written_and_each_text_is_written_once(monkeypatch) -> None:
+    tokenizer = tiny_models.tiny_tokenizer("qwen3")
+    memory = TokenMemory(tokenizer, 7, most=2)
+    turns = (Turn("user", "How long is a day?"),)
+    assert memory.prompt(turns) == tuple(prompt_tokens(tokenizer, turns))
+    assert memory.response("A day.") == tuple(response_tokens(tokenizer, "A day.", 7))
+    with monkeypatch.context() as nothing_new:
+        nothing_new.setattr(chat, "prompt_tokens", None)
+        nothing_new.setattr(chat, "response_tokens", None)
+        assert memory.prompt((Turn("user", "How long is a day?"),))[:1] == memory.prompt(turns)[:1]
+        assert memory.response("A day.")[-1] == 7
+    for text in ("b", "c", "d"):
+        assert memory.response(text) == tuple(response_tokens(tokenizer, text, 7))
+        assert len(memory._responses) <= 2

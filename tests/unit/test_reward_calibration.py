@@ -12,7 +12,7 @@ from karat.choice import VoteBatch
 from karat.errors import InputError
 from karat.feedback_columns import Channel, FeedbackBatch, FeedbackParams, RatingBatch
 from karat.ratings import RatingParams
-from karat.reward.calibration import VoteModel, predicted_probs, slice_calibration, vote_nll
+from karat.reward.calibration import VoteModel, along_temperature, predicted_probs, slice_calibration, vote_nll
 from karat.reward.prediction import kind_calibration
 from karat.reward.raters import RaterPriors
 
@@ -50,6 +50,23 @@ def test_each_group_has_its_own_temperature():
             for t in (one.temperature, one.low, one.high)
         )
         assert [2 * (end - best) for end in ends] == pytest.approx([3.841459] * 2, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("priors", [RaterPriors(modelled=False), RaterPriors()])
+def test_between_its_points_a_likelihood_is_followed(priors):
+    scores, votes, _ = planted(200)
+    model = VoteModel(priors, (0.0,))
+    calls = []
+
+    def total_at(temperature: float) -> torch.Tensor:
+        calls.append(temperature)
+        return vote_nll(predicted_probs(scores, votes, model, temperature=temperature), votes).sum().unsqueeze(0)
+
+    followed = along_temperature(total_at)
+    assert len(calls) == 32
+    for temperature in (1 / 20, 0.06, 0.31, 1.0, 1.7, 5.0, 19.9, 20.0):
+        # 200 votes, each off by some 1e-7 nats
+        np.testing.assert_allclose(followed(temperature), total_at(temperature).numpy(), rtol=0, atol=2e-4)
 
 
 def test_a_small_slice_is_reported_without_a_temperature():

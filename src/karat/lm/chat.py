@@ -5,7 +5,7 @@ Knows tokenizers and turns; knows nothing about models or tensors.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -45,6 +45,32 @@ def response_tokens(tokenizer: PreTrainedTokenizerBase, text: str, eos_id: int) 
     """
     spaced = text if tokenizer.chat_template is not None or text[:1].isspace() else " " + text
     return [*tokenizer.encode(spaced, add_special_tokens=False, split_special_tokens=True), eos_id]
+
+
+class TokenMemory:
+    """Token ids of the prompts and responses of one tokenizer, each written once: checks score the same texts again."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_id: int, *, most: int = 100_000) -> None:
+        """Args: most: texts kept of either sort; the memory is emptied when it is full."""
+        self.tokenizer, self.eos_id, self.most = tokenizer, eos_id, most
+        self._prompts: dict[tuple[Turn, ...], tuple[int, ...]] = {}
+        self._responses: dict[str, tuple[int, ...]] = {}
+
+    def prompt(self, turns: tuple[Turn, ...]) -> tuple[int, ...]:
+        """`prompt_tokens`."""
+        return self._kept(self._prompts, turns, lambda: prompt_tokens(self.tokenizer, turns))
+
+    def response(self, text: str) -> tuple[int, ...]:
+        """`response_tokens`."""
+        return self._kept(self._responses, text, lambda: response_tokens(self.tokenizer, text, self.eos_id))
+
+    def _kept(self, known: dict, key: Hashable, make: Callable[[], list[int]]) -> tuple[int, ...]:
+        found = known.get(key)
+        if found is None:
+            if len(known) >= self.most:
+                known.clear()
+            found = known[key] = tuple(make())
+        return found
 
 
 def response_text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], eos_ids: Collection[int]) -> str:

@@ -27,7 +27,7 @@ from karat.reward.latents import LEAST_NOISE, LOG_GAIN_SD, RATING_GAIN, RATING_N
 from karat.reward.raters import RaterPriors
 from karat.reward.tastes import differences
 
-MAX_ROUNDS = 60
+MAX_ROUNDS = 500
 SETTLED = 1e-3
 """Relative change of noise over gain at which the raters count as found: a tenth of its error at 5,000 ratings."""
 MODE_TOLERANCE = 1e-4

@@ -20,7 +20,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from karat.errors import InputError
-from karat.lm.chat import check_fits, prompt_tokens, response_tokens
+from karat.lm.chat import TokenMemory, check_fits
 from karat.lm.load import LoadedEncoder, LoadedLM
 from karat.lm.logprobs import hidden_states, trunk_of
 from karat.lm.trees import Tree, pack_trees, padded_batch
@@ -76,20 +76,18 @@ class DecoderTrunk:
         self.adapted = isinstance(lm.model, PeftModel)
         self.width = int(lm.model.config.get_text_config().hidden_size)
         self.use_trees = use_trees
+        self.tokens = TokenMemory(lm.tokenizer, lm.eos_ids[0])
 
     def encode(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Encoded]:
         """Prompt by the chat template, response with the EOS that training and scoring share.
 
         Raises: InputError when prompt and response do not fit the context; nothing is cut off.
         """
-        cache: dict[str, tuple[int, ...]] = {}
         items = []
         for prompt, text in zip(prompts, texts, strict=True):
-            if prompt.id not in cache:
-                cache[prompt.id] = tuple(prompt_tokens(self.lm.tokenizer, prompt.turns))
-            response = tuple(response_tokens(self.lm.tokenizer, text, self.lm.eos_ids[0]))
-            check_fits(cache[prompt.id], len(response), self.lm.context_length)
-            items.append(Encoded(cache[prompt.id], response))
+            item = Encoded(self.tokens.prompt(prompt.turns), self.tokens.response(text))
+            check_fits(item.prompt, len(item.response), self.lm.context_length)
+            items.append(item)
         return items
 
     def features(self, items: Sequence[Encoded], *, token_budget: int) -> Float[Tensor, "N d"]:
