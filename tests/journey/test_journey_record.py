@@ -18,6 +18,9 @@ def test_a_finished_run_has_every_stage_its_summary_and_its_report(finished: Pat
         for figure in ("gold", "proxy", "kl", "length", "distinct", "win_rate"):
             assert {"value", "low", "high", "n", "method"} <= set(summary["policies"][policy][figure])
     assert {"value", "low", "high", "n", "method"} <= set(summary["ppo_minus_sft"]["gold"])
+    # a run of seconds holds back too few votes for its gate, which therefore was not passed
+    assert summary["gate"]["passed"] is False
+    assert "reward.held_out" in {finding["name"] for finding in summary["gate"]["findings"]}
     assert summary["unsafe"][0].startswith("allow_ungated_reward is set")
     assert next(iter(summary)) == "unsafe"
     assert (finished / "output.txt").read_text().startswith("UNSAFE: allow_ungated_reward is set")

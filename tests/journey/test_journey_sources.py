@@ -163,6 +163,7 @@ def test_a_reward_that_fails_its_gate_stops_before_the_policy(copied: Path, monk
     assert allowed.out.startswith("UNSAFE: allow_ungated_reward")
     summary = json.loads((run / "summary.json").read_text())
     assert summary["unsafe"]
+    assert summary["gate"]["passed"] is False
     assert "calibration fail" in allowed.out
     # refusing it afterwards does not wash the policy that is there
     assert "gate" in karat("run", "tiny.yaml", *options).complaint
@@ -198,6 +199,7 @@ def test_a_run_whose_reward_passes_its_gate_needs_no_permission(copied: Path, mo
     assert "UNSAFE" not in done.out
     summary = json.loads((run / "summary.json").read_text())
     assert not summary["unsafe"]
+    assert summary["gate"]["passed"] is True
     assert {"sft", "ppo"} <= set(summary["policies"])
     assert "allow_ungated_reward" not in (run / "report.html").read_text()
     found = {one["name"]: one["status"] for one in json.loads(manifests(run)["reward"])["findings"]}

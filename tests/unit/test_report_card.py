@@ -110,9 +110,12 @@ def test_summary_has_every_column_of_every_policy_and_says_what_is_not_measured(
     assert not (tmp_path / "bad.json").exists()
 
 
-@pytest.mark.parametrize(("status", "passed"), [("fail", False), ("pass", True), ("not measured", False)])
-def test_the_gate_passes_only_without_a_failure_and_with_a_measurement(status, passed: bool):
-    gate = [GATE, Finding("gate.praise", "?", status)] if status == "fail" else [Finding("gate.praise", "?", status)]
+@pytest.mark.parametrize("beside", [[], [GATE]])
+@pytest.mark.parametrize(
+    ("status", "passed"), [("fail", False), ("pass", True), ("info", True), ("warn", True), ("not measured", False)]
+)
+def test_the_gate_passes_only_without_a_failure_and_with_every_check_measured(beside, status, passed: bool):
+    gate = [*beside, Finding("gate.praise", "?", status)]
     content = summary({}, ppo_minus_sft={}, gate=gate, manifests=[], report="")
     assert content["gate"]["passed"] is passed
     nothing = summary({}, ppo_minus_sft={}, gate=[], manifests=[], report="")

@@ -212,7 +212,9 @@ def test_series_without_a_role_differ_in_colour_and_keep_it_across_panels():
 
 def test_the_head_counts_only_what_was_held_against_a_threshold():
     gate = tuple(Finding(f"gate.{status}", "?", status) for status in ("pass", "pass", "fail", "info"))
-    assert "2 of 3 passed" in Seen(render_page(ReportInput("demo", "t", findings=gate))).text
+    assert "<dd>2 of 3 passed</dd>" in render_page(ReportInput("demo", "t", findings=gate))
+    unmeasured = (*gate, Finding("gate.praise", "?", "not measured"))
+    assert "<dd>2 of 3 passed, 1 not measured</dd>" in render_page(ReportInput("demo", "t", findings=unmeasured))
 
 
 def test_the_atlas_shows_each_cells_responses_and_lets_the_measure_be_chosen():

@@ -12,7 +12,7 @@ from karat.evaluate.table import names_in_order
 from karat.ledger.manifest import Manifest, read_manifests
 from karat.pipeline.data import read_rows
 from karat.pipeline.stages import findings_of
-from karat.records import Estimate
+from karat.records import Estimate, Finding
 from karat.report.card import CardInput, Fact, audit_card, summary, write_summary
 from karat.report.figures import AtlasCell, Bin, Panel, Role, Series
 from karat.report.page import (
@@ -24,6 +24,7 @@ from karat.report.page import (
     SampleShown,
     write_page,
 )
+from karat.reward.gate import OWN, gate_checks
 
 REPORT = "report.html"
 TITLES = {
@@ -65,7 +66,7 @@ def write_report(directory: Path) -> dict[str, Any]:
         content.policies,
         ppo_minus_sft={"gold": content.difference} if content.difference else {},
         optimised=content.difference_of,
-        gate=[finding for finding in content.findings if finding.name.startswith("gate.")],
+        gate=_gate(content),
         manifests=manifests,
         report=REPORT,
         unsafe=content.unsafe,
@@ -78,6 +79,12 @@ def write_report(directory: Path) -> dict[str, Any]:
     )
     write_summary(directory / "summary.json", result)
     return {**result, "directory": str(directory)}
+
+
+def _gate(content: ReportInput) -> list[Finding]:
+    """What refuses a reward, as the river asks it before a policy; nothing where no gate was held."""
+    held = any(finding.name.startswith(OWN) for finding in content.findings)
+    return gate_checks(content.findings) if held else []
 
 
 def report_input(directory: Path, title: str, unsafe: Sequence[str], manifests: Sequence[Manifest]) -> ReportInput:

@@ -218,6 +218,7 @@ def summary(
             for every policy, "not measured" where nothing was given; further columns are kept.
         ppo_minus_sft: column → Estimate of the paired difference.
         optimised: which policy that is; the key is `<optimised>_minus_sft`.
+        gate: everything that may refuse the reward; it passed where none of it failed and all of it was measured.
         report: path of the report, relative to the run.
         extra: further top-level keys (run, seed, held-out figures of the reward …).
     """
@@ -229,7 +230,7 @@ def summary(
             name: estimate_fields(value) for name, value in ({"gold": None} | dict(ppo_minus_sft)).items()
         },
         "gate": {
-            "passed": _worst([finding.status for finding in gate]) in ("pass", "info", "warn") if gate else None,
+            "passed": not {finding.status for finding in gate} & {"fail", NOT_MEASURED} if gate else None,
             "findings": [_finding(finding) for finding in gate],
         },
         "stages": {manifest.stage: {"seconds": manifest.seconds, "id": manifest.id} for manifest in manifests},
