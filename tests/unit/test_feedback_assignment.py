@@ -408,7 +408,7 @@ def test_the_queue_is_found_by_its_index(tmp_path):
     store = open_store(tmp_path / "k.db")
     with store.connection() as connection:
         for state, index in (("open", "tasks_open"), ("held", "tasks_held")):
-            question = leases._queue_question(state, False, False).params(who="r", audience="annotator", now=1.0)
+            question = leases._queue_question(state, False, False, False).params(who="r", audience="annotator", now=1.0)
             plain = question.compile(dialect=connection.dialect, compile_kwargs={"literal_binds": True})
             plan = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {plain}")]
             assert f"USING INDEX {index} (state=? AND audience=?" in plan[0]
@@ -432,7 +432,9 @@ def test_postgresql_walks_the_open_tasks_and_not_every_task_ever_answered(postgr
                 connection.exec_driver_sql("ANALYZE")
             else:
                 connection.exec_driver_sql(f"INSERT INTO tasks ({columns}) {rows}")
-            question = leases._queue_question("open", False, False, "skip").params(who="r0", audience="annotator")
+            question = leases._queue_question("open", False, False, False, "skip").params(
+                who="r0", audience="annotator"
+            )
             plain = question.compile(dialect=connection.dialect, compile_kwargs={"literal_binds": True})
             plan = "\n".join(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {plain}"))
         assert "Index Scan using tasks_open" in plan, plan

@@ -14,7 +14,7 @@ from karat.feedback.snapshot import read_snapshot, write_snapshot
 from karat.feedback.work import adjudication, assignment, checks
 from karat.feedback.work.check_answers import repeat_pairs
 from karat.feedback.work.matching import agreed, gist, is_right, same_answer
-from karat.feedback.work.turns import check_of_turn
+from karat.feedback.work.turns import turn_of
 from karat.records import Annotator, Response, Task, user_prompt
 
 A = {"level": 2, "n_levels": 3}
@@ -139,6 +139,26 @@ def test_what_a_rater_has_met_as_work_never_comes_as_gold(store):
     assert {task.id for task in work(store, "r1", 10) if task.id in hidden} == {task.id for task in gold}
 
 
+def test_what_a_rater_has_had_as_gold_never_comes_as_work(store):
+    """Judged or skipped as gold, in use or retired since, with the responses the other way round: a third is no other."""
+    first, turned, third, *others = [task for task in store.tasks() if task.batch == "main"]
+    other_way = dataclasses.replace(turned, response_ids=turned.response_ids[::-1])
+    gold = checks.add_gold(store, [(first, A), (other_way, A)], version="1")
+    only(store, gold_rate=0.999999)
+    offer = assignment.next_work(store, "r0", now=1.0)
+    assert offer.lease.task.id in {task.id for task in gold}
+    assignment.skip(store, offer.lease.id, "r0", reason="hard", now=1.0)
+    assert [task.id in {one.id for one in gold} for task in work(store, "r0", 1)] == [True]
+    checks.retire(store, [gold[0].id], now=2.0)
+    only(store)
+    assert [task.id for task in work(store, "r0", 1)] == [third.id]
+    assert [task.id for task in work(store, "r1", 3)] == [first.id, turned.id, third.id]
+    assignment.pull(store, [task.id for task in others], by="a", reason="a short test", now=2.0)
+    assert assignment.next_work(store, "r0", now=3.0).reason == "nothing left"
+    only(store, gold_rate=0.999999)
+    assert assignment.next_work(store, "r0", now=3.0).reason == "nothing left"
+
+
 def test_without_work_there_is_no_gold(store):
     checks.add_gold(store, [(task, A) for task in store.tasks()[:12]], version="1")
     only(store, gold_rate=0.999999)
@@ -164,7 +184,7 @@ def test_the_rate_of_gold_is_kept(store):
     gold = {task.id for task in checks.add_gold(store, [(task, A) for task in store.tasks()[:5]], version="1")}
     rates = ProjectSettings(gold_rate=0.3, repeat_rate=0.0)
     with store.connection(write=True) as connection:
-        found = [check_of_turn(connection, f"rater {i}", rates, b"key") for i in range(400)]
+        found = [turn_of(connection, f"rater {i}", rates, b"key").check for i in range(400)]
     n = Counter(row.id for row in found if row is not None)
     # 120 expected, standard deviation 9.2; each item a fifth of them
     assert 90 < n.total() < 150

@@ -8,7 +8,7 @@ a judgement says, about clocks (the time is an argument) or about how a transact
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,9 @@ from karat.feedback.openings import (
     LAPSED,
     OPEN,
     PULLED,
+    Asked,
     State,
+    asked_of,
     in_state,
     locked_rows,
     open_to,
@@ -125,7 +127,7 @@ def first_open(connection: Connection, annotator: str, *, now: float, lease_s: f
     """A lease on a task whose last lease ran out, else on the first task by seq that needs answers, else None.
 
     Args:
-        queue: `audience`, `batch` and `barred` of `peek_open`.
+        queue: `audience`, `batch`, `barred` and `met` of `peek_open`.
     """
     while (row := peek_open(connection, annotator, now=now, **queue)) is not None:
         if lease := grant(connection, row, annotator, now=now, lease_s=lease_s):
@@ -142,18 +144,26 @@ def peek_open(
     audience: str = "annotator",
     batch: str | None = None,
     barred: Sequence[str] = (),
+    met: Collection[Asked] = (),
 ) -> Any:
     """The row of the task that `first_open` tries, locked but not leased.
 
     Args:
         audience: whose tasks.    barred: Question.ids that this rater is not to see now.
+        met: what she is not to be asked, because she was asked it in another form.
     """
     asked: dict[str, Any] = {"who": annotator, "audience": audience}
     if batch is not None:
         asked["batch"] = batch
     if barred:
         asked["barred"] = list(barred)
-    optional = (batch is not None, bool(barred))
+    while (row := _peek(connection, asked, now)) is not None and asked_of(row) in met:
+        asked["passed"] = [*asked.get("passed", ()), row.id]  # seldom: only what stands first in the queue
+    return row
+
+
+def _peek(connection: Connection, asked: dict[str, Any], now: float) -> Any:
+    optional = ("batch" in asked, "barred" in asked, "passed" in asked)
     # raters pass each other on PostgreSQL, but nobody goes empty-handed for a moment's lock
     for lock in ("",) if connection.dialect.name == "sqlite" else ("skip", "wait"):
         for state, more in ((HELD, {"now": now}), (OPEN, {})):
@@ -167,7 +177,7 @@ def peek_open(
 
 
 @functools.cache
-def _queue_question(state: str, has_batch: bool, has_barred: bool, lock: str = "") -> sa.Select:
+def _queue_question(state: str, has_batch: bool, has_barred: bool, has_passed: bool, lock: str = "") -> sa.Select:
     """The first open task, or the held task that has been free for longest; built once for each shape."""
     who = bindparam("who", type_=sa.String)
     done = select(assignments.c.task_id).where(
@@ -186,6 +196,8 @@ def _queue_question(state: str, has_batch: bool, has_barred: bool, lock: str = "
         question = question.where(tasks.c.batch == bindparam("batch"))
     if has_barred:
         question = question.where(tasks.c.question.not_in(bindparam("barred", expanding=True)))
+    if has_passed:
+        question = question.where(tasks.c.id.not_in(bindparam("passed", expanding=True)))
     if state == HELD:
         question = question.where(tasks.c.free_at <= bindparam("now")).order_by(tasks.c.free_at)
     elif lock:
@@ -195,7 +207,7 @@ def _queue_question(state: str, has_batch: bool, has_barred: bool, lock: str = "
 
 
 _QUEUE = {
-    (state, lock): Prepared(_queue_question(state, False, False, lock))
+    (state, lock): Prepared(_queue_question(state, False, False, False, lock))
     for state in (HELD, OPEN)
     for lock in ("", "skip", "wait")
 }

@@ -29,6 +29,15 @@ LAPSED = 0.0
 """Expiry of a lease whose place somebody else was given: no heartbeat brings it back, its answer is late."""
 
 
+Asked = tuple[str, ...]
+"""What a task asks, whatever its batch and the order of its responses: prompt, kind and responses."""
+
+
+def asked_of(row: Any) -> Asked:
+    """What a row with these columns of a task asks: equal for two tasks that a rater would take for one."""
+    return (row.prompt_id, row.kind, *sorted(json.loads(row.response_ids)))
+
+
 def in_state(state: str) -> sa.ColumnElement[bool]:
     """That a task is in a state, so that PostgreSQL walks the index of that state where rows are ordered by state first.
 

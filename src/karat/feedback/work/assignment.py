@@ -32,7 +32,7 @@ from karat.feedback.work.rates import paid, rates
 from karat.feedback.work.requeue import log_queue
 from karat.feedback.work.requeue import pull as pull
 from karat.feedback.work.requeue import reissue as reissue
-from karat.feedback.work.turns import check_of_turn
+from karat.feedback.work.turns import Turn, turn_of
 from karat.records import Task
 
 Reason = Literal[
@@ -173,16 +173,17 @@ def _offer(connection: Connection, rater: _Rater, key: bytes, *, now: float) -> 
         lease, passed = _qualification_item(connection, rater, rater.qualification, key, now=now)
         if not passed:
             return lease, "work" if lease is not None else "not qualified"
-    check = None
+    turn = Turn(None, frozenset())
     if rater.audience == "annotator":
-        check = check_of_turn(connection, who, rater.settings, key, barred=rater.barred)
-    queue = {"audience": rater.audience, "barred": rater.barred}
-    if check is None:
-        lease = leases.first_open(connection, who, now=now, lease_s=lease_s, **queue)
+        turn = turn_of(connection, who, rater.settings, key, barred=rater.barred)
+    queue = {"audience": rater.audience, "met": turn.had}
+    now_open = queue | {"barred": rater.barred}
+    if turn.check is None:
+        lease = leases.first_open(connection, who, now=now, lease_s=lease_s, **now_open)
     else:
-        hidden = leases.peek_open(connection, who, now=now, **queue)
-        lease = leases.grant(connection, check, who, now=now, lease_s=lease_s) if hidden is not None else None
-    if lease is None and rater.barred and leases.peek_open(connection, who, now=now, audience=rater.audience):
+        hidden = leases.peek_open(connection, who, now=now, **now_open)
+        lease = leases.grant(connection, turn.check, who, now=now, lease_s=lease_s) if hidden is not None else None
+    if lease is None and rater.barred and leases.peek_open(connection, who, now=now, **queue):
         return None, "exposure"
     return lease, "work" if lease is not None else "nothing left"
 

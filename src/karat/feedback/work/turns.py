@@ -1,4 +1,4 @@
-"""Whether a rater's turn brings a silent check, and which.
+"""Whether a rater's turn brings a silent check, and which; and which work she is not to be asked for having had it as gold.
 
 Decided by a keyed hash of rater and turn, never by a clock; every turn asks the database for a gold item and for a
 repeat, whichever it then hands out, so that the time a page takes tells as little as its form. Knows checks and the
@@ -7,16 +7,16 @@ rates of the settings; knows nothing about leases.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, literal, select, union_all
+from sqlalchemy import Connection, bindparam, false, func, literal, or_, select, union_all
 
 from karat.feedback import people_tables as people
 from karat.feedback.documents import ProjectSettings
 from karat.feedback.keys import keyed_fraction
-from karat.feedback.openings import CHECK
+from karat.feedback.openings import CHECK, Asked, asked_of
 from karat.feedback.prepared import Prepared
 from karat.feedback.schema import assignments, judgements, tasks
 from karat.feedback.work import checks
@@ -49,16 +49,17 @@ _GOLD_PROMPTS = (
     .where(people.checks.c.purpose == checks.GOLD, people.checks.c.retired_at.is_(None))
 )
 _NOT_GOLD = literal("").label("id")
-# gold items that she has not had, and (with no id) what she has judged or skipped about the same prompts
-_UNSEEN = Prepared(
+_NOT_HAD = false().label("had")
+# gold items in use or that she has had, and (with no id) what she has judged or skipped about the same prompts
+_GOLD = Prepared(
     union_all(
-        select(tasks.c.id, tasks.c.question, tasks.c.prompt_id, tasks.c.response_ids, tasks.c.kind)
+        select(tasks.c.id, tasks.c.question, tasks.c.prompt_id, tasks.c.response_ids, tasks.c.kind, _DONE.label("had"))
         .join(people.checks, people.checks.c.task_id == tasks.c.id)
-        .where(people.checks.c.purpose == checks.GOLD, people.checks.c.retired_at.is_(None), ~_DONE),
-        select(_NOT_GOLD, _NOT_GOLD, judgements.c.prompt_id, judgements.c.response_ids, judgements.c.kind).where(
-            judgements.c.annotator == bindparam("who"), judgements.c.prompt_id.in_(_GOLD_PROMPTS)
-        ),
-        select(_NOT_GOLD, _NOT_GOLD, _ASKED.c.prompt_id, _ASKED.c.response_ids, _ASKED.c.kind)
+        .where(people.checks.c.purpose == checks.GOLD, or_(people.checks.c.retired_at.is_(None), _DONE)),
+        select(
+            _NOT_GOLD, _NOT_GOLD, judgements.c.prompt_id, judgements.c.response_ids, judgements.c.kind, _NOT_HAD
+        ).where(judgements.c.annotator == bindparam("who"), judgements.c.prompt_id.in_(_GOLD_PROMPTS)),
+        select(_NOT_GOLD, _NOT_GOLD, _ASKED.c.prompt_id, _ASKED.c.response_ids, _ASKED.c.kind, _NOT_HAD)
         .join(assignments, assignments.c.task_id == _ASKED.c.id)
         .where(assignments.c.annotator == bindparam("who"), assignments.c.state == "skipped"),
     ).order_by("id")
@@ -79,10 +80,20 @@ _GIVEN = Prepared(
 )
 
 
-def check_of_turn(
+@dataclass(frozen=True)
+class Turn:
+    """What a rater's turn brings."""
+
+    check: Any
+    """The row of a gold item or repeat; None = it brings work."""
+    had: frozenset[Asked]
+    """What she was asked as gold, retired or not: work that equals it would tell her that one of them was a check."""
+
+
+def turn_of(
     connection: Connection, annotator: str, settings: ProjectSettings, key: bytes, *, barred: Sequence[str] = ()
-) -> Any:
-    """The row of the gold item or repeat that this turn of a rater brings; None = it brings work.
+) -> Turn:
+    """What this turn of a rater brings.
 
     A turn is how many tasks she has answered or skipped: asking again does not change what comes.
 
@@ -92,30 +103,30 @@ def check_of_turn(
     counts = _COUNTS.first(connection, who=annotator)
     assert counts is not None
     turn = counts.n_turns
-    gold = _gold(connection, annotator, keyed_fraction(key, "gold", annotator, turn), barred)
+    gold, had = _gold(connection, annotator, keyed_fraction(key, "gold", annotator, turn), barred)
     again = _repeat(connection, annotator, counts.n_given - settings.repeat_gap, (key, turn), barred)
     drawn = keyed_fraction(key, "turn", annotator, turn)
     if drawn < settings.gold_rate:
-        return gold
+        return Turn(gold, had)
     if again is None or drawn >= settings.gold_rate + settings.repeat_rate:
-        return None
+        return Turn(None, had)
     if isinstance(again, Task):
         checks.write_repeat(connection, again)
-        return _TASK.first(connection, task=again.id)
-    return again
+        return Turn(_TASK.first(connection, task=again.id), had)
+    return Turn(again, had)
 
 
-def _gold(connection: Connection, annotator: str, fraction: float, barred: Sequence[str]) -> Any:
-    """A gold item in use whose question this rater has not met, not even as work, each with the same chance."""
-    rows = [
-        (row, (row.prompt_id, row.kind, *sorted(json.loads(row.response_ids))))
-        for row in _UNSEEN.all(connection, who=annotator)
-    ]
-    met = {asked for row, asked in rows if not row.id}
+def _gold(
+    connection: Connection, annotator: str, fraction: float, barred: Sequence[str]
+) -> tuple[Any, frozenset[Asked]]:
+    """A gold item in use whose question this rater has not met, each with the same chance, and what she had as gold."""
+    rows = [(row, asked_of(row)) for row in _GOLD.all(connection, who=annotator)]
+    met = {asked for row, asked in rows if not row.id or row.had}
+    had = frozenset(asked for row, asked in rows if row.had)
     unseen = [row.id for row, asked in rows if row.id and row.question not in barred and asked not in met]
     if not unseen:
-        return None
-    return _TASK.first(connection, task=unseen[int(fraction * len(unseen))])
+        return None, had
+    return _TASK.first(connection, task=unseen[int(fraction * len(unseen))]), had
 
 
 def _repeat(connection: Connection, annotator: str, n: int, drawing: tuple[bytes, int], barred: Sequence[str]) -> Any:
