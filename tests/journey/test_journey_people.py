@@ -126,6 +126,11 @@ def test_waiting_ends_when_what_is_missing_was_pulled(tmp_path):
         ({"collect": {"overlap": 2, "people": 1}}, "leave `people` out"),
         ({"collect": {"overlap": 2, "people": 3}}, "expected 0 … 2, the overlap"),
         ({"sandbox": {}}, "found sandbox and people"),
+        ({"pluralism": {"target": {"group": {"a": 0.4, "b": 0.6}}}}, "what they say on their page never enters a run"),
+        (
+            {"pluralism": {"jury": {"a": 0.4, "b": 0.6}}},
+            "expected neither, and `karat quality STORE --population FILE`",
+        ),
     ],
 )
 def test_a_configuration_that_cannot_be_is_one_line(tmp_path, changes, message):

@@ -9,6 +9,7 @@ import pytest
 
 from feedback_cases import small_store, vote
 from karat.errors import LedgerError, StoreError
+from karat.feedback.people import care
 from karat.feedback.schema import UNKNOWN_ANNOTATOR
 from karat.feedback.snapshot import read_snapshot, write_snapshot
 from karat.records import Annotator, vote_of
@@ -39,6 +40,15 @@ def test_the_same_judgements_give_the_same_bytes_in_any_order(tmp_path):
     assert len(files) == 8
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_nothing_that_raters_say_about_themselves_is_in_a_snapshot(tmp_path):
+    store = small_store(tmp_path / "k.db")
+    store.submit(vote(store.tasks()[0], "r0"))
+    care.save_demographics(store, "r0", {"gender": "a-word-of-hers"}, consent="v1", now=1.0)
+    snapshot = write_snapshot(store, tmp_path / "snap")
+    assert snapshot.annotators["r0"].group is None
+    assert not [path for path in (tmp_path / "snap").iterdir() if b"a-word-of-hers" in path.read_bytes()]
 
 
 def test_missing_answers_are_kept_apart_and_counted(tmp_path):

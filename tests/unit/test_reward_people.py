@@ -197,6 +197,8 @@ def test_too_few_votes_make_no_population():
         PluralismConfig(n_features=0)
     with pytest.raises(ConfigError, match="jury: found"):
         PluralismConfig(jury={"left": -1.0})
+    with pytest.raises(ConfigError, match=r"found the field 'age'; expected only `group`.*karat quality --population"):
+        PluralismConfig(target={"group": {"left": 0.5, "right": 0.5}, "age": {"18–24": 1.0}})
 
 
 def test_feature_map_is_white_within_prompts():

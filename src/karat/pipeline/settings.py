@@ -292,6 +292,11 @@ class RunConfig:
                 f"collect: found people={self.collect.people} with overlap={self.collect.overlap}; a run of `people` has "
                 "no other raters: leave `people` out, or set both to the same number"
             )
+        if self.people is not None and (self.pluralism.target or self.pluralism.jury):
+            raise ConfigError(
+                "pluralism: found a target or jury in a run of `people`, who declare no group: what they say on their page "
+                "never enters a run; expected neither, and `karat quality STORE --population FILE`"
+            )
         if self.sandbox is None and self.collect.n_step_marks + self.collect.n_span_marks:
             raise ConfigError(
                 "collect: found n_step_marks or n_span_marks without `sandbox`; its raters alone give them"

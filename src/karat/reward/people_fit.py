@@ -61,8 +61,7 @@ class PluralismConfig:
     n_jurors: int = N_JURORS
     """Seats of the jury."""
     target: dict[str, dict[str, float]] | None = None
-    """Target population, field → category → share, for the raked fit; the field `group` is the declared group. None =
-    no raked fit."""
+    """Target population, {"group": {declared group: share}}, for the raked fit; None = no raked fit."""
     floors: dict[str, float] = field(default_factory=dict)
     """Objective → lowest acceptable score: what no personal taste may override."""
     principles: tuple[str, ...] = ()
@@ -72,6 +71,11 @@ class PluralismConfig:
         if self.n_features < 1 or self.max_rank < 0 or self.max_kinds < 1 or self.n_starts < 1 or self.n_jurors < 1:
             raise ConfigError(
                 f"pluralism: found {self}; expected n_features, max_kinds, n_starts, n_jurors ≥ 1, rank ≥ 0"
+            )
+        if strange := sorted(set(self.target or {}) - {"group"}):
+            raise ConfigError(
+                f"pluralism.target: found the field {strange[0]!r}; expected only `group`, which a votes file declares: "
+                "what raters say on their page is read by `karat quality --population` alone"
             )
         if self.jury is not None:
             JuryComposition(self.jury, self.n_jurors)
