@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from karat.errors import InputError
 from karat.feedback_columns import RatingBatch
 from karat.ratings import RatingParams, rating_loglik
 from karat.reward.last_layer import comparison_observations, fit_last_layer
-from karat.reward.rated_layer import fit_rated_layer, rating_observations
+from karat.reward.rated_layer import _settled, fit_rated_layer, rating_observations
 from karat.reward.raters import RaterPriors
 
 N_RATERS, D = 6, 8
@@ -132,3 +133,17 @@ def test_what_does_not_fit_is_named():
 
 def _first(ratings, n):
     return RatingBatch(ratings.response[:n], ratings.value[:n], ratings.annotator[:n])
+
+
+@pytest.mark.parametrize(
+    ("earlier", "before", "noise", "settled"),
+    [
+        (math.nan, math.nan, 2.0, False),
+        (1.0, 2.0, 2.001, True),
+        (2.8793, 2.8754, 2.8793, True),  # two searches that answer each other
+        (2.0, 2.5, 2.0, False),
+        (2.0, 2.02, 2.04, False),
+    ],
+)
+def test_noise_is_found_when_it_stands_still_or_swings_a_little(earlier, before, noise, settled):
+    assert _settled(earlier, before, noise) is settled

@@ -36,8 +36,9 @@ from transformers.utils import logging as transformers_logging
 
 from karat.errors import CheckpointError, InputError
 from karat.lm.attention import NAME as TREE_ATTENTION
+from karat.lm.final_block import try_alone
 from karat.lm.kernels import use_fast_kernels
-from karat.lm.logprobs import hidden_states, token_logprobs
+from karat.lm.logprobs import hidden_at, hidden_states, token_logprobs, trunk_of
 from karat.lm.trees import Tree, pack_trees, padded_batch
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
@@ -292,7 +293,7 @@ def _probe(lm: LoadedLM, attention: Attention) -> None:
     n_vocabulary = lm.model.get_input_embeddings().weight.shape[0]
     ids = [(7 * i + 3) % n_vocabulary for i in range(9)]
     tree = Tree(tuple(ids[:4]), (tuple(ids[4:7]), tuple(ids[7:])))
-    device = lm.model.device
+    device, most = lm.model.device, PROBE_TOLERANCE.get(lm.model.dtype, 5e-2)
     try:
         with torch.no_grad():
             batch = padded_batch([tree], lm.pad_id).to(device)
@@ -304,6 +305,7 @@ def _probe(lm: LoadedLM, attention: Attention) -> None:
             logits = output.logits.flatten(0, 1).index_select(0, batch.predict_index)
             wide = logits if logits.dtype == torch.float64 else logits.float()
             _agree(lm, "log-probabilities", found, wide.log_softmax(-1).gather(1, batch.target_ids[:, None])[:, 0])
+            try_alone(trunk_of(lm.model), lambda: _gap(hidden_at(lm.model, batch, batch.predict_index), hidden), most)
             if attention == "tree":
                 packed = pack_trees([tree], token_budget=tree.n_tokens)[0].to(device)
                 by_tree = hidden_states(lm.model, packed).index_select(0, packed.predict_index)
@@ -314,9 +316,13 @@ def _probe(lm: LoadedLM, attention: Attention) -> None:
         raise CheckpointError(f"{lm.path}: unsupported kind: {_first_line(error)}") from error
 
 
+def _gap(found: Tensor, expected: Tensor) -> float:
+    """Largest difference beside the largest number expected."""
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+
+
 def _agree(lm: LoadedLM, what: str, found: Tensor, expected: Tensor) -> None:
-    tolerance = PROBE_TOLERANCE.get(lm.model.dtype, 5e-2)
-    gap = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+    tolerance, gap = PROBE_TOLERANCE.get(lm.model.dtype, 5e-2), _gap(found, expected)
     if not gap <= tolerance:
         raise CheckpointError(
             f"{lm.path}: unsupported kind: {what} of {type(lm.model).__name__} differ by {gap:.1e} from the model's "

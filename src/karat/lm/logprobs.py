@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from karat.errors import InputError
 from karat.lm.attention import tree_layout
+from karat.lm.final_block import only_rows
 from karat.lm.kernels import linear, matmul
 from karat.lm.trees import Batch, TreeBatch
 
@@ -69,6 +70,17 @@ def hidden_states(model: nn.Module, batch: Batch) -> Float[Tensor, "L d"]:
     return output.last_hidden_state.flatten(0, 1)
 
 
+def hidden_at(model: nn.Module, batch: Batch, rows: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
+    """`hidden_states` at some flat positions, in the order given; the last block is computed only there.
+
+    Args:
+        rows: positions of the flattened batch; they may repeat.
+    """
+    with only_rows(trunk_of(model), rows, batch.input_ids.shape):
+        hidden = hidden_states(model, batch)
+    return hidden.index_select(0, rows.to(hidden.device))
+
+
 def response_logprobs(
     model: nn.Module,
     batch: Batch,
@@ -85,7 +97,7 @@ def response_logprobs(
         chunk_rows: logit rows made at a time; None = as many as make 16 MB. Changes memory, not results.
         with_entropy: also the entropy of each distribution.    with_hidden: also the hidden states behind them.
     """
-    hidden = hidden_states(model, batch).index_select(0, batch.predict_index)
+    hidden = hidden_at(model, batch, batch.predict_index)
     logprobs, entropy = token_logprobs(
         model, hidden, batch.target_ids, temperature=temperature, chunk_rows=chunk_rows, with_entropy=with_entropy
     )

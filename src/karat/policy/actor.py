@@ -20,7 +20,7 @@ from karat.lm.heads import ScalarHead
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import (
     CHUNK_NUMBERS,
-    hidden_states,
+    hidden_at,
     response_logprobs,
     token_logprobs,
     trunk_of,
@@ -116,23 +116,26 @@ def token_scores(
     Args:
         temperature: that of the sampler.    with_last: also the value after each branch's last token.
     """
-    hidden = hidden_states(actor.lm.model, batch)
-    predicting = hidden.index_select(0, batch.predict_index)
+    both = torch.cat([batch.predict_index, batch.last_index])
+    hidden = hidden_at(actor.lm.model, batch, both if with_last and actor.critic is None else batch.predict_index)
+    predicting = hidden[: len(batch.predict_index)]
     logprobs, entropy = token_logprobs(
         actor.lm.model, predicting, batch.target_ids, temperature=temperature, with_entropy=with_entropy
     )
-    seen = hidden if actor.critic is None else hidden_states(actor.critic, batch)
-    last = head_values(actor, seen.index_select(0, batch.last_index)) if with_last else None
-    values = head_values(actor, predicting if actor.critic is None else seen.index_select(0, batch.predict_index))
+    seen = (
+        hidden if actor.critic is None else hidden_at(actor.critic, batch, both if with_last else batch.predict_index)
+    )
+    values = head_values(actor, seen[: len(batch.predict_index)])
+    last = head_values(actor, seen[len(batch.predict_index) :]) if with_last else None
     return TokenScores(logprobs, values, entropy, last)
 
 
 def token_values(actor: ActorCritic, batch: TreeBatch) -> Float[Tensor, " n"]:
     """Values alone, without logits. A shared trunk gets no gradient from here: this is for the critic's warm-up."""
     if actor.critic is not None:
-        return head_values(actor, hidden_states(actor.critic, batch).index_select(0, batch.predict_index))
+        return head_values(actor, hidden_at(actor.critic, batch, batch.predict_index))
     with torch.no_grad():
-        hidden = hidden_states(actor.lm.model, batch).index_select(0, batch.predict_index)
+        hidden = hidden_at(actor.lm.model, batch, batch.predict_index)
     return head_values(actor, hidden)
 
 
@@ -153,7 +156,7 @@ def exact_kl(actor: ActorCritic | Policy, batch: TreeBatch, *, temperature: floa
     rows = max(16, CHUNK_NUMBERS // actor.lm.model.get_input_embeddings().weight.shape[0])
 
     def predicting(model: nn.Module) -> Float[Tensor, "n d"]:
-        return hidden_states(model, batch).index_select(0, batch.predict_index)
+        return hidden_at(model, batch, batch.predict_index)
 
     with torch.no_grad():
         mine = predicting(actor.lm.model)

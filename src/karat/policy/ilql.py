@@ -19,7 +19,7 @@ from karat.errors import CheckpointError, InputError
 from karat.lm import parallel
 from karat.lm.adapters import merged
 from karat.lm.load import LoadedLM
-from karat.lm.logprobs import head_of, hidden_states, token_logprobs, trunk_of
+from karat.lm.logprobs import head_of, hidden_at, token_logprobs, trunk_of
 from karat.lm.loop import Reporter, TrainState, linear_warmup_decay, optimiser_step
 from karat.lm.losses import token_nll
 from karat.lm.trees import Tree, TreeBatch
@@ -157,8 +157,7 @@ def q_losses(
     names = [f"ilql/{part}" for part in ("q", "v", "conservative", "nll", "value_mean")]
     figures.update(dict.fromkeys(names, 0.0) | {"data/n_tokens": float(n_tokens)})
     for batch in my_batches(trees, config.token_budget, lm.model.device):
-        hidden = hidden_states(lm.model, batch)
-        predicting = hidden.index_select(0, batch.predict_index)
+        predicting = hidden_at(lm.model, batch, batch.predict_index)
         wide = predicting.float()
         values = heads.v(wide).squeeze(1)
         found = implicit_q_losses(

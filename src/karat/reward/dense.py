@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from karat.errors import CheckpointError, InputError
-from karat.lm.logprobs import hidden_states
+from karat.lm.logprobs import hidden_at
 from karat.lm.trees import Tree, padded_batch
 from karat.ratings import ordinal_logprobs
 from karat.records import DenseScoreFn, Prompt, Response
@@ -178,9 +178,9 @@ def token_features(trunk: DecoderTrunk, prompts: Sequence[Prompt], texts: Sequen
     trunk.module.eval()
     found = []
     for item in trunk.encode(prompts, texts):
-        hidden = hidden_states(trunk.lm.model, padded_batch([Tree(item.prompt, (item.response,))], trunk.lm.pad_id))
-        start = len(item.prompt)
-        found.append(hidden[start : start + len(item.response)].float().cpu())
+        batch = padded_batch([Tree(item.prompt, (item.response,))], trunk.lm.pad_id)
+        rows = torch.arange(len(item.prompt), item.n_tokens)
+        found.append(hidden_at(trunk.lm.model, batch, rows).float().cpu())
     return found
 
 

@@ -27,9 +27,12 @@ from karat.reward.latents import LEAST_NOISE, LOG_GAIN_SD, RATING_GAIN, RATING_N
 from karat.reward.raters import RaterPriors
 from karat.reward.tastes import differences
 
-MAX_ROUNDS = 500
+MAX_ROUNDS = 100
 SETTLED = 1e-3
 """Relative change of noise over gain at which the raters count as found: a tenth of its error at 5,000 ratings."""
+MOST_SWING = 2e-2
+"""Relative distance between two values of the noise that take turns for ever, at which that counts as found too: the
+scale of few comparisons is looked for beside the weights, and the two searches may answer each other."""
 MODE_TOLERANCE = 1e-4
 N_NODES = 5
 """Gauss–Hermite; log P of a comparison is smooth, and nearly straight in its tails."""
@@ -108,7 +111,7 @@ def fit_rated_layer(
         raise InputError(f"rated layer: found raters {who.min()} … {who.max()}; expected 0 … {n_raters - 1}")
     free_gain = any(len(one) for one in comparisons)
     params, gain = (start.params, start.gain) if start else _typical(ratings, n_raters)
-    w, noise = start.posterior.mean if start else None, math.nan
+    w, noises = start.posterior.mean if start else None, [math.nan, math.nan]
     rated = ratings.response.numpy()
     for _ in range(MAX_ROUNDS):
         answers = [*comparisons, *([rating_observations(ratings, params)] if len(who) else [])]
@@ -119,17 +122,23 @@ def fit_rated_layer(
         scores, variance = features[rated] @ w, posterior.variance(features[rated])
         value = ratings.value.double().numpy()
         params, gain = _raters(value, scores, variance, who, params, gain, priors, free_gain=free_gain)
-        before, noise = noise, float(params.sd[0]) / gain
-        if abs(noise - before) <= SETTLED * noise:
+        noises.append(float(params.sd[0]) / gain)
+        if _settled(*noises[-3:]):
             return RatedLayer(posterior, params, gain)
         # few comparisons hold the scale loosely, and turns alone would creep along it
         factor = _scale(features, posterior, comparisons, gain) if free_gain else 1.0
         gain, w = gain / factor, w * factor
         params = RatingParams(params.offset, params.gain / factor, params.sd)
     raise ConvergenceError(
-        f"rated layer: the noise of ratings did not settle in {MAX_ROUNDS} rounds (last {before:.4g}, {noise:.4g} logits); "
+        f"rated layer: the noise of ratings did not settle in {MAX_ROUNDS} rounds (last {noises[-2]:.4g}, {noises[-1]:.4g} logits); "
         "give more comparisons, which fix the scale"
     )
+
+
+def _settled(earlier: float, before: float, noise: float) -> bool:
+    """Whether the noise stands still, or goes to and fro between two values that are close."""
+    swings = abs(noise - earlier) <= SETTLED * noise and abs(noise - before) <= MOST_SWING * noise
+    return abs(noise - before) <= SETTLED * noise or swings
 
 
 def _typical(ratings: RatingBatch, n_raters: int) -> tuple[RatingParams, float]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from karat.errors import InputError
 from karat.lm.chat import TokenMemory, check_fits
 from karat.lm.load import LoadedEncoder, LoadedLM
-from karat.lm.logprobs import hidden_states, trunk_of
+from karat.lm.logprobs import hidden_at, trunk_of
 from karat.lm.trees import Tree, pack_trees, padded_batch
 from karat.records import Prompt
 
@@ -103,8 +103,7 @@ class DecoderTrunk:
             batches = [padded_batch(trees, self.lm.pad_id)]
         found, numbers = [], []
         for batch in batches:
-            hidden = hidden_states(self.lm.model, batch)
-            found.append(hidden[batch.last_index.to(hidden.device)].float())
+            found.append(hidden_at(self.lm.model, batch, batch.last_index).float())
             numbers.append(order[batch.branch_id])
         return in_order(torch.cat(found), torch.cat(numbers))
 
