@@ -27,7 +27,8 @@ def test_the_count_of_one_sequence_is_pytorchs(length: int) -> None:
     hidden_from_view = length**2 - tree.n_seen  # the plain form computes the products that the mask throws away
     wasted = SHAPE.layers * 2 * OPS * SHAPE.heads * SHAPE.head_size * hidden_from_view
     expected = trunk_flops([tree], SHAPE) + head_flops(length, SHAPE, N_WORDS) + wasted
-    assert counter.get_total_flops() == expected
+    angles = OPS * length * config.head_dim / 2  # some releases of transformers make the rotary angles by a product
+    assert counter.get_total_flops() in (expected, expected + angles)
 
 
 def test_a_prompt_counts_once_for_its_responses() -> None:
