@@ -14,6 +14,8 @@ import pytest
 import torch
 from journeys import SANDBOX, karat, manifests, n_votes, write_config, write_rows
 
+from karat.feedback.schema import UNKNOWN_ANNOTATOR
+from karat.pipeline.data import one_rater
 from tiny_models import tiny_checkpoint, tiny_tokenizer
 
 VOTE = {"prompt": "Which?", "a": "this", "b": "that", "choice": "a", "annotator": "ann"}
@@ -288,9 +290,29 @@ def test_votes_that_are_all_ties(here: Path):
 
 
 def test_one_rater_only(here: Path):
-    outcome = karat("run", votes_config(votes("", ["ann"])))
-    if outcome.code:
-        assert "rater" in outcome.complaint
-    else:
-        summary = json.loads((here / "runs/votes/summary.json").read_text())
-        assert "rater" in json.dumps(summary) or "rater" in (here / "runs/votes/report.html").read_text()
+    config = votes_config(votes("", ["ann"]))
+    refused("reward: all votes are of one rater only; expected at least two", "run", config)
+    assert set(manifests(here / "runs/votes")) == {"collect"}  # the import is done, and no vote is lost
+    assert not (here / "runs/votes/models").exists()
+    train = ("reward", "--store", "runs/votes/karat.db", "--model", "model", "--out", "reward")
+    assert "one rater only" in karat(*train).complaint
+    assert not Path("reward").exists()
+    assert karat(*train, "--set", "allow_one_rater=true", "--set", "reward.n_epochs=1").code == 0
+    allowed = karat("run", config, "--set", "allow_one_rater=true")
+    assert allowed.code == 0, allowed.err
+    assert allowed.out.startswith("UNSAFE: allow_one_rater is set")
+    assert json.loads((here / "runs/votes/summary.json").read_text())["unsafe"]
+    assert "one rater only" in karat("run", config).complaint  # a finished reward does not stand in for the permission
+
+
+def test_a_run_whose_questions_one_rater_answered(here: Path):
+    one = ("--set", "sandbox.raters.n_raters=1", "--set", "collect.overlap=1")
+    assert "one rater only" in karat("run", write_config(SANDBOX), *one).complaint
+    assert set(manifests(here / "runs/tiny")) == {"source", "base", "sft", "collect"}
+    assert n_votes(here / "runs/tiny") > 0
+
+
+def test_votes_that_name_nobody_may_be_of_many():
+    assert one_rater({"ann"})
+    assert not one_rater({"ann", "bob"})
+    assert not one_rater({UNKNOWN_ANNOTATOR})

@@ -6,11 +6,13 @@ Plain JSON lines, one row each, read back into the records they came from.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from karat.errors import InputError
+from karat.feedback.schema import UNKNOWN_ANNOTATOR
 from karat.ledger.artifacts import write_text
 from karat.records import Demonstration, Prompt, Turn
 
@@ -90,3 +92,22 @@ def read_texts(path: Path) -> Texts:
         tuple(tuple(row["lengths"]) for row in rows),
         tuple(tuple(row["stopped"]) for row in rows),
     )
+
+
+def one_rater(raters: Collection[str]) -> bool:
+    """True = one person gave everything; votes that name nobody may be of many."""
+    return len(raters) == 1 and UNKNOWN_ANNOTATOR not in raters
+
+
+def check_raters(found: bool, *, allow_one: bool) -> None:
+    """Raise InputError where one rater gave every vote, unless that is allowed.
+
+    Args:
+        found: as `one_rater` says.
+        allow_one: True = go on; the reward is then one person's, and the report says so first.
+    """
+    if found and not allow_one:
+        raise InputError(
+            "reward: all votes are of one rater only; expected at least two, for her taste cannot be told from what "
+            "people want. Ask others too, or set `allow_one_rater: true` for a reward of one person's own"
+        )

@@ -16,6 +16,7 @@ from karat.errors import ConfigError, InputError
 from karat.feedback.snapshot import Snapshot, read_snapshot, write_snapshot
 from karat.feedback.store import open_store
 from karat.lm.load import load_encoder, load_lm
+from karat.pipeline.data import check_raters, one_rater
 from karat.progress import Progress
 from karat.reading import Said, statements_of
 from karat.records import Finding, Response
@@ -51,6 +52,8 @@ class RewardRequest:
     """What the optimiser gets of several objectives."""
     seed: int = 0
     """Everything random follows from it."""
+    allow_one_rater: bool = False
+    """True = fit the reward although one rater gave everything."""
 
     def __post_init__(self) -> None:
         if (self.store is None) == (self.snapshot is None):
@@ -116,6 +119,7 @@ def reward_from(request: RewardRequest, *, progress: Progress) -> dict[str, Any]
     """
     # 1. what was said
     snapshot = _snapshot(request)
+    check_raters(one_rater(snapshot.annotators), allow_one=request.allow_one_rater)
     said = said_in(snapshot, request.reward, request.objectives)
     train, held, _ = split_votes(said.statements, holdout_frac=request.reward.holdout_frac)
     # 2. fit

@@ -27,7 +27,7 @@ from karat.lm.adapters import merged
 from karat.lm.load import load_lm, save_lm
 from karat.pipeline import evaluation, optimise, rewarding, rounds
 from karat.pipeline.choosing import comparisons
-from karat.pipeline.data import Texts, read_demonstrations, read_prompts, write_texts
+from karat.pipeline.data import Texts, check_raters, one_rater, read_demonstrations, read_prompts, write_texts
 from karat.pipeline.models import load_for_training
 from karat.pipeline.people import add_for_later
 from karat.pipeline.settings import CollectSettings, RunConfig
@@ -86,6 +86,7 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     snapshot, samples = output(done["collect"], "snapshot"), output(done["collect"], "samples")
     if until == "collect":
         return done
+    check_raters(done["collect"].metrics.get("one_rater", False), allow_one=config.allow_one_rater)
     # 5. the reward model and its gate
     settings = [config.reward, config.objectives, config.aggregator, config.gate, config.pluralism]
     settings += [config.lora] if config.lora else []
@@ -238,6 +239,7 @@ def judge(
         "n_votes_random": len(drawn),
         "n_missing": snapshot.n_missing,
         "n_raters": len(snapshot.annotators),
+        "one_rater": one_rater(snapshot.annotators),
         "n_prompts": len(snapshot.prompts),
         "origin": "/".join(sorted({annotator.origin for annotator in snapshot.annotators.values()})),
         "levels": level_counts(snapshot.votes),

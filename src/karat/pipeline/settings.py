@@ -279,6 +279,8 @@ class RunConfig:
     allow_ungated_reward: bool = False
     """True = optimise a reward that failed its acceptance gate. The policy then learns whatever is wrong with the
     reward; the report and summary.json say so first."""
+    allow_one_rater: bool = False
+    """True = fit the reward although one rater gave every vote; the report says so first."""
 
     def __post_init__(self) -> None:
         given = [name for name in ("sandbox", "preferences", "people") if getattr(self, name) is not None]
@@ -386,9 +388,13 @@ class RunConfig:
     @property
     def unsafe(self) -> tuple[str, ...]:
         """Unsafe options that are set, in words."""
-        return (UNGATED,) if self.allow_ungated_reward else ()
+        return (UNGATED,) * self.allow_ungated_reward + (ONE_RATER,) * self.allow_one_rater
 
 
 UNGATED = (
     "allow_ungated_reward is set: the policy was optimised although the reward may not have passed its acceptance gate"
+)
+ONE_RATER = (
+    "allow_one_rater is set: where one rater gave every vote, her taste cannot be told from what people want, and nothing "
+    "measures agreement"
 )

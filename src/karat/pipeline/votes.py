@@ -26,7 +26,9 @@ from karat.ledger.manifest import lock_run
 from karat.lm import parallel
 from karat.lm.load import load_encoder, load_lm
 from karat.lm.trackers import TrackerName, check_trackers
+from karat.pipeline.data import check_raters, one_rater
 from karat.pipeline.reporting import write_report
+from karat.pipeline.settings import ONE_RATER
 from karat.pipeline.stages import (
     Output,
     Run,
@@ -98,6 +100,8 @@ class VotesConfig:
     """The reward model."""
     tracking: tuple[TrackerName, ...] = ()
     """Trackers beside the metrics files: tensorboard, wandb, mlflow, trackio."""
+    allow_one_rater: bool = False
+    """True = fit the reward although one rater gave every vote; the report says so first."""
 
     def __post_init__(self) -> None:
         if self.encoder is not None and self.decoder is not None:
@@ -120,7 +124,10 @@ def run_votes(settings: Mapping[str, Any], *, seeds: Sequence[int] | None, progr
 def run_once(config: VotesConfig, *, seed: int, directory: Path, progress: Progress) -> dict[str, Any]:
     """One seed: a stage for the import, one for each fold, one for the comparison, one for the model of all votes."""
     with lock_run(directory) if parallel.is_main() else contextlib.nullcontext():
-        about = {"title": f"A reward from the votes in {config.votes.path.name}, judged by topic", "unsafe": []}
+        about = {
+            "title": f"A reward from the votes in {config.votes.path.name}, judged by topic",
+            "unsafe": [ONE_RATER] * config.allow_one_rater,
+        }
         plainly = {**about, "config": plain(config), "seed": seed}
         parallel.from_main(lambda: write_json(directory / "config.json", plainly))
         check_trackers(config.tracking)
@@ -128,6 +135,7 @@ def run_once(config: VotesConfig, *, seed: int, directory: Path, progress: Progr
         files = [path for path in (config.votes.path, config.votes.texts, config.votes.consensus) if path is not None]
         given = tuple(ref_of(run.directory, _existing(path).resolve(), "file", path.name) for path in files)
         imported = run.stage("collect", inputs=given, config=config.votes, work=partial(take_in, config, seed))
+        check_raters(imported.metrics.get("one_rater", False), allow_one=config.allow_one_rater)
         snapshot, consensus = output(imported, "snapshot"), output(imported, "consensus")
         folds = []
         for fold in range(config.n_folds):
@@ -168,7 +176,7 @@ def take_in(config: VotesConfig, seed: int, place: Workplace) -> StageResult:
     drawn = [vote for vote in snapshot.votes if vote.strategy == "random"]
     metrics = {
         "root": snapshot.root, "n_votes": len(snapshot.votes), "n_missing": snapshot.n_missing,
-        "n_raters": len(snapshot.annotators), "n_prompts": len(snapshot.prompts), "origin": "imported",
+        "n_raters": len(snapshot.annotators), "one_rater": one_rater(snapshot.annotators), "n_prompts": len(snapshot.prompts), "origin": "imported",
         "n_rows": done.n_rows, "n_identical_texts": done.n_identical, "n_reasons": n_reasons, "n_timed": len(times),
         "levels": level_counts(snapshot.votes), "agreement": pairwise_agreement(drawn, rng, ties=False),
         "alpha": alpha(drawn, rng),
