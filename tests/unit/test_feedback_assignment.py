@@ -403,6 +403,18 @@ def test_a_task_that_somebody_is_just_taking_is_not_nothing_left(new_address):
     assert None not in offers
 
 
+def test_on_postgresql_a_task_that_somebody_is_just_taking_is_passed_without_waiting(postgresql):
+    store = small_store(postgresql_server.new_database(postgresql), n_tasks=3, overlap=1, n_raters=2)
+    first, second, _ = [task.id for task in store.tasks()]
+    with ThreadPoolExecutor(1) as pool, store.connection(write=True) as connection:
+        assert leases.peek_open(connection, "r0", now=0.0).id == first
+        offered = pool.submit(assignment.next_task, store, "r1", now=0.0)
+        try:
+            assert offered.result(timeout=60).task.id == second
+        finally:
+            connection.rollback()  # whoever waits is let go
+
+
 def test_the_queue_is_found_by_its_index(tmp_path):
     """A queue of closed and held tasks costs nothing: SQLite starts at the first open one."""
     store = open_store(tmp_path / "k.db")

@@ -265,6 +265,19 @@ def test_a_locked_store_is_one_line(tmp_path):
     other.close()
 
 
+def test_a_write_has_the_store_to_itself_before_its_first_statement_and_a_reading_does_not(tmp_path):
+    """Whoever reads first and writes then would fail at once under load, instead of waiting for its turn."""
+    store = small_store(tmp_path / "k.db")
+    other = sqlite3.connect(tmp_path / "k.db", isolation_level=None, timeout=0.0)
+    with store.connection(write=True), pytest.raises(sqlite3.OperationalError, match="locked"):
+        other.execute("BEGIN IMMEDIATE")
+    with store.connection() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM tasks").scalar() == 10
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("ROLLBACK")
+    other.close()
+
+
 def test_a_full_disk_is_one_line_and_stores_nothing(tmp_path):
     store = small_store(tmp_path / "k.db")
     store._engine.dispose()

@@ -111,3 +111,35 @@ def test_what_an_admin_changes_by_one_worker_is_so_on_another_at_the_next_reques
     assert client.get("/work").headers["location"] == "/consent"
     here.close()
     there.close()
+
+
+def test_a_rater_may_meet_another_worker_at_every_request(new_address):
+    """Task, draft, answer and undo go back and forth between two workers that share nothing but the store."""
+    address = new_address("two")
+    here, there = open_store(address), open_store(address)
+    fill(here)
+    site = Served(here)
+    care.give_consent(here, site.accounts["annotator"].id, "v1", now=NOW)
+    first = site.browser("annotator")
+    app = create_app(there, site.settings, clock=lambda: NOW)
+    client = TestClient(app, base_url=site.settings.url, headers={"Origin": site.settings.url}, follow_redirects=False)
+    client.cookies.set(site.settings.cookie, first.token)
+    second = Browser(client, first.csrf, first.token)
+
+    def form(page: str) -> dict[str, str]:
+        return dict(HIDDEN.findall(page))
+
+    page = first.get("/work").text
+    assert form(second.get("/work").text)["lease"] == form(page)["lease"]
+    assert second.post("/work/draft", form(page) | {"choice": "0", "reason": "so far"}).status_code == 303
+    again = first.get("/work").text
+    assert "so far" in again
+    assert second.post("/work", form(again) | {"choice": "0", "active_s": "60"}).status_code == 303
+    changed = first.get(first.get("/work/undo").headers["location"]).text
+    assert second.post("/work", form(changed) | {"choice": "6", "active_s": "60"}).status_code == 303
+    given = [one for one in there.judgements() if one.annotator == site.annotator()]
+    assert len(given) == 2
+    assert given[1].supersedes == given[0].id
+    assert form(first.get("/work").text)["lease"] != form(page)["lease"]
+    here.close()
+    there.close()

@@ -23,7 +23,7 @@ from karat.feedback.web.rendering import LONG_TEXT
 from karat.feedback.web.settings import ServerSettings
 from karat.feedback.work import assignment, checks
 from karat.questions import Choice, Question
-from karat.records import Response, Task, user_prompt
+from karat.records import Granularity, Prompt, Response, Task, Turn, user_prompt
 
 URL = "http://127.0.0.1:8000"
 NOW = 1_800_000_000.0
@@ -121,6 +121,42 @@ def test_an_answer_is_stored_with_what_was_on_the_page(desk: Desk):
         "guideline": {"version": "v1", "hash": guideline.hash}, "layout": "stacked", "width": "phone",
         "typed": 7, "pasted": 120,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("granularity", "about"),
+    [("response", ""), ("conversation", "Judge the whole conversation"), ("turn", "Judge the last message")],
+)
+def test_a_conversation_is_shown_turn_by_turn_with_what_is_judged_of_it(
+    desk: Desk, granularity: Granularity, about: str
+):
+    turns = (
+        Turn("system", "Be brief."), Turn("user", "How do I **add**?"),
+        Turn("assistant", "```python\n1 + 1 < 3\n```"), Turn("user", "And *then*?"),
+    )  # fmt: skip
+    prompt = Prompt(turns)
+    responses = [Response(prompt.id, f"- item {i}", "policy") for i in range(2)]
+    question = Question(granularity=granularity, principle="Prefer what is <true>.")
+    desk.store.add_prompts([prompt])
+    desk.store.add_responses(responses)
+    documents.add_questions(desk.store, [question])
+    desk.store.add_tasks([Task(prompt.id, tuple(each.id for each in responses), question=question.id)])
+    page = desk.get()
+    shown = re.findall(
+        r'<div class="turn (\w+)">\s*<h3>([^<]*)</h3>\s*<div class="text" dir="auto">(.*?)</div>', page, re.S
+    )
+    assert [(role, speaker) for role, speaker, _ in shown] == [
+        ("system", "Instruction to the assistant"), ("user", "Person"), ("assistant", "Assistant"), ("user", "Person"),
+    ]  # fmt: skip
+    assert "<strong>add</strong>" in shown[1][2]
+    assert re.search(r"<pre[ >].*1.*\+.*1.*&lt;.*3.*</pre>", shown[2][2], re.S)
+    assert "<em>then</em>" in shown[3][2]
+    assert page.count("<li>item ") == 2
+    assert "Prefer what is &lt;true&gt;." in page
+    said = [text for text in ("Judge the whole conversation", "Judge the last message") if text in page]
+    assert said == ([about] if about else [])
+    desk.post("/work", page, choice="0", active_s="60")
+    assert desk.given[0].shown["question"] == question.id
 
 
 def test_a_text_that_was_opened_is_not_truncated(desk: Desk):
