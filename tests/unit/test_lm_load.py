@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertMo
 
 import tiny_models
 from karat.errors import CheckpointError
+from karat.lm.chat import prompt_tokens
 from karat.lm.load import load_encoder, load_lm, mean_pooled, read_header_metadata, save_encoder, save_lm
+from karat.records import Turn
 
 IDS = torch.tensor([[5, 9, 40, 41, 200]])
 
@@ -140,6 +143,19 @@ def test_missing_and_damaged_tokenizers_are_refused(qwen: Path) -> None:
     (qwen / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match="found no tokenizer"):
         load_lm(qwen)
+
+
+def test_a_text_beyond_the_context_is_karats_to_complain_about(qwen: Path) -> None:
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("transformers").addHandler(handler)
+    try:
+        tokens = prompt_tokens(load_lm(qwen).tokenizer, [Turn("user", "why " * 60)])
+    finally:
+        logging.getLogger("transformers").removeHandler(handler)
+    assert len(tokens) > 128
+    assert said == []
 
 
 def test_a_tokenizer_without_eos_is_refused(qwen: Path) -> None:

@@ -224,9 +224,12 @@ def model_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise CheckpointError(f"{path}: found no tokenizer; expected tokenizer.json or another tokenizer file")
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
         raise CheckpointError(f"{path}: the tokenizer cannot be read ({_first_line(error)})") from error
+    # it would warn of a text beyond the context, in lines of its own, before karat says what to do about it
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return tokenizer
 
 
 def model_weights(path: Path, kind: Any, config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
