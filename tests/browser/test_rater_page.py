@@ -299,6 +299,27 @@ def test_a_ranking_is_dragged_from_its_letters_only(place: Place, visit):
     assert ranks == ["2", "1", "3", "1"]
 
 
+def test_a_ranking_is_changed_by_its_buttons(place: Place, visit):
+    account, link = place.rater()
+    add_kind(place.store, "ranking", account.annotator)
+    page = visit(link)
+
+    def press(label: str) -> list[str]:
+        page.locator(f'[aria-label^="{label}"]').click()
+        return [page.locator(f'[name="rank-{i}"]').input_value() for i in range(4)]
+
+    for letter in "ABCD":
+        ranks = press(f"Response {letter}: next best")
+    assert ranks == ["1", "2", "3", "4"]
+    assert press("Move D towards best") == ["1", "2", "4", "3"]
+    assert press("Move A towards worst") == ["2", "1", "4", "3"]
+    assert press("Tie D") == ["2", "1", "3", "2"]
+    assert press("Tie D") == ["2", "1", "4", "3"]
+    submit(page, lambda: page.locator("#submit").click())
+    [judgement] = place.judgements(account.annotator)
+    assert [judgement.value["ranks"][i] for i in judgement.shown_order] == [2, 1, 4, 3]
+
+
 def test_disturbing_texts_are_covered_until_the_rater_uncovers_them(place: Place, visit):
     account, link = place.rater()
     add_kind(place.store, "comparison", account.annotator, content_warning="Violence.")
