@@ -305,6 +305,14 @@ def test_one_rater_only(here: Path):
     assert "one rater only" in karat("run", config).complaint  # a finished reward does not stand in for the permission
 
 
+def test_a_file_of_votes_that_changed_under_the_same_name(here: Path):
+    config = votes_config(votes("tie", ["ann", "bob"], n=2))
+    assert "tie" in karat("run", config).complaint
+    stored = n_votes(here / "runs/votes")
+    refused("Choose another `name`", "run", votes_config(votes("a", ["ann", "bob"], n=3)))
+    assert n_votes(here / "runs/votes") == stored
+
+
 def test_a_run_whose_questions_one_rater_answered(here: Path):
     one = ("--set", "sandbox.raters.n_raters=1", "--set", "collect.overlap=1")
     assert "one rater only" in karat("run", write_config(SANDBOX), *one).complaint

@@ -22,7 +22,7 @@ from karat.feedback.quality.agreement import alpha, pairwise_agreement
 from karat.feedback.snapshot import Snapshot, read_snapshot, write_snapshot
 from karat.feedback.store import open_store
 from karat.ledger.artifacts import ArtifactRef, ref_of, write_json
-from karat.ledger.manifest import lock_run
+from karat.ledger.manifest import lock_run, read_manifests
 from karat.lm import parallel
 from karat.lm.load import load_encoder, load_lm
 from karat.lm.trackers import TrackerName, check_trackers
@@ -134,6 +134,7 @@ def run_once(config: VotesConfig, *, seed: int, directory: Path, progress: Progr
         run = Run(directory.resolve(), seed, progress, config.tracking)
         files = [path for path in (config.votes.path, config.votes.texts, config.votes.consensus) if path is not None]
         given = tuple(ref_of(run.directory, _existing(path).resolve(), "file", path.name) for path in files)
+        parallel.from_main(lambda: check_same_files(run, given))
         imported = run.stage("collect", inputs=given, config=config.votes, work=partial(take_in, config, seed))
         check_raters(imported.metrics.get("one_rater", False), allow_one=config.allow_one_rater)
         snapshot, consensus = output(imported, "snapshot"), output(imported, "consensus")
@@ -154,6 +155,20 @@ def run_once(config: VotesConfig, *, seed: int, directory: Path, progress: Progr
         rows = tuple(output(manifest, "rows") for manifest in folds)
         run.stage("reward", inputs=(snapshot, *rows), config=config.reward, work=work, together=True)
         return parallel.from_main(lambda: write_report(directory))
+
+
+def check_same_files(run: Run, given: Sequence[ArtifactRef]) -> None:
+    """Raise InputError where the run holds votes of other files: the store keeps every vote, and the two would mix."""
+    if not (run.directory / "manifests" / "collect.json").exists():
+        return
+    (before,) = [one for one in read_manifests(run.directory) if one.stage == "collect"]
+    if changed := {one.name for one in given} ^ {one.name for one in before.inputs} or {
+        one.name for one, old in zip(given, before.inputs, strict=True) if one.hash != old.hash
+    }:
+        raise InputError(
+            f"{run.id}: found votes of another content of {', '.join(sorted(changed))} in this run, and votes are never "
+            "replaced; expected the same files. Choose another `name`, or remove the run's directory first"
+        )
 
 
 def take_in(config: VotesConfig, seed: int, place: Workplace) -> StageResult:
