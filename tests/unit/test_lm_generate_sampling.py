@@ -166,3 +166,14 @@ def test_the_likeliest_token_and_its_logprob():
     assert tokens.tolist() == [1, 0]
     expected = torch.tensor([[0.0, 2.0, 2.0], [3.0, 0.0, 0.0]]).log_softmax(-1)
     torch.testing.assert_close(logprobs, torch.stack([expected[0, 1], expected[1, 0]]))
+
+
+def test_a_number_a_billionth_beside_a_step_still_falls_on_its_own_side():
+    """Sums of 5,000 probabilities in float32 are off by more than that."""
+    logits = torch.randn(1, 5000, generator=torch.Generator().manual_seed(0))
+    steps = torch.softmax(logits[0], dim=-1).double().cumsum(0)
+    chosen = torch.arange(100, 4900, 50)
+    for distance, expected in ((-1e-9, chosen), (1e-9, chosen + 1)):
+        uniforms = steps[chosen] / steps[-1] + distance
+        tokens, _ = draw_tokens(logits.expand(len(chosen), -1), uniforms)
+        assert torch.equal(tokens, expected)
