@@ -310,3 +310,20 @@ def test_contradictory_settings_are_refused(llama):
         HeadConfig(n_heads=0)
     with pytest.raises(ConfigError, match="expected all numbers > 0"):
         RaterPriors(competence_sd=0)
+
+
+def test_one_epoch_ends_at_a_learning_rate_near_zero(llama):
+    votes, prompts, responses = planted_votes(12)
+    rates: list[float] = []
+
+    class Rates:
+        def log(self, _, metrics):
+            if "learning_rate" in metrics:
+                rates.append(metrics["learning_rate"])
+
+    config = dataclasses.replace(SMALL, warmup_frac=0.0)
+    train_reward(trunk(llama), votes, prompts, responses, config=config, seed=0, reporters=[Rates()])
+    assert config.n_epochs == RewardConfig().n_epochs == 1
+    n = len(rates)
+    assert n > 2
+    assert rates == pytest.approx([config.learning_rate * (n - index) / n for index in range(n)])
