@@ -63,7 +63,7 @@ def ppo_config(work: Mapping[str, Any]) -> PPOConfig:
 def model_score() -> ScoreFn:
     """The reward model of the bench as a score function, raw scores."""
     model = plain_reward_model("small").requires_grad_(False).eval()
-    return score_fn(Scorer(model, VoteModel(RaterPriors(), (0.0,)), ScoreScale(0.0, 1.0), torch.zeros(1)))
+    return score_fn(Scorer(model, VoteModel(RaterPriors(), (0.0,)), ScoreScale(0.0, 1.0), torch.zeros(1, 1)))
 
 
 def letter_score(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:  # noqa: ARG001 - a ScoreFn
