@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 import tiny_models
 from karat.errors import InputError
+from karat.lm import logprobs
 from karat.lm.load import LoadedLM, load_lm
-from karat.lm.logprobs import hidden_states, response_logprobs, response_logprobs_and_hidden, token_logprobs
+from karat.lm.logprobs import head_of, hidden_states, response_logprobs, response_logprobs_and_hidden, token_logprobs
 from karat.lm.trees import Batch, Tree, pack_trees, padded_batch, rows_of
 
 ALL_KINDS = (*tiny_models.KINDS, "gemma3")
@@ -173,3 +174,37 @@ def test_outside_a_layout_the_model_is_its_plain_self_and_generates() -> None:
         for m in (lm, plain)
     ]
     assert torch.equal(*texts)
+
+
+@pytest.mark.parametrize("with_entropy", [False, True])
+@pytest.mark.parametrize("room", [0, 10 * 258, 10**9])
+def test_what_is_kept_for_the_gradient_saves_products_and_changes_nothing(with_entropy, room, monkeypatch) -> None:
+    lm, batch = loaded("qwen3"), pack_trees(some_trees(), token_budget=1000)[0]
+    generator = torch.Generator().manual_seed(5)
+    hidden = torch.randn(len(batch.target_ids), 32, generator=generator, dtype=torch.float64)
+    asked = torch.randn(2, len(hidden), generator=generator, dtype=torch.float64)
+    made: list[int] = []
+    monkeypatch.setattr(logprobs, "KEPT_NUMBERS", room)
+    own = logprobs.linear
+    monkeypatch.setattr(logprobs, "linear", lambda x, *rest: (made.append(len(x)), own(x, *rest))[1])
+
+    def gradients(*, plain: bool) -> list[torch.Tensor]:
+        lm.model.zero_grad()
+        own_hidden = hidden.clone().requires_grad_()
+        if plain:
+            log_probs = (head_of(lm.model)[0](own_hidden) / 0.7).log_softmax(-1)
+            found = log_probs.gather(1, batch.target_ids[:, None]).squeeze(1), -(log_probs.exp() * log_probs).sum(-1)
+        else:
+            options = {"temperature": 0.7, "chunk_rows": 4, "with_entropy": with_entropy}
+            found = token_logprobs(lm.model, own_hidden, batch.target_ids, **options)
+        loss = (asked[0] * found[0]).sum() + ((asked[1] * found[1]).sum() if with_entropy else 0.0)
+        loss.backward()
+        return [own_hidden.grad, head_of(lm.model)[0].weight.grad.clone()]
+
+    expected = gradients(plain=True)
+    made.clear()
+    for found, right in zip(gradients(plain=False), expected, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-10, atol=1e-12)
+    n = len(hidden)
+    again = {0: n, 10 * 258: n - 8, 10**9: 0}[room]  # two chunks of four rows fit into ten
+    assert sum(made) == n + again

@@ -1,7 +1,7 @@
 """Log-probabilities of response tokens: one trunk pass, logits only where a response token is predicted.
 
-The logits are made in chunks of rows, in float32 whatever the model's dtype, and made again for the gradient, so that
-[n, V] numbers never exist at once. Knows causal language models and batches; knows nothing of what the numbers are for.
+The logits are made in chunks of rows, in float32 whatever the model's dtype; what they leave behind is kept for the
+gradient up to KEPT_NUMBERS and made again beyond, so that [n, V] numbers exist at once only where they are few. Knows causal language models and batches; knows nothing of what the numbers are for.
 
 Dimension letters: L flat positions, n response tokens of a batch, d hidden size, V vocabulary.
 """
@@ -24,6 +24,8 @@ from karat.lm.kernels import linear, matmul
 from karat.lm.trees import Batch, TreeBatch
 
 CHUNK_NUMBERS = 1 << 22  # logits made at a time where no chunk size is given: 16 MB in float32
+KEPT_NUMBERS = 1 << 23
+"""Numbers kept of a pass for its gradient, 32 MB in float32: each chunk that is kept saves one of its four products."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,10 @@ def token_logprobs(
     if not isinstance(head, nn.Linear):
         raise InputError(f"token_logprobs: found an output layer {type(head).__name__}; expected a linear one")
     rows = chunk_rows or max(16, CHUNK_NUMBERS // head.weight.shape[0])
+    learns = torch.is_grad_enabled() and (hidden.requires_grad or head.weight.requires_grad)
+    keeps = KEPT_NUMBERS if learns and softcap is None else 0
     logprobs, entropy = _ChunkedLogprobs.apply(
-        hidden, head.weight, head.bias, token_ids, (temperature, softcap, rows, with_entropy)
+        hidden, head.weight, head.bias, token_ids, (temperature, softcap, rows, with_entropy, keeps)
     )
     return logprobs, entropy if with_entropy else None
 
@@ -154,7 +158,7 @@ def vocabulary_logprobs(
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
-    """Linear, soft cap, temperature and log-softmax by row chunks; the backward pass makes each chunk again."""
+    """Linear, soft cap, temperature and log-softmax by row chunks; the backward pass makes again what was not kept."""
 
     @staticmethod
     def forward(
@@ -163,9 +167,11 @@ class _ChunkedLogprobs(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         token_ids: Tensor,
-        options: tuple[float, float | None, int, bool],
+        options: tuple[float, float | None, int, bool, int],
     ) -> tuple[Tensor, Tensor]:
-        rows, with_entropy = options[2:]
+        rows, with_entropy, room = options[2:]
+        kept: list[Tensor] = []  # of each of the first chunks: the logits, or without entropy exp(logit − peak)
+        totals: list[Tensor] = []
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         n = hidden.shape[0]
         chosen, normaliser = hidden.new_empty(n, dtype=wide), hidden.new_empty(n, dtype=wide)
@@ -181,34 +187,42 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 normaliser[part] = peak.squeeze(1) + total.log()
                 entropy[part] = normaliser[part] - torch.linalg.vecdot(weights, logits) / total
             else:
-                normaliser[part] = peak.squeeze(1) + logits.sub_(peak).exp_().sum(1).log()
+                total = logits.sub_(peak).exp_().sum(1)
+                normaliser[part] = peak.squeeze(1) + total.log()
+            room -= logits.numel()
+            if room >= 0:
+                kept.append(logits)
+                totals.append(total)
         ctx.save_for_backward(hidden, weight, bias, token_ids, normaliser, entropy)
-        ctx.options = options
+        ctx.options, ctx.kept, ctx.totals = options, kept, totals
         return chosen - normaliser, entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_logprob, grad_entropy = grads
         hidden, weight, bias, token_ids, normaliser, entropy = ctx.saved_tensors
-        temperature, softcap, rows, with_entropy = ctx.options
+        temperature, softcap, rows, with_entropy, _ = ctx.options
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         # summed over chunks in float32 even where the weights are narrower
         grad_weight = torch.zeros_like(weight, dtype=normaliser.dtype) if ctx.needs_input_grad[1] else None
         grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, min(start + rows, hidden.shape[0]))
-            logits = _logits(hidden[part], weight, bias, ctx.options)
+            known = ctx.kept[start // rows] if start // rows < len(ctx.kept) else None
             slope = None
-            if softcap is not None:
-                slope = 1 - (logits * (temperature / softcap)).square_()
-            logits.sub_(normaliser[part, None])
-            if with_entropy:
-                probs = logits.exp()
-                # dH/dlogit = −p·(log p + H)
-                scale = grad_entropy[part, None]
-                grad = logits.add_(entropy[part, None]).mul_(-scale).sub_(grad_logprob[part, None]).mul_(probs)
+            if known is not None and not with_entropy:
+                grad = known * (-grad_logprob[part] / ctx.totals[start // rows])[:, None]
             else:
-                grad = logits.exp_().mul_(-grad_logprob[part, None])
+                logits = _logits(hidden[part], weight, bias, ctx.options) if known is None else known.clone()
+                if softcap is not None:
+                    slope = 1 - (logits * (temperature / softcap)).square_()
+                logits.sub_(normaliser[part, None])
+                grad = _logit_gradient(
+                    logits,
+                    grad_logprob[part],
+                    grad_entropy[part] if with_entropy else None,
+                    entropy[part] if with_entropy else None,
+                )
             grad.scatter_add_(1, token_ids[part, None], grad_logprob[part, None])
             if slope is not None:
                 grad.mul_(slope)
@@ -226,8 +240,19 @@ class _ChunkedLogprobs(torch.autograd.Function):
         return grad_hidden, grad_weight, grad_bias, None, None
 
 
+def _logit_gradient(
+    log_probs: Tensor, grad_logprob: Tensor, grad_entropy: Tensor | None, entropy: Tensor | None
+) -> Tensor:
+    """What log-probability and entropy of each row ask of its logits, but for the chosen token's own share; in place."""
+    if grad_entropy is None or entropy is None:
+        return log_probs.exp_().mul_(-grad_logprob[:, None])
+    probs = log_probs.exp()
+    # dH/dlogit = −p·(log p + H)
+    return log_probs.add_(entropy[:, None]).mul_(-grad_entropy[:, None]).sub_(grad_logprob[:, None]).mul_(probs)
+
+
 def _logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[float, float | None, int, bool]
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[float, float | None, int, bool, int]
 ) -> Tensor:
     temperature, softcap = options[:2]
     logits = linear(hidden, weight, bias)

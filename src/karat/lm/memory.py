@@ -12,6 +12,8 @@ from typing import Any
 
 LOGIT_CHUNK_NUMBERS = 1 << 22
 """Logits made at a time (`logprobs.CHUNK_NUMBERS`)."""
+LOGIT_KEPT_NUMBERS = 1 << 23
+"""Numbers kept of them for the gradient (`logprobs.KEPT_NUMBERS`)."""
 LOGIT_COPIES = 3
 """Logits, their exponentials and their gradient."""
 SAVED_WIDE, SAVED_HEADS, SAVED_MLP = 4, 3, 4
@@ -84,7 +86,7 @@ def training_bytes(size: ModelSize, *, n_trained: int, n_tokens: int, n_copies: 
         n_copies: further models in memory that are not trained (a reference policy, a reward model).
     """
     held = size.weight_bytes * (1 + n_copies) + 3 * n_trained * size.bytes_per_number
-    return held + activation_bytes(size, n_tokens) + LOGIT_COPIES * LOGIT_CHUNK_NUMBERS * 4
+    return held + activation_bytes(size, n_tokens) + (LOGIT_COPIES * LOGIT_CHUNK_NUMBERS + LOGIT_KEPT_NUMBERS) * 4
 
 
 def cache_bytes(size: ModelSize, *, n_prompts: int, prompt_tokens: int, n_rows: int, response_tokens: int) -> int:
