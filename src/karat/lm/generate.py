@@ -19,6 +19,8 @@ from torch import Tensor
 
 from karat.errors import ConfigError, InputError, InvariantError
 from karat.lm.cache import DecodeCache, DecodeStep, PrefillLayout, RowLayout, decoding
+from karat.lm.final_block import only_rows
+from karat.lm.logprobs import trunk_of
 from karat.lm.sampling import draw_tokens, forbid, likeliest_tokens, token_uniforms, truncate_logits
 from karat.records import Sample
 
@@ -270,7 +272,9 @@ class _Decoder:
             column_of=self._tensor(columns),
         )
         token_ids = np.concatenate([np.asarray(self.prompts[index], dtype=np.int64) for index in taken])
-        logits = self._logits(self._tensor(token_ids), self._tensor(columns), self._tensor(starts[1:] - 1))
+        last = self._tensor(starts[1:] - 1)
+        with only_rows(trunk_of(self.model), last, (1, len(token_ids))):
+            logits = self._logits(self._tensor(token_ids), self._tensor(columns), last)
         rows = [row for index in taken for row in self.groups[index]]
         for number, index in enumerate(taken):
             for row in self.groups[index]:
