@@ -92,14 +92,20 @@ def test_a_cycle_costs_so_many_statements_and_no_more(site: Served):
         assert max(n for _, n in found) == MOST[kind, site.store.dialect][1]
 
 
-def test_what_an_admin_changes_by_one_worker_is_so_on_another_at_the_next_request(new_address):
+def two_workers(new_address) -> tuple[Store, Store, Served, TestClient]:
+    """One store opened twice: the site of the first worker, where the rater has consented, and a client of the second."""
     address = new_address("two")
     here, there = open_store(address), open_store(address)
     fill(here)
     site = Served(here)
     care.give_consent(here, site.accounts["annotator"].id, "v1", now=NOW)
-    other = create_app(there, site.settings, clock=lambda: NOW)
-    client = TestClient(other, base_url=site.settings.url, follow_redirects=False)
+    app = create_app(there, site.settings, clock=lambda: NOW)
+    client = TestClient(app, base_url=site.settings.url, headers={"Origin": site.settings.url}, follow_redirects=False)
+    return here, there, site, client
+
+
+def test_what_an_admin_changes_by_one_worker_is_so_on_another_at_the_next_request(new_address):
+    here, there, site, client = two_workers(new_address)
     client.cookies.set(site.settings.cookie, accounts.open_session(here, site.accounts["annotator"].id, now=NOW))
     assert "The examples." in client.get("/work").text
     documents.put_document(here, "examples", "v2", {"text": "New examples."}, now=NOW)
@@ -115,14 +121,8 @@ def test_what_an_admin_changes_by_one_worker_is_so_on_another_at_the_next_reques
 
 def test_a_rater_may_meet_another_worker_at_every_request(new_address):
     """Task, draft, answer and undo go back and forth between two workers that share nothing but the store."""
-    address = new_address("two")
-    here, there = open_store(address), open_store(address)
-    fill(here)
-    site = Served(here)
-    care.give_consent(here, site.accounts["annotator"].id, "v1", now=NOW)
+    here, there, site, client = two_workers(new_address)
     first = site.browser("annotator")
-    app = create_app(there, site.settings, clock=lambda: NOW)
-    client = TestClient(app, base_url=site.settings.url, headers={"Origin": site.settings.url}, follow_redirects=False)
     client.cookies.set(site.settings.cookie, first.token)
     second = Browser(client, first.csrf, first.token)
 

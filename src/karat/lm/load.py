@@ -307,12 +307,13 @@ def _probe(lm: LoadedLM, attention: Attention) -> None:
             )
             logits = output.logits.flatten(0, 1).index_select(0, batch.predict_index)
             wide = logits if logits.dtype == torch.float64 else logits.float()
-            _agree(lm, "log-probabilities", found, wide.log_softmax(-1).gather(1, batch.target_ids[:, None])[:, 0])
+            own = wide.log_softmax(-1).gather(1, batch.target_ids[:, None])[:, 0]
+            _agree(lm, "log-probabilities", found, own, most)
             try_alone(trunk_of(lm.model), lambda: _gap(hidden_at(lm.model, batch, batch.predict_index), hidden), most)
             if attention == "tree":
                 packed = pack_trees([tree], token_budget=tree.n_tokens)[0].to(device)
                 by_tree = hidden_states(lm.model, packed).index_select(0, packed.predict_index)
-                _agree(lm, "hidden states of trees", by_tree, hidden)
+                _agree(lm, "hidden states of trees", by_tree, hidden, most)
     except CheckpointError:
         raise
     except Exception as error:
@@ -324,9 +325,8 @@ def _gap(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
 
 
-def _agree(lm: LoadedLM, what: str, found: Tensor, expected: Tensor) -> None:
-    tolerance, gap = PROBE_TOLERANCE.get(lm.model.dtype, 5e-2), _gap(found, expected)
-    if not gap <= tolerance:
+def _agree(lm: LoadedLM, what: str, found: Tensor, expected: Tensor, tolerance: float) -> None:
+    if not (gap := _gap(found, expected)) <= tolerance:
         raise CheckpointError(
             f"{lm.path}: unsupported kind: {what} of {type(lm.model).__name__} differ by {gap:.1e} from the model's "
             f"own; expected at most {tolerance:.0e}"

@@ -1,7 +1,8 @@
 """Log-probabilities of response tokens: one trunk pass, logits only where a response token is predicted.
 
 The logits are made in chunks of rows, in float32 whatever the model's dtype; what they leave behind is kept for the
-gradient up to KEPT_NUMBERS and made again beyond, so that [n, V] numbers exist at once only where they are few. Knows causal language models and batches; knows nothing of what the numbers are for.
+gradient up to KEPT_NUMBERS and made again beyond, so that [n, V] numbers exist at once only where they are few. Knows
+causal language models and batches; knows nothing of what the numbers are for.
 
 Dimension letters: L flat positions, n response tokens of a batch, d hidden size, V vocabulary.
 """
@@ -217,12 +218,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 if softcap is not None:
                     slope = 1 - (logits * (temperature / softcap)).square_()
                 logits.sub_(normaliser[part, None])
-                grad = _logit_gradient(
-                    logits,
-                    grad_logprob[part],
-                    grad_entropy[part] if with_entropy else None,
-                    entropy[part] if with_entropy else None,
-                )
+                uncertain = (grad_entropy[part, None], entropy[part, None]) if with_entropy else None
+                grad = _logit_gradient(logits, grad_logprob[part, None], uncertain)
             grad.scatter_add_(1, token_ids[part, None], grad_logprob[part, None])
             if slope is not None:
                 grad.mul_(slope)
@@ -240,15 +237,18 @@ class _ChunkedLogprobs(torch.autograd.Function):
         return grad_hidden, grad_weight, grad_bias, None, None
 
 
-def _logit_gradient(
-    log_probs: Tensor, grad_logprob: Tensor, grad_entropy: Tensor | None, entropy: Tensor | None
-) -> Tensor:
-    """What log-probability and entropy of each row ask of its logits, but for the chosen token's own share; in place."""
-    if grad_entropy is None or entropy is None:
-        return log_probs.exp_().mul_(-grad_logprob[:, None])
+def _logit_gradient(log_probs: Tensor, grad_logprob: Tensor, uncertain: tuple[Tensor, Tensor] | None) -> Tensor:
+    """What each row asks of its logits, but for the chosen token's own share; in place.
+
+    Args:
+        uncertain: the gradient of each row's entropy, and the entropy; None = nobody asked for it.
+    """
+    if uncertain is None:
+        return log_probs.exp_().mul_(-grad_logprob)
+    grad_entropy, entropy = uncertain
     probs = log_probs.exp()
     # dH/dlogit = −p·(log p + H)
-    return log_probs.add_(entropy[:, None]).mul_(-grad_entropy[:, None]).sub_(grad_logprob[:, None]).mul_(probs)
+    return log_probs.add_(entropy).mul_(-grad_entropy).sub_(grad_logprob).mul_(probs)
 
 
 def _logits(

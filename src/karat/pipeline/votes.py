@@ -22,7 +22,7 @@ from karat.feedback.quality.agreement import alpha, pairwise_agreement
 from karat.feedback.snapshot import Snapshot, read_snapshot, write_snapshot
 from karat.feedback.store import open_store
 from karat.ledger.artifacts import ArtifactRef, ref_of, write_json
-from karat.ledger.manifest import lock_run, read_manifests
+from karat.ledger.manifest import lock_run, read_manifest
 from karat.lm import parallel
 from karat.lm.load import load_encoder, load_lm
 from karat.lm.trackers import TrackerName, check_trackers
@@ -161,7 +161,7 @@ def check_same_files(run: Run, given: Sequence[ArtifactRef]) -> None:
     """Raise InputError where the run holds votes of other files: the store keeps every vote, and the two would mix."""
     if not (run.directory / "manifests" / "collect.json").exists():
         return
-    (before,) = [one for one in read_manifests(run.directory) if one.stage == "collect"]
+    before = read_manifest(run.directory, "collect")
     if changed := {one.name for one in given} ^ {one.name for one in before.inputs} or {
         one.name for one, old in zip(given, before.inputs, strict=True) if one.hash != old.hash
     }:
@@ -191,7 +191,8 @@ def take_in(config: VotesConfig, seed: int, place: Workplace) -> StageResult:
     drawn = [vote for vote in snapshot.votes if vote.strategy == "random"]
     metrics = {
         "root": snapshot.root, "n_votes": len(snapshot.votes), "n_missing": snapshot.n_missing,
-        "n_raters": len(snapshot.annotators), "one_rater": one_rater(snapshot.annotators), "n_prompts": len(snapshot.prompts), "origin": "imported",
+        "n_raters": len(snapshot.annotators), "one_rater": one_rater(snapshot.annotators),
+        "n_prompts": len(snapshot.prompts), "origin": "imported",
         "n_rows": done.n_rows, "n_identical_texts": done.n_identical, "n_reasons": n_reasons, "n_timed": len(times),
         "levels": level_counts(snapshot.votes), "agreement": pairwise_agreement(drawn, rng, ties=False),
         "alpha": alpha(drawn, rng),

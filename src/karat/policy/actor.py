@@ -116,17 +116,15 @@ def token_scores(
     Args:
         temperature: that of the sampler.    with_last: also the value after each branch's last token.
     """
-    both = torch.cat([batch.predict_index, batch.last_index])
-    hidden = hidden_at(actor.lm.model, batch, both if with_last and actor.critic is None else batch.predict_index)
-    predicting = hidden[: len(batch.predict_index)]
+    n = len(batch.predict_index)
+    read = torch.cat([batch.predict_index, batch.last_index]) if with_last else batch.predict_index
+    hidden = hidden_at(actor.lm.model, batch, read)
     logprobs, entropy = token_logprobs(
-        actor.lm.model, predicting, batch.target_ids, temperature=temperature, with_entropy=with_entropy
+        actor.lm.model, hidden[:n], batch.target_ids, temperature=temperature, with_entropy=with_entropy
     )
-    seen = (
-        hidden if actor.critic is None else hidden_at(actor.critic, batch, both if with_last else batch.predict_index)
-    )
-    values = head_values(actor, seen[: len(batch.predict_index)])
-    last = head_values(actor, seen[len(batch.predict_index) :]) if with_last else None
+    seen = hidden if actor.critic is None else hidden_at(actor.critic, batch, read)
+    values = head_values(actor, seen[:n])
+    last = head_values(actor, seen[n:]) if with_last else None
     return TokenScores(logprobs, values, entropy, last)
 
 

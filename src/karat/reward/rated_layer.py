@@ -130,8 +130,8 @@ def fit_rated_layer(
         gain, w = gain / factor, w * factor
         params = RatingParams(params.offset, params.gain / factor, params.sd)
     raise ConvergenceError(
-        f"rated layer: the noise of ratings did not settle in {MAX_ROUNDS} rounds (last {noises[-2]:.4g}, {noises[-1]:.4g} logits); "
-        "give more comparisons, which fix the scale"
+        f"rated layer: the noise of ratings did not settle in {MAX_ROUNDS} rounds (last {noises[-2]:.4g}, "
+        f"{noises[-1]:.4g} logits); give more comparisons, which fix the scale"
     )
 
 
