@@ -45,6 +45,7 @@ def test_a_round_trip_keeps_every_event_with_order_rater_timing_and_guideline(st
     write, read = FORMATS[name]
     path = tmp_path / f"out.{name}"
     assert write(store, path) > 0
+    assert (path.stat().st_mode & 0o077) == 0  # people's words: for whoever wrote the file
     with open_store(tmp_path / "to.db") as other:
         done = read(other, path)
         assert done.n_new == done.n_rows == store.n_judgements() == 13

@@ -252,6 +252,22 @@ def test_two_that_open_a_new_store_at_once_wait_for_each_other():
         engine._switch_to_wal(LockedAtFirst(10**9), patience_s=0.05)
 
 
+def test_a_new_store_is_its_owners_alone_and_an_older_one_keeps_its_mode(tmp_path):
+    path = tmp_path / "k.db"
+    before = os.umask(0o022)
+    try:
+        store = small_store(path)
+        modes = {one.name: one.stat().st_mode & 0o777 for one in tmp_path.iterdir()}
+        assert modes == {"k.db": 0o600, "k.db-wal": 0o600, "k.db-shm": 0o600}
+        store.close()
+        path.chmod(0o640)  # shared with a group on purpose
+        with open_store(path):
+            pass
+        assert path.stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(before)
+
+
 def test_a_locked_store_is_one_line(tmp_path):
     small_store(tmp_path / "k.db").close()
     other = sqlite3.connect(tmp_path / "k.db", isolation_level=None)

@@ -6,6 +6,7 @@ Knows what SQLite and PostgreSQL need, Alembic and the store's version; knows no
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -95,6 +96,8 @@ def open_engine(address: str, busy_timeout_s: float) -> Engine:
             in_memory = url.database in (None, "", ":memory:")
             engine = sa.create_engine(url, connect_args={"timeout": busy_timeout_s}, **({} if in_memory else pool))
             _make_sqlite_safe(engine, busy_timeout_s)
+            if not in_memory:
+                _make_file_private(engine, str(url.database))
             return engine
         wait = f"-c lock_timeout={int(busy_timeout_s * 1000)} -c timezone=UTC"
         # transactions are begun by us: reading needs none, and what else it needs is said in one breath
@@ -232,6 +235,15 @@ def _make_sqlite_safe(engine: Engine, busy_timeout_s: float) -> None:
             tell(connection, f"PRAGMA synchronous = {wanted}")
             connection.info["synchronous"] = wanted
         tell(connection, "BEGIN IMMEDIATE")
+
+
+def _make_file_private(engine: Engine, path: str) -> None:
+    """A store that is not there yet is readable for its owner only: it holds people's words, and how they sign in."""
+
+    @event.listens_for(engine, "do_connect")
+    def _(*_: Any) -> None:
+        with contextlib.suppress(OSError):  # it is there, or SQLite will say what is wrong
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
 def _switch_to_wal(cursor: Any, patience_s: float) -> None:

@@ -35,9 +35,11 @@ __all__ = [
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:
     """Put `data` at `path` atomically; missing folders are made.
 
+    Args:
+        private: True = readable for its owner only: people's words are in it.
     Raises: LedgerError when the disk is full or the place cannot be written; what was there before is untouched.
     """
     # One fixed name: what a killed process left behind is overwritten by its successor, never collected.
@@ -45,6 +47,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
+            if private:
+                os.fchmod(file.fileno(), 0o600)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -58,9 +62,9 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise
 
 
-def write_text(path: Path, text: str) -> None:
-    """Put text at `path` atomically, as UTF-8."""
-    write_bytes(path, text.encode())
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Put text at `path` atomically, as UTF-8; `private` as `write_bytes` has it."""
+    write_bytes(path, text.encode(), private=private)
 
 
 def write_json(path: Path, value: Any) -> None:

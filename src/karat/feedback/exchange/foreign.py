@@ -99,7 +99,7 @@ def export_argilla(store: Store, path: str | Path) -> int:
         metadata = {CARRIED: json.dumps(rows, ensure_ascii=False)}
         record = {"id": first["id"], "fields": fields, "metadata": metadata, "suggestions": {}, "responses": responses}
         records.append(record | {"vectors": {}, "status": "completed"})
-    write_text(Path(path), json.dumps(records, ensure_ascii=False, indent=1) + "\n")
+    write_text(Path(path), json.dumps(records, ensure_ascii=False, indent=1) + "\n", private=True)
     return len(records)
 
 
@@ -123,7 +123,7 @@ def export_label_studio(store: Store, path: str | Path) -> int:
             for i, row in enumerate(rows, start=1)
         ]
         tasks.append({"id": number, "data": data, "annotations": annotations})
-    write_text(Path(path), json.dumps(tasks, ensure_ascii=False, indent=1) + "\n")
+    write_text(Path(path), json.dumps(tasks, ensure_ascii=False, indent=1) + "\n", private=True)
     return len(tasks)
 
 

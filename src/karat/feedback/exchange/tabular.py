@@ -17,6 +17,7 @@ from typing import Any
 from karat.errors import ConfigError, InputError
 from karat.feedback.exchange.events import EventSummary, event_rows, import_event_rows
 from karat.feedback.store import Store
+from karat.ledger.artifacts import staged_directory
 from karat.rowfiles import Row
 
 PLAIN = ("format", "id", "erased", "prompt", "topic", "responses")
@@ -62,9 +63,10 @@ def import_parquet(store: Store, path: str | Path) -> EventSummary:
 
 
 def export_dataset(store: Store, path: str | Path) -> int:
-    """Every judgement of a store as a directory that `datasets.load_from_disk` opens. Returns: rows.
+    """Every judgement of a store as a directory that `datasets.load_from_disk` opens, whole or not at all. Returns: rows.
 
-    Raises: ConfigError without datasets; InputError where the directory is there already.
+    Raises: ConfigError without datasets; InputError where the directory is there already; LedgerError where it cannot
+        be written.
     """
     datasets, pyarrow = _module("datasets"), _module("pyarrow")
     path = Path(path)
@@ -72,7 +74,9 @@ def export_dataset(store: Store, path: str | Path) -> int:
         raise InputError(f"{path}: is already there; choose another name, or remove it first")
     table = pyarrow.Table.from_pylist([_flat(row) for row in event_rows(store)], schema=_schema(pyarrow))
     data = datasets.Dataset(table)
-    data.save_to_disk(str(path))
+    with staged_directory(path) as staging:
+        staging.chmod(0o700)  # people's words: for whoever exports them
+        data.save_to_disk(str(staging))
     return len(data)
 
 
