@@ -39,9 +39,14 @@ class Progress(Protocol):
     """Where stages show their progress."""
 
     def stage(
-        self, name: str, total: float | None = None, unit: str = "steps"
+        self, name: str, total: float | None = None, unit: str = "steps", *, announced: bool = True
     ) -> contextlib.AbstractContextManager[StageProgress]:
-        """The progress of one stage, closed with a line that says how long it took."""
+        """The progress of one stage, closed with a line that says how long it took.
+
+        Args:
+            announced: False = no line before there is progress, for a command that reads its input within the stage:
+                a mistake found there is to be the only line.
+        """
         ...
 
     def note(self, text: str) -> None:
@@ -91,9 +96,12 @@ class LineDisplay:
     """Seconds from any origin."""
 
     @contextlib.contextmanager
-    def stage(self, name: str, total: float | None = None, unit: str = "steps") -> Iterator[StageProgress]:
+    def stage(
+        self, name: str, total: float | None = None, unit: str = "steps", *, announced: bool = True
+    ) -> Iterator[StageProgress]:
         """A line at the start, every `interval_s`, and at the end."""
-        self.note(f"{name}: started" + (f", {_number(total)} {unit}" if total is not None else ""))
+        if announced:
+            self.note(f"{name}: started" + (f", {_number(total)} {unit}" if total is not None else ""))
         progress = _LineStage(self, name, total, unit, started=self.clock(), printed=self.clock())
         yield progress
         self.note(f"{name}: done in {duration(self.clock() - progress.started)}{progress.end()}")
@@ -146,8 +154,11 @@ class BarDisplay:
     """The rich display, already started."""
 
     @contextlib.contextmanager
-    def stage(self, name: str, total: float | None = None, unit: str = "steps") -> Iterator[StageProgress]:
+    def stage(
+        self, name: str, total: float | None = None, unit: str = "steps", *, announced: bool = True
+    ) -> Iterator[StageProgress]:
         """A bar while the stage runs, then one line."""
+        del announced  # a bar that ends in an error leaves nothing behind
         task = self.bars.add_task(name, total=total, unit=unit, figures="", first=0.0)
         started = time.monotonic()
         try:

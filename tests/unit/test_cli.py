@@ -97,6 +97,13 @@ def test_every_command_has_help_with_an_example_and_json(capsys, name: str):
         (["export", "nowhere", "--out", "x", "--format", "votes"], "nothing is there"),
         (["trace", "{run}", "--affected"], "expected a path, hash, stage"),
         (["trace", "{run}", "gold"], "found no artefact 'gold'"),
+        (["score", "{run}", "nowhere.jsonl", "--out", "s.jsonl"], "nowhere.jsonl"),
+        (["generate", "{run}", "nowhere.jsonl", "--out", "s.jsonl"], "nowhere.jsonl"),
+        (["best-of-n", "{run}", "nowhere.jsonl", "--score", "{run}", "--out", "s.jsonl"], "nowhere.jsonl"),
+        (
+            ["collect", "--model", "m", "--prompts", "p", "--kind", "label", "--question", "q.yaml"],
+            "--question and --kind",
+        ),
         (["verify", "{run}/models"], "expected the directory of a run"),
         (["init", "{run}"], "is already there"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -151,6 +152,48 @@ def test_names_and_limits():
         asked_question("stars")
     with pytest.raises(ConfigError, match="expected ≥ 2"):
         Asking(n_samples=1)
+
+
+def test_a_question_can_be_written_in_full(tmp_path):
+    path = tmp_path / "question.yaml"
+    path.write_text(
+        "kind: rating\ngranularity: turn\ninstruction: How useful was the last turn?\nhigh: 5\n"
+        "attributes: [{name: tone, label: Tone}, {name: facts}]\n"
+    )
+    found = asked_question("", "Be kind.", path)
+    assert (found.kind, found.granularity, found.low, found.high) == ("rating", "turn", 1, 5)
+    assert [(one.name, one.label) for one in found.attributes] == [("tone", "Tone"), ("facts", "")]
+    assert found.principle == "Be kind."
+    path.write_text("kind: label\nrationale: required\n")  # flags stay those of the plain question
+    assert asked_question("", file=path) == replace(plain_question("label"), rationale="required")
+    path.write_text("{}")
+    assert asked_question("", file=path) == plain_question("comparison")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kind: stars", "kind stars: expected one of comparison"),
+        ("granularty: turn", "unknown configuration key 'granularty'; did you mean 'granularity'"),
+        ("kind: rating\nlow: 7\nhigh: 1", "found a scale from 7 to 1; expected low < high"),
+        ("n_levels: many", "n_levels: found 'many'; expected int"),
+        ("- kind", "found a list at the top"),
+    ],
+)
+def test_a_question_that_does_not_fit_is_refused_with_its_file(text, message, tmp_path):
+    path = tmp_path / "question.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=rf"question\.yaml: .*{re.escape(message)}"):
+        asked_question("", file=path)
+
+
+def test_prompts_that_do_not_fit_leave_no_store_behind(checkpoints, tmp_path, progress):
+    (tmp_path / "prompts.txt").write_text("ab\n" + "cd " * 400 + "\n")
+    with pytest.raises(InputError, match="Shorten the prompt or the response limit"):
+        collect_from(
+            str(tmp_path / "new.db"), checkpoints[:1], tmp_path / "prompts.txt", SMALL, wait=False, progress=progress
+        )
+    assert not list(tmp_path.glob("new.db*"))
 
 
 def test_questions_are_chosen_with_a_reward_model_and_the_gain_is_said(checkpoints, store, progress, monkeypatch):

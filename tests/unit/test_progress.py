@@ -2,6 +2,8 @@
 
 import io
 
+import pytest
+
 from karat.progress import LineDisplay, duration, open_progress
 
 
@@ -45,6 +47,18 @@ def test_advance_counts_without_a_total():
         clock.now = 2.0
         stage.advance(500, rate=1)
     assert "votes: 500 votes, 250/s; rate 1" in stream.getvalue().splitlines()
+
+
+def test_a_stage_that_is_not_announced_says_nothing_when_it_fails_at_once():
+    clock, stream = Clock(), io.StringIO()
+    display = LineDisplay(stream, interval_s=1.0, clock=clock)
+    with pytest.raises(ValueError, match="input"), display.stage("score", announced=False):
+        raise ValueError("input")
+    assert stream.getvalue() == ""
+    with display.stage("score", unit="rows", announced=False) as stage:
+        clock.now = 2.0
+        stage.advance(4)
+    assert stream.getvalue().splitlines() == ["score: 4 rows, 2/s", "score: done in 2.0 s"]
 
 
 def test_no_terminal_means_lines_and_standard_output_stays_clean(capsys):

@@ -109,8 +109,9 @@ def collect(
     against: Annotated[Path | None, typer.Option(help="A second one: a blind arena of the two.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Prompts for --model: text lines or JSON lines.")] = None,
     store: StorePath = "karat.db",
-    kind: Annotated[str, typer.Option(help="What is asked: comparison, ranking, rating, correction, …")] = "comparison",
+    kind: Annotated[str, typer.Option(help="What is asked: comparison, ranking, rating, …; empty = comparison.")] = "",
     principle: Annotated[str, typer.Option(help="A written principle to judge by.")] = "",
+    question: Annotated[Path | None, typer.Option(help="YAML: a question in full, instead of --kind.")] = None,
     samples: Annotated[int, typer.Option(help="Responses for each prompt.")] = 4,
     tasks: Annotated[int, typer.Option(help="Questions in all.")] = 200,
     overlap: Annotated[
@@ -146,13 +147,15 @@ def collect(
     from karat.pipeline.choosing import parse_budget
     from karat.progress import open_progress
 
+    if question is not None and kind:
+        raise ConfigError("collect: found --question and --kind; expected one of them")
     models = [model] if against is None else [model, against]
     if reward is None and (budget or strategy not in ("", "random")):
         raise ConfigError("collect: found --budget or --strategy without --reward; expected a reward model's directory")
     n_asked, seconds = parse_budget(budget) if budget else (tasks, None)
     asking = Asking(
         strategy=strategy or ("random" if reward is None else "bald"), reward=reward, seconds=seconds,
-        question=asked_question(kind, principle), n_tasks=n_asked or tasks, overlap=overlap, stop_after=stop_after,
+        question=asked_question(kind or "comparison", principle, question), n_tasks=n_asked or tasks, overlap=overlap, stop_after=stop_after,
         n_samples=samples, max_new_tokens=max_new_tokens, batch=batch or arena_batch(models), seed=seed,
     )  # fmt: skip
     with open_progress() as progress:

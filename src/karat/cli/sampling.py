@@ -39,7 +39,7 @@ def generate(
         answer(as_json, {"out": str(out), "n_responses": n}, [f"{out}: {n} responses"])
         return
     config = SamplingConfig(max_new_tokens=max_new_tokens or MAX_NEW_TOKENS, temperature=temperature)
-    with open_progress() as progress, progress.stage("generate", unit="responses") as bar:
+    with open_progress() as progress, progress.stage("generate", unit="responses", announced=False) as bar:
         n = generate_file(
             model,
             prompts,
@@ -73,7 +73,7 @@ def best_of_n(
     from karat.batches import best_of_n_file
     from karat.progress import open_progress
 
-    with open_progress() as progress, progress.stage("best of n", unit="responses") as bar:
+    with open_progress() as progress, progress.stage("best of n", unit="responses", announced=False) as bar:
         found = best_of_n_file(
             model,
             prompts,

@@ -33,7 +33,8 @@ def score(
     if suite is not None and person is not None:
         raise ConfigError("score: found --suite and --person; expected one of them")
 
-    with open_progress() as progress, progress.stage("score", unit="items" if suite else "responses") as bar:
+    unit = "items" if suite else "responses"
+    with open_progress() as progress, progress.stage("score", unit=unit, announced=False) as bar:
         if person is not None:
             from karat.pipeline.personalise import score_for_person
 

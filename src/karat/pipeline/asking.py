@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sqlalchemy import func, select
 
+from karat.config import build, load_yaml, plain
 from karat.errors import ConfigError, InputError
 from karat.evaluate.measure import draw, texts_of
 from karat.feedback.documents import add_questions, document
@@ -24,6 +25,7 @@ from karat.feedback.store import Store, open_store
 from karat.feedback.tasks import random_tasks
 from karat.feedback.work.arena import PREFIX, add_pairs
 from karat.feedback.work.queueing import queue_tasks
+from karat.lm.chat import check_fits, prompt_tokens
 from karat.lm.load import LoadedLM, load_lm
 from karat.pipeline.choosing import choose_comparisons
 from karat.pipeline.people import wait_for_answers
@@ -161,6 +163,9 @@ def collect_from(
     loaded = {str(path): load_lm(path) for path in models}
     if len(loaded) < len(models):
         raise InputError(f"collect: found {models[0]} against itself; expected two checkpoints")
+    for lm in loaded.values():  # before the store's file is made
+        for prompt in asked:
+            check_fits(prompt_tokens(lm.tokenizer, prompt.turns), asking.max_new_tokens, lm.context_length)
     with open_store(address) as store:
         done = ask_about(store, loaded, asked, asking, progress=progress)
         if not wait:
@@ -178,11 +183,24 @@ def sampler_of(lm: LoadedLM, *, max_new_tokens: int) -> Sampler:
     return write
 
 
-def asked_question(kind: str, principle: str = "") -> Question:
-    """The plain question of a kind, to be judged by a principle if one is given. Raises: ConfigError for no such kind."""
+def asked_question(kind: str, principle: str = "", file: Path | None = None) -> Question:
+    """The question a command asks: the one in a file, or the plain one of a kind.
+
+    Args:
+        kind: of the plain question.    principle: to judge by; "" = the file's, or none.
+        file: YAML with any fields of `Question`; what it leaves out is as in the plain question of its kind.
+    Raises: ConfigError for no such kind, or for a file that cannot be read or does not fit.
+    """
+    values = {"kind": kind} if file is None else load_yaml(file)
+    kind = values.get("kind", "comparison")
+    where = "--kind" if file is None else f"{file}: kind"
     if kind not in KINDS:
-        raise ConfigError(f"--kind {kind}: expected one of {', '.join(KINDS)}")
-    return replace(plain_question(kind), principle=principle)  # type: ignore[arg-type]
+        raise ConfigError(f"{where} {kind}: expected one of {', '.join(KINDS)}")
+    told = {"principle": principle} if principle else {}
+    try:
+        return build(Question, plain(plain_question(kind)) | values | told)
+    except (ConfigError, InputError) as error:
+        raise ConfigError(f"{file}: {error}") from None
 
 
 def arena_batch(models: Sequence[Path]) -> str:
