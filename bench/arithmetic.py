@@ -48,3 +48,13 @@ def trunk_flops(trees: Sequence[TreeSize], shape: DecoderShape) -> float:
 def head_flops(n_tokens: int, shape: DecoderShape, n_vocabulary: int) -> float:
     """One forward pass of the logits of n tokens."""
     return float(OPS * shape.hidden * n_vocabulary * n_tokens)
+
+
+def sampling_flops(n_prompt: int, n_samples: int, n_new: int, shape: DecoderShape, n_vocabulary: int) -> float:
+    """Drawing n_new tokens for each sample of one prompt: the prompt once, then one position and its keys a token.
+
+    The last token is drawn and never read.
+    """
+    prompt = trunk_flops([TreeSize(n_prompt, ())], shape)
+    read = trunk_flops([TreeSize(n_prompt, (n_new - 1,) * n_samples)], shape) - prompt
+    return prompt + read + head_flops(1 + n_samples * (n_new - 1), shape, n_vocabulary)

@@ -73,5 +73,5 @@ def _turns(
 def _row(name: str, turns: list[Turn], ours: Worker, theirs: Worker, threads: int) -> dict[str, Any]:
     found = row(name, "operations/s", turns, ours, theirs, target=TARGET, threads=threads)
     libraries = sorted({turn.theirs["library"] for turn in turns})
-    meaningless = ("ratio_cpu", "peak_mib_theirs", "ratio_memory")
+    meaningless = ("ratio_cpu", "peak_mib_theirs", "ratio_memory", "ratio_memory_of_work")
     return {key: value for key, value in found.items() if key not in meaningless} | {"matrix_library": libraries}

@@ -2,6 +2,7 @@
 
     small   hidden 256, MLP 704, 4 layers, 4 heads, 2 KV heads, head size 64, tied embeddings, vocabulary 8,192
     medium  hidden 384, MLP 1,024, 6 layers, 6 heads (2 KV heads), otherwise the same
+    wide    small with a vocabulary of 151,936, of which the HH texts use the first 8,192
 
 Each is written twice: as a causal language model, and as a sequence-classification model of the same trunk with a
 random score head. Both sides of every comparison load the directories written here, so their weights are equal.
@@ -19,14 +20,14 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-from karat.lm.fresh import DecoderShape, write_fresh_decoder
+from karat.lm.fresh import SPECIAL, DecoderShape, word_tokenizer, write_fresh_decoder
 from karat.lm.load import load_lm, save_lm
 from karat.reward.model import HeadConfig, RewardModel
 from karat.reward.trunk import DecoderTrunk
 from karat.sft.train import SFTConfig, train_on_texts
 
 WORK = Path(__file__).parent / "work"
-VOCABULARY = 8192
+VOCABULARY, WIDE_VOCABULARY = 8192, 151_936
 PAD, EOS = "<|pad|>", "<|end|>"
 # One plain head N(0, 1/√(d + 1)) as in Stiennon et al. 2020: −log σ(r₁ − r₂) is then what both sides minimise.
 PLAIN_HEAD = HeadConfig(n_heads=1, prior_scale=0.0, init_scale=1.0)
@@ -35,6 +36,7 @@ SHAPES = {
     "small": DecoderShape(hidden=256, mlp=704, layers=4, heads=4, kv_heads=2, head_size=64, context=2048),
     "medium": DecoderShape(hidden=384, mlp=1024, layers=6, heads=6, kv_heads=2, head_size=64, context=2048),
 }
+SHAPES["wide"] = SHAPES["small"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '\n\n' + ('Human' if message['role'] == 'user' else 'Assistant') + ': ' "
     "+ message['content'] }}{% endfor %}{% if add_generation_prompt %}{{ '\n\nAssistant: ' }}{% endif %}"
@@ -72,6 +74,11 @@ def hh_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def wide_tokenizer(n_tokens: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of so many tokens, PAD and EOS at the ids of the HH tokenizer; nothing is read or written with it."""
+    return word_tokenizer([f"w{i}" for i in range(n_tokens - len(SPECIAL))])
+
+
 def hh_ids() -> tuple[int, int]:
     """Ids of the end token and of PAD."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint("small"))
@@ -82,7 +89,8 @@ def checkpoint(size: str) -> Path:
     """The directory of a bench model, written on first use."""
     directory = WORK / size
     if not (directory / "config.json").exists():
-        write_fresh_decoder(directory, hh_tokenizer(), SHAPES[size], seed=SEED)
+        tokenizer = wide_tokenizer(WIDE_VOCABULARY) if size == "wide" else hh_tokenizer()
+        write_fresh_decoder(directory, tokenizer, SHAPES[size], seed=SEED)
     return directory
 
 

@@ -90,6 +90,7 @@ def row(
         "peak_mib_theirs": round(theirs.peak_mib),
         "ratio_memory": _short(theirs.peak_mib / ours.peak_mib),
         "resident_mib": {"ours": round(ours.resident_mib), "theirs": round(theirs.resident_mib)},
+        "ratio_memory_of_work": _short((theirs.peak_mib - theirs.resident_mib) / (ours.peak_mib - ours.resident_mib)),
         "versions": {"ours": ours.versions, "theirs": theirs.versions},
         "threads": threads,
         "machine": machine(),

@@ -1,7 +1,7 @@
 """The benches: karat beside its peers, the same weights, inputs, threads and optimiser steps on both sides.
 
-    python bench/run.py [--work reward|ppo|ppo-k4|rloo|grpo|dpo|sft|sample|efficiency-reward|efficiency-ppo|load|all] [--quick]
-    python bench/run.py --long [--work time-to-score|ukp|methods|hybrid|all]
+    python bench/run.py [--work reward|ppo|ppo-k4|rloo|grpo|dpo|sft|sample|sample-150k|efficiency-reward|efficiency-ppo|load|all] [--quick]
+    python bench/run.py --long [--work time-to-score|ukp|methods|hybrid|growth|all]
 
 Standard output has one JSON object a row; progress goes to standard error. docs/benchmarks.md says what each figure
 means.
@@ -31,7 +31,7 @@ THREADS = int(os.environ.get("KARAT_BENCH_THREADS", "2"))
 PPO_WORK = {"max_new_tokens": 48, "n_epochs": 4, "n_minibatches": 4, "learning_rate": 3e-6, "kl_coef": 0.05}
 TARGETS = {
     "reward": 5.0, "ppo": 2.5, "ppo-k4": 4.5, "rloo": 4.0, "grpo": 4.0, "dpo": 4.0, "dpo-both": 4.0, "sft": 1.3,
-    "sample": 3.5,
+    "sample": 3.5, "sample-150k": 3.0,
 }  # fmt: skip
 
 
@@ -205,7 +205,7 @@ def sft_row(*, quick: bool) -> dict[str, Any]:
     }
 
 
-def sample_row(*, quick: bool) -> dict[str, Any]:
+def sample_row(name: str, size: str, *, quick: bool) -> dict[str, Any]:
     """Sampling with natural endings: response tokens a second, the end token included."""
     from bench.inputs import hh_prompts
     from bench.models import checkpoint, hh_ids
@@ -213,7 +213,7 @@ def sample_row(*, quick: bool) -> dict[str, Any]:
     n_warm, n_turns = (1, 4) if quick else (2, 24)
     eos_id, pad_id = hh_ids()
     work = {
-        "model": str(checkpoint("small")),
+        "model": str(checkpoint(size)),
         "prompts": hh_prompts(32)[1],
         "n_samples": 4,
         "max_new_tokens": 64,
@@ -222,10 +222,10 @@ def sample_row(*, quick: bool) -> dict[str, Any]:
         "threads": THREADS,
     }
     # any environment with this transformers will do for the peer
-    ours, theirs = _pair("sample", work, "bench.ours.sample", "bench.peers.hf_generate", trl_python(REWARD_PEER))
-    turns = take_turns(ours, theirs, n_warm=n_warm, n_turns=n_turns, label="sample")[n_warm:]
+    ours, theirs = _pair(name, work, "bench.ours.sample", "bench.peers.hf_generate", trl_python(REWARD_PEER))
+    turns = take_turns(ours, theirs, n_warm=n_warm, n_turns=n_turns, label=name)[n_warm:]
     n_tokens = {side: statistics.mean(getattr(t, side)["units"] for t in turns) for side in ("ours", "theirs")}
-    return row("sample", "tokens/s", turns, ours, theirs, target=TARGETS["sample"], threads=THREADS) | {
+    return row(name, "tokens/s", turns, ours, theirs, target=TARGETS[name], threads=THREADS) | {
         "tokens_a_turn": {side: round(n) for side, n in n_tokens.items()},
     }
 
@@ -258,7 +258,8 @@ ROWS: dict[str, Callable[..., dict[str, Any]]] = {
     "dpo": partial(dpo_row, "dpo", precompute=True),
     "dpo-both": partial(dpo_row, "dpo-both", precompute=False),
     "sft": sft_row,
-    "sample": sample_row,
+    "sample": partial(sample_row, "sample", "small"),
+    "sample-150k": partial(sample_row, "sample-150k", "wide"),
     "efficiency-reward": partial(efficiency_row, "reward"),
     "efficiency-ppo": partial(efficiency_row, "ppo"),
     "load": load_row,
@@ -296,11 +297,19 @@ def hybrid_row(*, quick: bool) -> dict[str, Any]:
     return hybrid_study.hybrid_row(quick=quick)
 
 
+def growth_row(*, quick: bool) -> dict[str, Any]:
+    """Seconds an operation over prompt, samples, vocabulary and model; see growth_study.py."""
+    from bench import growth_study
+
+    return growth_study.growth_row(quick=quick, threads=THREADS)
+
+
 LONG_ROWS: dict[str, Callable[..., dict[str, Any]]] = {
     "time-to-score": score_row,
     "ukp": ukp_row,
     "methods": methods_row,
     "hybrid": hybrid_row,
+    "growth": growth_row,
 }
 
 

@@ -2,7 +2,7 @@
 
     python -m bench.ours.sample WORK.json
 
-WORK.json: {prompts: [[ids], …], n_samples, max_new_tokens, threads, …}.
+WORK.json: {model, prompts: [[ids], …], n_samples, max_new_tokens, threads, …}.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 import transformers
 from bench.endings import raise_end_token
-from bench.models import checkpoint
 from bench.turns import Finished, Turns
 
 from karat.lm.generate import SamplingConfig, sample
@@ -28,7 +27,7 @@ def main() -> None:
     turns = Turns()
     work = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(work["threads"])
-    lm = load_lm(checkpoint("small"))
+    lm = load_lm(work["model"])
     raise_end_token(lm.model, lm.eos_ids[0])
     config = SamplingConfig(work["max_new_tokens"])
     turns.begin(ready={"torch": torch.__version__, "transformers": transformers.__version__})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bench.arithmetic import OPS, TreeSize, head_flops, trunk_flops
+from bench.arithmetic import OPS, TreeSize, head_flops, sampling_flops, trunk_flops
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -37,3 +37,16 @@ def test_a_prompt_counts_once_for_its_responses() -> None:
     # 15 pairs in the prompt; each response token sees 5 and its own beginning
     assert together.n_seen == 15 + (6 + 7 + 8) + (6 + 7)
     assert trunk_flops([TreeSize(5, (3,)), TreeSize(5, (2,))], SHAPE) > trunk_flops([together], SHAPE)
+
+
+@pytest.mark.parametrize(("n_samples", "n_new"), [(1, 1), (3, 1), (2, 4)])
+def test_sampling_reads_the_prompt_once_and_each_token_but_the_last(n_samples: int, n_new: int) -> None:
+    n_prompt = 5
+    expected = trunk_flops([TreeSize(n_prompt, ())], SHAPE) + head_flops(1, SHAPE, N_WORDS)
+    for _ in range(n_samples):
+        for place in range(n_new - 1):  # a step: one position through all layers, which sees what stands before it
+            seen = n_prompt + place + 1
+            alone = TreeSize(1, ())  # sees itself
+            keys = SHAPE.layers * 2 * OPS * SHAPE.heads * SHAPE.head_size * (seen - 1)
+            expected += trunk_flops([alone], SHAPE) + keys + head_flops(1, SHAPE, N_WORDS)
+    assert sampling_flops(n_prompt, n_samples, n_new, SHAPE, N_WORDS) == expected

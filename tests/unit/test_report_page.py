@@ -179,6 +179,17 @@ def test_panels_share_one_axis_do_not_overlap_and_gaps_stay_gaps():
     assert [trace["showlegend"] for trace in figure["data"]] == [True, False, False]
 
 
+def test_a_long_title_of_a_panel_is_set_in_lines_that_fit_beside_it():
+    line = Series("a", (0.0, 1.0), (1.0, 2.0))
+    title = "share of responses unlike those judged"
+    panels = [Panel(title, (line,)), Panel("KL < 1", (line,))]
+    layout = panels_figure(panels, x_title="step")["layout"]
+    lines = layout["yaxis"]["title"]["text"].split("<br>")
+    assert " ".join(lines) == title
+    assert max(map(len, lines)) <= 24
+    assert layout["yaxis2"]["title"]["text"] == "KL ‹ 1"
+
+
 def test_intervals_are_bands_on_lines_and_bars_on_points():
     line = Series("a", (0.0, 1.0), (1.0, 2.0), (0.5, 1.5), (1.5, 2.5))
     band, _ = panels_figure([Panel("p", (line,))], x_title="x")["data"]

@@ -6,6 +6,7 @@ Knows series of numbers and how they are drawn; computes none of them.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from karat.records import Estimate
 Role = Literal["gold", "proxy", "kl", "baseline", "plain"]
 PANEL_PIXELS = 190
 FRAME_PIXELS = 90
+TITLE_CHARACTERS = 24  # of a vertical title beside the lowest of panels
 # A colour is a name with `@`: the page's script replaces it by the theme's value and draws again on a change.
 COLOURS: dict[Role, str] = {
     "gold": "@gold", "proxy": "@proxy", "kl": "@kl", "baseline": "@baseline", "plain": "@plain",
@@ -301,8 +303,9 @@ def _layout(height: int, x_title: str) -> dict[str, Any]:
 
 
 def _scale(title: str) -> dict[str, Any]:
+    lines = textwrap.wrap(_plain(title), TITLE_CHARACTERS)  # a longer line would run into the panel above
     return {
-        "title": {"text": _plain(title), "standoff": 8, "font": {"size": 12}},
+        "title": {"text": "<br>".join(lines), "standoff": 8, "font": {"size": 12}},
         "automargin": True, "gridcolor": "@line", "zerolinecolor": "@line", "linecolor": "@line",
     }  # fmt: skip
 
