@@ -40,7 +40,7 @@ def reward_row(*, quick: bool) -> dict[str, Any]:
     from bench.inputs import hh_pairs
     from bench.models import classifier
 
-    n_warm, n_steps, pairs_per_step = (1, 5, 16) if quick else (2, 26, 16)
+    n_warm, n_steps, pairs_per_step = (1, 5, 16) if quick else (2, 20, 16)
     pairs = hh_pairs(n_steps * pairs_per_step)
     work = {
         "classifier": str(classifier("medium")),
@@ -147,7 +147,7 @@ def dpo_row(name: str, *, precompute: bool, quick: bool) -> dict[str, Any]:
     from bench.inputs import hh_pairs
     from bench.models import checkpoint
 
-    n_warm, n_steps, pairs_per_step = (1, 4, 16) if quick else (2, 18, 16)
+    n_warm, n_steps, pairs_per_step = (1, 4, 16) if quick else (2, 11, 16)
     pairs = hh_pairs(n_steps * pairs_per_step)
     work = {
         "model": str(checkpoint("medium")),
@@ -178,7 +178,7 @@ def sft_row(*, quick: bool) -> dict[str, Any]:
     from bench.inputs import hh_texts
     from bench.models import checkpoint
 
-    n_warm, n_steps, rows_per_step, row_tokens = (1, 4, 4, 1024) if quick else (2, 18, 4, 1024)
+    n_warm, n_steps, rows_per_step, row_tokens = (1, 4, 4, 1024) if quick else (2, 14, 4, 1024)
     texts = hh_texts(n_steps * rows_per_step * row_tokens, longest=row_tokens)
     work = {
         "model": str(checkpoint("medium")),

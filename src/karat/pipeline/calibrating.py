@@ -12,8 +12,9 @@ from typing import Any
 from karat.records import Annotator, Estimate, Finding, Prompt, Response, Vote
 from karat.reward.calibration import MIN_SLICE, SliceCalibration, slice_calibration
 from karat.reward.data import feedback_data, vote_data
+from karat.reward.held_out import GatedScorer
 from karat.reward.prediction import kind_calibration
-from karat.reward.score import Scorer, scorer_of
+from karat.reward.score import scorer_of
 from karat.reward.train import RewardFit
 from karat.statements import Statement
 
@@ -25,7 +26,7 @@ METHOD = "temperature relative to the model's; profile likelihood, 95 %, judgeme
 
 
 def calibration_slices(
-    scorer: Scorer,
+    scorer: GatedScorer,
     fit: RewardFit,
     votes: Sequence[Vote],
     said: Sequence[Statement],

@@ -35,6 +35,7 @@ from karat.reward.baselines import LengthBaseline, length_baseline
 from karat.reward.calibration import decided_probs, predicted_probs
 from karat.reward.classifier import ClassifierTrunk, fit_vote_model, given_fit, one_head_finding
 from karat.reward.contributions import contribution_findings, contribution_rows
+from karat.reward.cooling import CrossedScorer, cooled_on_new_prompts
 from karat.reward.data import VoteData, split_votes, vote_data
 from karat.reward.fit import (
     FittedReward,
@@ -46,6 +47,7 @@ from karat.reward.fit import (
     save_fitted,
 )
 from karat.reward.gate import run_gate, sycophancy_finding
+from karat.reward.held_out import GatedScorer
 from karat.reward.length_use import length_slope
 from karat.reward.novelty import MOST_TEXTS, fit_novelty, novelty_finding, save_novelty, text_features
 from karat.reward.score import Scorer, joined_scorer, load_scorer, reference_scale, scorer_of
@@ -56,7 +58,7 @@ from karat.statements import Marked, Statement
 from karat.stats import wilson
 
 GATE_FRAC = 0.15
-"""Share of the judged prompts whose votes no gradient, no early stopping and no temperature ever sees."""
+"""Share of the judged prompts whose votes no gradient and no early stopping ever sees; they set one temperature, crossed."""
 SCALE_PROMPTS = 512
 """Prompts whose samples set the optimiser's scale: of four samples each it is then known to about 2 %."""
 N_BINS = 8
@@ -73,7 +75,7 @@ class VoteParts:
     validation: list[Vote]
     """For early stopping and temperature: whole raters."""
     gate: list[Vote]
-    """For the gate: whole prompts."""
+    """For the gate and the last temperature: whole prompts."""
     how: str
     """How raters were held out."""
     said: Said
@@ -207,7 +209,9 @@ def judged(
     Args:
         given: the reward model's directory where it comes from elsewhere.
     """
-    snapshot, fit = parts.snapshot, fitted.members[0]
+    snapshot = parts.snapshot
+    fitted, factors, cooling = cooled_on_new_prompts(fitted, parts.gate, snapshot.prompts, snapshot.responses)
+    fit = fitted.members[0]
     # 1. the optimiser's scale, from what the policy writes before it is optimised
     scorer = optimised_scorer(fitted, config.objectives)
     written = flat_texts(thinned(read_texts(run.directory / samples.path), SCALE_PROMPTS))
@@ -223,12 +227,13 @@ def judged(
         metadata=metadata, given=given,
     )  # fmt: skip
     # 2. the gate, on prompts never trained on; it looks at the whole reward, length included
+    crossed = CrossedScorer(scorer, factors)  # each prompt at the temperature of the other half's votes
     data = vote_data(parts.train, snapshot.prompts, snapshot.responses)
     baseline = length_baseline(data, fit.vote_model.priors)
     probes = dataclasses.replace(source.probes, suspects=suspects(data, baseline))
     with place.progress.stage("gate", unit="checks") as bar:
         findings = run_gate(
-            scorer, baseline, parts.gate, snapshot.prompts, snapshot.responses, seed=child_seed(run.seed, "gate"),
+            crossed, baseline, parts.gate, snapshot.prompts, snapshot.responses, seed=child_seed(run.seed, "gate"),
             settings=config.gate, probes=probes, progress=lambda n_done: bar.log(n_done, {}),
         )  # fmt: skip
     pairs = source.wrong_belief_pairs() if source.wrong_belief_pairs else ()
@@ -247,9 +252,9 @@ def judged(
         "length_removed": removed,
     }
     metrics["suspects"] = list(probes.suspects)
-    metrics["calibration"] = calibration_bins(scorer, parts.gate, snapshot.prompts, snapshot.responses)
+    metrics["calibration"] = calibration_bins(crossed, parts.gate, snapshot.prompts, snapshot.responses)
     slices = calibration_slices(
-        scorer, fit, parts.gate, parts.gate_said if fitted.kind != "laplace" else (),
+        crossed, fit, parts.gate, parts.gate_said if fitted.kind != "laplace" else (),
         (snapshot.prompts, parts.said.responses), snapshot.annotators, ordinal=config.reward.ratings == "ordinal",
     )  # fmt: skip
     metrics["calibration_slices"] = slice_rows(slices)
@@ -257,6 +262,7 @@ def judged(
     metrics["people"] = people
     found = [
         *fitted.findings,
+        cooling,
         *dense,
         *said_findings(parts.said),
         *contribution_findings(fit.contributions),
@@ -312,7 +318,7 @@ def _prompt_of(statement: Statement | Marked) -> str:
 
 
 def calibration_bins(
-    scorer: Scorer, votes: Sequence[Vote], prompts: Mapping[str, Prompt], responses: Mapping[str, Response]
+    scorer: GatedScorer, votes: Sequence[Vote], prompts: Mapping[str, Prompt], responses: Mapping[str, Response]
 ) -> list[dict[str, Any]]:
     """Predicted and observed share of "a preferred" in bins of equal size, with Wilson intervals."""
     if not votes:

@@ -241,7 +241,7 @@ def _ensemble(
         factor = fit_temperature(draws, columns, vote_model)
         members = tuple(_cooled(fit, factor) for fit in members)
         nll = float(vote_nll(predicted_probs(draws, columns, vote_model, temperature=factor), columns).mean())
-        metrics |= {"held_out_nll": nll, "ensemble_temperature": factor}
+        metrics |= members[0].metrics | {"held_out_nll": nll, "ensemble_temperature": factor}
         findings.append(_gain(nll, [fit.metrics["held_out_nll"] for fit in members]))
     scale = ScoreScale(
         *(sum(getattr(fit.scale, name) for fit in members) / len(members) for name in ("shift", "scale"))
@@ -253,7 +253,29 @@ def _ensemble(
 def _cooled(fit: RewardFit, factor: float) -> RewardFit:
     fit.model.temperature.mul_(factor)
     scale = ScoreScale(fit.scale.shift / factor, fit.scale.scale / factor)
-    return dataclasses.replace(fit, reference=fit.reference / factor, scale=scale)
+    return dataclasses.replace(
+        fit, reference=fit.reference / factor, scale=scale, metrics=_cooled_metrics(fit.metrics, factor)
+    )
+
+
+def _cooled_metrics(metrics: Mapping[str, float], factor: float) -> dict[str, float]:
+    """Figures of a fit at another temperature; the held-out likelihood stays that of the training's."""
+    by = {"temperature": factor, "length_coef": 1 / factor}
+    return {**metrics, **{name: metrics[name] * by[name] for name in by if name in metrics}}
+
+
+def cooled(fitted: FittedReward, factor: float) -> FittedReward:
+    """The same reward with logits divided by a factor; the models' temperatures are changed in place."""
+    members = tuple(_cooled(fit, factor) for fit in fitted.members)
+    scale = ScoreScale(fitted.scorer.scale.shift / factor, fitted.scorer.scale.scale / factor)
+    scorer = scorer_of(members[0])
+    if len(members) > 1:
+        scorer = joined_scorer([scorer_of(fit) for fit in members], fitted.vote_model, scale)
+    layer = fitted.last_layer
+    if layer is not None:
+        layer = dataclasses.replace(layer, mean=layer.mean / factor, covariance=layer.covariance / factor**2)
+    metrics = _cooled_metrics(fitted.metrics, factor)
+    return dataclasses.replace(fitted, members=members, scorer=scorer, last_layer=layer, metrics=metrics)
 
 
 def _gain(nll: float, own: Sequence[float]) -> Finding:

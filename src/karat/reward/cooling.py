@@ -1,0 +1,101 @@
+"""How sure a reward may be of prompts it never saw: one more temperature, and a scorer by which to measure it.
+
+The temperature of training comes from raters who were held out, on prompts that were not; new prompts are where a
+policy is optimised, and scores vary too much there. The gate's votes are on such prompts. They are few, so each half of
+their prompts gives the temperature by which the other half is judged, and all of them the one that is kept. Knows fitted
+rewards and votes; knows nothing about where votes come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from karat.prompts.splits import part_of
+from karat.records import Estimate, Finding, Prompt, Response, Vote
+from karat.reward.calibration import (
+    VoteModel,
+    along_temperature,
+    best_temperature,
+    predicted_probs,
+    temperature_interval,
+    vote_nll,
+)
+from karat.reward.data import vote_data
+from karat.reward.fit import FittedReward, cooled
+from karat.reward.held_out import GatedScorer
+
+FEWEST_VOTES = 200
+"""Votes on new prompts from which a temperature is fitted: its standard error is then about a quarter of it."""
+HALVES = {"one": 0.5, "other": 0.5}
+NAME, QUESTION = "reward.temperature_prompts", "How much too sure is it of prompts that it never saw?"
+
+
+@dataclass(frozen=True, eq=False)
+class CrossedScorer:
+    """A scorer that answers for each prompt at the temperature that other prompts' votes gave: to measure, not to use."""
+
+    scorer: GatedScorer
+    """At the temperature of all votes."""
+    factors: Mapping[str, float]
+    """Prompt.id → what its logits are multiplied with; 1 for other prompts."""
+
+    @property
+    def vote_model(self) -> VoteModel:
+        """That of the scorer."""
+        return self.scorer.vote_model
+
+    def logits(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Float[Tensor, "S N"]:
+        """Logits of each head, one prompt and one text a column."""
+        found = self.scorer.logits(prompts, texts)
+        return found * torch.tensor([self.factors.get(prompt.id, 1.0) for prompt in prompts], dtype=found.dtype)
+
+
+def cooled_on_new_prompts(
+    fitted: FittedReward, votes: Sequence[Vote], prompts: Mapping[str, Prompt], responses: Mapping[str, Response]
+) -> tuple[FittedReward, dict[str, float], Finding]:
+    """The reward at the temperature of votes on prompts that it never saw, and what to measure it with there.
+
+        logits ← logits/T,    T = argmin Σ_c −log P(vote c | Δ/T)    over all of these votes
+        factor of a prompt in one half = T/T′,    T′ = the same over the other half's votes
+
+    Args:
+        votes: on questions drawn at random, on prompts never trained on; those of another scale than the vote model's
+            say nothing here.
+    Returns: the reward (unchanged where too few votes are there), the factors of `CrossedScorer`, and the finding.
+    Source: Guo et al. 2017, arXiv:1706.04599 §4.2, for the ordinal link; crossing over halves as in `slice_calibration`.
+    """
+    votes = [vote for vote in votes if vote.n_levels == fitted.vote_model.n_levels]
+    side = {vote.prompt_id: part_of(vote.prompt_id, HALVES, salt="temperature") == "other" for vote in votes}
+    n_other = sum(side[vote.prompt_id] for vote in votes)
+    if len(votes) < FEWEST_VOTES or n_other in (0, len(votes)):
+        detail = f"{len(votes)} votes on such prompts; needs {FEWEST_VOTES}"
+        return fitted, {}, Finding(NAME, QUESTION, "not measured", detail=detail)
+    data = vote_data(votes, prompts, responses)
+    logits = fitted.scorer.logits(data.prompts, data.texts)
+    halves = torch.tensor([int(side[vote.prompt_id]) for vote in votes])
+
+    def sums_at(temperature: float) -> Float[Tensor, " 2"]:
+        each = vote_nll(predicted_probs(logits, data.columns, fitted.vote_model, temperature=temperature), data.columns)
+        return each.new_zeros(2).index_add(0, halves, each)
+
+    sums = along_temperature(sums_at)
+    by_half = [best_temperature(lambda t, half=half: float(sums(t)[half])) for half in (0, 1)]
+
+    def mean_nll(temperature: float) -> float:
+        return float(sums(temperature).sum()) / len(votes)
+
+    best = best_temperature(mean_nll)
+    low, high = temperature_interval(mean_nll, len(votes), best)
+    factors = {prompt_id: best / by_half[1 - half] for prompt_id, half in side.items()}
+    method = "temperature relative to the training's; profile likelihood, 95 %, votes taken as independent"
+    detail = f"logits are divided by it; by halves of the prompts {by_half[0]:.2f} and {by_half[1]:.2f}"
+    return (
+        cooled(fitted, best),
+        factors,
+        Finding(NAME, QUESTION, "info", Estimate(best, low, high, len(votes), method), detail=detail),
+    )
