@@ -277,7 +277,7 @@ def _finish(run: TrainingRun, *, how: str, stopped: str | None) -> RewardFit:
             "held_out_nll": nll,
             "n_held_out": float(held.n_judgements),
         }
-        findings.append(_temperature_finding(fitted))
+        findings.append(_temperature_finding(fitted, held.n_judgements))
     found = contributions(
         data, raw, params, config.raters, held=held, held_raw=held_raw, temperature=temperature, seed=run.seed
     )
@@ -318,7 +318,7 @@ def _split_finding(how: str, stopped: str | None, run: TrainingRun) -> Finding:
     return Finding("reward.held_out", "Which votes were held out?", "warn" if run.one_rater else "info", detail=detail)
 
 
-def _temperature_finding(temperature: float | None) -> Finding:
+def _temperature_finding(temperature: float | None, n_held: int) -> Finding:
     question = "By what were the raw scores divided to become logits?"
     if temperature is None:
         nothing = Estimate(None, None, None, 0, "nothing held out compares responses; the temperature stays 1")
@@ -328,7 +328,7 @@ def _temperature_finding(temperature: float | None) -> Finding:
         "reward.temperature",
         question,
         "warn" if at_bound else "info",
-        Estimate(temperature, None, None, 1, "maximum likelihood on held-out votes, cutpoints fixed"),
+        Estimate(temperature, None, None, n_held, "maximum likelihood on held-out raters' judgements, cutpoints fixed"),
         detail="at the end of its range: the scores say nothing about held-out votes" if at_bound else "",
     )
 
