@@ -210,7 +210,7 @@ def sample_row(name: str, size: str, *, quick: bool) -> dict[str, Any]:
     from bench.inputs import hh_prompts
     from bench.models import checkpoint, hh_ids
 
-    n_warm, n_turns = (1, 4) if quick else (2, 24)
+    n_warm, n_turns = (1, 4) if quick else (1, 7) if size == "wide" else (2, 24)
     eos_id, pad_id = hh_ids()
     work = {
         "model": str(checkpoint(size)),
