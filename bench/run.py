@@ -147,7 +147,7 @@ def dpo_row(name: str, *, precompute: bool, quick: bool) -> dict[str, Any]:
     from bench.inputs import hh_pairs
     from bench.models import checkpoint
 
-    n_warm, n_steps, pairs_per_step = (1, 4, 16) if quick else (2, 11, 16)
+    n_warm, n_steps, pairs_per_step = (1, 4, 16) if quick else (2, 9, 16)
     pairs = hh_pairs(n_steps * pairs_per_step)
     work = {
         "model": str(checkpoint("medium")),
@@ -210,7 +210,7 @@ def sample_row(name: str, size: str, *, quick: bool) -> dict[str, Any]:
     from bench.inputs import hh_prompts
     from bench.models import checkpoint, hh_ids
 
-    n_warm, n_turns = (1, 4) if quick else (1, 7) if size == "wide" else (2, 24)
+    n_warm, n_turns = (1, 4) if quick or size == "wide" else (2, 24)
     eos_id, pad_id = hh_ids()
     work = {
         "model": str(checkpoint(size)),
