@@ -106,7 +106,7 @@ def ppo_row(name: str, n_prompts: int, n_samples: int, *, quick: bool) -> dict[s
 def group_row(name: str, *, quick: bool) -> dict[str, Any]:
     """One RLOO or GRPO iteration, 16 prompts × 8 samples, one optimiser step: samples a second."""
     from bench.inputs import hh_prompts
-    from bench.models import checkpoint, classifier
+    from bench.models import checkpoint, classifier, hh_ids
 
     n_warm, n_iterations = (1, 3) if quick else (1, 9)
     work = {
@@ -119,6 +119,7 @@ def group_row(name: str, *, quick: bool) -> dict[str, Any]:
         "model": str(checkpoint("small")),
         "classifier": str(classifier("small")),
         "prompts": hh_prompts(16)[1],
+        "eos_id": hh_ids()[0],
         "n_iterations": n_iterations,
         "seed": 0,
         "threads": THREADS,

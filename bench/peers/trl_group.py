@@ -3,7 +3,7 @@
 Run inside TRL's own environment: python -m bench.peers.trl_group WORK.json
 
 WORK.json: {method, model, classifier, prompts: [[ids], …], n_samples, max_new_tokens, learning_rate, kl_coef,
-n_iterations, seed, threads, output}. Prompts are handed over as numbers and turned into the bench's own token ids where
+n_iterations, eos_id, seed, threads, output}. Prompts are handed over as numbers and turned into the bench's own token ids where
 the trainer would tokenise; the reward model reads token ids too, in one batch, so that nothing is decoded and tokenised
 again. A device batch is the whole rollout: one generation, one optimiser step.
 """
@@ -47,7 +47,9 @@ def reward_function(work, clock: IterationClock):
     pad = classifier.config.pad_token_id or 0
 
     def reward(prompts, completions, completion_ids, **named):  # noqa: ARG001
-        rows = [work["prompts"][int(number)] + ids for number, ids in zip(prompts, completion_ids, strict=True)]
+        # our reward model reads a response with its end token, whether it was drawn or cut off
+        ended = [[token for token in ids if token != work["eos_id"]] + [work["eos_id"]] for ids in completion_ids]
+        rows = [work["prompts"][int(number)] + ids for number, ids in zip(prompts, ended, strict=True)]
         width = max(map(len, rows))
         ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
