@@ -3,9 +3,9 @@
 Run inside TRL's own environment: python -m bench.peers.trl_group WORK.json
 
 WORK.json: {method, model, classifier, prompts: [[ids], …], n_samples, max_new_tokens, learning_rate, kl_coef,
-n_iterations, eos_id, seed, threads, output}. Prompts are handed over as numbers and turned into the bench's own token ids where
-the trainer would tokenise; the reward model reads token ids too, in one batch, so that nothing is decoded and tokenised
-again. A device batch is the whole rollout: one generation, one optimiser step.
+n_iterations, eos_id, seed, threads, output}. Prompts are handed over as numbers and turned into the bench's own token ids
+where the trainer would tokenise; the reward model reads token ids too, in one batch, so that nothing is decoded and
+tokenised again. A device batch is the whole rollout: one generation, one optimiser step.
 """
 
 from __future__ import annotations
