@@ -246,12 +246,8 @@ def judged(
         scorer.less_length(removed), fit, [*parts.train, *parts.validation], parts.gate, snapshot,
         read_texts(run.directory / samples.path), config=config, seed=run.seed, directory=directory, metadata=metadata,
     )  # fmt: skip
-    counts = {"train": len(parts.train), "validation": len(parts.validation), "gate": len(parts.gate)}
-    metrics = _metrics(fitted, scale, seed=child_seed(run.seed, "reward")) | {
-        "votes": counts | {"split": parts.how},
-        "length_removed": removed,
-    }
-    metrics["suspects"] = list(probes.suspects)
+    metrics = _metrics(fitted, scale, parts, seed=child_seed(run.seed, "reward"))
+    metrics |= {"length_removed": removed, "suspects": list(probes.suspects)}
     metrics["calibration"] = calibration_bins(crossed, parts.gate, snapshot.prompts, snapshot.responses)
     slices = calibration_slices(
         crossed, fit, parts.gate, parts.gate_said if fitted.kind != "laplace" else (),
@@ -354,9 +350,11 @@ def _outputs(fitted: FittedReward, directory: Path) -> list[Output]:
     return [Output("model", directory, "model"), *(Output(name, directory / name, "model") for name in names)]
 
 
-def _metrics(fitted: FittedReward, scale: ScoreScale, *, seed: int) -> dict[str, Any]:
+def _metrics(fitted: FittedReward, scale: ScoreScale, parts: VoteParts, *, seed: int) -> dict[str, Any]:
     """Figures of the fit; of an ensemble also those of each model, with the seed that it can be trained again from."""
+    counts = {"train": len(parts.train), "validation": len(parts.validation), "gate": len(parts.gate)}
     metrics: dict[str, Any] = {**fitted.metrics, "scale": {"shift": scale.shift, "scale": scale.scale}}
+    metrics["votes"] = counts | {"split": parts.how}
     if len(fitted.members) > 1:
         metrics["members"] = {
             member_name(number): {"seed": child_seed(seed, "member", number), **fit.metrics}

@@ -8,6 +8,7 @@ rewards and votes; knows nothing about where votes come from.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from karat.prompts.splits import part_of
 from karat.records import Estimate, Finding, Prompt, Response, Vote
 from karat.reward.calibration import (
     VoteModel,
@@ -31,7 +31,6 @@ from karat.reward.held_out import GatedScorer
 
 FEWEST_VOTES = 200
 """Votes on new prompts from which a temperature is fitted: its standard error is then about a quarter of it."""
-HALVES = {"one": 0.5, "other": 0.5}
 NAME, QUESTION = "reward.temperature_prompts", "How much too sure is it of prompts that it never saw?"
 
 
@@ -70,14 +69,14 @@ def cooled_on_new_prompts(
     Source: Guo et al. 2017, arXiv:1706.04599 §4.2, for the ordinal link; crossing over halves as in `slice_calibration`.
     """
     votes = [vote for vote in votes if vote.n_levels == fitted.vote_model.n_levels]
-    side = {vote.prompt_id: part_of(vote.prompt_id, HALVES, salt="temperature") == "other" for vote in votes}
+    side = {vote.prompt_id: _half(vote.prompt_id) for vote in votes}
     n_other = sum(side[vote.prompt_id] for vote in votes)
     if len(votes) < FEWEST_VOTES or n_other in (0, len(votes)):
         detail = f"{len(votes)} votes on such prompts; needs {FEWEST_VOTES}"
         return fitted, {}, Finding(NAME, QUESTION, "not measured", detail=detail)
     data = vote_data(votes, prompts, responses)
     logits = fitted.scorer.logits(data.prompts, data.texts)
-    halves = torch.tensor([int(side[vote.prompt_id]) for vote in votes])
+    halves = torch.tensor([side[vote.prompt_id] for vote in votes])
 
     def sums_at(temperature: float) -> Float[Tensor, " 2"]:
         each = vote_nll(predicted_probs(logits, data.columns, fitted.vote_model, temperature=temperature), data.columns)
@@ -99,3 +98,8 @@ def cooled_on_new_prompts(
         factors,
         Finding(NAME, QUESTION, "info", Estimate(best, low, high, len(votes), method), detail=detail),
     )
+
+
+def _half(prompt_id: str) -> int:
+    """0 or 1 by the prompt's hash alone: more votes move no prompt to the other half."""
+    return hashlib.sha256(f"temperature {prompt_id}".encode()).digest()[0] % 2
