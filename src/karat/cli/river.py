@@ -155,7 +155,8 @@ def collect(
     n_asked, seconds = parse_budget(budget) if budget else (tasks, None)
     asking = Asking(
         strategy=strategy or ("random" if reward is None else "bald"), reward=reward, seconds=seconds,
-        question=asked_question(kind or "comparison", principle, question), n_tasks=n_asked or tasks, overlap=overlap, stop_after=stop_after,
+        question=asked_question(kind, principle, question), n_tasks=n_asked or tasks, overlap=overlap,
+        stop_after=stop_after,
         n_samples=samples, max_new_tokens=max_new_tokens, batch=batch or arena_batch(models), seed=seed,
     )  # fmt: skip
     with open_progress() as progress:

@@ -187,11 +187,11 @@ def asked_question(kind: str, principle: str = "", file: Path | None = None) -> 
     """The question a command asks: the one in a file, or the plain one of a kind.
 
     Args:
-        kind: of the plain question.    principle: to judge by; "" = the file's, or none.
+        kind: of the plain question; "" = comparison.    principle: to judge by; "" = the file's, or none.
         file: YAML with any fields of `Question`; what it leaves out is as in the plain question of its kind.
     Raises: ConfigError for no such kind, or for a file that cannot be read or does not fit.
     """
-    values = {"kind": kind} if file is None else load_yaml(file)
+    values = load_yaml(file) if file is not None else {"kind": kind} if kind else {}
     kind = values.get("kind", "comparison")
     where = "--kind" if file is None else f"{file}: kind"
     if kind not in KINDS:

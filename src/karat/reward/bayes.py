@@ -120,10 +120,12 @@ def bayesian_fit(
         reference=reference if fit.reference.ndim == 1 else reference.unsqueeze(-1),
         findings=[*fit.findings, _finding(posterior, seen.phi.shape[1], len(votes))],
     )  # fmt: skip
-    calibrated = dataclasses.replace(
-        posterior, mean=posterior.mean / temperature, covariance=posterior.covariance / temperature**2
-    )
-    return fitted, calibrated
+    return fitted, cooled_layer(posterior, temperature)
+
+
+def cooled_layer(posterior: LastLayer, factor: float) -> LastLayer:
+    """The posterior of weights whose logits are divided by a factor."""
+    return dataclasses.replace(posterior, mean=posterior.mean / factor, covariance=posterior.covariance / factor**2)
 
 
 def save_last_layer(posterior: LastLayer, directory: str | Path) -> None:

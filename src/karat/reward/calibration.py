@@ -185,18 +185,41 @@ def slice_figures(nll_at: Callable[[float], Float[Tensor, " C"]]) -> SliceCalibr
         each = nll_at(temperature)
         return torch.stack([each[0::2].sum(), each[1::2].sum()])
 
-    halves = along_temperature(halves_at)
-    crossed = 0.0
-    for half in (0, 1):
-        own = best_temperature(lambda t, half=half: float(halves(t)[half]))
-        crossed += float(halves(own)[1 - half])
+    found = halved_temperature(halves_at, n)
+    return SliceCalibration(n, found.best, nll, found.crossed_nll, found.low, found.high)
+
+
+@dataclass(frozen=True)
+class HalvedTemperature:
+    """The temperature of some statements, and of either half of them."""
+
+    best: float
+    """At which all of them are most likely."""
+    low: float
+    """Lower end of its 95 % profile-likelihood interval, statements taken as independent."""
+    high: float
+    """Upper end of that interval."""
+    of_half: tuple[float, float]
+    """At which each half is most likely."""
+    crossed_nll: float
+    """Mean −log P of each half at the temperature of the other, nats."""
+
+
+def halved_temperature(sums_at: Callable[[float], Float[Tensor, " 2"]], n: int) -> HalvedTemperature:
+    """Temperatures of statements in two halves, each of which can be judged without a part in the other's.
+
+    Args:
+        sums_at: Σ −log P of either half at a temperature.    n: statements in both.
+    """
+    halves = along_temperature(sums_at)
+    first, second = (best_temperature(lambda t, half=half: float(halves(t)[half])) for half in (0, 1))
+    crossed = float(halves(first)[1] + halves(second)[0])
 
     def mean_nll(temperature: float) -> float:
         return float(halves(temperature).sum()) / n
 
     best = best_temperature(mean_nll)
-    low, high = temperature_interval(mean_nll, n, best)
-    return SliceCalibration(n, best, nll, crossed / n, low, high)
+    return HalvedTemperature(best, *temperature_interval(mean_nll, n, best), (first, second), crossed / n)
 
 
 def along_temperature(total_at: Callable[[float], Float[Tensor, " H"]]) -> Callable[[float], np.ndarray]:

@@ -17,14 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from karat.records import Estimate, Finding, Prompt, Response, Vote
-from karat.reward.calibration import (
-    VoteModel,
-    along_temperature,
-    best_temperature,
-    predicted_probs,
-    temperature_interval,
-    vote_nll,
-)
+from karat.reward.calibration import VoteModel, halved_temperature, predicted_probs, vote_nll
 from karat.reward.data import vote_data
 from karat.reward.fit import FittedReward, cooled
 from karat.reward.held_out import GatedScorer
@@ -82,22 +75,13 @@ def cooled_on_new_prompts(
         each = vote_nll(predicted_probs(logits, data.columns, fitted.vote_model, temperature=temperature), data.columns)
         return each.new_zeros(2).index_add(0, halves, each)
 
-    sums = along_temperature(sums_at)
-    by_half = [best_temperature(lambda t, half=half: float(sums(t)[half])) for half in (0, 1)]
-
-    def mean_nll(temperature: float) -> float:
-        return float(sums(temperature).sum()) / len(votes)
-
-    best = best_temperature(mean_nll)
-    low, high = temperature_interval(mean_nll, len(votes), best)
-    factors = {prompt_id: best / by_half[1 - half] for prompt_id, half in side.items()}
+    found = halved_temperature(sums_at, len(votes))
+    factors = {prompt_id: found.best / found.of_half[1 - half] for prompt_id, half in side.items()}
     method = "temperature relative to the training's; profile likelihood, 95 %, votes taken as independent"
-    detail = f"logits are divided by it; by halves of the prompts {by_half[0]:.2f} and {by_half[1]:.2f}"
-    return (
-        cooled(fitted, best),
-        factors,
-        Finding(NAME, QUESTION, "info", Estimate(best, low, high, len(votes), method), detail=detail),
-    )
+    estimate = Estimate(found.best, found.low, found.high, len(votes), method)
+    first, second = found.of_half
+    detail = f"logits are divided by it; by halves of the prompts {first:.2f} and {second:.2f}"
+    return cooled(fitted, found.best), factors, Finding(NAME, QUESTION, "info", estimate, detail=detail)
 
 
 def _half(prompt_id: str) -> int:

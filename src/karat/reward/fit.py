@@ -23,7 +23,7 @@ from karat.choice import vote_batch
 from karat.errors import ConfigError
 from karat.lm.loop import Reporter, newest_step
 from karat.records import Estimate, Finding, Prompt, Response, Vote
-from karat.reward.bayes import bayesian_fit, save_last_layer
+from karat.reward.bayes import bayesian_fit, cooled_layer, save_last_layer
 from karat.reward.calibration import VoteModel, fit_temperature, predicted_probs, vote_nll
 from karat.reward.last_layer import LastLayer
 from karat.reward.objectives import ObjectivesConfig, check_known, plain_objectives
@@ -252,10 +252,14 @@ def _ensemble(
 
 def _cooled(fit: RewardFit, factor: float) -> RewardFit:
     fit.model.temperature.mul_(factor)
-    scale = ScoreScale(fit.scale.shift / factor, fit.scale.scale / factor)
     return dataclasses.replace(
-        fit, reference=fit.reference / factor, scale=scale, metrics=_cooled_metrics(fit.metrics, factor)
-    )
+        fit, reference=fit.reference / factor, scale=_cooled_scale(fit.scale, factor),
+        metrics=_cooled_metrics(fit.metrics, factor),
+    )  # fmt: skip
+
+
+def _cooled_scale(scale: ScoreScale, factor: float) -> ScoreScale:
+    return ScoreScale(scale.shift / factor, scale.scale / factor)
 
 
 def _cooled_metrics(metrics: Mapping[str, float], factor: float) -> dict[str, float]:
@@ -267,13 +271,11 @@ def _cooled_metrics(metrics: Mapping[str, float], factor: float) -> dict[str, fl
 def cooled(fitted: FittedReward, factor: float) -> FittedReward:
     """The same reward with logits divided by a factor; the models' temperatures are changed in place."""
     members = tuple(_cooled(fit, factor) for fit in fitted.members)
-    scale = ScoreScale(fitted.scorer.scale.shift / factor, fitted.scorer.scale.scale / factor)
     scorer = scorer_of(members[0])
     if len(members) > 1:
+        scale = _cooled_scale(fitted.scorer.scale, factor)
         scorer = joined_scorer([scorer_of(fit) for fit in members], fitted.vote_model, scale)
-    layer = fitted.last_layer
-    if layer is not None:
-        layer = dataclasses.replace(layer, mean=layer.mean / factor, covariance=layer.covariance / factor**2)
+    layer = None if fitted.last_layer is None else cooled_layer(fitted.last_layer, factor)
     metrics = _cooled_metrics(fitted.metrics, factor)
     return dataclasses.replace(fitted, members=members, scorer=scorer, last_layer=layer, metrics=metrics)
 
