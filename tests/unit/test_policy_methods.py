@@ -12,6 +12,7 @@ from karat.errors import ConfigError, InputError, LedgerError
 from karat.lm.load import load_lm, save_lm
 from karat.lm.logprobs import response_logprobs
 from karat.lm.trees import pack_trees
+from karat.policy import group
 from karat.policy.actor import build_policy
 from karat.policy.beside import Beside
 from karat.policy.direct import train_direct
@@ -354,3 +355,43 @@ def test_each_epoch_of_the_data_is_read_once():
     assert sorted(drawn) == sorted([*range(10)] * 2)
     assert drawn[:10] != drawn[10:]
     assert dealt(3, 4, seed=1, shuffle=False)(1) == [1, 2, 0, 1]
+
+
+ONE_STEP = StepSettings(learning_rate=2e-3)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"method": "grpo"},
+        {"method": "rloo"},
+        {"method": "grpo", "kl": "reward", "rollout": replace(ROLLOUT, temperature=0.7)},
+        {"method": "reinforce_pp", "kl": "loss_k2"},
+    ],
+)
+def test_one_pass_is_the_same_as_two(monkeypatch, own):
+    config = GroupConfig(reward=REWARD, **SHORT | {"update": ONE_STEP} | own)
+    assert group.updates_in_one_pass(config)
+    one, two, rows_one, rows_two = toy_lm(), toy_lm(), Rows(), Rows()
+    run("grpo", one, rows_one, config=config)
+    monkeypatch.setattr(group, "updates_in_one_pass", lambda _: False)
+    run("grpo", two, rows_two, config=config)
+    assert equal(weights(one), weights(two))
+    assert not equal(weights(one), weights(toy_lm()))
+    assert rows_one.rows == rows_two.rows
+    assert rows_one.rows[-1][1]["kl/k1_per_sequence"] != 0
+
+
+def test_two_passes_are_made_where_something_needs_the_first():
+    def passes(method, **own):
+        return 2 - group.updates_in_one_pass(GroupConfig(method, reward=REWARD, **SHORT | {"update": ONE_STEP} | own))
+
+    assert passes("rloo") == passes("grpo") == 1
+    assert passes("reinforce_pp") == 2  # normalised over the batch, with the KL in it
+    assert passes("grpo", scale="batch", kl="reward") == 2
+    assert (
+        passes("grpo", update=replace(ONE_STEP, n_epochs=2))
+        == passes("grpo", update=replace(ONE_STEP, n_minibatches=2))
+        == 2
+    )
+    assert passes("grpo", rollout=replace(ROLLOUT, exact_entropy=True)) == 2

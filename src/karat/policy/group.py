@@ -8,13 +8,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from karat.errors import InputError
+from karat.lm import parallel
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import response_logprobs
 from karat.lm.loop import Reporter, TrainState, linear_warmup_decay
@@ -127,6 +129,7 @@ def group_iteration(
     """One rollout and the update on it; every draw is a function of (seed, iteration)."""
     controller = state.controllers["kl"]
     assert isinstance(controller, FixedKL | AdaptiveKL)
+    one_pass = updates_in_one_pass(config)
     # 1. sample and score
     rollout = collect_rollout(
         policy,
@@ -135,20 +138,21 @@ def group_iteration(
         settings=config.rollout,
         token_budget=config.update.token_budget,
         seed=child_seed(seed, "ppo", "sample", iteration),
+        with_logprobs=not one_pass,
     )
-    kl = kl_summary(rollout.logprobs, rollout.ref_logprobs, rollout.response_mask)
-    if iteration == 0:
+    if iteration == 0 and not one_pass:
         check_start_at_reference(rollout, config.update.ratio_tolerance)
     # 2. advantages
     coef = controller.coef
     inside = dense_rewards(rollout, beside, lm=policy.lm)
     paid = paid_scores(rollout, config.reward, inside)
     costs = response_costs(state, rollout, beside)
-    advantages = group_advantages(rollout, costs.charged(paid), inside, config, kl_coef=coef)
+    own = torch.zeros_like(rollout.logprobs) if one_pass else None
+    earned = Earned(rollout, costs.charged(paid), inside, config, coef)
     # 3. epochs of minibatches
     started = time.perf_counter()
     extra = data_losses(policy.lm, beside, config.update, iteration=iteration, seed=seed)
-    work = GroupUpdate(policy, rollout, advantages, config, coef, UpdateStats(), extra or no_extra)
+    work = GroupUpdate(policy, earned, UpdateStats(), extra or no_extra, own)
     rate = linear_warmup_decay(
         iteration,
         n_steps=config.n_iterations,
@@ -164,47 +168,75 @@ def group_iteration(
         generator=torch_generator(seed, "ppo", "minibatches", iteration),
     )
     # 4. β, checks and metrics
+    if own is not None:
+        rollout = replace(rollout, logprobs=torch.stack(parallel.gathered(own)).sum(0).to(own.device))
+        if iteration == 0:
+            check_start_at_reference(rollout, config.update.ratio_tolerance)
+    kl = kl_summary(rollout.logprobs, rollout.ref_logprobs, rollout.response_mask)
     controller.update(kl.k1_per_sequence, config.n_sequences)
-    metrics = rollout_metrics(rollout, paid, kl) | work.stats.metrics() | costs.settle(state) | dense_metrics(inside)
-    metrics |= check_steps(state, config.update.max_skipped_frac)
-    if config.choices.kl != "reward":
-        metrics["policy/kl_penalty"] = work.stats.penalty / work.stats.denominator
-    flat = paid.unflatten(0, (-1, rollout.n_samples))
-    metrics["score/tied_frac"] = float((flat == flat[:, :1]).all(1).float().mean())
+    metrics = rollout_metrics(rollout, paid, kl) | group_metrics(work, paid)
+    metrics |= costs.settle(state) | dense_metrics(inside) | check_steps(state, config.update.max_skipped_frac)
     metrics |= {"kl/coef": coef, "update/learning_rate": rate}
     metrics |= {f"seconds/{part}": spent for part, spent in rollout.seconds.items()}
     return metrics | {"seconds/update": time.perf_counter() - started}
 
 
-def group_advantages(
-    rollout: Rollout,
-    scores: Float[Tensor, "B"],
-    inside: Float[Tensor, "B T"] | None,
-    config: GroupConfig,
-    *,
-    kl_coef: float,
-) -> Float[Tensor, "B T"]:
-    """The advantage of each token: its own (REINFORCE++), or that of its response.
+def group_metrics(work: GroupUpdate, paid: Float[Tensor, "B"]) -> dict[str, float]:
+    """Figures of an update, and how many prompts say nothing because all their responses are paid alike."""
+    metrics, stats = work.stats.metrics(), work.stats
+    if work.config.choices.kl != "reward":
+        metrics["policy/kl_penalty"] = stats.penalty / stats.denominator
+    by_prompt = paid.unflatten(0, (-1, work.rollout.n_samples))
+    return metrics | {"score/tied_frac": float((by_prompt == by_prompt[:, :1]).all(1).float().mean())}
 
-    Args:
-        scores: what each response is paid in all.    inside: what of it each token earns; None = all at the end.
-        kl_coef: β; enters only where the KL is paid as a reward.
-    Returns: 0 where masked.
+
+def updates_in_one_pass(config: GroupConfig) -> bool:
+    """Whether the update's own forward pass can be that of the policy that sampled.
+
+    So it is with one optimiser step a rollout, where all ratios are 1, unless something needs log π of other prompts
+    before: advantages normalised over the batch of what a KL in the reward leaves, or the entropy of the rollout.
     """
-    choices, mask = config.choices, rollout.response_mask
-    coef = kl_coef if choices.kl == "reward" else 0.0
-    rewards = token_rewards(scores, rollout.logprobs - rollout.ref_logprobs, mask, kl_coef=coef, inside=inside)
-    if config.method == "reinforce_pp":
-        return reinforce_pp_advantages(
-            rewards,
-            mask,
-            n_samples=rollout.n_samples,
-            group_baseline=config.group_baseline,
-            normalise=choices.scale == "batch",
-        )
-    groups = rewards.sum(1).unflatten(0, (-1, rollout.n_samples))
-    found = rloo_advantages(groups) if config.method == "rloo" else grpo_advantages(groups, scale=choices.scale)
-    return torch.where(mask, found.flatten().unsqueeze(1), torch.zeros_like(rewards))
+    choices = config.choices
+    apart = choices.kl != "reward" or (config.method != "reinforce_pp" and choices.scale != "batch")
+    return config.steps_per_iteration == 1 and apart and not config.rollout.exact_entropy
+
+
+@dataclass(frozen=True)
+class Earned:
+    """What the responses of a rollout have earned, and what their tokens' advantages are made of."""
+
+    rollout: Rollout
+    """The responses."""
+    scores: Float[Tensor, "B"]
+    """What each is paid in all, less what it is charged."""
+    inside: Float[Tensor, "B T"] | None
+    """What of it each token earns; None = all at the end."""
+    config: GroupConfig
+    """The method."""
+    kl_coef: float
+    """β; enters only where the KL is paid as a reward."""
+
+    def advantages(self, rows: Int[Tensor, " b"], logprobs: Float[Tensor, "b T"]) -> Float[Tensor, "b T"]:
+        """The advantage of each token: its own (REINFORCE++), or that of its response.
+
+        Args:
+            rows: of whole prompts, in the rollout's order.    logprobs: log π of their tokens when they were drawn.
+        Returns: 0 where masked.
+        """
+        config, choices, n_samples = self.config, self.config.choices, self.rollout.n_samples
+        mask, coef = self.rollout.response_mask[rows], self.kl_coef if choices.kl == "reward" else 0.0
+        # without a KL in the reward log π may not be known yet
+        log_ratio = logprobs - self.rollout.ref_logprobs[rows] if coef else torch.zeros_like(logprobs)
+        inside = None if self.inside is None else self.inside[rows]
+        rewards = token_rewards(self.scores[rows], log_ratio, mask, kl_coef=coef, inside=inside)
+        if config.method == "reinforce_pp":
+            return reinforce_pp_advantages(
+                rewards, mask, n_samples=n_samples, group_baseline=config.group_baseline,
+                normalise=choices.scale == "batch",
+            )  # fmt: skip
+        groups = rewards.sum(1).unflatten(0, (-1, n_samples))
+        found = rloo_advantages(groups) if config.method == "rloo" else grpo_advantages(groups, scale=choices.scale)
+        return torch.where(mask, found.flatten().unsqueeze(1), torch.zeros_like(rewards))
 
 
 @dataclass(frozen=True)
@@ -213,18 +245,30 @@ class GroupUpdate:
 
     policy: Policy
     """What is trained."""
-    rollout: Rollout
-    """The responses."""
-    advantages: Float[Tensor, "B T"]
-    """Of each token."""
-    config: GroupConfig
-    """The method."""
-    kl_coef: float
-    """β of this rollout."""
+    earned: Earned
+    """The responses and what they earned."""
     stats: UpdateStats
     """Is filled."""
     extra: ExtraLosses = no_extra
     """Losses beside the rollout."""
+    own_logprobs: Float[Tensor, "B T"] | None = None
+    """Where log π of this process's responses is put, 0 elsewhere, when the rollout has none; None = it has."""
+
+    @property
+    def config(self) -> GroupConfig:
+        """The method."""
+        return self.earned.config
+
+    @property
+    def rollout(self) -> Rollout:
+        """The responses."""
+        return self.earned.rollout
+
+    @cached_property
+    def advantages(self) -> Float[Tensor, "B T"]:
+        """Of each token, by what the rollout says of it."""
+        everyone = torch.arange(len(self.rollout.scores), device=self.rollout.scores.device)
+        return self.earned.advantages(everyone, self.rollout.logprobs)
 
     def minibatch(self, indices: Sequence[int]) -> Minibatch:
         """The given prompts with all their responses, and the method's denominator."""
@@ -251,6 +295,8 @@ class GroupUpdate:
             logprobs = response_logprobs(
                 self.policy.lm.model, batch, temperature=self.config.rollout.temperature
             ).logprobs
+            if self.own_logprobs is not None:
+                self.own_logprobs[minibatch.rows[batch.branch_id[batch.branch_of]], batch.offset_of] = logprobs.detach()
             yield self._loss(minibatch, batch, logprobs, first=first)
         if first:
             check_first_ratio(self.stats, self.config.update.ratio_tolerance)
@@ -259,10 +305,9 @@ class GroupUpdate:
 
     def _loss(self, minibatch: Minibatch, batch: TreeBatch, logprobs: Tensor, *, first: bool) -> Tensor:
         choices = self.config.choices
-        old, ref, advantages = (
-            flat_of(rows[minibatch.rows], batch)
-            for rows in (self.rollout.logprobs, self.rollout.ref_logprobs, self.advantages)
-        )
+        recorded = self.rollout.logprobs if self.own_logprobs is None else self.own_logprobs
+        old, ref = (flat_of(rows[minibatch.rows], batch) for rows in (recorded, self.rollout.ref_logprobs))
+        advantages = flat_of(self._advantages(minibatch, batch), batch)
         weights = torch.ones_like(logprobs)
         if choices.normalise == "sequence":
             weights = weights / batch.lengths[batch.branch_of]
@@ -295,4 +340,17 @@ class GroupUpdate:
             weights=weights,
         )
         self.stats.penalty += float(penalty.loss.detach()) * minibatch.denominator
-        return found.loss + self.kl_coef * penalty.loss
+        return found.loss + self.earned.kl_coef * penalty.loss
+
+    def _advantages(self, minibatch: Minibatch, batch: TreeBatch) -> Float[Tensor, "m T"]:
+        """The advantages of a minibatch's rows; where log π comes now and counts, those of this micro-batch alone.
+
+        A micro-batch holds whole prompts, and one pass is made only where prompts do not count for one another.
+        """
+        if self.own_logprobs is None or self.config.choices.kl != "reward":
+            return self.advantages[minibatch.rows]
+        local = batch.branch_id.sort().values
+        rows = minibatch.rows[local]
+        found = self.own_logprobs.new_zeros((len(minibatch.rows), self.own_logprobs.shape[1]))
+        found[local] = self.earned.advantages(rows, self.own_logprobs[rows])
+        return found

@@ -9,8 +9,9 @@ Dimension letters: B responses, T response tokens.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -42,7 +43,7 @@ class Rollout:
     trees: tuple[Tree, ...]
     """Token ids: one prompt with all its responses each."""
     logprobs: Float[Tensor, "B T"]
-    """log π_old of the drawn tokens, by the function that the update uses."""
+    """log π_old of the drawn tokens, by the function that the update uses; NaN where they are left to the update."""
     ref_logprobs: Float[Tensor, "B T"]
     """log π_ref of the same tokens."""
     sampler_logprobs: Float[Tensor, "B T"]
@@ -136,6 +137,7 @@ def collect_rollout(
     token_budget: int,
     seed: int,
     with_last_values: bool = False,
+    with_logprobs: bool = True,
 ) -> Rollout:
     """Draw and score n_samples responses a prompt.
 
@@ -144,6 +146,7 @@ def collect_rollout(
         score_fn: one call for all responses, on decoded text up to the stop token.
         token_budget: positions in one forward pass.    seed: of this rollout alone.
         with_last_values: also the critic's value after each response (to bootstrap truncated ones).
+        with_logprobs: False = without a pass of the policy, where the update will make the same one.
     Raises: InputError for prompts that do not fit the context or scores that are missing or not finite.
     """
     started = time.perf_counter()
@@ -151,22 +154,24 @@ def collect_rollout(
     sampled = time.perf_counter()
     scores = score_responses(score_fn, drawn.flat_prompts, drawn.texts)
     scored = time.perf_counter()
-    rows = _forward(actor, drawn.trees, settings, token_budget, with_last_values)
-    device = rows["logprobs"].device
+    wanted = partial(_scored, actor, settings=settings, with_last=with_last_values, with_policy=with_logprobs)
+    rows = _forward(wanted, drawn.trees, token_budget, actor.lm.model.device)
+    ref_logprobs = rows["ref_logprobs"]
+    device, dtype = ref_logprobs.device, ref_logprobs.dtype
     return Rollout(
         prompts=tuple(prompts),
         texts=drawn.texts,
         trees=drawn.trees,
-        logprobs=rows["logprobs"],
-        ref_logprobs=rows["ref_logprobs"],
-        sampler_logprobs=_sampler_rows(drawn.samples, rows["response_mask"]).to(rows["logprobs"].dtype),
+        logprobs=rows["logprobs"] if with_logprobs else torch.full_like(ref_logprobs, torch.nan),
+        ref_logprobs=ref_logprobs,
+        sampler_logprobs=_sampler_rows(drawn.samples, rows["response_mask"]).to(dtype),
         values=rows.get("values"),
         last_values=rows.get("last_values"),
         entropy=rows.get("entropy"),
         exact_kl=rows.get("exact_kl"),
         response_mask=rows["response_mask"],
         stopped_mask=torch.tensor([s.stopped for s in drawn.samples], device=device),
-        scores=torch.tensor(scores, dtype=rows["logprobs"].dtype, device=device),
+        scores=torch.tensor(scores, dtype=dtype, device=device),
         seconds={"sample": sampled - started, "score": scored - sampled, "forward": time.perf_counter() - scored},
     )
 
@@ -205,17 +210,19 @@ def _sample(lm: LoadedLM, prompts: Sequence[Prompt], settings: RolloutSettings, 
 
 
 def _forward(
-    actor: ActorCritic | Policy, trees: Sequence[Tree], settings: RolloutSettings, token_budget: int, with_last: bool
+    scored: Callable[[TreeBatch], dict[str, Tensor | None]],
+    trees: Sequence[Tree],
+    token_budget: int,
+    device: torch.device,
 ) -> dict[str, Tensor]:
-    """Log-probabilities, reference log-probabilities and values as rows, the processes sharing the passes; no gradient.
+    """What is recorded about each token as rows, the processes sharing the passes; no gradient.
 
     no_grad rather than inference_mode: the rows are saved for the update's backward pass, which refuses inference
     tensors.
     """
-    device = actor.lm.model.device
     batches = pack(trees, parallel.budget(token_budget, sum(tree.n_tokens for tree in trees)), device)
     with torch.no_grad():
-        found = parallel.each(batches, lambda batch: _scored(actor, batch, settings, with_last))
+        found = parallel.each(batches, scored)
     flat = {name: [one[name].to(device) for one in found if one[name] is not None] for name in found[0]}
     shape = {
         "n_branches": sum(len(tree.branches) for tree in trees),
@@ -223,7 +230,7 @@ def _forward(
     }
     last = flat.pop("last_values")
     rows = {name: rows_of(parts, batches, **shape)[0] for name, parts in flat.items() if parts}
-    rows["response_mask"] = rows_of(flat["logprobs"], batches, **shape)[1]
+    rows["response_mask"] = rows_of(flat["ref_logprobs"], batches, **shape)[1]
     if last:
         order = torch.cat([batch.branch_id for batch in batches])
         rows["last_values"] = torch.empty_like(torch.cat(last)).index_copy(0, order, torch.cat(last))
@@ -231,17 +238,18 @@ def _forward(
 
 
 def _scored(
-    actor: ActorCritic | Policy, batch: TreeBatch, settings: RolloutSettings, with_last: bool
+    actor: ActorCritic | Policy, batch: TreeBatch, *, settings: RolloutSettings, with_last: bool, with_policy: bool
 ) -> dict[str, Tensor | None]:
     """What is recorded about the tokens of one micro-batch; None = not asked for."""
     options = {"temperature": settings.temperature, "with_entropy": settings.exact_entropy}
-    flat: dict[str, Tensor | None] = {"values": None, "last_values": None}
+    flat: dict[str, Tensor | None] = dict.fromkeys(("values", "last_values", "logprobs", "entropy"))
     if isinstance(actor, ActorCritic):
         scored = token_scores(actor, batch, with_last=with_last, **options)
         flat |= {"values": scored.values, "last_values": scored.last_values}
-    else:
-        scored = response_logprobs(actor.lm.model, batch, **options)
-    flat |= {"logprobs": scored.logprobs, "entropy": scored.entropy}
+        flat |= {"logprobs": scored.logprobs, "entropy": scored.entropy}
+    elif with_policy:
+        found = response_logprobs(actor.lm.model, batch, **options)
+        flat |= {"logprobs": found.logprobs, "entropy": found.entropy}
     flat["ref_logprobs"] = reference_logprobs(actor, batch, temperature=settings.temperature)
     flat["exact_kl"] = exact_kl(actor, batch, temperature=settings.temperature) if settings.exact_kl else None
     return flat
