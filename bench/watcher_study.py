@@ -37,6 +37,7 @@ N_PROMPTS, N_RESPONSES, N_FEATURES, N_HEADS, N_SAMPLES, N_LOOKS = 24, 400, 6, 5,
 ETA_MAX, KEPT_FRAC, MOST_FALSE = 5.0, 0.85, 0.10
 RIDGE = 1.0
 LENGTH, LENGTH_SD, LENGTH_TOLERATED = 30.0, 6.0, 0.5
+PANEL_VOTES, PANEL_LOOKS = (96, 384), 5
 GRIDS: dict[str, tuple[float, ...]] = {
     "kl_budget": (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 5.5),
     "disagreement": (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999),
@@ -46,6 +47,9 @@ GRIDS: dict[str, tuple[float, ...]] = {
     "peak of the lower bound": (6, 9, 12, 16, 20),
     "patience on the lower bound": (1, 2, 3, 4, 6),
     "peak of gold (an oracle)": (6, 9, 12, 16, 20),
+    "panel like the raters, 96 votes": (1.0, 1.5, 2.0, 2.5, 3.0, 4.0),
+    "careful panel, 96 votes": (1.0, 1.5, 2.0, 2.5, 3.0, 4.0),
+    "careful panel, 384 votes": (1.0, 1.5, 2.0, 2.5, 3.0, 4.0),
 }
 """Thresholds that are tried for each rule, from those that alarm soon to those that alarm late or the other way round."""
 
@@ -108,6 +112,11 @@ def make_path(seed: int) -> Course:
         golds.append(float((policy * gold).sum(1).mean()))
         looks.append(_figures(policy, log_policy, scores, lengths, rng) | {"validation/gold": golds[-1]})
     some = rng.integers(0, N_RESPONSES, size=(N_PROMPTS, N_SAMPLES))
+    panels = {"raters": gold + liking * features[..., 0], "careful": gold}
+    for look, figures in enumerate(looks):
+        eta = ETA_MAX * look / N_LOOKS / max(float(proxy.std()), 1e-9)
+        # their own stream, so that every other figure is what it was before there were panels
+        figures |= _panel_votes(eta * proxy, panels, np.random.default_rng([seed, 8, look]))
     rows = np.arange(N_PROMPTS)[:, None]
     about = {"n_votes": n_votes, "liking": liking, "penalty": penalty}
     return Course(seed, looks, golds, usual[rows, some].ravel().tolist(), lengths[rows, some].ravel().tolist(), about)
@@ -131,6 +140,20 @@ def _ensemble(features: np.ndarray, utility: np.ndarray, n_votes: int, rng: np.r
             theta = theta + np.linalg.solve(hessian, gradient)
         heads.append(theta + prior)
     return np.array(heads)
+
+
+def _panel_votes(logits: np.ndarray, panels: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, float]:
+    """Share of the votes of each panel for responses of the policy ∝ exp(logits) against those of the reference."""
+    most = max(PANEL_VOTES)
+    prompts = rng.integers(0, N_PROMPTS, most)
+    ours = (logits[prompts] + rng.gumbel(size=(most, N_RESPONSES))).argmax(1)
+    theirs = rng.integers(0, N_RESPONSES, most)
+    luck = rng.random(most)
+    found: dict[str, float] = {}
+    for name, utility in panels.items():
+        won = luck < expit(utility[prompts, ours] - utility[prompts, theirs])
+        found |= {f"panel/{name}_{n}": float(won[:n].mean()) for n in PANEL_VOTES}
+    return found | {f"panel/votes_{n}": float(n) for n in PANEL_VOTES}
 
 
 def _figures(
@@ -169,25 +192,33 @@ def rules_of(rule: str, threshold: float, path: Course) -> WatchRules:
         return WatchRules(diversity_floor=threshold, **off)
     if rule == "patience on the lower bound":
         return WatchRules(patience=int(threshold), **off)
+    if "panel" in rule:
+        n_votes = rule.rpartition(", ")[2].removesuffix(" votes")
+        metric = f"panel/{'raters' if 'raters' in rule else 'careful'}_{n_votes}"
+        votes = {"panel_metric": metric, "panel_count": f"panel/votes_{n_votes}", "panel_fall": threshold}
+        return WatchRules(best_metric=metric, best_looks=PANEL_LOOKS, **votes, **off)
     metric = "validation/gold" if "gold" in rule else "validation/lower_bound"
     return WatchRules(peak_metric=metric, peak_looks=int(threshold), **off)
 
 
-def alarm_of(path: Course, rule: str, threshold: float) -> int | None:
-    """The look at which the rule stops the run; None = never."""
+def alarm_of(path: Course, rule: str, threshold: float) -> tuple[int | None, int]:
+    """The look at which the rule stops the run, None = never; and the look whose policy the watcher keeps."""
     watcher = Watcher(rules_of(rule, threshold, path))
+    stop = None
     for look, figures in enumerate(path.looks):
         if watcher.observe(look, figures, lambda _: None) is not None:
-            return look
-    return None
+            stop = look
+            break
+    return stop, watcher.best_step or 0
 
 
 def judge(paths: Sequence[Course], rule: str, threshold: float) -> dict[str, int]:
     """Counts over some worlds."""
-    counts = {"worlds": len(paths), "falling": 0, "detected": 0, "false": 0, "kept": 0, "early": 0}
+    counts = {"worlds": len(paths), "falling": 0, "detected": 0, "false": 0, "kept": 0, "best": 0, "early": 0}
     for path in paths:
-        look = alarm_of(path, rule, threshold)
+        look, best = alarm_of(path, rule, threshold)
         counts["kept"] += path.gain(len(path.gold) - 1 if look is None else look) >= KEPT_FRAC
+        counts["best"] += path.gain(best) >= KEPT_FRAC
         if path.falls:
             top = int(np.argmax(path.gold))
             lost = next(i for i in range(top, len(path.gold)) if path.gain(i) < KEPT_FRAC)
@@ -248,14 +279,14 @@ def table(found: Mapping[str, Any]) -> str:
         f"{n} worlds, in {falling} of which gold ends below {KEPT_FRAC} of its highest gain; thresholds from "
         f"{found['n_tuning']} others. Never stopping keeps gold in {rate(found['never_stopping_keeps'], n)}.",
         "",
-        "| rule | threshold | detection in time | premature | false alarms | gold kept |",
-        "|---|---|---|---|---|---|",
+        "| rule | threshold | detection in time | premature | false alarms | gold kept at the stop | by the policy kept |",
+        "|---|---|---|---|---|---|---|",
     ]
     for rule, row in found["rules"].items():
         counts = row["test"]
         lines.append(
             f"| {rule} | {row['threshold']:g} | {rate(counts['detected'], falling)} | {rate(counts['early'], falling)} | "
-            f"{rate(counts['false'], n - falling)} | {rate(counts['kept'], n)} |"
+            f"{rate(counts['false'], n - falling)} | {rate(counts['kept'], n)} | {rate(counts['best'], n)} |"
         )
     return "\n".join(lines)
 

@@ -262,6 +262,33 @@ def floor_rule(name: str, now: float, start: float, *, floor: float) -> StopDeci
     return StopDecision(now < floor * start, name, f"{now:.4g}, at the start {start:.4g}, floor {floor:g} of it")
 
 
+def fall_rule(shares: ArrayLike, n_votes: ArrayLike, *, looks: int, z: float) -> StopDecision:
+    """Stop when votes on what the policy writes say that it was better before, by more than chance.
+
+        m_t = mean share of the last `looks` looks        stop when max_s m_s − m_t > z·√(p̄(1 − p̄)·(1/n_s + 1/n_t))
+
+    Args:
+        shares: at each look, votes for the policy against its reference, ties as halves, in [0, 1].
+        n_votes: votes at each look, ≥ 1.    looks: averaged, ≥ 1; nothing is said before so many.    z: > 0.
+    Returns: the decision; n_s and n_t are the votes behind both means, p̄ the mean of both.
+    Differs: from one two-sample test in that the highest mean is picked out of many and shares looks with the last one;
+        the first makes alarms likelier, the second rarer. docs/watcher.md measures what remains.
+    """
+    x, n = _points("fall_rule", shares), _points("fall_rule", n_votes)
+    if x.shape != n.shape or looks < 1 or (n < 1).any():
+        raise InputError(f"fall_rule: found {x.size} shares, {n.size} counts, looks {looks}; expected as many, all ≥ 1")
+    if x.size < looks:
+        return StopDecision(False, "panel", f"{x.size} of {looks} looks")
+    means, counts = (np.lib.stride_tricks.sliding_window_view(one, looks) for one in (x, n))
+    means, counts = means.mean(-1), counts.sum(-1)
+    top = int(means.argmax())
+    p = (means[top] + means[-1]) / 2
+    limit = z * math.sqrt(p * (1 - p) * (1 / counts[top] + 1 / counts[-1]))
+    fallen = float(means[top] - means[-1])
+    said = f"{means[-1]:.3g} of the votes over the last {looks} looks, {means[top]:.3g} before; fell {fallen:.3g}, limit {limit:.3g}"
+    return StopDecision(fallen > limit, "panel", said)
+
+
 def peak_rule(
     kl: ArrayLike, reward: ArrayLike, *, n_least: int = 6, level: float = 0.95
 ) -> tuple[StopDecision, Estimate]:

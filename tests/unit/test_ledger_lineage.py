@@ -72,6 +72,19 @@ def test_affected_is_everything_downstream_in_order():
     assert affected(RUN, "models/ppo") == ()
 
 
+def test_what_a_stage_asked_for_on_its_way_fed_its_other_outputs():
+    asked = replace(ref("panel"), kind="asked")
+    report = ref("report")
+    run = [*RUN[:3], stage("ppo", [SFT, RM], [PPO, asked]), stage("evaluate", [PPO], [report])]
+    (tree,) = trace(run)  # the votes are shown below the policy, not as an end of their own
+    (policy,) = tree.fed_by
+    assert [node.artefact.name for node in policy.fed_by] == ["sft", "rm", "panel"]
+    assert policy.fed_by[-1].stage == "ppo"
+    assert all(node.repeated for node in policy.fed_by[-1].fed_by)  # made from the same, and never from itself
+    assert [(name, one.name) for name, one in affected(run, "models/panel")] == [("ppo", "ppo"), ("evaluate", "report")]
+    assert [one.name for _, one in affected(run, "models/rm")] == ["ppo", "panel", "report"]
+
+
 def test_stage_key_knows_contents_not_paths_nor_order():
     moved = replace(SFT, path="elsewhere")
     key = stage_key("ppo", [SFT, RM], {"a": 1}, {"s": 0})

@@ -67,5 +67,8 @@ class Unsure:
 
 def test_figures_of_the_watchers_look():
     config = build(RunConfig, {"sandbox": {}, "watch": {"n_samples": 2}, "ppo": {"rollout": {"max_new_tokens": 4}}})
-    look = looker(Unsure(), PROMPTS[:2], config, lambda *_: 1.0, seed=0, novel_frac=lambda *_: 0.0)
+    asked = {"validation/panel": 0.5, "validation/panel_votes": 4.0}
+    look = looker(
+        Unsure(), PROMPTS[:2], config, lambda *_: 1.0, seed=0, panel=lambda *_: asked, novel_frac=lambda *_: 0.0
+    )
     assert set(look(toy_lm(), 0)) == documented("Optimiser")

@@ -117,6 +117,24 @@ def test_diversity_at_its_ends_and_under_reordering():
     assert overopt.text_entropy([]) is None
 
 
+def test_a_fall_of_votes_is_judged_by_the_votes_behind_both_means():
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        n, looks, z = int(rng.integers(3, 12)), int(rng.integers(1, 4)), float(rng.uniform(0.5, 3))
+        votes = rng.integers(5, 60, n).astype(float)
+        shares = rng.binomial(votes.astype(int), np.linspace(0.8, 0.4, n)) / votes
+        means = [(sum(shares[i : i + looks]) / looks, sum(votes[i : i + looks])) for i in range(n - looks + 1)]
+        top, top_votes = max(means, key=lambda entry: entry[0])
+        last, last_votes = means[-1]
+        p = (top + last) / 2
+        slow = top - last > z * math.sqrt(p * (1 - p) * (1 / top_votes + 1 / last_votes))
+        assert overopt.fall_rule(shares, votes, looks=looks, z=z).stop == slow
+    assert not overopt.fall_rule([0.9, 0.1], [100, 100], looks=3, z=1).stop
+    assert not overopt.fall_rule([0.9], [100], looks=1, z=1).stop
+    with pytest.raises(InputError, match="fall_rule: found 2 shares, 1 counts"):
+        overopt.fall_rule([0.9, 0.1], [100], looks=1, z=1)
+
+
 def test_rules_stop_when_they_should_and_say_why():
     assert overopt.kl_budget_rule(5.1, budget=5.0).stop
     assert not overopt.kl_budget_rule(5.0, budget=5.0).stop

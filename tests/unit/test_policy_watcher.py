@@ -166,3 +166,28 @@ def test_the_new_rules_refuse_what_cannot_be():
         WatchRules(length_limit_sd=2.0)
     with pytest.raises(ConfigError, match=r"entropy_floor: found 1.5; expected \(0, 1\) or None"):
         WatchRules(entropy_floor=1.5)
+
+
+def votes(share, n=100, **more):
+    return {"validation/panel": share, "validation/panel_votes": float(n)} | more
+
+
+def test_a_panel_decides_by_the_mean_of_its_last_looks():
+    watcher = Watcher(WatchRules(best_metric="validation/panel", best_looks=3))
+    shares = [0.5, 0.9, 0.4, 0.6, 0.62, 0.7, 0.5]
+    feed(watcher, [votes(share) for share in shares])
+    means = [sum(shares[max(0, i - 2) : i + 1]) / min(3, i + 1) for i in range(len(shares))]
+    assert watcher.best_step == max(range(len(means)), key=means.__getitem__) == 1
+    assert watcher.best_value == pytest.approx(0.7)
+
+
+def test_a_fall_is_called_when_it_is_more_than_chance():
+    rules = WatchRules(best_metric="validation/panel", best_looks=2, panel_fall=2.0)
+    rise, fall = [0.5, 0.6, 0.7, 0.7], [0.66, 0.6, 0.5, 0.45]
+    reasons = feed(Watcher(rules), [votes(share) for share in rise + fall])[1]
+    # 2·√(p̄(1 − p̄)·2/200) is 0.094 and 0.097 where means of two looks have fallen by 0.07 and 0.15
+    assert [reason is not None for reason in reasons] == [False] * 6 + [True, True]
+    assert reasons[6].startswith("panel: 0.55 of the votes over the last 2 looks, 0.7 before; fell 0.15, limit 0.0968")
+    few = feed(Watcher(rules), [votes(share, n=10) for share in rise + fall])[1]
+    assert few == [None] * 8
+    assert feed(Watcher(rules), [votes(share, n=0) for share in rise])[1] == [None] * 4  # everybody passed

@@ -105,7 +105,9 @@ def trace(
 
 
 def _snapshot_facts(kind: str, place: Path, with_ids: bool) -> Mapping[str, Any]:
-    if kind != "snapshot" or not place.is_dir():
+    from karat.ledger.lineage import SNAPSHOTS
+
+    if kind not in SNAPSHOTS or not place.is_dir():
         return {}
     from karat.feedback.snapshot import read_snapshot
 

@@ -18,6 +18,12 @@ WORDS_FILE = "words.jsonl"
 """Name of the file of an artefact that holds people's words and nothing else: what may be erased from it is named by
 the rest of the artefact, and nothing that is computed depends on it."""
 
+ASKED = "asked"
+"""Kind of a snapshot of judgements that a stage asked for while it ran: an output of that stage, from which its other
+outputs were made."""
+SNAPSHOTS = ("snapshot", ASKED)
+"""Kinds of artefacts that hold judgements."""
+
 
 @dataclass(frozen=True)
 class ArtifactRef:
@@ -72,6 +78,15 @@ class Manifest:
     def id(self) -> str:
         """Content hash of everything above."""
         return content_id("manifest", self)
+
+    @property
+    def asked(self) -> tuple[ArtifactRef, ...]:
+        """Outputs that the others were made from."""
+        return tuple(reference for reference in self.outputs if reference.kind == ASKED)
+
+    def sources_of(self, output: ArtifactRef) -> tuple[ArtifactRef, ...]:
+        """What one of its outputs was made from."""
+        return self.inputs if output.kind == ASKED else (*self.inputs, *self.asked)
 
     @property
     def key(self) -> str:
@@ -253,11 +268,12 @@ def affected(manifests: Sequence[Manifest], artefact: str) -> tuple[tuple[str, A
     while grown:
         grown = False
         for manifest in manifests:
-            if manifest.stage in done or not any(reference.hash in reached for reference in manifest.inputs):
+            made = [one for one in manifest.outputs if any(x.hash in reached for x in manifest.sources_of(one))]
+            if manifest.stage in done or not made:
                 continue
             done.add(manifest.stage)
             grown = True
-            for reference in manifest.outputs:
+            for reference in made:
                 reached.add(reference.hash)
                 result.append((manifest.stage, reference))
     order = {manifest.stage: position for position, manifest in enumerate(manifests)}
@@ -299,13 +315,15 @@ def _node(
     seen.add(key)
     if writer is None:
         return TraceNode(reference, None, ())
-    return TraceNode(reference, stage, tuple(_node(source, writers, seen) for source in writer.inputs))
+    sources = writer.sources_of(reference)
+    return TraceNode(reference, stage, tuple(_node(source, writers, seen) for source in sources))
 
 
 def _meant(manifests: Sequence[Manifest], artefact: str | None) -> list[ArtifactRef]:
     outputs = [(manifest.stage, reference) for manifest in manifests for reference in manifest.outputs]
     if artefact is None:
-        read = {(reference.path, reference.hash) for manifest in manifests for reference in manifest.inputs}
+        sources = (reference for manifest in manifests for reference in (*manifest.inputs, *manifest.asked))
+        read = {(reference.path, reference.hash) for reference in sources}
         return [reference for _, reference in outputs if (reference.path, reference.hash) not in read]
     sources = [(manifest.stage, reference) for manifest in manifests for reference in manifest.inputs]
     name = artefact.rstrip("/")

@@ -23,10 +23,11 @@ from karat.pipeline.beside import beside_the_score
 from karat.pipeline.data import read_prompts, read_texts, write_rows
 from karat.pipeline.methods import Around, Material, Trained, n_steps, run_method
 from karat.pipeline.models import load_for_training
+from karat.pipeline.panel import Panel
 from karat.pipeline.populations import WORST_GROUP, open_scorer
 from karat.pipeline.rewarding import flat_texts
 from karat.pipeline.settings import RunConfig
-from karat.pipeline.sources import Gold
+from karat.pipeline.sources import Gold, Source
 from karat.pipeline.stages import Output, Run, StageResult, Workplace, training_reporters
 from karat.policy.odd_rewards import OddRewards, usual_range
 from karat.policy.score_sources import asked_once, named_score
@@ -45,7 +46,7 @@ def train(
     run: Run,
     config: RunConfig,
     given: Mapping[str, ArtifactRef],
-    gold: Gold | None,
+    source: Source,
     place: Workplace,
 ) -> StageResult:
     """Optimise the fine-tuned policy, and keep the policy that the settings say.
@@ -73,8 +74,10 @@ def train(
     beside = beside_the_score(scorer, run.directory / given["reward"].path, config.dense, config.constraint)
     snapshot = read_snapshot(run.directory / given["snapshot"].path)
     material = Material(splits["policy"], score, snapshot, samples, beside)
+    seed = child_seed(run.seed, "look")
+    panel = open_panel(config, source, place, splits["validation"], sft, run_seed=run.seed, look_seed=seed)
     look = looker(
-        scorer, splits["validation"], config, gold, seed=child_seed(run.seed, "look"),
+        scorer, splits["validation"], config, source.gold, seed=seed, panel=panel,
         novel_frac=novelty_of(scorer, run.directory / given["reward"].path),
         reference=None if config.rollout is not None else load_lm(sft),
     )  # fmt: skip
@@ -82,10 +85,12 @@ def train(
         seed = child_seed(run.seed, "ppo")
         result = run_method(config, lm, material, Around(seed, place.training, reporters, watcher, look))
     # 3. which policy is kept
-    return parallel.from_main(lambda: keep(run, config, place, result, watcher))
+    return parallel.from_main(lambda: keep(run, config, place, result, watcher, panel))
 
 
-def keep(run: Run, config: RunConfig, place: Workplace, result: Trained, watcher: Watcher) -> StageResult:
+def keep(
+    run: Run, config: RunConfig, place: Workplace, result: Trained, watcher: Watcher, panel: Panel | None = None
+) -> StageResult:
     """Save the policy that the settings say, and what the watcher saw."""
     name = config.algorithm
     directory = place.model_directory(name)
@@ -110,6 +115,7 @@ def keep(run: Run, config: RunConfig, place: Workplace, result: Trained, watcher
     notes = [f"stopped early: {result.stop_reason}"] if result.stop_reason else []
     notes += [f"optimised for {config.score}, not for the reward model"] if config.score else []
     outputs = [Output("model", directory, "model"), Output("metrics", place.metrics_path), Output("watch", watched)]
+    outputs += [] if panel is None else panel.outputs()
     return StageResult(outputs, metrics, [leash_finding(config)], notes)
 
 
@@ -140,11 +146,13 @@ def watch_rules(config: RunConfig, usual: list[float], lengths: list[float]) -> 
             highest score.
         lengths: tokens of each reference response.
     """
-    settings = config.watch
+    settings, panel = config.watch, config.watch.panel
     best = WatchRules.best_metric if usual else "validation/proxy"
     quantile = settings.disagreement_quantile
     return WatchRules(
-        best_metric=best,
+        best_metric=best if panel is None else WatchRules.panel_metric,
+        best_looks=1 if panel is None else panel.looks,
+        panel_fall=None if panel is None else panel.fall,
         # a method that draws no responses has its KL measured on the watcher's
         kl_metric="kl/k1_per_sequence" if config.rollout is not None else "validation/kl",
         kl_budget=settings.kl_budget,
@@ -161,6 +169,27 @@ def watch_rules(config: RunConfig, usual: list[float], lengths: list[float]) -> 
     )
 
 
+def open_panel(
+    config: RunConfig,
+    source: Source,
+    place: Workplace,
+    prompts: list[Prompt],
+    sft: Path,
+    *,
+    run_seed: int,
+    look_seed: int,
+) -> Panel | None:
+    """The panel, with the reference responses that it sees; None where none is wanted.
+
+    They are drawn with the random numbers of the looks, so that the policy is compared with itself at the start.
+    """
+    if config.watch.panel is None:
+        return None
+    lm = load_lm(sft)
+    drawn = draw(lm, prompts, n_samples=config.watch.n_samples, max_new_tokens=config.policy_tokens, seed=look_seed)
+    return Panel(config, source, place, prompts, texts_of(lm, drawn), seed=run_seed)
+
+
 def looker(
     scorer: Scorer | GroupScorer,
     prompts: list[Prompt],
@@ -168,6 +197,7 @@ def looker(
     gold: Gold | None,
     *,
     seed: int,
+    panel: Callable[[int, Sequence[Sequence[str]]], Mapping[str, float]] | None = None,
     novel_frac: Callable[[Sequence[Prompt], Sequence[str]], float] | None = None,
     reference: LoadedLM | None = None,
 ) -> Callable[[LoadedLM, int], Mapping[str, float]]:
@@ -176,13 +206,13 @@ def looker(
     Gold is measured where it is known, for the curve; no rule reads it.
 
     Args:
+        panel: fresh votes on the responses of a look; None = nobody is asked.
         novel_frac: the share of some responses that are unlike those judged; None = it is not recorded.
         reference: from which the KL is measured, for methods that draw no responses themselves; None = not measured.
     """
     aggregate = AGGREGATORS[config.aggregator]
 
     def look(lm: LoadedLM, step: int) -> Mapping[str, float]:
-        del step
         drawn = draw(lm, prompts, n_samples=config.watch.n_samples, max_new_tokens=config.policy_tokens, seed=seed)
         grouped = texts_of(lm, drawn)
         texts = [text for group in grouped for text in group]
@@ -207,7 +237,7 @@ def looker(
             figures["validation/diversity"] = float(np.mean(differ))
         if gold is not None:
             figures["validation/gold"] = float(np.mean([gold(p, t) for p, t in zip(asked, texts, strict=True)]))
-        return figures
+        return figures if panel is None else figures | panel(step, grouped)
 
     return look
 

@@ -245,6 +245,7 @@ def _curves(directory: Path, by_stage: Mapping[str, Manifest]) -> list[Curve]:
         panels = (
             _panel("score on validation prompts", rows, {"proxy": "validation/proxy", "gold": "validation/gold"}),
             _panel("KL, nats per response", rows, {"KL": kl}),
+            _panel("share of the panel's votes against the fine-tuned policy", rows, {"panel": "validation/panel"}),
             _panel("ensemble disagreement, logits", rows, {"disagreement": "validation/disagreement"}),
             _panel("share of responses unlike those judged", rows, {"unfamiliar": "validation/novel_frac"}),
             _panel("response tokens", rows, {"length": length}),
@@ -253,7 +254,7 @@ def _curves(directory: Path, by_stage: Mapping[str, Manifest]) -> list[Curve]:
             Curve(
                 TITLES.get(name, name),
                 "rollouts" if kl.startswith("kl/") else "optimiser steps",
-                panels,
+                tuple(one for one in panels if one.series),
                 "Where the proxy rises and gold falls, the reward is exploited.",
             )
         )

@@ -103,7 +103,7 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     # 6. the policy, watched
     name = config.algorithm
     made = {"sft": sft, "reward": reward, "samples": samples, "snapshot": snapshot}
-    work = partial(optimise.train, run, config, made, source.gold)
+    work = partial(optimise.train, run, config, made, source)
     settings = [config.method, config.lora, config.watch, config.aggregator, config.allow_ungated_reward]
     settings += optimise.further_settings(config)
     offline = (snapshot,) if config.rollout is None else ()
@@ -273,7 +273,7 @@ def policy_samples(
     with place.progress.stage("samples", len(prompts) * settings.n_samples, "responses") as bar:
         drawn = draw(
             lm, prompts, n_samples=settings.n_samples, max_new_tokens=settings.max_new_tokens,
-            seed=child_seed(run.seed, *purpose), progress=lambda _, done, __: bar.log(done, {}),
+            seed=child_seed(run.seed, *purpose), progress=lambda _, done, __: bar.reach(done),
         )  # fmt: skip
     samples = Texts(
         tuple(prompts),

@@ -89,7 +89,7 @@ def run_rounds(
         settings += optimise.further_settings(config)
         given = {"sft": sft, "reward": rewards[-1], "samples": samples, "snapshot": replay}
         offline = (replay,) if config.rollout is None else ()
-        work = partial(optimise.train, run, config, given, source.gold)
+        work = partial(optimise.train, run, config, given, source)
         inputs = (sft, rewards[-1], prompts, samples, *offline)
         moved = stage(name, inputs=inputs, config=settings, work=work, together=True)
         policies.append(output(moved, "model"))

@@ -148,6 +148,7 @@ def source_of(config: RunConfig, seed: int, desk: Desk | None = None) -> Source:
             base=partial(_trained_base, config, seed),
             votes=partial(sandbox.collect_votes, config, seed, desk=desk),
             asks=True,
+            panel=partial(sandbox.ask_panel, config, seed, desk=desk),
             gold=world.gold_reward,
             group_gold=sandbox.group_utilities(config.sandbox, world, seed),
             agrees=world.agrees_with_wrong_belief,
@@ -161,6 +162,7 @@ def source_of(config: RunConfig, seed: int, desk: Desk | None = None) -> Source:
             base=partial(_given_base, config.people.model),
             votes=people.collect_from_people,
             asks=True,
+            panel=people.collect_from_people,
             given=(config.people.prompts,),
         )
     assert config.preferences is not None

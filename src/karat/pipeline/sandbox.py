@@ -142,7 +142,7 @@ def collect_votes(
             seed=child_seed(seed, "votes"),
             batch=batch,
             overlap=n_simulated,
-            progress=lambda done, _: bar.log(done, {}),
+            progress=lambda done, _: bar.reach(done),
         )
     n_marked = 0
     if collect.n_step_marks + collect.n_span_marks:
@@ -154,6 +154,32 @@ def collect_votes(
         open_to_people(store, batch, collect.overlap)
         n_votes = collect_from_people(store, place, batch)["n_votes"]
     return {"n_votes": n_votes, "n_marked": n_marked, "n_raters": len(population.annotators())}
+
+
+def ask_panel(
+    config: RunConfig, seed: int, store: Store, place: Workplace, batch: str, *, desk: Desk | None = None
+) -> dict[str, Any]:
+    """Let the watcher's panel answer a batch: other people than the reward's raters.
+
+    Args:
+        place: not used; of the protocol.    desk: of `collect_votes`.
+    """
+    del place
+    settings, panel = config.sandbox, config.watch.panel
+    assert settings is not None
+    assert panel is not None
+    world = open_world(settings, seed)
+    population = RaterPopulation(world, panel.raters or settings.raters, child_seed(seed, "panel"), prefix="panel")
+    n_votes = collect_simulated(
+        store if desk is None else _served(desk, store, batch),
+        population.annotators(),
+        population.utilities,
+        population.rater_params,
+        cutpoints=tie_cutpoints(config.collect),
+        seed=child_seed(seed, "panel", "votes"),
+        batch=batch,
+    )
+    return {"n_votes": n_votes}
 
 
 def _served(desk: Desk, store: Store, batch: str) -> Desk:

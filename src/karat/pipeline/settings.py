@@ -15,6 +15,7 @@ from karat.feedback.acquisition import LEAST_RANDOM, STRATEGIES, Strategy
 from karat.lm.fresh import DecoderShape
 from karat.lm.trackers import TrackerName
 from karat.pipeline.beside_settings import ConstraintConfig, DenseSettings, check_beside_settings
+from karat.pipeline.watch_settings import WatchSettings
 from karat.policy.method_settings import (
     DirectConfig,
     ExpertConfig,
@@ -129,42 +130,6 @@ class CollectSettings:
             )
         if self.tie_width <= 0:
             raise ConfigError(f"collect.tie_width: found {self.tie_width}; expected > 0")
-
-
-@dataclass(frozen=True)
-class WatchSettings:
-    """What the watcher looks at, and when it stops the run."""
-
-    n_prompts: int = 48
-    """Prompts of the validation split, sampled again at every look."""
-    n_samples: int = 4
-    """Responses for each."""
-    kl_budget: float | None = 20.0
-    """Stop beyond this many nats per sequence; None = never."""
-    disagreement_quantile: float | None = 0.99
-    """Stop when the ensemble's mean disagreement exceeds this quantile of what it was on the reference policy's
-    responses; None = never."""
-    max_novel_frac: float | None = None
-    """Stop when more than this share of the policy's validation responses are unlike those judged, by the reward model's
-    own features (`gate.false_alarm_frac` of the reference policy's are); None = the share is recorded only."""
-    length_limit_sd: float | None = None
-    """Alarm when the mean length has drifted by more standard deviations of the reference policy's; None = never."""
-    entropy_floor: float | None = None
-    """Alarm when the entropy a token is below this share of its value at the start; None = never."""
-    diversity_floor: float | None = None
-    """Alarm when two samples of a prompt differ less often than this share of how often they did; None = never."""
-    peak: bool = False
-    """True = fit Gao's law to the ensemble's lower bound along the run, alarm when its peak has surely been passed."""
-    on_alarm: Literal["stop", "raise_kl", "ask"] = "stop"
-    """What an alarm does: end the optimiser; multiply β by `kl_factor`; or end it and ask for fresh labels. The KL
-    budget always ends it."""
-    kl_factor: float = 2.0
-    """raise_kl only."""
-    odd_quantile: float | None = None
-    """Scores beyond this quantile of those of the reference policy's responses, on either side, are queued for a
-    person (`karat odd`), who can veto them; None = nothing is queued."""
-    keep: Literal["best", "last"] = "best"
-    """Which policy is evaluated and kept: best by the ensemble's lower bound, or the last one."""
 
 
 @dataclass(frozen=True)
@@ -302,6 +267,10 @@ class RunConfig:
         if self.sandbox is None and self.collect.n_step_marks + self.collect.n_span_marks:
             raise ConfigError(
                 "collect: found n_step_marks or n_span_marks without `sandbox`; its raters alone give them"
+            )
+        if self.watch.panel is not None and self.preferences is not None:
+            raise ConfigError(
+                "watch.panel: found it in a run of `preferences`, where nobody answers questions; expected none"
             )
         if self.rounds < 1 or (self.rounds > 1 and self.preferences is not None):
             raise ConfigError(

@@ -34,6 +34,8 @@ class Source:
     """Answers the questions of a batch in the store's queue, or counts the votes that are in it already."""
     asks: bool
     """True = questions about the policy's samples are put into the queue; False = the votes are given."""
+    panel: Callable[[Store, Workplace, str], dict[str, Any]] | None = None
+    """Has a batch of comparisons answered by people who give the reward no votes; None = there is nobody to ask."""
     judgement_ids: Callable[[Workplace], Collection[str] | None] = lambda _: None
     """Which judgements of the store are this source's; None = all. A file that changed leaves those of the old one in
     the store, which forgets nothing."""

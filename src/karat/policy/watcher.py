@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from karat.errors import ConfigError
-from karat.overopt import StopDecision, disagreement_rule, floor_rule, kl_budget_rule, length_rule, peak_rule
+from karat.overopt import (
+    StopDecision,
+    disagreement_rule,
+    fall_rule,
+    floor_rule,
+    kl_budget_rule,
+    length_rule,
+    peak_rule,
+)
 from karat.policy.controllers import KLController
 from karat.records import Estimate
 
@@ -24,6 +32,8 @@ class WatchRules:
 
     best_metric: str = "validation/lower_bound"
     """The policy with the highest value of this metric is kept; iterations without it are not compared."""
+    best_looks: int = 1
+    """What is compared is the mean of so many last values of it: one look at few votes is mostly luck."""
     kl_metric: str = "kl/k1_per_sequence"
     """The KL held against the budget, nats per sequence."""
     kl_budget: float | None = None
@@ -58,6 +68,12 @@ class WatchRules:
     """The figure whose peak is fitted along the run by Gao's law; None = off."""
     peak_looks: int = 6
     """Looks before the law is fitted."""
+    panel_metric: str = "validation/panel"
+    """Share of fresh votes for the policy against its reference."""
+    panel_count: str = "validation/panel_votes"
+    """How many votes that share is of."""
+    panel_fall: float | None = None
+    """Alarm when the mean share of the last `best_looks` looks is so many standard errors below its highest; None = off."""
     on_alarm: Literal["stop", "raise_kl", "ask"] = "stop"
     """What an alarm does: end the run; raise β; or end it and ask for fresh labels of what the policy writes now."""
     kl_factor: float = 2.0
@@ -68,7 +84,7 @@ class WatchRules:
     """raise_kl only: the next alarm after so many raises ends the run."""
 
     def __post_init__(self) -> None:
-        for name in ("kl_budget", "patience", "length_limit_sd", "kl_factor", "peak_looks"):
+        for name in ("kl_budget", "patience", "length_limit_sd", "kl_factor", "peak_looks", "best_looks", "panel_fall"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"WatchRules.{name}: found {value}; expected > 0 or None")
@@ -89,7 +105,8 @@ class WatchRules:
         """The metrics that are read, each once."""
         names = (
             self.best_metric, self.kl_metric, self.disagreement_metric, self.length_metric, self.entropy_metric,
-            self.diversity_metric, self.novelty_metric, *([self.peak_metric] if self.peak_metric else []),
+            self.diversity_metric, self.novelty_metric, self.panel_metric, self.panel_count,
+            *([self.peak_metric] if self.peak_metric else []),
         )  # fmt: skip
         return tuple(dict.fromkeys(names))
 
@@ -132,7 +149,7 @@ class Watcher:
         broken = next((decision for decision in self._decisions(watched) if decision.stop), None)
         self.stop_reason = self._act(step, broken) if broken is not None else None
         if broken is None and rules.best_metric in watched:
-            self._compare(step, watched[rules.best_metric], save)
+            self._compare(step, self._recent(rules.best_metric), save)
         return self.stop_reason
 
     def _decisions(self, watched: Mapping[str, float]) -> list[StopDecision]:
@@ -155,6 +172,10 @@ class Watcher:
             first = next((row[metric] for row in self.history if metric in row), None)
             if floor is not None and metric in watched and first is not None:
                 found.append(floor_rule(name, watched[metric], first, floor=floor))
+        if rules.panel_fall is not None and rules.panel_metric in watched:
+            asked = [row for row in self.history if row.get(rules.panel_count, 0) >= 1]
+            shares, counts = ([row[name] for row in asked] for name in (rules.panel_metric, rules.panel_count))
+            found += [fall_rule(shares, counts, looks=rules.best_looks, z=rules.panel_fall)] if asked else []
         if rules.peak_metric is not None and rules.peak_metric in watched:
             found += [fitted[0]] if (fitted := self._fitted()) is not None else []
         return found
@@ -190,6 +211,11 @@ class Watcher:
         action = "ask" if rules.on_alarm == "ask" else "stop"
         self.alarms.append({"step": step, "action": action, "reason": said})
         return f"fresh labels wanted: {said}" if action == "ask" else said
+
+    def _recent(self, metric: str) -> float:
+        """Mean of the last `best_looks` values of a figure."""
+        values = [row[metric] for row in self.history if metric in row][-self.rules.best_looks :]
+        return sum(values) / len(values)
 
     def _compare(self, step: int, value: float, save: Callable[[Path], object]) -> None:
         if math.isfinite(value) and (self.best_value is None or value > self.best_value):

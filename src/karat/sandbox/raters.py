@@ -192,17 +192,20 @@ class RaterTraits:
 class RaterPopulation:
     """Raters drawn from a configuration and a seed, living in one world."""
 
-    def __init__(self, world: World, config: PopulationConfig, seed: int) -> None:
+    def __init__(self, world: World, config: PopulationConfig, seed: int, *, prefix: str = "sim") -> None:
+        """prefix: of the raters' ids; two populations in one store need different ones."""
         self.world = world
         self.config = config
         rng = np.random.default_rng((seed, 1))
         groups = _shares(dict(zip(GROUPS, config.group_fracs, strict=True)), "plain", config.n_raters, rng)
         kinds = _shares(config.kind_fracs, "honest", config.n_raters, rng)
-        self._annotators = [Annotator(f"sim-{index:04d}", "simulated", group) for index, group in enumerate(groups)]
+        self._annotators = [
+            Annotator(f"{prefix}-{index:04d}", "simulated", group) for index, group in enumerate(groups)
+        ]
         self._traits: dict[str, RaterTraits] = {}
         self._tastes: dict[str, Tastes] = {}
-        for annotator, group, kind in zip(self._annotators, groups, kinds, strict=True):
-            draws = np.random.default_rng((seed, 2, int(annotator.id[4:]))).standard_normal(7)
+        for index, (annotator, group, kind) in enumerate(zip(self._annotators, groups, kinds, strict=True)):
+            draws = np.random.default_rng((seed, 2, index)).standard_normal(7)
             self._traits[annotator.id] = _traits(config, group, kind, draws[:2])
             self._tastes[annotator.id] = _tastes(config, group, draws[2:])
         asked = sorted(world.facts)

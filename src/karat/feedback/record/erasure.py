@@ -27,14 +27,11 @@ from karat.feedback import submission
 from karat.feedback.additions import require
 from karat.identity import bytes_hash, file_hash
 from karat.ledger.artifacts import write_text
-from karat.ledger.lineage import WORDS_FILE, ArtifactRef, ErasedWords, Manifest, affected
+from karat.ledger.lineage import SNAPSHOTS, WORDS_FILE, ArtifactRef, ErasedWords, Manifest, affected
 from karat.ledger.manifest import is_run, note_erased, read_manifests
 
 if TYPE_CHECKING:
     from karat.feedback.store import Store
-
-SNAPSHOT = "snapshot"
-"""Kind of the artefacts that name judgements."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +233,7 @@ def _runs_in(directories: Iterable[Path]) -> list[Path]:
 def _snapshots(manifests: Sequence[Manifest]) -> Iterator[tuple[str, ArtifactRef]]:
     for manifest in manifests:
         for reference in manifest.outputs:
-            if reference.kind == SNAPSHOT:
+            if reference.kind in SNAPSHOTS:
                 yield manifest.stage, reference
 
 
@@ -259,6 +256,6 @@ def _ids(path: Path) -> Iterator[str]:
 def _made_from(manifests: dict[Path, list[Manifest]], digest: str) -> Iterator[tuple[Path, str, ArtifactRef]]:
     """What each run made from the artefact with this hash, whoever wrote it."""
     for run, each in manifests.items():
-        if any(reference.hash == digest for manifest in each for reference in manifest.inputs):
+        if any(reference.hash == digest for manifest in each for reference in (*manifest.inputs, *manifest.asked)):
             for stage, reference in affected(each, digest):
                 yield run, stage, reference
