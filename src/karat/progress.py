@@ -30,6 +30,10 @@ class StageProgress(Protocol):
         """n more units are done; the figures (`kl=0.3`) are shown beside the bar."""
         ...
 
+    def reach(self, done: float, **figures: float) -> None:
+        """`done` units of this stage are done in all, none of them before it began: what counting work calls."""
+        ...
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Step `step` (counted from 1, also after a resume) is finished: what a training loop calls."""
         ...
@@ -126,6 +130,9 @@ class _LineStage:
     def advance(self, n: float = 1, **figures: float) -> None:
         self._reach(self.done + n, figures)
 
+    def reach(self, done: float, **figures: float) -> None:
+        self._reach(done, figures)
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.first is None:  # a resumed stage must not count the steps done before
             self.first = float(step - 1)
@@ -184,6 +191,10 @@ class _BarStage:
         self.bars.update(self.task, advance=n)
         if figures:
             self.bars.update(self.task, figures=_shown(figures))
+
+    def reach(self, done: float, **figures: float) -> None:
+        self.begun = True
+        self.bars.update(self.task, completed=done, figures=_shown(figures))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         if not self.begun:

@@ -49,6 +49,14 @@ def test_advance_counts_without_a_total():
     assert "votes: 500 votes, 250/s; rate 1" in stream.getvalue().splitlines()
 
 
+def test_counting_work_counts_its_first_report_into_the_rate():
+    clock, stream = Clock(), io.StringIO()
+    with LineDisplay(stream, interval_s=1.0, clock=clock).stage("score", 1024, "responses") as stage:
+        clock.now = 2.0
+        stage.reach(256, of=1024)
+    assert "score: 256/1,024 responses, 128/s, 6.0 s left; of 1.02e+03" in stream.getvalue().splitlines()
+
+
 def test_a_stage_that_is_not_announced_says_nothing_when_it_fails_at_once():
     clock, stream = Clock(), io.StringIO()
     display = LineDisplay(stream, interval_s=1.0, clock=clock)

@@ -48,7 +48,7 @@ def generate(
             config=config,
             seed=seed,
             fit=max_new_tokens is None,
-            progress=lambda tokens, done, total: bar.log(done, {"of": total, "tokens": tokens}),
+            progress=lambda tokens, done, total: bar.reach(done, of=total, tokens=tokens),
         )
     answer(as_json, {"out": str(out), "n_responses": n}, [f"{out}: {n} responses"])
 
@@ -83,7 +83,7 @@ def best_of_n(
             n_samples=samples or n,
             max_new_tokens=max_new_tokens,
             seed=seed,
-            progress=lambda tokens, done, total: bar.log(done, {"of": total, "tokens": tokens}),
+            progress=lambda tokens, done, total: bar.reach(done, of=total, tokens=tokens),
         )
     lines = [
         f"{out}: best of {n} for {found['n_prompts']} prompts, mean score {found['score_mean']:.3f} "

@@ -38,13 +38,11 @@ def score(
         if person is not None:
             from karat.pipeline.personalise import score_for_person
 
-            n = score_for_person(
-                model, person, responses, out, progress=lambda done, total: bar.log(done, {"of": total})
-            )
+            n = score_for_person(model, person, responses, out, progress=lambda done, total: bar.reach(done, of=total))
         elif suite is None:
-            n = score_file(model, responses, out, progress=lambda done, total: bar.log(done, {"of": total}))
+            n = score_file(model, responses, out, progress=lambda done, total: bar.reach(done, of=total))
         else:
-            result = suite_file(model, responses, out, suite, progress=lambda done, total: bar.log(done, {"of": total}))
+            result = suite_file(model, responses, out, suite, progress=lambda done, total: bar.reach(done, of=total))
     if suite is None:
         answer(as_json, {"out": str(out), "n_responses": n}, [f"{out}: {n} scores"])
     else:

@@ -116,7 +116,7 @@ def ask_about(
         with progress.stage(f"samples {name}", len(prompts) * asking.n_samples, "responses") as bar:
             drawn = draw(
                 lm, prompts, n_samples=asking.n_samples, max_new_tokens=asking.max_new_tokens,
-                seed=child_seed(asking.seed, "samples", name), progress=lambda _, done, __, bar=bar: bar.log(done, {}),
+                seed=child_seed(asking.seed, "samples", name), progress=lambda _, done, __, bar=bar: bar.reach(done),
             )  # fmt: skip
         for prompt, texts in zip(prompts, texts_of(lm, drawn), strict=True):
             new = [Response(prompt.id, text, name, number) for number, text in enumerate(texts)]

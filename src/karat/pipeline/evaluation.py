@@ -51,7 +51,7 @@ def measure(
         with place.progress.stage(f"evaluate {name}", len(prompts) * n_samples, "responses") as bar:
             measured[name] = measured_policy(
                 name, lm, models["sft"], prompts, scorer, config, source.gold, n_samples=n_samples,
-                seed=child_seed(run.seed, "evaluate"), progress=lambda _, done, __, bar=bar: bar.log(done, {}),
+                seed=child_seed(run.seed, "evaluate"), progress=lambda _, done, __, bar=bar: bar.reach(done),
             )  # fmt: skip
     return parallel.from_main(lambda: side_by_side(config, source, prompts, measured, place))
 

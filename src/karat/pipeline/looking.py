@@ -86,7 +86,7 @@ def _look(
 
         def tell(what: str, n_done: int, of: int) -> None:
             parts[what] = n_done
-            bar.log(sum(parts.values()), {what.replace(" ", "_"): n_done, "of": of})
+            bar.reach(sum(parts.values()), **{what.replace(" ", "_"): n_done, "of": of})
 
         found = look_inside(scorer, seen, settings, progress=tell)
     target = place.directory / "inside.json"
@@ -100,7 +100,7 @@ def _written(run: Run, config: RunConfig, policy: ArtifactRef, prompts: list[Pro
     with place.progress.stage("policy", len(prompts), "responses") as bar:
         drawn = draw(
             lm, prompts, n_samples=1, max_new_tokens=config.ppo.rollout.max_new_tokens, seed=child_seed(run.seed, STAGE),
-            progress=lambda _, n_done, __: bar.log(n_done, {}),
+            progress=lambda _, n_done, __: bar.reach(n_done),
         )  # fmt: skip
     return [group[0] for group in texts_of(lm, drawn)]
 

@@ -234,7 +234,7 @@ def judged(
     with place.progress.stage("gate", unit="checks") as bar:
         findings = run_gate(
             crossed, baseline, parts.gate, snapshot.prompts, snapshot.responses, seed=child_seed(run.seed, "gate"),
-            settings=config.gate, probes=probes, progress=lambda n_done: bar.log(n_done, {}),
+            settings=config.gate, probes=probes, progress=lambda n_done: bar.reach(n_done),
         )  # fmt: skip
     pairs = source.wrong_belief_pairs() if source.wrong_belief_pairs else ()
     findings.append(sycophancy_finding(scorer, pairs, config.gate.max_sycophancy))
