@@ -17,6 +17,20 @@ from karat.lm.adapters import add_lora
 from karat.lm.load import load_lm
 from karat.lm.loop import JsonlReporter, LoopConfig, TrainState, newest_step, optimiser_step, run_loop
 from karat.policy.controllers import AdaptiveKL
+from karat.policy.direct import train_direct
+from karat.policy.expert import train_expert
+from karat.policy.group import train_group
+from karat.policy.ilql import train_ilql
+from karat.policy.method_settings import (
+    DirectConfig,
+    ExpertConfig,
+    GroupConfig,
+    ImplicitQConfig,
+    OnlineDPOConfig,
+    StepSettings,
+)
+from karat.policy.offline_data import Preference, ScoredResponse
+from karat.policy.online_dpo import train_online_dpo
 from karat.policy.ppo import train_ppo
 from karat.policy.settings import PPOConfig, RewardSettings, RolloutSettings, UpdateSettings, ValueSettings
 from karat.policy.watcher import Watcher, WatchRules
@@ -104,11 +118,52 @@ def _ppo(place: Path, metrics: JsonlReporter, *, lora: bool = False, critic: boo
     lm = toy_lm()
     if lora:
         lm = dataclasses.replace(lm, model=add_lora(lm.model.requires_grad_(False), 2, 4.0, seed=1))
-    train_ppo(
-        lm, PROMPTS, share_of_w3, config, seed=3, directory=place / "loop", reporters=[metrics],
-        watcher=Watcher(WatchRules(best_metric="validation/x"), directory=place / "watcher"),
-        evaluate=lambda _, done: {"validation/x": float(done % 3)},
-    )  # fmt: skip
+    train_ppo(lm, PROMPTS, share_of_w3, config, **_around(place, metrics))
+
+
+def _online(kind: type, recipe: Callable[..., object], **own: object) -> Callable[[Path, JsonlReporter], None]:
+    """A method that draws its own responses."""
+
+    def work(place: Path, metrics: JsonlReporter) -> None:
+        config = kind(
+            n_iterations=N_STEPS["ppo"],
+            checkpoint_every=1,
+            evaluate_every=2,
+            rollout=RolloutSettings(n_prompts=4, n_samples=4, max_new_tokens=6),
+            update=StepSettings(n_epochs=2, n_minibatches=2, learning_rate=3e-3, token_budget=200),
+            **own,
+        )
+        recipe(toy_lm(), PROMPTS, share_of_w3, config, **_around(place, metrics))
+
+    return work
+
+
+def _direct(loss: str) -> Callable[[Path, JsonlReporter], None]:
+    """A method that reads comparisons; KTO reads two labels in each."""
+
+    def work(place: Path, metrics: JsonlReporter) -> None:
+        given = [Preference(prompt, "w3 w4", f"w5 w6 w{i}") for i, prompt in enumerate(PROMPTS[:6])]
+        epochs = N_STEPS["ppo"] / (4 if loss == "kto" else 2)
+        config = DirectConfig(loss=loss, epochs=epochs, batch_size=3, learning_rate=3e-3, checkpoint_every=1)
+        train_direct(toy_lm(), given, config, **_around(place, metrics))
+
+    return work
+
+
+def _ilql(place: Path, metrics: JsonlReporter) -> None:
+    given = [ScoredResponse(prompt, "w3 w4 w5", float(i)) for i, prompt in enumerate(PROMPTS[:6])]
+    config = ImplicitQConfig(epochs=N_STEPS["ppo"] / 2, batch_size=3, learning_rate=3e-3, checkpoint_every=1)
+    train_ilql(toy_lm(), given, config, **_around(place, metrics))
+
+
+def _around(place: Path, metrics: JsonlReporter) -> dict:
+    return {
+        "seed": 3,
+        "directory": place / "loop",
+        "reporters": [metrics],
+        "watcher": Watcher(WatchRules(best_metric="validation/x"), directory=place / "watcher"),
+        "evaluate": lambda _, done: {"validation/x": float(done % 3)},
+    }
 
 
 RECIPES: dict[str, Callable[[Path, JsonlReporter], None]] = {
@@ -119,4 +174,13 @@ RECIPES: dict[str, Callable[[Path, JsonlReporter], None]] = {
     "ppo": _ppo,
     "ppo-lora": lambda place, metrics: _ppo(place, metrics, lora=True),
     "ppo-critic": lambda place, metrics: _ppo(place, metrics, critic=True),
+    "rloo": _online(GroupConfig, train_group, method="rloo"),
+    "grpo": _online(GroupConfig, train_group, method="grpo"),
+    "reinforce_pp": _online(GroupConfig, train_group, method="reinforce_pp"),
+    "online_dpo": _online(OnlineDPOConfig, train_online_dpo),
+    "expert_iteration": _online(ExpertConfig, train_expert),
+    "dpo": _direct("dpo"),
+    "ipo": _direct("ipo"),
+    "kto": _direct("kto"),
+    "ilql": _ilql,
 }

@@ -183,13 +183,17 @@ def ppo_critic(place: Path, reporters: list, model: Path) -> nn.Module:
     return lm.model
 
 
-def grpo(place: Path, reporters: list, model: Path) -> nn.Module:
-    """The KL in the loss."""
-    del place, model
-    config = GroupConfig(method="grpo", n_iterations=2, rollout=ROLLOUT, update=STEPS)
-    lm = toy_lm()
-    train_group(lm, PROMPTS, share_of_w3, config, seed=3, reporters=reporters)
-    return lm.model
+def group(method: str) -> Callable[[Path, list, Path], nn.Module]:
+    """RLOO with the KL in the reward, GRPO with it in the loss, REINFORCE++ with returns normalised over all processes."""
+
+    def recipe(place: Path, reporters: list, model: Path) -> nn.Module:
+        del place, model
+        config = GroupConfig(method=method, n_iterations=2, rollout=ROLLOUT, update=STEPS)
+        lm = toy_lm()
+        train_group(lm, PROMPTS, share_of_w3, config, seed=3, reporters=reporters)
+        return lm.model
+
+    return recipe
 
 
 def online_dpo(place: Path, reporters: list, model: Path) -> nn.Module:
@@ -327,7 +331,9 @@ RECIPES: dict[str, Callable] = {
     "reward": reward,
     "ppo": ppo,
     "ppo-critic": ppo_critic,
-    "grpo": grpo,
+    "rloo": group("rloo"),
+    "grpo": group("grpo"),
+    "reinforce_pp": group("reinforce_pp"),
     "online-dpo": online_dpo,
     "expert": expert,
     "dpo": direct("dpo"),
