@@ -26,7 +26,8 @@ def reward_row(*, quick: bool, threads: int) -> dict[str, Any]:
     n_warm, n_steps, pairs_per_step = (1, 4, 16) if quick else (2, 14, 16)
     pairs = hh_pairs(n_steps * pairs_per_step)
     work = {
-        "n_steps": n_steps, "pairs_per_step": pairs_per_step, "learning_rate": 1e-5, "max_grad_norm": 1.0,
+        "n_steps": n_steps, "pairs_per_step": pairs_per_step, "rankings_per_step": 0, "learning_rate": 1e-5,
+        "max_grad_norm": 1.0,
         "token_budget": 4096, "threads": threads,
     }  # fmt: skip
     turns, ours, theirs = _turns("efficiency-reward", "bench.ours.reward", work, n_warm, n_steps, threads)

@@ -6,6 +6,7 @@ difference.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 from bench.models import checkpoint, hh_rows
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from karat.feedback.exchange.importers import hh_conversation
 from karat.lm.chat import prompt_tokens, response_tokens
 from karat.records import Prompt, Response, Vote
+from karat.statements import Ranked
 
 MAX_PAIR_TOKENS = 1024
 MAX_PROMPT_TOKENS = 96
@@ -61,6 +63,45 @@ def hh_pairs(n_pairs: int) -> Pairs:
         if len(found.votes) == n_pairs:
             return replace(found, shared_tokens=shared_tokens)
     raise SystemExit(f"bench: found {len(found.votes)} usable HH pairs; expected {n_pairs}")
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """Rankings of four responses in training order, and the comparisons that say the same."""
+
+    said: list[Ranked]
+    """One a prompt."""
+    prompts: dict[str, Prompt]
+    """By id."""
+    responses: dict[str, Response]
+    """By id."""
+    token_ids: list[tuple[list[int], list[int]]]
+    """Three neighbouring pairs a ranking, better and worse, as whole sequences."""
+
+
+def hh_rankings(n_rankings: int) -> Rankings:
+    """HH prompts with their own two answers and, worse than these, those to the next prompt that fit.
+
+    Neighbours in a ranking are the k − 1 comparisons that it takes at least to say the same.
+    """
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint("medium"))
+    pairs = hh_pairs(min(2 * n_rankings + 40, len(hh_rows()) // 2))
+    found = Rankings([], {}, {}, [])
+    for number, (vote, other) in enumerate(itertools.pairwise(pairs.votes)):
+        prompt = pairs.prompts[vote.prompt_id]
+        texts = [pairs.responses[one].text for one in (vote.a, vote.b, other.a, other.b)]
+        start = prompt_tokens(tokenizer, prompt.turns)
+        whole = [start + response_tokens(tokenizer, text, tokenizer.eos_token_id) for text in texts]
+        if max(map(len, whole)) > MAX_PAIR_TOKENS or len(set(texts)) < len(texts):
+            continue
+        own = [Response(prompt.id, text, "hh") for text in texts]
+        found.prompts[prompt.id] = prompt
+        found.responses.update({one.id: one for one in own})
+        found.said.append(Ranked(f"hh-{number}", prompt.id, tuple(one.id for one in own), (1, 2, 3, 4), "hh"))
+        found.token_ids.extend(itertools.pairwise(whole))
+        if len(found.said) == n_rankings:
+            return found
+    raise SystemExit(f"bench: found {len(found.said)} usable HH rankings; expected {n_rankings}")
 
 
 def hh_prompts(n_prompts: int) -> tuple[list[Prompt], list[list[int]]]:

@@ -1,7 +1,7 @@
 """The benches: karat beside its peers, the same weights, inputs, threads and optimiser steps on both sides.
 
     python bench/run.py [--work reward|ppo|ppo-k4|rloo|grpo|dpo|sft|sample|sample-150k|efficiency-reward|efficiency-ppo|load|all] [--quick]
-    python bench/run.py --long [--work time-to-score|ukp|methods|hybrid|growth|all]
+    python bench/run.py --long [--work ranking|time-to-score|ukp|methods|hybrid|growth|gao|all]
 
 Standard output has one JSON object a row; progress goes to standard error. docs/benchmarks.md says what each figure
 means.
@@ -31,7 +31,7 @@ THREADS = int(os.environ.get("KARAT_BENCH_THREADS", "2"))
 PPO_WORK = {"max_new_tokens": 48, "n_epochs": 4, "n_minibatches": 4, "learning_rate": 3e-6, "kl_coef": 0.05}
 TARGETS = {
     "reward": 5.0, "ppo": 2.5, "ppo-k4": 4.5, "rloo": 4.0, "grpo": 4.0, "dpo": 4.0, "dpo-both": 4.0, "sft": 1.3,
-    "sample": 3.5, "sample-150k": 3.0,
+    "sample": 3.5, "sample-150k": 3.0, "ranking": 3.0,
 }  # fmt: skip
 
 
@@ -47,6 +47,7 @@ def reward_row(*, quick: bool) -> dict[str, Any]:
         "pairs": pairs.token_ids,
         "n_steps": n_steps,
         "pairs_per_step": pairs_per_step,
+        "rankings_per_step": 0,
         "learning_rate": 1e-5,
         "max_grad_norm": 1.0,
         "token_budget": 4096,
@@ -67,6 +68,30 @@ def reward_row(*, quick: bool) -> dict[str, Any]:
             "as_trees": round((n_tokens - pairs.shared_tokens) / len(pairs.token_ids)),
         },
     }
+
+
+def ranking_row(*, quick: bool) -> dict[str, Any]:
+    """Reward training on rankings of four, beside the peer's on the three neighbouring pairs of each: rankings a second."""
+    from bench.inputs import hh_rankings
+    from bench.models import classifier
+
+    n_warm, n_steps, rankings_per_step = (1, 4, 5) if quick else (2, 12, 5)
+    rankings = hh_rankings(n_steps * rankings_per_step)
+    work = {
+        "classifier": str(classifier("medium")),
+        "pairs": rankings.token_ids,
+        "n_steps": n_steps,
+        "pairs_per_step": 3 * rankings_per_step,
+        "rankings_per_step": rankings_per_step,
+        "learning_rate": 1e-5,
+        "max_grad_norm": 1.0,
+        "token_budget": 4096,
+        "threads": THREADS,
+        "output": str(WORK / "trl_ranking"),
+    }
+    ours, theirs = _pair("ranking", work, "bench.ours.reward", "bench.peers.trl_reward", trl_python(REWARD_PEER))
+    turns = take_turns(ours, theirs, n_warm=n_warm, n_turns=n_steps - n_warm, label="ranking")
+    return row("ranking", "rankings/s", turns[n_warm:], ours, theirs, target=TARGETS["ranking"], threads=THREADS)
 
 
 def ppo_row(name: str, n_prompts: int, n_samples: int, *, quick: bool) -> dict[str, Any]:
@@ -298,6 +323,13 @@ def hybrid_row(*, quick: bool) -> dict[str, Any]:
     return hybrid_study.hybrid_row(quick=quick)
 
 
+def gao_row(*, quick: bool) -> dict[str, Any]:
+    """Proxy and gold over the distance moved, by best-of-n and by PPO; see gao_study.py."""
+    from bench import gao_study
+
+    return gao_study.gao_row(quick=quick)
+
+
 def growth_row(*, quick: bool) -> dict[str, Any]:
     """Seconds an operation over prompt, samples, vocabulary and model; see growth_study.py."""
     from bench import growth_study
@@ -306,11 +338,13 @@ def growth_row(*, quick: bool) -> dict[str, Any]:
 
 
 LONG_ROWS: dict[str, Callable[..., dict[str, Any]]] = {
+    "ranking": ranking_row,
     "time-to-score": score_row,
     "ukp": ukp_row,
     "methods": methods_row,
     "hybrid": hybrid_row,
     "growth": growth_row,
+    "gao": gao_row,
 }
 
 

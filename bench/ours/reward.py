@@ -1,8 +1,8 @@
-"""Our side of the reward row: `train_reward` on the pairs, order and weights of the bench; one turn = one step.
+"""Our side of the reward and ranking rows: `train_reward` on what the bench says, in its order; one turn = one step.
 
     python -m bench.ours.reward WORK.json
 
-WORK.json: {n_steps, pairs_per_step, learning_rate, threads, …}.
+WORK.json: {n_steps, pairs_per_step, rankings_per_step (0 = pairs), learning_rate, threads, …}.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from bench.inputs import hh_pairs
+from bench.inputs import hh_pairs, hh_rankings
 from bench.models import PLAIN_HEAD, SEED, checkpoint
 from bench.turns import Finished, Turns
 
@@ -29,12 +29,12 @@ from karat.reward.trunk import DecoderTrunk
 class StepClock:
     """A reporter that ends a turn after each step and waits for the next."""
 
-    def __init__(self, turns: Turns, pairs_per_step: int) -> None:
-        self.turns, self.pairs_per_step = turns, pairs_per_step
+    def __init__(self, turns: Turns, units_per_step: int) -> None:
+        self.turns, self.units_per_step = turns, units_per_step
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:  # noqa: ARG002 - the protocol of reporters
         """Called by the training loop."""
-        self.turns.done(self.pairs_per_step, loss=metrics["loss"])
+        self.turns.done(self.units_per_step, loss=metrics["loss"])
         self.turns.begin()
 
 
@@ -43,13 +43,19 @@ def main() -> None:
     turns = Turns()
     work = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(work["threads"])
-    pairs = hh_pairs(work["n_steps"] * work["pairs_per_step"])
+    n_rankings = work["rankings_per_step"]
+    if n_rankings:
+        ranked = hh_rankings(work["n_steps"] * n_rankings)
+        given, n_responses = (ranked.said, ranked.prompts, ranked.responses), 4 * n_rankings
+    else:
+        pairs = hh_pairs(work["n_steps"] * work["pairs_per_step"])
+        given, n_responses = (pairs.votes, pairs.prompts, pairs.responses), 2 * work["pairs_per_step"]
     trunk = DecoderTrunk(load_lm(checkpoint("medium"), for_training=True))
     config = RewardConfig(
         heads=PLAIN_HEAD,
         raters=RaterPriors(modelled=False),
         bootstrap="none",
-        batch_responses=2 * work["pairs_per_step"],
+        batch_responses=n_responses,
         token_budget=work["token_budget"],
         learning_rate=work["learning_rate"],
         head_learning_rate=work["learning_rate"],
@@ -60,9 +66,9 @@ def main() -> None:
         holdout_frac=0.0,
         shuffle=False,
     )
-    clock = StepClock(turns, work["pairs_per_step"])
+    clock = StepClock(turns, n_rankings or work["pairs_per_step"])
     turns.begin(ready={"torch": torch.__version__, "transformers": transformers.__version__})
-    train_reward(trunk, pairs.votes, pairs.prompts, pairs.responses, config=config, seed=SEED, reporters=[clock])
+    train_reward(trunk, *given, config=config, seed=SEED, reporters=[clock])
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 Run inside TRL's own environment: python -m bench.peers.trl_reward WORK.json
 
-WORK.json: {classifier, pairs: [[chosen ids, rejected ids], …] in training order, pairs_per_step, n_steps,
-learning_rate, max_grad_norm, threads, output}.
+WORK.json: {classifier, pairs: [[chosen ids, rejected ids], …] in training order, pairs_per_step, rankings_per_step
+(what pairs_per_step say, where it is not 0), n_steps, learning_rate, max_grad_norm, threads, output}.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class InOrder(RewardTrainer):
 class StepClock(TrainerCallback):
     """Ends a turn after each step and waits for the next."""
 
-    def __init__(self, turns: Turns, pairs_per_step: int) -> None:
-        self.turns, self.pairs_per_step, self.trainer = turns, pairs_per_step, None
+    def __init__(self, turns: Turns, units_per_step: int) -> None:
+        self.turns, self.units_per_step, self.trainer = turns, units_per_step, None
 
     def on_step_end(self, args, state, control, **named):  # noqa: ARG002
-        self.turns.done(self.pairs_per_step, loss=self.trainer.last_loss)
+        self.turns.done(self.units_per_step, loss=self.trainer.last_loss)
         self.turns.begin()
 
 
@@ -69,7 +69,7 @@ def main() -> None:
         report_to=[],
         disable_tqdm=True,
     )
-    clock = StepClock(turns, work["pairs_per_step"])
+    clock = StepClock(turns, work["rankings_per_step"] or work["pairs_per_step"])
     trainer = InOrder(
         model=model,
         args=config,
