@@ -31,9 +31,11 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results" / "detector_study.json"
 DOCS = ROOT / "docs" / "detectors.md"
 SHARES, VOTES = (0.01, 0.02, 0.05, 0.10), (3, 8, 16, 30, 100)
-SEEDS = {"simulated": (101, 102, 103), "ukp_arguments": (101,)}
+SEEDS = {"simulated": (101, 102, 103), "ukp_arguments": (101, 102, 103)}
 """Worlds that nobody looked at while the detectors were tuned (that was on seeds 0 to 2). The honest people of
 ukp_arguments are the same for every seed; what is planted among them is new."""
+WHOLE = {"simulated": SEEDS["simulated"], "ukp_arguments": SEEDS["ukp_arguments"][:1]}
+"""Seeds of which every share is run; of the others only the target's, because a cell of real raters takes ten seconds."""
 TARGET_RECALL, TARGET_SHARE, TARGET_VOTES = 0.9, 0.05, (16, 30, 100)
 MODULES = ("evidence", "pool", "habits", "detectors", "collusion", "triggers", "traits", "marks", "outsourcing",
            "sketches", "sybils")  # fmt: skip
@@ -61,9 +63,9 @@ def cells(*, quick: bool, with_data: bool) -> list[tuple[str, str, float, int, i
                 # nobody is named below MIN_VOTES: one share is enough to see that
                 found += [
                     (world, kind, share, votes, seed)
-                    for share in ((0.05,) if quick else SHARES)
+                    for share in (SHARES if seed in WHOLE[world] and not quick else (TARGET_SHARE,))
                     for votes in ((16, 30) if quick else VOTES)
-                    if votes >= MIN_VOTES or share == 0.05
+                    if votes >= MIN_VOTES or share == TARGET_SHARE
                 ]
 
     # what the target is about comes first, so that a run that is cut short has all of it
@@ -224,14 +226,13 @@ def tables(found: dict[str, Any]) -> str:
 
 def _how_much(found: dict[str, Any]) -> list[str]:
     """How many of the planned cells were run, and on which seeds."""
-    planned = {key_of(cell) for cell in cells(quick=False, with_data=True)}
-    done = planned & set(found["cells"])
+    planned = [key_of(cell) for cell in cells(quick=False, with_data=True)]
+    done = set(planned) & set(found["cells"])
     said = []
     for world, seeds in SEEDS.items():
-        counts = [
-            (seed, sum(key.startswith(f"{world}|") and key.endswith(f"|{seed}") for key in done)) for seed in seeds
-        ]
-        said.append(f"{world}: " + ", ".join(f"seed {seed} {n} of {len(planned) // 4} cells" for seed, n in counts))
+        own = {s: [key for key in planned if key.startswith(f"{world}|") and key.endswith(f"|{s}")] for s in seeds}
+        counts = [f"seed {s} {len(done & set(keys))} of {len(keys)} cells" for s, keys in own.items()]
+        said.append(f"{world}: " + ", ".join(counts))
     missing = "" if len(done) == len(planned) else " What was not run is left empty; `--full` goes on where it stopped."
     return [f"{len(done)} of {len(planned)} cells were run ({'; '.join(said)}).{missing}", ""]
 
