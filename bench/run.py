@@ -139,6 +139,8 @@ def group_row(name: str, *, quick: bool) -> dict[str, Any]:
         "n_prompts": 16,
         "n_samples": 8,
         "max_new_tokens": 48,
+        "n_minibatches": 1,
+        "reward": "model",
         "learning_rate": 3e-6,
         "kl_coef": 0.05,
         "model": str(checkpoint("small")),

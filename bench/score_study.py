@@ -1,91 +1,115 @@
-"""Time to score: how long until our PPO is as good as the peer's ends up, on one learnable reward.
+"""Time to score: how long, and how many samples, until karat is as good as the peer's training ends up.
 
-The reward counts a letter (letters.py), so that no reward model's time is part of it. Both sides first try eight
-settings, learning rate × optimiser steps an epoch (six at first; the best lay at their edge), with the same prompts, samples, epochs and KL coefficient; the
-best of few iterations may collapse later, so the finalists run in full on the first seed, and each side then runs three
-seeds at its own best. A score is the mean of the last few iterations. The peer's time ends when that
-first reaches its own final value, ours when it first reaches the same value. Everything found is written at once to
-bench/results/score_study.json, and what is there is not run again.
+    python -m bench.score_study [--method ppo|rloo|grpo …] [--reward letters|length|word|no_repetition …] [--quick]
+    python -m bench.score_study --tables
+
+PPO beside TRL 1.9.2, RLOO and GRPO beside TRL 1.16.0, on rewards that are functions of the text (text_rewards.py), so
+that no reward model's time is part of it. A cell is a method on a reward. In each, both sides first try the same
+settings, learning rate × optimiser steps, for a few iterations on a seed of their own, with the same prompts, samples,
+epochs and KL coefficient; the finalists run in full on the first seed, because the best of few iterations may collapse
+later, and each side then runs three seeds at its own best (score_cells.py has the numbers, score_figures.py the
+arithmetic). Before the first turn both sides score the same responses, and nothing runs where they differ. Every run
+is written at once to bench/results/score_study.json, and what is there is not run again; `--tables` writes what there is
+into docs/benchmarks.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.environments import PPO_PEER, trl_python
+from bench.environments import PPO_PEER, REWARD_PEER, trl_python
 from bench.rows import machine, take_turns
+from bench.score_cells import CELLS, METHODS, SIDES, Cell, Setting, run_name, smallest
+from bench.score_figures import best, finals, progress, row, table
+from bench.text_rewards import REWARDS
 from bench.turns import ROOT, Worker
 
-SETTINGS = [
-    {"learning_rate": rate, "n_minibatches": n_minibatches}
-    for rate in (1e-4, 3e-4, 1e-3, 3e-3)
-    for n_minibatches in (1, 4)
-]
-FINALISTS = [{"learning_rate": 1e-3, "n_minibatches": 4}, {"learning_rate": 3e-3, "n_minibatches": 4}]
-"""The best settings of either side in the search, of each learning rate one."""
-SEARCH_SEED, SEEDS = 100, (0, 1, 2)
-N_ITERATIONS, N_SEARCH, WINDOW = 20, 5, 4
-TARGET = 6.0
-SIDES = ("ours", "theirs")
-RECORDED = ("versions", "peak_mib", "machine")
 WORK = ROOT / "bench" / "work"
 RESULTS = ROOT / "bench" / "results" / "score_study.json"
-SHAPE = {"n_prompts": 16, "n_samples": 4, "max_new_tokens": 48, "n_epochs": 4, "kl_coef": 0.05, "reward": "letters"}
+DOCS = ROOT / "docs" / "benchmarks.md"
+MARKS = ("<!-- score_study: begin -->", "<!-- score_study: end -->")
+PROBES = (
+    "",
+    "you",
+    "You you, YOU: you you!",
+    "We see the bees. You're here and it's yours, is it not? you_see\n\nHuman: no",
+    "  blanks   around, and a very long answer that says one thing after the other without ever saying anything twice ",
+)
+"""Responses that both sides score before the first turn."""
+LARGEST_GAP = 1e-5
+"""Between the two sides' scores of a response: TRL keeps them in float32."""
 
 
 def score_row(*, quick: bool, threads: int) -> dict[str, Any]:
-    """Run what is missing and put the row together; `quick` runs three iterations and keeps them apart."""
-    path = WORK / "score_study_quick.json" if quick else RESULTS
-    n_iterations, n_search, window = (3, 3, 1) if quick else (N_ITERATIONS, N_SEARCH, WINDOW)
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": {}}
-    found["shape"] = SHAPE | {
-        "n_iterations": n_iterations,
-        "n_search": n_search,
-        "window": window,
-        "prompts": "HH, at most 96 tokens",
-    }
-    for setting in SETTINGS[:2] if quick else SETTINGS:
-        _run(found, path, dict.fromkeys(SIDES, setting), SEARCH_SEED, n_search, threads)
-    for setting in SETTINGS[:2] if quick else FINALISTS:
-        _run(found, path, dict.fromkeys(SIDES, setting), SEEDS[0], n_iterations, threads)
-    found["best"] = {side: _best(found["runs"], side, window) for side in SIDES}
-    for seed in () if quick else SEEDS[1:]:
-        _run(found, path, found["best"], seed, n_iterations, threads)
-    found["row"] = _row(found, SEEDS[:1] if quick else SEEDS, window, threads)
-    _write(found, path)
-    return found["row"]
+    """Run what is missing of every cell; their rows. `quick` runs each as small as it can be and keeps them apart."""
+    return {"work": "time-to-score", "cells": study(CELLS, quick=quick, threads=threads)}
 
 
-def smoothed(scores: Sequence[float], window: int) -> list[float]:
-    """Means of the last `window` scores, from the first full window on."""
-    return [statistics.fmean(scores[i - window : i]) for i in range(window, len(scores) + 1)]
+def study(cells: Sequence[Cell], *, quick: bool, threads: int, path: Path | None = None) -> list[dict[str, Any]]:
+    """The rows of these cells. A cell whose programs fail does not keep the others from running.
+
+    Raises: SystemExit at the end where one failed.
+    """
+    path = path or (WORK / "score_study_quick.json" if quick else RESULTS)
+    found = {"cells": {}} if quick else load(path)
+    rows, failed = [], []
+    for cell in cells:
+        try:
+            rows.append(run_cell(smallest(cell) if quick else cell, found, path, threads))
+        except SystemExit as error:
+            failed.append(f"{cell.name}: {error}")
+            print(f"bench: {failed[-1]}", file=sys.stderr)
+    if failed:
+        raise SystemExit(f"bench: {len(failed)} of {len(cells)} cells failed: {'; '.join(failed)}")
+    return rows
 
 
-def seconds_to(run: Mapping[str, Sequence[float]], target: float, window: int) -> float | None:
-    """Seconds until the smoothed score is at least `target`; None where it never is."""
-    for number, value in enumerate(smoothed(run["scores"], window), start=window):
-        if value >= target:
-            return sum(run["seconds"][:number])
-    return None
+def run_cell(cell: Cell, found: dict[str, Any], path: Path, threads: int) -> dict[str, Any]:
+    """Run what is missing of a cell, run by run; its row.
+
+    Raises: SystemExit where the file has runs of another shape, or a program fails.
+    """
+    place = found["cells"].setdefault(cell.name, {"shape": cell.shape, "runs": {}})
+    if place["shape"] != cell.shape:
+        raise SystemExit(f"found runs of the shape {place['shape']}; expected {cell.shape}; move them out of {path}")
+    runs = place["runs"]
+
+    def run(settings: Mapping[str, Setting], seed: int, n_iterations: int) -> None:
+        name = run_name(settings, seed)
+        if name not in runs:
+            runs[name] = one_run(cell, settings, seed, n_iterations, threads)
+            write(found, path)
+
+    if len(cell.settings) > 1:
+        for setting in cell.settings:
+            run(dict.fromkeys(SIDES, setting), cell.search_seed, cell.n_search)
+    for pair in finals(cell, runs) or []:
+        run(pair, cell.seeds[0], cell.n_iterations)
+    place["best"] = chosen = best(cell, runs)
+    for seed in cell.seeds[1:]:
+        run(chosen, seed, cell.n_iterations)
+    place["row"] = row(cell, runs)
+    write(found, path)
+    return place["row"]
 
 
-def _run(
-    found: dict[str, Any], path: Path, settings: Mapping[str, Any], seed: int, n_iterations: int, threads: int
-) -> None:
-    """Both sides at these settings, turn by turn, unless it was done before."""
-    key = _key(settings, seed)
-    if key in found["runs"]:
-        return
-    common = SHAPE | {"n_iterations": n_iterations, "seed": seed, "threads": threads}
-    workers = _workers(common, settings)
-    turns = take_turns(*workers, n_warm=0, n_turns=n_iterations, label=key)
-    found["runs"][key] = {
+def one_run(cell: Cell, settings: Mapping[str, Setting], seed: int, n_iterations: int, threads: int) -> dict[str, Any]:
+    """Both sides at these settings, turn by turn.
+
+    Raises: SystemExit where a program fails or the two sides score a response differently.
+    """
+    workers = _workers(cell, settings, cell.shape | {"n_iterations": n_iterations, "seed": seed, "threads": threads})
+    for worker in workers:
+        worker.wait_ready()
+    gap = score_gap(*(worker.probe_scores for worker in workers))
+    turns = take_turns(*workers, n_warm=0, n_turns=n_iterations, label=f"{cell.name}, {run_name(settings, seed)}")
+    return {
         "seed": seed,
         "settings": dict(settings),
         **{
@@ -96,101 +120,111 @@ def _run(
             }
             for side in SIDES
         },
+        "largest_score_gap": gap,
         "versions": {side: worker.versions for side, worker in zip(SIDES, workers, strict=True)},
         "peak_mib": {side: round(worker.peak_mib) for side, worker in zip(SIDES, workers, strict=True)},
         "machine": machine(),
         "threads": threads,
     }
-    _write(found, path)
 
 
-def _workers(common: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[Worker, Worker]:
+def score_gap(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Largest difference between the two sides' scores of the same responses.
+
+    Raises: SystemExit where there are none, not as many, or one differs by more than LARGEST_GAP.
+    """
+    if not ours or len(ours) != len(theirs):
+        raise SystemExit(f"bench: found {len(ours)} and {len(theirs)} scores of probes; expected as many, and some")
+    gap = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+    if not gap <= LARGEST_GAP:
+        raise SystemExit(f"bench: the sides score the same responses {[*ours]} and {[*theirs]}; expected the same")
+    return gap
+
+
+def _workers(cell: Cell, settings: Mapping[str, Setting], common: Mapping[str, Any]) -> tuple[Worker, Worker]:
     from bench.inputs import hh_prompts
-    from bench.models import trained_checkpoint
+    from bench.models import hh_ids, trained_checkpoint
 
     model = str(trained_checkpoint())
     inputs = {
         "model": model,
         "classifier": model,  # the peer's value model: the policy's trunk with a new head
-        "prompts": hh_prompts(common["n_prompts"])[1],
-        "output": str(WORK / "trl_ppo"),
+        "prompts": hh_prompts(cell.n_prompts)[1],
+        "eos_id": hh_ids()[0],
+        "probes": probes(model),
+        "output": str(WORK / f"trl_{cell.method}"),
     }
+    ppo = cell.method == "ppo"
     programs = {
-        "ours": (sys.executable, "bench.ours.ppo"),
-        "theirs": (trl_python(PPO_PEER), "bench.peers.trl_ppo"),
-    }
+        "ours": (sys.executable, "bench.ours.ppo" if ppo else "bench.ours.group"),
+        "theirs": (trl_python(PPO_PEER), "bench.peers.trl_ppo") if ppo else (trl_python(REWARD_PEER), "bench.peers.trl_group"),
+    }  # fmt: skip
     workers = []
     for side, (python, module) in programs.items():
-        place = WORK / f"score_{side}.json"
+        name = f"score-{cell.method}-{cell.reward}-{side}"
+        place = WORK / f"{name}.json"
         place.write_text(json.dumps({**common, **settings[side], **inputs}), encoding="utf-8")
-        log = WORK / "logs" / f"score-{side}.txt"
+        log = WORK / "logs" / f"{name}.txt"
         workers.append(Worker(python, module, place, threads=common["threads"], log=log))
     return workers[0], workers[1]
 
 
-def _key(settings: Mapping[str, Any], seed: int) -> str:
-    texts = {side: f"lr {s['learning_rate']:g}, {s['n_minibatches']} steps" for side, s in settings.items()}
-    named = texts["ours"] if texts["ours"] == texts["theirs"] else f"ours {texts['ours']}; theirs {texts['theirs']}"
-    return f"seed {seed}: {named}"
+def probes(model: str) -> list[list[int]]:
+    """PROBES as token ids: ended, cut off before their end, and with something behind the end."""
+    from transformers import PreTrainedTokenizerFast
+
+    from karat.lm.chat import response_tokens
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
+    ended = [response_tokens(tokenizer, text, tokenizer.eos_token_id) for text in PROBES]
+    return [*ended, *(ids[:-1] for ids in ended if len(ids) > 1), ended[1] + ended[2]]
 
 
-def _best(runs: Mapping[str, Any], side: str, window: int) -> dict[str, float]:
-    """The setting with the highest final score in the full runs of the first seed."""
-    finals = [run for run in runs.values() if run["seed"] == SEEDS[0]]
-    return max(finals, key=lambda run: smoothed(run[side]["scores"], window)[-1])["settings"][side]
+def load(path: Path) -> dict[str, Any]:
+    """What is there: {cells: {name: {shape, runs, best, row}}}; no cells where there is no file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"cells": {}}
 
 
-def _found(runs: Mapping[str, Any], side: str, setting: Mapping[str, float], seed: int) -> Mapping[str, Any]:
-    """The run of one side at its setting; on the first seed the other side may have run at another one beside it."""
-    return next(run for run in runs.values() if run["seed"] == seed and run["settings"][side] == setting)
-
-
-def _row(found: Mapping[str, Any], seeds: Sequence[int], window: int, threads: int) -> dict[str, Any]:
-    runs = [
-        {side: _found(found["runs"], side, found["best"][side], seed)[side] for side in SIDES}
-        | {name: _found(found["runs"], "ours", found["best"]["ours"], seed)[name] for name in RECORDED}
-        for seed in seeds
-    ]
-    finals = [smoothed(run["theirs"]["scores"], window)[-1] for run in runs]
-    times = {
-        side: [seconds_to(run[side], final, window) for run, final in zip(runs, finals, strict=True)] for side in SIDES
-    }
-    ratios = [
-        theirs / ours if ours and theirs else None for ours, theirs in zip(times["ours"], times["theirs"], strict=True)
-    ]
-    reached = [ratio for ratio in ratios if ratio is not None]
-    peaks = {side: max(run["peak_mib"][side] for run in runs) for side in SIDES}
-    complete = len(reached) == len(ratios)
-    ratio = statistics.median(reached) if complete else None
-    # a peer that did not get better sets no mark to reach
-    learnt = all(final > smoothed(run["theirs"]["scores"], window)[0] for run, final in zip(runs, finals, strict=True))
-    return {
-        "work": "time-to-score",
-        "unit": "s to the peer's final score",
-        **{side: statistics.median(times[side]) if complete else None for side in SIDES},
-        "ratio": ratio,
-        "target": TARGET,
-        "met": ratio is not None and ratio >= TARGET and learnt,
-        "peer_learnt": learnt,
-        "ratios": ratios,
-        "peak_mib_ours": peaks["ours"],
-        "peak_mib_theirs": peaks["theirs"],
-        "ratio_memory": peaks["theirs"] / peaks["ours"],
-        "seconds": times,
-        "final_scores": {side: [smoothed(run[side]["scores"], window)[-1] for run in runs] for side in SIDES},
-        "first_scores": {side: [smoothed(run[side]["scores"], window)[0] for run in runs] for side in SIDES},
-        "settings": found["best"],
-        "versions": runs[0]["versions"],
-        "threads": threads,
-        "machine": [run["machine"] for run in runs],
-        "n_repeats": len(runs),
-        "spread": {"ratio": {"min": min(reached), "max": max(reached)} if reached else None},
-        "note": "" if complete else f"the peer's final score was not reached in {len(ratios) - len(reached)} runs",
-    }
-
-
-def _write(found: Mapping[str, Any], path: Path) -> None:
+def write(found: Mapping[str, Any], path: Path) -> None:
+    """Replace the file in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}")
     partial.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(partial, path)
+
+
+def write_docs(found: Mapping[str, Any]) -> None:
+    """Put the table between the marks in docs/benchmarks.md."""
+    start, end = MARKS
+    page = DOCS.read_text(encoding="utf-8")
+    if start not in page or end not in page:
+        raise SystemExit(
+            f"score_study: found no marks {start} … {end} in {DOCS.name}; put them where the table belongs"
+        )
+    before, rest = page.split(start)
+    text = f"{before}{start}\n\n{table(CELLS, found['cells'])}\n\n{end}{rest.split(end)[1]}"
+    DOCS.write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    """Run the cells asked for and print a row for each, or write what there is into the docs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--reward", nargs="+", choices=REWARDS, default=tuple(REWARDS))
+    parser.add_argument("--quick", action="store_true", help="each cell as small as it can be: does it run?")
+    parser.add_argument("--tables", action="store_true", help="write what was run so far into the page, and stop")
+    arguments = parser.parse_args()
+    chosen = [cell for cell in CELLS if cell.method in arguments.method and cell.reward in arguments.reward]
+    if arguments.tables:
+        found = load(RESULTS)
+        for cell in CELLS:
+            print(f"{cell.name}: {progress(cell, found['cells'].get(cell.name, {}).get('runs', {}))}")
+        write_docs(found)
+        return
+    threads = int(os.environ.get("KARAT_BENCH_THREADS", "2"))
+    for one in study(chosen, quick=arguments.quick, threads=threads):
+        print(json.dumps(one, ensure_ascii=False), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,15 @@ class Turns:
         os.dup2(2, 1)
         self._started = self._cpu = 0.0
 
-    def begin(self, *, ready: Mapping[str, Any] | None = None) -> None:
+    def begin(self, *, ready: Mapping[str, Any] | None = None, probe_scores: Sequence[float] = ()) -> None:
         """Wait for the next turn and start the clock; the first call also says that everything is loaded.
+
+        Args: ready: versions.    probe_scores: how this side scores the responses that it was asked about.
 
         Raises: Finished when there is no next turn.
         """
         if ready is not None:
-            self._send({"ready": dict(ready), "resident_mib": memory_mib("VmRSS")})
+            self._send({"ready": dict(ready), "resident_mib": memory_mib("VmRSS"), "probe_scores": [*probe_scores]})
         if sys.stdin.readline() != GO:
             raise Finished
         self._started, self._cpu = time.perf_counter(), time.process_time()
@@ -91,11 +93,15 @@ class Worker:
             )
         self.peak_mib = self.resident_mib = float("nan")
         self.versions: dict[str, str] = {}
+        self.probe_scores: list[float] = []
 
     def wait_ready(self) -> None:
-        """Return when the worker has loaded everything."""
+        """Return when the worker has loaded everything; at once where that has been waited for before."""
+        if self.versions:
+            return
         message = self._receive()
         self.versions, self.resident_mib = message["ready"], message["resident_mib"]
+        self.probe_scores = message["probe_scores"]
 
     def turn(self) -> dict[str, Any]:
         """Let the worker do one unit of work; its report."""

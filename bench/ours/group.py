@@ -2,7 +2,9 @@
 
     python -m bench.ours.group WORK.json
 
-WORK.json: {method, model, n_prompts, n_samples, max_new_tokens, learning_rate, kl_coef, n_iterations, seed, threads, …}.
+WORK.json: {method, model, n_prompts, n_samples, max_new_tokens, n_minibatches, learning_rate, kl_coef, n_iterations,
+reward: "model" or a name of text_rewards, seed, threads, …}. With `probes` (responses as token ids) it also says how it
+scores those.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from typing import Any
 import torch
 import transformers
 from bench.inputs import hh_prompts
-from bench.ours.ppo import IterationClock, model_score
+from bench.ours.ppo import IterationClock
+from bench.ours.scores import probe_scores, score_of
 from bench.turns import Finished, Turns
 
 from karat.lm.load import load_lm
@@ -27,14 +30,14 @@ from karat.policy.settings import RewardSettings, RolloutSettings
 
 
 def group_config(work: Mapping[str, Any]) -> GroupConfig:
-    """The product's configuration for a WORK.json: each method as published, one optimiser step an iteration."""
+    """The product's configuration for a WORK.json: each method as published, one pass over each rollout."""
     return GroupConfig(
         method=work["method"],
         n_iterations=work["n_iterations"],
         checkpoint_every=0,
         rollout=RolloutSettings(work["n_prompts"], work["n_samples"], work["max_new_tokens"]),
         reward=RewardSettings(kl_coef=work["kl_coef"]),
-        update=StepSettings(learning_rate=work["learning_rate"]),
+        update=StepSettings(n_minibatches=work["n_minibatches"], learning_rate=work["learning_rate"]),
     )
 
 
@@ -46,9 +49,10 @@ def main() -> None:
     lm = load_lm(work["model"], for_training=True)
     prompts, _ = hh_prompts(work["n_prompts"])
     config = group_config(work)
-    score = model_score()
+    score = score_of(work["reward"])
     clock = IterationClock(turns, config.n_sequences)
-    turns.begin(ready={"torch": torch.__version__, "transformers": transformers.__version__})
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    turns.begin(ready=versions, probe_scores=probe_scores(lm, prompts, score, work))
     train_group(lm, prompts, score, config, seed=work["seed"], reporters=[clock])
 
 

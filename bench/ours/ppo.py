@@ -3,7 +3,8 @@
     python -m bench.ours.ppo WORK.json
 
 WORK.json: {model, n_prompts, n_samples, max_new_tokens, n_epochs, n_minibatches, learning_rate, kl_coef,
-n_iterations, reward: "model" | "letters", seed, threads, …}; docs/benchmarks.md says what they mean.
+n_iterations, reward: "model" or a name of text_rewards, seed, threads, …}; docs/benchmarks.md says what they mean.
+With `probes` (responses as token ids) it also says how it scores those.
 """
 
 from __future__ import annotations
@@ -11,25 +12,19 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from bench.inputs import hh_prompts
-from bench.letters import LETTER, SCORE_OF_ONE
-from bench.models import plain_reward_model
+from bench.ours.scores import probe_scores, score_of
 from bench.turns import Finished, Turns
 
-from karat.belief import ScoreScale
 from karat.lm.load import load_lm
 from karat.policy.ppo import train_ppo
 from karat.policy.settings import PPOConfig, RewardSettings, RolloutSettings, UpdateSettings
-from karat.records import Prompt, ScoreFn
-from karat.reward.calibration import VoteModel
-from karat.reward.raters import RaterPriors
-from karat.reward.score import Scorer, score_fn
 
 
 class IterationClock:
@@ -60,17 +55,6 @@ def ppo_config(work: Mapping[str, Any]) -> PPOConfig:
     )
 
 
-def model_score() -> ScoreFn:
-    """The reward model of the bench as a score function, raw scores."""
-    model = plain_reward_model("small").requires_grad_(False).eval()
-    return score_fn(Scorer(model, VoteModel(RaterPriors(), (0.0,)), ScoreScale(0.0, 1.0), torch.zeros(1, 1)))
-
-
-def letter_score(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:  # noqa: ARG001 - a ScoreFn
-    """How often the letter occurs, in units of SCORE_OF_ONE."""
-    return [SCORE_OF_ONE * text.count(LETTER) for text in responses]
-
-
 def main() -> None:
     """Load, then train turn by turn."""
     turns = Turns()
@@ -79,9 +63,10 @@ def main() -> None:
     lm = load_lm(work["model"], for_training=True)
     prompts, _ = hh_prompts(work["n_prompts"])
     config = ppo_config(work)
-    score = model_score() if work["reward"] == "model" else letter_score
+    score = score_of(work["reward"])
     clock = IterationClock(turns, config.n_sequences)
-    turns.begin(ready={"torch": torch.__version__, "transformers": transformers.__version__})
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    turns.begin(ready=versions, probe_scores=probe_scores(lm, prompts, score, work))
     train_ppo(lm, prompts, score, config, seed=work["seed"], reporters=[clock])
 
 

@@ -3,10 +3,11 @@
 Run inside TRL's own environment: python -m bench.peers.trl_ppo WORK.json
 
 WORK.json: {model, classifier, prompts: [[ids], …], n_samples, max_new_tokens, n_epochs, n_minibatches, learning_rate,
-kl_coef, n_iterations, reward: "model" | "letters", seed, threads, output}. TRL has no several samples a prompt: the
-prompts are repeated. A device batch is the whole rollout, and no gradients are accumulated, because the trainer steps
-once in `gradient_accumulation_steps` micro-batches whatever `num_mini_batches` is (trl#5645): this way every minibatch
-is one optimiser step, as it is meant.
+kl_coef, n_iterations, reward: "model" or a name of text_rewards, seed, threads, output}. TRL has no several samples a
+prompt: the prompts are repeated. A device batch is the whole rollout, and no gradients are accumulated, because the
+trainer steps once in `gradient_accumulation_steps` micro-batches whatever `num_mini_batches` is (trl#5645): this way
+every minibatch is one optimiser step, as it is meant. With `probes` (responses as token ids) it also says how it scores
+those.
 """
 
 from __future__ import annotations
@@ -15,15 +16,14 @@ import contextlib
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 import transformers
 import trl
-from bench.letters import LETTER, SCORE_OF_ONE
+from bench.peers.text_reward import TextReward
+from bench.text_rewards import REWARDS
 from bench.turns import Finished, Turns
 from datasets import Dataset
-from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -31,35 +31,7 @@ from transformers import (
     TrainerCallback,
 )
 from trl.experimental.ppo import PPOConfig, PPOTrainer
-
-
-class LetterBackbone(nn.Module):
-    """Counts a letter from `n_prompt` on; looks like a backbone with one hidden number a position."""
-
-    def __init__(self, tokenizer, n_prompt: int) -> None:
-        super().__init__()
-        special = set(tokenizer.all_special_ids)
-        counts = [0 if i in special else tokenizer.decode([i]).count(LETTER) for i in range(len(tokenizer))]
-        self.register_buffer("counts", torch.tensor(counts, dtype=torch.float32))
-        self.n_prompt = n_prompt
-
-    def forward(self, input_ids, attention_mask, **named):  # noqa: ARG002
-        hits = self.counts[input_ids] * attention_mask
-        hits[:, : self.n_prompt] = 0
-        return SimpleNamespace(hidden_states=[hits.cumsum(1).unsqueeze(-1)])
-
-
-class LetterReward(nn.Module):
-    """A reward model in the shape that the trainer expects, whose score is a function of the text."""
-
-    base_model_prefix = "backbone"
-
-    def __init__(self, tokenizer, n_prompt: int) -> None:
-        super().__init__()
-        self.backbone = LetterBackbone(tokenizer, n_prompt)
-
-    def score(self, hidden):
-        return hidden * SCORE_OF_ONE
+from trl.experimental.ppo.ppo_trainer import get_reward, truncate_response
 
 
 class IterationClock(TrainerCallback):
@@ -77,26 +49,20 @@ class IterationClock(TrainerCallback):
         self.turns.begin()
 
 
-def main() -> None:
-    """Load, then train turn by turn."""
-    turns = Turns()
-    work = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    torch.set_num_threads(work["threads"])
-    torch.manual_seed(work["seed"])  # of the value model's head, where the checkpoint has none
-    tokenizer = AutoTokenizer.from_pretrained(work["model"], padding_side="left")
-    prompts = [ids for ids in work["prompts"] for _ in range(work["n_samples"])]
+def classifier(work):
+    """A model of the policy's trunk with one score."""
+    return AutoModelForSequenceClassification.from_pretrained(work["classifier"], num_labels=1, dtype=torch.float32)
 
-    def classifier():
-        return AutoModelForSequenceClassification.from_pretrained(work["classifier"], num_labels=1, dtype=torch.float32)
 
-    reward = classifier() if work["reward"] == "model" else LetterReward(tokenizer, max(map(len, prompts)))
-    config = PPOConfig(
+def config_of(work, n_sequences: int) -> PPOConfig:
+    """The trainer's configuration, everything that does not serve the work switched off."""
+    return PPOConfig(
         output_dir=work["output"],
-        per_device_train_batch_size=len(prompts),
+        per_device_train_batch_size=n_sequences,
         gradient_accumulation_steps=1,
         num_mini_batches=work["n_minibatches"],
         num_ppo_epochs=work["n_epochs"],
-        total_episodes=len(prompts) * work["n_iterations"],
+        total_episodes=n_sequences * work["n_iterations"],
         learning_rate=work["learning_rate"],
         kl_coef=work["kl_coef"],
         response_length=work["max_new_tokens"],
@@ -111,21 +77,48 @@ def main() -> None:
         report_to=[],
         disable_tqdm=True,
     )
+
+
+def probe_scores(work, tokenizer, reward, n_prompt: int) -> list[float]:
+    """Scores of the probes as the trainer asks for them: behind a prompt, padded, cut after the end token."""
+    probes = work.get("probes", ())
+    if not probes:
+        return []
+    pad, width = tokenizer.pad_token_id, max(map(len, probes)) + 1
+    responses = torch.tensor([ids + [pad] * (width - len(ids)) for ids in probes])
+    prompt = max(work["prompts"], key=len)
+    queries = torch.tensor([prompt]).expand(len(probes), -1)
+    rows = torch.cat((queries, truncate_response(tokenizer.eos_token_id, pad, responses)), 1)
+    with torch.no_grad():
+        return get_reward(reward, rows, pad, n_prompt)[1].tolist()
+
+
+def main() -> None:
+    """Load, then train turn by turn."""
+    turns = Turns()
+    work = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    torch.set_num_threads(work["threads"])
+    torch.manual_seed(work["seed"])  # of the value model's head, where the checkpoint has none
+    tokenizer = AutoTokenizer.from_pretrained(work["model"], padding_side="left")
+    prompts = [ids for ids in work["prompts"] for _ in range(work["n_samples"])]
+    n_prompt = max(map(len, prompts))
+    name = work["reward"]
+    reward = classifier(work) if name == "model" else TextReward(REWARDS[name], tokenizer, n_prompt)
     clock = IterationClock(turns, len(prompts))
     trainer = PPOTrainer(
-        args=config,
+        args=config_of(work, len(prompts)),
         processing_class=tokenizer,
         model=AutoModelForCausalLM.from_pretrained(work["model"], dtype=torch.float32),
         ref_model=AutoModelForCausalLM.from_pretrained(work["model"], dtype=torch.float32),
         reward_model=reward,
-        value_model=classifier(),
+        value_model=classifier(work),
         train_dataset=Dataset.from_list([{"input_ids": ids} for ids in prompts]),
         eval_dataset=Dataset.from_list([{"input_ids": ids} for ids in prompts[:1]]),
         callbacks=[clock],
     )
     clock.optimiser = trainer.optimizer
     versions = {"trl": trl.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    turns.begin(ready=versions)
+    turns.begin(ready=versions, probe_scores=probe_scores(work, tokenizer, reward, n_prompt))
     trainer.train()
 
 
