@@ -10,7 +10,8 @@ from playwright.sync_api import Page
 from browser.place import QUESTIONS, Place, add_kind
 from karat.feedback.people import standing
 from karat.feedback.web.desk import ADMIN_TABS
-from karat.feedback.work.check_items import put_gold
+from karat.feedback.work.check_items import put_items
+from karat.feedback.work.checks import add_gold
 from karat.rowfiles import rows_of_text
 
 pytestmark = pytest.mark.browser
@@ -56,7 +57,9 @@ def pages_of(role: str, place: Place) -> tuple[str, ...]:
     """Every page of a role, with something on it."""
     rater, _ = place.rater()
     task = add_kind(place.store, "comparison", rater.annotator)
-    put_gold(place.store, rows_of_text(f'{{"task": "{task.id}", "expected": "a"}}', "items"), version=task.id[-30:])
+    rows = rows_of_text(f'{{"task": "{task.id}", "expected": "a"}}', "items")
+    version = task.id[-30:]
+    add_gold(place.store, put_items(place.store, rows, version=version), version=version)
     admins = (*(path for path, _ in ADMIN_TABS), f"/admin/task?id={task.id}", f"/admin/rater?who={rater.annotator}")
     return {
         "admin": admins,

@@ -13,7 +13,7 @@ from karat.feedback.documents import ProjectSettings, add_questions, document, p
 from karat.feedback.people.standing import standing_of
 from karat.feedback.store import open_store
 from karat.feedback.work import assignment, checks
-from karat.feedback.work.check_items import expected_of, put_gold, put_qualification, read_items
+from karat.feedback.work.check_items import expected_of, put_items, read_items
 from karat.feedback.work.matching import is_right
 from karat.questions import Choice, Question, plain_question
 from karat.records import Task
@@ -25,6 +25,10 @@ RATED = Question(kind="rating", low=1, high=5, attributes=(Choice("true"), Choic
 
 def rows(*lines):
     return rows_of_text("\n".join(json.dumps(line) for line in lines), "items")
+
+
+def put_gold(store, lines, *, version):
+    return checks.add_gold(store, put_items(store, lines, version=version), version=version)
 
 
 @pytest.fixture
@@ -126,7 +130,8 @@ def test_a_task_of_the_store_becomes_gold_and_stays_work(store):
 
 
 def test_who_passed_and_who_did_not_is_counted(store):
-    put_qualification(store, rows({**LINE, "expected": "a"}), version="1", pass_mark=1.0, now=0.0, attempts=1)
+    items = put_items(store, rows({**LINE, "expected": "a"}), version="1")
+    checks.add_qualification(store, items, version="1", pass_mark=1.0, now=0.0, attempts=1)
     put_settings(store, ProjectSettings(gold_rate=0, repeat_rate=0), now=0.0)
     for who, level in (("r0", 2), ("r1", 0)):
         offer = assignment.next_work(store, who, now=1.0)

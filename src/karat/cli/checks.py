@@ -27,11 +27,12 @@ def gold(run_or_store: StoreOrRun, path: Items, version: Version = "1", as_json:
     """Put gold items into use: they come to raters now and then and look like any other task."""
     from karat.feedback.documents import project_settings
     from karat.feedback.store import open_store
-    from karat.feedback.work.check_items import put_gold
+    from karat.feedback.work.check_items import put_items
+    from karat.feedback.work.checks import add_gold
     from karat.rowfiles import read_rows
 
     with open_store(store_address(run_or_store)) as store:
-        n = put_gold(store, read_rows(path), version=version)
+        n = len(add_gold(store, put_items(store, read_rows(path), version=version), version=version))
         rate = project_settings(store).gold_rate
     said = f"gold {version}: {n:,} items; they come in {rate:.0%} of turns (Settings)"
     answer(as_json, {"version": version, "n_items": n, "gold_rate": rate}, [said])
@@ -49,13 +50,14 @@ def qualification(
 ) -> None:
     """Ask every rater these items before any work; the newest version counts, earlier ones stay on record."""
     from karat.feedback.store import open_store
-    from karat.feedback.work.check_items import put_qualification
+    from karat.feedback.work.check_items import put_items
+    from karat.feedback.work.checks import add_qualification
     from karat.rowfiles import read_rows
 
     with open_store(store_address(run_or_store)) as store:
-        made = put_qualification(
+        made = add_qualification(
             store,
-            read_rows(path),
+            put_items(store, read_rows(path), version=version),
             version=version,
             pass_mark=pass_mark,
             attempts=attempts,

@@ -16,7 +16,8 @@ from karat.errors import InputError, KaratError
 from karat.feedback.documents import QUALIFICATION, document, project_settings
 from karat.feedback.web.access import Visitor
 from karat.feedback.web.desk import Admin, Sent, done, field_of, kept_figures, note, number_of, page
-from karat.feedback.work.check_items import put_gold, put_qualification
+from karat.feedback.work import checks
+from karat.feedback.work.check_items import put_items
 from karat.feedback.work.checks import attempts_at, gold_items, gold_leaks, retire
 from karat.rowfiles import Row, rows_of_text
 from karat.stats import wilson
@@ -42,9 +43,10 @@ def checks_page(request: Request, visitor: Admin, done: str = "", n: int = 0) ->
 def make_gold(request: Request, visitor: Admin, form: Sent) -> Response:
     """Gold items from lines, or from one task whose right answer was chosen on its page."""
     typed = _typed(form)
-    version = typed["gold_version"]
+    store, version = request.app.state.store, typed["gold_version"]
     try:
-        n = put_gold(request.app.state.store, _rows(form, typed["gold_items"]), version=version)
+        items = put_items(store, _rows(form, typed["gold_items"]), version=version)
+        n = len(checks.add_gold(store, items, version=version))
     except KaratError as error:
         return _page(request, visitor, typed=typed, status=422, message=str(error), failed=True)
     note(request, visitor, "gold items added", version, f"{n} items")
@@ -55,14 +57,15 @@ def make_gold(request: Request, visitor: Admin, form: Sent) -> Response:
 def make_qualification(request: Request, visitor: Admin, form: Sent) -> Response:
     """A new version of the qualification; what does not fit comes back with a message, nothing typed is lost."""
     typed = _typed(form)
-    version = typed["version"]
+    store, version = request.app.state.store, typed["version"]
     try:
-        made = put_qualification(
-            request.app.state.store,
-            rows_of_text(typed["items"], "items"),
+        pass_mark, attempts = _mark(typed["mark"]), _attempts(typed["attempts"])
+        made = checks.add_qualification(
+            store,
+            put_items(store, rows_of_text(typed["items"], "items"), version=version),
             version=version,
-            pass_mark=_mark(typed["mark"]),
-            attempts=_attempts(typed["attempts"]),
+            pass_mark=pass_mark,
+            attempts=attempts,
             requalify=field_of(form, "requalify") == "yes",
             now=request.app.state.clock(),
         )

@@ -16,7 +16,8 @@ from starlette.requests import Request
 from karat.feedback.people import accounts
 from karat.feedback.web import api_models as shapes
 from karat.feedback.web.access import Visitor, needs
-from karat.feedback.work.check_items import MOST_ITEMS, put_gold, put_qualification
+from karat.feedback.work import checks
+from karat.feedback.work.check_items import MOST_ITEMS, put_items
 from karat.feedback.work.checks import gold_items, retire
 from karat.rowfiles import Row
 
@@ -90,7 +91,7 @@ def add_gold(request: Request, visitor: Admin, sent: GoldIn) -> dict[str, int]:
     """Put gold items into use; those of the set that are there already stay as they are."""
     store = request.app.state.store
     before = len(gold_items(store))
-    put_gold(store, _rows(sent.items), version=sent.version)
+    checks.add_gold(store, put_items(store, _rows(sent.items), version=sent.version), version=sent.version)
     n = len(gold_items(store)) - before
     _note(request, visitor, "gold items added", sent.version, f"{n} new")
     return {"new": n}
@@ -109,9 +110,10 @@ def retire_gold(request: Request, visitor: Admin, sent: RetireIn) -> dict[str, i
 @router.post("/qualification", response_model=shapes.Added)
 def add_qualification(request: Request, visitor: Admin, sent: QualificationIn) -> dict[str, int]:
     """Ask every rater these items before any work, from now on; `new` says how many there are."""
-    made = put_qualification(
-        request.app.state.store,
-        _rows(sent.items),
+    store = request.app.state.store
+    made = checks.add_qualification(
+        store,
+        put_items(store, _rows(sent.items), version=sent.version),
         version=sent.version,
         pass_mark=sent.pass_mark,
         attempts=sent.attempts,

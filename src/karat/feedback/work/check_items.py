@@ -17,11 +17,11 @@ from sqlalchemy import select
 
 from karat.answers import is_int
 from karat.errors import InputError
-from karat.feedback.documents import Document, add_questions, question_of
+from karat.feedback.documents import add_questions, question_of
 from karat.feedback.openings import CHECK
 from karat.feedback.schema import task_of, tasks
 from karat.feedback.store import Store
-from karat.feedback.work.checks import Item, add_gold, add_qualification, check_version
+from karat.feedback.work.checks import Item, check_version
 from karat.feedback.work.matching import COMPARABLE, check_expected
 from karat.questions import Question
 from karat.records import Prompt, Response, Task
@@ -91,39 +91,15 @@ def store_texts(store: Store, read: ReadItems) -> None:
     store.add_responses(read.responses)
 
 
-def put_gold(store: Store, rows: Sequence[Row], *, version: str) -> int:
-    """Put the gold items of these rows into use (`checks.add_gold`). Returns: how many items there are."""
+def put_items(store: Store, rows: Sequence[Row], *, version: str) -> tuple[Item, ...]:
+    """The checks of these rows, whose texts are in the store now: for `checks.add_gold` and `checks.add_qualification`.
+
+    Raises: InputError as `read_items`, or for a version that names no set; then nothing is stored.
+    """
     read = read_items(store, rows)
     check_version(version)
     store_texts(store, read)
-    return len(add_gold(store, read.items, version=version))
-
-
-def put_qualification(
-    store: Store,
-    rows: Sequence[Row],
-    *,
-    version: str,
-    pass_mark: float,
-    now: float,
-    attempts: int = 2,
-    requalify: bool = False,
-    text: str = "",
-) -> Document:
-    """Ask every rater the items of these rows before any work (`checks.add_qualification`)."""
-    read = read_items(store, rows)
-    check_version(version)
-    store_texts(store, read)
-    return add_qualification(
-        store,
-        read.items,
-        version=version,
-        pass_mark=pass_mark,
-        now=now,
-        attempts=attempts,
-        requalify=requalify,
-        text=text,
-    )
+    return read.items
 
 
 def expected_of(said: Any, question: Question) -> dict[str, Any]:
