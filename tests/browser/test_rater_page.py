@@ -188,6 +188,19 @@ def test_a_draft_is_saved_within_a_second_and_survives(place: Place, visit):
     expect(page.locator("#text")).to_have_value("half a thougt")
 
 
+def test_who_types_without_a_pause_is_saved_on_the_way(place: Place, visit):
+    account, link = place.rater()
+    task = add_kind(place.store, "critique", account.annotator)
+    page = visit(link)
+    words = "a thought that takes a while to write down"
+    page.locator("#text").press_sequentially(words, delay=80)  # quicker than the quiet that the page waits for
+    draft = drafts.draft(place.store, task.id, str(account.annotator))  # there before the last key was cold
+    assert draft is not None
+    [text] = draft.body["fields"]["text"]
+    assert text
+    assert words.startswith(text)
+
+
 def test_offline_keeps_the_answer_and_sends_it_once(place: Place, visit):
     account, link = place.rater()
     add_kind(place.store, "comparison", account.annotator)
@@ -203,6 +216,26 @@ def test_offline_keeps_the_answer_and_sends_it_once(place: Place, visit):
     expect(page.locator("h1")).to_have_text("All done")
     answered(place, account.annotator, "comparison")
     assert page.evaluate("localStorage.getItem('karat:queue')") == "[]"
+
+
+def test_an_answer_that_waited_and_is_not_taken_is_on_the_page_again(place: Place, visit):
+    account, link = place.rater()
+    add_kind(place.store, "critique", account.annotator, rationale="required")
+    page = visit(link)
+    page.context.set_offline(True)
+    page.locator("#text").fill("It is wrong.")
+    page.locator("#text").press("Control+Enter")
+    expect(page.locator("#saved")).to_contain_text("1 answer waits on this device")
+    page.goto("about:blank")  # she closes the page, and comes back when there is a network
+    page.context.set_offline(False)
+    page.goto(f"{place.url}/work")
+    page.locator("#messages [role=alert]").wait_for()
+    expect(page.locator("#messages [role=alert]")).to_contain_text("Say in a few words why.")
+    expect(page.locator("#text")).to_have_value("It is wrong.")
+    page.locator("#reason").fill("Because.")
+    submit(page, lambda: page.locator("#submit").click())
+    [judgement] = place.judgements(account.annotator)
+    assert (judgement.value["text"], judgement.reason) == ("It is wrong.", "Because.")
 
 
 def test_an_ended_session_is_renewed_on_the_page_and_nothing_is_lost(place: Place, visit):

@@ -2,7 +2,8 @@
 
 import { Offline, clock, post } from "./net.js";
 
-const SERVER_AFTER_MS = 600;
+const SERVER_AFTER_MS = 600; // of quiet
+const SERVER_AT_MOST_MS = 900; // of typing without a pause
 const KEEP_MS = 7 * 86_400_000;
 const NOT_KEPT = new Set(["csrf", "submission", "lease", "supersedes", "confirm"]);
 
@@ -28,6 +29,7 @@ export function startAutosave(form, { timing, said, sessionEnded }) {
   let dirty = false;
   let mirrored = true;
   let timer = 0;
+  let since = 0; // when the first change was made that the server has not got
   let sending = false;
   let done = false;
   let held = false;
@@ -51,6 +53,7 @@ export function startAutosave(form, { timing, said, sessionEnded }) {
     if (sending || done || held || !dirty) return;
     sending = true;
     dirty = false;
+    since = 0;
     try {
       const { status, body } = await post("/work/draft", [["lease", form.dataset.lease], ...draft()]);
       if (status === 200) said(`Saved ${clock()}`);
@@ -74,7 +77,9 @@ export function startAutosave(form, { timing, said, sessionEnded }) {
 
   function later() {
     clearTimeout(timer);
-    timer = setTimeout(() => { timer = 0; save(); }, SERVER_AFTER_MS);
+    since ||= performance.now();
+    const wait = Math.min(SERVER_AFTER_MS, Math.max(0, since + SERVER_AT_MOST_MS - performance.now()));
+    timer = setTimeout(() => { timer = 0; save(); }, wait);
   }
 
   function changed() {

@@ -1,6 +1,6 @@
 // The page of a task: puts the parts together and sends the answer.
 
-import { pairsOf, startAutosave } from "./autosave.js";
+import { fill, pairsOf, startAutosave } from "./autosave.js";
 import { startGroups } from "./groups.js";
 import { startKeys } from "./keys.js";
 import { Offline, clock, post } from "./net.js";
@@ -67,6 +67,11 @@ const queue = startQueue(form.dataset.who, {
     if (item.key === form.elements.submission.value) {
       saver.reopen();
       setBusy(false);
+      answered(code, body);
+    } else if (item.pairs.some(([name, value]) => name === "lease" && value === form.dataset.lease)) {
+      // the page was left and opened again meanwhile: what was typed is put back, with what is wrong with it
+      fill(form, item.pairs);
+      saver.changed();
       answered(code, body);
     } else said("An answer kept on this device was not taken: it no longer fits", true);
   },
