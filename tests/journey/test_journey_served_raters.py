@@ -1,4 +1,4 @@
-"""The simulated raters of a run at work through a server, by the typed client: the run's very votes, over HTTP."""
+"""Through a server, by the typed client: a run's raters give its very votes, a checkpoint's samples become questions."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from journeys import karat, manifests
 from feedback_cases import small_store
 from karat.config import build
 from karat.errors import ConfigError
+from karat.feedback.documents import ProjectSettings, put_document, put_settings, question_of
 from karat.feedback.people import accounts
 from karat.feedback.store import open_store
 from karat.pipeline.sandbox import collect_votes
@@ -70,6 +71,36 @@ def test_raters_of_a_run_who_work_over_http_give_the_runs_own_votes(monkeypatch)
             assert "annotators" in {entry.subject for entry in accounts.log_entries(store)}  # they came by the API
 
 
+@pytest.mark.usefixtures("copied")
+def test_what_a_checkpoint_writes_becomes_questions_of_a_server(monkeypatch, tmp_path):
+    with open_store(RUN / "karat.db") as store:
+        prompts = [prompt.turns[-1].content for prompt in list(store.prompts().values())[:4]]
+    Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": one}) + "\n" for one in prompts), encoding="utf-8")
+    command = ["collect", "--model", RUN / "models" / "sft", "--prompts", "prompts.jsonl", "--samples", "3"]
+    command += ["--max-new-tokens", "8", "--tasks", "5", "--kind", "rating", "--principle", "Be brief.", "--json"]
+    address = tmp_path / "judged.db"
+    with open_store(address) as store:
+        put_document(store, "guideline", "v7", {"text": "Be fair."}, now=0.0)
+        put_settings(store, ProjectSettings(overlap={"*": 2}), now=0.0)
+    with server(address) as url:
+        monkeypatch.setenv("KARAT_TOKEN", admins_token(address))
+        done = [karat(*command, "--server", url) for _ in range(2)]
+    assert [one.code for one in done] == [0, 0], done[0].err
+    said = [json.loads(one.out.splitlines()[-1]) for one in done]
+    assert [(one["server"], one["n_prompts"], one["n_tasks"]) for one in said] == [(url, 4, 5), (url, 4, 0)]
+    with open_store(address) as store:
+        tasks = store.tasks()
+        fields = {(task.guideline, task.kind, task.overlap, task.batch) for task in tasks}
+        assert fields == {("v7", "rating", 2, "live:sft")}
+        assert {question_of(store, task).principle for task in tasks} == {"Be brief."}
+        assert {response.source for response in store.responses().values()} == {str(RUN / "models" / "sft")}
+    # the same as put there without a server
+    assert karat(*command, "--store", "at-hand.db").code == 0
+    with open_store("at-hand.db") as store:
+        assert {task.response_ids for task in store.tasks()} == {task.response_ids for task in tasks}
+    assert not Path("karat.db").exists()
+
+
 def test_a_server_of_another_store_is_refused_before_anybody_judges(tmp_path):
     config = build(RunConfig, {"name": "tiny", "sandbox": {}})
     with small_store(tmp_path / "run.db", n_tasks=3) as run, small_store(tmp_path / "other.db", n_tasks=2) as other:
@@ -87,7 +118,7 @@ def test_a_server_of_another_store_is_refused_before_anybody_judges(tmp_path):
         (["run", "tiny.yaml", "--seeds", "0-1"], "expected one run: a server has one store"),
         (["run", "tiny.yaml", "--sweep", "collect.overlap=2,3"], "expected one run: a server has one store"),
         (["collect", "tiny.yaml", "--set", "collect.people=2"], "found a configuration without simulated raters"),
-        (["collect", "--model", "m", "--prompts", "p"], "expected it with a CONFIG"),
+        (["collect", "--model", "m", "--prompts", "p", "--wait"], "--server: found --wait or --against"),
     ],
 )
 @pytest.mark.usefixtures("copied")

@@ -37,7 +37,7 @@ Server = Annotated[
     str,
     typer.Option(
         metavar="URL",
-        help="The server of the run's store, through which simulated raters work; KARAT_TOKEN holds an admin's token.",
+        help="A running server of the store, to work through instead of the store; KARAT_TOKEN holds an admin's token.",
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
@@ -129,17 +130,13 @@ def collect(
     wait: Annotated[bool, typer.Option("--wait", help="Wait until people have answered.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a configuration up to its votes; or put questions about a checkpoint's samples into a store."""
+    """Run a configuration up to its votes; or put questions about a checkpoint's samples into a store, or its server."""
     if (config is None) == (model is None):
         raise ConfigError("collect: found both or neither of CONFIG and --model; expected one of them")
     if config is not None:
         work = _configured(config, seeds, None, overrides, until="collect", server=server)
         _together(context, processes, work, as_json)
         return
-    if server:
-        raise ConfigError(
-            "collect --model: found --server; expected it with a CONFIG, whose sandbox has simulated raters"
-        )
     _alone("collect", processes)
     if model is None or prompts is None:
         raise ConfigError("collect --model: found no --prompts; expected a file of prompts")
@@ -159,12 +156,16 @@ def collect(
         stop_after=stop_after,
         n_samples=samples, max_new_tokens=max_new_tokens, batch=batch or arena_batch(models), seed=seed,
     )  # fmt: skip
-    with open_progress() as progress:
-        done = collect_from(store, models, prompts, asking, wait=wait, progress=progress)
-    lines = [f"{store}: {counts(done)}", f"let people answer with: karat serve {store}"]
+    with open_progress() as progress, contextlib.ExitStack() as stack:
+        place = stack.enter_context(_admin(server)) if server else store
+        done = collect_from(place, models, prompts, asking, wait=wait, progress=progress)
+    lines = [f"{server or store}: {counts(done)}"]
+    if not server:
+        lines.append(f"let people answer with: karat serve {store}")
     if done.gain is not None:
         lines.insert(1, gain_line(done.gain))
-    answer(as_json, {"store": store, **dataclasses.asdict(done)}, lines)
+    where = {"server": server} if server else {"store": store}
+    answer(as_json, {**where, **dataclasses.asdict(done)}, lines)
 
 
 @app.command(
@@ -280,17 +281,23 @@ def _configured(
     options: dict[str, Any] = {"overrides": overrides or [], "seeds": numbers, "sweep": sweep or [], "until": until}
     if not server:
         return lambda pipeline, progress: pipeline.run_config(config, **options, progress=progress)
-    token = os.environ.get(TOKEN, "")
-    if not token:
-        raise ConfigError(f"--server: found no {TOKEN} in the environment; `karat people token STORE ADMIN` prints one")
+    admin = _admin(server)
 
     def work(pipeline: Any, progress: Any) -> Any:
-        from karat.feedback.client import AdminClient
-
-        with AdminClient(server, token) as desk:
+        with admin as desk:
             return pipeline.run_config(config, **options, progress=progress, desk=desk)
 
     return work
+
+
+def _admin(server: str) -> Any:
+    """A client of a server under the admin's token of the environment."""
+    from karat.feedback.client import AdminClient
+
+    token = os.environ.get(TOKEN, "")
+    if not token:
+        raise ConfigError(f"--server: found no {TOKEN} in the environment; `karat people token STORE ADMIN` prints one")
+    return AdminClient(server, token)
 
 
 def _together(context: typer.Context, processes: int, work: Callable[[Any, Any], Any], as_json: bool) -> None:

@@ -299,6 +299,10 @@ class AdminClient:
         """Queue tasks that are not there yet. Returns: how many were new."""
         return self._add("/tasks", tasks)
 
+    def guideline(self) -> str | None:
+        """The version of the newest guideline, under which new tasks are to be judged; None = none was written."""
+        return self._connection.send("GET", "/guideline")["version"]
+
     def prompts(self) -> dict[str, Prompt]:
         """Every prompt by its id."""
         return {
@@ -343,9 +347,8 @@ class AdminClient:
 
     def add_gold(self, items: Sequence[Mapping[str, Any]], *, version: str) -> int:
         """Put gold items into use; `feedback.work.check_items.FIELDS` says what one holds. Returns: how many are new."""
-        return self._connection.send("POST", "/checks/gold", {"version": version, "items": list(map(dict, items))})[
-            "new"
-        ]
+        sent = {"version": version, "items": list(map(dict, items))}
+        return self._connection.send("POST", "/checks/gold", sent)["new"]
 
     def gold(self) -> list[Mapping[str, Any]]:
         """Every gold item with how it was answered, in order of its making."""

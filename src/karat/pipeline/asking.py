@@ -18,13 +18,12 @@ from sqlalchemy import func, select
 from karat.config import build, load_yaml, plain
 from karat.errors import ConfigError, InputError
 from karat.evaluate.measure import draw, texts_of
-from karat.feedback.documents import add_questions, document
 from karat.feedback.openings import HELD, OPEN
 from karat.feedback.schema import tasks as task_table
 from karat.feedback.store import Store, open_store
 from karat.feedback.tasks import random_tasks
 from karat.feedback.work.arena import PREFIX, add_pairs
-from karat.feedback.work.queueing import queue_tasks
+from karat.feedback.work.queueing import Queue, StoreQueue
 from karat.lm.chat import check_fits, prompt_tokens
 from karat.lm.load import LoadedLM, load_lm
 from karat.pipeline.choosing import choose_comparisons
@@ -98,16 +97,24 @@ class Asked:
 
 
 def ask_about(
-    store: Store, models: Mapping[str, LoadedLM], prompts: Sequence[Prompt], asking: Asking, *, progress: Progress
+    store: Store | Queue,
+    models: Mapping[str, LoadedLM],
+    prompts: Sequence[Prompt],
+    asking: Asking,
+    *,
+    progress: Progress,
 ) -> Asked:
     """Sample every model on the prompts and queue questions about what they wrote.
 
     Args:
+        store: a store, or for one model also the server of one (`client.AdminClient`).
         models: by the name that becomes Response.source, which no rater ever sees; of two models, each comparison
             shows one response of either (an arena).
     Returns: what was added; asking the same again adds nothing.
     Raises: InputError where nothing can be asked, as when two models always write the same.
     """
+    queue: Queue = StoreQueue(store) if isinstance(store, Store) else store
+    newest = queue.guideline()  # before the samples: a server that cannot be reached is found out now
     if len(models) == 2 and not asking.batch.startswith(PREFIX):
         asking = replace(asking, batch=PREFIX + asking.batch)  # or nobody would find its result
     written: dict[str, dict[str, list[str]]] = {}
@@ -123,18 +130,14 @@ def ask_about(
             responses += new
             written.setdefault(name, {})[prompt.id] = [response.id for response in new]
     gain = None
-    newest = document(store, "guideline")
-    plan = {
-        "question": asking.question.id,
-        "stop_after": asking.stop_after,
-        "guideline": newest.version if newest else "v1",
-    }
+    plan = {"question": asking.question.id, "stop_after": asking.stop_after, "guideline": newest or "v1"}
     if len(models) == 2:
         pairs, propensity = _across(written, {one.id: one.text for one in responses}, prompts, asking)
-    add_questions(store, [asking.question])
-    store.add_prompts(prompts)
-    store.add_responses(responses)
+    queue.add_questions([asking.question])
+    queue.add_prompts(prompts)
+    queue.add_responses(responses)
     if len(models) == 2:
+        assert isinstance(store, Store)
         plan |= {"overlap": asking.overlap, "propensity": propensity}
         n_before = len(store.tasks(batch=asking.batch))
         first, second = models
@@ -146,19 +149,22 @@ def ask_about(
                 tasks, gain = _by_reward(asking.reward, prompts, responses, asking)
         else:
             tasks = _within(written, asking)
-        n_new = queue_tasks(store, [replace(task, **plan) for task in tasks])
+        n_new = queue.add_tasks([replace(task, **plan) for task in tasks])
     return Asked(len(prompts), len({one.id for one in responses}), n_new, 0, asking.batch, gain)
 
 
 def collect_from(
-    address: str, models: Sequence[Path], prompts: Path, asking: Asking, *, wait: bool, progress: Progress
+    place: str | Queue, models: Sequence[Path], prompts: Path, asking: Asking, *, wait: bool, progress: Progress
 ) -> Asked:
-    """Put questions about one or two checkpoints into a store; the work of `karat collect --model`.
+    """Put questions about one or two checkpoints where people find them; the work of `karat collect --model`.
 
     Args:
+        place: the address of a store; or its server, which is asked about one checkpoint and not waited for.
         prompts: a file of prompts.    wait: True = return when people have answered.
-    Raises: InputError and CheckpointError for files that cannot be used.
+    Raises: InputError and CheckpointError for files that cannot be used; StoreError where a server refuses.
     """
+    if not isinstance(place, str) and (wait or len(models) > 1):
+        raise ConfigError("--server: found --wait or --against; expected one checkpoint, and nobody who waits")
     asked = read_prompts(prompts)
     loaded = {str(path): load_lm(path) for path in models}
     if len(loaded) < len(models):
@@ -166,11 +172,13 @@ def collect_from(
     for lm in loaded.values():  # before the store's file is made
         for prompt in asked:
             check_fits(prompt_tokens(lm.tokenizer, prompt.turns), asking.max_new_tokens, lm.context_length)
-    with open_store(address) as store:
+    if not isinstance(place, str):
+        return ask_about(place, loaded, asked, asking, progress=progress)
+    with open_store(place) as store:
         done = ask_about(store, loaded, asked, asking, progress=progress)
         if not wait:
             return done
-        progress.note(f"waiting for people's judgements; let them judge with: karat serve {address}")
+        progress.note(f"waiting for people's judgements; let them judge with: karat serve {place}")
         return replace(done, n_answers=wait_for_answers(store, done.batch, progress=progress))
 
 

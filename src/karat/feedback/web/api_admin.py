@@ -35,7 +35,7 @@ from karat.feedback.web.access import Visitor, needs
 from karat.feedback.web.cells import CELL_NAMES, cells
 from karat.feedback.work.dashboard import pulse
 from karat.feedback.work.experiments import experiment_effects, make_experiment
-from karat.feedback.work.queueing import queue_tasks
+from karat.feedback.work.queueing import StoreQueue, queue_tasks
 from karat.questions import Question
 from karat.records import Annotator, Judgement, Prompt, Response, Task
 from karat.rowfiles import read_rows
@@ -100,6 +100,18 @@ def add_annotators(request: Request, visitor: Admin, records: Annotated[Annotato
 def add_tasks(request: Request, visitor: Admin, records: Annotated[Tasks, Body()]) -> dict[str, int]:
     """Queue tasks that are not there yet; their texts must be. Each wants at least the answers that the settings say."""
     return _added(request, visitor, "tasks", queue_tasks(_store(request), records))
+
+
+class GuidelineOut(shapes.BaseModel):
+    """The newest guideline."""
+
+    version: str | None
+
+
+@router.get("/guideline", response_model=GuidelineOut)
+def guideline(request: Request, _: Admin) -> dict[str, str | None]:
+    """The version of the newest guideline, under which new tasks are to be judged; null where none was written."""
+    return {"version": StoreQueue(_store(request)).guideline()}
 
 
 @router.get("/prompts")

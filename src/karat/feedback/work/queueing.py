@@ -8,16 +8,70 @@ is read back keep the numbers they have. Knows settings and strata; knows nothin
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from sqlalchemy import select
 
-from karat.feedback.documents import project_settings, questions
+from karat.feedback.documents import GUIDELINE, add_questions, document, project_settings, questions
 from karat.feedback.openings import rows_in
 from karat.feedback.schema import prompts as prompt_table
 from karat.feedback.store import Store
 from karat.feedback.tasks import plan_overlap
 from karat.questions import Question
-from karat.records import Prompt, Task
+from karat.records import Prompt, Response, Task
+
+
+class Queue(Protocol):
+    """Where a program puts questions: a store at hand (`StoreQueue`), or the server of one (`client.AdminClient`)."""
+
+    def guideline(self) -> str | None:
+        """The version of the newest guideline; None = none was written."""
+        ...
+
+    def add_questions(self, questions: Iterable[Question]) -> int:
+        """Store how tasks are asked. Returns: how many were new."""
+        ...
+
+    def add_prompts(self, prompts: Iterable[Prompt]) -> int:
+        """Store prompts. Returns: how many were new."""
+        ...
+
+    def add_responses(self, responses: Iterable[Response]) -> int:
+        """Store responses to stored prompts. Returns: how many were new."""
+        ...
+
+    def add_tasks(self, tasks: Iterable[Task]) -> int:
+        """Queue tasks, each with the answers that its stratum wants. Returns: how many were new."""
+        ...
+
+
+class StoreQueue:
+    """A store at hand as a `Queue`."""
+
+    def __init__(self, store: Store) -> None:
+        """Args: store, which stays open as long as this is used."""
+        self._store = store
+
+    def guideline(self) -> str | None:
+        """The version of the newest guideline; None = none was written."""
+        newest = document(self._store, GUIDELINE)
+        return None if newest is None else newest.version
+
+    def add_questions(self, questions: Iterable[Question]) -> int:
+        """`documents.add_questions`."""
+        return add_questions(self._store, questions)
+
+    def add_prompts(self, prompts: Iterable[Prompt]) -> int:
+        """`Store.add_prompts`."""
+        return self._store.add_prompts(prompts)
+
+    def add_responses(self, responses: Iterable[Response]) -> int:
+        """`Store.add_responses`."""
+        return self._store.add_responses(responses)
+
+    def add_tasks(self, tasks: Iterable[Task]) -> int:
+        """`queue_tasks`."""
+        return queue_tasks(self._store, tasks)
 
 
 def queue_tasks(store: Store, tasks: Iterable[Task]) -> int:
