@@ -13,7 +13,7 @@ from bench.lease_study import study
 import postgresql_server
 from feedback_cases import small_store, vote
 from karat.errors import InputError, LeaseError, StoreError
-from karat.feedback import leases
+from karat.feedback import waiting
 from karat.feedback.documents import Budget, Pay, ProjectSettings, put_settings
 from karat.feedback.people.accounts import lock, make_account
 from karat.feedback.schema import assignments, tasks
@@ -230,6 +230,18 @@ def test_money_is_a_budget_too(store):
     assert assignment.next_work(store, "r4", now=4.0).reason == "budget"
 
 
+def test_a_correction_uses_up_no_budget_and_no_cent_is_lost_to_rounding(store):
+    settings(store, budget=Budget(judgements=2))
+    task = store.tasks()[0]
+    first = store.submit(vote(task, "r0"), now=1.0)
+    store.submit(vote(task, "r0", level=0, key="undo", supersedes=first.id), now=2.0)
+    assert assignment.next_work(store, "r1", now=3.0).reason == "work"
+    assert assignment.next_work(store, "r2", now=3.0).reason == "budget"
+    settings(store, pay=Pay(0.1, "EUR"), budget=Budget(money=0.3))  # 0.3 / 0.1 is a little less than 3
+    assert assignment.next_work(store, "r2", now=3.0).reason == "work"
+    assert assignment.next_work(store, "r3", now=3.0).reason == "budget"
+
+
 def test_simulated_judgements_use_up_no_budget(store):
     settings(store, budget=Budget(judgements=1))
     store.submit(dataclasses.replace(vote(store.tasks()[0], "r0"), origin="simulated"), now=1.0)
@@ -407,7 +419,7 @@ def test_on_postgresql_a_task_that_somebody_is_just_taking_is_passed_without_wai
     store = small_store(postgresql_server.new_database(postgresql), n_tasks=3, overlap=1, n_raters=2)
     first, second, _ = [task.id for task in store.tasks()]
     with ThreadPoolExecutor(1) as pool, store.connection(write=True) as connection:
-        assert leases.peek_open(connection, "r0", now=0.0).id == first
+        assert waiting.peek_open(connection, "r0", now=0.0).id == first
         offered = pool.submit(assignment.next_task, store, "r1", now=0.0)
         try:
             assert offered.result(timeout=60).task.id == second
@@ -420,7 +432,7 @@ def test_the_queue_is_found_by_its_index(tmp_path):
     store = open_store(tmp_path / "k.db")
     with store.connection() as connection:
         for state, index in (("open", "tasks_open"), ("held", "tasks_held")):
-            question = leases._queue_question(state, False, False, False).params(who="r", audience="annotator", now=1.0)
+            question = waiting.first_waiting(state).params(who="r", audience="annotator", now=1.0)
             plain = question.compile(dialect=connection.dialect, compile_kwargs={"literal_binds": True})
             plan = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {plain}")]
             assert f"USING INDEX {index} (state=? AND audience=?" in plan[0]
@@ -444,13 +456,16 @@ def test_postgresql_walks_the_open_tasks_and_not_every_task_ever_answered(postgr
                 connection.exec_driver_sql("ANALYZE")
             else:
                 connection.exec_driver_sql(f"INSERT INTO tasks ({columns}) {rows}")
-            question = leases._queue_question("open", False, False, False, "skip").params(
-                who="r0", audience="annotator"
-            )
+            question = waiting.first_waiting("open", (), "skip").params(who="r0", audience="annotator")
             plain = question.compile(dialect=connection.dialect, compile_kwargs={"literal_binds": True})
             plan = "\n".join(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {plain}"))
+            counting = waiting._line_question((), True, True).params(who="r0", audience="annotator", now=1.0, most=200)
+            plain = counting.compile(dialect=connection.dialect, compile_kwargs={"literal_binds": True})
+            counted = "\n".join(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {plain}"))
         assert "Index Scan using tasks_open" in plan, plan
         assert "Sort" not in plan, plan
+        assert "Index Scan using tasks_open" in counted, counted
+        assert "Seq Scan on tasks" not in counted, counted
 
 
 def test_a_store_of_the_first_version_offers_its_open_tasks(tmp_path):

@@ -15,6 +15,7 @@ from karat.feedback.work import adjudication, assignment, checks
 from karat.feedback.work.check_answers import repeat_pairs
 from karat.feedback.work.matching import agreed, gist, is_right, same_answer
 from karat.feedback.work.turns import turn_of
+from karat.feedback.work.vote_outcomes import outcomes_of
 from karat.records import Annotator, Response, Task, user_prompt
 
 A = {"level": 2, "n_levels": 3}
@@ -265,6 +266,15 @@ def test_gold_that_cannot_be_compared_is_refused(tmp_path, changes, expected, me
         checks.add_gold(store, [(task, expected)], version="1")
     with pytest.raises(InputError, match="expected 1 to 40 characters"):
         checks.add_gold(store, [(store.tasks()[0], A)], version="")
+
+
+def test_answers_to_checks_are_no_votes_to_plan_from(store):
+    [gold] = checks.add_gold(store, [(store.tasks()[0], A)], version="1")
+    store.submit(vote(gold, "r0"), now=1.0)
+    with pytest.raises(InputError, match="found no comparisons"):
+        outcomes_of(store)
+    store.submit(vote(store.tasks()[1], "r0"), now=2.0)
+    assert len(outcomes_of(store).outcome) == 1
 
 
 # Qualification

@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 
 from karat.feedback import documents
 from karat.feedback.people import accounts, care, drafts, standing
-from karat.feedback.people.own_record import OwnProgress, own_progress
+from karat.feedback.people.own_record import OwnProgress
 from karat.feedback.store import Store, open_store
 from karat.feedback.web import page_record
 from karat.feedback.web.app import create_app
@@ -22,6 +22,7 @@ from karat.feedback.web.positions import as_shown
 from karat.feedback.web.rendering import LONG_TEXT
 from karat.feedback.web.settings import ServerSettings
 from karat.feedback.work import assignment, checks
+from karat.feedback.work.sitting import own_progress
 from karat.questions import Choice, Question
 from karat.records import Granularity, Prompt, Response, Task, Turn, user_prompt
 
@@ -215,7 +216,7 @@ def test_a_gold_item_looks_like_work(desk: Desk):
 def test_what_is_left_is_said_in_tens_so_that_a_check_does_not_stop_the_count():
     said = {n: OwnProgress(5, 1, 0, n, 30.0) for n in (0, 9, 10, 19, 20, 199, 200)}
     assert [each.left for each in said.values()] == [
-        "fewer than 10", "fewer than 10", "about 10", "about 10", "about 20", "about 190", "more than 200",
+        "none", "fewer than 10", "about 10", "about 10", "about 20", "about 190", "200 or more",
     ]  # fmt: skip
     assert [each.seconds_left for each in said.values()] == [None, None, 300.0, 300.0, 600.0, 5700.0, None]
 
@@ -232,6 +233,56 @@ def test_own_progress_counts_only_what_waits_for_this_rater(desk: Desk):
     found = own_progress(desk.store, annotator, now=NOW)
     assert (found.n_done, found.n_today, found.n_skipped, found.n_left, found.seconds_each) == (1, 1, 1, 9, 30.0)
     assert own_progress(desk.store, annotator, now=NOW + 86400).n_today == 0
+
+
+def test_a_page_says_why_nothing_waits_for_this_rater(desk: Desk):
+    who = str(desk.account.annotator)
+    base = documents.project_settings(desk.store)
+
+    def said(words: str, **changes: Any) -> None:
+        documents.put_settings(desk.store, dataclasses.replace(base, **changes), now=NOW)
+        assert words in desk.get("/"), words
+        assert words in desk.get(), words
+
+    said("Nothing waits for you at the moment.")
+    assert "Nothing to do yet" in desk.get()
+    add(desk, None, "for", "another", reserved_for="rater-else")
+    add(desk, None, "for", "experts", audience="expert")
+    said("Nothing waits for you at the moment.")  # though there is work for others
+    add(desk, Question(content_warning="Blood."), "dark", "darker")
+    said("the rest waits until tomorrow", exposure_cap_per_day=0)
+    said("has all the judgements that it planned for", budget=documents.Budget(judgements=0))
+    documents.put_settings(desk.store, base, now=NOW)
+    assert "waits for you" not in desk.get("/")  # one does, and she has done nothing yet: the welcome says enough
+    desk.post("/work", desk.get(), choice="0", uncovered="1", active_s="30")
+    add(desk, None, "third", "fourth")
+    assert "1 today, 1 in all. Fewer than 10 tasks wait for you." in desk.get("/")
+    assert "1 today · fewer than 10 left" in desk.get()
+    assert "<dt>Waiting</dt><dd>fewer than 10</dd>" in desk.get("/me")
+    standing.quarantine(desk.store, who, reason="Look.", by="x", now=NOW)
+    assert "Nothing comes to you while your work is paused." in desk.get("/")
+    assert "<dt>Waiting</dt><dd>none</dd>" in desk.get("/me")
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_before_a_qualification_is_passed_its_own_items_are_what_waits(desk: Desk, passes: bool):
+    tasks = [add(desk, None, f"a{i}", f"b{i}") for i in range(15)]
+    items = [(tasks[0], {"level": 3, "n_levels": 7})]
+    checks.add_qualification(desk.store, items, version="1", pass_mark=1.0, attempts=1, now=NOW)
+    assert "what follows depends on them" in desk.get("/")
+    page = desk.get()
+    assert "0 today · fewer than 10 left" in page
+    if passes:
+        desk.post("/work", page, choice="3", active_s="60")
+        home = desk.get("/")
+        assert "1 today, 1 in all. About 10 tasks wait for you" in home
+        assert "depends on them" not in home
+        assert "1 today · about 10 left" in desk.get()
+    else:
+        desk.post("/work/skip", page, skip_reason="cannot")
+        assert "differ from what the guidelines ask for" in desk.get("/")
+        assert "There is no further work for you at the moment." in desk.get("/")
+        assert "Thank you for trying" in desk.get()
 
 
 def test_what_does_not_fit_keeps_everything_typed(desk: Desk):

@@ -100,7 +100,7 @@ class Budget:
     """When no more work is handed out."""
 
     judgements: int | None = None
-    """Judgements by people, given or being given; None = no limit."""
+    """Judgements by people, given or being given; corrections do not count. None = no limit."""
     money: float | None = None
     """In the currency of the pay; None = no limit."""
 

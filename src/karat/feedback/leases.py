@@ -7,8 +7,7 @@ a judgement says, about clocks (the time is an argument) or about how a transact
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +22,9 @@ from karat.feedback.openings import (
     LAPSED,
     OPEN,
     PULLED,
-    Asked,
     State,
-    asked_of,
-    in_state,
+    is_live,
     locked_rows,
-    open_to,
     set_state,
     states_of,
     states_of_pairs,
@@ -37,6 +33,7 @@ from karat.feedback.openings import CHUNK as CHUNK
 from karat.feedback.openings import settle as settle
 from karat.feedback.prepared import Prepared
 from karat.feedback.schema import annotators, assignments, task_of, tasks
+from karat.feedback.waiting import peek_open
 from karat.identity import content_id
 from karat.records import Task
 
@@ -59,7 +56,7 @@ _LAPSE = Prepared(
 _EXTEND = Prepared(
     assignments.update()
     .where(assignments.c.lease_id == bindparam("lease"), assignments.c.annotator == bindparam("by"))
-    .where(assignments.c.state == "leased", assignments.c.expires_at > bindparam("now"))
+    .where(is_live(bindparam("now")))
     .values(expires_at=bindparam("until"))
 )
 _SUBMIT = assignments.update().where(_HERE).values(state="submitted", expires_at=None)
@@ -68,8 +65,7 @@ _COUNT = tasks.update().where(tasks.c.id == bindparam("at_task")).values(n_answe
 _HELD = (
     select(tasks, assignments.c.lease_id, assignments.c.expires_at)
     .join(assignments, assignments.c.task_id == tasks.c.id)
-    .where(assignments.c.annotator == bindparam("who"), assignments.c.state == "leased")
-    .where(assignments.c.expires_at > bindparam("now"))
+    .where(assignments.c.annotator == bindparam("who"), is_live(bindparam("now")))
     .order_by(tasks.c.seq)
     .limit(1)
 )
@@ -127,90 +123,13 @@ def first_open(connection: Connection, annotator: str, *, now: float, lease_s: f
     """A lease on a task whose last lease ran out, else on the first task by seq that needs answers, else None.
 
     Args:
-        queue: `audience`, `batch`, `barred` and `met` of `peek_open`.
+        queue: `audience`, `batch`, `barred` and `met` of `waiting.peek_open`.
     """
     while (row := peek_open(connection, annotator, now=now, **queue)) is not None:
         if lease := grant(connection, row, annotator, now=now, lease_s=lease_s):
             return lease
         settle(connection, [row.id], now=now)  # its leases were extended: not free after all
     return None
-
-
-def peek_open(
-    connection: Connection,
-    annotator: str,
-    *,
-    now: float,
-    audience: str = "annotator",
-    batch: str | None = None,
-    barred: Sequence[str] = (),
-    met: Collection[Asked] = (),
-) -> Any:
-    """The row of the task that `first_open` tries, locked but not leased.
-
-    Args:
-        audience: whose tasks.    barred: Question.ids that this rater is not to see now.
-        met: what she is not to be asked, because she was asked it in another form.
-    """
-    asked: dict[str, Any] = {"who": annotator, "audience": audience}
-    if batch is not None:
-        asked["batch"] = batch
-    if barred:
-        asked["barred"] = list(barred)
-    while (row := _peek(connection, asked, now)) is not None and asked_of(row) in met:
-        asked["passed"] = [*asked.get("passed", ()), row.id]  # seldom: only what stands first in the queue
-    return row
-
-
-def _peek(connection: Connection, asked: dict[str, Any], now: float) -> Any:
-    optional = ("batch" in asked, "barred" in asked, "passed" in asked)
-    # raters pass each other on PostgreSQL, but nobody goes empty-handed for a moment's lock
-    for lock in ("",) if connection.dialect.name == "sqlite" else ("skip", "wait"):
-        for state, more in ((HELD, {"now": now}), (OPEN, {})):
-            if any(optional):
-                row = connection.execute(_queue_question(state, *optional, lock=lock), asked | more).first()
-            else:
-                row = _QUEUE[state, lock].first(connection, **asked, **more)
-            if row is not None:
-                return row
-    return None
-
-
-@functools.cache
-def _queue_question(state: str, has_batch: bool, has_barred: bool, has_passed: bool, lock: str = "") -> sa.Select:
-    """The first open task, or the held task that has been free for longest; built once for each shape."""
-    who = bindparam("who", type_=sa.String)
-    done = select(assignments.c.task_id).where(
-        assignments.c.task_id == tasks.c.id,
-        assignments.c.annotator == who,
-        assignments.c.state.in_(("submitted", "skipped")),
-    )
-    question = select(tasks).where(
-        in_state(state) if lock and state == OPEN else tasks.c.state == state,
-        tasks.c.audience == bindparam("audience"),
-        tasks.c.n_answers < tasks.c.overlap,
-        open_to(who) if lock else sa.func.coalesce(tasks.c.reserved_for, who) == who,
-        ~done.exists(),
-    )
-    if has_batch:
-        question = question.where(tasks.c.batch == bindparam("batch"))
-    if has_barred:
-        question = question.where(tasks.c.question.not_in(bindparam("barred", expanding=True)))
-    if has_passed:
-        question = question.where(tasks.c.id.not_in(bindparam("passed", expanding=True)))
-    if state == HELD:
-        question = question.where(tasks.c.free_at <= bindparam("now")).order_by(tasks.c.free_at)
-    elif lock:
-        question = question.order_by(tasks.c.state)
-    question = question.order_by(tasks.c.seq).limit(1)
-    return question.with_for_update(of=tasks, skip_locked=lock == "skip") if lock else question
-
-
-_QUEUE = {
-    (state, lock): Prepared(_queue_question(state, False, False, False, lock))
-    for state in (HELD, OPEN)
-    for lock in ("", "skip", "wait")
-}
 
 
 def grant(connection: Connection, row: Any, annotator: str, *, now: float, lease_s: float) -> Lease | None:
@@ -314,7 +233,7 @@ def skip_lease(connection: Connection, lease_id: str, annotator: str, *, reason:
 def end_leases(connection: Connection, annotator: str, *, now: float) -> list[str]:
     """Give a rater's live leases back to the queue; an answer that comes all the same is late. Returns: Task.ids."""
     columns = assignments.c
-    live = (columns.annotator == annotator) & (columns.state == "leased") & (columns.expires_at > now)
+    live = (columns.annotator == annotator) & is_live(now)
     task_ids = sorted(connection.execute(select(columns.task_id).where(live)).scalars())
     if task_ids:
         locked_rows(connection, task_ids)

@@ -47,6 +47,16 @@ def in_state(state: str) -> sa.ColumnElement[bool]:
     return tasks.c.state.between(state, state)
 
 
+def needs_answers() -> sa.ColumnElement[bool]:
+    """That a task is in the queue and has fewer answers than it wants, whoever may be giving them."""
+    return sa.and_(tasks.c.state.in_((OPEN, HELD)), tasks.c.n_answers < tasks.c.overlap)
+
+
+def is_live(now: Any) -> sa.ColumnElement[bool]:
+    """That an assignment is a lease that has not run out; now: seconds since the epoch, or their parameter."""
+    return sa.and_(assignments.c.state == "leased", assignments.c.expires_at > now)
+
+
 def open_to(who: sa.BindParameter[str]) -> sa.ColumnElement[bool]:
     """That a task is reserved for nobody else, in words whose selectivity PostgreSQL estimates rightly; SQLite would
     leave the index of states for them."""

@@ -116,14 +116,19 @@ def _counted(store: Store, batch: str | None, only: Collection[str] | None) -> t
 
 
 def work_records(store: Store, *, batch: str | None = None) -> list[StoredJudgement]:
-    """Judgements of work, in order of arrival: without answers to silent checks, and without those of raters who are
-    in quarantine now; after a release theirs are there again."""
+    """Judgements of work (`of_work`), in order of arrival."""
+    return of_work(store, store.records(batch=batch))
+
+
+def of_work(store: Store, records: Iterable[StoredJudgement]) -> list[StoredJudgement]:
+    """Records without answers to silent checks, and without those of raters who are in quarantine now; after a release
+    theirs are there again."""
     left_out = quarantined(store)
     with store.connection() as connection:
         hidden = set(connection.execute(select(checks.c.task_id)).scalars())
     return [
         record
-        for record in store.records(batch=batch)
+        for record in records
         if record.judgement.annotator not in left_out and record.judgement.task_id not in hidden
     ]
 

@@ -7,36 +7,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, ScalarSelect, Select, String, bindparam, func, select
+from sqlalchemy import ColumnElement, Connection, ScalarSelect, Select, bindparam, func, select
 
 from karat.feedback import people_tables as people
 from karat.feedback import schema as tables
-from karat.feedback.openings import OPEN, in_state, open_to
+from karat.feedback.openings import is_live
 from karat.feedback.prepared import Prepared
 from karat.feedback.store import Store
 
 MOST_LEFT = 200
-"""Tasks left that are counted; beyond, it is "more than"."""
+"""Tasks left that are counted; beyond, it is so many "or more"."""
 DAY_S = 86400.0
 RECENT = 30
 """Latest judgements whose time says how long the next ones take."""
 
 
-def _own_question(dialect: str) -> Select:
+def _own_question() -> Select:
     """All figures in one statement, because every page of work asks for them."""
-    who, many = bindparam("who", type_=String), dialect == "postgresql"
-    given, asked, said = tables.assignments.c, tables.tasks.c, tables.judgements.c
-    known = select(given.task_id).where(given.task_id == asked.id, given.annotator == who)
-    left = (
-        select(asked.id)
-        .where(
-            in_state(OPEN) if many else asked.state == OPEN,
-            asked.audience == bindparam("audience"),
-            open_to(who) if many else func.coalesce(asked.reserved_for, who) == who,
-            ~known.exists(),
-        )
-        .order_by(asked.state, asked.seq)
-    )
+    who = bindparam("who")
+    given, said = tables.assignments.c, tables.judgements.c
     times = (
         select(said.active_s)
         .where(said.annotator == who, said.active_s.is_not(None))
@@ -45,20 +34,19 @@ def _own_question(dialect: str) -> Select:
         .subquery()
     )
 
-    def count(state: str, *more: ColumnElement[bool]) -> ScalarSelect:
-        return select(func.count()).where(given.annotator == who, given.state == state, *more).scalar_subquery()
+    def count(*which: ColumnElement[bool]) -> ScalarSelect:
+        return select(func.count()).where(given.annotator == who, *which).scalar_subquery()
 
     return select(
-        count("submitted").label("n_done"),
-        count("submitted", given.leased_at >= bindparam("day")).label("n_today"),
-        count("skipped").label("n_skipped"),
-        count("leased", given.expires_at > bindparam("now")).label("n_held"),
-        select(func.count()).select_from(left.limit(MOST_LEFT).subquery()).scalar_subquery().label("n_waiting"),
+        count(given.state == "submitted").label("n_done"),
+        count(given.state == "submitted", given.leased_at >= bindparam("day")).label("n_today"),
+        count(given.state == "skipped").label("n_skipped"),
+        count(is_live(bindparam("now"))).label("n_held"),
         select(func.avg(times.c.active_s)).scalar_subquery().label("seconds_each"),
     )
 
 
-_OWN = Prepared(_own_question)
+_OWN = Prepared(_own_question())
 
 
 @dataclass(frozen=True)
@@ -72,15 +60,17 @@ class OwnProgress:
     n_skipped: int
     """Tasks she skipped."""
     n_left: int
-    """Tasks that wait for somebody like her, the one in her hands among them; at most MOST_LEFT."""
+    """Tasks that she could still be handed, with the one in her hands (`work.gates.left_for`); at most MOST_LEFT."""
     seconds_each: float | None
     """Mean active seconds of her recent judgements; None = not measured."""
 
     @property
     def left(self) -> str:
         """How much is left, in tens: an exact number that stands still would tell a silent check from work."""
+        if not self.n_left:
+            return "none"
         if self.n_left >= MOST_LEFT:
-            return f"more than {MOST_LEFT}"
+            return f"{MOST_LEFT} or more"
         return "fewer than 10" if self.n_left < 10 else f"about {self.n_left // 10 * 10}"
 
     @property
@@ -91,21 +81,16 @@ class OwnProgress:
         return self.n_left // 10 * 10 * self.seconds_each
 
 
-def own_progress(store: Store, annotator: str, *, audience: str = "annotator", now: float) -> OwnProgress:
-    """A rater's own figures.
+def read_progress(connection: Connection, annotator: str, n_waiting: int, *, may_work: bool, now: float) -> OwnProgress:
+    """A rater's own figures, inside a transaction.
 
     Args:
-        audience: tasks of which audience count as left.    now: seconds since the epoch.
+        n_waiting: what she could be handed beside the tasks in her hands.    may_work: False = not even those.
+        now: seconds since the epoch.
     """
-    with store.connection() as connection:
-        return read_progress(connection, annotator, audience=audience, now=now)
-
-
-def read_progress(connection: Connection, annotator: str, *, audience: str, now: float) -> OwnProgress:
-    """`own_progress` inside a transaction."""
-    row = _OWN.first(connection, who=annotator, audience=audience, now=now, day=now - now % DAY_S)
+    row = _OWN.first(connection, who=annotator, now=now, day=now - now % DAY_S)
     assert row is not None
-    n_left = min(MOST_LEFT, row.n_waiting + row.n_held)
+    n_left = min(MOST_LEFT, n_waiting + row.n_held) if may_work else 0
     return OwnProgress(row.n_done, row.n_today, row.n_skipped, n_left, row.seconds_each)
 
 

@@ -28,8 +28,8 @@ from karat.feedback.web.access import Visitor, needs
 from karat.feedback.web.charts import Whisker, whisker_chart
 from karat.feedback.web.desk import Admin, Sent, done, field_of, kept_figures, note, number_of, page
 from karat.feedback.work.arena import PREFIX, arena_result, arenas, make_arena
-from karat.feedback.work.assignment import over_budget
 from karat.feedback.work.duels import FAILED, SAME, answer_duels, ask_duel, asked_by
+from karat.feedback.work.gates import over_budget
 from karat.records import Prompt, user_prompt
 
 MOST_PROMPT = 4000

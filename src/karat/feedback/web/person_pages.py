@@ -18,11 +18,12 @@ from karat.errors import KaratError
 from karat.feedback import documents
 from karat.feedback.people import accounts, care, drafts
 from karat.feedback.people import standing as standings
-from karat.feedback.people.own_record import DELETION, own_active_s, own_data, own_progress
+from karat.feedback.people.own_record import DELETION, own_active_s, own_data
 from karat.feedback.web.access import ROLES, Visitor, needs, sent_form
 from karat.feedback.web.positions import as_shown
 from karat.feedback.web.rendering import markdown_html
 from karat.feedback.web.templates import render
+from karat.feedback.work.sitting import own_progress
 
 router = APIRouter(include_in_schema=False)
 Anybody = Annotated[Visitor, Depends(needs(*ROLES))]
@@ -193,7 +194,7 @@ def _me(
 ) -> Response:
     state, annotator = request.app.state, _annotator(visitor)
     project = care.settings_for(state.store, annotator, now=state.clock())
-    progress = own_progress(state.store, annotator, audience=visitor.role, now=state.clock())
+    progress = own_progress(state.store, annotator, now=state.clock())
     active_s = own_active_s(state.store, annotator)
     data = own_data(state.store, visitor.account, annotator)
     kept = care.demographics(state.store, annotator)

@@ -73,15 +73,15 @@ def home(request: Request, visitor: Guest) -> Response:
     project = found.project
     if project.arm_changes:
         project = care.settings_for(state.store, annotator_of(visitor), now=state.clock())
-    values = {"project": project, "progress": found.progress}
-    return render(request, "rater_home.html", visitor, standing=standing, **values)
+    said = {"progress": found.progress, "reason": found.reason, "qualifying": found.qualifying}
+    return render(request, "rater_home.html", visitor, standing=standing, project=project, **said)
 
 
 @router.get("/work")
 def work_page(request: Request, visitor: Rater) -> Response:
     """The task in hand, else the next one, else why there is none."""
     state, annotator = request.app.state, annotator_of(visitor)
-    found = sitting.sit_down(state.store, annotator, audience=visitor.role, now=state.clock())
+    found = sitting.sit_down(state.store, annotator, now=state.clock())
     work, draft, reason = found.work, found.draft, found.offer.reason
     if work is None:
         elsewhere = {"consent": "/consent", "quarantined": "/standing"}.get(reason)
@@ -329,7 +329,7 @@ def _nothing_left(request: Request, visitor: Visitor, reason: str, beside: sitti
 
 def _beside(request: Request, visitor: Visitor, work: Work | None = None) -> sitting.Beside:
     state = request.app.state
-    return sitting.beside(state.store, annotator_of(visitor), work, audience=visitor.role, now=state.clock())
+    return sitting.beside(state.store, annotator_of(visitor), work, now=state.clock())
 
 
 def _progress_words(progress: OwnProgress) -> str:

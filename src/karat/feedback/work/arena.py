@@ -17,10 +17,10 @@ from sqlalchemy import func, select
 
 from karat.errors import InputError
 from karat.feedback.documents import put_document
+from karat.feedback.people.standing import quarantined
 from karat.feedback.people_tables import documents
 from karat.feedback.snapshot import current_judgements
 from karat.feedback.store import Store
-from karat.feedback.work.dashboard import last_actions
 from karat.feedback.work.queueing import queue_tasks
 from karat.identity import content_id
 from karat.records import Estimate, Judgement, Prompt, Response, Task
@@ -191,8 +191,7 @@ def arena_result(store: Store, name: str, rng: np.random.Generator) -> ArenaResu
         rng: draws the clusters of the bootstraps.
     """
     set_up = arena(store, name)
-    with store.connection() as connection:
-        away = {who for who, action in last_actions(connection).items() if action != "released"}
+    away = quarantined(store)
     answers = [record.judgement for record in current_judgements(store.records(batch=set_up.batch))[0]]
     counted = [one for one in answers if one.annotator not in away and one.task_id in set_up.written_by]
     strategies = {task.id: task.strategy for task in store.tasks(batch=set_up.batch)}

@@ -16,11 +16,11 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, func, select
 
 from karat.errors import InputError, StoreError
-from karat.feedback import additions, leases
+from karat.feedback import additions
 from karat.feedback import people_tables as people
 from karat.feedback import schema as tables
 from karat.feedback.documents import QUALIFICATION, Document, write_document
-from karat.feedback.openings import CHECK, CHUNK
+from karat.feedback.openings import CHECK, CHUNK, State, states_of
 from karat.feedback.people.standing import FAILED, PROGRAM, QUALIFIED, write_event
 from karat.feedback.prepared import Prepared
 from karat.feedback.schema import json_text, task_of
@@ -154,7 +154,7 @@ def gold_items(store: Store) -> list[GoldItem]:
 
 
 def check_tasks(store: Store) -> dict[str, str]:
-    """Purpose of every check by its Task.id: what views of work leave out."""
+    """Purpose of every check by its Task.id."""
     with store.connection() as connection:
         rows = connection.execute(select(people.checks.c.task_id, people.checks.c.purpose))
         return {row.task_id: row.purpose for row in rows}
@@ -203,24 +203,32 @@ def write_repeat(connection: Connection, task: Task) -> None:
     write_checks(connection, [task], [_row(task, REPEAT, "1", None, repeats=judgement_id)])
 
 
-def judge_attempt(
-    connection: Connection, annotator: str, document: Document, attempt: int, *, now: float
-) -> bool | None:
-    """Whether a finished attempt was passed, written as an event; None where items are still open.
+def open_items(connection: Connection, annotator: str, document: Document, attempt: int) -> dict[str, State | None]:
+    """Items of an attempt that a rater has neither answered nor skipped, and how she stands to each; {} = it is over."""
+    wanted = list(document.body["items"][attempt - 1])
+    states = {key[0]: state for key, state in states_of(connection, wanted).items() if key[1] == annotator}
+    mine = {task_id: states.get(task_id) for task_id in wanted}
+    return {task_id: state for task_id, state in mine.items() if state is None or state.state == "leased"}
+
+
+def attempt_result(connection: Connection, annotator: str, document: Document, attempt: int) -> tuple[int, bool]:
+    """How many items of a finished attempt are right, and whether that passes.
 
     An item that was skipped, or answered with "cannot judge", is not right.
     """
     wanted = list(document.body["items"][attempt - 1])
-    states = {key[0]: state.state for key, state in leases.states_of(connection, wanted).items() if key[1] == annotator}
-    if any(states.get(task_id) not in ("submitted", "skipped") for task_id in wanted):
-        return None
     answers = current_answers(connection, QUALIFY, annotator)
     right = {each.task_id for each in answers if is_right(each.kind, each.expected or {}, each.value)}
     n_right = len(right & set(wanted))
-    passed = n_right >= document.body["pass_mark"] * len(wanted)
+    return n_right, n_right >= document.body["pass_mark"] * len(wanted)
+
+
+def write_attempt(connection: Connection, annotator: str, document: Document, attempt: int, *, now: float) -> bool:
+    """Write the result of a finished attempt as an event of the rater's standing. Returns: whether she passed."""
+    n_right, passed = attempt_result(connection, annotator, document, attempt)
+    n, pass_mark = len(document.body["items"][attempt - 1]), document.body["pass_mark"]
     reason = (
-        f"{n_right} of {len(wanted)} right in attempt {attempt} at version {document.version}; "
-        f"the pass mark is {document.body['pass_mark']:.0%}"
+        f"{n_right} of {n} right in attempt {attempt} at version {document.version}; the pass mark is {pass_mark:.0%}"
     )
     action = QUALIFIED if passed else FAILED
     write_event(connection, annotator, action, reason, by=PROGRAM + document.version, now=now)

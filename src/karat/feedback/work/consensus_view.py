@@ -12,13 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from karat.errors import ConvergenceError, InputError
-from karat.feedback.people.standing import quarantined
 from karat.feedback.quality.answer_table import AnswerTable
 from karat.feedback.quality.consensus import Consensus, dawid_skene, majority, one_coin
 from karat.feedback.schema import StoredJudgement
-from karat.feedback.snapshot import current_judgements
+from karat.feedback.snapshot import current_judgements, of_work
 from karat.feedback.store import Store
-from karat.feedback.work.checks import check_tasks
 from karat.feedback.work.dashboard import answer_tables
 from karat.records import Estimate
 from karat.stats import not_estimable
@@ -95,9 +93,8 @@ def consensus_rows(store: Store, records: Sequence[StoredJudgement]) -> tuple[li
         records: all judgements of the store, or those of a batch.
     Returns: the rows, and how many current answers were left out.
     """
-    away, silent = quarantined(store), check_tasks(store)
-    current = [record.judgement for record in sorted(current_judgements(records)[0], key=lambda one: one.seq)]
-    used = [one for one in current if one.annotator not in away and one.task_id not in silent]
+    current = sorted(current_judgements(records)[0], key=lambda one: one.seq)
+    used = [record.judgement for record in of_work(store, current)]
     tasks: dict[frozenset[str], str] = {}
     for one in used:
         tasks.setdefault(frozenset(one.response_ids), one.task_id)

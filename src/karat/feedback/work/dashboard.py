@@ -14,7 +14,7 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy import Connection, and_, case, func, select
 
-from karat.feedback.openings import CHECK, HELD, OPEN, PULLED
+from karat.feedback.openings import CHECK, PULLED, is_live, needs_answers
 from karat.feedback.people_tables import admin_log, checks, documents, flags, queue_log, standing
 from karat.feedback.quality.agreement import agreement_table
 from karat.feedback.quality.answer_table import AnswerTable, judgement_table, vote_table
@@ -140,12 +140,11 @@ def pulse(store: Store, *, now: float) -> Pulse:
             func.substr(judgements.c.created_at, 1, 19) > _moment(now - HOUR_S),
             func.substr(judgements.c.created_at, 1, 19) <= _moment(now),
         )
-        held = and_(assignments.c.state == "leased", assignments.c.expires_at > now)
         n_held, n_at_work = connection.execute(
-            select(func.count(), func.count(sa.distinct(assignments.c.annotator))).where(held)
+            select(func.count(), func.count(sa.distinct(assignments.c.annotator))).where(is_live(now))
         ).one()
         n_open, n_needed = connection.execute(
-            select(func.count(), func.coalesce(func.sum(tasks.c.overlap - tasks.c.n_answers), 0)).where(_open())
+            select(func.count(), func.coalesce(func.sum(tasks.c.overlap - tasks.c.n_answers), 0)).where(needs_answers())
         ).one()
         states, flagged = last_actions(connection), undecided_flags(connection)
         away = {who for who, action in states.items() if action in ("quarantined", "answered")}
@@ -177,12 +176,12 @@ def judgements_per_hour(store: Store, *, now: float, hours: int = 24) -> list[Ho
 def queue(store: Store, *, now: float) -> list[QueueRow]:
     """The queue by batch, kind, stratum and audience, in the order in which they were first queued; no silent checks."""
     columns = (tasks.c.batch, tasks.c.kind, tasks.c.strategy, tasks.c.audience)
-    needed = case((_open(), tasks.c.overlap - tasks.c.n_answers), else_=0)
+    needed = case((needs_answers(), tasks.c.overlap - tasks.c.n_answers), else_=0)
     counted = (
         select(
             *columns,
             func.count(),
-            func.sum(case((_open(), 1), else_=0)),
+            func.sum(case((needs_answers(), 1), else_=0)),
             func.sum(case((tasks.c.state == PULLED, 1), else_=0)),
             func.sum(tasks.c.n_answers),
             func.sum(needed),
@@ -190,7 +189,7 @@ def queue(store: Store, *, now: float) -> list[QueueRow]:
         .where(tasks.c.state != CHECK)
         .group_by(*columns)
     )
-    held = case((and_(assignments.c.state == "leased", assignments.c.expires_at > now), 1), else_=0)
+    held = case((is_live(now), 1), else_=0)
     skipped = case((assignments.c.state == "skipped", 1), else_=0)
     joined = tasks.join(assignments, assignments.c.task_id == tasks.c.id)
     at_work = (
@@ -306,10 +305,6 @@ def _fair_tasks(store: Store) -> set[str]:
     )
     with store.connection() as connection:
         return set(connection.execute(question).scalars())
-
-
-def _open() -> sa.ColumnElement[bool]:
-    return and_(tasks.c.state.in_((OPEN, HELD)), tasks.c.n_answers < tasks.c.overlap)
 
 
 def _moment(seconds: float) -> str:

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import func, select
 
 from karat.feedback.documents import GUIDELINE, Pay, documents, project_settings
+from karat.feedback.openings import needs_answers
 from karat.feedback.people_tables import checks
 from karat.feedback.schema import judgements, tasks
 from karat.feedback.snapshot import current_judgements
 from karat.feedback.store import Store
-from karat.feedback.work.rates import Paid, paid, rates
+from karat.feedback.work.rates import BY_PEOPLE, Paid, paid, rates
 from karat.records import Estimate
 from karat.stats import mean_estimate, not_estimable
 
@@ -71,16 +72,14 @@ class AskAgain:
 
 def outlay(store: Store) -> Outlay:
     """Time and money so far and to come."""
-    person = and_(judgements.c.origin == "person", judgements.c.supersedes.is_(None))
-    open_ = and_(tasks.c.state.in_(("open", "held")), tasks.c.n_answers < tasks.c.overlap)
     with store.connection() as connection:
         n, n_timed, active_s = connection.execute(
             select(
                 func.count(), func.count(judgements.c.active_s), func.coalesce(func.sum(judgements.c.active_s), 0.0)
-            ).where(person)
+            ).where(BY_PEOPLE)
         ).one()
         n_needed = connection.execute(
-            select(func.coalesce(func.sum(tasks.c.overlap - tasks.c.n_answers), 0)).where(open_)
+            select(func.coalesce(func.sum(tasks.c.overlap - tasks.c.n_answers), 0)).where(needs_answers())
         ).scalar_one()
     settings = project_settings(store)
     pay = settings.pay

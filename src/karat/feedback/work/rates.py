@@ -12,8 +12,12 @@ from sqlalchemy import Connection, and_, func, select
 
 from karat.feedback.arm_changes import change_of
 from karat.feedback.documents import ProjectSettings
+from karat.feedback.openings import is_live
 from karat.feedback.people_tables import arms
 from karat.feedback.schema import assignments, judgements
+
+BY_PEOPLE = and_(judgements.c.origin == "person", judgements.c.supersedes.is_(None))
+"""A judgement by a person that corrects none of her own: what is paid for, and what a budget of judgements counts."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,6 @@ def paid(connection: Connection, settings: ProjectSettings, *, now: float) -> li
         for row in connection.execute(select(arms))
         if (row.experiment, row.arm) in known
     }
-    person = and_(judgements.c.origin == "person", judgements.c.supersedes.is_(None))
     given = select(
         judgements.c.annotator,
         func.count(),
@@ -65,14 +68,13 @@ def paid(connection: Connection, settings: ProjectSettings, *, now: float) -> li
     )
     rows = {
         row[0]: (int(row[1]), int(row[2]), float(row[3]))
-        for row in connection.execute(given.where(person).group_by(judgements.c.annotator))
+        for row in connection.execute(given.where(BY_PEOPLE).group_by(judgements.c.annotator))
     }
-    live = and_(assignments.c.state == "leased", assignments.c.expires_at > now)
     held = dict(
         map(
             tuple,
             connection.execute(
-                select(assignments.c.annotator, func.count()).where(live).group_by(assignments.c.annotator)
+                select(assignments.c.annotator, func.count()).where(is_live(now)).group_by(assignments.c.annotator)
             ),
         )
     )

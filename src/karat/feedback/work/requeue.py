@@ -13,7 +13,7 @@ from sqlalchemy import Connection, select
 
 from karat.errors import InputError, StoreError
 from karat.feedback import additions
-from karat.feedback.openings import CHECK, CHUNK, HELD, LAPSED, OPEN, PULLED, locked_rows, settle
+from karat.feedback.openings import CHECK, CHUNK, HELD, LAPSED, OPEN, PULLED, is_live, locked_rows, settle
 from karat.feedback.people_tables import queue_log
 from karat.feedback.schema import assignments, task_of, tasks
 from karat.feedback.store import Store
@@ -54,9 +54,7 @@ def pull(store: Store, task_ids: Sequence[str], *, by: str, reason: str, now: fl
         for start in range(0, len(pulled), CHUNK):
             some = pulled[start : start + CHUNK]
             connection.execute(tasks.update().where(tasks.c.id.in_(some)).values(state=PULLED))
-            live = (
-                assignments.c.task_id.in_(some) & (assignments.c.state == "leased") & (assignments.c.expires_at > now)
-            )
+            live = assignments.c.task_id.in_(some) & is_live(now)
             connection.execute(assignments.update().where(live).values(expires_at=LAPSED))
         log_queue(connection, pulled, "pulled", by=by, reason=reason, now=now)
         return pulled

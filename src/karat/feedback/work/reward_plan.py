@@ -13,12 +13,10 @@ import numpy as np
 
 from karat.errors import ConvergenceError, InputError
 from karat.feedback.documents import project_settings
-from karat.feedback.people.standing import quarantined
 from karat.feedback.quality.learning_curve import LearningCurve, fit_learning_curve
 from karat.feedback.quality.word_reader import FOLDS, Measurement, reader_accuracies
-from karat.feedback.snapshot import current_judgements
+from karat.feedback.snapshot import current_judgements, work_records
 from karat.feedback.store import Store
-from karat.feedback.work.checks import check_tasks
 from karat.feedback.work.outlay import mean_seconds
 from karat.feedback.work.vote_outcomes import pay_per_hour
 from karat.records import Estimate, Judgement, vote_of
@@ -152,16 +150,8 @@ def curve_votes(store: Store) -> list[Judgement]:
 
     Chosen questions are the hard ones; a curve through them would say too many votes for all others.
     """
-    away, silent = quarantined(store), check_tasks(store)
-    current = (record.judgement for record in current_judgements(store.records())[0])
-    return [
-        one
-        for one in current
-        if one.kind == "comparison"
-        and one.strategy == "random"
-        and one.annotator not in away
-        and one.task_id not in silent
-    ]
+    current = (record.judgement for record in current_judgements(work_records(store))[0])
+    return [one for one in current if one.kind == "comparison" and one.strategy == "random"]
 
 
 def _read(store: Store, votes: Sequence[Judgement], rng: np.random.Generator) -> tuple[Measurement, ...]:

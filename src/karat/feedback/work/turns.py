@@ -116,6 +116,11 @@ def turn_of(
     return Turn(again, had)
 
 
+def had_as_gold(connection: Connection, annotator: str) -> frozenset[Asked]:
+    """What a rater was asked as gold (`Turn.had`)."""
+    return frozenset(asked_of(row) for row in _GOLD.all(connection, who=annotator) if row.had)
+
+
 def _gold(
     connection: Connection, annotator: str, fraction: float, barred: Sequence[str]
 ) -> tuple[Any, frozenset[Asked]]:

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from karat.errors import InputError
 from karat.feedback.documents import Pay
-from karat.feedback.people.standing import quarantined
-from karat.feedback.snapshot import current_judgements
+from karat.feedback.snapshot import current_judgements, work_records
 from karat.feedback.store import Store
 from karat.feedback.work.arena import PREFIX, arena
 from karat.records import Judgement
@@ -34,17 +33,15 @@ class Outcomes:
 
 
 def outcomes_of(store: Store, batch: str = "") -> Outcomes:
-    """The comparisons that count, of one batch or of all.
+    """The comparisons that count, of one batch or of all: of work, not of silent checks, which are the easy ones.
 
     In an arena the rate is that of its first policy; elsewhere that of the response whose id sorts first, which is ½
     where nothing favours it: what a plan needs of it is how far items and raters differ.
 
     Raises: InputError where there is no comparison.
     """
-    away = quarantined(store)
-    records = store.records(batch=batch or None)
-    votes = [one.judgement for one in current_judgements(records)[0] if one.judgement.annotator not in away]
-    votes = [one for one in votes if one.kind == "comparison" and "missing" not in one.value]
+    current = (record.judgement for record in current_judgements(work_records(store, batch=batch or None))[0])
+    votes = [one for one in current if one.kind == "comparison" and "missing" not in one.value]
     if not votes:
         raise InputError("plan: found no comparisons to plan from; ask some questions twice as a pilot")
     what = "how often one of two responses is preferred"
