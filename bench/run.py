@@ -1,7 +1,7 @@
 """The benches: karat beside its peers, the same weights, inputs, threads and optimiser steps on both sides.
 
     python bench/run.py [--work reward|ppo|ppo-k4|rloo|grpo|dpo|sft|sample|sample-150k|efficiency-reward|efficiency-ppo|load|all] [--quick]
-    python bench/run.py --long [--work ranking|time-to-score|ukp|methods|hybrid|growth|gao|all]
+    python bench/run.py --long [--work ranking|time-to-score|ukp|real-data|methods|hybrid|growth|gao|all]
 
 Standard output has one JSON object a row; progress goes to standard error. docs/benchmarks.md says what each figure
 means.
@@ -311,6 +311,13 @@ def ukp_row(*, quick: bool) -> dict[str, Any]:
     return {"work": "ukp"} | json.loads(done.stdout)
 
 
+def real_data_row(*, quick: bool) -> dict[str, Any]:
+    """Three sets of real feedback, frozen and trained encoders; see real_data_study.py."""
+    from bench import real_data_study
+
+    return real_data_study.real_data_row(quick=quick, threads=THREADS)
+
+
 def methods_row(*, quick: bool) -> dict[str, Any]:
     """Every method on the same votes at equal KL; see methods_study.py."""
     from bench import methods_study
@@ -343,6 +350,7 @@ LONG_ROWS: dict[str, Callable[..., dict[str, Any]]] = {
     "ranking": ranking_row,
     "time-to-score": score_row,
     "ukp": ukp_row,
+    "real-data": real_data_row,
     "methods": methods_row,
     "hybrid": hybrid_row,
     "growth": growth_row,

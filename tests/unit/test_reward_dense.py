@@ -10,6 +10,7 @@ from karat.errors import CheckpointError, InputError
 from karat.lm.load import load_lm
 from karat.records import Response, user_prompt
 from karat.reward.dense import (
+    AllMarks,
     MarkedTokens,
     dense_score_fn,
     fit_dense,
@@ -72,6 +73,28 @@ def test_the_likelihood_is_that_of_the_slow_loop_and_its_gradient_that_of_finite
         expected += math.log(p if is_in else 1 - p) / 5
     assert float(marks_loglik(scores, one, names, threshold, cuts).detach()) == pytest.approx(expected, rel=1e-9)
     assert torch.autograd.gradcheck(lambda s: marks_loglik(s, one, names, threshold, cuts), (scores,))
+
+
+def test_all_judgements_at_once_are_as_likely_as_one_after_the_other():
+    generator, names = torch.Generator().manual_seed(1), ("rude", "step", "wrong")
+    read = []
+    for length, n_steps, classes in ((5, 2, ("wrong",)), (3, 0, ("rude", "wrong")), (7, 3, ()), (4, 0, ("rude",))):
+        steps = torch.rand(n_steps, length, generator=generator) < 0.5
+        steps[:, 0] = True
+        inside = {name: torch.rand(length, generator=generator) < 0.5 for name in classes}
+        marks = torch.randint(0, 3, (n_steps,), generator=generator)
+        read.append(MarkedTokens(torch.zeros(length, 1), steps, marks, inside))
+    scores = torch.randn(19, 3, dtype=torch.float64, generator=generator, requires_grad=True)
+    threshold, cuts = (
+        torch.tensor([0.2, 0.0, -0.3], dtype=torch.float64),
+        torch.tensor([-0.4, 0.9], dtype=torch.float64),
+    )
+    parts = zip(scores.split([5, 3, 7, 4]), read, strict=True)
+    slow = sum(marks_loglik(own, one, names, threshold, cuts) for own, one in parts)
+    fast = AllMarks(read, names).loglik(scores, threshold, cuts)
+    assert float(fast.detach()) == pytest.approx(float(slow.detach()), rel=1e-12)
+    gradients = [torch.autograd.grad(total, scores)[0] for total in (slow, fast)]
+    assert torch.allclose(*gradients, rtol=1e-12, atol=1e-14)
 
 
 def test_planted_spans_and_steps_are_found_in_texts_never_marked(dense):

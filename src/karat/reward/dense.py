@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -51,6 +52,17 @@ class MarkedTokens:
     """0 wrong, 1 neutral, 2 right."""
     inside: Mapping[str, Bool[Tensor, " T"]]
     """Class on offer → which tokens are of it."""
+
+
+class TokenHeads(NamedTuple):
+    """What `fit_marks` finds; see `DenseReward`."""
+
+    weight: Float[Tensor, "names d"]
+    """w_c."""
+    threshold: Float[Tensor, " names"]
+    """θ_c; 0 for `step`."""
+    cutpoints: Float[Tensor, " 2"]
+    """c_1 < c_2 of steps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +165,16 @@ def fit_dense(
         raise InputError("dense rewards: found no span marks, step marks or corrections; expected at least one")
     names = tuple(sorted({name for mark in marks for name in mark.names}))
     read = [_marked_tokens(trunk, mark, prompts, responses) for mark in marks]
-    width = read[0].features.shape[1]
+    return DenseReward(trunk, names, *fit_marks(read, names))
+
+
+def fit_marks(read: Sequence[MarkedTokens], names: Sequence[str]) -> TokenHeads:
+    """The same for tokens whose features are already there, of any model.
+
+    Args:
+        read: one entry a judgement.    names: all classes in them, in the order of the rows of the weights.
+    """
+    width, every = read[0].features.shape[1], AllMarks(read, names)
     weight = torch.zeros(len(names), width, dtype=torch.float64, requires_grad=True)
     threshold = torch.zeros(len(names), dtype=torch.float64, requires_grad=True)
     raw = torch.tensor([-0.5, 0.0], dtype=torch.float64, requires_grad=True)
@@ -162,14 +183,52 @@ def fit_dense(
     def objective() -> Tensor:
         cutpoints = torch.stack([raw[0], raw[0] + raw[1].exp()])
         own = threshold * free_mask
-        total = sum(marks_loglik(one.features.double() @ weight.T, one, names, own, cutpoints) for one in read)
+        scores = torch.cat([one.features.double() @ weight.T for one in read])
+        total = every.loglik(scores, own, cutpoints)
         prior = RIDGE * weight.square().sum() + (threshold / 10).square().sum() + (raw / 10).square().sum()
         return (prior / 2 - total) / len(read)
 
     minimise(objective, [weight, threshold, raw], 60)
     with torch.no_grad():
         cutpoints = torch.stack([raw[0], raw[0] + raw[1].exp()])
-        return DenseReward(trunk, names, weight.float(), (threshold * free_mask).float(), cutpoints.float())
+        return TokenHeads(weight.float(), (threshold * free_mask).float(), cutpoints.float())
+
+
+class AllMarks:
+    """Σ_judgements `marks_loglik`, computed for the tokens of all judgements at once."""
+
+    def __init__(self, read: Sequence[MarkedTokens], names: Sequence[str]) -> None:
+        lengths = [len(one.features) for one in read]
+        self.names = tuple(names)
+        self.sign = torch.ones(sum(lengths), len(names), dtype=torch.float64)
+        self.weight = torch.zeros_like(self.sign)
+        shares, self.marks, step_weight = [], torch.cat([one.marks for one in read]), []
+        begin = 0
+        for one, length in zip(read, lengths, strict=True):
+            own = slice(begin, begin + length)
+            for name, inside in one.inside.items():
+                column = self.names.index(name)
+                self.sign[own, column] = inside.double() * 2 - 1
+                self.weight[own, column] = 1 / length
+            shares += [(begin + step.nonzero().squeeze(1), 1 / float(step.sum())) for step in one.steps]
+            step_weight += [1 / max(1, len(one.steps))] * len(one.steps)
+            begin += length
+        self.step_of = torch.repeat_interleave(torch.tensor([len(tokens) for tokens, _ in shares], dtype=torch.long))
+        self.step_tokens = torch.cat([tokens for tokens, _ in shares]) if shares else torch.zeros(0, dtype=torch.long)
+        self.share = torch.tensor([share for _, share in shares], dtype=torch.float64)
+        self.step_weight = torch.tensor(step_weight, dtype=torch.float64)
+
+    def loglik(
+        self, scores: Float[Tensor, "N names"], threshold: Float[Tensor, " names"], cutpoints: Float[Tensor, " 2"]
+    ) -> Float[Tensor, ""]:
+        """Of the tokens of all judgements, one after the other."""
+        total = (self.weight * functional.logsigmoid(self.sign * (scores - threshold))).sum()
+        if len(self.marks):
+            column = scores[self.step_tokens, self.names.index(STEP)] * self.share[self.step_of]
+            mean = torch.zeros(len(self.marks), dtype=scores.dtype).index_add(0, self.step_of, column)
+            logprobs = ordinal_logprobs(mean, cutpoints)
+            total = total + (self.step_weight * logprobs.gather(1, self.marks.unsqueeze(1)).squeeze(1)).sum()
+        return total
 
 
 @torch.no_grad()
