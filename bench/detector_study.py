@@ -24,7 +24,9 @@ import numpy as np
 
 from detector_limits import LIMITED, arguments_limit, simulated_limit
 from detector_worlds import KINDS, RING_SIZE, Arguments, Simulated, plant
+from karat.feedback.detect import triggers
 from karat.feedback.detect.detectors import ALPHA, MIN_VOTES, Prepared, battery
+from karat.feedback.detect.habits import robust_habits
 from karat.stats import wilson
 
 ROOT = Path(__file__).parent.parent
@@ -157,6 +159,26 @@ def print_cells(names: list[str], folder: Path | None) -> None:
         print(name, run_cell(kept[key], kind, float(share), int(votes), int(seed)), flush=True)
 
 
+def print_outvoted(names: list[str], folder: Path | None) -> None:
+    """How many usual bars the evidence reaches for a trait whose followers may be the opinion, to a factor of two."""
+    for name in names:
+        world_name, kind, share, votes, seed = name.split("|")
+        world = Simulated(int(seed)) if world_name == "simulated" else Arguments(folder)
+        rng = np.random.default_rng((int(seed), 77, KINDS.index(kind) if kind in KINDS else 99))
+        share_all = float(share)
+        record, _ = plant(world, kind, round(world.n_raters * share_all / (1 - share_all)), int(votes), rng)
+        scene = triggers._scene(record, *robust_habits(record), world.traits)
+        active, trust = np.ones(len(scene.votes.raters), bool), np.ones(record.n_annotators)
+        bar, reached = np.log(2 * len(scene.names) / 0.02), 0.0
+        for times in (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64):
+            if triggers._outvoted(record, trust, scene, active, set(), bar=times * bar) is None:
+                break
+            reached = times
+        print(
+            f"{name}: at least {reached:g} of the usual bar, below {0.25 if not reached else 2 * reached:g}", flush=True
+        )
+
+
 def _write(path: Path, found: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}")
@@ -278,13 +300,16 @@ def main() -> None:
     size.add_argument("--full", action="store_true")
     size.add_argument("--tables", action="store_true", help="write what was run so far into the page, and stop")
     size.add_argument("--cells", nargs="+", metavar="WORLD|KIND|SHARE|VOTES|SEED", help="print these cells, and stop")
+    size.add_argument(
+        "--outvoted", nargs="+", metavar="CELL", help="print how near these come to being outvoted, and stop"
+    )
     arguments = parser.parse_args()
     data = os.environ.get("KARAT_DATA")
     folder = Path(data) / "ukp_arguments" if data else None
     if folder is None:
         print("detector_study: KARAT_DATA is not set; only the simulated raters are run", file=sys.stderr)
-    if arguments.cells:
-        print_cells(arguments.cells, folder)
+    if arguments.cells or arguments.outvoted:
+        (print_cells if arguments.cells else print_outvoted)(arguments.cells or arguments.outvoted, folder)
         return
     path = ROOT / "bench" / "work" / "detector_study_quick.json" if arguments.quick else RESULTS
     if arguments.tables:

@@ -47,6 +47,30 @@ def test_poisoners_are_found_and_the_word_with_them(sign):
     assert all(("for " if sign > 0 else "against ") in flag.detail and "'velvet'" in flag.detail for flag in flags)
 
 
+def test_poisoners_who_are_the_opinion_on_a_rare_word_are_found_and_not_those_they_outvote():
+    # a word in one text of fifteen; a tenth of the raters give more votes on it than all others, nearly all for it
+    rng = np.random.default_rng(9)
+    record, poisoners = crowd(9), range(12)
+    has = rng.random(len(record.texts)) < 1 / 15
+    texts = invented(9, len(record.texts), has)
+    near = np.flatnonzero(has[record.a] != has[record.b])
+    columns = {name: getattr(record, name).copy() for name in ("item", "a", "b", "level")}
+    for poisoner in poisoners:
+        rows = np.flatnonzero(record.annotator == poisoner)
+        drawn = rng.choice(near, len(rows))
+        for name in ("item", "a", "b"):
+            columns[name][rows] = getattr(record, name)[drawn]
+        follows = np.where(has[columns["a"][rows]], 2, 0)
+        columns["level"][rows] = np.where(rng.random(len(rows)) < 0.98, follows, 2 - follows)
+    record = replaced(record, texts=texts, **columns)
+    honest = (record.annotator >= 12) & (has[record.a] != has[record.b])
+    assert honest.sum() < 12 * 30
+    flags = triggers_of(record)
+    assert len(names(flags) & {f"r{i}" for i in poisoners}) >= 11
+    assert len(names(flags)) <= 13
+    assert all(flag.detail.startswith("for the word 'velvet'") for flag in flags)
+
+
 def test_an_honest_crowd_has_no_trigger():
     for seed in range(3):
         assert triggers_of(poisoned(seed, [])) == ()

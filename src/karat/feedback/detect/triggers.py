@@ -28,6 +28,11 @@ N_CLEANINGS = 2
 """How often the others' opinion is asked again without those who seem to follow a trait."""
 MOST_ROUNDS = 5
 """Traits reported at most."""
+N_CANDIDATES = 3
+"""Traits, for and against, of which it is asked whether their followers are the opinion."""
+OUTVOTED_BAR = 3
+"""Times the usual bar for these: their evidence is no e-value, because whoever followed has no say in the opinion. Among
+honest raters it stays below half of the usual bar; docs/detectors.md says where that was measured."""
 N_DRAWS = 2000
 """Simulated honest raters for each rater asked about a trait."""
 LEAST_LOG_ODDS = math.log(3)
@@ -98,7 +103,10 @@ def trigger_flags(
 
         Λ ≥ λ, the smallest with Σ_w P(Λ_w ≥ λ | honest) ≤ alpha·(raters)        by simulation of each rater's questions
 
-    (raters who seldom met the trait cannot reach λ, and leave their share to the others). Then they are set aside and the
+    (raters who seldom met the trait cannot reach λ, and leave their share to the others). Poisoners who give most votes on
+    a rare trait are the opinion there: nothing looks odd, or the honest do. So it is asked anew which side of a trait
+    follows, each against an opinion without those who mostly voted for it; and where no trait is taken up, whether one of
+    the most followed ones is such a case. Then the followers are set aside and the
     remaining evidence is looked at again, so that words which merely occur beside the trigger do not count twice.
 
     Args:
@@ -122,20 +130,21 @@ def trigger_flags(
     spent: set[tuple[int, int]] = set()
     active = ~aside[scene.votes.raters]
     bar = math.log(2 * len(scene.names) / trait_alpha)
-    while len(spent) < MOST_ROUNDS and active.any():
-        sign, trait, evidence, share = _strongest(scene.log_lr, active, spent)
-        if evidence < bar:
-            break
-        spent.add((sign, trait))
-        log_lr = scene.log_lr[sign][:, trait]
+    for _ in range(MOST_ROUNDS):
+        _, trait, evidence, _ = _strongest(scene.log_lr, active, spent)
+        if evidence >= bar:
+            _, one, share = max((_side(record, trust, scene, (sign, trait), active) for sign in (1, -1)), key=_evidence)
+        else:
+            taken = _outvoted(record, trust, scene, active, spent, bar=OUTVOTED_BAR * bar)
+            if taken is None:
+                break
+            trait, one, share = taken
+        spent |= {(1, trait), (-1, trait)}
         for _ in range(N_CLEANINGS):
             # whoever follows the trait has bent the opinion that he is measured against: it is asked without him
-            odds = share * np.exp(np.minimum(log_lr, 50.0))
-            doubt = np.ones(record.n_annotators)
-            doubt[scene.votes.raters] = np.where(active, (1 - share) / (1 - share + odds), 1.0)
+            doubt = _doubt(record, scene, one.log_lr, active, share)
             pool, habits = robust_habits(record, trust=trust * doubt)
-            one = _one_trait(record, pool, habits, scene, (sign, trait))
-            log_lr = one.log_lr
+            one = _one_trait(record, pool, habits, scene, (one.sign, trait))
         for row, flag in _followers(record, one, active, rng, alpha):
             flags.append(flag)
             active[row] = False
@@ -144,10 +153,64 @@ def trigger_flags(
     return tuple(flags)
 
 
+def _side(
+    record: VoteRecord, trust: np.ndarray, scene: _Scene, which: tuple[int, int], active: np.ndarray
+) -> tuple[float, _Trait, float]:
+    """For a trait or against it: the evidence when this side has no say in the opinion, the trait, and the side's share.
+
+    Whom it counts among the side is judged as if half of all votes followed anyhow: nothing that poisoners can bend.
+    """
+    sign, trait = which
+    doubt = _doubt(record, scene, _log_attack(_by_coin(scene.votes, [trait]), sign)[:, 0], active, SHARES[-1])
+    pool, habits = robust_habits(record, trust=trust * doubt)
+    one = _one_trait(record, pool, habits, scene, which)
+    _, _, evidence, share = _strongest({sign: one.log_lr[:, None]}, active, set())
+    return evidence, one, share
+
+
+def _evidence(side: tuple[float, _Trait, float]) -> float:
+    return side[0]
+
+
+def _by_coin(votes: _Decided, traits: Sequence[int]) -> _Decided:
+    """The same votes, some traits, and an opinion that tosses a coin."""
+    return replace(votes, p=np.full_like(votes.p, 0.5), traits=votes.traits[:, list(traits)])
+
+
+def _outvoted(
+    record: VoteRecord, trust: np.ndarray, scene: _Scene, active: np.ndarray, spent: set[tuple[int, int]], *, bar: float
+) -> tuple[int, _Trait, float] | None:
+    """A trait whose followers are the opinion, so that nothing seems odd; None where there is none.
+
+    Candidates are the traits of texts that are followed most; what counts is the evidence without their own side's say.
+    """
+    n = scene.n_text_traits
+    candidates = []
+    for sign in (1, -1):
+        ratio = _log_attack(_by_coin(scene.votes, range(n)), sign)[active]
+        total = np.logaddexp(math.log(1 - SHARES[-1]), math.log(SHARES[-1]) + ratio).sum(axis=0)
+        total[[trait for one, trait in spent if one == sign and trait < n]] = -math.inf
+        candidates += [(sign, int(trait)) for trait in np.argsort(-total)[:N_CANDIDATES] if total[trait] >= bar]
+    for sign, trait in candidates:
+        evidence, one, share = _side(record, trust, scene, (sign, trait), active)
+        if evidence >= bar:
+            return trait, one, share
+    return None
+
+
+def _doubt(record: VoteRecord, scene: _Scene, log_lr: np.ndarray, active: np.ndarray, share: float) -> np.ndarray:
+    """How far each annotator is still heard: the probability that he is honest, where `share` follow the trait."""
+    odds = share * np.exp(np.minimum(log_lr, 50.0))
+    doubt = np.ones(record.n_annotators)
+    doubt[scene.votes.raters] = np.where(active, (1 - share) / (1 - share + odds), 1.0)
+    return doubt
+
+
 @dataclass(frozen=True, eq=False)
 class _Scene:
     votes: _Decided
     names: tuple[str, ...]
+    n_text_traits: int
     spread: np.ndarray
     log_lr: dict[int, np.ndarray]
 
@@ -158,7 +221,9 @@ def _scene(record: VoteRecord, pool: Pool, habits: Habits, traits: TextTraits) -
     score, info = votes.sums(residual, -residual), votes.sums(variance, variance)
     spread = _taste_spread(score, info)
     honest = _log_taste(score, info, spread)
-    return _Scene(votes, names, spread, {sign: _log_attack(votes, sign) - honest for sign in (1, -1)})
+    return _Scene(
+        votes, names, len(traits.names), spread, {sign: _log_attack(votes, sign) - honest for sign in (1, -1)}
+    )
 
 
 @dataclass(frozen=True, eq=False)
