@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from karat.lm import sampling
+from karat.lm.kernels import MOST_FEW, for_few_rows
 from karat.lm.sampling import BLOCK, draw_tokens, forbid, likeliest_tokens, philox, token_uniforms, truncate_logits
 from reference import inverse_cdf
 
@@ -171,9 +172,29 @@ def test_the_likeliest_token_and_its_logprob():
 def test_a_number_a_billionth_beside_a_step_still_falls_on_its_own_side():
     """Sums of 5,000 probabilities in float32 are off by more than that."""
     logits = torch.randn(1, 5000, generator=torch.Generator().manual_seed(0))
-    steps = torch.softmax(logits[0], dim=-1).double().cumsum(0)
+    steps = (logits[0] - logits[0].max()).exp().double().cumsum(0)
     chosen = torch.arange(100, 4900, 50)
     for distance, expected in ((-1e-9, chosen), (1e-9, chosen + 1)):
         uniforms = steps[chosen] / steps[-1] + distance
         tokens, _ = draw_tokens(logits.expand(len(chosen), -1), uniforms)
         assert torch.equal(tokens, expected)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_an_output_layer_turned_round_gives_the_same_logits_in_the_same_shape(bias):
+    generator = torch.Generator().manual_seed(3)
+    head = torch.nn.Linear(16, 300, bias=bias)
+    x = torch.randn(1, 7, 16, generator=generator)
+    expected, drawn = head(x), torch.rand(7, dtype=torch.float64, generator=generator)
+    with torch.inference_mode(), for_few_rows(head):
+        found = head(x)
+        assert found.shape == (1, 7, 300)
+        assert found.stride(-1) == 7  # tokens lie side by side by rows
+        many = head(torch.randn(1, MOST_FEW + 1, 16, generator=generator))
+        assert many.stride(-1) == 1
+    assert torch.allclose(found, expected, atol=1e-6)
+    for mine, plain in zip(draw_tokens(found[0], drawn), draw_tokens(found[0].contiguous(), drawn), strict=True):
+        assert torch.equal(mine, plain)
+    assert "forward" not in head.__dict__
+    with for_few_rows(head):
+        assert head(x).requires_grad  # with gradients it is the layer that it was

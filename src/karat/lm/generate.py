@@ -20,7 +20,8 @@ from torch import Tensor
 from karat.errors import ConfigError, InputError, InvariantError
 from karat.lm.cache import DecodeCache, DecodeStep, PrefillLayout, RowLayout, decoding
 from karat.lm.final_block import only_rows
-from karat.lm.logprobs import trunk_of
+from karat.lm.kernels import for_few_rows
+from karat.lm.logprobs import head_of, trunk_of
 from karat.lm.sampling import draw_tokens, forbid, likeliest_tokens, token_uniforms, truncate_logits
 from karat.records import Sample
 
@@ -231,7 +232,7 @@ class _Decoder:
     def run(self, on_token: OnToken | None = None) -> None:
         """Draw until every row is done."""
         self.on_token = on_token
-        with torch.inference_mode(), decoding(self.model, self.cache):
+        with torch.inference_mode(), decoding(self.model, self.cache), for_few_rows(head_of(self.model)[0]):
             self._admit()
             while self.running:
                 self._step()

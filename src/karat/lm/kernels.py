@@ -9,6 +9,8 @@ classes stay as they are. Knows modules; knows nothing about language.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
@@ -21,6 +23,8 @@ from transformers.pytorch_utils import Conv1D
 # Multiply-adds below which the call overhead of oneDNN (about 10 µs) outweighs its rate, measured on Zen 5.
 SMALLEST_PRODUCT = 1 << 20
 PROBE_TOLERANCE = 1e-5
+MOST_FEW = 256
+"""Rows up to which an output layer may be turned round."""
 
 
 def use_fast_kernels(model: nn.Module) -> int:
@@ -69,6 +73,36 @@ def rms_norm(
     Source: Zhang & Sennrich 2019, arXiv:1910.07467 eq. 4; offset 1 as in Gemma.
     """
     return _RmsNorm.apply(x, weight + offset if offset else weight, eps)
+
+
+@contextmanager
+def for_few_rows(head: nn.Module) -> Iterator[None]:
+    """Within the block an output layer computes W·xᵀ instead of x·Wᵀ where that is faster, and hands back its transpose.
+
+    The same numbers in another memory order: PyTorch's own float32 product on a CPU takes 1.4 times as long for a few
+    dozen rows against thousands of outputs the other way round. Other layers, and more than MOST_FEW rows, are left alone.
+    """
+    if type(head) is not nn.Linear or head.weight.device.type != "cpu" or head.weight.dtype != torch.float32:
+        yield
+        return
+    before = head.__dict__.get("forward")
+    plain = head.forward
+
+    def forward(self: nn.Linear, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        if torch.is_grad_enabled() or len(rows) > MOST_FEW or _suits(x, self.weight):
+            return plain(x)
+        wide = self.weight @ rows.t() if self.bias is None else torch.addmm(self.bias[:, None], self.weight, rows.t())
+        return wide.t().unflatten(0, x.shape[:-1])
+
+    head.forward = MethodType(forward, head)
+    try:
+        yield
+    finally:
+        if before is None:
+            del head.forward
+        else:
+            head.forward = before
 
 
 def _suits(x: Tensor, weight: Tensor) -> bool:

@@ -84,32 +84,34 @@ def draw_tokens(
 ) -> tuple[Int[Tensor, " R"], Float[Tensor, " R"]]:
     """One token a row by inverting the cumulative distribution, and its log-probability.
 
-        token = min{ i : Σ_{j ≤ i} p_j > u · Σ_j p_j },   p = softmax(ℓ)        log π = log p_token − log Σ_j p_j
+        token = min{ i : Σ_{j ≤ i} w_j > u · Σ_j w_j },   w = exp(ℓ − max ℓ)        log π = log w_token − log Σ_j w_j
 
-    p is float32 (float64 for float64 logits) and its sums are float64, so Σ p is 1 up to the rounding of p, which the
-    quotient removes. They run over blocks of 64 tokens; the running sum inside a block is taken for the chosen one only.
+    w is float32 (float64 for float64 logits) and its sums are float64. They run over blocks of 64 tokens; the running sum
+    inside a block is taken for the chosen one only.
 
     Args:
         logits: −∞ = impossible; at least one finite entry a row.    uniforms: float64 in [0, 1).
     Returns: tokens (int64), never one of probability 0, and log π (float32; NaN where the logits were not numbers).
     """
     n_tokens = logits.shape[-1]
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    probs = torch.softmax(wide, dim=-1)  # one pass; subtracting the peak, then exp, takes twice the time
-    edges = _block_sums(probs).cumsum(-1)
-    total = edges[:, -1]
-    target = (uniforms * total).unsqueeze(-1)
-    block = torch.searchsorted(edges, target, right=True).clamp_(max=edges.shape[-1] - 1)
-    before = torch.where(block > 0, edges.gather(-1, (block - 1).clamp_(min=0)), torch.zeros_like(target))
-    index = block * BLOCK + torch.arange(BLOCK, device=logits.device)
-    inside = probs.gather(-1, index.clamp(max=n_tokens - 1)).double().masked_fill_(index >= n_tokens, 0.0)
-    running = inside.cumsum(-1).add_(before)
+    # tokens first: that is how `kernels.for_few_rows` lays logits out, and in another order it is only slower
+    wide = (logits if logits.dtype == torch.float64 else logits.float()).t()
+    weights = (wide - wide.amax(0)).exp_()
+    edges = _block_sums(weights).cumsum(0)
+    total = edges[-1]
+    target = uniforms * total
+    block = torch.searchsorted(edges.t().contiguous(), target[:, None], right=True).squeeze(1)
+    block = block.clamp_(max=edges.shape[0] - 1)
+    before = torch.where(block > 0, edges.gather(0, (block - 1).clamp_(min=0)[None])[0], torch.zeros_like(target))
+    index = block * BLOCK + torch.arange(BLOCK, device=logits.device)[:, None]
+    inside = weights.gather(0, index.clamp(max=n_tokens - 1)).double().masked_fill_(index >= n_tokens, 0.0)
+    running = inside.cumsum(0).add_(before)
     # rounding may leave the last running sum a hair below the target: then the block's last possible token is meant
-    last = (inside > 0).long().mul_(torch.arange(1, BLOCK + 1, device=logits.device)).amax(-1, keepdim=True) - 1
-    offset = torch.minimum((running <= target).sum(-1, keepdim=True), last)
+    last = (inside > 0).long().mul_(torch.arange(1, BLOCK + 1, device=logits.device)[:, None]).amax(0) - 1
+    offset = torch.minimum((running <= target).sum(0), last)
     tokens = block * BLOCK + offset
-    logprobs = (probs.gather(-1, tokens).squeeze(-1).double() / total).log()
-    return tokens.squeeze(-1), logprobs.float()
+    logprobs = (inside.gather(0, offset.clamp(min=0)[None])[0] / total).log()
+    return tokens, logprobs.float()
 
 
 def likeliest_tokens(logits: Float[Tensor, "R V"]) -> tuple[Int[Tensor, " R"], Float[Tensor, " R"]]:
@@ -127,11 +129,11 @@ def forbid(logits: Float[Tensor, "R V"], token_ids: Int[Tensor, " E"], row_mask:
     return logits.masked_fill(row_mask.unsqueeze(-1) & blocked, -torch.inf)
 
 
-def _block_sums(probs: Float[Tensor, "R V"]) -> Float[Tensor, "R n"]:
-    """Float64 sums over consecutive blocks of 64; the last block may be shorter."""
-    n_whole = probs.shape[-1] // BLOCK
-    whole = probs[:, : n_whole * BLOCK].unflatten(-1, (n_whole, BLOCK)).sum(-1, dtype=torch.float64)
-    rest = probs[:, n_whole * BLOCK :]
-    if rest.shape[-1] == 0:
+def _block_sums(weights: Float[Tensor, "V R"]) -> Float[Tensor, "n R"]:
+    """Float64 sums over consecutive blocks of 64 tokens; the last block may be shorter."""
+    n_whole = weights.shape[0] // BLOCK
+    whole = weights[: n_whole * BLOCK].unflatten(0, (n_whole, BLOCK)).sum(1, dtype=torch.float64)
+    rest = weights[n_whole * BLOCK :]
+    if rest.shape[0] == 0:
         return whole
-    return torch.cat([whole, rest.sum(-1, keepdim=True, dtype=torch.float64)], dim=-1)
+    return torch.cat([whole, rest.sum(0, keepdim=True, dtype=torch.float64)])
