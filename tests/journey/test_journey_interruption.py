@@ -37,17 +37,17 @@ def same_result(run: Path, finished: Path) -> None:
 
 def test_ctrl_c_at_any_stage_and_the_same_command_continues(here: Path, finished: Path, monkeypatch):
     config, run = write_config(SANDBOX), here / "runs" / "tiny"
-    log = progress._LineStage.log
+    reach = progress._LineStage._reach
     for name, stage in SHOWN.items():
 
-        def stop(bar: progress._LineStage, step: int, metrics, name: str = name) -> None:
-            log(bar, step, metrics)
+        def stop(bar: progress._LineStage, done: float, figures, name: str = name) -> None:
+            reach(bar, done, figures)
             if bar.name == name:
                 raise KeyboardInterrupt
 
         before, votes = manifests(run), n_votes(run)
         with monkeypatch.context() as patch:
-            patch.setattr(progress._LineStage, "log", stop)
+            patch.setattr(progress._LineStage, "_reach", stop)
             stopped = karat("run", config)
         assert stopped.code == 130, name
         assert stopped.err.endswith("karat: interrupted; the same command continues where it stopped\n")
