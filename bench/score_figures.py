@@ -213,6 +213,21 @@ def table(cells: Sequence[Cell], found: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def page(cells: Sequence[Cell], found: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table, and on what the runs in it were made."""
+    runs = [run for cell in cells for run in found.get(cell.name, {}).get("runs", {}).values()]
+    if not runs:
+        return table(cells, found)
+    loads = [run["machine"]["load"] for run in runs]
+    where = ", ".join(sorted({run["machine"]["processor"] for run in runs}))
+    threads = ", ".join(map(str, sorted({run["threads"] for run in runs})))
+    said = (
+        f"{len(runs)} runs of both sides; threads a side: {threads}; {where}; other programs beside them: load "
+        f"{min(loads):g} to {max(loads):g}. –: not reached."
+    )
+    return f"{table(cells, found)}\n\n{said}"
+
+
 def _line(one: Mapping[str, Any]) -> str:
     """The figures of a row, from the ratio on."""
     ratio = "not reached" if one["ratio"] is None else f"{one['ratio']:.1f}"

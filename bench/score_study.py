@@ -26,7 +26,7 @@ from typing import Any
 from bench.environments import PPO_PEER, REWARD_PEER, trl_python
 from bench.rows import machine, take_turns
 from bench.score_cells import CELLS, METHODS, SIDES, Cell, Setting, run_name, smallest
-from bench.score_figures import best, finals, progress, row, table
+from bench.score_figures import best, finals, page, progress, row
 from bench.text_rewards import REWARDS
 from bench.turns import ROOT, Worker
 
@@ -196,13 +196,13 @@ def write(found: Mapping[str, Any], path: Path) -> None:
 def write_docs(found: Mapping[str, Any]) -> None:
     """Put the table between the marks in docs/benchmarks.md."""
     start, end = MARKS
-    page = DOCS.read_text(encoding="utf-8")
-    if start not in page or end not in page:
+    written = DOCS.read_text(encoding="utf-8")
+    if start not in written or end not in written:
         raise SystemExit(
             f"score_study: found no marks {start} … {end} in {DOCS.name}; put them where the table belongs"
         )
-    before, rest = page.split(start)
-    text = f"{before}{start}\n\n{table(CELLS, found['cells'])}\n\n{end}{rest.split(end)[1]}"
+    before, rest = written.split(start)
+    text = f"{before}{start}\n\n{page(CELLS, found['cells'])}\n\n{end}{rest.split(end)[1]}"
     DOCS.write_text(text, encoding="utf-8")
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from bench import score_study as study
 from bench.score_cells import CELLS, LETTERS, SIDES, Cell, run_name, smallest
-from bench.score_figures import best, finals, iterations_to, progress, row, smoothed, table
+from bench.score_figures import best, finals, iterations_to, page, progress, row, smoothed, table
 
 CELL = Cell("rloo", "length", n_iterations=4, n_search=3, window=2, rates=(0.1, 0.2, 0.3), steps=(1, 4), n_prompts=16)
 
@@ -165,8 +165,8 @@ def test_the_page_says_what_the_results_say() -> None:
         assert place["shape"] == known[name].shape
         assert place.get("row") in (None, json.loads(json.dumps(row(known[name], place["runs"]))))
     start, end = study.MARKS
-    page = study.DOCS.read_text(encoding="utf-8")
-    assert page.split(start)[1].split(end)[0].strip() == table(CELLS, found)
+    written = study.DOCS.read_text(encoding="utf-8")
+    assert written.split(start)[1].split(end)[0].strip() == page(CELLS, found)
 
 
 def test_the_runs_made_before_there_were_cells_keep_their_choice() -> None:
