@@ -26,6 +26,7 @@ export function startQueue(who, { said, sessionEnded, arrived, refused }) {
   let tries = 0;
   let timer = 0;
   let running = false;
+  let gone = false; // a page that was left may live on unseen: what is refused there nobody would read
   const mine = () => read().filter((item) => item.who === who);
   const drop = (key) => write(read().filter((item) => item.key !== key));
 
@@ -36,11 +37,12 @@ export function startQueue(who, { said, sessionEnded, arrived, refused }) {
 
   async function flush() {
     clearTimeout(timer);
-    if (running) return;
+    if (running || gone) return;
     running = true;
     try {
       for (const item of mine()) {
         const { status, body } = await post(item.path, item.pairs);
+        if (gone && status !== 200) return; // it waits for the next page
         if (status === 401) {
           sessionEnded();
           return;
@@ -60,6 +62,8 @@ export function startQueue(who, { said, sessionEnded, arrived, refused }) {
     }
   }
 
+  addEventListener("pagehide", () => { gone = true; clearTimeout(timer); });
+  addEventListener("pageshow", (event) => { if (event.persisted) { gone = false; flush(); } });
   addEventListener("online", () => { tries = 0; flush(); });
   if (mine().length) flush();
   return {
