@@ -26,6 +26,7 @@ from detector_limits import LIMITED, arguments_limit, simulated_limit
 from detector_worlds import KINDS, RING_SIZE, Arguments, Simulated, plant
 from karat.feedback.detect import triggers
 from karat.feedback.detect.detectors import ALPHA, MIN_VOTES, Prepared, battery
+from karat.feedback.detect.evidence import VoteRecord
 from karat.feedback.detect.habits import robust_habits
 from karat.stats import wilson
 
@@ -78,11 +79,18 @@ def cells(*, quick: bool, with_data: bool) -> list[tuple[str, str, float, int, i
     return sorted(found, key=late)
 
 
+def planted(
+    world: Simulated | Arguments, kind: str, share: float, votes: int, seed: int
+) -> tuple[VoteRecord, np.ndarray, np.random.Generator]:
+    """The record of a cell, the sketches of its rationales, and the random numbers that are left."""
+    rng = np.random.default_rng((seed, 77, KINDS.index(kind) if kind in KINDS else 99, round(1000 * share), votes))
+    return *plant(world, kind, round(world.n_raters * share / (1 - share)), votes, rng), rng
+
+
 def run_cell(world: Simulated | Arguments, kind: str, share: float, votes: int, seed: int) -> dict[str, Any]:
     """Plant, run the battery, count whom it names."""
-    rng = np.random.default_rng((seed, 77, KINDS.index(kind) if kind in KINDS else 99, round(1000 * share), votes))
-    n_attackers = round(world.n_raters * share / (1 - share))
-    record, sketch = plant(world, kind, n_attackers, votes, rng)
+    record, sketch, rng = planted(world, kind, share, votes, seed)
+    n_attackers = record.n_annotators - world.n_raters
     began = time.process_time()
     flags = battery(record, rng, prepared=Prepared(world.traits, sketch))
     cpu_s = time.process_time() - began
@@ -164,9 +172,7 @@ def print_outvoted(names: list[str], folder: Path | None) -> None:
     for name in names:
         world_name, kind, share, votes, seed = name.split("|")
         world = Simulated(int(seed)) if world_name == "simulated" else Arguments(folder)
-        rng = np.random.default_rng((int(seed), 77, KINDS.index(kind) if kind in KINDS else 99))
-        share_all = float(share)
-        record, _ = plant(world, kind, round(world.n_raters * share_all / (1 - share_all)), int(votes), rng)
+        record, _, _ = planted(world, kind, float(share), int(votes), int(seed))
         scene = triggers._scene(record, *robust_habits(record), world.traits)
         active, trust = np.ones(len(scene.votes.raters), bool), np.ones(record.n_annotators)
         bar, reached = np.log(2 * len(scene.names) / 0.02), 0.0

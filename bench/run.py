@@ -38,23 +38,10 @@ TARGETS = {
 def reward_row(*, quick: bool) -> dict[str, Any]:
     """Reward training on HH pairs: pairs a second, and the largest difference between the losses of a step."""
     from bench.inputs import hh_pairs
-    from bench.models import classifier
 
     n_warm, n_steps, pairs_per_step = (1, 5, 16) if quick else (2, 20, 16)
     pairs = hh_pairs(n_steps * pairs_per_step)
-    work = {
-        "classifier": str(classifier("medium")),
-        "pairs": pairs.token_ids,
-        "n_steps": n_steps,
-        "pairs_per_step": pairs_per_step,
-        "rankings_per_step": 0,
-        "learning_rate": 1e-5,
-        "max_grad_norm": 1.0,
-        "token_budget": 4096,
-        "threads": THREADS,
-        "output": str(WORK / "trl_reward"),
-    }
-    ours, theirs = _pair("reward", work, "bench.ours.reward", "bench.peers.trl_reward", trl_python(REWARD_PEER))
+    ours, theirs = _reward_pair("reward", pairs.token_ids, n_steps, pairs_per_step)
     turns = take_turns(ours, theirs, n_warm=n_warm, n_turns=n_steps - n_warm, label="reward")
     result = row("reward", "pairs/s", turns[n_warm:], ours, theirs, target=TARGETS["reward"], threads=THREADS)
     gaps = [abs(turn.ours["loss"] - turn.theirs["loss"]) for turn in turns]
@@ -73,23 +60,12 @@ def reward_row(*, quick: bool) -> dict[str, Any]:
 def ranking_row(*, quick: bool) -> dict[str, Any]:
     """Reward training on rankings of four, beside the peer's on the three neighbouring pairs of each: rankings a second."""
     from bench.inputs import hh_rankings
-    from bench.models import classifier
 
     n_warm, n_steps, rankings_per_step = (1, 4, 5) if quick else (2, 12, 5)
     rankings = hh_rankings(n_steps * rankings_per_step)
-    work = {
-        "classifier": str(classifier("medium")),
-        "pairs": rankings.token_ids,
-        "n_steps": n_steps,
-        "pairs_per_step": 3 * rankings_per_step,
-        "rankings_per_step": rankings_per_step,
-        "learning_rate": 1e-5,
-        "max_grad_norm": 1.0,
-        "token_budget": 4096,
-        "threads": THREADS,
-        "output": str(WORK / "trl_ranking"),
-    }
-    ours, theirs = _pair("ranking", work, "bench.ours.reward", "bench.peers.trl_reward", trl_python(REWARD_PEER))
+    ours, theirs = _reward_pair(
+        "ranking", rankings.token_ids, n_steps, 3 * rankings_per_step, rankings_per_step=rankings_per_step
+    )
     turns = take_turns(ours, theirs, n_warm=n_warm, n_turns=n_steps - n_warm, label="ranking")
     return row("ranking", "rankings/s", turns[n_warm:], ours, theirs, target=TARGETS["ranking"], threads=THREADS)
 
@@ -256,6 +232,32 @@ def sample_row(name: str, size: str, *, quick: bool) -> dict[str, Any]:
     return row(name, "tokens/s", turns, ours, theirs, target=TARGETS[name], threads=THREADS) | {
         "tokens_a_turn": {side: round(n) for side, n in n_tokens.items()},
     }
+
+
+def _reward_pair(
+    name: str,
+    pairs: list[tuple[list[int], list[int]]],
+    n_steps: int,
+    pairs_per_step: int,
+    *,
+    rankings_per_step: int = 0,
+) -> tuple[Worker, Worker]:
+    """Both sides of a row that trains a reward; rankings_per_step: what the pairs of a step say, 0 = just these pairs."""
+    from bench.models import classifier
+
+    work = {
+        "classifier": str(classifier("medium")),
+        "pairs": pairs,
+        "n_steps": n_steps,
+        "pairs_per_step": pairs_per_step,
+        "rankings_per_step": rankings_per_step,
+        "learning_rate": 1e-5,
+        "max_grad_norm": 1.0,
+        "token_budget": 4096,
+        "threads": THREADS,
+        "output": str(WORK / f"trl_{name}"),
+    }
+    return _pair(name, work, "bench.ours.reward", "bench.peers.trl_reward", trl_python(REWARD_PEER))
 
 
 def _pair(name: str, work: dict[str, Any], ours: str, theirs: str, peer_python: Path) -> tuple[Worker, Worker]:

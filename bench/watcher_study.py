@@ -103,6 +103,7 @@ def make_path(seed: int) -> Course:
     proxy = scores.mean(-1)
     lengths = np.maximum(LENGTH + LENGTH_SD * features[..., 0], 1.0)
     usual = (scores - scores.mean(1, keepdims=True)).std(-1, ddof=1)
+    panels = {"raters": gold + liking * features[..., 0], "careful": gold}
     looks, golds = [], []
     for number in range(N_LOOKS + 1):
         eta = ETA_MAX * number / N_LOOKS / max(float(proxy.std()), 1e-9)
@@ -110,13 +111,10 @@ def make_path(seed: int) -> Course:
         log_policy -= eta * proxy.max(1, keepdims=True)
         policy = np.exp(log_policy)
         golds.append(float((policy * gold).sum(1).mean()))
-        looks.append(_figures(policy, log_policy, scores, lengths, rng) | {"validation/gold": golds[-1]})
+        # the panels have their own stream, so that every other figure is what it was before there were any
+        votes = _panel_votes(eta * proxy, panels, np.random.default_rng([seed, 8, number]))
+        looks.append(_figures(policy, log_policy, scores, lengths, rng) | {"validation/gold": golds[-1]} | votes)
     some = rng.integers(0, N_RESPONSES, size=(N_PROMPTS, N_SAMPLES))
-    panels = {"raters": gold + liking * features[..., 0], "careful": gold}
-    for look, figures in enumerate(looks):
-        eta = ETA_MAX * look / N_LOOKS / max(float(proxy.std()), 1e-9)
-        # their own stream, so that every other figure is what it was before there were panels
-        figures |= _panel_votes(eta * proxy, panels, np.random.default_rng([seed, 8, look]))
     rows = np.arange(N_PROMPTS)[:, None]
     about = {"n_votes": n_votes, "liking": liking, "penalty": penalty}
     return Course(seed, looks, golds, usual[rows, some].ravel().tolist(), lengths[rows, some].ravel().tolist(), about)

@@ -8,28 +8,25 @@ ends with a snapshot of them. Knows texts, tasks and the store; knows nothing ab
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from karat.errors import ConfigError
-from karat.feedback.documents import add_questions, document
 from karat.feedback.snapshot import current_judgements, snapshot_place, work_records, write_snapshot
 from karat.feedback.store import Store, open_store
 from karat.identity import content_id
 from karat.ledger.lineage import ASKED
 from karat.lm import parallel
 from karat.pipeline.data import read_rows, write_rows
+from karat.pipeline.people import as_a_page_asks
 from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Source
 from karat.pipeline.stages import Output, Workplace
-from karat.questions import Question
 from karat.records import Judgement, Prompt, Response, Task
 from karat.seeding import numpy_generator
 
-N_LEVELS = 3
-"""Levels of the question that people are asked: b better, tie, a better."""
 REFERENCE = "sft"
 
 
@@ -123,12 +120,8 @@ class Panel:
 
     def _queue(self, store: Store, tasks: list[Task], pairs: Sequence[Pair], step: int) -> list[Task]:
         """Put the questions into the store; returns the task of each pair."""
-        if self.config.people is not None:  # a page asks them, so the tasks name the question and the guideline
-            question = Question(n_levels=N_LEVELS, principle=self.config.collect.principle)
-            add_questions(store, [question])
-            current = document(store, "guideline")
-            guideline = {} if current is None else {"guideline": current.version}
-            tasks = [replace(task, question=question.id, **guideline) for task in tasks]
+        if self.config.people is not None:
+            tasks = as_a_page_asks(store, tasks, self.config.collect.principle)
         store.add_prompts({pair.prompt.id: pair.prompt for pair in pairs}.values())
         writer = f"{self.config.algorithm}{self.place.suffix} step {step}"
         sides = [

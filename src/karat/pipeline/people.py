@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, func, select
 
 from karat.errors import InputError
 from karat.feedback.additions import add_tasks
+from karat.feedback.documents import add_questions, document
 from karat.feedback.openings import CHUNK, HELD, LATER, OPEN, settle
 from karat.feedback.schema import tasks
 from karat.feedback.store import Store
@@ -26,8 +28,11 @@ from karat.pipeline.stages import Output, StageResult, Workplace
 from karat.progress import Progress
 from karat.prompts.sources import ANSWER_FIELDS, read_prompts, rows_with_answers
 from karat.prompts.splits import split
+from karat.questions import Question
 from karat.records import Task
 
+N_LEVELS = 3
+"""Levels of a comparison: b better, tie, a better. The reward's likelihood takes one scale for all votes."""
 POLL_S = 2.0
 """Seconds between two looks at the store while the run waits."""
 
@@ -96,6 +101,15 @@ def wait_for_answers(
             done, wanted = answers_of(store, batch)
             bar.log(done, {"of": wanted})
     return done
+
+
+def as_a_page_asks(store: Store, new: Sequence[Task], principle: str) -> list[Task]:
+    """The same comparisons, naming the question and the guideline that the page shows."""
+    question = Question(n_levels=N_LEVELS, principle=principle)
+    add_questions(store, [question])
+    current = document(store, "guideline")
+    guideline = {} if current is None else {"guideline": current.version}
+    return [replace(task, question=question.id, **guideline) for task in new]
 
 
 def add_for_later(store: Store, new: Sequence[Task]) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 from karat.config import plain
 from karat.evaluate.measure import draw, texts_of
-from karat.feedback.documents import add_questions, document
 from karat.feedback.quality.agreement import alpha, pairwise_agreement
 from karat.feedback.snapshot import snapshot_place, write_snapshot
 from karat.feedback.store import Store, open_store
@@ -29,7 +28,7 @@ from karat.pipeline import evaluation, optimise, rewarding, rounds
 from karat.pipeline.choosing import comparisons
 from karat.pipeline.data import Texts, check_raters, one_rater, read_demonstrations, read_prompts, write_texts
 from karat.pipeline.models import load_for_training
-from karat.pipeline.people import add_for_later
+from karat.pipeline.people import add_for_later, as_a_page_asks
 from karat.pipeline.settings import CollectSettings, RunConfig
 from karat.pipeline.sources import Source
 from karat.pipeline.stages import (
@@ -43,7 +42,6 @@ from karat.pipeline.stages import (
     training_reporters,
 )
 from karat.prompts.splits import check_no_leakage
-from karat.questions import Question
 from karat.records import Finding, Kind, Prompt, Response, Task
 from karat.reward.gate import check_gate, gate_checks
 from karat.reward.score import Scorer, load_scorer
@@ -300,12 +298,9 @@ def _ask(
     )
     tasks = [replace(task, overlap=overlap, batch=batch) for task in tasks]
     tasks += _marks_asked(config.collect, responses, seed=seed, batch=batch)
-    if config.n_people:  # a page asks them, so the tasks name the question and the guideline that it shows
-        question = Question(n_levels=N_LEVELS, principle=config.collect.principle)
-        add_questions(store, [question])
-        current = document(store, "guideline")
-        asked = {"question": question.id, "stop_after": config.collect.stop_after}
-        tasks = [replace(t, **asked, guideline=current.version if current else t.guideline) for t in tasks]
+    if config.n_people:
+        tasks = as_a_page_asks(store, tasks, config.collect.principle)
+        tasks = [replace(task, stop_after=config.collect.stop_after) for task in tasks]
     store.add_prompts(samples.prompts)
     store.add_responses(responses)
     if 0 < config.n_people < config.collect.overlap:
@@ -326,10 +321,6 @@ def _marks_asked(collect: CollectSettings, responses: Sequence[Response], *, see
         for kind, n_tasks in wanted.items() if n_tasks
         for task in random_tasks(by_prompt, kind, n_tasks, numpy_generator(seed, "tasks", kind), batch=batch)
     ]  # fmt: skip
-
-
-N_LEVELS = 3
-"""Levels of a comparison: b better, tie, a better. The reward's likelihood takes one scale for all votes."""
 
 
 def _mean(values: list[bool]) -> float:

@@ -127,7 +127,7 @@ def trigger_flags(
         pool, habits = robust_habits(record, trust=trust)
     scene = _scene(record, pool, habits, traits)
     flags: list[Flag] = []
-    spent: set[tuple[int, int]] = set()
+    spent: set[int] = set()
     active = ~aside[scene.votes.raters]
     bar = math.log(2 * len(scene.names) / trait_alpha)
     for _ in range(MOST_ROUNDS):
@@ -139,7 +139,7 @@ def trigger_flags(
             if taken is None:
                 break
             trait, one, share = taken
-        spent |= {(1, trait), (-1, trait)}
+        spent.add(trait)
         for _ in range(N_CLEANINGS):
             # whoever follows the trait has bent the opinion that he is measured against: it is asked without him
             doubt = _doubt(record, scene, one.log_lr, active, share)
@@ -178,7 +178,7 @@ def _by_coin(votes: _Decided, traits: Sequence[int]) -> _Decided:
 
 
 def _outvoted(
-    record: VoteRecord, trust: np.ndarray, scene: _Scene, active: np.ndarray, spent: set[tuple[int, int]], *, bar: float
+    record: VoteRecord, trust: np.ndarray, scene: _Scene, active: np.ndarray, spent: set[int], *, bar: float
 ) -> tuple[int, _Trait, float] | None:
     """A trait whose followers are the opinion, so that nothing seems odd; None where there is none.
 
@@ -189,7 +189,7 @@ def _outvoted(
     for sign in (1, -1):
         ratio = _log_attack(_by_coin(scene.votes, range(n)), sign)[active]
         total = np.logaddexp(math.log(1 - SHARES[-1]), math.log(SHARES[-1]) + ratio).sum(axis=0)
-        total[[trait for one, trait in spent if one == sign and trait < n]] = -math.inf
+        total[[trait for trait in spent if trait < n]] = -math.inf
         candidates += [(sign, int(trait)) for trait in np.argsort(-total)[:N_CANDIDATES] if total[trait] >= bar]
     for sign, trait in candidates:
         evidence, one, share = _side(record, trust, scene, (sign, trait), active)
@@ -333,16 +333,14 @@ def _log_taste(score: np.ndarray, info: np.ndarray, spread: np.ndarray | float) 
     return np.square(spread * score) / (2 + 2 * excess) - np.log1p(excess) / 2
 
 
-def _strongest(
-    log_lr: dict[int, np.ndarray], active: np.ndarray, spent: set[tuple[int, int]]
-) -> tuple[int, int, float, float]:
+def _strongest(log_lr: dict[int, np.ndarray], active: np.ndarray, spent: set[int]) -> tuple[int, int, float, float]:
     """Direction, trait, log evidence against the whole pool, and the share of followers that explains it best."""
     best = (1, 0, -math.inf, SHARES[0])
     for sign, values in log_lr.items():
         ratio = values[active]
         sums = [np.logaddexp(math.log(1 - share), math.log(share) + ratio).sum(axis=0) for share in SHARES]
         total = np.logaddexp.reduce(sums, axis=0) - math.log(len(SHARES))
-        total[[trait for one, trait in spent if one == sign]] = -math.inf
+        total[list(spent)] = -math.inf
         trait = int(np.argmax(total))
         if total[trait] > best[2]:
             share = SHARES[int(np.argmax([one[trait] for one in sums]))]
