@@ -49,6 +49,7 @@ __all__ = [
     "proportion",
     "quantile_estimate",
     "spearman",
+    "two_way_proportion",
     "wilson",
     "win_rate",
 ]
@@ -146,6 +147,67 @@ def proportion(
         same = wilson(p * len(counts), len(counts), level=level)
         return Estimate(p, same.low, same.high, same.n, same.method + " on clusters (all have one outcome)")
     return ratio_bootstrap(sums, counts, rng, level=level, n_draws=n_draws, what="proportion")
+
+
+def two_way_proportion(
+    outcomes: ArrayLike,
+    rows: ArrayLike,
+    columns: ArrayLike,
+    *,
+    strata: ArrayLike | None = None,
+    names: tuple[str, str] = ("rows", "columns"),
+    level: float = 0.95,
+) -> Estimate:
+    """The mean of outcomes in [0, 1] that share both a row (a prompt) and a column (a rater), for others of both.
+
+        p = mean over strata s of x̄ₛ        eᵢ = (xᵢ − x̄ₛ₍ᵢ₎) / (S·nₛ)        V(g) = G/(G−1)·Σ_g (Σ_{i∈g} eᵢ)²
+        V = max(V(row) + V(column) − V(row, column), V(row), V(column))
+        interval: Wilson's, with n = p(1 − p)/V, and Student's t of min(G) − 1 degrees for z
+
+    Args:
+        rows, columns: one label an outcome.    strata: one label an outcome; each counts alike, however many outcomes it
+        has (an answer's place on the screen); None = one.    names: what rows and columns are, for the method.
+    Returns: n is the smaller number of clusters. With one row or one column alone the interval is for the other, and
+        says so; where all outcomes are equal it is Wilson's on n.
+    Source: Cameron, Gelbach & Miller 2011, JBES 29, pp. 238–249, eq. 2.7–2.8; Wilson 1927.
+    Differs: never narrower than either one-way variance; the difference can come out below it, even negative.
+    """
+    x = finite_row("two_way_proportion", outcomes)
+    if x.size == 0:
+        return not_estimable("no votes yet", 0)
+    if not (x.min() >= 0 and x.max() <= 1):
+        raise InputError(f"two_way_proportion: found outcomes from {x.min()} to {x.max()}; expected 0 … 1")
+    stratum = np.zeros(x.size, dtype=int) if strata is None else np.unique(np.asarray(strata), return_inverse=True)[1]
+    sums, counts = cluster_sums("two_way_proportion", x, stratum)
+    means = sums / counts
+    p = float(means.mean())
+    rest = (x - means[stratum]) / (len(means) * counts[stratum])
+    codes = [np.unique(np.asarray(labels), return_inverse=True)[1] for labels in (rows, columns)]
+    sizes = [int(code.max()) + 1 for code in codes]
+    said = f"proportion of {x.size} votes of {sizes[1]} {names[1]} on {sizes[0]} {names[0]}"
+    several = [i for i in (0, 1) if sizes[i] > 1]
+    if not several:
+        return Estimate(p, None, None, 1, f"{said}; no interval: an interval needs 2 of either")
+    both = codes[0] * sizes[1] + codes[1]
+    one_way = [_cluster_variance(rest, codes[i]) for i in several]
+    variance = max(*one_way, sum(one_way) - _cluster_variance(rest, both)) if len(several) == 2 else one_way[0]
+    n = min(sizes[i] for i in several)
+    over = " and ".join(names[i] for i in several) + (" alone" if len(several) == 1 else "")
+    if variance <= 1e-15:
+        same = wilson(p * n, n, level=level)
+        return Estimate(p, same.low, same.high, n, f"{said}; Wilson score interval on {n} {over}, all alike")
+    t = float(distributions.t.ppf(0.5 + checked_level(level) / 2, n - 1))
+    n_effective = p * (1 - p) / variance
+    centre, half = p + t * t / (2 * n_effective), t * math.sqrt(variance + t * t / (4 * n_effective**2))
+    low, high = ((centre + sign * half) / (1 + t * t / n_effective) for sign in (-1, 1))
+    how = f"Wilson score interval clustered by {over}, t with {n - 1} degrees, {percent(level)}"
+    return Estimate(p, low, high, n, f"{said}; {how}")
+
+
+def _cluster_variance(rest: Draws, codes: np.ndarray) -> float:
+    """Variance of Σ rest where the clusters are the independent units, with the factor G/(G − 1)."""
+    sums = np.bincount(np.unique(codes, return_inverse=True)[1], weights=rest)
+    return float((sums**2).sum() * len(sums) / max(len(sums) - 1, 1))
 
 
 def win_rate(

@@ -243,3 +243,58 @@ def test_bad_input_is_one_clear_line():
         stats.permutation_test([1.0], [0.0], rng())
     with pytest.raises(InputError, match=r"level: found 95\.0"):
         stats.mean_estimate([1.0, 2.0], level=95.0)
+
+
+def test_two_way_proportion_is_the_sum_over_votes_that_share_a_prompt_or_a_rater():
+    draw = rng(3)
+    x, rows, columns = draw.choice([0, 0.5, 1], 40), draw.integers(0, 9, 40), draw.integers(0, 5, 40)
+    strata = draw.integers(0, 2, 40)
+    found = stats.two_way_proportion(x, rows, columns, strata=strata)
+    means = [x[strata == side].mean() for side in (0, 1)]
+    rest = [(x[i] - means[strata[i]]) / (2 * (strata == strata[i]).sum()) for i in range(40)]
+
+    def variance(alike) -> float:
+        total = sum(rest[i] * rest[j] for i in range(40) for j in range(40) if alike(i, j))
+        n = len({next(k for k in range(40) if alike(i, k)) for i in range(40)})
+        return total * n / (n - 1)
+
+    by = [
+        variance(lambda i, j: rows[i] == rows[j]),
+        variance(lambda i, j: columns[i] == columns[j]),
+        variance(lambda i, j: rows[i] == rows[j] and columns[i] == columns[j]),
+    ]
+    wanted, p = max(by[0] + by[1] - by[2], by[0], by[1]), (means[0] + means[1]) / 2
+    assert (found.value, found.n) == (pytest.approx(p, abs=1e-12), 5)
+    t = distributions.t.ppf(0.975, 4)
+    for limit in (found.low, found.high):  # Wilson's equation: |p − limit| = t·√(V·limit(1 − limit)/p(1 − p))
+        assert abs(p - limit) == pytest.approx(t * np.sqrt(wanted * limit * (1 - limit) / (p * (1 - p))), abs=1e-12)
+    assert "40 votes of 5 columns on 8 rows" in found.method
+
+
+def test_two_way_proportion_covers_what_other_prompts_and_other_raters_would_say():
+    draw, n_prompts, n_raters, hits, narrow = rng(0), 60, 12, 0, 0
+    p = 0.6
+    for _ in range(400):
+        prompts = np.tile(np.arange(n_prompts), 3)
+        raters = draw.integers(0, n_raters, len(prompts))
+        lean = draw.normal(0, 0.5, n_prompts)[prompts] + draw.normal(0, 0.5, n_raters)[raters]
+        # a probit with normal effects: the mean over all prompts and raters is p exactly
+        outcomes = lean + draw.normal(size=len(prompts)) + np.sqrt(1.5) * distributions.norm.ppf(p) > 0
+        found = stats.two_way_proportion(outcomes.astype(float), prompts, raters)
+        hits += found.low <= p <= found.high
+        plain = stats.wilson(int(outcomes.sum()), len(outcomes))
+        narrow += plain.low <= p <= plain.high
+    assert 0.93 <= hits / 400 <= 0.98
+    assert narrow / 400 < 0.85  # as if votes were independent
+
+
+def test_two_way_proportion_says_what_its_interval_is_for():
+    one_rater = stats.two_way_proportion([1, 0, 1, 1], [0, 1, 2, 3], ["a"] * 4, names=("prompts", "raters"))
+    assert (one_rater.n, "clustered by prompts alone" in one_rater.method) == (4, True)
+    alike = stats.two_way_proportion([1.0] * 6, [0, 0, 1, 1, 2, 2], list("abcdab"), names=("prompts", "raters"))
+    assert (alike.value, alike.low, alike.n) == (1.0, stats.wilson(3, 3).low, 3)
+    assert stats.two_way_proportion([], [], []).value is None
+    single = stats.two_way_proportion([1.0], ["p"], ["r"])
+    assert (single.value, single.low, single.high) == (1.0, None, None)
+    with pytest.raises(InputError, match=r"expected 0 … 1"):
+        stats.two_way_proportion([2.0], ["p"], ["r"])

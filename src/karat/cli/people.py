@@ -137,9 +137,11 @@ def _arena_lines(figures: dict[str, Any]) -> list[str]:
     votes = f"{figures['n_wins']} won, {figures['n_ties']} ties, {figures['n_losses']} lost"
     return [
         f"{figures['name']}: {first} against {second}; {votes}, {figures['n_missing']} without a verdict",
+        f"  win rate      {_words(figures['win_rate'])}",
         f"  over prompts  {_words(figures['by_prompt'])}",
         f"  over raters   {_words(figures['by_rater'])}",
         f"  ties left out {_words(figures['decided'])}",
+        f"  shown first   {_words(figures['shown_first'])}",
     ]
 
 

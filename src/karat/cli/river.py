@@ -239,9 +239,16 @@ _stage_command("evaluate", "Run a configuration up to the comparison of the poli
 
 
 @app.command(epilog="Example: karat report runs/demo")
-def report(run_dir: RunDirectory, as_json: AsJson = False) -> None:
-    """Write a finished run's report, audit card and summary again from its manifests."""
-    _river(lambda pipeline, _: pipeline.write_report(run_dir), as_json)
+def report(
+    run_dir: RunDirectory,
+    arenas: Annotated[
+        list[str] | None,
+        typer.Option("--arenas", metavar="STORE", help="A store with blind votes on this run's policies; repeatable."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a finished run's report, audit card and summary again, with what people have said of its policies since."""
+    _river(lambda pipeline, progress: pipeline.report_run(run_dir, stores=arenas or [], progress=progress), as_json)
 
 
 @app.command(epilog="Example: karat audit runs/demo --look-inside")

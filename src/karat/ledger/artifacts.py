@@ -153,6 +153,11 @@ def ref_of(run_dir: Path, path: Path, kind: str = "file", name: str = "") -> Art
         raise LedgerError(f"{place}: cannot be read ({error.strerror})") from None
 
 
+def content_hash(path: str | Path) -> str:
+    """The hash of a file or directory as it is now, as manifests record it. Raises: LedgerError where nothing is there."""
+    return ref_of(Path.cwd(), Path(path).resolve()).hash
+
+
 def disk_error(path: Path, error: OSError) -> LedgerError:
     """The one-line error for a write that failed."""
     if error.errno in FULL:

@@ -22,8 +22,9 @@ from karat.feedback.openings import HELD, OPEN
 from karat.feedback.schema import tasks as task_table
 from karat.feedback.store import Store, open_store
 from karat.feedback.tasks import random_tasks
-from karat.feedback.work.arena import PREFIX, add_pairs
+from karat.feedback.work.arena import PREFIX, add_pairs, name_checkpoints
 from karat.feedback.work.queueing import Queue, StoreQueue
+from karat.ledger.artifacts import content_hash
 from karat.lm.chat import check_fits, prompt_tokens
 from karat.lm.load import LoadedLM, load_lm
 from karat.pipeline.choosing import choose_comparisons
@@ -141,7 +142,9 @@ def ask_about(
         plan |= {"overlap": asking.overlap, "propensity": propensity}
         n_before = len(store.tasks(batch=asking.batch))
         first, second = models
-        add_pairs(store, asking.batch.removeprefix(PREFIX), (first, second), pairs, plan, now=time.time())
+        name = asking.batch.removeprefix(PREFIX)
+        name_checkpoints(store, name, {each: content_hash(lm.path) for each, lm in models.items()}, now=time.time())
+        add_pairs(store, name, (first, second), pairs, plan, now=time.time())
         n_new = len(store.tasks(batch=asking.batch)) - n_before
     else:
         if asking.reward is not None:

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from karat.config import plain
 from karat.errors import LedgerError
 from karat.evaluate.table import names_in_order
 from karat.ledger.manifest import Manifest, read_manifests
+from karat.pipeline.arena_rows import people_stage, shown_arenas, with_people
 from karat.pipeline.data import read_rows
 from karat.pipeline.stages import findings_of
 from karat.records import Estimate, Finding
@@ -59,7 +61,12 @@ def write_report(directory: Path) -> dict[str, Any]:
     content = report_input(directory, settings["title"], unsafe, manifests)
     write_page(directory / REPORT, content)
     card = CardInput(
-        directory.name, tuple(manifests), card_figures(content, manifests), STAGE_OF, content.findings, content.unsafe
+        directory.name,
+        tuple(manifests),
+        card_figures(content, manifests),
+        STAGE_OF | people_stage(content),
+        content.findings,
+        content.unsafe,
     )
     write_summary(directory / "card.json", audit_card(card))
     result = summary(
@@ -74,6 +81,7 @@ def write_report(directory: Path) -> dict[str, Any]:
             "run": directory.name,
             "seed": settings["seed"],
             "verdict": content.verdict,
+            **({"arenas": [plain(one) for one in content.arenas]} if content.arenas else {}),
             **_extra(directory, manifests),
         },
     )
@@ -96,6 +104,9 @@ def report_input(directory: Path, title: str, unsafe: Sequence[str], manifests: 
         for name in names_in_order(evaluation.get("policies", ()))
     }
     name = optimised(by_stage)
+    arenas = shown_arenas(manifests, policies)
+    for row in arenas:
+        policies = with_people(policies, row)
     difference = evaluation.get(f"{name}_minus_sft", {}).get("gold")
     notes = [f"{manifest.stage}: {note}" for manifest in manifests for note in manifest.notes]
     return ReportInput(
@@ -113,6 +124,7 @@ def report_input(directory: Path, title: str, unsafe: Sequence[str], manifests: 
         frontier=_frontier(evaluation),
         held_out=_held_out(by_stage),
         feedback=_feedback(by_stage),
+        arenas=arenas,
         samples=tuple(_shown(row) for row in evaluation.get("shown", ())),
         **_inside(directory, by_stage),
         notes=tuple(notes) + _equal_kl(evaluation),
@@ -133,7 +145,7 @@ def card_figures(content: ReportInput, manifests: Sequence[Manifest]) -> dict[st
     figures: dict[str, Estimate | Fact] = {}
     if policy:
         figures["policy.algorithm"] = Fact(ALGORITHMS[name])
-    for column in ("kl", "proxy", "gold", "win_rate", "length", "distinct"):
+    for column in ("kl", "proxy", "gold", "win_rate", "win_rate_people", "length", "distinct"):
         if column in policy:
             figures[f"policy.{column}"] = policy[column]
     if "agrees_wrong" in policy:
@@ -191,6 +203,8 @@ CARD_OF_FINDING = {
     "people.group_gap": "pluralism.majority_minority_gap",
     "people.jury_change": "pluralism.jury_change",
 }
+
+
 STAGE_OF = {
     **{
         f"policy.{column}": "evaluate"

@@ -22,6 +22,7 @@ from karat.ledger.manifest import Manifest, lock_run
 from karat.lm import parallel
 from karat.lm.trackers import check_trackers
 from karat.pipeline import people, preferences, sandbox, votes
+from karat.pipeline.arenas import take_run_arenas
 from karat.pipeline.reporting import write_report
 from karat.pipeline.river import run_river
 from karat.pipeline.settings import RunConfig
@@ -130,7 +131,8 @@ def run_once(
         plainly = {**about, "config": plain(config), "seed": seed}
         parallel.from_main(lambda: write_json(directory / "config.json", plainly))
         run = Run(directory.resolve(), seed, progress, config.tracking)
-        run_river(run, source, config, until=until)
+        if "evaluate" in run_river(run, source, config, until=until):
+            take_run_arenas(run)
         return parallel.from_main(lambda: write_report(directory))
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from karat.errors import ConfigError, InputError
 from karat.feedback.store import Store, open_store
-from karat.feedback.work.arena import PREFIX
+from karat.feedback.work.arena import PREFIX, name_checkpoints
 from karat.feedback.work.duels import answer_duels, live_arena
+from karat.ledger.artifacts import content_hash
 from karat.lm.load import LoadedLM, load_lm
 from karat.pipeline.asking import FILL, Asking, ask_about, keep_filled, n_waiting, sampler_of
 from karat.progress import Progress, open_progress
@@ -101,10 +102,13 @@ def serve_arena(
     """
     samplers = {name: sampler_of(lm, max_new_tokens=asking.max_new_tokens) for name, lm in models.items()}
     first, second = models
-    filled = replace(asking, batch=PREFIX + live_arena(store, (first, second)))
+    weights = {each: content_hash(lm.path) for each, lm in models.items()}
+    name = live_arena(store, (first, second), weights)
+    name_checkpoints(store, name, weights, now=time.time())
+    filled = replace(asking, batch=PREFIX + name)
     n_answered, at = 0, 0
     while not stop.is_set():
-        n = answer_duels(store, samplers, now=time.time())
+        n = answer_duels(store, samplers, now=time.time(), name=name)
         n_answered += n
         if n:
             continue

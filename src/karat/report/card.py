@@ -72,6 +72,7 @@ CARD_FIELDS: Mapping[str, Mapping[str, str]] = {
         "proxy": "learned score",
         "gold": "gold reward",
         "win_rate": "win rate against the baseline",
+        "win_rate_people": "win rate against the baseline by people, blind",
         "length": "length of responses",
         "distinct": "diversity of responses",
         "calibration": "whether it says what it knows",

@@ -24,6 +24,7 @@ from karat.report.card import challenge_rows
 from karat.report.figures import AtlasCell, Bin, Panel, Series, atlas_figure, calibration_figure, panels_figure
 
 __all__ = [
+    "ArenaShown",
     "AtlasCell",
     "AttributedText",
     "Bin",
@@ -44,6 +45,10 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "proxy": ("learned score", "what the reward model says, in the optimiser's units"),
     "kl": ("KL", "distance from the reference policy, nats per response"),
     "win_rate": ("win rate", "share of prompts on which gold prefers it to the baseline; ties count half"),
+    "win_rate_people": (
+        "win rate by people",
+        "share of people's blind comparisons with the baseline that it won; ties count half",
+    ),
     "length": ("length", "tokens per response"),
     "distinct": ("distinct", "share of different bigrams"),
     "agrees_wrong": ("agrees wrongly", "share of wrong beliefs that it confirms"),
@@ -62,6 +67,28 @@ class Curve:
     """Drawn one above the other."""
     caption: str = ""
     """What to look for."""
+
+
+@dataclass(frozen=True)
+class ArenaShown:
+    """What people said of two policies, blind."""
+
+    stage: str
+    """Of the manifest: what it is traced by."""
+    policies: tuple[str, str]
+    """Who was compared; all figures are of the first."""
+    win_rate: Estimate
+    """A tie ½, both positions alike, for other prompts and other raters."""
+    shown_first: Estimate
+    """How often what was shown first was preferred: ½ where the side does not matter."""
+    measured: Estimate | None
+    """The win rate of the same two by gold or the learned score, on the evaluation's prompts; None = not measured."""
+    votes: tuple[int, int, int, int]
+    """Won, ties, lost, without a verdict."""
+    raters: tuple[tuple[str, int], ...]
+    """(origin, how many raters)."""
+    root: str
+    """Root hash of the snapshot of the votes."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +195,8 @@ class ReportInput:
     """Held-out figures of the reward model and its baselines."""
     feedback: FeedbackSummary | None = None
     """The votes."""
+    arenas: tuple[ArenaShown, ...] = ()
+    """What people said of policies, blind."""
     samples: tuple[SampleShown, ...] = ()
     """Prompts with responses."""
     atlas: tuple[AtlasCell, ...] = ()

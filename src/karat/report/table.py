@@ -30,6 +30,13 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{key.removesuffix('_minus_sft').upper()} − SFT, gold reward: {value} (95 % interval {interval}, n = {difference['n']})"
         )
+    for row in summary.get("arenas", ()):
+        value, interval = format_estimate(_estimate(row["win_rate"]))
+        won, ties, lost, _ = row["votes"]
+        lines.append(
+            f"people, blind: {row['policies'][0]} against {row['policies'][1]}, win rate {value} (95 % interval {interval}; "
+            f"{won} won, {ties} ties, {lost} lost)"
+        )
     gate = summary.get("gate", {}).get("findings", ())
     if gate:
         lines.append(

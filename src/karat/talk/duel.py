@@ -15,8 +15,9 @@ from pathlib import Path
 
 from karat.errors import InputError
 from karat.feedback.store import Store
-from karat.feedback.work.arena import PREFIX, ArenaResult, add_duel, arena_result, arenas
+from karat.feedback.work.arena import PREFIX, ArenaResult, add_duel, arena_result, arenas, name_checkpoints
 from karat.identity import content_id
+from karat.ledger.artifacts import content_hash
 from karat.lm.chat import prompt_tokens, response_text
 from karat.lm.load import LoadedLM
 from karat.records import Annotator, Judgement, Prompt, Response, Task
@@ -88,13 +89,14 @@ def run_duel(
     Raises: InputError for an answer that is none of these, or a prompt that does not fit a model's context.
     """
     duel.store.add_annotators([Annotator(duel.rater)])
+    weights = {name: content_hash(lm.path) for name, lm in duel.models.items()}
     ballots = []
     for prompt in prompts:
         if prompt.id in _judged_prompts(duel):
             continue
         began = time.time()
         shown = _written(duel, prompt)
-        task = _queued(duel, shown, now=began)
+        task = _queued(duel, shown, weights, now=began)
         if task is None:
             ballots.append(Ballot(shown, "same"))
             continue
@@ -171,11 +173,12 @@ def _written(duel: Duel, prompt: Prompt) -> Shown:
     return Shown(prompt, (texts[first], texts[second]), (first, second))
 
 
-def _queued(duel: Duel, shown: Shown, *, now: float) -> Task | None:
+def _queued(duel: Duel, shown: Shown, weights: Mapping[str, str], *, now: float) -> Task | None:
     """The task for the rater; None where both wrote the same."""
     first, second = duel.models
     by = dict(zip(shown.policies, shown.texts, strict=True))
     pair = (shown.prompt, by[first], by[second])
+    name_checkpoints(duel.store, duel.name, weights, now=now)
     return add_duel(
         duel.store, duel.name, (first, second), pair, annotator=duel.rater, guideline="v1", now=now
     )  # fmt: skip

@@ -116,6 +116,7 @@ def result_page(request: Request, visitor: Admin, name: str) -> Response:
     store = request.app.state.store
     found = kept_figures(request, f"arena {name}", lambda: arena_result(store, name, np.random.default_rng(0)))
     rows = [
+        Whisker("All, for other prompts and raters", found.win_rate),
         Whisker("All, for other prompts", found.by_prompt),
         Whisker("All, for other raters", found.by_rater),
         *(Whisker(f"{what}: {label}", rate) for what, label, rate in found.slices if rate.value is not None),

@@ -8,8 +8,9 @@ models.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from karat.feedback.store import Store
 from karat.feedback.work.queueing import queue_tasks
 from karat.identity import content_id
 from karat.records import Estimate, Judgement, Prompt, Response, Task
-from karat.stats import not_estimable, proportion, wilson
+from karat.stats import not_estimable, proportion, two_way_proportion, wilson
 
 PREFIX = "arena:"
 """Batches of arenas, and the documents about them, begin so."""
@@ -50,6 +51,8 @@ class Arena:
     """By Task.id: the response of the first policy and that of the second."""
     n_identical: int
     """Prompts to which both wrote the same text, which nobody is asked about."""
+    checkpoints: Mapping[str, str] = field(default_factory=dict)
+    """By policy the content hash of its weights, where they were known when it was set up."""
 
     @property
     def batch(self) -> str:
@@ -81,14 +84,19 @@ class ArenaResult:
 
     arena: Arena
     """How it was set up."""
+    win_rate: Estimate
+    """Win rate, a tie ½, both positions counting alike, with the interval for other prompts and other raters: the figure
+    that counts."""
     by_prompt: Estimate
-    """Win rate, a tie ½, with the interval for other prompts."""
+    """Win rate of the votes as they come, a tie ½, with the interval for other prompts."""
     by_rater: Estimate
     """The same with the interval for other raters."""
     decided: Estimate
     """Win rate among votes that are no ties, with the Wilson interval as if all of them were independent."""
     shown_first: Estimate
     """How often the text shown first was preferred, ties left out: ½ where the side does not matter."""
+    raters: Mapping[str, int]
+    """By origin (person, simulated, imported …): how many of the raters whose verdicts count."""
     slices: tuple[tuple[str, str, Estimate], ...]
     """(what, slice, win rate) by length and by how the prompt was asked, with the interval for other prompts."""
     n_wins: int
@@ -179,20 +187,24 @@ def arena(store: Store, name: str) -> Arena:
     if not bodies:
         raise InputError(f"arena: found none by the name {name[:60]!r}; set it up first")
     written_by = {task: (pair[0], pair[1]) for body in bodies for task, pair in body["written_by"].items()}
+    checkpoints = {policy: digest for body in bodies for policy, digest in body.get("checkpoints", {}).items()}
     identical = {prompt_id for body in bodies for prompt_id in body["identical"]}
     policies = bodies[0]["policies"]
-    return Arena(name, (policies[0], policies[1]), written_by, len(identical))
+    return Arena(name, (policies[0], policies[1]), written_by, len(identical), checkpoints)
 
 
-def arena_result(store: Store, name: str, rng: np.random.Generator) -> ArenaResult:
+def arena_result(
+    store: Store, name: str, rng: np.random.Generator, *, only: Collection[str] | None = None
+) -> ArenaResult:
     """The win rate of the first policy of an arena, with what may have bent it.
 
     Args:
-        rng: draws the clusters of the bootstraps.
+        rng: draws the clusters of the bootstraps.    only: only judgements of these ids; None = all.
     """
     set_up = arena(store, name)
     away = quarantined(store)
-    answers = [record.judgement for record in current_judgements(store.records(batch=set_up.batch))[0]]
+    records = [one for one in store.records(batch=set_up.batch) if only is None or one.id in only]
+    answers = [record.judgement for record in current_judgements(records)[0]]
     counted = [one for one in answers if one.annotator not in away and one.task_id in set_up.written_by]
     strategies = {task.id: task.strategy for task in store.tasks(batch=set_up.batch)}
     lengths = {response_id: len(response.text) for response_id, response in store.responses().items()}
@@ -200,12 +212,15 @@ def arena_result(store: Store, name: str, rng: np.random.Generator) -> ArenaResu
     wins = [one.win for one in verdicts]
     decided = [one for one in verdicts if one.win != 0.5]
     sided = [one for one in decided if one.first_shown >= 0]
+    known = store.annotators()
     return ArenaResult(
         arena=set_up,
+        win_rate=balanced_win_rate(verdicts),
         by_prompt=_rate(verdicts, "prompt", rng),
         by_rater=_rate(verdicts, "rater", rng),
         decided=wilson(sum(one.win for one in decided), len(decided)),
-        shown_first=wilson(sum(one.win == one.first_shown for one in sided), len(sided)),
+        shown_first=_clustered([float(one.win == one.first_shown) for one in sided], sided),
+        raters=Counter(known[one].origin for one in sorted({verdict.annotator for verdict in verdicts})),
         slices=(
             *(("length", label, _slice(verdicts, "length", label, rng)) for label in LENGTHS),
             ("prompt", SAMPLED, _slice(verdicts, "strategy", "random", rng)),
@@ -219,20 +234,69 @@ def arena_result(store: Store, name: str, rng: np.random.Generator) -> ArenaResu
     )
 
 
-def arena_figures(store: Store, name: str, rng: np.random.Generator) -> dict[str, Any]:
+def balanced_win_rate(verdicts: Sequence[Verdict]) -> Estimate:
+    """Win rate of the first policy, the mean of that where it was shown first and that where it was shown second.
+
+    A side that raters like then lifts neither policy, however often each was shown there. Where a position is not known,
+    or only one occurs, the votes count as they come, and the method says so.
+    """
+    wins, positions = [one.win for one in verdicts], [one.first_shown for one in verdicts]
+    if set(positions) == {0, 1}:
+        found = _clustered(wins, verdicts, positions)
+        return replace(found, method=f"ties ½, both positions alike; {found.method}")
+    found = _clustered(wins, verdicts)
+    return replace(found, method=f"ties ½, positions not balanced; {found.method}") if verdicts else found
+
+
+def arena_figures(
+    store: Store, name: str, rng: np.random.Generator, *, only: Collection[str] | None = None
+) -> dict[str, Any]:
     """`arena_result` as plain data: policies, counts, and each rate with its interval, n and method."""
-    found = arena_result(store, name, rng)
+    found = arena_result(store, name, rng, only=only)
     counts = ("n_wins", "n_ties", "n_losses", "n_missing", "n_excluded")
-    rates = ("by_prompt", "by_rater", "decided", "shown_first")
+    rates = ("win_rate", "by_prompt", "by_rater", "decided", "shown_first")
     return {
         "name": name,
         "policies": list(found.arena.policies),
         "n_questions": len(found.arena.written_by),
         "n_identical": found.arena.n_identical,
         **{each: getattr(found, each) for each in counts},
+        "raters": dict(found.raters),
         **{each: asdict(getattr(found, each)) for each in rates},
         "slices": [{"what": what, "slice": label, "rate": asdict(rate)} for what, label, rate in found.slices],
     }
+
+
+def name_checkpoints(store: Store, name: str, checkpoints: Mapping[str, str], *, now: float) -> None:
+    """Set an arena up, where it is new, and keep which weights its two policies have.
+
+    An arena that was filled before its weights were named stays without: they are not known.
+
+    Args:
+        checkpoints: the two policies in order, with the content hash of each.
+    Raises: InputError for a name that cannot be used, or that belongs to other policies or other weights.
+    """
+    first, second = checkpoints
+    policies = (first, second)
+    if checked_name(store, name, policies):
+        known = arena(store, name).checkpoints
+        if known and known != dict(checkpoints):
+            raise InputError(f"arena {name}: found other weights than when it was set up; choose another name")
+        return
+    _put(store, name, {"policies": list(policies), "written_by": {}, "identical": [], "checkpoints": dict(checkpoints)},
+         now=now)  # fmt: skip
+
+
+def checked_name(store: Store, name: str, policies: tuple[str, str]) -> bool:
+    """Whether an arena of this name is there. Raises: InputError for a bad name, or one that belongs to others."""
+    if not name or len(name) > 40 or not all(one.isascii() and (one.isalnum() or one in "-_") for one in name):
+        raise InputError(
+            f"arena: found the name {name[:60]!r}; expected up to 40 letters, digits, hyphens, underscores"
+        )
+    known = name in arenas(store)
+    if known and arena(store, name).policies != policies:
+        raise InputError(f"arena {name}: found other policies than when it was set up; choose another name")
+    return known
 
 
 def add_pairs(
@@ -251,13 +315,7 @@ def add_pairs(
     Returns: the tasks, in the order of the pairs that differ.
     Raises: InputError for a name that cannot be used, or that belongs to other policies.
     """
-    if not name or len(name) > 40 or not all(one.isascii() and (one.isalnum() or one in "-_") for one in name):
-        raise InputError(
-            f"arena: found the name {name[:60]!r}; expected up to 40 letters, digits, hyphens, underscores"
-        )
-    known = arenas(store)
-    if name in known and arena(store, name).policies != policies:
-        raise InputError(f"arena {name}: found other policies than when it was set up; choose another name")
+    checked_name(store, name, policies)
     tasks, written_by, identical = [], {}, []
     for prompt, *texts in pairs:
         both = [Response(prompt.id, text, source) for text, source in zip(texts, policies, strict=True)]
@@ -272,9 +330,13 @@ def add_pairs(
         tasks.append(task)
         written_by[task.id] = [response.id for response in both]
     body = {"policies": list(policies), "written_by": written_by, "identical": identical}
-    put_document(store, PREFIX + name, content_id("arena", body), body, now=now)
+    _put(store, name, body, now=now)
     queue_tasks(store, tasks)
     return tasks
+
+
+def _put(store: Store, name: str, body: Mapping[str, Any], *, now: float) -> None:
+    put_document(store, PREFIX + name, content_id("arena", body), body, now=now)
 
 
 def _verdict(judgement: Judgement, set_up: Arena, lengths: Mapping[str, int], strategies: Mapping[str, str]) -> Verdict:
@@ -299,6 +361,13 @@ def _verdict(judgement: Judgement, set_up: Arena, lengths: Mapping[str, int], st
 
 def _slice(verdicts: Sequence[Verdict], field: str, value: str, rng: np.random.Generator) -> Estimate:
     return _rate([one for one in verdicts if getattr(one, field) == value], "prompt", rng)
+
+
+def _clustered(outcomes: Sequence[float], verdicts: Sequence[Verdict], strata: Sequence[int] | None = None) -> Estimate:
+    return two_way_proportion(
+        outcomes, [one.prompt_id for one in verdicts], [one.annotator for one in verdicts], strata=strata,
+        names=("prompts", "raters"),
+    )  # fmt: skip
 
 
 def _rate(verdicts: Sequence[Verdict], over: str, rng: np.random.Generator) -> Estimate:

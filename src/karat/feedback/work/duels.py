@@ -87,13 +87,13 @@ def asked_by(store: Store, annotator: str) -> Asked | None:
         return None if entry is None else Asked(_text(connection, entry.prompt_id), False, entry.reason, entry.at)
 
 
-def answer_duels(store: Store, samplers: Mapping[str, Sampler], *, now: float) -> int:
+def answer_duels(store: Store, samplers: Mapping[str, Sampler], *, now: float, name: str = "") -> int:
     """Let two policies answer what waits, and put each pair of answers into the hands of whoever asked.
 
     What a policy cannot answer, and what both answer alike, is written down; whoever asked reads it.
 
     Args:
-        samplers: two policies by name.    now: seconds since the epoch.
+        samplers: two policies by name.    now: seconds since the epoch.    name: of their arena; "" = `live_arena`.
     Returns: how many questions were dealt with.
     """
     names = tuple(samplers)
@@ -107,7 +107,7 @@ def answer_duels(store: Store, samplers: Mapping[str, Sampler], *, now: float) -
     if not rows:
         return 0
     asked = [prompt_of(row) for row in rows]
-    name = live_arena(store, names)
+    name = name or live_arena(store, names)
     for row, prompt, pair in zip(rows, asked, _answers(list(samplers.values()), asked), strict=True):
         nothing = FAILED
         if pair is not None:
@@ -116,11 +116,16 @@ def answer_duels(store: Store, samplers: Mapping[str, Sampler], *, now: float) -
     return len(rows)
 
 
-def live_arena(store: Store, policies: tuple[str, str]) -> str:
-    """The name of the live arena of these two policies: another pair is another arena."""
+def live_arena(store: Store, policies: tuple[str, str], checkpoints: Mapping[str, str] | None = None) -> str:
+    """The name of the live arena of these two policies: another pair, or other weights, are another arena.
+
+    Args:
+        checkpoints: content hash of each policy's weights; None = not known.
+    """
     numbered = [name for name in arenas(store) if name == LIVE_NAME or name.startswith(f"{LIVE_NAME}-")]
     for name in numbered:
-        if arena(store, name).policies == policies:
+        found = arena(store, name)
+        if found.policies == policies and found.checkpoints == dict(checkpoints or {}):
             return name
     return LIVE_NAME if not numbered else f"{LIVE_NAME}-{len(numbered) + 1}"
 
