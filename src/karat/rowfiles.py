@@ -176,6 +176,8 @@ def _rows(path: Path, lines: Iterable[tuple[int, str]]) -> list[Row]:
             ) from None
         if not isinstance(values, dict):
             raise InputError(f"{path}:{number}: found {_short(values)}; expected a JSON object")
+        if "\\u" in line or "\0" in line:
+            _refuse_no_text(json.dumps(values, ensure_ascii=False), f"{path}:{number}")
         rows.append(Row(values, path, number))
     if not rows:
         raise InputError(f"{path}: found no rows; expected one JSON object a line")
@@ -212,6 +214,17 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         ) from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _refuse_no_text(values: str, at: str) -> None:
+    """What JSON can escape and no store can keep: halves of a surrogate pair, and the character NUL."""
+    try:
+        values.encode()
+    except UnicodeEncodeError as error:
+        half = ord(values[error.start])
+        raise InputError(f"{at}: found half of a surrogate pair (\\u{half:04x}); expected whole characters") from None
+    if "\\u0000" in values:
+        raise InputError(f"{at}: found the character NUL (\\u0000); expected text without it")
 
 
 def _refuse_constant(name: str) -> None:

@@ -105,6 +105,20 @@ def test_every_command_has_help_with_an_example_and_json(capsys, name: str):
             "--question and --kind",
         ),
         (["verify", "{run}/models"], "expected the directory of a run"),
+        (["verify", "{run}", "--opened", "x"], "expected an auditor's bundle"),
+        (["verify", "{run}", "--against", "x"], "expected a store"),
+        *(
+            ([*command, "nowhere.db", *more], "nowhere.db: nothing is there")
+            for command, more in (
+                (["seal"], []),
+                (["quality"], []),
+                (["bundle"], ["--out", "x"]),
+                (["backup"], ["--out", "x"]),
+                (["erase"], ["ann", "--reason", "asked"]),
+                (["disclose"], ["1", "--out", "x"]),
+                (["people", "list"], []),
+            )
+        ),
         (["init", "{run}"], "is already there"),
     ],
 )

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from every_kind import TEXTS, store_of_every_kind
+from feedback_cases import vote
 from karat.errors import InputError
 from karat.feedback.exchange import foreign, tabular
 from karat.feedback.exchange.events import event_rows, import_event_rows
 from karat.feedback.exchange.foreign import FieldNames
 from karat.feedback.store import Store, open_store
+from karat.records import Annotator, Judgement, Response, Task, user_prompt
 from karat.rowfiles import read_rows, write_rows
 
 
@@ -214,3 +217,61 @@ def test_events_with_a_rater_in_two_groups_are_one_line(store, tmp_path):
         with pytest.raises(InputError, match=r"e\.jsonl:\d+: rater '.*': found in two groups, 'left' and 'right'"):
             import_jsonl(other, path)
         assert other.annotators() == {}
+
+
+def test_what_was_changed_or_added_in_argilla_comes_in_beside_the_original(tmp_path):
+    with open_store(tmp_path / "k.db") as store:
+        judged_pair(store)
+        foreign.export_argilla(store, tmp_path / "out.json")
+        n_before = len(store.judgements())
+    records = json.loads((tmp_path / "out.json").read_text())
+    given = next(one["responses"]["comparison"] for one in records if "comparison" in one["responses"])
+    given[0]["value"] = "both bad"
+    given.append({"value": "response_1", "user_id": "somebody-new"})
+    (tmp_path / "out.json").write_text(json.dumps(records))
+    with open_store(tmp_path / "again.db") as again:
+        assert foreign.import_argilla(again, tmp_path / "out.json").n_new == n_before + 2
+        added = {one.annotator: one.value for one in again.judgements() if one.annotator.startswith("argilla:")}
+    assert added == {
+        "argilla:r1": {"level": 1, "n_levels": 3, "both": "bad"},
+        "argilla:somebody-new": {"level": 2, "n_levels": 3},
+    }
+
+
+def test_what_was_changed_or_added_in_label_studio_comes_in_beside_the_original(tmp_path):
+    with open_store(tmp_path / "k.db") as store:
+        judged_pair(store)
+        foreign.export_label_studio(store, tmp_path / "out.json")
+        n_before = len(store.judgements())
+    tasks = json.loads((tmp_path / "out.json").read_text())
+    pairs = next(one["annotations"] for one in tasks if one["annotations"][0]["result"][0]["type"] == "pairwise")
+    for one in pairs:
+        one["result"][0] |= {"id": "x1", "origin": "manual"}  # as Label Studio gives it back
+    changed = {"from_name": "comparison", "to_name": "answer1", "type": "pairwise", "value": {"selected": "right"}}
+    pairs.append(pairs[0] | {"result": [changed], "completed_by": {"email": "somebody-new"}, "meta": {}})
+    pairs[0] = pairs[0] | {"result": [changed]}
+    (tmp_path / "out.json").write_text(json.dumps(tasks))
+    with open_store(tmp_path / "again.db") as again:
+        assert foreign.import_label_studio(again, tmp_path / "out.json").n_new == n_before + 2
+        added = {one.annotator: one.value for one in again.judgements() if one.annotator.startswith("label-studio:")}
+    second = {"level": 0, "n_levels": 3}
+    assert added == {"label-studio:r1": second, "label-studio:somebody-new": second}
+
+
+def judged_pair(store: Store) -> None:
+    """One comparison in which a won, and a correction of somebody else."""
+    prompt = user_prompt("Why?")
+    responses = [Response(prompt.id, text, "made") for text in ("Because.", "No idea.")]
+    task = Task(prompt.id, tuple(one.id for one in responses))
+    store.add_prompts([prompt])
+    store.add_responses(responses)
+    store.add_annotators([Annotator("r1"), Annotator("r2")])
+    store.add_tasks([task])
+    asked = dataclasses.replace(task, kind="correction", response_ids=task.response_ids[:1])
+    store.add_tasks([asked])
+    store.submit(dataclasses.replace(vote(task, "r1"), value={"level": 2, "n_levels": 3}))
+    store.submit(
+        Judgement(
+            asked.id, "correction", asked.prompt_id, asked.response_ids, {"text": "better"}, "r2", (0,), "v1", "2026"
+        )
+    )

@@ -1,5 +1,6 @@
 """Exports: what goes out comes back."""
 
+import dataclasses
 import json
 
 import pytest
@@ -89,6 +90,21 @@ def test_votes_survive_a_round_trip(tmp_path, name):
             for field in ("reason", "propensity", "strategy", "guideline"):
                 assert getattr(first, field) == getattr(second, field)
         assert again.prompts() == store.prompts()
+
+
+def test_what_was_on_the_page_and_both_bad_survive_a_round_trip(tmp_path):
+    store = small_store(tmp_path / "k.db")
+    shown = {"truncated": [False, True], "arms": {"pay": "high"}}
+    plain = vote(store.tasks()[0], "r1", key="one")
+    said = dataclasses.replace(
+        plain, value={"level": 1, "n_levels": 3, "both": "bad"}, active_s=3.5, idle_s=60.0, shown=shown
+    )
+    store.submit(said)
+    export_votes(store, tmp_path / "v.jsonl")
+    with open_store(tmp_path / "again.db") as again:
+        import_votes(again, tmp_path / "v.jsonl")
+        (found,) = again.judgements()
+    assert (found.value, found.idle_s, found.shown) == (said.value, 60.0, shown)
 
 
 def test_an_export_that_cannot_be_written_leaves_nothing(tmp_path):

@@ -237,6 +237,10 @@ def test_votes_by_reference(tmp_path, store):
         ({"shown_first": "left"}, "expected 'a' or 'b'"),
         ({"topic": "other"}, "found the topic 'other'; an earlier row gave this prompt 't'"),
         ({"propensity": 2}, "expected a probability"),
+        ({"annotator": " "}, "found an empty 'annotator'"),
+        ({"both": "bad"}, "with the level of a tie"),
+        ({"reason": "\ud800"}, r"found half of a surrogate pair \(.ud800\)"),
+        ({"reason": "a\0b"}, "found the character NUL"),
     ],
 )
 def test_wrong_votes_are_named(tmp_path, store, change, expected):

@@ -76,7 +76,7 @@ def list_(run_or_store: StoreOrRun, as_json: AsJson = False) -> None:
     from karat.feedback.store import open_store
     from karat.feedback.work.checks import attempts_at, gold_items
 
-    with open_store(store_address(run_or_store)) as store:
+    with open_store(store_address(run_or_store), create=False) as store:
         found, test = gold_items(store), document(store, QUALIFICATION)
         tried = attempts_at(store, test.version) if test is not None else (0, 0)
     rows: list[dict[str, Any]] = [
@@ -125,7 +125,7 @@ def retire(
 
     if not tasks and not version:
         raise ConfigError("checks retire: found neither tasks nor --version; expected ids of gold items, or a set")
-    with open_store(store_address(run_or_store)) as store:
+    with open_store(store_address(run_or_store), create=False) as store:
         wanted = [one.task.id for one in gold_items(store) if one.version == version] + list(tasks or ())
         n = take_out(store, wanted, now=time.time())
     answer(as_json, {"n_retired": n}, [f"{n:,} gold items are out of use"])

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from karat.cli.options import AsJson, Out, StorePath, answer, app, counts
+from karat.cli.people import store_address
 from karat.errors import ConfigError, StoreError
 
 ImportFormat = Literal[
@@ -45,7 +46,7 @@ def import_(
 
 @app.command(epilog="Example: karat export runs/demo/snapshots/votes --format conversational --out preferences.jsonl")
 def export(
-    source: Annotated[Path, typer.Argument(help="A snapshot (a directory) or a store (a file).")],
+    source: Annotated[str, typer.Argument(help="A snapshot (a directory), or a store: a file, a run or a URL.")],
     out: Out,
     kind: Annotated[ExportFormat, typer.Option("--format", help="standard, conversational: chosen and rejected.")],
     as_json: AsJson = False,
@@ -55,16 +56,16 @@ def export(
     from karat.feedback.snapshot import read_snapshot
     from karat.feedback.store import open_store
 
-    if not source.exists():
-        raise StoreError(f"{source}: nothing is there; expected the directory of a snapshot or the file of a store")
-    if (kind in SNAPSHOT_FORMATS) != source.is_dir():
-        expected = "a snapshot (a directory)" if kind in SNAPSHOT_FORMATS else "a store (a file)"
-        raise ConfigError(f"export --format {kind}: found {source}; expected {expected}")
+    place = Path(source)
     if kind in SNAPSHOT_FORMATS:
-        summary = exporters.export_preferences(read_snapshot(source), out, style=kind)  # type: ignore[arg-type]
+        if not place.exists():
+            raise StoreError(f"{place}: nothing is there; expected the directory of a snapshot")
+        if not place.is_dir():
+            raise ConfigError(f"export --format {kind}: found {place}; expected a snapshot (a directory)")
+        summary = exporters.export_preferences(read_snapshot(place), out, style=kind)  # type: ignore[arg-type]
         answer(as_json, {"out": str(out), **dataclasses.asdict(summary)}, [f"{out}: {counts(summary)}"])
         return
-    with open_store(source) as opened:
+    with open_store(store_address(source), create=False) as opened:
         if kind == "votes":
             summary = exporters.export_votes(opened, out)
             answer(as_json, {"out": str(out), **dataclasses.asdict(summary)}, [f"{out}: {counts(summary)}"])

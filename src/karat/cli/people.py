@@ -119,7 +119,7 @@ def arena_results(
     from karat.feedback.store import open_store
     from karat.feedback.work.arena import arena_figures, arenas
 
-    with open_store(store_address(run_or_store)) as store:
+    with open_store(store_address(run_or_store), create=False) as store:
         found = [arena_figures(store, one, np.random.default_rng(0)) for one in ([name] if name else arenas(store))]
     lines = [line for one in found for line in _arena_lines(one)]
     answer(as_json, {"arenas": found}, lines or ["no arena was set up in this store"])
@@ -226,7 +226,7 @@ def people_link(
     from karat.feedback.people.accounts import accounts, invite
     from karat.feedback.store import open_store
 
-    with open_store(store_address(run_or_store)) as store:
+    with open_store(store_address(run_or_store), create=False) as store:
         found = _named(accounts(store), who)
         link = f"{url.rstrip('/')}/invite/{invite(store, found.id, now=time.time(), days=days)}"
     answer(as_json, {"account": found.id, "link": link}, [link])
@@ -245,7 +245,7 @@ def people_token(
     from karat.feedback.store import open_store
 
     now = time.time()
-    with open_store(store_address(run_or_store)) as store:
+    with open_store(store_address(run_or_store), create=False) as store:
         found = _named(accounts(store), who)
         token = open_session(store, found.id, now=now, kind="api", hours=hours)
         log(store, COMMAND_LINE, "token issued", found.id, f"for {hours:g} hours", now=now)
@@ -264,7 +264,7 @@ def people_role(
     from karat.feedback.people.roles import COMMAND_LINE, change_role
     from karat.feedback.store import open_store
 
-    with open_store(store_address(run_or_store)) as store:
+    with open_store(store_address(run_or_store), create=False) as store:
         before = _named(accounts(store), who)
         now = change_role(store, before.id, role, by=COMMAND_LINE, now=time.time())
     done = {"account": now.id, "annotator": now.annotator, "role": now.role, "before": before.role}
@@ -285,7 +285,7 @@ def people_list(run_or_store: StoreOrRun, as_json: AsJson = False) -> None:
     from karat.feedback.people.accounts import accounts
     from karat.feedback.store import open_store
 
-    with open_store(store_address(run_or_store)) as store:
+    with open_store(store_address(run_or_store), create=False) as store:
         found = accounts(store)
     lines = [f"{one.role:<10} {one.annotator or '-':<24} {one.login or '-':<20} {one.state}" for one in found]
     answer(as_json, {"accounts": [dataclasses.asdict(one) for one in found]}, lines or ["nobody yet"])

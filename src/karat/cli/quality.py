@@ -55,7 +55,7 @@ def quality(
     target = None if population is None else read_target(_text_of(population), str(population))
     given = None if curve is None else given_points(read_rows(curve))
     rng = np.random.default_rng(0)
-    with open_store(store_address(run_or_store)) as store:
+    with open_store(store_address(run_or_store), create=False) as store:
         records = store.records()
         agreement, n_unfair = agreement_rows(store, records, rng)
         consensus, n_left_out = consensus_rows(store, records)

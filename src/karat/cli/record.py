@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from karat.cli.options import AsJson, RunDirectory, answer, app
+from karat.cli.options import AsJson, Out, RunDirectory, answer, app
+from karat.cli.people import StoreOrRun, store_address
 from karat.errors import ConfigError
 
 
@@ -19,19 +21,51 @@ def verify(
     published: Annotated[
         list[str] | None, typer.Option(help="A line that `karat seal` printed, noted elsewhere; repeatable.")
     ] = None,
+    against: Annotated[Path | None, typer.Option(help="Of a store: a bundle that was taken away earlier.")] = None,
+    opened: Annotated[Path | None, typer.Option(help="Of a bundle: records that `karat disclose` opened.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a run's files, a store's judgements and seals, or a bundle, and name whatever was altered; exit code 1 then."""
-    place = Path(what)
-    if "://" in what or place.is_file():
-        content, lines = _verified_store(what, published or [])
-    elif (place / "bundle.json").is_file():
-        content, lines = _verified_bundle(place, published or [])
+    """Check a run's files, a store's judgements and seals, a backup or a bundle, and name whatever was altered; exit code 1 then."""
+    place, lines = Path(what), published or []
+    is_bundle, is_store = (place / "bundle.json").is_file(), "://" in what or place.is_file()
+    if opened is not None and not is_bundle:
+        raise ConfigError(f"verify --opened: found {what}; expected an auditor's bundle")
+    if against is not None and not is_store:
+        raise ConfigError(f"verify --against: found {what}; expected a store")
+    if is_store:
+        content, said = _verified_store(what, lines, against)
+    elif is_bundle:
+        content, said = _verified_bundle(place, lines, opened)
+    elif (place / "manifest.json").is_file() and (place / "judgements.jsonl").is_file():
+        content, said = _verified_backup(place, lines)
     else:
-        content, lines = _verified_run(place, published or [])
-    answer(as_json, content, lines)
+        content, said = _verified_run(place, lines)
+    answer(as_json, content, said)
     if not content["ok"]:
         raise typer.Exit(1)
+
+
+@app.command(
+    epilog="Example: karat disclose karat.db 17 18 --out opened.jsonl && karat verify bundle --opened opened.jsonl"
+)
+def disclose(
+    run_or_store: StoreOrRun,
+    numbers: Annotated[list[int], typer.Argument(metavar="NUMBER…", help="Numbers (seq) of records of a bundle.")],
+    out: Out,
+    as_json: AsJson = False,
+) -> None:
+    """Open records for an auditor who doubts them: what was answered, by whom, in which words, and the salt that proves it."""
+    from karat.feedback.record.bundle import open_record
+    from karat.feedback.store import open_store
+    from karat.rowfiles import write_rows
+
+    with open_store(store_address(run_or_store), create=False) as store:
+        n = write_rows(out, [open_record(store, number) for number in numbers])
+    answer(
+        as_json,
+        {"out": str(out), "n_records": n},
+        [f"{out}: {n:,} records with their words; give it to the auditor only"],
+    )
 
 
 def _verified_run(place: Path, published: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -53,23 +87,58 @@ def _verified_run(place: Path, published: list[str]) -> tuple[dict[str, Any], li
     return content, lines
 
 
-def _verified_store(address: str, published: list[str]) -> tuple[dict[str, Any], list[str]]:
+def _verified_store(
+    address: str, published: list[str], against: Path | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    from karat.feedback.record.bundle import compare_with_bundle, read_bundle
     from karat.feedback.record.seals import seals
     from karat.feedback.store import open_store
 
-    with open_store(address) as store:
+    with open_store(address, create=False) as store:
         problems, chain, n = store.verify(published), seals(store), store.n_judgements()
+        if against is not None:
+            read_bundle(against)  # says what is wrong with it before it is believed
+            problems = [*problems, *compare_with_bundle(store, against)]
         sealed = f"{len(chain)} seals through judgement {chain[-1].last_judgement}" if chain else "nothing sealed yet"
         shown = store.address
     return _checked(shown, problems, f"{n:,} judgements as they were submitted, {sealed}")
 
 
-def _verified_bundle(place: Path, published: list[str]) -> tuple[dict[str, Any], list[str]]:
-    from karat.feedback.record.bundle import read_bundle, verify_bundle
+def _verified_bundle(place: Path, published: list[str], opened: Path | None) -> tuple[dict[str, Any], list[str]]:
+    """The bundle, and records that were opened: a bundle alone shows that none is missing, added or exchanged."""
+    from karat.feedback.record.bundle import Problem, check_opened, read_bundle, verify_bundle
+    from karat.rowfiles import read_rows
 
     problems = verify_bundle(place, published)
-    about = "" if problems else f"{read_bundle(place).n_judgements:,} judgements as the seals say"
-    return _checked(str(place), problems, about)
+    rows = [] if opened is None or problems else [row.values for row in read_rows(opened)]
+    problems += [
+        Problem(
+            f"judgement {row.get('seq')}",
+            "what was opened is not what its commitment fixes, or not what the bundle says",
+        )
+        for row in rows
+        if not check_opened(place, row)
+    ]
+    found = read_bundle(place)
+    about = f"{found.n_judgements:,} judgements, none added, removed or exchanged since they were sealed"
+    about += f"; {len(rows):,} opened and as they were given" if rows else ""
+    hint = "; what each one says is fixed by its commitment: ask for some to be opened (karat disclose)"
+    return _checked(str(place), problems, about + ("" if rows else hint))
+
+
+def _verified_backup(place: Path, published: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Every file of a backup against its hash, and the store that it would restore."""
+    from karat.feedback.record.backup import read_backup, restore
+    from karat.feedback.store import open_store
+
+    found = read_backup(place)
+    with tempfile.TemporaryDirectory() as scratch:
+        address = Path(scratch) / "restored.db"
+        problems = list(restore(place, address).problems)
+        if published:
+            with open_store(address, create=False) as store:
+                problems = list(store.verify(published))
+    return _checked(str(place), problems, f"{found.rows.get('judgements', 0):,} judgements, restored and checked")
 
 
 def _checked(name: str, problems: list[Any], about: str) -> tuple[dict[str, Any], list[str]]:

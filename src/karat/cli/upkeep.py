@@ -12,7 +12,7 @@ import typer
 
 from karat.cli.options import AsJson, Out, RunDirectory, answer, app
 from karat.cli.people import StoreOrRun, store_address
-from karat.errors import ConfigError
+from karat.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from karat.feedback.record.erasure import Fed
@@ -28,7 +28,7 @@ def seal(run_or_store: StoreOrRun, as_json: AsJson = False) -> None:
     from karat.feedback.record.seals import seals
     from karat.feedback.store import open_store
 
-    with open_store(store_address(run_or_store)) as store:
+    with open_store(store_address(run_or_store), create=False) as store:
         new = make_seal(store, now=time.time())
         last = seals(store)[-1:]
     content = {"new": new is not None, "seal": last[0].line if last else None}
@@ -41,7 +41,7 @@ def bundle(run_or_store: StoreOrRun, out: Out, as_json: AsJson = False) -> None:
     from karat.feedback.record.bundle import write_bundle
     from karat.feedback.store import open_store
 
-    with open_store(store_address(run_or_store)) as store:
+    with open_store(store_address(run_or_store), create=False) as store:
         made = write_bundle(store, out, now=time.time())
     lines = [f"{out}: {made.n_judgements:,} judgements by {made.n_raters:,} raters; check it with: karat verify {out}"]
     answer(as_json, dataclasses.asdict(made), lines)
@@ -53,7 +53,7 @@ def backup(run_or_store: StoreOrRun, out: Out, as_json: AsJson = False) -> None:
     from karat.feedback.record.backup import backup as make_backup
     from karat.feedback.store import open_store
 
-    with open_store(store_address(run_or_store)) as store:
+    with open_store(store_address(run_or_store), create=False) as store:
         made = make_backup(store, out, now=time.time())
     answer(
         as_json, dataclasses.asdict(made), [f"{out}: {made.rows.get('judgements', 0):,} judgements; keep it private"]
@@ -92,7 +92,9 @@ def erase(
 
     if not reason.strip():
         raise ConfigError("erase: found an empty --reason; expected who asked for it and why")
-    with open_store(store_address(run_or_store)) as store:
+    with open_store(store_address(run_or_store), create=False) as store:
+        if annotator not in store.annotators():
+            raise StoreError(f"erase: found nobody called {annotator!r} in {store.address}; see `karat people list`")
         if not yes:
             ids = [one.id for one in store.records() if one.judgement.annotator == annotator]
             fed = fed_artefacts(runs or [], ids)

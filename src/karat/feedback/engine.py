@@ -168,14 +168,27 @@ def repeatable(error: StoreError) -> bool:
     return isinstance(cause, DBAPIError) and getattr(cause.orig, "sqlstate", None) in REPEAT
 
 
-def migrate(engine: Engine, address: str) -> None:
+def require_file(address: str) -> None:
+    """Raise StoreError where the address is one of a SQLite file that does not exist: opening it would make it."""
+    url = store_url(address)
+    in_file = url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:")
+    if in_file and "uri" not in url.query and not Path(str(url.database)).exists():
+        raise StoreError(f"{shown_address(address)}: nothing is there; expected a store, a run that has one, or a URL")
+
+
+def migrate(engine: Engine, address: str, *, create: bool = True) -> None:
     """Bring an empty or older store to the current version.
 
+    Args:
+        create: False = an empty database is refused.
     Raises: StoreError where it is no karat store, or is of a newer version.
     """
     with transaction(engine, address) as connection:
-        if _version(connection, address) == HEAD:
+        version = _version(connection, address)
+        if version == HEAD:
             return
+        if version is None and not create:
+            raise StoreError(f"{address}: found an empty database; expected a store")
     with transaction(engine, address, write=True) as connection:
         # asked again, because another process may have migrated it meanwhile
         if engine.dialect.name == "postgresql":

@@ -23,7 +23,16 @@ from sqlalchemy import Connection, Engine, select
 from karat.errors import StoreError
 from karat.feedback import additions, leases, submission
 from karat.feedback import schema as tables
-from karat.feedback.engine import migrate, one_line, open_engine, repeatable, scrub, shown_address, transaction
+from karat.feedback.engine import (
+    migrate,
+    one_line,
+    open_engine,
+    repeatable,
+    require_file,
+    scrub,
+    shown_address,
+    transaction,
+)
 from karat.feedback.leases import Lease
 from karat.feedback.record.verification import Problem, store_problems
 from karat.feedback.schema import StoredJudgement, stored_judgement
@@ -36,18 +45,21 @@ MOST_ATTEMPTS = 20
 """Times that a transaction is done again because another came between; each time another one has got through."""
 
 
-def open_store(url_or_path: str | Path, *, busy_timeout_s: float = 30.0) -> Store:
+def open_store(url_or_path: str | Path, *, busy_timeout_s: float = 30.0, create: bool = True) -> Store:
     """The store at a path or SQLAlchemy URL, made or brought to the current version if need be.
 
     Args:
         busy_timeout_s: seconds to wait for another writer before giving up.
-    Raises: StoreError (one line) where it cannot be opened, is no karat store, or is of a newer version.
+        create: False = there must be one already: what only reads or keeps a store never makes an empty one.
+    Raises: StoreError (one line) where it cannot be opened, is no karat store, is of a newer version, or is not there.
     """
-    engine = open_engine(str(url_or_path), busy_timeout_s)
     address = shown_address(str(url_or_path))
+    if not create:
+        require_file(str(url_or_path))
+    engine = open_engine(str(url_or_path), busy_timeout_s)
     store = Store(engine, address)
     try:
-        migrate(engine, address)
+        migrate(engine, address, create=create)
     except BaseException:
         store.close()
         raise

@@ -1,4 +1,4 @@
-"""Votes to files: TRL's preference format, and the documented votes format that loses nothing.
+"""Votes to files: TRL's preference format, and the documented votes format.
 
 Knows snapshots, the store's reading side and files; knows nothing about training.
 """
@@ -74,6 +74,8 @@ def export_votes(store: Store, path: str | Path) -> ExportSummary:
             "pair": batch.removeprefix("imported/") if batch.startswith("imported/") else None,
             "submitted_at": judgement.created_at or None,
             "active_s": judgement.active_s,
+            "idle_s": judgement.idle_s,
+            "shown": dict(judgement.shown) or None,
             "guideline": judgement.guideline,
             "strategy": judgement.strategy,
             "propensity": judgement.propensity,

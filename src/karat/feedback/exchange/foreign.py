@@ -22,7 +22,7 @@ from karat.feedback.tasks import answer
 from karat.feedback.work.queueing import planned_tasks
 from karat.identity import file_hash
 from karat.ledger.artifacts import write_text
-from karat.records import Annotator, Judgement, Kind, Prompt, Response, Task, user_prompt
+from karat.records import KINDS, WORD_KINDS, Annotator, Judgement, Kind, Prompt, Response, Task, user_prompt
 from karat.rowfiles import MAX_LINE_BYTES, Row, turns_of
 
 CARRIED = "karat"
@@ -31,7 +31,12 @@ PROMPT_NAMES = ("prompt", "instruction", "question", "messages", "chat", "conver
 RESPONSE_NAME = re.compile(
     r"^(response|completion|generation|answer|output|chosen|rejected|text)([-_ ]?\w{1,12})?$", re.I
 )
-TIES = ("tie", "equal", "same", "both", "neither")
+TIES = {
+    "tie": {}, "equal": {}, "same": {}, "both": {}, "neither": {}, "both good": {"both": "good"}, "both bad": {"both": "bad"},
+}  # fmt: skip
+"""Words for "neither is better", and what else they say."""
+SEVERAL = ("comparison", "ranking", "best_of", "span_marks")
+"""Kinds whose answers are about all responses of a record; the others are about the first."""
 MAX_BYTES = 8 * MAX_LINE_BYTES
 """512 MiB: such exports are one JSON value, read whole."""
 
@@ -138,6 +143,8 @@ def _by_task(store: Store) -> list[list[dict[str, Any]]]:
 
 def _said(row: Mapping[str, Any], a: str, b: str) -> Any:
     value = row["judgement"]["value"]
+    if "both" in value:
+        return f"both {value['both']}"
     if "level" in value:
         doubled = 2 * value["level"] - (value["n_levels"] - 1)
         return "tie" if doubled == 0 else a if doubled > 0 else b
@@ -166,7 +173,7 @@ def _import(
     path: Path,
     names: FieldNames,
     answers: Callable[[Mapping[str, Any], str, FieldNames], Iterable[_Answer]],
-    carried: Callable[[Mapping[str, Any]], Sequence[Any]],
+    carried: Callable[[Mapping[str, Any]], tuple[Sequence[Any], Mapping[str, Any]]],
 ) -> EventSummary:
     records = _read_list(path)
     rows: list[Row] = []
@@ -175,9 +182,10 @@ def _import(
         at = f"{path}: record {number}"
         if not isinstance(record, dict):
             raise InputError(f"{at}: found {str(record)[:60]!r}; expected an object")
-        own = carried(record)
+        own, rest = carried(record)
         rows += [Row(values, path, number) for values in own]
-        foreign += [] if own else answers(record, at, names)
+        if not own or rest.get("responses") or rest.get("annotations"):
+            foreign += answers(rest, at, names)
     own_summary = import_event_rows(store, rows) if rows else EventSummary(0, 0, 0, 0, 0)
     other = _store(store, path, foreign) if foreign else EventSummary(0, 0, 0, 0, 0)
     if not rows and not foreign:
@@ -199,14 +207,48 @@ def _read_list(path: Path) -> list[Any]:
     return found
 
 
-def _argilla_rows(record: Mapping[str, Any]) -> Sequence[Any]:
+def _argilla_rows(record: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """karat's own rows in a record, and the record with what was answered, or answered otherwise, elsewhere."""
     text = (record.get("metadata") or {}).get(CARRIED)
-    return json.loads(text) if isinstance(text, str) else []
+    rows = json.loads(text) if isinstance(text, str) else []
+    given = [(question, one) for question, some in (record.get("responses") or {}).items() for one in some]
+    present = {one.get("user_id") for _, one in given}
+    # an answer is ours if the same user says the same; users whose name was changed on the way are known by what they say
+    known: Counter[tuple[str, Any]] = Counter()
+    for row in rows:
+        said = _answered(row["task"]["kind"], _said(row, "response_1", "response_2"))
+        who = row["annotator"]["id"]
+        known[said, who if who in present else None] += 1
+    names = {row["annotator"]["id"] for row in rows}
+    kept: dict[str, list[Any]] = {}
+    for question, one in given:
+        key = _answered(question, one.get("value")), one["user_id"] if one.get("user_id") in names else None
+        if known[key] > 0:
+            known[key] -= 1
+        else:
+            kept.setdefault(question, []).append(one)
+    return rows, {**record, "responses": kept}
 
 
-def _label_studio_rows(record: Mapping[str, Any]) -> Sequence[Any]:
-    annotations = record.get("annotations") or []
-    return [each["meta"][CARRIED] for each in annotations if CARRIED in (each.get("meta") or {})]
+def _answered(question: str, value: Any) -> str:
+    return json.dumps([question, value], sort_keys=True)
+
+
+def _label_studio_rows(record: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """karat's own rows in a task, and the task with the annotations that were made, or changed, elsewhere."""
+    rows, kept = [], []
+    for annotation in record.get("annotations") or []:
+        row = (annotation.get("meta") or {}).get(CARRIED)
+        if row is not None:
+            rows.append(row)
+        if row is None or not _same_result(annotation.get("result") or [], _result(row)):
+            kept.append(annotation)
+    return rows, {**record, "annotations": kept}
+
+
+def _same_result(found: Sequence[Mapping[str, Any]], written: Mapping[str, Any]) -> bool:
+    """Whether an annotation still says what was exported; Label Studio adds ids and origins of its own."""
+    return len(found) == 1 and all(found[0].get(name) == value for name, value in written.items())
 
 
 def _texts(fields: Mapping[str, Any], at: str, names: FieldNames) -> tuple[Prompt, tuple[str, ...], tuple[str, ...]]:
@@ -230,9 +272,22 @@ def _argilla_answers(record: Mapping[str, Any], at: str, names: FieldNames) -> I
         for one in given:
             if one.get("status") in ("draft", "discarded"):
                 continue
-            kind, value = _meaning(one.get("value"), wanted, f"{at}, question {question!r}", names)
-            shown = texts if kind in ("comparison", "ranking", "best_of") else texts[:1]
+            meant = _as_exported(question, one.get("value"))
+            kind, value = meant or _meaning(one.get("value"), wanted, f"{at}, question {question!r}", names)
+            shown = texts if kind in SEVERAL else texts[:1]
             yield _Answer(at, prompt, shown, kind, value, f"argilla:{one.get('user_id')}", question)
+
+
+def _as_exported(question: str, value: Any) -> tuple[Kind, dict[str, Any]] | None:
+    """An answer in a question that an export of ours made: named after its kind, words or the value as JSON."""
+    if question in WORD_KINDS and isinstance(value, str) and value.strip():
+        return question, {"text": value}
+    if question not in KINDS or not isinstance(value, str) or not value.startswith("{"):
+        return None
+    try:
+        return question, json.loads(value)
+    except ValueError:
+        return None
 
 
 def _meaning(value: Any, wanted: Sequence[str], at: str, names: FieldNames) -> tuple[Kind, dict[str, Any]]:
@@ -253,7 +308,7 @@ def _meaning(value: Any, wanted: Sequence[str], at: str, names: FieldNames) -> t
             ("comparison", {"level": 2 - 2 * best, "n_levels": 3}) if len(wanted) == 2 else ("best_of", {"best": best})
         )
     if isinstance(value, str) and value.lower() in TIES and len(wanted) == 2:
-        return "comparison", {"level": 1, "n_levels": 3}
+        return "comparison", {"level": 1, "n_levels": 3, **TIES[value.lower()]}
     if isinstance(value, str) and value.strip():
         return "critique", {"text": value}
     raise InputError(
@@ -271,7 +326,7 @@ def _label_studio_answers(record: Mapping[str, Any], at: str, names: FieldNames)
         rest = {} if annotation.get("lead_time") is None else {"shown": {"lead_s": annotation["lead_time"]}}
         for result in annotation.get("result") or []:
             kind, value = _result_meaning(result, len(wanted), at, names)
-            shown = texts if kind in ("comparison", "best_of") else texts[:1]
+            shown = texts if kind in SEVERAL else texts[:1]
             question, created_at = str(result.get("from_name", "")), str(annotation.get("created_at", ""))
             yield _Answer(at, prompt, shown, kind, value, f"label-studio:{who}", question, created_at, rest)
 
@@ -288,7 +343,12 @@ def _result_meaning(
         return "label", {"flags": [str(one) for one in value["choices"]]}
     if result.get("type") == "textarea" and value.get("text"):
         text = value["text"]
-        return "critique", {"text": "\n".join(text) if isinstance(text, list) else str(text)}
+        words = "\n".join(text) if isinstance(text, list) else str(text)
+        if meant := _as_exported(str(result.get("from_name")), words):
+            return meant
+        if words.lower() in TIES and result.get("from_name") == "comparison" and n_responses == 2:
+            return "comparison", {"level": 1, "n_levels": 3, **TIES[words.lower()]}
+        return "critique", {"text": words}
     raise InputError(
         f"{at}: found a result of type {result.get('type')!r} for {n_responses} responses; "
         "expected pairwise (of 2), rating, choices or textarea"

@@ -31,9 +31,9 @@ LEVELS = {"b": 0, "tie": 1, "a": 2}
 """Levels of a three-way choice."""
 
 VOTE_FIELDS = (
-    "prompt", "topic", "a", "b", "choice", "level", "n_levels", "missing", "annotator", "group", "shown_first",
-    "reason", "session", "task", "pair", "accepted_at", "submitted_at", "active_s", "guideline", "strategy",
-    "propensity", "submission",
+    "prompt", "topic", "a", "b", "choice", "level", "n_levels", "both", "missing", "annotator", "group", "shown_first",
+    "shown", "reason", "session", "task", "pair", "accepted_at", "submitted_at", "active_s", "idle_s", "guideline",
+    "strategy", "propensity", "submission",
 )  # fmt: skip
 TEXT_FIELDS = ("id", "prompt", "topic", "text")
 
@@ -224,16 +224,28 @@ def _vote(row: Row, texts: Mapping[str, tuple[Prompt, str]] | None, n_shared: in
         prompt,
         (a, b),
         _value(row),
-        annotator=row.get("annotator", str, UNKNOWN_ANNOTATOR),
+        annotator=_named(row),
         group=row.get("group", str),
         batch="imported" if pair is None else f"imported/{pair}",
         created_at="" if submitted is None else _moment(submitted, "submitted_at").strftime("%Y-%m-%dT%H:%M:%SZ"),
         shown_order=() if first is None else ((0, 1) if first == "a" else (1, 0)),
         session=_session(row),
-        rest={"active_s": active_s, "reason": row.get("reason", str)},
+        rest={
+            "active_s": active_s,
+            "idle_s": row.get("idle_s", (int, float)),
+            "reason": row.get("reason", str),
+            "shown": row.get("shown", dict, {}),
+        },
         asked={name: value for name, value in asked.items() if value is not None},
         submission=row.get("submission", str, ""),
     )
+
+
+def _named(row: Row) -> str:
+    name = row.get("annotator", str, UNKNOWN_ANNOTATOR)
+    if not name.strip():
+        raise InputError("found an empty 'annotator'; expected a pseudonym, or no such field where nobody is known")
+    return name
 
 
 def _session(row: Row) -> str | None:
@@ -248,12 +260,13 @@ def _value(row: Row) -> dict[str, Any]:
         )
     if given == ["missing"]:
         return {"missing": row.need("missing", str)}
+    both = {} if row.values.get("both") is None else {"both": row.need("both", str)}
     if given == ["level"]:
-        return {"level": row.need("level", int), "n_levels": row.need("n_levels", int)}
+        return {"level": row.need("level", int), "n_levels": row.need("n_levels", int), **both}
     choice = row.need("choice", str)
     if choice not in LEVELS:
         raise InputError(f"found {choice!r} in the field 'choice'; expected 'a', 'b' or 'tie'")
-    return {"level": LEVELS[choice], "n_levels": 3}
+    return {"level": LEVELS[choice], "n_levels": 3, **both}
 
 
 def _seconds_between(row: Row, n_shared: int) -> float | None:

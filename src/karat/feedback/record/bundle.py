@@ -37,7 +37,7 @@ from karat.feedback.record.seals import Problem, Seal, seal_of, verify_seals
 from karat.feedback.store import Store
 from karat.identity import content_id, file_hash
 from karat.ledger.artifacts import staged_directory, write_json
-from karat.records import WORD_KINDS, Judgement
+from karat.records import Judgement
 
 FORMAT = "karat-bundle-1"
 FILES = ("seals.jsonl", "leaves.jsonl", "records.jsonl", "documents.jsonl")
@@ -179,18 +179,20 @@ def open_record(store: Store, seq: int) -> dict[str, Any]:
 
 
 def check_opened(path: str | Path, opened: Mapping[str, Any]) -> bool:
-    """Whether an opened record is the one that the bundle's commitment fixes.
+    """Whether an opened record is the one that the bundle's commitment fixes, and says what the bundle's record says.
 
     Raises: InputError where it is no opened record, or the bundle has no such number.
     """
     try:
         event = dict(opened["event"])
         event |= {name: tuple(event[name]) for name in ("response_ids", "shown_order")}
-        found = tables.commitment_of(Judgement(**event), opened["salt"])
+        judgement = Judgement(**event)
+        found = tables.commitment_of(judgement, opened["salt"])
         (line,) = [line for line in _lines(Path(path) / "records.jsonl") if line["seq"] == opened["seq"]]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"opened record: not readable ({type(error).__name__}: {error})") from None
-    return hmac.compare_digest(found, line["commitment"])
+    shown = json.loads(tables.json_text(_without_words(judgement)))
+    return hmac.compare_digest(found, line["commitment"]) and shown == {name: line.get(name) for name in shown}
 
 
 def _records(connection: Connection, key: bytes) -> Iterator[dict[str, Any]]:
@@ -201,11 +203,6 @@ def _records(connection: Connection, key: bytes) -> Iterator[dict[str, Any]]:
     for row in connection.execute(question):
         record = tables.stored_judgement(row)
         judgement = record.judgement
-        value: Mapping[str, Any] = judgement.value
-        if judgement.kind in WORD_KINDS and "missing" not in value:
-            value = {}
-        elif "missing" in value and value["missing"] not in WAYS_OUT:
-            value = missing("other")
         yield {
             "seq": record.seq,
             "commitment": record.commitment,
@@ -213,23 +210,35 @@ def _records(connection: Connection, key: bytes) -> Iterator[dict[str, Any]]:
             "erased": record.erased,
             "has_words": bool(row.has_words),
             "rater": _pseudonym(key, "rater", judgement.annotator),
-            "kind": judgement.kind,
             # the identity of a task that is kept for one rater hashes her name: guessing names would find it
             "task": _pseudonym(key, "task", judgement.task_id),
-            "prompt": judgement.prompt_id,
-            "responses": list(judgement.response_ids),
-            "value": dict(value),
-            "shown_order": list(judgement.shown_order),
-            "shown": dict(judgement.shown),
-            "guideline": judgement.guideline,
-            "created_at": judgement.created_at,
-            "active_s": judgement.active_s,
-            "idle_s": judgement.idle_s,
-            "propensity": judgement.propensity,
-            "strategy": judgement.strategy,
-            "origin": judgement.origin,
+            **_without_words(judgement),
             "supersedes": numbers.get(judgement.supersedes) if judgement.supersedes else None,
         }
+
+
+def _without_words(judgement: Judgement) -> dict[str, Any]:
+    """What a record shows of a judgement: all of it but words, names and links."""
+    value: Mapping[str, Any] = judgement.value
+    if judgement.written:
+        value = {}
+    elif "missing" in value and value["missing"] not in WAYS_OUT:
+        value = missing("other")
+    return {
+        "kind": judgement.kind,
+        "prompt": judgement.prompt_id,
+        "responses": list(judgement.response_ids),
+        "value": dict(value),
+        "shown_order": list(judgement.shown_order),
+        "shown": dict(judgement.shown),
+        "guideline": judgement.guideline,
+        "created_at": judgement.created_at,
+        "active_s": judgement.active_s,
+        "idle_s": judgement.idle_s,
+        "propensity": judgement.propensity,
+        "strategy": judgement.strategy,
+        "origin": judgement.origin,
+    }
 
 
 def _documents(connection: Connection) -> Iterator[dict[str, Any]]:
