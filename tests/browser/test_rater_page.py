@@ -201,44 +201,6 @@ def test_who_types_without_a_pause_is_saved_on_the_way(place: Place, visit):
     assert words.startswith(text)
 
 
-def test_offline_keeps_the_answer_and_sends_it_once(place: Place, visit):
-    account, link = place.rater()
-    add_kind(place.store, "comparison", account.annotator)
-    page = visit(link)
-    page.context.set_offline(True)
-    page.keyboard.press("2")
-    page.keyboard.press("Enter")
-    expect(page.locator("#saved")).to_contain_text("1 answer waits on this device")
-    assert not place.judgements(account.annotator)
-    with page.expect_navigation():
-        page.context.set_offline(False)
-        page.evaluate("dispatchEvent(new Event('online'))")
-    expect(page.locator("h1")).to_have_text("All done")
-    answered(place, account.annotator, "comparison")
-    assert page.evaluate("localStorage.getItem('karat:queue')") == "[]"
-
-
-@pytest.mark.xfail(strict=False, reason="about once in seven the page that was left still takes the refusal with it")
-def test_an_answer_that_waited_and_is_not_taken_is_on_the_page_again(place: Place, visit):
-    account, link = place.rater()
-    add_kind(place.store, "critique", account.annotator, rationale="required")
-    page = visit(link)
-    page.context.set_offline(True)
-    page.locator("#text").fill("It is wrong.")
-    page.locator("#text").press("Control+Enter")
-    expect(page.locator("#saved")).to_contain_text("1 answer waits on this device")
-    page.goto("about:blank")  # she closes the page, and comes back when there is a network
-    page.context.set_offline(False)
-    page.goto(f"{place.url}/work")
-    page.locator("#messages [role=alert]").wait_for()
-    expect(page.locator("#messages [role=alert]")).to_contain_text("Say in a few words why.")
-    expect(page.locator("#text")).to_have_value("It is wrong.")
-    page.locator("#reason").fill("Because.")
-    submit(page, lambda: page.locator("#submit").click())
-    [judgement] = place.judgements(account.annotator)
-    assert (judgement.value["text"], judgement.reason) == ("It is wrong.", "Because.")
-
-
 def test_an_ended_session_is_renewed_on_the_page_and_nothing_is_lost(place: Place, visit):
     account, link = place.rater(password=PASSWORD)
     add_kind(place.store, "critique", account.annotator)

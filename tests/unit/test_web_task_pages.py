@@ -316,11 +316,19 @@ def test_the_unusual_is_asked_back_once(desk: Desk):
     page = desk.get()
     quick = {"choice": "0", "active_s": "4"}
     assert desk.post("/work", page, 409, json=True, **quick)["confirm"] == "fast"
-    assert desk.post("/work", page, 200, json=True, **(quick | {"active_s": "15"})) == {
-        "next": "/work",
-        "state": "stored",
-    }
+    stored = desk.post("/work", page, 200, json=True, **(quick | {"active_s": "15"}))
+    assert stored == {"next": "/work", "state": "stored", "lease": desk.hidden("lease", page)}
     assert len(desk.given) == 2
+
+
+def test_a_script_is_told_under_which_name_the_task_is_held_now(desk: Desk):
+    add(desk)
+    old = desk.get()
+    desk.clock[0] += 3600
+    new = desk.get()
+    assert desk.hidden("lease", new) != desk.hidden("lease", old)
+    for page in (old, new):
+        assert desk.post("/work", page, 422, json=True)["lease"] == desk.hidden("lease", new)
 
 
 def test_the_same_page_sent_twice_is_one_answer_and_another_answer_a_correction(desk: Desk):

@@ -15,7 +15,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.routing import BaseRoute, Mount
 
 from karat.errors import ConfigError
@@ -82,7 +82,10 @@ def needs(*roles: str) -> Declared:
 
 async def sent_form(request: Request) -> FormData:
     """The fields of the form that was sent, as a dependency."""
-    form = await request.form(max_fields=request.app.state.settings.most_fields)
+    try:
+        form = await request.form(max_fields=request.app.state.settings.most_fields)
+    except ClientDisconnect:  # a page was left while it sent; nobody reads the answer
+        raise HTTPException(400, "The connection ended before everything had been sent.") from None
     if any(isinstance(value, str) and "\0" in value for pair in form.multi_items() for value in pair):
         raise HTTPException(422, "A field holds a NUL character, which no text has; remove it and send again.")
     return form

@@ -122,7 +122,7 @@ def submit(request: Request, visitor: Rater, form: Sent) -> Response:
         if error.__cause__ is not None:
             raise
         return _refuse(request, visitor, work, fields, {"": str(error)}, status=409)
-    return _go(request, "/work", state="stored")
+    return _go(request, "/work", state="stored", lease=work.renewed_as or work.lease_id)
 
 
 @router.post("/work/skip")
@@ -278,14 +278,16 @@ def _refuse(
     status: int = 422,
 ) -> Response:  # fmt: skip
     if wants_json(request):
-        return JSONResponse({"state": "refused", "messages": dict(messages)}, 422)
+        lease = work.renewed_as or work.lease_id
+        return JSONResponse({"state": "refused", "messages": dict(messages), "lease": lease}, 422)
     supersedes = _one(fields, "supersedes")
     return _page(request, visitor, work, fields, supersedes=supersedes, status=status, messages=messages)
 
 
 def _ask_back(request: Request, visitor: Visitor, work: Work, fields: forms.Fields, question: str) -> Response:
     if wants_json(request):
-        body = {"state": "confirm", "confirm": question, "message": CONFIRMATIONS[question]}
+        lease = work.renewed_as or work.lease_id
+        body = {"state": "confirm", "confirm": question, "message": CONFIRMATIONS[question], "lease": lease}
         return JSONResponse(body, 409)
     messages = {"": CONFIRMATIONS[question]}
     supersedes = _one(fields, "supersedes")

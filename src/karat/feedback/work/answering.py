@@ -68,6 +68,8 @@ class Work:
     """Experiments whose arm was drawn just now; her answer keeps it."""
     change: ArmChange = NO_CHANGE
     """What they change; the question has it already."""
+    renewed_as: str | None = None
+    """The lease's name today where it ran out and she got the task anew, None = `lease_id` still."""
 
     @property
     def guideline(self) -> str:
@@ -160,10 +162,10 @@ def read_work(
         now: in a writing transaction, when arms that are drawn here are kept; None = they are kept with the answer.
         every_arm: True = also of experiments that change nothing on the page, as an answer records them.
     """
-    row = _SHOWN.first(connection, lease=lease_id, who=annotator)
+    row, renewed_as = _SHOWN.first(connection, lease=lease_id, who=annotator), None
     if row is None:
-        held = _held(connection, lease_id, annotator)
-        row = _SHOWN.first(connection, lease=held.lease_id, who=annotator)
+        renewed_as = _held(connection, lease_id, annotator).lease_id
+        row = _SHOWN.first(connection, lease=renewed_as, who=annotator)
         assert row is not None
     task = tables.task_of(row)
     if task.question and row.body is None:
@@ -194,6 +196,7 @@ def read_work(
         arms=arms,
         new_arms=new,
         change=change,
+        renewed_as=renewed_as,
     )
 
 

@@ -33,6 +33,7 @@ export function startAutosave(form, { timing, said, sessionEnded }) {
   let sending = false;
   let done = false;
   let held = false;
+  let keptAt = 0; // when what stands in the form was kept on this device
 
   function draft() {
     timing.write();
@@ -40,8 +41,9 @@ export function startAutosave(form, { timing, said, sessionEnded }) {
   }
 
   function mirror() {
+    keptAt = Date.now();
     try {
-      localStorage.setItem(place, JSON.stringify({ at: Date.now() / 1000, pairs: draft() }));
+      localStorage.setItem(place, JSON.stringify({ at: keptAt / 1000, pairs: draft() }));
       mirrored = true;
     } catch {
       mirrored = false;
@@ -101,6 +103,7 @@ export function startAutosave(form, { timing, said, sessionEnded }) {
     } catch {
       return;
     }
+    keptAt = 1000 * (kept?.at ?? 0);
     if (kept && form.dataset.lease && kept.at > Number(form.dataset.saved) + 0.5) {
       fill(form, kept.pairs);
       said("Restored from this device");
@@ -120,6 +123,8 @@ export function startAutosave(form, { timing, said, sessionEnded }) {
   return {
     changed,
     save,
+    /** When what stands in the form was typed, by this device's clock; 0 = not here. */
+    at: () => keptAt,
     /** While an answer is on its way no draft follows it. */
     hold(on) {
       held = on;

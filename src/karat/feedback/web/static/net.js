@@ -5,8 +5,11 @@ export class Offline extends Error {}
 /** Posts name-value pairs. Returns {status, body}; throws Offline where nobody answered. */
 export async function post(path, pairs) {
   const reply = await send(path, pairs);
-  if (reply.status === 403 && (await renewToken())) return answerOf(await send(path, pairs));
-  return answerOf(reply);
+  if (reply.status !== 403) return answerOf(reply);
+  const found = await pulse();
+  // somebody else is signed in here now: for whoever wrote this the session is over
+  if (found && found.annotator !== document.body.dataset.who) return { status: 401, body: {} };
+  return answerOf(renewToken(found) ? await send(path, pairs) : reply);
 }
 
 const tokens = () => document.querySelectorAll('input[name="csrf"]');
@@ -33,10 +36,8 @@ async function answerOf(reply) {
 }
 
 /** Takes over the token of a session that the same person opened elsewhere. */
-async function renewToken() {
-  const found = await pulse();
-  const who = document.getElementById("answer")?.dataset.who;
-  if (!found || found.annotator !== who || found.csrf === tokens()[0]?.value) return false;
+function renewToken(found) {
+  if (!found || found.csrf === tokens()[0]?.value) return false;
   for (const field of tokens()) field.value = found.csrf;
   return true;
 }

@@ -3,9 +3,10 @@
 import { fill, pairsOf, startAutosave } from "./autosave.js";
 import { startGroups } from "./groups.js";
 import { startKeys } from "./keys.js";
+import { showLeftover } from "./leftover.js";
 import { Offline, clock, post } from "./net.js";
 import { remember } from "./page.js";
-import { startQueue } from "./queue.js";
+import { fieldOf, startQueue } from "./queue.js";
 import { startRank } from "./rank.js";
 import { startRelogin } from "./relogin.js";
 import { startSpans } from "./spans.js";
@@ -56,29 +57,42 @@ const showRelogin = startRelogin(form, {
 });
 const timing = startTiming(form);
 const saver = startAutosave(form, { timing, said, sessionEnded: showRelogin });
-const queue = startQueue(form.dataset.who, {
+const queue = startQueue(document.body.dataset.who, {
   said,
   sessionEnded: showRelogin,
   arrived(item, body) {
-    if (item.key === form.elements.submission.value) leave(body.next);
+    if (isHere(item, body)) leave(body.next);
     else said(`Sent ${clock()}`);
   },
   refused(item, code, body) {
+    if (!isHere(item, body)) return showLeftover(item, body, queue);
     if (item.key === form.elements.submission.value) {
       saver.reopen();
       setBusy(false);
-      answered(code, body);
-    } else if (item.pairs.some(([name, value]) => name === "lease" && value === form.dataset.lease)) {
-      // the page was left and opened again meanwhile: what was typed is put back, with what is wrong with it
-      fill(form, item.pairs);
-      saver.changed();
-      answered(code, body);
-    } else said("An answer kept on this device was not taken: it no longer fits", true);
+    } else putBack(item, body);
+    answered(code, body);
   },
 });
 
+/** Whether a kept answer is to the task of this page, whose lease may have been renewed meanwhile. */
+function isHere(item, body = item.refused?.body) {
+  const { lease } = form.dataset;
+  return item.key === form.elements.submission.value || (lease && [fieldOf(item, "lease"), body?.lease].includes(lease));
+}
+
+/** The page was left and opened again meanwhile: what was typed is put back, unless something newer stands here. */
+function putBack(item, body) {
+  if (saver.at() > item.at) return;
+  if (1000 * Number(form.dataset.saved) > item.at) return showLeftover(item, body, queue); // from another device
+  // under a renewed lease the question may be asked another way: the choice is made again
+  const old = fieldOf(item, "lease") === form.dataset.lease ? [] : ["asked", "choice", "way"];
+  fill(form, item.pairs.filter(([name]) => !old.includes(name)));
+  saver.changed();
+}
+
 function leave(next) {
   saver.finish();
+  queue.settle(isHere);
   location.replace(next || "/work");
 }
 
@@ -149,6 +163,7 @@ async function send(submitter) {
     const kept = queue.put(path, pairs, key);
     if (kept) {
       saver.finish();
+      queue.settle(isHere); // this answer takes the place of one that was not taken
       complain(["There is no network. Your answer is kept on this device and is sent as soon as there is one."]);
     } else {
       setBusy(false);
@@ -225,6 +240,8 @@ const special = {
 }[form.dataset.kind]?.() ?? (() => false);
 
 startKeys({ form, special, submit: () => form.requestSubmit(submitButton) });
+
+queue.start();
 
 setInterval(async () => {
   if (!timing.present() || !form.dataset.lease) return;
