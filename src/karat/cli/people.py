@@ -291,22 +291,33 @@ def people_list(run_or_store: StoreOrRun, as_json: AsJson = False) -> None:
     answer(as_json, {"accounts": [dataclasses.asdict(one) for one in found]}, lines or ["nobody yet"])
 
 
-@people.command("study", epilog="Example: karat people study karat.db pilot --url https://judge.example.org")
+@people.command(
+    "study",
+    epilog="Example: karat people study karat.db pilot --url https://judge.example.org --completed C1A2 --screened S3B4",
+)
 def people_study(
     run_or_store: StoreOrRun,
     name: Annotated[str, typer.Argument(help="Name of the study here.")],
     close: Annotated[bool, typer.Option("--close", help="Let nobody in by its link any more.")] = False,
     url: Annotated[str, typer.Option(help="Address that the link begins with.")] = "http://127.0.0.1:8000",
+    completed: Annotated[
+        str | None, typer.Option(help="Completion address or code of who has done what there was; '' = forget it.")
+    ] = None,
+    no_work: Annotated[str | None, typer.Option(help="Of who found nothing to do; else as completed.")] = None,
+    screened: Annotated[str | None, typer.Option(help="Of who did not qualify; else as completed.")] = None,
+    declined: Annotated[str | None, typer.Option(help="Of who does not agree to the consent text.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Open a study for raters of another platform (Prolific and its like), and print the link to give to it."""
-    from karat.feedback.people.studies import close_study, open_study
+    from karat.feedback.people.studies import ENDS, close_study, open_study
     from karat.feedback.store import open_store
 
+    given = dict(zip(ENDS, (completed, no_work, screened, declined), strict=True))
+    ends = {end: out.strip() for end, out in given.items() if out is not None}
     with open_store(store_address(run_or_store)) as store:
-        study = (close_study if close else open_study)(store, name, now=time.time())
+        study = (close_study if close else open_study)(store, name, now=time.time(), ends=ends)
     query = "PROLIFIC_PID={{%PROLIFIC_PID%}}&STUDY_ID={{%STUDY_ID%}}&SESSION_ID={{%SESSION_ID%}}"
     link = f"{url.rstrip('/')}/study/{study.token}?{query}"
-    answer(
-        as_json, {"study": name, "open": study.is_open, "link": link}, [link if study.is_open else f"{name}: closed"]
-    )
+    ways_out = [f"{end}: {out}" for end, out in study.ends.items()]
+    lines = [link if study.is_open else f"{name}: closed", *ways_out]
+    answer(as_json, {"study": name, "open": study.is_open, "link": link, "ends": dict(study.ends)}, lines)

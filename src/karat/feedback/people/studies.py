@@ -9,13 +9,15 @@ knows nothing about HTTP.
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from karat.errors import InputError, StoreError
-from karat.feedback.documents import document, documents, put_document
+from karat.feedback.documents import Document, document, documents, project_settings, put_document
 from karat.feedback.keys import keyed_hash, secret_key
-from karat.feedback.people.accounts import Account, account_by_annotator, make_account
+from karat.feedback.people.accounts import Account, account, account_by_annotator, make_account
 from karat.feedback.store import Store
 
 PREFIX = "study:"
@@ -27,6 +29,13 @@ STUDY = ("STUDY_ID", "study", "studyId", "hitId")
 SESSION = ("SESSION_ID", "session", "sessionId", "assignmentId")
 """Names of their id of this visit."""
 MOST_CHARS = 128
+ENDS = ("completed", "no work", "screened", "declined")
+"""How a participant's time here ends: she worked until there was no more for her (or no more today); nothing was there
+for her; she did not pass the qualification; she did not agree to the consent text."""
+_CODE = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_ADDRESS = re.compile(r"https://[^\s/?#]+[^\s]*")
+_MOST_ADDRESS = 2000
+_NO_ENDS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,18 @@ class Study:
     """The secret part of its link."""
     is_open: bool
     """False = nobody can come in by it any more; who is in stays."""
+    ends: Mapping[str, str] = field(default_factory=dict)
+    """{end of `ENDS`: the platform's completion address (https://…) or bare code}; those left out fall back."""
+
+    def __post_init__(self) -> None:
+        for end, out in self.ends.items():
+            if end not in ENDS:
+                raise InputError(f"study {self.name!r}: found the end {end!r}; expected one of {', '.join(ENDS)}")
+            if not _CODE.fullmatch(out) and not (_ADDRESS.fullmatch(out) and len(out) <= _MOST_ADDRESS):
+                raise InputError(
+                    f"study {self.name!r}: found {out[:80]!r} for {end!r}; expected a completion address with https:// "
+                    "or a code of at most 64 letters, digits, - and _"
+                )
 
 
 @dataclass(frozen=True)
@@ -72,26 +93,43 @@ def participant_in(parameters: Mapping[str, str]) -> Participant:
     return Participant(*ids)
 
 
-def open_study(store: Store, name: str, *, now: float) -> Study:
+def open_study(store: Store, name: str, *, now: float, ends: Mapping[str, str] = _NO_ENDS) -> Study:
     """Open a study, or open it again; its link stays the same.
 
-    Raises: InputError for a name that cannot be used.
+    Args:
+        ends: {end of `ENDS`: completion address or code, "" = forget it}; those left out stay as they are.
+    Raises: InputError for a name, an address or a code that cannot be used.
     """
-    return _put(store, name, is_open=True, now=now)
+    return _put(store, name, is_open=True, ends=ends, now=now)
 
 
-def close_study(store: Store, name: str, *, now: float) -> Study:
-    """Let nobody in by a study's link any more. Raises: StoreError for an unknown study."""
+def close_study(store: Store, name: str, *, now: float, ends: Mapping[str, str] = _NO_ENDS) -> Study:
+    """Let nobody in by a study's link any more. Raises: StoreError for an unknown study; else as `open_study`."""
     if document(store, PREFIX + name) is None:
         raise StoreError(f"study {name!r}: there is none of that name; open it first")
-    return _put(store, name, is_open=False, now=now)
+    return _put(store, name, is_open=False, ends=ends, now=now)
+
+
+def way_out(store: Store, account_id: str, end: str) -> str:
+    """The completion address or code that a rater is given at an end of `ENDS`, "" = none.
+
+    Of the study that she came by, else the project's completion address. Who was screened out or found nothing to do
+    is sent as one who completed where the platform has no other code for it: she gave her time. Who declined never is.
+
+    Raises: StoreError for an unknown account.
+    """
+    name = account(store, account_id).outside.get("link", "")
+    newest = document(store, PREFIX + name) if name else None
+    ends = _ends_of(newest)
+    if end == "declined":
+        return ends.get(end, "")
+    return ends.get(end) or ends.get("completed") or project_settings(store).completion_url
 
 
 def studies(store: Store) -> list[Study]:
     """Every study, in the order in which they were first opened."""
-    newest = {one.name: bool(one.body.get("open")) for one in documents(store) if one.name.startswith(PREFIX)}
-    names = {name.removeprefix(PREFIX): is_open for name, is_open in newest.items()}
-    return [Study(name, _token(store, name), is_open) for name, is_open in names.items()]
+    newest = {one.name.removeprefix(PREFIX): one for one in documents(store) if one.name.startswith(PREFIX)}
+    return [Study(name, _token(store, name), bool(one.body.get("open")), _ends_of(one)) for name, one in newest.items()]
 
 
 def study_of(store: Store, token: str) -> Study | None:
@@ -128,13 +166,20 @@ def join(store: Store, study: Study, who: Participant, *, now: float) -> Account
         return made
 
 
-def _put(store: Store, name: str, *, is_open: bool, now: float) -> Study:
+def _put(store: Store, name: str, *, is_open: bool, ends: Mapping[str, str], now: float) -> Study:
     if not name.strip() or len(PREFIX + name) > 64 or not name.isprintable():
         raise InputError(f"study: found the name {name!r}; expected 1 to {64 - len(PREFIX)} printable characters")
     newest = document(store, PREFIX + name)
-    if newest is None or bool(newest.body.get("open")) is not is_open:
-        put_document(store, PREFIX + name, "", {"open": is_open}, now=now)
-    return Study(name, _token(store, name), is_open)
+    kept = {end: out for end, out in (_ends_of(newest) | dict(ends)).items() if out}
+    study = Study(name, _token(store, name), is_open, kept)
+    body = {"open": is_open, "ends": kept} if kept else {"open": is_open}
+    if newest is None or newest.body != body:
+        put_document(store, PREFIX + name, "", body, now=now)
+    return study
+
+
+def _ends_of(newest: Document | None) -> dict[str, str]:
+    return {} if newest is None else dict(newest.body.get("ends", {}))
 
 
 def _token(store: Store, name: str) -> str:

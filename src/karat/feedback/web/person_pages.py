@@ -19,6 +19,7 @@ from karat.feedback import documents
 from karat.feedback.people import accounts, care, drafts
 from karat.feedback.people import standing as standings
 from karat.feedback.people.own_record import DELETION, own_active_s, own_data
+from karat.feedback.people.studies import way_out
 from karat.feedback.web.access import ROLES, Visitor, needs, sent_form
 from karat.feedback.web.positions import as_shown
 from karat.feedback.web.rendering import markdown_html
@@ -74,7 +75,12 @@ def consent_page(request: Request, visitor: Rater) -> Response:
     store = request.app.state.store
     found = documents.document(store, documents.CONSENT)
     state = care.consent_of(store, visitor.account)
+    n_done = own_progress(store, _annotator(visitor), now=request.app.state.clock()).n_done
     values = {
+        # who judged before she took her consent back gave her time, and is sent as one who completed
+        "out": way_out(store, visitor.account, "completed" if n_done else "declined"),
+        "n_done": n_done,
+        "from_study": bool(accounts.account(store, visitor.account).outside),
         "project": documents.project_settings(store),
         "consent": found,
         "text": markdown_html(found.text) if found else "",
@@ -227,7 +233,8 @@ def _standing(request: Request, visitor: Visitor, *, message: str = "", typed: s
     store = request.app.state.store
     found = standings.standing_of(store, _annotator(visitor))
     days = {event.seq: _day(event.at) for event in found.events}
-    values = {"standing": found, "days": days, "message": message, "typed": typed}
+    out = way_out(store, visitor.account, "completed") if found.state == standings.QUARANTINED else ""
+    values = {"standing": found, "days": days, "message": message, "typed": typed, "out": out}
     return render(
         request, "rater_standing.html", visitor, status=status, project=documents.project_settings(store), **values
     )

@@ -23,6 +23,7 @@ from karat.feedback import documents
 from karat.feedback.people import care, drafts
 from karat.feedback.people.own_record import OwnProgress
 from karat.feedback.people.standing import standing_of
+from karat.feedback.people.studies import way_out
 from karat.feedback.web import forms, page_record, person_pages, task_view
 from karat.feedback.web.access import PUBLIC, Visitor, needs, sent_form
 from karat.feedback.web.failures import wants_json
@@ -325,7 +326,11 @@ def _go(request: Request, to: str, **said: Any) -> Response:
 
 
 def _nothing_left(request: Request, visitor: Visitor, reason: str, beside: sitting.Beside) -> Response:
-    values = {"reason": reason, "progress": beside.progress}
+    progress = beside.progress
+    found_none = reason in ("nothing left", "budget") and not (progress.n_done or progress.n_skipped)
+    end = "screened" if reason == "not qualified" else "no work" if found_none else "completed"
+    out = way_out(request.app.state.store, visitor.account, end)
+    values = {"reason": reason, "progress": progress, "out": out}
     return render(request, "rater_done.html", visitor, project=beside.project, **values)
 
 
