@@ -261,6 +261,18 @@ def fit_scale(aggregate: Float[Tensor, "B"], prompt_index: Int[Tensor, "B"]) -> 
     return ScoreScale(shift=float(values.mean()), scale=scale)
 
 
+def training_scale(aggregate: Float[Tensor, "B"], prompt_index: Int[Tensor, "B"]) -> ScoreScale:
+    """The scale of training responses: within prompts as `fit_scale`, over all responses where no prompt has two.
+
+    The spread over prompts holds what differs between prompts too; it serves until a policy's samples give the other.
+
+    Raises: InputError as `fit_scale`; and for a single response.
+    """
+    if prompt_index.unique().numel() == prompt_index.numel():
+        return fit_scale(aggregate, torch.zeros_like(prompt_index))
+    return fit_scale(aggregate, prompt_index)
+
+
 def apply_scale(aggregate: Float[Tensor, "B"], scale: ScoreScale) -> Float[Tensor, "B"]:
     """(aggregate − shift) / scale."""
     return (aggregate - scale.shift) / scale.scale

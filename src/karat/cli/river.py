@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -205,7 +205,19 @@ def reward(
     with open_progress() as progress:
         done = reward_from(request, progress=progress)
     silent = [f"silent: {n} × {reason}" for reason, n in done["silent"].items()]
-    answer(as_json, done, [*aligned(contribution_table(done["contributions"])), *silent, f"reward: {out}"])
+    table = aligned(contribution_table(done["contributions"]))
+    answer(as_json, done, [*table, *silent, *finding_lines(done["findings"]), f"reward: {out}"])
+
+
+def finding_lines(findings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each finding that somebody must know of: all but those that only inform, and those that passed."""
+    lines = []
+    for one in findings:
+        if one["status"] not in ("info", "pass"):
+            estimate = one["estimate"] or {}
+            said = one["detail"] or estimate.get("method") or one["question"]
+            lines.append(f"{one['status']:<12} {one['name']}: {said}")
+    return lines
 
 
 def gain_line(gain: Any) -> str:

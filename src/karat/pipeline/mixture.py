@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from karat.belief import training_scale
 from karat.errors import ConfigError, InputError
 from karat.feedback.snapshot import Snapshot, read_snapshot, write_snapshot
 from karat.feedback.store import open_store
@@ -23,10 +25,10 @@ from karat.records import Finding, Response
 from karat.reward.contributions import contribution_rows
 from karat.reward.data import check_objectives, feedback_data, split_votes
 from karat.reward.dense import fit_dense, save_dense
+from karat.reward.fit import fit_reward, n_steps_done, n_steps_planned, optimised_scorer, save_fitted
 from karat.reward.objectives import ObjectivesConfig
-from karat.reward.score import reference_scale, save_reward, scorer_of
+from karat.reward.score import aggregate
 from karat.reward.settings import RewardConfig
-from karat.reward.train import planned_steps, train_reward
 from karat.reward.trunk import DecoderTrunk, EncoderTrunk, Trunk
 
 MARKS_APART = "reward.marks"
@@ -114,6 +116,9 @@ def said_findings(said: Said) -> list[Finding]:
 def reward_from(request: RewardRequest, *, progress: Progress) -> dict[str, Any]:
     """Train a reward on everything in a store or snapshot, save it, and say what each kind contributed.
 
+    With `reward.checkpoint_every` an interrupted call goes on where it was; of an ensemble, what each kind contributed and
+    the rewards of single tokens are its first model's.
+
     Returns: plain values: out, counts, metrics, contributions, findings, and which classes of marks have token rewards.
     Raises: InputError, StoreError, LedgerError or CheckpointError for what cannot be used.
     """
@@ -123,21 +128,27 @@ def reward_from(request: RewardRequest, *, progress: Progress) -> dict[str, Any]
     said = said_in(snapshot, request.reward, request.objectives)
     train, held, _ = split_votes(said.statements, holdout_frac=request.reward.holdout_frac)
     # 2. fit
-    trunk = open_trunk(request.model)
     texts = (snapshot.prompts, said.responses)
-    n_steps = planned_steps(train, *texts, config=request.reward, seed=request.seed)
+    n_steps = n_steps_planned(train, *texts, config=request.reward, seed=request.seed)
+    training = request.out.with_name(f".training-{request.out.name}")
     with progress.stage("reward model", n_steps, "steps") as bar:
-        fit = train_reward(
-            trunk, train, *texts, config=request.reward, seed=request.seed, validation=held or None, reporters=[bar]
-        )
+        if request.reward.checkpoint_every:
+            bar.reach(n_steps_done(request.reward, training))
+        fitted = fit_reward(
+            lambda: open_trunk(request.model), train, *texts, config=request.reward, seed=request.seed,
+            validation=held or None, directory=training, reporters=[bar],
+        )  # fmt: skip
+    fit = fitted.members[0]
     # 3. the optimiser's scale, on the training responses: there is no policy yet
-    scorer = scorer_of(fit, request.objectives)
-    scale = fit.scale
+    scorer = optimised_scorer(fitted, request.objectives)
+    scale = fitted.scorer.scale
     if request.objectives.combines:
         data = feedback_data(train, *texts)
-        scale = reference_scale(scorer, data.prompts, data.texts, "mean_score")
+        belief = scorer(data.prompts, data.texts)
+        scale = training_scale(aggregate(belief, "mean_score"), belief.prompt_index)
     metadata = {"stage": "reward", "snapshot_root": snapshot.root}
-    save_reward(fit, request.out, metadata=metadata, scale=scale, objectives=request.objectives)
+    save_fitted(fitted, request.out, metadata=metadata, scale=scale, objectives=request.objectives)
+    shutil.rmtree(training, ignore_errors=True)
     # 4. rewards of single tokens, on the trained trunk held fixed
     marked: list[str] = []
     if said.marks and isinstance(fit.model.trunk, DecoderTrunk):
@@ -146,13 +157,14 @@ def reward_from(request: RewardRequest, *, progress: Progress) -> dict[str, Any]
         marked = list(dense.names)
     return {
         "out": str(request.out),
+        "posterior": fitted.kind,
         "objectives": list(fit.model.objectives),
         "n_judgements": said.n_judgements,
         "silent": said.silent,
         "marked": marked,
-        "metrics": fit.metrics,
+        "metrics": fitted.metrics,
         "contributions": contribution_rows(fit.contributions),
-        "findings": [dataclasses.asdict(finding) for finding in [*fit.findings, *said_findings(said)]],
+        "findings": [dataclasses.asdict(finding) for finding in [*fitted.findings, *said_findings(said)]],
     }
 
 

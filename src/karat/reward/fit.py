@@ -32,6 +32,7 @@ from karat.reward.settings import RewardConfig
 from karat.reward.train import RewardFit, planned_steps, train_reward
 from karat.reward.trunk import Trunk
 from karat.seeding import child_seed
+from karat.statements import Statement
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +80,11 @@ def fit_reward(
         make_trunk: a trunk with the starting weights, at every call.    validation: held out, the same for all models.
         directory: for checkpoints; each model has its own folder in it.
         reporters: hear of every step; the steps of an ensemble's models are counted on from one to the next.
-    Raises: what `train_reward` raises; PosteriorError; ConfigError for an ensemble without held-out votes.
+    Raises: what `train_reward` raises; PosteriorError; ConfigError for an ensemble without held-out votes, and, before
+        training, for laplace with several objectives or without comparisons.
     """
+    if config.posterior == "laplace":
+        _check_laplace(votes)
     if config.posterior != "ensemble":
         fit = train_reward(
             make_trunk(), votes, prompts, responses, config=config, seed=seed, validation=validation,
@@ -105,6 +109,19 @@ def fit_reward(
         )  # fmt: skip
         members.append(fit)
     return _ensemble(tuple(members), prompts, responses)
+
+
+def _check_laplace(said: Sequence[Statement]) -> None:
+    """Refuse what a last layer cannot be fitted to, before anything is trained."""
+    objectives = sorted({one.objective for one in said})
+    if len(objectives) > 1:
+        raise ConfigError(
+            f"reward.posterior: found laplace for several objectives ({', '.join(objectives)}); expected heads or ensemble"
+        )
+    if not any(isinstance(one, Vote) for one in said):
+        raise ConfigError(
+            "reward.posterior: found laplace and no comparison; expected comparisons, or heads or ensemble"
+        )
 
 
 def member_seeds(config: RewardConfig, seed: int) -> list[int]:

@@ -21,9 +21,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from karat.belief import ScoreScale, fit_scale
+from karat.belief import ScoreScale, training_scale
 from karat.choice import RaterParams, VoteBatch
-from karat.errors import ConfigError
+from karat.errors import ConfigError, InputError
 from karat.feedback_columns import Channel, FeedbackParams
 from karat.identity import content_id
 from karat.lm.loop import LoopConfig, Reporter, TrainState, check_skipped, run_loop
@@ -61,10 +61,10 @@ __all__ = [
     "RewardConfig",
     "RewardFit",
     "feedback_loss",
+    "response_scale",
     "score_data",
     "score_encoded",
     "train_reward",
-    "training_scale",
 ]
 
 
@@ -135,6 +135,9 @@ def train_reward(
         if validation
         else None
     )
+
+    if len(data.texts) < 2:
+        raise InputError("reward: found one response in all; expected two or more, a reward tells responses apart")
 
     # 2. model, raters, optimiser
     run = _start(trunk, data, held, config, seed)
@@ -260,7 +263,7 @@ def _finish(run: TrainingRun, *, how: str, stopped: str | None) -> RewardFit:
         "n_skipped": float(run.state.n_skipped),
         "length_coef": float((model.length_coef.detach() / model.temperature).mean()),
     }
-    findings = [_split_finding(how, stopped, run)]
+    findings = [_split_finding(how, stopped, run), *_scale_finding(data.groups)]
     held_raw, temperature = run.held_scores, 1.0  # scores are unknown after a resume
     if held is not None:
         if held_raw is None:
@@ -292,7 +295,7 @@ def _finish(run: TrainingRun, *, how: str, stopped: str | None) -> RewardFit:
         raters=raters,
         params=params,
         vote_model=VoteModel(config.raters, tuple(cutpoints.tolist())),
-        scale=training_scale(logits[..., 0].mean(0), data.groups),
+        scale=response_scale(logits[..., 0].mean(0), data.groups),
         reference=logits.mean(1),
         contributions=tuple(found),
         metrics=metrics,
@@ -301,12 +304,26 @@ def _finish(run: TrainingRun, *, how: str, stopped: str | None) -> RewardFit:
     )
 
 
-def training_scale(mean_logits: Float[Tensor, " N"], groups: Sequence[Sequence[int]]) -> ScoreScale:
+def response_scale(mean_logits: Float[Tensor, " N"], groups: Sequence[Sequence[int]]) -> ScoreScale:
     """The optimiser's scale from the training responses: mean, and pooled within-prompt standard deviation."""
     index = torch.empty(len(mean_logits), dtype=torch.long)
     for number, members in enumerate(groups):
         index[list(members)] = number
-    return fit_scale(mean_logits, index)
+    return training_scale(mean_logits, index)
+
+
+def _scale_finding(groups: Sequence[Sequence[int]]) -> list[Finding]:
+    if any(len(members) > 1 for members in groups):
+        return []
+    return [
+        Finding(
+            "reward.scale",
+            "What is one unit of the optimiser's reward?",
+            "warn",
+            detail=f"the spread over {len(groups)} prompts, for none has two responses: differences between prompts are "
+            "in it, and what is better within a prompt was never compared",
+        )
+    ]
 
 
 def _split_finding(how: str, stopped: str | None, run: TrainingRun) -> Finding:

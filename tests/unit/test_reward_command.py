@@ -1,0 +1,117 @@
+"""`karat reward --store` trains what the configuration asks for, goes on after a break, and says what one must know."""
+
+import json
+
+import pytest
+
+from journeys_kinds import store_of_sandbox
+from karat.cli import main
+from karat.cli.river import finding_lines
+from karat.feedback.documents import add_questions
+from karat.feedback.store import open_store
+from karat.feedback.tasks import answer
+from karat.questions import plain_question
+from karat.records import Annotator, Response, Task, user_prompt
+from karat.reward import fit as fitting
+from karat.reward.score import CARD, load_scorer
+from karat.reward.steps import TrainingRun
+from tiny_models import tiny_checkpoint
+
+SMALL = {"reward.heads.n_heads": 2, "reward.batch_responses": 24, "reward.n_refits": 0, "reward.holdout_frac": 0.3,
+         "reward.laplace.n_draws": 8, "reward.ensemble.models": 2, "reward.laplace.tastes": "false"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    path = tmp_path_factory.mktemp("command")
+    store_of_sandbox(path / "karat.db", n_prompts=5).close()
+    tiny_checkpoint("qwen3", path / "model")
+    return path
+
+
+def run(place, out, *options, store="karat.db", **settings):
+    pairs = [part for key, value in (SMALL | settings).items() for part in ("--set", f"{key}={value}")]
+    return main(
+        ["reward", "--store", str(place / store), "--model", str(place / "model"), "--out", str(out), *pairs, *options]
+    )
+
+
+def test_a_last_layer_is_trained_where_it_is_asked_for(place, tmp_path, capsys):
+    only = {"reward.posterior": "laplace", "reward.kinds": "[comparison]", "objectives.names": "{}"}
+    assert run(place, tmp_path / "r", "--json", **only) == 0
+    assert json.loads(capsys.readouterr().out)["posterior"] == "laplace"
+    assert (tmp_path / "r" / "last_layer.safetensors").is_file()
+    assert len(load_scorer(tmp_path / "r").model.weight) == 8
+
+
+def test_an_ensemble_is_trained_where_it_is_asked_for(place, tmp_path, capsys):
+    assert run(place, tmp_path / "r", **{"reward.posterior": "ensemble", "reward.kinds": "[comparison,label]"}) == 0
+    assert len(load_scorer(tmp_path / "r").members) == 2
+    assert "reward.held_out" not in capsys.readouterr().out  # an info is not said without --json
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [("[rating]", "found laplace for several objectives (helpful, honest"), ("[ranking]", "laplace and no comparison")],
+)
+def test_what_no_last_layer_fits_is_refused_before_training(place, tmp_path, capsys, monkeypatch, kinds, expected):
+    monkeypatch.setattr(fitting, "train_reward", lambda *_, **__: pytest.fail("trained"))
+    assert run(place, tmp_path / "r", **{"reward.posterior": "laplace", "reward.kinds": kinds}) == 2
+    assert expected in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_interrupted_training_goes_on_and_leaves_no_checkpoints(place, tmp_path, monkeypatch):
+    often = {"reward.checkpoint_every": 1, "reward.kinds": "[comparison]"}
+    finish = fitting.scorer_of
+    monkeypatch.setattr(fitting, "scorer_of", lambda _: (_ for _ in ()).throw(KeyboardInterrupt()))
+    assert run(place, tmp_path / "r", **often) != 0
+    assert sorted((tmp_path / ".training-r").glob("step-*"))
+    monkeypatch.setattr(fitting, "scorer_of", finish)
+    monkeypatch.setattr(TrainingRun, "step", lambda *_: pytest.fail("a finished step was made again"))
+    assert run(place, tmp_path / "r", **often) == 0
+    assert (tmp_path / "r" / CARD).is_file()
+    assert not (tmp_path / ".training-r").exists()
+
+
+def one_rating_a_prompt(path, n_prompts):
+    with open_store(path) as store:
+        question = plain_question("rating")
+        add_questions(store, [question])
+        store.add_annotators([Annotator(f"r{i}", "simulated") for i in range(3)])
+        for i in range(n_prompts):
+            prompt = user_prompt(f"about {i}?")
+            response = Response(prompt.id, "good " * (i % 4 + 1), "policy", 0)
+            store.add_prompts([prompt])
+            store.add_responses([response])
+            for rater in range(3):
+                task = Task(prompt.id, (response.id,), "rating", batch=f"b{rater}", question=question.id)
+                store.add_tasks([task])
+                value = {"score": 20 * (i % 4) + 10 + rater, "low": 1, "high": 100}
+                store.submit(
+                    answer(
+                        task, value, annotator=f"r{rater}", shown_order=(0,), created_at="2026-03-04T05:06:07Z",
+                        submission=task.id, origin="simulated", shown={"question": question.id},
+                    )
+                )  # fmt: skip
+
+
+def test_ratings_of_one_response_a_prompt_train_a_reward_with_a_scale(place, tmp_path, capsys):
+    one_rating_a_prompt(place / "one.db", 8)
+    assert run(place, tmp_path / "r", store="one.db") == 0
+    assert load_scorer(tmp_path / "r").scale.scale > 0
+    assert "reward.scale: the spread over 8 prompts" in capsys.readouterr().out
+
+
+def test_a_single_response_is_refused_before_training(place, tmp_path, capsys):
+    one_rating_a_prompt(place / "single.db", 1)
+    assert run(place, tmp_path / "r", store="single.db", **{"reward.holdout_frac": 0}) == 2
+    assert "found one response in all" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_findings_that_need_a_reader_are_lines():
+    found = [
+        {"name": "a", "question": "A?", "status": "info", "detail": "x", "estimate": None},
+        {"name": "b", "question": "B?", "status": "warn", "detail": "end of range", "estimate": None},
+        {"name": "c", "question": "C?", "status": "not measured", "detail": "", "estimate": {"method": "no votes"}},
+    ]
+    assert finding_lines(found) == ["warn         b: end of range", "not measured c: no votes"]
