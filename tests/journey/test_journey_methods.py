@@ -51,6 +51,30 @@ def test_a_method_from_the_command_line_to_the_report(copied: Path, name: str):
     assert f"{name}: done before, kept" in again.err
 
 
+def test_figures_of_a_policy_that_was_trained_anew_are_left_out_until_it_is_measured(copied: Path):
+    config = write_config(SANDBOX)
+    before = json.loads((copied / "runs/tiny/summary.json").read_text(encoding="utf-8"))
+    assert "ppo" in before["policies"]
+    assert "left_out" not in before
+    anew = ("--set", "ppo.update.learning_rate=0.02")
+    done = karat("ppo", config, *anew)
+    assert done.code == 0, done.err
+    assert "note: evaluate: left out, stale: it read models/ppo as it was before ppo" in done.out
+    assert "PPO − SFT" not in done.out
+    summary = json.loads((copied / "runs/tiny/summary.json").read_text(encoding="utf-8"))
+    assert summary["policies"] == {}
+    assert summary["ppo_minus_sft"]["gold"]["value"] is None
+    card = json.loads((copied / "runs/tiny/card.json").read_text(encoding="utf-8"))
+    assert str(before["policies"]["ppo"]["gold"]["value"]) not in json.dumps(card)
+    assert "left out, stale" in (copied / "runs/tiny/report.html").read_text(encoding="utf-8")
+    measured = json.loads(karat("evaluate", config, *anew, "--json").out)
+    assert measured["policies"]["ppo"]["gold"] != before["policies"]["ppo"]["gold"]
+    assert "left_out" not in measured
+    # a policy of another method that nobody has measured is named, and the measured one keeps its row
+    other = karat("expert-iteration", write_config(SANDBOX, **SECTIONS), "--set", "ppo.update.learning_rate=0.02")
+    assert "note: expert_iteration: its policy has not been measured; the table is of sft, best_of_2, ppo" in other.out
+
+
 def test_best_of_n_from_the_command_line(copied: Path):
     write_rows(Path("p.jsonl"), [{"prompt": "who is it?"}, {"prompt": "what is it?"}])
     Path("taste.py").write_text("def short(prompts, texts):\n    return [-len(t.split()) for t in texts]\n")

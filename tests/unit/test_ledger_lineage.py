@@ -11,6 +11,7 @@ from karat.ledger.lineage import (
     affected,
     compare,
     stage_key,
+    stale_stages,
     trace,
     trace_lines,
     tree_hash,
@@ -101,6 +102,18 @@ def test_verify_links_stages_and_compares_with_what_was_found():
     stale = [*RUN[:3], stage("ppo", [SFT, replace(RM, hash="sha256:old")], [PPO])]
     (problem,) = verify_manifests(stale, found())
     assert (problem.path, problem.kind) == ("models/rm", "stale")
+
+
+def test_a_stage_is_stale_where_what_it_read_or_what_that_was_made_from_was_made_anew():
+    measured = stage("evaluate", [SFT, PPO], [ref("table")])
+    assert stale_stages([*RUN, measured]) == {}
+    anew = stage("ppo", [SFT, RM], [replace(PPO, hash="sha256:anew")])
+    assert stale_stages([*RUN[:3], anew, measured]) == {"evaluate": "it read models/ppo as it was before ppo"}
+    # the reward was fitted anew: the policy is of the old one, and so is what was measured on it
+    reward = stage("reward", [VOTES, SFT], [replace(RM, hash="sha256:anew")])
+    assert list(stale_stages([*RUN[:2], reward, RUN[3], measured])) == ["ppo", "evaluate"]
+    # another method beside it changes nothing
+    assert stale_stages([*RUN, stage("dpo", [SFT], [ref("dpo")]), measured]) == {}
 
 
 def test_a_file_list_that_does_not_give_its_hash_is_a_damaged_manifest():

@@ -193,6 +193,32 @@ def verify_manifests(manifests: Sequence[Manifest], found: Mapping[str, Artifact
     return list(dict.fromkeys(problems))
 
 
+def stale_stages(manifests: Sequence[Manifest]) -> dict[str, str]:
+    """Stages whose figures are of something that has been made anew since, and what that is, in words.
+
+    A stage is stale where an artefact that it read was rewritten by another one, or by a stage that is stale itself.
+
+    Args:
+        manifests: of one run.
+    Returns: reasons by stage, in the order of the manifests.
+    """
+    written = {reference.path: (manifest.stage, reference) for manifest in manifests for reference in manifest.outputs}
+    found: dict[str, str] = {}
+    grown = True
+    while grown:
+        grown = False
+        for manifest in manifests:
+            if manifest.stage in found:
+                continue
+            for reference in manifest.inputs:
+                owner, latest = written.get(reference.path, (manifest.stage, reference))
+                if latest.hash != reference.hash or (owner in found and owner != manifest.stage):
+                    found[manifest.stage] = f"it read {reference.path} as it was before {found.get(owner) or owner}"
+                    grown = True
+                    break
+    return {manifest.stage: found[manifest.stage] for manifest in manifests if manifest.stage in found}
+
+
 def compare(recorded: ArtifactRef, found: ArtifactRef | None, stage: str) -> list[Problem]:
     """The problems of one artefact, each file of a directory named on its own."""
     if found is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +13,10 @@ from karat.errors import LedgerError
 from karat.evaluate.table import names_in_order
 from karat.ledger.manifest import Manifest, read_manifests
 from karat.pipeline.arena_rows import people_stage, shown_arenas, with_people
+from karat.pipeline.current import current, unmeasured
 from karat.pipeline.data import read_rows
 from karat.pipeline.stages import findings_of
+from karat.pipeline.titles import ALGORITHMS, TITLES
 from karat.records import Estimate, Finding
 from karat.report.card import CardInput, Fact, audit_card, summary, write_summary
 from karat.report.figures import AtlasCell, Bin, Panel, Role, Series
@@ -29,23 +32,6 @@ from karat.report.page import (
 from karat.reward.gate import OWN, gate_checks
 
 REPORT = "report.html"
-TITLES = {
-    "ppo": "PPO", "rloo": "RLOO", "grpo": "GRPO", "reinforce_pp": "REINFORCE++", "online_dpo": "Online DPO",
-    "expert_iteration": "Expert iteration", "dpo": "DPO", "ipo": "IPO", "kto": "KTO", "ilql": "ILQL",
-}  # fmt: skip
-ALGORITHMS = {
-    "ppo": "PPO with a KL penalty to the SFT policy",
-    "rloo": "RLOO with a KL penalty to the SFT policy",
-    "grpo": "GRPO with a KL penalty to the SFT policy",
-    "reinforce_pp": "REINFORCE++ with a KL penalty to the SFT policy",
-    "online_dpo": "DPO on pairs of the policy's own responses, compared by the reward model",
-    "expert_iteration": "imitation of the best of n of the policy's own responses by the reward model",
-    "dpo": "DPO on the votes, without a reward model",
-    "ipo": "IPO on the votes, without a reward model",
-    "kto": "KTO on the votes read as labels, without a reward model",
-    "ilql": "implicit Q-learning on the SFT policy's responses, scored by the reward model; decoding guided by values",
-}
-"""What the audit card says of each method."""
 
 
 def write_report(directory: Path) -> dict[str, Any]:
@@ -53,12 +39,16 @@ def write_report(directory: Path) -> dict[str, Any]:
 
     Raises: LedgerError when the directory holds no run.
     """
-    manifests = read_manifests(directory)
+    recorded_stages = read_manifests(directory)
+    manifests, left_out = current(recorded_stages)
     settings = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     # What a policy was trained under stays true of it, whatever configuration the directory was last opened with.
-    recorded = [note for manifest in manifests for note in manifest.metrics.get("unsafe", ())]
+    recorded = [note for manifest in recorded_stages for note in manifest.metrics.get("unsafe", ())]
     unsafe = list(dict.fromkeys([*recorded, *settings["unsafe"]]))
     content = report_input(directory, settings["title"], unsafe, manifests)
+    by_stage = {manifest.stage: manifest for manifest in manifests}
+    left_out += unmeasured(optimised(by_stage), by_stage, content.policies)
+    content = replace(content, left_out=tuple(left_out))
     write_page(directory / REPORT, content)
     card = CardInput(
         directory.name,
@@ -81,6 +71,7 @@ def write_report(directory: Path) -> dict[str, Any]:
             "run": directory.name,
             "seed": settings["seed"],
             "verdict": content.verdict,
+            **({"left_out": left_out} if left_out else {}),
             **({"arenas": [plain(one) for one in content.arenas]} if content.arenas else {}),
             **_extra(directory, manifests),
         },

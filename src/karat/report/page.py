@@ -207,6 +207,8 @@ class ReportInput:
     """Responses word by word."""
     notes: tuple[str, ...] = ()
     """Remarks shown at the end."""
+    left_out: tuple[str, ...] = ()
+    """What is not shown because it was measured on something else, shown at the top."""
 
 
 def render_page(content: ReportInput) -> str:

@@ -21,6 +21,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     lines = [f"UNSAFE: {note}" for note in summary.get("unsafe", ())]
     if summary.get("policies"):
         lines += [*policy_table(summary["policies"]), ""]
+    lines += [f"note: {one}" for one in summary.get("left_out", ())]
     if summary.get("verdict"):
         lines.append(summary["verdict"])
     key = next((name for name in summary if name.endswith("_minus_sft")), "")

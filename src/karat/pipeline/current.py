@@ -1,0 +1,40 @@
+"""Which stages of a run speak of what lies on the disk now: figures of a policy that was made anew are not shown.
+
+Pure: knows manifests; reads nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from karat.ledger.lineage import stale_stages
+from karat.ledger.manifest import Manifest
+
+
+def current(manifests: Sequence[Manifest]) -> tuple[list[Manifest], list[str]]:
+    """The stages whose inputs are as they read them, and a line for each of the others, which a report leaves out."""
+    stale = stale_stages(manifests)
+    kept = [manifest for manifest in manifests if manifest.stage not in stale]
+    return kept, [f"{stage}: left out, stale: {why}; {again(stage)}" for stage, why in stale.items()]
+
+
+def again(stage: str) -> str:
+    """What makes a stage anew, in words."""
+    if stage.startswith("arena-"):
+        return "an arena of the new policy needs new votes"
+    if stage == "inside":
+        return "run `karat audit RUN --look-inside`"
+    if stage.rpartition("-")[2].isdigit():
+        return "run `karat run CONFIG`"
+    return f"run `karat {stage.replace('_', '-')} CONFIG`, or `karat run CONFIG`"
+
+
+def unmeasured(name: str, stages: Collection[str], measured: Collection[str]) -> list[str]:
+    """A line where a policy was optimised and the evaluation is of others.
+
+    Args:
+        name: of the method that finished last.    stages: that are done.    measured: policies of the evaluation.
+    """
+    if name not in stages or not measured or name in measured:
+        return []
+    return [f"{name}: its policy has not been measured; the table is of {', '.join(measured)}; {again('evaluate')}"]
