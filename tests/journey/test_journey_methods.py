@@ -75,6 +75,36 @@ def test_figures_of_a_policy_that_was_trained_anew_are_left_out_until_it_is_meas
     assert "note: expert_iteration: its policy has not been measured; the table is of sft, best_of_2, ppo" in other.out
 
 
+def test_an_optimiser_goes_on_only_under_what_paid_it_and_stays_close_to_demonstrations(copied: Path):
+    Path("payments.py").write_text(
+        "asked = []\n"
+        "def first(prompts, texts):\n"
+        "    asked.append(len(texts))\n"
+        "    assert asked.count(16) < 2, 'enough'\n"
+        "    return [float(len(text)) for text in texts]\n"
+        "def second(prompts, texts):\n"
+        "    return [-float(len(text)) for text in texts]\n"
+    )
+    config = write_config(SANDBOX, **SECTIONS)
+    ptx = ("--set", "group.update.ptx_coef=0.2", "--set", "watch.odd_quantile=null")
+    stopped = karat("rloo", config, *ptx, "--set", "score=payments:first")
+    assert "raised AssertionError: enough" in stopped.complaint
+    other = karat("rloo", config, *ptx, "--set", "score=payments:second")
+    assert "(paid by.score: payments:first there, payments:second here)" in other.complaint
+    shutil.rmtree(copied / "runs/tiny/checkpoints/rloo")
+    done = karat("rloo", config, *ptx, "--set", "score=payments:second")
+    assert done.code == 0, done.err
+    rows = [json.loads(line) for line in (copied / "runs/tiny/metrics/rloo.jsonl").read_text().splitlines()]
+    assert all(row["policy/data_nll"] > 0 for row in rows if row["step"])
+    manifest = json.loads((copied / "runs/tiny/manifests/rloo.json").read_text(encoding="utf-8"))
+    assert "demonstrations" in [one["name"] for one in manifest["inputs"]]
+    # an edited function of the same name is other work
+    Path("payments.py").write_text(Path("payments.py").read_text() + "# edited\n")
+    assert "rloo: done before, kept" not in karat("rloo", config, *ptx, "--set", "score=payments:second").err
+    refused = karat("expert-iteration", config, "--set", "expert.update.ptx_coef=5")
+    assert "expert.update.ptx_coef: found 5" in refused.complaint
+
+
 def test_best_of_n_from_the_command_line(copied: Path):
     write_rows(Path("p.jsonl"), [{"prompt": "who is it?"}, {"prompt": "what is it?"}])
     Path("taste.py").write_text("def short(prompts, texts):\n    return [-len(t.split()) for t in texts]\n")

@@ -312,6 +312,21 @@ def test_a_checkpoint_of_another_configuration_names_the_keys_that_differ(tmp_pa
         run("rloo", toy_lm(), Rows(), tmp_path, config=config, seed=6)
 
 
+@pytest.mark.parametrize("name", ["ppo", "rloo", "online_dpo", "expert"])
+def test_a_checkpoint_that_something_else_paid_for_is_refused_by_name(tmp_path, name: str):
+    ppo = PPOConfig(
+        rollout=ROLLOUT, reward=REWARD, update=UpdateSettings(n_epochs=1, n_minibatches=2, token_budget=200)
+    )
+    recipe, config = (train_ppo, ppo) if name == "ppo" else METHODS[name]
+    config = replace(config, n_iterations=1, checkpoint_every=1)
+    paid = Beside(paid_by={"aggregator": "mean_score", "reward model": "tree:1"})
+    recipe(toy_lm(), PROMPTS, share_of_w3, config, seed=5, directory=tmp_path, beside=paid)
+    recipe(toy_lm(), PROMPTS, share_of_w3, config, seed=5, directory=tmp_path, beside=paid)  # goes on
+    other = Beside(paid_by={"aggregator": "mean_score", "reward model": "tree:2"})
+    with pytest.raises(LedgerError, match=r"\(paid by\.reward model: tree:1 there, tree:2 here\)"):
+        recipe(toy_lm(), PROMPTS, share_of_w3, config, seed=5, directory=tmp_path, beside=other)
+
+
 def test_a_score_function_that_fails_is_one_line():
     def broken(prompts, texts):  # noqa: ARG001
         raise ValueError("no\nidea")

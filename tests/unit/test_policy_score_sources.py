@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from karat.errors import ConfigError, InputError
-from karat.policy.score_sources import BATCH, HttpScore, WeightedScore, named_score
+from karat.policy.score_sources import BATCH, HttpScore, WeightedScore, named_score, source_hash
 from karat.records import user_prompt
 
 PROMPT = user_prompt("how long?")
@@ -113,6 +113,18 @@ def test_a_python_function_by_name(tmp_path, monkeypatch):
     ):
         with pytest.raises(ConfigError, match=said):
             named_score(name)
+
+
+def test_an_edited_score_function_is_told_from_what_it_was(tmp_path, monkeypatch):
+    file = tmp_path / "my_edited.py"
+    file.write_text("def words(prompts, texts):\n    return [1.0 for _ in texts]\n")
+    monkeypatch.chdir(tmp_path)
+    before = source_hash("my_edited:words")
+    assert before
+    assert source_hash("my_edited:words") == before
+    file.write_text("def words(prompts, texts):\n    return [2.0 for _ in texts]\n")
+    assert source_hash("my_edited:words") != before
+    assert source_hash("https://example.org/score") == ""
 
 
 def test_a_weighted_sum_of_scores_and_bad_settings():

@@ -8,12 +8,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from karat.belief import to_reference
+from karat.config import plain
 from karat.errors import ConfigError, InputError
+from karat.ledger.artifacts import ArtifactRef
 from karat.pipeline.beside_settings import ConstraintConfig, DenseSettings
+from karat.pipeline.settings import RunConfig
 from karat.policy.beside import Beside
-from karat.policy.score_sources import asked_once, named_score
+from karat.policy.score_sources import asked_once, named_score, source_hash
 from karat.policy.scores import score_responses
 from karat.records import Finding, Prompt, Response, ScoreFn
 from karat.reward.dense import DENSE, dense_score_fn, fit_dense, load_dense, save_dense
@@ -41,6 +45,24 @@ def beside_the_score(
     heads = load_dense(reward, _decoder(own.model.trunk))
     _check_marked(dense, heads.names)
     return Beside(cost_fn=cost, dense_fn=dense_score_fn(heads, dense.weights))
+
+
+def paid_by(config: RunConfig, reward: ArtifactRef) -> dict[str, Any]:
+    """What decides what the policy is paid, by name: an interrupted optimiser never goes on under another reward.
+
+    Args:
+        reward: the reward model that the run has.
+    """
+    found = {"reward model": reward.hash, "aggregator": config.aggregator, "score": config.score or "the reward model"}
+    if config.score:
+        found["source of score"] = source_hash(config.score)
+    if config.dense.weights:
+        found["dense.weights"] = plain(config.dense.weights)
+    if config.constraint is not None:
+        found["constraint"] = plain(config.constraint)
+        if config.constraint.cost:
+            found["source of constraint.cost"] = source_hash(config.constraint.cost)
+    return found
 
 
 def cost_fn(scorer: Scorer, constraint: ConstraintConfig) -> ScoreFn:

@@ -72,6 +72,14 @@ def write_demonstrations(path: Path, demonstrations: Sequence[Demonstration]) ->
     write_rows(path, ({**prompt_row(d.prompt), "text": d.text, "source": d.source} for d in demonstrations))
 
 
+def practised(demonstrations: Sequence[Demonstration]) -> tuple[list[Demonstration], list[Demonstration]]:
+    """The demonstrations that a policy may learn from, and those kept out to measure it: one in 20, and no prompt in both."""
+    n_kept_out = max(1, len(demonstrations) // 20)
+    held_out, train = demonstrations[:n_kept_out], demonstrations[n_kept_out:]
+    seen = {one.prompt.id for one in train}
+    return list(train), [one for one in held_out if one.prompt.id not in seen]
+
+
 def read_demonstrations(path: Path) -> list[Demonstration]:
     """Demonstrations in the order in which they were written."""
     return [Demonstration(prompt_of(row), row["text"], row["source"]) for row in read_rows(path)]

@@ -14,7 +14,6 @@ from karat.errors import InputError
 from karat.feedback.snapshot import Snapshot
 from karat.lm.load import LoadedLM
 from karat.lm.loop import Reporter
-from karat.pipeline.beside_settings import METHODS
 from karat.pipeline.data import Texts
 from karat.pipeline.settings import RunConfig
 from karat.policy.beside import Beside
@@ -106,8 +105,8 @@ def run_method(config: RunConfig, lm: LoadedLM, material: Material, around: Arou
         return Trained(lm, ppo.n_iterations, ppo.stop_reason, ppo.best_step, ppo.best_path, ppo.n_skipped)
     else:
         recipe = ONLINE[name]
-        options |= {"beside": material.beside} if name in METHODS else {}
-        found = recipe(lm, material.prompts, material.score, settings, **options)
+        # a method that neither keeps a bound nor pays inside responses is told what pays it all the same
+        found = recipe(lm, material.prompts, material.score, settings, beside=material.beside, **options)
     return Trained(lm, found.n_steps, found.stop_reason, found.best_step, found.best_path, found.n_skipped)
 
 

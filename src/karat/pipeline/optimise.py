@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from karat.belief import AGGREGATORS, Belief, disagreement, lower_bound
+from karat.errors import ConfigError
 from karat.evaluate.measure import draw, sequence_kl, texts_of
 from karat.feedback.snapshot import read_snapshot
 from karat.ledger.artifacts import ArtifactRef
@@ -19,8 +21,8 @@ from karat.lm import parallel
 from karat.lm.adapters import merged
 from karat.lm.load import LoadedLM, load_lm, save_lm
 from karat.overopt import distinct_frac
-from karat.pipeline.beside import beside_the_score
-from karat.pipeline.data import read_prompts, read_texts, write_rows
+from karat.pipeline.beside import beside_the_score, paid_by
+from karat.pipeline.data import practised, read_demonstrations, read_prompts, read_texts, write_rows
 from karat.pipeline.methods import Around, Material, Trained, n_steps, run_method
 from karat.pipeline.models import load_for_training
 from karat.pipeline.panel import Panel
@@ -30,7 +32,7 @@ from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Gold, Source
 from karat.pipeline.stages import Output, Run, StageResult, Workplace, training_reporters
 from karat.policy.odd_rewards import OddRewards, usual_range
-from karat.policy.score_sources import asked_once, named_score
+from karat.policy.score_sources import asked_once, named_score, source_hash
 from karat.policy.watcher import Watcher, WatchRules
 from karat.records import Finding, Prompt
 from karat.reward.novelty import load_novelty, text_features
@@ -52,7 +54,7 @@ def train(
     """Optimise the fine-tuned policy, and keep the policy that the settings say.
 
     Args:
-        given: artefacts by name: sft, reward, samples, snapshot.
+        given: artefacts by name: sft, reward, prompts, samples, snapshot, demonstrations.
     """
     name = config.algorithm
     sft = run.directory / given["sft"].path
@@ -72,6 +74,10 @@ def train(
         low, high = usual_range(list(score(asked, texts)), config.watch.odd_quantile)
         score = OddRewards(score, low, high, place.directory / ODD)
     beside = beside_the_score(scorer, run.directory / given["reward"].path, config.dense, config.constraint)
+    beside = replace(beside, paid_by=paid_by(config, given["reward"]))
+    if config.ptx_coef:
+        known, _ = practised(read_demonstrations(run.directory / given["demonstrations"].path))
+        beside = replace(beside, demonstrations=known)
     snapshot = read_snapshot(run.directory / given["snapshot"].path)
     material = Material(splits["policy"], score, snapshot, samples, beside)
     seed = child_seed(run.seed, "look")
@@ -119,11 +125,33 @@ def keep(
     return StageResult(outputs, metrics, [leash_finding(config)], notes)
 
 
+def reads(config: RunConfig, given: Mapping[str, ArtifactRef]) -> tuple[ArtifactRef, ...]:
+    """What the optimiser's stage reads: the votes only where it draws no responses, demonstrations only for ptx."""
+    names = ["sft", "reward", "prompts", "samples"]
+    names += ["snapshot"] * (config.rollout is None) + ["demonstrations"] * bool(config.ptx_coef)
+    return tuple(given[name] for name in names)
+
+
+def check_demonstrations(config: RunConfig, path: Path) -> None:
+    """Raise ConfigError where ptx has nothing to stay close to.
+
+    Args:
+        path: of the run's demonstrations.
+    """
+    if config.ptx_coef and not practised(read_demonstrations(path))[0]:
+        raise ConfigError(
+            f"update.ptx_coef: found {config.ptx_coef:g} in a run without demonstrations to train on; expected some "
+            "(prompts with a `response`), or 0"
+        )
+
+
 def further_settings(config: RunConfig) -> list[Any]:
     """What else the policy depends on, where it is set: what pays it, and what charges it."""
-    settings: list[Any] = [config.score] if config.score else []
+    settings: list[Any] = [config.score, source_hash(config.score)] if config.score else []
     settings += [config.dense] if config.dense.weights else []
-    return settings + ([config.constraint] if config.constraint is not None else [])
+    settings += [config.constraint] if config.constraint is not None else []
+    cost = config.constraint.cost if config.constraint is not None else ""
+    return settings + ([source_hash(cost)] if cost else [])
 
 
 def leash_finding(config: RunConfig) -> Finding:

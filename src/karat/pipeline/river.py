@@ -26,7 +26,15 @@ from karat.lm.adapters import merged
 from karat.lm.load import load_lm, save_lm
 from karat.pipeline import evaluation, optimise, rewarding, rounds
 from karat.pipeline.choosing import comparisons
-from karat.pipeline.data import Texts, check_raters, one_rater, read_demonstrations, read_prompts, write_texts
+from karat.pipeline.data import (
+    Texts,
+    check_raters,
+    one_rater,
+    practised,
+    read_demonstrations,
+    read_prompts,
+    write_texts,
+)
 from karat.pipeline.models import load_for_training
 from karat.pipeline.people import add_for_later, as_a_page_asks
 from karat.pipeline.settings import CollectSettings, RunConfig
@@ -62,6 +70,7 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     files = tuple(ref_of(run.directory, path.resolve(), name=path.name) for path in source.given if path.is_file())
     done["source"] = run.stage("source", inputs=files, config=source.settings, work=source.write)
     prompts, demonstrations = output(done["source"], "prompts"), output(done["source"], "demonstrations")
+    optimise.check_demonstrations(config, run.directory / demonstrations.path)
     # 2. the model to start from
     *_, base = source.base(run, done["source"])
     # 3. supervised fine-tuning
@@ -100,13 +109,12 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
         return done
     # 6. the policy, watched
     name = config.algorithm
-    made = {"sft": sft, "reward": reward, "samples": samples, "snapshot": snapshot}
+    made = {"sft": sft, "reward": reward, "prompts": prompts, "samples": samples, "snapshot": snapshot}
+    made["demonstrations"] = demonstrations
     work = partial(optimise.train, run, config, made, source)
     settings = [config.method, config.lora, config.watch, config.aggregator, config.allow_ungated_reward]
     settings += optimise.further_settings(config)
-    offline = (snapshot,) if config.rollout is None else ()
-    inputs = (sft, reward, prompts, samples, *offline)
-    done[name] = run.stage(name, inputs=inputs, config=settings, work=work, together=True)
+    done[name] = run.stage(name, inputs=optimise.reads(config, made), config=settings, work=work, together=True)
     if until == name:
         return done
     policies = {"sft": sft, name: output(done[name], "model")}
@@ -152,10 +160,7 @@ def fine_tune(run: Run, base: ArtifactRef, config: RunConfig, place: Workplace) 
             {"n_demonstrations": 0},
             notes=["without demonstrations the supervised policy is the checkpoint itself"],
         )
-    n_kept_out = max(1, len(demonstrations) // 20)
-    held_out, train = demonstrations[:n_kept_out], demonstrations[n_kept_out:]
-    seen = {d.prompt.id for d in train}
-    held_out = [d for d in held_out if d.prompt.id not in seen]
+    train, held_out = practised(demonstrations)
     lm = load_for_training(run.directory / base.path, config.lora, seed=child_seed(run.seed, "sft", "lora"))
     with training_reporters(place, "sft", config.sft.n_steps(len(train))) as reporters:
         result = train_sft(

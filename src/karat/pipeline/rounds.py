@@ -87,11 +87,10 @@ def run_rounds(
         # 3. the policy, from its reference
         settings = [config.method, config.lora, config.watch, config.aggregator, config.allow_ungated_reward]
         settings += optimise.further_settings(config)
-        given = {"sft": sft, "reward": rewards[-1], "samples": samples, "snapshot": replay}
-        offline = (replay,) if config.rollout is None else ()
+        given = {"sft": sft, "reward": rewards[-1], "prompts": prompts, "samples": samples, "snapshot": replay}
+        given["demonstrations"] = output(first["source"], "demonstrations")
         work = partial(optimise.train, run, config, given, source)
-        inputs = (sft, rewards[-1], prompts, samples, *offline)
-        moved = stage(name, inputs=inputs, config=settings, work=work, together=True)
+        moved = stage(name, inputs=optimise.reads(config, given), config=settings, work=work, together=True)
         policies.append(output(moved, "model"))
         made |= {one.stage: one for one in (done, fitted, moved)}
     named = {f"{name}_round_{number}": policy for number, policy in enumerate(policies[:-1], 1)}

@@ -340,6 +340,11 @@ class RunConfig:
         return reward.kl_coef if reward is not None else float(getattr(self.method, "beta", 0.0))
 
     @property
+    def ptx_coef(self) -> float:
+        """Weight of the demonstrations' likelihood in the policy's loss; 0 = none."""
+        return float(getattr(getattr(self.method, "update", None), "ptx_coef", 0.0))
+
+    @property
     def n_people(self) -> int:
         """Answers to each question that people give."""
         return self.collect.overlap if self.people is not None else self.collect.people

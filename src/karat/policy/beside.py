@@ -10,8 +10,8 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -63,11 +63,15 @@ class Beside:
     """Rewards inside responses; their sum is added to the score, and each is paid where it was earned."""
     demonstrations: Sequence[Demonstration] = ()
     """Data whose likelihood `ptx_coef` weighs."""
+    paid_by: Mapping[str, Any] = field(default_factory=dict)
+    """What decides scores, costs and rewards inside responses, as plain values by name: names and hashes of functions and
+    models, weights. A checkpoint of an optimiser that was paid by something else is refused; {} = nobody knows."""
 
     @property
     def inputs(self) -> dict[str, Any]:
         """What a checkpoint must agree with, as plain values by name."""
         return {
+            **({"paid by": dict(self.paid_by)} if self.paid_by else {}),
             "demonstrations": [[one.prompt.id, one.text] for one in self.demonstrations],
             "cost function": self.cost_fn is not None,
             "dense rewards": self.dense_fn is not None,

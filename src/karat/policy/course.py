@@ -142,7 +142,7 @@ def identity_of(config: Any, seed: int, inputs: Mapping[str, Any], *modules: nn.
     """What a checkpoint must agree with: settings, seed, inputs and the weights at the start.
 
     Args:
-        inputs: further plain values by name; long ones are replaced by their hash.
+        inputs: further plain values by name; all but mappings are replaced by their hash, of mappings every key is kept.
         modules: whose weights count; None is passed over.
     """
     digest = hashlib.sha256()
@@ -152,7 +152,9 @@ def identity_of(config: Any, seed: int, inputs: Mapping[str, Any], *modules: nn.
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     settings = plain(config)
     del settings["checkpoint_every"]  # how often to write does not change what is computed
-    hashed = {name: content_id(name, value) for name, value in inputs.items()}
+    hashed = {
+        name: dict(value) if isinstance(value, Mapping) else content_id(name, value) for name, value in inputs.items()
+    }
     return {"settings": settings, "seed": seed, **hashed, "starting weights": digest.hexdigest()}
 
 

@@ -18,6 +18,7 @@ from karat.lm.loop import Reporter, TrainState, linear_warmup_decay
 from karat.lm.losses import token_nll
 from karat.lm.trees import Tree
 from karat.policy.actor import Policy, build_policy
+from karat.policy.beside import Beside
 from karat.policy.course import (
     Around,
     Evaluate,
@@ -60,12 +61,13 @@ def train_expert(
     reporters: Sequence[Reporter] = (),
     watcher: Watcher | None = None,
     evaluate: Evaluate | None = None,
+    beside: Beside | None = None,
 ) -> PolicyResult:
     """Train a policy to write what it would have chosen as best of n.
 
         π ← argmax_π E_{y ~ best of n of the policy before}[log π(y|x)]
 
-    Arguments and errors are those of `ppo.train_ppo`. Where the imitation is exact, k rounds of best of n are best of
+    Arguments and errors are those of `ppo.train_ppo`; of `beside`, only `paid_by` is used. Where the imitation is exact, k rounds of best of n are best of
     n^k of the reference (`overopt.best_of_n_kl` has its KL).
 
     Source: Anthony et al. 2017, arXiv:1705.08439; Dong et al. 2023, arXiv:2304.06767 (RAFT).
@@ -73,7 +75,8 @@ def train_expert(
     # 1. the networks and their optimiser
     if not prompts:
         raise InputError("expert iteration: found no prompts; expected at least one")
-    identity = identity_of(config, seed, {"prompts": prompt_ids(prompts)}, lm.model)
+    inputs = {"prompts": prompt_ids(prompts)} | (beside or Beside()).inputs
+    identity = identity_of(config, seed, inputs, lm.model)
     policy = build_policy(lm)
     update = config.update
     state = policy_state(lm, learning_rate=update.learning_rate, adam_eps=update.adam_eps, controllers={})

@@ -227,6 +227,11 @@ class ExpertConfig:
         check_online("expert", self.n_iterations, self.evaluate_every, self.checkpoint_every, self.rollout, self.update)
         if self.rollout.n_samples < 2:
             raise ConfigError(f"expert.rollout.n_samples: found {self.rollout.n_samples}; expected ≥ 2 to choose from")
+        if self.update.ptx_coef:
+            raise ConfigError(
+                f"expert.update.ptx_coef: found {self.update.ptx_coef}; expected 0: expert iteration imitates its own best "
+                "responses and no demonstrations"
+            )
 
     @property
     def steps_per_iteration(self) -> int:

@@ -5,6 +5,7 @@ Knows how to reach a function; knows nothing about what it judges.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import sys
 import time
@@ -16,6 +17,7 @@ from typing import Any
 import httpx
 
 from karat.errors import ConfigError, InputError
+from karat.identity import content_id
 from karat.lm import parallel
 from karat.policy.scores import score_responses
 from karat.records import Prompt, ScoreFn
@@ -39,6 +41,22 @@ def asked_once(score: ScoreFn) -> ScoreFn:
         return parallel.from_main(lambda: score_responses(score, prompts, responses))
 
     return ask
+
+
+def source_hash(name: str) -> str:
+    """Hash of the file that holds a named function, by which an edited one is told from what it was; "" = unknown.
+
+    What the file imports is not looked at, and what is behind an http address cannot be.
+
+    Raises: ConfigError as `named_score` has it.
+    """
+    if name.startswith(("http://", "https://")):
+        return ""
+    function = python_score(name)
+    modules = {name.partition(":")[0], getattr(function, "__module__", None)}
+    files = {getattr(sys.modules.get(module or ""), "__file__", None) for module in modules}
+    known = sorted(file for file in files if file and Path(file).is_file())
+    return content_id("score", [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in known]) if known else ""
 
 
 def python_score(name: str) -> ScoreFn:
