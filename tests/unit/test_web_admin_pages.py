@@ -36,7 +36,7 @@ from karat.records import Annotator, Estimate, Task
 PAGES = (
     "/admin", "/admin/raters", "/admin/queue", "/admin/quality", "/admin/plan", "/admin/experiments", "/admin/accounts", "/admin/documents",
     "/admin/documents/guideline", "/admin/settings", "/admin/record", "/admin/log", "/arena", "/review", "/audit",
-    "/audit/slices", "/audit/record",
+    "/audit/slices", "/audit/record", "/admin/qualification",
 )  # fmt: skip
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
 

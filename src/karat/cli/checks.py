@@ -129,3 +129,53 @@ def retire(
         wanted = [one.task.id for one in gold_items(store) if one.version == version] + list(tasks or ())
         n = take_out(store, wanted, now=time.time())
     answer(as_json, {"n_retired": n}, [f"{n:,} gold items are out of use"])
+
+
+@checks.command("failed", epilog="Example: karat checks failed karat.db --json")
+def failed(run_or_store: StoreOrRun, as_json: AsJson = False) -> None:
+    """Raters whom a failed qualification keeps from work, those who ask for a review first."""
+    from karat.feedback.store import open_store
+    from karat.feedback.work.qualifying import failed_tests
+
+    with open_store(store_address(run_or_store)) as store:
+        found = failed_tests(store)
+    rows = [
+        {
+            "annotator": one.annotator, "version": one.version, "asks": one.asks, "waits": one.waits,
+            "attempts_failed": one.standing.attempts_failed, "attempts_left": one.standing.attempts_left,
+            "events": [[event.action, event.reason] for event in one.standing.events],
+        }
+        for one in found
+    ]  # fmt: skip
+    lines = [
+        f"{one.annotator}  {one.standing.attempts_failed} failed, "
+        + ("asks for a review" if one.asks else f"{one.standing.attempts_left} left" if not one.waits else "waits")
+        for one in found
+    ]
+    answer(as_json, {"failed": rows}, lines or ["the qualification in force keeps nobody from work"])
+
+
+@checks.command("decide", epilog="Example: karat checks decide karat.db r7 --reason 'item 3 was wrong' --admit")
+def decide(
+    run_or_store: StoreOrRun,
+    annotator: Annotated[str, typer.Argument(help="The rater's pseudonym.")],
+    reason: Annotated[str, typer.Option(help="What the rater reads.")],
+    admit: Annotated[bool, typer.Option("--admit", help="Let the rater work without another attempt.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Let the result stand.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Decide on a failed qualification: another attempt, or --admit, or --keep. The rater reads the reason."""
+    from karat.feedback.people.accounts import log
+    from karat.feedback.people.roles import COMMAND_LINE
+    from karat.feedback.people.standing import ADMITTED, KEPT, RETRY
+    from karat.feedback.store import open_store
+    from karat.feedback.work import qualifying
+
+    if admit and keep:
+        raise ConfigError("checks decide: found --admit and --keep; expected one of them, or neither: another attempt")
+    decision = ADMITTED if admit else KEPT if keep else RETRY
+    with open_store(store_address(run_or_store)) as store:
+        now = time.time()
+        qualifying.decide(store, annotator, decision, reason=reason, by=COMMAND_LINE, now=now)
+        log(store, COMMAND_LINE, f"qualification: {decision}", annotator, reason, now=now)
+    answer(as_json, {"annotator": annotator, "decision": decision}, [f"{annotator}: {decision}"])

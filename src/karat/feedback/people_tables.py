@@ -165,7 +165,8 @@ standing = Table(
     Column("at", Float, nullable=False),
     Index("standing_by_annotator", "annotator", "seq"),
 )
-"""Quarantine as events: quarantined, answered (by the rater), released, qualified, failed (a qualification)."""
+"""Standing as events: quarantined, answered (by the rater), released; of a qualification: qualified, failed, asks for review
+(by the rater), another attempt, admitted, result stands."""
 
 flags = Table(
     "flags",

@@ -2,6 +2,8 @@
 
 Nobody is quarantined by a program: detectors leave flags, a person reads them, decides and says why; the rater reads
 it and can answer; a release undoes it. What was judged stays, and views leave it out as long as the quarantine lasts.
+A qualification that was failed is not the last word either: the rater can ask for a review, and a person gives her
+another attempt, admits her, or lets the result stand and says why (`work.qualifying`).
 Knows events and flags; knows nothing about how a flag came to be.
 """
 
@@ -24,6 +26,8 @@ from karat.feedback.store import Store
 
 QUARANTINED, ANSWERED, RELEASED, QUALIFIED, FAILED = "quarantined", "answered", "released", "qualified", "failed"
 """Actions of the events."""
+RETRY, ADMITTED, REVIEW, KEPT = "another attempt", "admitted", "asks for review", "result stands"
+"""Actions of the events about a failed qualification: what a person decided, and what the rater asked."""
 
 PROGRAM = "qualification:"
 """Starts `by` of the events that a qualification wrote; its version follows."""
@@ -55,7 +59,7 @@ class StandingEvent:
     annotator: str
     """Whose standing."""
     action: str
-    """quarantined, answered, released, qualified or failed."""
+    """quarantined, answered, released, qualified, failed, another attempt, admitted, asks for review or result stands."""
     reason: str
     """Why, in words that the rater reads; for "answered": her words. "" once it was erased."""
     by: str
@@ -74,6 +78,16 @@ class Standing:
     """All events, oldest first."""
     attempts_failed: int = 0
     """Failed attempts at the newest qualification."""
+    attempts_left: int = 0
+    """Attempts that she still has at it, those that a person gave her among them; 0 where there is none to pass."""
+    qualified: bool = True
+    """True = she has passed it, was admitted, or there is none; also while she is quarantined."""
+
+    @property
+    def may_ask_review(self) -> bool:
+        """True = she has failed, has no attempt left, and no review that she asked for waits."""
+        about = [one.action for one in self.events if one.action in (FAILED, REVIEW, RETRY, KEPT)]
+        return not self.qualified and self.attempts_failed > 0 and not self.attempts_left and about[-1:] != [REVIEW]
 
 
 @dataclass(frozen=True)
@@ -109,7 +123,7 @@ def quarantine(store: Store, annotator: str, *, reason: str, by: str, now: float
     def write(connection: Connection) -> None:
         if is_quarantined(connection, annotator):
             raise StoreError(f"{annotator!r} is quarantined already; release first, or read the reason that stands")
-        write_event(connection, annotator, QUARANTINED, _words("reason", reason), by=by, now=now)
+        write_event(connection, annotator, QUARANTINED, words_of("reason", reason), by=by, now=now)
         leases.end_leases(connection, annotator, now=now)
 
     store.write(write)
@@ -124,7 +138,7 @@ def release(store: Store, annotator: str, *, reason: str, by: str, now: float) -
     def write(connection: Connection) -> None:
         if not is_quarantined(connection, annotator):
             raise StoreError(f"{annotator!r} is not quarantined; nothing was released")
-        write_event(connection, annotator, RELEASED, _words("reason", reason), by=by, now=now)
+        write_event(connection, annotator, RELEASED, words_of("reason", reason), by=by, now=now)
 
     store.write(write)
 
@@ -140,7 +154,24 @@ def answer_quarantine(store: Store, annotator: str, text: str, *, by: str, now: 
     def write(connection: Connection) -> None:
         if not is_quarantined(connection, annotator):
             raise StoreError("you are not quarantined; there is nothing to answer")
-        write_event(connection, annotator, ANSWERED, _words("answer", text), by=by, now=now)
+        write_event(connection, annotator, ANSWERED, words_of("answer", text), by=by, now=now)
+
+    store.write(write)
+
+
+def ask_review(store: Store, annotator: str, text: str, *, by: str, now: float) -> None:
+    """The rater's own words on a qualification that she failed, for the person who reviews it.
+
+    Args:
+        by: her Account.id.
+    Raises: StoreError where she has not failed, has an attempt left, or has asked already; InputError as
+        `answer_quarantine`.
+    """
+
+    def write(connection: Connection) -> None:
+        if not read_standing(connection, annotator).may_ask_review:
+            raise StoreError("there is nothing to review, or your last request is still being read")
+        write_event(connection, annotator, REVIEW, words_of("answer", text), by=by, now=now)
 
     store.write(write)
 
@@ -155,19 +186,22 @@ def read_standing(connection: Connection, annotator: str) -> Standing:
     """`standing_of` inside a transaction."""
     events = tuple(StandingEvent(*row) for row in _EVENTS.all(connection, who=annotator))
     wanted = read_document(connection, QUALIFICATION)
-    failed = 0
-    state: State = "working"
+    failed, left, qualified = 0, 0, True
     if wanted is not None:
         mark = PROGRAM + wanted.version
         failed = sum(event.action == FAILED and event.by == mark for event in events)
+        # a person decides on the version in force at that moment
+        since = [event.action for event in events if event.at >= wanted.created_at]
+        left = max(len(wanted.body["items"]) + since.count(RETRY) - failed, 0)
         again = bool(wanted.body.get("requalify", False))
         passed = [event.by for event in events if event.action == QUALIFIED]
-        if not (mark in passed if again else passed):
-            state = "unqualified"
+        admitted = ADMITTED in (since if again else [event.action for event in events])
+        qualified = admitted or (mark in passed if again else bool(passed))
+    state: State = "working" if qualified else "unqualified"
     decisions = [event.action for event in events if event.action in (QUARANTINED, RELEASED)]
     if decisions and decisions[-1] == QUARANTINED:
         state = "quarantined"
-    return Standing(state, events, failed)
+    return Standing(state, events, failed, left, qualified)
 
 
 def is_quarantined(connection: Connection, annotator: str) -> bool:
@@ -226,7 +260,8 @@ def flags(store: Store, annotator: str | None = None) -> list[StoredFlag]:
         return [StoredFlag(*row) for row in connection.execute(question)]
 
 
-def _words(what: str, text: str) -> str:
+def words_of(what: str, text: str) -> str:
+    """A reason or an answer without the blanks around it. Raises: InputError for an empty or overlong one."""
     if not 0 < len(text.strip()) <= MOST_CHARS:
         raise InputError(f"{what}: found {len(text.strip())} characters; expected 1 to {MOST_CHARS}")
     return text.strip()

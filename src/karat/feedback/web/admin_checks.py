@@ -19,6 +19,7 @@ from karat.feedback.web.desk import Admin, Sent, done, field_of, kept_figures, n
 from karat.feedback.work import checks
 from karat.feedback.work.check_items import put_items
 from karat.feedback.work.checks import attempts_at, gold_items, gold_leaks, retire
+from karat.feedback.work.qualifying import failed_tests
 from karat.rowfiles import Row, rows_of_text
 from karat.stats import wilson
 
@@ -99,6 +100,7 @@ def _page(
     found = list(reversed(gold_items(store)))
     prompts = store.prompts() if found else {}
     test = document(store, QUALIFICATION)
+    kept_out = failed_tests(store)
     return page(
         request,
         visitor,
@@ -117,6 +119,8 @@ def _page(
         leaks=kept_figures(request, "gold leaks", lambda: gold_leaks(store)),
         test=test,
         tried=attempts_at(store, test.version) if test is not None else (0, 0),
+        kept_out=kept_out,
+        asking=sum(one.asks for one in kept_out),
         rate=project_settings(store).gold_rate,
         typed=typed,
     )  # fmt: skip

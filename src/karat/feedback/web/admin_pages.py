@@ -26,6 +26,7 @@ from karat.feedback.web import (
     admin_documents,
     admin_experiments,
     admin_plan,
+    admin_qualification,
     admin_quality,
     admin_queue,
     admin_raters,
@@ -168,7 +169,8 @@ def _agreement_chart(rows: list[AgreementRow]) -> str:
 
 # the routes themselves, so that the app sees each of them with what it declares
 for _part in (
-    admin_accounts, admin_checks, admin_documents, admin_experiments, admin_plan, admin_quality, admin_queue, admin_raters,
+    admin_accounts, admin_checks, admin_documents, admin_experiments, admin_plan,
+    admin_qualification, admin_quality, admin_queue, admin_raters,
     admin_record, admin_settings,
 ):  # fmt: skip
     router.routes.extend(_part.router.routes)

@@ -181,7 +181,7 @@ def _one(
 ) -> Response:
     store = request.app.state.store
     row = _find(health_rows(request), who)
-    events = standing.standing_of(store, who).events
+    stands = standing.standing_of(store, who)
     logged = [one for one in accounts.log_entries(store, MOST_LOGGED) if one.subject == who]
     return page(
         request,
@@ -192,7 +192,8 @@ def _one(
         message=message,
         failed=failed,
         row=row,
-        events=list(reversed(events)),
+        events=list(reversed(stands.events)),
+        qualified=stands.qualified or not stands.attempts_failed,
         dismissals=[one for one in logged if one.action == DISMISSAL],
         account=accounts.account_by_annotator(store, who),
         asked=next((one.at for one in logged if one.action == DELETION), None),

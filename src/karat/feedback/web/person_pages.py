@@ -179,10 +179,13 @@ def standing_page(request: Request, visitor: Rater) -> Response:
 
 @router.post("/standing")
 def answer_standing(request: Request, visitor: Rater, form: Sent) -> Response:
-    """Answer a quarantine."""
+    """Answer a quarantine, or ask for a review of a qualification that was not passed."""
     state, text = request.app.state, _text(form, "answer").replace("\r\n", "\n")
+    annotator = _annotator(visitor)
+    away = standings.standing_of(state.store, annotator).state == "quarantined"
+    say = standings.answer_quarantine if away else standings.ask_review
     try:
-        standings.answer_quarantine(state.store, _annotator(visitor), text, by=visitor.account, now=state.clock())
+        say(state.store, annotator, text, by=visitor.account, now=state.clock())
     except KaratError as error:
         return _standing(request, visitor, message=str(error), typed=text, status=422)
     return RedirectResponse("/standing", 303)

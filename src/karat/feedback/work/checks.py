@@ -203,9 +203,34 @@ def write_repeat(connection: Connection, task: Task) -> None:
     write_checks(connection, [task], [_row(task, REPEAT, "1", None, repeats=judgement_id)])
 
 
+def items_of(connection: Connection, document: Document, attempt: int) -> list[str]:
+    """Task.ids of an attempt, 1 for the first; beyond those of the document it is one that a person gave."""
+    given = document.body["items"]
+    if attempt <= len(given):
+        return list(given[attempt - 1])
+    return [task.id for task, _ in _further_items(connection, document, attempt)]
+
+
+def write_further_attempt(connection: Connection, document: Document, attempt: int) -> None:
+    """Store the items of an attempt beyond those of the document: the same questions once more, in another order."""
+    items = _further_items(connection, document, attempt)
+    rows = [_row(task, QUALIFY, document.version, expected) for task, expected in items]
+    write_checks(connection, [task for task, _ in items], rows)
+
+
+def _further_items(connection: Connection, document: Document, attempt: int) -> list[Item]:
+    first = list(document.body["items"][0])
+    question = select(tables.tasks, people.checks.c.expected).join(
+        people.checks, people.checks.c.task_id == tables.tasks.c.id
+    )
+    rows = {row.id: row for row in connection.execute(question.where(tables.tasks.c.id.in_(first)))}
+    batch = f"{QUALIFY}:{document.version}:{attempt}"
+    return [(dataclasses.replace(task_of(rows[one]), batch=batch), json.loads(rows[one].expected)) for one in first]
+
+
 def open_items(connection: Connection, annotator: str, document: Document, attempt: int) -> dict[str, State | None]:
     """Items of an attempt that a rater has neither answered nor skipped, and how she stands to each; {} = it is over."""
-    wanted = list(document.body["items"][attempt - 1])
+    wanted = items_of(connection, document, attempt)
     states = {key[0]: state for key, state in states_of(connection, wanted).items() if key[1] == annotator}
     mine = {task_id: states.get(task_id) for task_id in wanted}
     return {task_id: state for task_id, state in mine.items() if state is None or state.state == "leased"}
@@ -216,7 +241,7 @@ def attempt_result(connection: Connection, annotator: str, document: Document, a
 
     An item that was skipped, or answered with "cannot judge", is not right.
     """
-    wanted = list(document.body["items"][attempt - 1])
+    wanted = items_of(connection, document, attempt)
     answers = current_answers(connection, QUALIFY, annotator)
     right = {each.task_id for each in answers if is_right(each.kind, each.expected or {}, each.value)}
     n_right = len(right & set(wanted))
@@ -226,7 +251,7 @@ def attempt_result(connection: Connection, annotator: str, document: Document, a
 def write_attempt(connection: Connection, annotator: str, document: Document, attempt: int, *, now: float) -> bool:
     """Write the result of a finished attempt as an event of the rater's standing. Returns: whether she passed."""
     n_right, passed = attempt_result(connection, annotator, document, attempt)
-    n, pass_mark = len(document.body["items"][attempt - 1]), document.body["pass_mark"]
+    n, pass_mark = len(document.body["items"][0]), document.body["pass_mark"]
     reason = (
         f"{n_right} of {n} right in attempt {attempt} at version {document.version}; the pass mark is {pass_mark:.0%}"
     )

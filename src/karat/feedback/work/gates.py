@@ -118,7 +118,7 @@ def open_test(
     standing = read_standing(connection, annotator)
     if standing.state == "working":  # since a moment ago
         return None
-    for attempt in range(standing.attempts_failed + 1, len(test.body["items"]) + 1):
+    for attempt in range(standing.attempts_failed + 1, standing.attempts_failed + standing.attempts_left + 1):
         items = checks.open_items(connection, annotator, test, attempt)
         if items:
             return items
