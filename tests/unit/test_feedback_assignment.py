@@ -222,11 +222,12 @@ def test_money_is_a_budget_too(store):
     for who in ("r0", "r1"):
         give(store, who)
     assert assignment.next_work(store, "r2", now=1.0).reason == "budget"
-    settings(store, pay=Pay(12.0, "EUR", "hour"), budget=Budget(money=1.0))
+    # two answers without a time count as long as those with one: 3 · 299 s of 900 s
+    settings(store, pay=Pay(12.0, "EUR", "hour"), budget=Budget(money=3.0))
     lease = assignment.next_task(store, "r2", now=2.0)
     store.submit(dataclasses.replace(vote(lease.task, "r2"), active_s=299.0), now=3.0)
     assert assignment.next_work(store, "r3", now=3.0).reason == "work"
-    store.submit(dataclasses.replace(vote(store.tasks()[5], "r3"), active_s=1.0), now=4.0)
+    store.submit(dataclasses.replace(vote(store.tasks()[5], "r3"), active_s=599.0), now=4.0)
     assert assignment.next_work(store, "r4", now=4.0).reason == "budget"
 
 

@@ -18,7 +18,8 @@ from karat.feedback.people.accounts import log, make_account
 from karat.feedback.people.care import save_demographics
 from karat.feedback.people.who_judged import LEAST, slice_tables
 from karat.feedback.quality.rater_drift import cusum_alarms, drift_alarms
-from karat.feedback.quality.rater_health import rater_health
+from karat.feedback.quality.rater_health import comparisons_of, rater_health
+from karat.feedback.quality.reliability import fit_reliability
 from karat.feedback.record.auditing import FILTERS, Pseudonyms, audited, browse
 from karat.feedback.store import Store, open_store
 from karat.feedback.web.admin_raters import run_detectors
@@ -26,6 +27,7 @@ from karat.feedback.work import dashboard
 from karat.feedback.work.arena import LIVE, add_duel, arena, arena_result, arenas, make_arena
 from karat.feedback.work.checks import add_gold
 from karat.feedback.work.outlay import amounts, ask_again, outlay
+from karat.feedback.work.rates import Paid, paid_seconds
 from karat.feedback.work.requeue import pull, reissue
 from karat.feedback.work.reviews import review_of, reviews, take
 from karat.feedback.work.task_browser import task_detail, task_page
@@ -187,6 +189,18 @@ def test_a_side_clicker_is_seen_with_the_figures_that_the_votes_have(tmp_path):
     same = sum(one.value["level"] == own[one.task_id] for one in others) / len(others)
     assert rows["r1"].peers.value == pytest.approx(same)
     assert rows["r0"].competence.value < min(rows[f"r{i}"].competence.value for i in range(1, 6))
+    assert rows["r0"].side_bias.low > 0
+    assert all(rows[f"r{i}"].side_bias.low < 0 < rows[f"r{i}"].side_bias.high for i in range(1, 6))
+    assert rows["r0"].agrees < rows["r0"].honest.low  # with the others, where a typical rater would agree more
+    assert all(rows[f"r{i}"].agrees > rows[f"r{i}"].honest.low for i in range(1, 6))
+    # these are the model's own numbers, with its own errors
+    record = vote_record(store.judgements(), store.responses())
+    fit = fit_reliability(comparisons_of(record))
+    place = record.annotators.index("r0")
+    half = 1.96 * fit.side_bias_sd[place]
+    assert (rows["r0"].side_bias.value, rows["r0"].side_bias.high) == pytest.approx(
+        (fit.side_bias[place], fit.side_bias[place] + half), abs=1e-6
+    )
 
 
 def test_below_the_least_votes_nobody_is_held_up(tmp_path):
@@ -241,23 +255,37 @@ def test_a_rater_who_turns_random_gives_an_alarm_and_one_who_does_not_gives_none
 # Cost, and what to ask again
 
 
+def gave(n: int, n_timed: int, active_s: float, *, rate: float = 18.0, corrections_s: float = 0.0) -> Paid:
+    return Paid("r", rate, n, n_timed, active_s, corrections_s, 0)
+
+
 @pytest.mark.parametrize(
     ("pay", "spent", "to_come"),
     [
         (None, None, None),
-        (Pay(0.5, "EUR"), 2.0, 3.0),
+        (Pay(18.0, "EUR"), 72.0, 108.0),
         (Pay(18.0, "EUR", "hour"), 18.0 * 4 * 30 / 3600, 18.0 * 6 * 30 / 3600),
     ],
 )
 def test_money_follows_from_pay_and_measured_seconds(pay, spent, to_come):
-    found = amounts(pay, 4, 3, 90.0, 6)
+    found = amounts(pay, [gave(4, 3, 90.0)], 6)
     assert found[:2] == pytest.approx((spent, to_come)) if pay else found[:2] == (None, None)
 
 
 def test_an_hour_that_nobody_measured_has_no_price():
-    spent, to_come, why = amounts(Pay(18.0, "EUR", "hour"), 4, 0, 0.0, 6)
+    spent, to_come, why = amounts(Pay(18.0, "EUR", "hour"), [gave(4, 0, 0.0)], 6)
     assert (spent, to_come) == (None, None)
     assert "no time was measured" in why
+
+
+def test_an_hour_is_her_own_measured_time_with_corrections_and_her_own_mean_for_the_rest():
+    """2 timed answers of 20 s, one untimed, 60 s of corrections: 120 s; of another, untimed, 2 at everybody's 20 s."""
+    by_rater = [gave(3, 2, 40.0, corrections_s=60.0), gave(2, 0, 0.0, rate=36.0)]
+    assert paid_seconds(by_rater[0], None) == 120.0
+    assert paid_seconds(by_rater[1], None) is None
+    spent, to_come, _ = amounts(Pay(18.0, "EUR", "hour"), by_rater, 10)
+    assert spent == pytest.approx(18 * 120 / 3600 + 36 * 40 / 3600, abs=1e-12)
+    assert to_come == pytest.approx(spent / 5 * 10, abs=1e-12)
 
 
 def test_corrections_are_not_paid_twice(store):
@@ -265,7 +293,7 @@ def test_corrections_are_not_paid_twice(store):
     first = store.submit(vote(store.tasks()[0], "r0", active_s=10.0))
     store.submit(vote(store.tasks()[0], "r0", level=0, key="again", supersedes=first.id, active_s=99.0))
     found = outlay(store)
-    assert (found.n_judgements, found.active_s, found.spent) == (1, 10.0, 1.0)
+    assert (found.n_judgements, found.active_s, found.spent, found.paid_s) == (1, 10.0, 1.0, 109.0)
     assert found.to_come == float(sum(task.overlap for task in store.tasks()) - 1)
 
 

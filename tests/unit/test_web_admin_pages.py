@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import html
 import json
+import math
 import re
+import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,11 +22,13 @@ from karat.feedback.documents import Pay, ProjectSettings, document, project_set
 from karat.feedback.people import accounts, standing
 from karat.feedback.people.care import arm_of, delete_demographics, save_demographics
 from karat.feedback.people_tables import admin_log
+from karat.feedback.quality import rater_health
 from karat.feedback.record.seals import seals
 from karat.feedback.snapshot import write_snapshot
 from karat.feedback.tasks import answer
 from karat.feedback.web import admin_pages, desk
 from karat.feedback.web.admin_documents import line_changes
+from karat.feedback.web.background import Background
 from karat.feedback.web.charts import Bar, Whisker, bar_chart, share_bar, whisker_chart
 from karat.feedback.web.figures import duration, interval, money, number, percent, shortened
 from karat.feedback.web.settings import ServerSettings
@@ -101,6 +106,78 @@ def test_what_people_and_models_wrote_is_escaped_everywhere(site):
     answer = admin.get("/admin/rater", params={"who": f"r {HOSTILE}"})
     assert answer.status_code == 200
     assert "<img" not in answer.text
+
+
+# The evidence about raters
+
+
+def test_competence_and_side_bias_stand_on_the_raters_page_with_their_intervals(site):
+    crowd(site)
+    admin = site.browser("admin")
+    said = text_of(admin.get("/admin/rater", params={"who": "r0"}))
+    for words in (
+        r"Side bias \d\.\d\d \[−?\d\.\d\d, \d\.\d\d\]",
+        r"Competence −?\d\.\d\d \[",
+        "Expected there",
+        "of a typical rater",
+    ):
+        assert re.search(words, said), (words, said[said.find("Usual time") :][:900])
+    assert "Side bias" in text_of(admin.get("/admin/raters"))
+
+
+def test_with_many_judgements_the_evidence_is_made_beside_the_page_and_says_what_it_is_of(site, monkeypatch):
+    crowd(site)
+    monkeypatch.setattr(rater_health, "MOST_AT_ONCE", 10)
+    release, admin = threading.Event(), site.browser("admin")
+    made = rater_health.rater_health
+
+    def slowly(*given):
+        assert release.wait(60)
+        return made(*given)
+
+    monkeypatch.setattr(rater_health, "rater_health", slowly)
+    said = text_of(admin.get("/admin/rater", params={"who": "r0"}))  # answered while it is being made
+    assert "it is on its way" in said
+    assert "Side bias undefined not measured" in said
+    [thread] = site.app.state.background.making.values()
+    admin.get("/admin/raters")
+    assert [*site.app.state.background.making.values()] == [thread]  # made once, whoever looks
+    release.set()
+    thread.join()
+    site.now += 60
+    n = len(site.store.judgements())
+    said = text_of(admin.get("/admin/raters"))
+    assert f"Evidence of {n} judgements, as of" in said
+    assert "being made anew" not in said
+    release.clear()
+    standing.quarantine(site.store, "r0", reason="x", by="a", now=site.now)
+    site.store.submit(vote(site.store.tasks()[0], "r1", level=1, key="again"))
+    said = text_of(admin.get("/admin/raters"))  # where raters stand is of now, what is slow is of before
+    assert "quarantine" in said
+    assert f"Evidence of {n} judgements" in said
+    assert re.search(r"Side bias \d\.\d\d \[", text_of(admin.get("/admin/rater", params={"who": "r0"})))
+    release.set()
+    for thread in [*site.app.state.background.making.values()]:
+        thread.join()
+
+
+def test_what_fails_beside_the_page_is_tried_again_and_hides_nothing():
+    beside, tried = Background(share=math.inf), []
+
+    def fails():
+        tried.append(1)
+        raise ValueError("no")
+
+    for mark in (1, 2):
+        assert beside.get("x", mark, fails, now=0.0) is None
+        while beside.is_making("x"):
+            time.sleep(0.001)
+    assert len(tried) == 2
+    assert beside.get("x", 3, lambda: "there", now=1.0) is None
+    while beside.is_making("x"):
+        time.sleep(0.001)
+    assert beside.get("x", 3, fails, now=2.0).value == "there"
+    assert len(tried) == 2
 
 
 # The overview

@@ -94,18 +94,6 @@ def read_progress(connection: Connection, annotator: str, n_waiting: int, *, may
     return OwnProgress(row.n_done, row.n_today, row.n_skipped, n_left, row.seconds_each)
 
 
-def own_active_s(store: Store, annotator: str) -> float:
-    """Active seconds of a rater's answers that were timed; of an answer and its corrections, all of them."""
-    given, said = tables.assignments.c, tables.judgements.c
-    question = (
-        select(func.sum(said.active_s))
-        .join(tables.assignments, (given.task_id == said.task_id) & (given.annotator == said.annotator))
-        .where(given.annotator == annotator)
-    )
-    with store.connection() as connection:
-        return float(connection.execute(question).scalar() or 0.0)
-
-
 DELETION = "asked for deletion"
 """Action of the log entry that asks for the deletion of one's own data."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from sqlalchemy import select
@@ -19,6 +19,7 @@ from karat.feedback.people.standing import StoredFlag
 from karat.feedback.people_tables import flags
 from karat.feedback.quality.agreement import rater_agreement
 from karat.feedback.quality.answer_table import vote_table
+from karat.feedback.quality.expectation import ExpectedAgreement, expected_agreement
 from karat.feedback.quality.ordinal import Comparisons
 from karat.feedback.quality.rater_drift import drift_alarms
 from karat.feedback.quality.reliability import Reliability, fit_reliability
@@ -30,8 +31,8 @@ from karat.feedback.work.dashboard import decisions, last_actions
 from karat.records import Estimate, Judgement, Vote, vote_of
 from karat.stats import not_estimable, wilson
 
-MOST_FITTED = 30_000
-"""Comparisons up to which competence is estimated while somebody waits for a page."""
+MOST_AT_ONCE = 30_000
+"""Judgements up to which this evidence is made while somebody waits for a page; of more a page makes it beside."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,13 @@ class RaterHealth:
     """Share of other raters' votes on the same pairs that say the same as hers."""
     competence: Estimate
     """a_w of the common model of all raters: 1 typical, 0 a coin, below 0 against the others."""
+    side_bias: Estimate
+    """b_w of the same model, in logits: above 0 favours what is shown first, whatever it is."""
+    honest: Estimate
+    """Share of the others on the same pairs whom a typical rater would agree with (`expected_agreement`); the interval is
+    where hers would lie in 95 of 100 such cases."""
+    agrees: float | None
+    """Her own share, counted the same way; None = nobody else judged her pairs."""
     median_s: float | None
     """Median active seconds of her judgements; None = not measured."""
     last_at: str
@@ -96,7 +104,7 @@ def rater_health(store: Store, records: Sequence[StoredJudgement]) -> list[Rater
     for judgement in current:
         mine.setdefault(judgement.annotator, []).append(judgement)
     votes = [vote for judgement in current if judgement.kind == "comparison" and (vote := vote_of(judgement))]
-    peers, (competence, alarms) = peer_agreement(votes), models(store, current)
+    peers, fitted = peer_agreement(votes), rater_models(store, current)
     checked = check_results(store)
     rows = []
     for name, origin in _people(store):
@@ -108,8 +116,11 @@ def rater_health(store: Store, records: Sequence[StoredJudgement]) -> list[Rater
                 gold=checked[name].gold if name in checked else not_estimable("no gold item was answered", 0),
                 repeats=checked[name].repeat if name in checked else not_estimable("nothing was asked twice", 0),
                 peers=peers.get(name, not_estimable("nobody else judged the same pairs", 0)),
-                competence=competence.get(name, not_estimable("no comparisons", 0)),
-                alarms=tuple(alarms.get(name, ())) if few is None else (),
+                competence=fitted.competence.get(name, not_estimable(fitted.why, 0)),
+                side_bias=fitted.side_bias.get(name, not_estimable(fitted.why, 0)),
+                honest=fitted.honest.get(name, not_estimable("nobody else judged the same pairs", 0)),
+                agrees=fitted.agrees.get(name),
+                alarms=tuple(fitted.alarms.get(name, ())) if few is None else (),
                 why_not=few or "",
             )
         )
@@ -164,8 +175,26 @@ def peer_agreement(votes: Sequence[Vote]) -> dict[str, Estimate]:
     return found
 
 
-def models(store: Store, current: Sequence[Judgement]) -> tuple[dict[str, Estimate], Mapping[str, Sequence[str]]]:
-    """What needs a model of all raters: a_w of each with a 95 % interval, and the alarms of her chart.
+@dataclass(frozen=True)
+class RaterModels:
+    """What needs a model of all raters, by Annotator.id."""
+
+    competence: Mapping[str, Estimate] = field(default_factory=dict)
+    """a_w with a 95 % interval."""
+    side_bias: Mapping[str, Estimate] = field(default_factory=dict)
+    """b_w with a 95 % interval."""
+    honest: Mapping[str, Estimate] = field(default_factory=dict)
+    """Agreement with the others that is expected of a typical rater on the same pairs."""
+    agrees: Mapping[str, float] = field(default_factory=dict)
+    """Her own agreement, counted the same way."""
+    alarms: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Alarms of her chart."""
+    why: str = "no comparisons"
+    """Why a rater is not in the model."""
+
+
+def rater_models(store: Store, current: Sequence[Judgement]) -> RaterModels:
+    """Competence, side bias and expected agreement of every rater from one ordinal model, and the alarms of her chart.
 
     Args:
         current: judgements that count, in any order.
@@ -173,17 +202,23 @@ def models(store: Store, current: Sequence[Judgement]) -> tuple[dict[str, Estima
     comparisons = [one for one in current if one.kind == "comparison" and "missing" not in one.value]
     named = [one for one in comparisons if one.annotator != UNKNOWN_ANNOTATOR]
     if not named:
-        return {}, {}
-    if len(named) > MOST_FITTED:
-        why = not_estimable(f"{len(named)} comparisons are too many to fit while a page waits", 0)
-        return {one.annotator: why for one in named}, {}
+        return RaterModels()
     record = vote_record(named, store.responses())
+    columns = comparisons_of(record)
     try:
-        fit = fit_reliability(comparisons_of(record))
+        fit = fit_reliability(columns)
         alarms = drift_alarms(record)
     except (ConvergenceError, InputError) as error:
-        return {name: not_estimable(str(error), 0) for name in record.annotators}, {}
-    return {name: _competence(fit, i) for i, name in enumerate(record.annotators)}, alarms
+        return RaterModels(why=str(error))
+    shares = expected_agreement(fit, columns)
+    seen = [(i, name) for i, name in enumerate(record.annotators) if shares.n[i]]
+    return RaterModels(
+        competence={name: _fitted(fit, i, 0) for i, name in enumerate(record.annotators)},
+        side_bias={name: _fitted(fit, i, 1) for i, name in enumerate(record.annotators)},
+        honest={name: _honest(shares, i) for i, name in seen},
+        agrees={name: float(shares.observed[i]) for i, name in seen},
+        alarms=alarms,
+    )
 
 
 def comparisons_of(record: VoteRecord) -> Comparisons:
@@ -229,13 +264,26 @@ def _own_figures(name: str, origin: str, own: Sequence[Judgement]) -> RaterHealt
         side=side_share(own),
         peers=unknown,
         competence=unknown,
+        side_bias=unknown,
+        honest=unknown,
+        agrees=None,
         median_s=float(np.median(seconds)) if seconds else None,
         last_at=max((one.created_at for one in own), default=""),
         why_not=too_few(len(own)) or "",
     )
 
 
-def _competence(fit: Reliability, rater: int) -> Estimate:
-    value, sd = float(fit.competence[rater]), float(fit.competence_sd[rater])
-    method = f"posterior mode, ± 1.96 standard errors ({fit.errors}), prior N(1, {fit.priors.competence_sd:g}²)"
+def _fitted(fit: Reliability, rater: int, which: int) -> Estimate:
+    """Competence (0) or side bias (1) of a rater with its interval."""
+    value = float((fit.competence, fit.side_bias)[which][rater])
+    sd = float(np.sqrt(fit.rater_cov[rater, which, which]))
+    prior = f"N({1 - which}, {(fit.priors.competence_sd, fit.priors.side_bias_sd)[which]:g}²)"
+    method = f"posterior mode, ± 1.96 standard errors ({fit.errors}), prior {prior}"
     return Estimate(value, value - 1.96 * sd, value + 1.96 * sd, int(fit.n_votes[rater]), method)
+
+
+def _honest(shares: ExpectedAgreement, rater: int) -> Estimate:
+    value, sd = float(shares.expected[rater]), float(shares.sd[rater])
+    low, high = max(0.0, value - 1.96 * sd), min(1.0, value + 1.96 * sd)
+    method = "share expected of a typical rater, ± 1.96 of its standard deviations"
+    return Estimate(value, low, high, int(shares.n[rater]), method)

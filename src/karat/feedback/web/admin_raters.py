@@ -6,6 +6,7 @@ A program finds, a person decides, says why, and the rater reads it. Knows forms
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +17,22 @@ from starlette.requests import Request
 from karat.errors import KaratError
 from karat.feedback.detect.detectors import battery
 from karat.feedback.detect.evidence import MIN_VOTES, Flag, vote_record
+from karat.feedback.documents import project_settings
 from karat.feedback.people import accounts, standing
 from karat.feedback.people.own_record import DELETION
 from karat.feedback.people.sessions import shared_origins
-from karat.feedback.quality.rater_health import RaterHealth, rater_health, with_standing
+from karat.feedback.quality import rater_health
+from karat.feedback.quality.rater_health import RaterHealth
 from karat.feedback.record.erasure import Fed, erase_annotator, erase_from_snapshots, fed_artefacts
 from karat.feedback.schema import UNKNOWN_ANNOTATOR
 from karat.feedback.snapshot import current_judgements
 from karat.feedback.store import Store
 from karat.feedback.web.access import Visitor
+from karat.feedback.web.background import Background
 from karat.feedback.web.charts import Whisker, whisker_chart
 from karat.feedback.web.desk import Admin, Sent, done, field_of, kept_figures, note, page
 from karat.feedback.work.dashboard import DISMISSAL
+from karat.feedback.work.rates import own_pay
 from karat.ledger.manifest import is_run
 
 MESSAGES = {
@@ -52,7 +57,8 @@ router = APIRouter(include_in_schema=False)
 @router.get("/admin/raters")
 def rater_list(request: Request, visitor: Admin, done: str = "", n: int = 0) -> Response:
     """The evidence about every rater."""
-    rows = health_rows(request)
+    evidence = evidence_of(request)
+    rows = evidence.rows
     said = f"{n} new flags; those on raters with fewer than {MIN_VOTES} votes are not raised at all." if n else ""
     message = MESSAGES.get(done, "") or ((said or "No new flag: nothing stood out.") if done == "checked" else "")
     return page(
@@ -60,6 +66,7 @@ def rater_list(request: Request, visitor: Admin, done: str = "", n: int = 0) -> 
         visitor,
         "admin_raters.html",
         message=message,
+        evidence=evidence,
         rows=rows[:MOST_ROWS],
         n_rows=len(rows),
         chart=_side_chart(rows),
@@ -140,10 +147,42 @@ def _fed(request: Request, who: str) -> tuple[Fed, ...]:
     return fed_artefacts(_runs(request), ids)
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """The evidence about every rater, and what it is of."""
+
+    rows: list[RaterHealth]
+    """Those to look at first."""
+    as_of: float | None = None
+    """Where it is made beside the pages: when that began, seconds since the epoch; None = it is of now."""
+    n: int = 0
+    """Judgements that it is of."""
+    making: bool = False
+    """True = newer evidence is on its way."""
+
+
+def evidence_of(request: Request) -> Evidence:
+    """The evidence as this worker last made it, and where each rater stands now.
+
+    Above `MOST_AT_ONCE` judgements it is made beside the pages; before the first is there, raters stand without any.
+    """
+    state = request.app.state
+    store, n = state.store, state.store.n_judgements()
+    if n <= rater_health.MOST_AT_ONCE:
+        rows = kept_figures(request, "raters", lambda: rater_health.rater_health(store, store.records()))
+        return Evidence(rater_health.with_standing(store, rows))
+    if getattr(state, "background", None) is None:
+        state.background = Background()
+    made = state.background.get("rater evidence", n, lambda: rater_health.rater_health(store, store.records()),
+                                now=state.clock())  # fmt: skip
+    rows = rater_health.with_standing(store, made.value if made else [])
+    making = state.background.is_making("rater evidence")
+    return Evidence(rows, made.at if made else None, made.mark if made else 0, making)
+
+
 def health_rows(request: Request) -> list[RaterHealth]:
-    """The evidence about every rater as this worker last computed it, and where each stands now."""
-    store = request.app.state.store
-    return with_standing(store, kept_figures(request, "raters", lambda: rater_health(store, store.records())))
+    """The rows of `evidence_of`."""
+    return evidence_of(request).rows
 
 
 def run_detectors(store: Store, *, seed: int = 0) -> tuple[Flag, ...]:
@@ -180,7 +219,8 @@ def _one(
     with_fed: bool = False,
 ) -> Response:
     store = request.app.state.store
-    row = _find(health_rows(request), who)
+    evidence = evidence_of(request)
+    row = _find(evidence.rows, who)
     stands = standing.standing_of(store, who)
     logged = [one for one in accounts.log_entries(store, MOST_LOGGED) if one.subject == who]
     return page(
@@ -192,6 +232,7 @@ def _one(
         message=message,
         failed=failed,
         row=row,
+        evidence=evidence,
         events=list(reversed(stands.events)),
         qualified=stands.qualified or not stands.attempts_failed,
         dismissals=[one for one in logged if one.action == DISMISSAL],
@@ -199,6 +240,8 @@ def _one(
         asked=next((one.at for one in logged if one.action == DELETION), None),
         erased=next((one.at for one in logged if one.action == ERASED), None),
         chart=_evidence_chart(row),
+        earned=own_pay(store, who),
+        currency=pay.currency if (pay := project_settings(store).pay) else "",
         least=MIN_VOTES,
         runs=request.app.state.settings.runs,
         fed=_fed(request, who) if with_fed else None,

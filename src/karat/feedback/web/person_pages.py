@@ -18,12 +18,13 @@ from karat.errors import KaratError
 from karat.feedback import documents
 from karat.feedback.people import accounts, care, drafts
 from karat.feedback.people import standing as standings
-from karat.feedback.people.own_record import DELETION, own_active_s, own_data
+from karat.feedback.people.own_record import DELETION, own_data
 from karat.feedback.people.studies import way_out
 from karat.feedback.web.access import ROLES, Visitor, needs, sent_form
 from karat.feedback.web.positions import as_shown
 from karat.feedback.web.rendering import markdown_html
 from karat.feedback.web.templates import render
+from karat.feedback.work.rates import own_pay
 from karat.feedback.work.sitting import own_progress
 
 router = APIRouter(include_in_schema=False)
@@ -204,14 +205,14 @@ def _me(
     state, annotator = request.app.state, _annotator(visitor)
     project = care.settings_for(state.store, annotator, now=state.clock())
     progress = own_progress(state.store, annotator, now=state.clock())
-    active_s = own_active_s(state.store, annotator)
+    earned, paid_s = own_pay(state.store, annotator)
     data = own_data(state.store, visitor.account, annotator)
     kept = care.demographics(state.store, annotator)
     values = {
         "project": project,
         "progress": progress,
-        "active_s": active_s,
-        "earned": _earned(project, progress.n_done, active_s),
+        "paid_s": paid_s,
+        "earned": "" if project.pay is None else f"{earned or 0.0:,.2f} {project.pay.currency}",
         "about": _fields(request),
         "said": said if said is not None else (dict(kept.fields) if kept else {}),
         "kept": kept is not None,
@@ -223,13 +224,6 @@ def _me(
         "message": message,
     }
     return render(request, "rater_me.html", visitor, status=status, **values)
-
-
-def _earned(project: documents.ProjectSettings, n_done: int, active_s: float) -> str:
-    if project.pay is None:
-        return ""
-    units = n_done if project.pay.per == "judgement" else active_s / 3600
-    return f"{units * project.pay.amount:,.2f} {project.pay.currency}"
 
 
 def _standing(request: Request, visitor: Visitor, *, message: str = "", typed: str = "", status: int = 200) -> Response:

@@ -26,7 +26,7 @@ from karat.feedback.people.standing import DECISION, QUARANTINED, read_standing
 from karat.feedback.prepared import Prepared
 from karat.feedback.waiting import n_waiting
 from karat.feedback.work import checks
-from karat.feedback.work.rates import BY_PEOPLE, paid, rates
+from karat.feedback.work.rates import BY_PEOPLE, earned, paid, rates, typical_seconds
 from karat.feedback.work.turns import had_as_gold
 
 Reason = Literal[
@@ -146,7 +146,7 @@ def budget_room(connection: Connection, settings: ProjectSettings, *, now: float
     limits = [] if budget.judgements is None else [budget.judgements]
     if budget.money is not None and pay is not None:
         by_arm = bool(rates(settings))
-        if (by_arm or pay.per == "hour") and _spent(connection, settings, by_arm, now=now):
+        if (by_arm or pay.per == "hour") and _spent(connection, settings, now=now):
             return 0
         if not by_arm and pay.per == "judgement" and pay.amount:
             limits.append(int(budget.money / pay.amount + 1e-9))
@@ -160,18 +160,15 @@ def budget_room(connection: Connection, settings: ProjectSettings, *, now: float
     return max(0, min(limits) - n)
 
 
-def _spent(connection: Connection, settings: ProjectSettings, by_arm: bool, *, now: float) -> bool:
+def _spent(connection: Connection, settings: ProjectSettings, *, now: float) -> bool:
     """Whether a budget in money is used up, where that is no number of judgements."""
     money, pay = settings.budget.money, settings.pay
     assert money is not None
     assert pay is not None
-    if not by_arm:
-        given = tables.judgements.c
-        seconds = connection.execute(select(sa.func.sum(given.active_s)).where(given.origin == "person")).scalar()
-        return (seconds or 0.0) / 3600.0 * pay.amount >= money
     by_rater = paid(connection, settings, now=now)
     if pay.per == "hour":
-        return sum(one.rate * one.active_s / 3600.0 for one in by_rater) >= money
+        typical_s = typical_seconds(by_rater)
+        return sum(earned(pay.per, one, typical_s) or 0.0 for one in by_rater) >= money
     spent = sum(one.rate * (one.n + one.n_held) for one in by_rater)
     return spent + max(pay.amount, *rates(settings).values()) > money + 1e-9  # the next one might pass it
 

@@ -17,7 +17,7 @@ from karat.feedback.people_tables import checks
 from karat.feedback.schema import judgements, tasks
 from karat.feedback.snapshot import current_judgements
 from karat.feedback.store import Store
-from karat.feedback.work.rates import BY_PEOPLE, Paid, paid, rates
+from karat.feedback.work.rates import BY_PEOPLE, Paid, earned, paid, paid_seconds, typical_seconds
 from karat.records import Estimate
 from karat.stats import mean_estimate, not_estimable
 
@@ -32,6 +32,9 @@ class Outlay:
     """Those whose active seconds were measured."""
     active_s: float
     """Their active seconds."""
+    paid_s: float
+    """Active seconds that an hourly rate pays for (`rates.paid_seconds`): with those of corrections, and of answers whose
+    time was not measured as many as of the others."""
     n_needed: int
     """Answers that open tasks still need."""
     currency: str
@@ -51,9 +54,9 @@ class Outlay:
     @property
     def hourly(self) -> float | None:
         """What an hour of active work earns at present; None where it cannot be said."""
-        if self.spent is None or not self.active_s or not self.n_judgements:
+        if self.spent is None or not self.paid_s:
             return None
-        return self.spent / (self.active_s / self.n_timed * self.n_judgements / 3600)
+        return self.spent / (self.paid_s / 3600)
 
 
 @dataclass(frozen=True)
@@ -81,54 +84,37 @@ def outlay(store: Store) -> Outlay:
         n_needed = connection.execute(
             select(func.coalesce(func.sum(tasks.c.overlap - tasks.c.n_answers), 0)).where(needs_answers())
         ).scalar_one()
-    settings = project_settings(store)
+        settings = project_settings(store)
+        by_rater = paid(connection, settings, now=0.0)
     pay = settings.pay
-    spent, to_come, why = amounts(pay, n, n_timed, float(active_s), int(n_needed))
-    if pay is not None and rates(settings):
-        with store.connection() as connection:
-            by_rater = paid(connection, settings, now=0.0)
-        spent, to_come, why = amounts_by_rater(pay, by_rater, int(n_needed))
-    return Outlay(n, n_timed, float(active_s), int(n_needed), pay.currency if pay else "", spent, to_come, why)
+    spent, to_come, why = amounts(pay, by_rater, int(n_needed))
+    typical_s = typical_seconds(by_rater)
+    paid_s = sum(paid_seconds(one, typical_s) or 0.0 for one in by_rater)
+    return Outlay(n, n_timed, float(active_s), paid_s, int(n_needed), pay.currency if pay else "", spent, to_come, why)
 
 
-def amounts(
-    pay: Pay | None, n: int, n_timed: int, active_s: float, n_needed: int
-) -> tuple[float | None, float | None, str]:
+def amounts(pay: Pay | None, by_rater: Sequence[Paid], n_needed: int) -> tuple[float | None, float | None, str]:
     """Money spent and to come, and why one of them cannot be said.
 
-        per judgement: amount·n                    amount·n_needed
-        per hour:      amount·active_s·n/n_timed/3600    amount·n_needed·(active_s/n_timed)/3600
-
-    Hours that were not measured count like those that were.
+    spent = Σ_w earned_w        to come = n_needed · spent / Σ_w n_w, by judgement n_needed · rate before anybody judged
     """
     if pay is None:
         return None, None, "no pay is set"
-    if pay.per == "judgement":
-        return pay.amount * n, pay.amount * n_needed, ""
-    if not n_timed:
-        return (0.0 if not n else None), None, "paid by the hour, and no time was measured yet"
-    mean_s = active_s / n_timed
-    return pay.amount * mean_s * n / 3600, pay.amount * mean_s * n_needed / 3600, ""
-
-
-def amounts_by_rater(pay: Pay, by_rater: Sequence[Paid], n_needed: int) -> tuple[float | None, float | None, str]:
-    """`amounts` where an experiment draws raters into rates: what is to come costs the mean of what was given.
-
-    per judgement: Σ_w rate_w·n_w        per hour: Σ_w rate_w·n_w·(active seconds a judgement)/3600
-    """
-    n = sum(one.n for one in by_rater)
-    n_timed, active_s = sum(one.n_timed for one in by_rater), sum(one.active_s for one in by_rater)
+    n, typical_s = sum(one.n for one in by_rater), typical_seconds(by_rater)
     if not n:
-        return amounts(pay, 0, 0, 0.0, n_needed)
-    if pay.per == "judgement":
-        spent = sum(one.rate * one.n for one in by_rater)
-    elif n_timed:
-        # hours of hers that were not measured count like those that were; of nobody's, like everybody's
-        each = [one.active_s / one.n_timed if one.n_timed else active_s / n_timed for one in by_rater]
-        spent = sum(one.rate * one.n * mean_s / 3600 for one, mean_s in zip(by_rater, each, strict=True))
-    else:
-        return None, None, "paid by the hour, and no time was measured yet"
+        return (
+            0.0,
+            (pay.amount * n_needed if pay.per == "judgement" else None),
+            "" if pay.per == "judgement" else UNTIMED,
+        )
+    each = [earned(pay.per, one, typical_s) for one in by_rater]
+    if any(one is None for one in each):
+        return None, None, UNTIMED
+    spent = sum(one for one in each if one is not None)
     return spent, spent / n * n_needed, ""
+
+
+UNTIMED = "paid by the hour, and no time was measured yet"
 
 
 def mean_seconds(store: Store) -> Estimate:
