@@ -63,6 +63,10 @@ def test_an_invite_link_works_until_it_is_replaced_or_expires(store):
     old = people.invite(store, ann.id, now=0.0, days=14.0)
     assert people.account_of_invite(store, old, now=1.0) == ann
     assert people.account_of_invite(store, old, now=1.0) == ann  # looking at it does not consume it
+    for days in (0.0, -3.0, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="expected more than 0"):
+            people.invite(store, ann.id, now=1.5, days=days)
+    assert people.account_of_invite(store, old, now=1.5) == ann  # a refusal kills no link
     new = people.invite(store, ann.id, now=2.0, days=14.0)
     assert people.account_of_invite(store, old, now=3.0) is None
     assert people.account_of_invite(store, new, now=14 * DAY + 1.9) == ann

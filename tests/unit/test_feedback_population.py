@@ -35,6 +35,13 @@ def test_the_margins_are_those_of_the_target():
     assert old.asmd_before == pytest.approx(abs(share - 0.3) / (0.3 * 0.7) ** 0.5)
 
 
+def test_a_target_that_nobody_fits_weighs_nobody_and_names_all_of_it():
+    people = {"age": [None] * 20}
+    found = rake(people, {"age": {"90+": 1.0}}, allow_empty=True)
+    np.testing.assert_array_equal(found.weights, np.ones(20))
+    assert found.empty == (("age", "90+"),)
+
+
 def test_one_field_is_post_stratification():
     people = {"gender": ["woman"] * 20 + ["man"] * 80}
     found = rake(people, {"gender": {"woman": 1, "man": 1}})

@@ -15,9 +15,11 @@ from feedback_cases import small_store, tamper, vote
 from karat.errors import InputError
 from karat.feedback import people_tables as people
 from karat.feedback import schema, submission
+from karat.feedback.documents import add_questions
 from karat.feedback.record import seals
 from karat.feedback.record.seals import seal, sealed_through, verify_seals
 from karat.feedback.store import Store, open_store
+from karat.questions import Question
 
 
 def sealed_store(address, *, n_seals: int = 2, per_seal: int = 3) -> Store:
@@ -225,6 +227,17 @@ def test_a_task_that_asks_something_else_is_named(sealed):
     task = store.tasks()[0]
     tamper(store, f"UPDATE tasks SET guideline = 'v9' WHERE id = '{task.id}'")
     assert named(store) == [task.id]
+
+
+def test_a_question_that_was_put_otherwise_is_named(sealed):
+    store = sealed
+    asked = Question("comparison", instruction="Which is better?")
+    add_questions(store, [asked])
+    assert named(store) == []
+    tamper(store, f"UPDATE questions SET body = replace(body, 'better', 'worse') WHERE id = '{asked.id}'")
+    assert named(store) == [asked.id]
+    tamper(store, f"UPDATE questions SET body = 'no JSON' WHERE id = '{asked.id}'")
+    assert named(store) == [asked.id]
 
 
 def test_an_altered_document_is_named(new_address):

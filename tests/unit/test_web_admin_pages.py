@@ -20,6 +20,7 @@ from feedback_cases import vote
 from karat.feedback.detect.evidence import MIN_VOTES
 from karat.feedback.documents import Pay, ProjectSettings, document, project_settings, put_document, put_settings
 from karat.feedback.people import accounts, standing
+from karat.feedback.people.about_you import Field, fields_of
 from karat.feedback.people.care import arm_of, delete_demographics, save_demographics
 from karat.feedback.people_tables import admin_log
 from karat.feedback.quality import rater_health
@@ -442,6 +443,26 @@ def test_a_document_is_previewed_then_stored_as_a_new_version_and_compared(site)
     assert admin.get("/admin/documents/..%2fx").status_code == 404
 
 
+def test_what_raters_are_asked_about_themselves_is_a_document_of_lines(site):
+    admin = site.browser("admin")
+    assert "demographics" in admin.get("/admin/documents").text
+    assert "age: Age = 18–24, 25–34" in text_of(admin.get("/admin/documents/demographics"))  # what is asked without one
+    wrong = admin.post("/admin/documents/demographics", {"text": "age = young, old", "to": "save"})
+    assert wrong.status_code == 422
+    assert "line 1" in text_of(wrong)
+    text = "age: Your age = young, old\nregion: Where you live"
+    assert admin.post("/admin/documents/demographics", {"text": text, "to": "save"}).status_code == 303
+    assert fields_of(site.store) == (Field("age", "Your age", ("young", "old")), Field("region", "Where you live"))
+    rater = site.browser("annotator")
+    page = rater.get("/me").text
+    assert "Where you live" in page
+    assert "<option>young</option>" in page
+    said = rater.post("/me/about", {"about-age": "999", "agree": "1"})
+    assert said.status_code == 422
+    assert "expected one of young, old" in text_of(said)
+    assert rater.post("/me/about", {"about-age": "old", "agree": "1"}).status_code == 303
+
+
 def test_changes_between_two_texts_are_lines_added_and_taken_away():
     old, new = "a\nb\nc\nd\ne\nf\ng\nh", "a\nb\nc\nd\ne\nf\ng\nH\ni"
     found = line_changes(old, new)
@@ -474,6 +495,14 @@ def test_settings_are_read_back_as_they_were_typed_and_faults_lose_nothing(site)
     page = admin.get("/admin/settings").text
     again = dict(re.findall(r'name="(\w+)" value="([^"]*)"', page))
     assert again["gold_rate"] == "5.5"
+    # every digit comes back, so that the form can be stored again as it stands
+    large = fields | {"budget_judgements": "100000000", "budget_money": "123456.78", "pay_amount": "0.0000125"}
+    assert admin.post("/admin/settings", large).status_code == 303
+    again = dict(re.findall(r'name="(\w+)" value="([^"]*)"', admin.get("/admin/settings").text))
+    assert {name: again[name] for name in ("budget_judgements", "budget_money", "pay_amount")} == {
+        name: large[name] for name in ("budget_judgements", "budget_money", "pay_amount")
+    }
+    assert admin.post("/admin/settings", fields).status_code == 303
     assert "guide: a = 1, b = 2" in page
     for name, wrong, said in (
         ("lease_minutes", "soon", "lease_minutes"),

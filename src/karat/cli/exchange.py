@@ -41,7 +41,7 @@ def import_(
     names = _field_names(prompt_field, response_fields, scale)
     with open_store(store) as opened:
         done = _importers(kind, texts, names)(opened, path)
-    answer(as_json, {"store": store, **dataclasses.asdict(done)}, [f"{store}: {counts(done)}"])
+    answer(as_json, {"store": opened.address, **dataclasses.asdict(done)}, [f"{opened.address}: {counts(done)}"])
 
 
 @app.command(epilog="Example: karat export runs/demo/snapshots/votes --format conversational --out preferences.jsonl")

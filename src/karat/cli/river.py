@@ -140,6 +140,7 @@ def collect(
     _alone("collect", processes)
     if model is None or prompts is None:
         raise ConfigError("collect --model: found no --prompts; expected a file of prompts")
+    from karat.feedback.engine import shown_address
     from karat.pipeline.asking import Asking, arena_batch, asked_question, collect_from
     from karat.pipeline.choosing import parse_budget
     from karat.progress import open_progress
@@ -159,12 +160,13 @@ def collect(
     with open_progress() as progress, contextlib.ExitStack() as stack:
         place = stack.enter_context(_admin(server)) if server else store
         done = collect_from(place, models, prompts, asking, wait=wait, progress=progress)
-    lines = [f"{server or store}: {counts(done)}"]
+    shown = shown_address(store)
+    lines = [f"{server or shown}: {counts(done)}"]
     if not server:
-        lines.append(f"let people answer with: karat serve {store}")
+        lines.append(f"let people answer with: karat serve {shown}")
     if done.gain is not None:
         lines.insert(1, gain_line(done.gain))
-    where = {"server": server} if server else {"store": store}
+    where = {"server": server} if server else {"store": shown}
     answer(as_json, {**where, **dataclasses.asdict(done)}, lines)
 
 

@@ -168,12 +168,17 @@ def unlock(store: Store, account_id: str) -> None:
 
 # Invite links
 
+MOST_DAYS = 3660.0
+"""Ten years; whoever writes more means something else."""
+
 
 def invite(store: Store, account_id: str, *, now: float, days: float = 14.0) -> str:
     """The token of a new link that signs this account in until it expires; older links of the account die.
 
-    Raises: StoreError for an unknown or locked account.
+    Raises: StoreError for an unknown or locked account; InputError for days that are no time to come.
     """
+    if not 0 < days <= MOST_DAYS:
+        raise InputError(f"link: found a life of {days:g} days; expected more than 0 and at most {MOST_DAYS:g}")
     token = secrets.token_urlsafe(32)
 
     def write(connection: Connection) -> None:

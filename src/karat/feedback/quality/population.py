@@ -245,6 +245,8 @@ def _fit(
         for column, goal in enumerate(goals):
             code = cells[:, column]
             said = code >= 0
+            if not said.any():
+                continue  # nobody speaks for any category of this field
             now = np.bincount(code[said], (weights * counts)[said], len(goal))
             wanted = goal / goal.sum() * now.sum()
             factor = np.divide(wanted, now, out=np.ones_like(now), where=now > 0)

@@ -18,6 +18,7 @@ from karat.feedback import people_tables as people
 from karat.feedback import schema as tables
 from karat.feedback import submission
 from karat.feedback.record.seals import SEALED, Problem, leaf_line, leaves_root, rows_after, seal_of, verify_seals
+from karat.identity import content_id
 
 __all__ = ["Problem", "store_problems"]
 
@@ -79,7 +80,7 @@ def _record_problem(row: Any, *, was_erased: bool, is_old: bool) -> str | None:
 
 
 def _text_problems(connection: Connection) -> Iterator[Problem]:
-    """Prompts, responses and tasks against their own identity."""
+    """Prompts, responses, tasks and how they were asked against their own identity."""
     for what, table, record_of in (
         ("response", tables.responses, tables.response_of),
         ("prompt", tables.prompts, tables.prompt_of),
@@ -92,6 +93,17 @@ def _text_problems(connection: Connection) -> Iterator[Problem]:
                 same = False
             if not same:
                 yield Problem(row.id, f"the stored {what} differs from its identity: it was altered")
+    for row in connection.execute(select(people.questions).order_by(people.questions.c.id)):
+        # by what is stored, because later versions of karat may know more about a question
+        if not _is_question(row):
+            yield Problem(row.id, "how it was asked differs from its identity: it was altered")
+
+
+def _is_question(row: sa.Row) -> bool:
+    try:
+        return content_id("question", json.loads(row.body)) == row.id
+    except (ValueError, TypeError):
+        return False
 
 
 def _seal_problems(connection: Connection, published: Iterable[str]) -> Iterator[Problem]:

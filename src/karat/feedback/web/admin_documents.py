@@ -16,6 +16,7 @@ from starlette.requests import Request
 
 from karat.errors import KaratError
 from karat.feedback.documents import CONSENT, EXAMPLES, GUIDELINE, SETTINGS, Document, documents, put_document
+from karat.feedback.people.about_you import DEMOGRAPHICS, body_of, fields_of, text_of
 from karat.feedback.web.access import Visitor
 from karat.feedback.web.desk import Admin, Sent, done, field_of, note, page
 from karat.feedback.web.rendering import markdown_html, visible
@@ -25,6 +26,8 @@ KNOWN = {
     GUIDELINE: "What raters judge by; shown beside every task. Each judgement names its version.",
     EXAMPLES: "Worked examples, shown beside the guideline.",
     CONSENT: "What raters agree to before they begin; a new version asks them again.",
+    DEMOGRAPHICS: "What raters may say about themselves, one field a line: `age: Your age = 18–24, 25–34`. "
+    "Without `=` any words are an answer. Nobody has to answer; the names are those of a target population.",
 }
 """Documents that raters read, and what they are for."""
 CONTEXT = 3
@@ -69,7 +72,8 @@ def save_document(request: Request, visitor: Admin, name: str, form: Sent) -> Re
             return _editor(
                 request, visitor, name, draft=text, draft_version=version, failed=True, message="The text is empty."
             )
-        stored = put_document(store, name, version, {**_rest(store, name), "text": text}, now=now)
+        body = body_of(text) if name == DEMOGRAPHICS else {"text": text}
+        stored = put_document(store, name, version, {**_rest(store, name), **body}, now=now)
     except KaratError as error:
         return _editor(request, visitor, name, draft=text, draft_version=version, failed=True, message=_sentence(error))
     note(request, visitor, "document stored", f"{name} {stored.version}", stored.hash)
@@ -113,6 +117,8 @@ def _editor(
     shown = _version(versions, version) if version else (versions[-1] if versions else None)
     earlier = _version(versions, against) if against else _before(versions, shown)
     text = draft if draft is not None else (shown.text if shown else "")
+    if name == DEMOGRAPHICS and not text and draft is None:
+        text = text_of(fields_of(request.app.state.store))  # those in force, to begin with
     base = shown if draft is not None else earlier
     return page(
         request,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -74,17 +75,17 @@ def form_of(settings: ProjectSettings) -> dict[str, str]:
     return {
         **{name: getattr(settings, name) for name in TEXTS},
         **{name: str(getattr(settings, name)) for name in WHOLE},
-        **{name: f"{100 * getattr(settings, name):g}" for name in SHARES},
-        "lease_minutes": f"{settings.lease_minutes:g}",
+        **{name: _shown(round(100 * getattr(settings, name), 9)) for name in SHARES},
+        "lease_minutes": _shown(settings.lease_minutes),
         "exposure_cap_per_day": _shown(settings.exposure_cap_per_day),
-        "pay_amount": f"{pay.amount:g}" if pay else "",
+        "pay_amount": _shown(pay.amount) if pay else "",
         "pay_currency": pay.currency if pay else "",
         "pay_per": pay.per if pay else "judgement",
         "budget_judgements": _shown(budget.judgements),
         "budget_money": _shown(budget.money),
         "overlap": "\n".join(f"{name} = {n}" for name, n in settings.overlap.items()),
         "experiments": "\n".join(
-            f"{name}: " + ", ".join(f"{arm} = {weight:g}" for arm, weight in arms.items())
+            f"{name}: " + ", ".join(f"{arm} = {_shown(weight)}" for arm, weight in arms.items())
             for name, arms in settings.experiments.items()
         ),
     }
@@ -155,7 +156,8 @@ def _difference(before: ProjectSettings, after: ProjectSettings) -> str:
 
 
 def _shown(value: float | None) -> str:
-    return "" if value is None else f"{value:g}"
+    """A number as the form reads it back: every digit, no exponent."""
+    return "" if value is None else format(Decimal(repr(value)).normalize(), "f")
 
 
 def _whole(form: FormData, name: str) -> int | None:

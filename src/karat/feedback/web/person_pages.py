@@ -6,8 +6,8 @@ Nothing here is compared with anybody else. Knows documents, consent and standin
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, HTTPException
 from fastapi.responses import JSONResponse, RedirectResponse, Response
@@ -16,7 +16,7 @@ from starlette.requests import Request
 
 from karat.errors import KaratError
 from karat.feedback import documents
-from karat.feedback.people import accounts, care, drafts
+from karat.feedback.people import about_you, accounts, care, drafts
 from karat.feedback.people import standing as standings
 from karat.feedback.people.own_record import DELETION, own_data
 from karat.feedback.people.studies import way_out
@@ -35,19 +35,6 @@ Sent = Annotated[FormData, Depends(sent_form)]
 ABOUT_YOU = "about-you-1"
 """Names the consent that stands on the form itself, for projects without a consent text."""
 UNSAID = "prefer not to say"
-FIELDS = (
-    {"name": "age", "label": "Age", "options": ("18–24", "25–34", "35–44", "45–54", "55–64", "65 or over")},
-    {"name": "gender", "label": "Gender", "options": ("woman", "man", "non-binary", "another")},
-    {"name": "country", "label": "Country you live in", "options": ()},
-    {"name": "first_language", "label": "First language", "options": ()},
-    {
-        "name": "education",
-        "label": "Highest education",
-        "options": ("school", "vocational", "bachelor", "master", "doctorate", "another"),
-    },
-    {"name": "field", "label": "Field of work or study", "options": ()},
-)
-"""What is asked where the project has no document "demographics" ({"fields": [{"name", "label", "options"}, …]})."""
 
 
 @router.get("/guidelines")
@@ -119,7 +106,8 @@ def save_about(request: Request, visitor: Rater, form: Sent) -> Response:
     if _text(form, "delete"):
         care.delete_demographics(state.store, annotator)
         return RedirectResponse("/me?done=deleted", 303)
-    said = {field["name"]: _text(form, f"about-{field['name']}").strip() for field in _fields(request)}
+    fields = about_you.fields_of(state.store)
+    said = {field.name: _text(form, f"about-{field.name}").strip() for field in fields}
     given = {name: value for name, value in said.items() if value and value != UNSAID}
     if given and not _text(form, "agree"):
         return _me(
@@ -127,6 +115,7 @@ def save_about(request: Request, visitor: Rater, form: Sent) -> Response:
         )
     version = care.consent_of(state.store, visitor.account).version or ABOUT_YOU
     try:
+        about_you.check_said(fields, given)
         care.save_demographics(state.store, annotator, given, consent=version, now=state.clock())
     except KaratError as error:
         return _me(request, visitor, said=said, message=str(error), status=422)
@@ -213,7 +202,7 @@ def _me(
         "progress": progress,
         "paid_s": paid_s,
         "earned": "" if project.pay is None else f"{earned or 0.0:,.2f} {project.pay.currency}",
-        "about": _fields(request),
+        "about": about_you.fields_of(state.store),
         "said": said if said is not None else (dict(kept.fields) if kept else {}),
         "kept": kept is not None,
         "unsaid": UNSAID,
@@ -243,18 +232,6 @@ def _guideline_of(request: Request, visitor: Visitor) -> str:
     project = documents.project_settings(state.store)
     arms = care.arms_under(state.store, project, _annotator(visitor), now=state.clock())
     return care.change_under(project, arms).guideline
-
-
-def _fields(request: Request) -> Sequence[Mapping[str, Any]]:
-    own = documents.document(request.app.state.store, "demographics")
-    fields = own.body.get("fields") if own is not None else None
-    if not isinstance(fields, list):
-        return FIELDS
-    return [
-        {"name": str(each["name"]), "label": str(each.get("label", each["name"])), "options": each.get("options", ())}
-        for each in fields
-        if isinstance(each, Mapping) and each.get("name")
-    ]
 
 
 def _annotator(visitor: Visitor) -> str:
