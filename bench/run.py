@@ -28,7 +28,14 @@ from bench.rows import row, take_turns
 from bench.turns import ROOT, WORK, Worker, start_pair
 
 THREADS = int(os.environ.get("KARAT_BENCH_THREADS", "2"))
-PPO_WORK = {"max_new_tokens": 48, "n_epochs": 4, "n_minibatches": 4, "learning_rate": 3e-6, "kl_coef": 0.05}
+PPO_WORK = {
+    "max_new_tokens": 48,
+    "n_epochs": 4,
+    "n_minibatches": 4,
+    "learning_rate": 3e-6,
+    "kl_coef": 0.05,
+    "adam_eps": 1e-8,
+}
 TARGETS = {
     "reward": 5.0, "ppo": 2.5, "ppo-k4": 4.5, "rloo": 4.0, "grpo": 4.0, "dpo": 4.0, "dpo-both": 4.0, "sft": 1.3,
     "sample": 3.5, "sample-150k": 3.0, "ranking": 3.0,
@@ -119,6 +126,7 @@ def group_row(name: str, *, quick: bool) -> dict[str, Any]:
         "reward": "model",
         "learning_rate": 3e-6,
         "kl_coef": 0.05,
+        "adam_eps": 1e-8,
         "model": str(checkpoint("small")),
         "classifier": str(classifier("small")),
         "prompts": hh_prompts(16)[1],

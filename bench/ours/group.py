@@ -3,8 +3,8 @@
     python -m bench.ours.group WORK.json
 
 WORK.json: {method, model, n_prompts, n_samples, max_new_tokens, n_minibatches, learning_rate, kl_coef, n_iterations,
-reward: "model" or a name of text_rewards, seed, threads, …}. With `probes` (responses as token ids) it also says how it
-scores those.
+reward: "model" or a name of text_rewards, adam_eps, seed, threads, …}. With `probes` (responses as token ids) it also
+says how it scores those.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def group_config(work: Mapping[str, Any]) -> GroupConfig:
         checkpoint_every=0,
         rollout=RolloutSettings(work["n_prompts"], work["n_samples"], work["max_new_tokens"]),
         reward=RewardSettings(kl_coef=work["kl_coef"]),
-        update=StepSettings(n_minibatches=work["n_minibatches"], learning_rate=work["learning_rate"]),
+        update=StepSettings(
+            n_minibatches=work["n_minibatches"], learning_rate=work["learning_rate"], adam_eps=work["adam_eps"]
+        ),
     )
 
 

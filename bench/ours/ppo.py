@@ -3,7 +3,7 @@
     python -m bench.ours.ppo WORK.json
 
 WORK.json: {model, n_prompts, n_samples, max_new_tokens, n_epochs, n_minibatches, learning_rate, kl_coef,
-n_iterations, reward: "model" or a name of text_rewards, seed, threads, …}; docs/benchmarks.md says what they mean.
+n_iterations, reward: "model" or a name of text_rewards, adam_eps, seed, threads, …}; docs/benchmarks.md says what they mean.
 With `probes` (responses as token ids) it also says how it scores those.
 """
 
@@ -37,7 +37,10 @@ class IterationClock:
         """Called by the training loop."""
         parts = {name.removeprefix("seconds/"): value for name, value in metrics.items() if name.startswith("seconds/")}
         figures = {"score": metrics["score/mean"], "n_steps": metrics["update/n_optimiser_steps"], "parts": parts}
-        figures["length_mean"] = metrics["response/length_mean"]
+        figures |= {
+            "length_mean": metrics["response/length_mean"],
+            "kl": {k: metrics[f"kl/{k}_per_token"] for k in ("k1", "k3")},
+        }
         self.turns.done(self.n_sequences, **figures)
         self.turns.begin()
 
@@ -50,7 +53,10 @@ def ppo_config(work: Mapping[str, Any]) -> PPOConfig:
         rollout=RolloutSettings(work["n_prompts"], work["n_samples"], work["max_new_tokens"]),
         reward=RewardSettings(kl_coef=work["kl_coef"]),
         update=UpdateSettings(
-            n_epochs=work["n_epochs"], n_minibatches=work["n_minibatches"], learning_rate=work["learning_rate"]
+            n_epochs=work["n_epochs"],
+            n_minibatches=work["n_minibatches"],
+            learning_rate=work["learning_rate"],
+            adam_eps=work["adam_eps"],
         ),
     )
 

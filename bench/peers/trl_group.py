@@ -133,7 +133,9 @@ def trainer_of(work, tokenizer, reward, clock: IterationClock):
             n_batches = work["n_iterations"] * work["n_minibatches"]
             return [number for _ in range(n_batches) for number in range(n) for _ in range(k)]
 
-    config = config_of(work, GRPOConfig, loss_type="grpo") if grpo else config_of(work, RLOOConfig)
+    # by default its KL is weighted by the ratio, whose gradient is another one than that of GRPO as published
+    published = {"loss_type": "grpo", "use_bias_correction_kl": False}
+    config = config_of(work, GRPOConfig, **published) if grpo else config_of(work, RLOOConfig)
     return GivenIds(
         model=AutoModelForCausalLM.from_pretrained(work["model"], dtype=torch.float32),
         reward_funcs=reward,
