@@ -139,6 +139,8 @@ def test_what_to_ask_again():
     rarely = ask_again(certainty, touched, budget_votes=6, overlap=3, changed=1, asked=98)
     assert rarely.items == (1, 3)
     assert rarely.left_out == 2
+    uneven = ask_again(certainty, touched, budget_votes=7, overlap=[1, 1, 4, 2, 5])
+    assert (uneven.items, uneven.votes) == ((3, 2), 6)  # the next one takes 5 of the 1 left
     assert ask_again([1.0, 1.0], [False, False], budget_votes=10).items == ()
     assert ask_again([], [], budget_votes=10).expected.value == 0
 

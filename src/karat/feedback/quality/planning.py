@@ -192,7 +192,7 @@ def ask_again(
     touched: ArrayLike,
     *,
     budget_votes: int,
-    overlap: int = 3,
+    overlap: ArrayLike = 3,
     changed: int = 0,
     asked: int = 0,
 ) -> AskAgain:
@@ -202,7 +202,8 @@ def ask_again(
 
     Args:
         certainty: posterior of each item's consensus, [0, 1].    touched: True = a changed rule applies to it.
-        budget_votes: votes that can be paid.    overlap: votes for each item asked again.
+        budget_votes: votes that can be paid.    overlap: votes for each item asked again, one for all or one each; those
+            most likely to change come first, and the next that does not fit ends it.
         changed, asked: of some touched items asked already, how many changed: ρ = (changed + 1) / (asked + 2), so that
             ρ = ½ while nothing is known.
     Returns: items by falling probability; `expected` with a 95 % interval (sum of independent changes, ρ from its Beta).
@@ -213,7 +214,8 @@ def ask_again(
         raise InputError(
             f"ask_again: found {mask.shape} flags for {sure.shape} certainties; expected one each, in 0 … 1"
         )
-    if not 0 <= changed <= asked or overlap < 1 or budget_votes < 0:
+    each = np.broadcast_to(np.asarray(overlap, dtype=np.int64), sure.shape)
+    if not 0 <= changed <= asked or (each.size and each.min() < 1) or budget_votes < 0:
         raise InputError(
             f"ask_again: found {changed} changed of {asked}, overlap {overlap}, budget {budget_votes}; "
             "expected changed ≤ asked, overlap ≥ 1 and a budget ≥ 0"
@@ -221,8 +223,8 @@ def ask_again(
     share = (changed + 1) / (asked + 2)
     doubt = 1 - sure
     change = doubt + mask * share * (1 - doubt)
-    order = np.argsort(-change, kind="stable")[: budget_votes // overlap]
-    order = order[change[order] > 0]
+    order = np.argsort(-change, kind="stable")
+    order = order[(change[order] > 0) & (np.cumsum(each[order]) <= budget_votes)]
     chance, at_stake = change[order], float((mask * sure)[order].sum())
     beta_var = share * (1 - share) / (asked + 3)
     half = Z * float(np.sqrt((chance * (1 - chance)).sum() + at_stake**2 * beta_var))
@@ -232,7 +234,7 @@ def ask_again(
     )
     expected = Estimate(mean, max(0.0, mean - half), min(float(len(order)), mean + half), len(order), method)
     left_out = int(mask.sum() - mask[order].sum())
-    return AskAgain(tuple(order.tolist()), change, expected, len(order) * overlap, left_out)
+    return AskAgain(tuple(order.tolist()), change, expected, int(each[order].sum()), left_out)
 
 
 def _columns(outcomes: ArrayLike, item: ArrayLike, annotator: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -22,6 +22,7 @@ from karat.feedback.web.charts import share_bar
 from karat.feedback.web.desk import Admin, Sent, done, field_of, kept_figures, note, number_of, page
 from karat.feedback.web.rendering import markdown_html
 from karat.feedback.work.dashboard import queue
+from karat.feedback.work.likely_changes import change_plan
 from karat.feedback.work.matching import COMPARABLE
 from karat.feedback.work.old_guideline import Choice, counts_of, old_items, price
 from karat.feedback.work.outlay import ask_again
@@ -49,7 +50,10 @@ def queue_page(
     again = kept_figures(request, "again", lambda: ask_again(store))
     old = kept_figures(request, "old items", lambda: old_items(store)) if again else []
     choice = _choice(request.query_params)
-    picked = [one for one in old if choice.fits(one)] if request.query_params.get("show") else None
+    fitting = [one for one in old if choice.fits(one)] if request.query_params.get("show") else None
+    budget = number_of(request.query_params.get("budget", "").strip())
+    plan = change_plan(store, fitting, budget=budget) if fitting else None
+    picked = fitting if plan is None else plan.items
     return page(
         request,
         visitor,
@@ -66,6 +70,9 @@ def queue_page(
         counts=counts_of(old),
         choice=choice,
         picked=picked,
+        plan=plan,
+        budget=budget,
+        n_fitting=len(fitting or ()),
         price=price(store, picked[:MOST_AT_ONCE]) if picked else None,
         pay=project_settings(store).pay,
         most=MOST_AT_ONCE,
@@ -121,7 +128,8 @@ def ask_items_again(request: Request, visitor: Admin, form: Sent) -> Response:
     """Put the chosen items to raters again under the newest guideline, if they are still as many as were counted."""
     store, now = request.app.state.store, request.app.state.clock()
     choice, newest = _choice(form), _newest_guideline(store)
-    picked = [one for one in old_items(store) if choice.fits(one)][:MOST_AT_ONCE]
+    fitting = [one for one in old_items(store) if choice.fits(one)]
+    picked = change_plan(store, fitting, budget=number_of(field_of(form, "budget"))).items[:MOST_AT_ONCE]
     if not picked or not newest:
         raise HTTPException(404, "There is nothing to ask again that fits this choice.")
     if str(len(picked)) != field_of(form, "counted"):

@@ -6,7 +6,7 @@ Knows the store; the estimators are `karat.feedback.quality.consensus`'.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from karat.feedback.schema import StoredJudgement
 from karat.feedback.snapshot import current_judgements, of_work
 from karat.feedback.store import Store
 from karat.feedback.work.dashboard import answer_tables
-from karat.records import Estimate
+from karat.records import Estimate, Judgement
 from karat.stats import not_estimable
 
 FEW, MANY = 2.0, 3.0
@@ -102,6 +102,28 @@ def consensus_rows(store: Store, records: Sequence[StoredJudgement]) -> tuple[li
     return [_row(about, table, tasks) for about, _, table in named], len(current) - len(used)
 
 
+def certainties(used: Iterable[Judgement]) -> dict[str, float]:
+    """By Task.id the posterior of its most probable value, the least of several, where a model can be fitted.
+
+    Args:
+        used: current answers to work.
+    """
+    answers = list(used)
+    tasks: dict[frozenset[str], set[str]] = {}
+    for one in answers:
+        tasks.setdefault(frozenset(one.response_ids), set()).add(one.task_id)
+    known = frozenset().union(*tasks)
+    found: dict[str, float] = {}
+    for about, _, table in answer_tables(answers):
+        model = _model(table)[0] if _has_few_values(about) else None
+        if model is None:
+            continue
+        for item, sure in zip(table.items, model.certainty.tolist(), strict=True):
+            for task in tasks.get(frozenset(_strings(item)) & known, ()):
+                found[task] = min(found.get(task, 1.0), sure)
+    return found
+
+
 def _has_few_values(about: str) -> bool:
     return about != "comparison: how much" and not about.startswith(("rating", "ranking"))
 
@@ -167,17 +189,17 @@ def _raters(table: AnswerTable, found: Consensus) -> tuple[RaterAccuracy, ...]:
 
 def _task_of(item: object, tasks: dict[frozenset[str], str]) -> str:
     """The task of an item: its responses are somewhere in its name."""
-    names: set[str] = set()
-
-    def look(part: object) -> None:
-        if isinstance(part, tuple):
-            for one in part:
-                look(one)
-        elif isinstance(part, str):
-            names.add(part)
-
-    look(item)
+    names = set(_strings(item))
     return next((task for responses, task in tasks.items() if responses <= names), "")
+
+
+def _strings(part: object) -> Iterator[str]:
+    """Every text in the name of an item."""
+    if isinstance(part, tuple):
+        for one in part:
+            yield from _strings(one)
+    elif isinstance(part, str):
+        yield part
 
 
 def _shares(about: str, table: AnswerTable, found: Consensus) -> tuple[tuple[str, float], ...]:
