@@ -118,8 +118,8 @@ def labelled(data):
     return result | {"kl_logprobs": kl_rows.tolist()}
 
 
-def group(kind, loss_type: str, beta: float, data, **settings):
-    """GRPO's and RLOO's losses with the advantages given."""
+def group(kind, loss_type: str, beta: float, data, *, corrected: bool = False):
+    """GRPO's and RLOO's losses with the advantages given; corrected = the KL times the ratio, GRPOConfig's default."""
     mask = data["mask"]
     inputs = {
         "prompt_ids": torch.zeros(B, 1, dtype=torch.long),
@@ -139,8 +139,8 @@ def group(kind, loss_type: str, beta: float, data, **settings):
             loss_type=loss_type, beta=beta, epsilon_low=0.2, epsilon_high=0.2, top_entropy_quantile=1.0,
             off_policy_mask_threshold=None, importance_sampling_level="token", use_vllm=False,
             _entropy_bonus_enabled=False, max_completion_length=T, current_gradient_accumulation_steps=1,
-            args=SimpleNamespace(delta=None, use_bias_correction_kl=False, steps_per_generation=1),
-            _get_per_token_logps_and_entropies=lambda *_, **__: (x, entropies, None), **settings,
+            args=SimpleNamespace(delta=None, use_bias_correction_kl=corrected, steps_per_generation=1),
+            _get_per_token_logps_and_entropies=lambda *_, **__: (x, entropies, None),
         )  # fmt: skip
         return kind._compute_loss(trainer, None, inputs)
 
@@ -159,6 +159,7 @@ def main() -> None:
         "ipo": {"beta": 0.3, **direct("ipo", data)},
         "kto": {"beta": 0.3, "good_weight": 1.2, "bad_weight": 0.8, **labelled(data)},
         "grpo": {"kl_coef": 0.04, **group(GRPOTrainer, "grpo", 0.04, data)},
+        "grpo_default": {"kl_coef": 0.04, **group(GRPOTrainer, "grpo", 0.04, data, corrected=True)},
         "dr_grpo": {"kl_coef": 0.0, **group(GRPOTrainer, "dr_grpo", 0.0, data)},
         "dapo": {"kl_coef": 0.0, **group(GRPOTrainer, "dapo", 0.0, data)},
         "rloo": group(RLOOTrainer, "", 0.0, data),

@@ -36,8 +36,7 @@ def test_responses_are_written_down_in_the_order_of_the_prompts(monkeypatch) -> 
 
 def test_the_page_says_what_was_replayed() -> None:
     found = study.load()
-    assert found
-    assert {one["method"] for one in found} <= set(study.KL_LOGGED)
+    assert {one["method"] for one in found} == set(study.KL_LOGGED)
     start, end = study.MARKS
     written = study.DOCS.read_text(encoding="utf-8")
     assert written.split(start)[1].split(end)[0].strip() == study.page(found)

@@ -72,6 +72,19 @@ def test_grpo_is_trls_in_each_normalisation():
     assert_as_golden("dapo", lambda x: token_loss(x, ones, int(MASK.sum())))
 
 
+def test_the_gradient_of_trls_default_penalty_is_that_of_k2():
+    # there k3 is weighted by the ratio with its gradient: ρ·k3·∇log π + ρ·∇k3 = ρ·(log π − log π_ref)·∇log π
+    means = (1 / LENGTHS.double()).unsqueeze(1).expand(4, 5)
+    x = BATCH["logprobs"].clone().requires_grad_()
+    penalty = kl_penalty_loss(
+        x, BATCH["old_logprobs"], BATCH["ref_logprobs"], MASK, estimator="k2", denominator=4, weights=means
+    )
+    (token_loss(x, means, 4) + 0.04 * penalty.loss).backward()
+    expected = torch.tensor(GOLDEN["grpo_default"]["grad"], dtype=torch.float64)
+    torch.testing.assert_close(x.grad, expected, atol=1e-12, rtol=0)
+    assert not torch.allclose(expected, torch.tensor(GOLDEN["grpo"]["grad"], dtype=torch.float64), atol=1e-4)
+
+
 def test_rloo_is_trls():
     every = torch.ones(4, dtype=torch.bool)
     old = sums(BATCH["old_logprobs"])
