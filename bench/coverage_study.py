@@ -1,10 +1,11 @@
 """Do 90 % intervals cover the population's true utility? Sandbox populations of bench/worlds/coverage.py.
 
-    python bench/coverage_study.py [--quick] [--seeds 10] [--first-seed 0] [--out bench/results/coverage_study.json]
+    python bench/coverage_study.py [--quick] [--seeds 10] [--first-seed 0] [--only laplace,sampled]
+        [--out bench/results/coverage_study.json]
 
 The features are everything that a sandbox rater can perceive in a text, one column each, so that each rater's utility
 is linear in them: what is on trial is the posterior, not the trunk. A pair's interval is that of its Δ under each
-posterior; the target is the population's mean utility of a minus that of b (`RaterPopulation.population_utility`). Gold
+posterior: mean ± 1.645 sd, and for the sampled one the 5 % and 95 % quantiles of its draws. The target is the population's mean utility of a minus that of b (`RaterPopulation.population_utility`). Gold
 is counted apart. Votes and test pairs are on different prompts.
 """
 
@@ -13,6 +14,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ from karat.choice import RaterParams, VoteBatch, sample_comparison
 from karat.reward.last_layer import LastLayer, centred_raters, comparison_observations, fit_last_layer
 from karat.reward.model import bootstrap_weights
 from karat.reward.raters import RaterPriors, fit_raters, prior_raters
+from karat.reward.sampled_layer import sample_population
 from karat.reward.tastes import fit_population
 from karat.sandbox import RaterPopulation, World, WorldConfig
 from karat.seeding import child_seed, numpy_generator, torch_generator
@@ -35,6 +38,9 @@ from karat.stats import proportion
 LEVEL, Z = 0.9, 1.6449
 N_HEADS, N_ROUNDS = 10, 2
 PRIORS = RaterPriors()
+SAMPLED = "sampled"
+POSTERIORS = ("heads", "laplace", "averaged", "population", SAMPLED)
+ROUNDING = 1e-9  # where two texts have the same features, interval and target are both 0
 
 
 def features(world: World, prompt, text: str) -> np.ndarray:
@@ -97,7 +103,9 @@ def drawn_votes(spec: CoverageWorld, seed: int):
     return world, people, phi, votes, unseen, [one.id for one in annotators]
 
 
-def posteriors(phi: np.ndarray, votes: VoteBatch, names: list[str], seed: int) -> dict[str, np.ndarray | LastLayer]:
+def posteriors(
+    phi: np.ndarray, votes: VoteBatch, names: list[str], seed: int, only: Collection[str]
+) -> dict[str, np.ndarray | LastLayer]:
     """Each way to know how sure one is; raters fitted by turns with the head, as in training."""
     size = np.sqrt(((phi[votes.a] - phi[votes.b]) ** 2).mean(0)).clip(min=1e-9)
     phi = phi / size
@@ -108,18 +116,31 @@ def posteriors(phi: np.ndarray, votes: VoteBatch, names: list[str], seed: int) -
         raters = centred_raters(fit_raters(scores, votes, raters, PRIORS, max_steps=60))
     answers = [comparison_observations(votes, raters)]
     laplace = fit_last_layer(phi, answers, start=mode.mean)
-    averaged = fit_last_layer(phi, answers, start=mode.mean, averaged=True, tolerance=1e-6)
-    weights = bootstrap_weights(N_HEADS, names, kind="poisson", seed=seed).numpy()
+    made = {
+        "heads": lambda: _heads(phi, votes, raters, names, laplace, seed),
+        "laplace": lambda: laplace,
+        "averaged": lambda: fit_last_layer(phi, answers, start=laplace.mean, averaged=True, tolerance=1e-6),
+        "population": lambda: fit_population(phi, answers[0], votes.annotator.numpy()).posterior,
+        SAMPLED: lambda: (
+            sample_population(phi, votes, laplace, numpy_generator(seed, "coverage", SAMPLED), raters=PRIORS).draws
+        ),
+    }
+    found = {name: make() for name, make in made.items() if name in only}
+    return {name: _rescaled(one, size) for name, one in found.items()}
+
+
+def _heads(
+    phi: np.ndarray, votes: VoteBatch, raters: RaterParams, names: list[str], laplace: LastLayer, seed: int
+) -> np.ndarray:
+    """The mode of each bootstrap of the raters."""
     heads = []
-    for weight in weights:
+    for weight in bootstrap_weights(N_HEADS, names, kind="poisson", seed=seed).numpy():
         repeats = np.repeat(np.arange(len(votes)), np.round(weight[votes.annotator.numpy()]).astype(int))
         own = [comparison_observations(votes.select(torch.from_numpy(repeats)), raters)]
         heads.append(
             fit_last_layer(phi, own, prior_precision=laplace.prior_precision, start=laplace.mean, tolerance=1e-4).mean
         )
-    population = fit_population(phi, answers[0], votes.annotator.numpy())
-    found = {"heads": np.stack(heads), "laplace": laplace, "averaged": averaged, "population": population.posterior}
-    return {name: _rescaled(one, size) for name, one in found.items()}
+    return np.stack(heads)
 
 
 def _rescaled(posterior, size: np.ndarray):
@@ -130,7 +151,7 @@ def _rescaled(posterior, size: np.ndarray):
     return posterior / size
 
 
-def covered(spec: CoverageWorld, seed: int) -> dict[str, dict[str, list[float]]]:
+def covered(spec: CoverageWorld, seed: int, only: Collection[str] = POSTERIORS) -> dict[str, dict[str, list[float]]]:
     """By posterior: 1 where the interval holds the target, for each test pair; and how the mean's length compares."""
     world, people, phi, votes, unseen, names = drawn_votes(spec, seed)
     rng = numpy_generator(seed, "coverage", spec.name, "test")
@@ -144,17 +165,20 @@ def covered(spec: CoverageWorld, seed: int) -> dict[str, dict[str, list[float]]]
     d, u, g = np.array(delta), np.array(utility), np.array(gold)
     g = g * spec.population.utility_scale
     found = {}
-    for name, posterior in posteriors(phi, votes, names, seed).items():
+    for name, posterior in posteriors(phi, votes, names, seed, only).items():
         if isinstance(posterior, LastLayer):
             mean, sd = d @ posterior.mean, np.sqrt(posterior.variance(d))
         else:
             mean, sd = (d @ posterior.T).mean(1), (d @ posterior.T).std(1, ddof=1)
+        low, high = mean - Z * sd, mean + Z * sd
+        if name == SAMPLED:
+            low, high = np.quantile(d @ posterior.T, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
         found[name] = {
-            "utility": (np.abs(u - mean) <= Z * sd).astype(float).tolist(),
-            "gold": (np.abs(g - mean) <= Z * sd).astype(float).tolist(),
+            "utility": ((low - ROUNDING <= u) & (u <= high + ROUNDING)).astype(float).tolist(),
+            "gold": ((low - ROUNDING <= g) & (g <= high + ROUNDING)).astype(float).tolist(),
             "slope": [float(mean @ u / (u @ u))],
             "correlation": [float(np.corrcoef(mean, u)[0, 1])],
-            "width": [float(2 * Z * sd.mean())],
+            "width": [float((high - low).mean())],
         }
     return found
 
@@ -165,6 +189,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed: does it run?")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=0, help="settings were tried on seeds from 1000 on")
+    parser.add_argument("--only", default=",".join(POSTERIORS), help="posteriors, with commas between")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     n_seeds = 1 if options.quick else options.seeds
@@ -172,7 +197,7 @@ def main() -> None:
     began = time.process_time()
     worlds: dict[str, dict] = {}
     for spec in WORLDS:
-        runs = [covered(spec, seed) for seed in seeds]
+        runs = [covered(spec, seed, options.only.split(",")) for seed in seeds]
         rows = {}
         for name in runs[0]:
             rows[name] = {}

@@ -44,7 +44,8 @@ PURE = {
     "feedback.quality.trust_region",
     "feedback.arm_changes",
     "feedback.quality.rater_drift", "feedback.web.answer_words", "feedback.web.charts", "feedback.web.figures",
-    "feedback.acquisition", "feedback.allocation", "reward.last_layer", "reward.rated_layer", "reward.tastes",
+    "feedback.acquisition", "feedback.allocation", "hamiltonian", "reward.hierarchy", "reward.last_layer", "reward.rated_layer",
+    "reward.sampled_layer", "reward.tastes",
 }  # fmt: skip
 EFFECTFUL = {
     "ledger.artifacts", "ledger.manifest", "lm.load", "lm.logprobs", "lm.generate", "lm.loop", "lm.parallel", "lm.together", "lm.trackers", "lm.endpoint",

@@ -21,13 +21,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from karat.belief import fit_scale
-from karat.choice import VoteBatch, vote_batch
+from karat.choice import RaterParams, VoteBatch, vote_batch
 from karat.errors import CheckpointError, ConfigError
 from karat.records import Estimate, Finding, Prompt, Response, Vote
 from karat.reward.calibration import VoteModel, fit_temperature, predicted_probs, vote_nll
 from karat.reward.last_layer import LastLayer, centred_raters, comparison_observations, fit_last_layer
 from karat.reward.model import RewardModel, log_lengths
 from karat.reward.raters import fit_raters
+from karat.reward.sampled_layer import MIXED, sample_population
 from karat.reward.settings import RewardConfig
 from karat.reward.tastes import fit_population
 from karat.reward.train import RewardFit
@@ -35,6 +36,8 @@ from karat.reward.trunk import micro_batches
 from karat.seeding import numpy_generator
 
 LAST_LAYER = "last_layer.safetensors"
+SAMPLED_UP_TO = 5_000
+"""Comparisons up to which raters who differ are drawn with the weights; beyond, that takes minutes and moments serve."""
 AVERAGED_UP_TO = 20_000
 """Comparisons up to which slopes and curvatures are averaged over the posterior; beyond, it is narrow and costs more."""
 
@@ -82,26 +85,20 @@ def bayesian_fit(
             seen.phi, [comparison_observations(seen.columns, raters)], prior_precision=settings.prior_precision,
             start=start, averaged=averaged and last and not settings.tastes,
         )  # fmt: skip
-        start, taste_sd, competence_sd = posterior.mean, 0.0, 0.0
-        if last and averaged and settings.tastes and len(fit.annotators) > 1:
-            answers = comparison_observations(seen.columns, raters)
-            found = fit_population(
-                seen.phi, answers, seen.columns.annotator.numpy(), prior_precision=settings.prior_precision,
-                competence_known=not config.raters.modelled,
-            )  # fmt: skip
-            posterior, taste_sd, competence_sd = found.posterior, found.taste_sd, found.competence_sd
+        start = posterior.mean
         if not last:
             scores = torch.from_numpy(seen.phi @ start).float()
             raters = centred_raters(fit_raters(scores, seen.columns, raters, config.raters))
     # 3. draws as heads
-    drawn = posterior.draws(settings.n_draws, numpy_generator(seed, "reward", "last layer"))
+    population = _of_population(posterior, seen, raters, config, seed)
+    posterior, drawn = population.posterior, population.draws
     heads = _with_heads(model, torch.from_numpy(drawn).float())
     vote_model = VoteModel(config.raters, tuple(raters.cutpoints.tolist()))
     # 4. temperature, reference and scale
     metrics = dict(fit.metrics) | {
         "prior_precision": posterior.prior_precision, "log_evidence": posterior.log_evidence,
-        "n_effective": posterior.n_effective, "taste_sd": taste_sd, "competence_sd": competence_sd,
-    }  # fmt: skip
+        "n_effective": posterior.n_effective,
+    } | population.figures  # fmt: skip
     held_votes = [vote for vote in fit.held_out if isinstance(vote, Vote)]
     if held_votes:
         everyone = {vote.annotator: 0 for vote in held_votes}
@@ -118,9 +115,50 @@ def bayesian_fit(
         fit, model=heads, raters=raters, vote_model=vote_model, metrics=metrics,
         scale=fit_scale(logits.mean(0), seen.prompt),
         reference=reference if fit.reference.ndim == 1 else reference.unsqueeze(-1),
-        findings=[*fit.findings, _finding(posterior, seen.phi.shape[1], len(votes))],
+        findings=[*fit.findings, _finding(posterior, seen.phi.shape[1], len(votes)), *population.findings],
     )  # fmt: skip
     return fitted, cooled_layer(posterior, temperature)
+
+
+@dataclass(frozen=True, eq=False)
+class _Population:
+    """What raters who differ make of a posterior of one taste."""
+
+    posterior: LastLayer
+    """Of the population's mean taste."""
+    draws: np.ndarray
+    """[S, d], with the posterior's mean."""
+    figures: dict[str, float]
+    """Spreads of the raters, and whether chains agree where there are some."""
+    findings: tuple[Finding, ...] = ()
+
+
+def _of_population(
+    posterior: LastLayer, seen: _Seen, raters: RaterParams, config: RewardConfig, seed: int
+) -> _Population:
+    """What raters who differ do to a posterior of one taste: drawn with it, by moments, or nothing."""
+    settings, votes = config.laplace, seen.columns
+    rng = numpy_generator(seed, "reward", "last layer")
+    if not settings.tastes or len(raters.competence) < 2 or len(votes) > AVERAGED_UP_TO:
+        none = {"taste_sd": 0.0, "competence_sd": 0.0}
+        return _Population(posterior, posterior.draws(settings.n_draws, rng), none)
+    if len(votes) > SAMPLED_UP_TO:
+        found = fit_population(
+            seen.phi, comparison_observations(votes, raters), votes.annotator.numpy(),
+            prior_precision=settings.prior_precision, competence_known=not config.raters.modelled,
+        )  # fmt: skip
+        spreads = {"taste_sd": found.taste_sd, "competence_sd": found.competence_sd}
+        return _Population(found.posterior, found.posterior.draws(settings.n_draws, rng), spreads)
+    sampled = sample_population(
+        seen.phi, votes, posterior, rng, raters=config.raters, prior_precision=settings.prior_precision
+    )
+    every = np.linspace(0, len(sampled.draws) - 1, settings.n_draws).round().astype(int)
+    drawn = sampled.draws[every]
+    drawn += sampled.posterior.mean - drawn.mean(0)  # few draws: their mean is to be that of all
+    figures = {"taste_sd": sampled.spreads["taste_sd"], "competence_sd": sampled.spreads["competence_sd"],
+               "waver_sd": sampled.spreads["waver_sd"], "rhat": sampled.rhat}  # fmt: skip
+    findings = () if sampled.rhat <= MIXED else (_not_mixed(sampled.rhat, len(votes)),)
+    return _Population(sampled.posterior, drawn, figures, findings)
 
 
 def cooled_layer(posterior: LastLayer, factor: float) -> LastLayer:
@@ -194,6 +232,17 @@ def _with_heads(model: RewardModel, drawn: Float[Tensor, "S d"]) -> RewardModel:
     if model.config.length_term:
         heads.length_coef.data.copy_(drawn[:, width])
     return heads.requires_grad_(False).eval()
+
+
+def _not_mixed(rhat: float, n_votes: int) -> Finding:
+    return Finding(
+        "reward.last_layer_chains",
+        "Do the chains that draw the last layer agree?",
+        "warn",
+        Estimate(rhat, None, None, n_votes, "the largest R̂ of a weight over the halves of two chains"),
+        detail=f"Above {MIXED}: the spread of scores is uncertain. Train again with another seed, or set "
+        "reward.laplace.tastes: false.",
+    )
 
 
 def _finding(posterior: LastLayer, n_features: int, n_votes: int) -> Finding:

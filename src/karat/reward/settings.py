@@ -36,7 +36,7 @@ class LaplaceConfig:
     n_turns: int = 2
     """Fits of the head, with fits of the raters in between."""
     tastes: bool = True
-    """True = raters may differ in taste (up to 20,000 votes by two raters or more): less shrunk, and less certain."""
+    """True = raters may differ: drawn with the weights up to 5,000 votes, by moments up to 20,000. Less shrunk, less sure."""
 
     def __post_init__(self) -> None:
         if self.n_draws < 2 or self.n_draws % 2 or self.n_turns < 1:

@@ -1,0 +1,98 @@
+"""The last layer of a population by sampling: draws of its weights together with all that is not known of its raters.
+
+Directions of the features that answers say most about are sampled under `karat.reward.hierarchy`; in the others the
+posterior is the prior's, nearly, and a first normal fit is kept. Knows features, votes as columns and a first fit; knows
+nothing about texts, trunks or files.
+
+Dimension letters: S draws, N texts, C comparisons, d features, k directions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import linalg
+
+from karat.choice import VoteBatch
+from karat.hamiltonian import sample_chains, split_rhat
+from karat.reward.hierarchy import HierarchyDensity, HierarchyPriors
+from karat.reward.last_layer import LastLayer
+from karat.reward.raters import RaterPriors
+
+MOST_DIRECTIONS = 32
+"""k: directions sampled. A few thousand answers determine fewer (`n_effective`), and each costs two spreads."""
+N_CHAINS, N_WARM, N_DRAWS = 2, 200, 300
+MIXED = 1.1
+"""R̂ up to which chains count as agreed (Gelman & Rubin 1992); tighter bounds are for tails that nobody reads here."""
+
+
+@dataclass(frozen=True, eq=False)
+class SampledLayer:
+    """A last layer as draws, and what was found out about the raters on the way."""
+
+    draws: np.ndarray
+    """[S, d] of w, the population's mean taste."""
+    posterior: LastLayer
+    """The normal distribution with the draws' mean and covariance: what rank-1 updates start from."""
+    spreads: dict[str, float]
+    """Posterior medians: competence_sd and side_sd, taste_sd and waver_sd (logits a unit of a feature), precision."""
+    rhat: float
+    """The largest R̂ of a sampled weight; above `MIXED` the chains do not agree."""
+
+
+def hierarchy_priors(raters: RaterPriors) -> HierarchyPriors:
+    """The beliefs about spreads that fit those about raters; raters that are not modelled have none, and no lapses."""
+    if raters.modelled:
+        return HierarchyPriors(lapse=(raters.lapse_a, raters.lapse_b))
+    return HierarchyPriors(competence=(-7.0, 0.1), side=(-7.0, 0.1), lapse=(1.0, 1e6))
+
+
+def sample_population(
+    features: np.ndarray,
+    votes: VoteBatch,
+    first: LastLayer,
+    rng: np.random.Generator,
+    *,
+    raters: RaterPriors,
+    prior_precision: float | None = None,
+) -> SampledLayer:
+    """Draws of the population's mean taste, with raters, cutpoints and spreads drawn along.
+
+    Args:
+        features: φ of every text, [N, d].    first: a normal fit of the same votes.    rng: of the chains.
+        raters: priors of a rater.    prior_precision: λ > 0; None = drawn too.
+    Raises: what `sample_chains` raises.
+    """
+    basis = _directions(first.covariance)
+    centre = basis.T @ first.mean
+    rest = first.mean - basis @ centre
+    priors = hierarchy_priors(raters)
+    if prior_precision is not None:
+        priors = dataclasses.replace(priors, precision=(math.log(prior_precision), 1e-3))
+    difference = features[votes.a.numpy()] - features[votes.b.numpy()]
+    density = HierarchyDensity(
+        difference @ basis, votes, known=difference @ rest, centre=centre,
+        factor=linalg.cholesky(basis.T @ first.covariance @ basis, lower=True), priors=priors,
+    )  # fmt: skip
+    chains = sample_chains(density, density.start(), rng, n_chains=N_CHAINS, n_warm=N_WARM, n_draws=N_DRAWS)
+    pooled = chains.pooled()
+    sampled = density.weights(pooled)
+    other = np.eye(len(rest)) - basis @ basis.T
+    beside = (first.draws(len(sampled), rng) - first.mean) @ other
+    covariance = basis @ np.atleast_2d(np.cov(sampled.T)) @ basis.T + other @ first.covariance @ other
+    posterior = dataclasses.replace(
+        first, mean=basis @ sampled.mean(0) + rest, covariance=(covariance + covariance.T) / 2
+    )
+    spreads = {name: float(np.median(values)) for name, values in density.spreads(pooled).items()}
+    rhat = float(split_rhat(density.weights(chains.draws)).max())
+    return SampledLayer(sampled @ basis.T + rest + beside, posterior, spreads, rhat)
+
+
+def _directions(covariance: np.ndarray) -> np.ndarray:
+    """[d, k]: the axes themselves where there are few, else those that answers narrowed most."""
+    if len(covariance) <= MOST_DIRECTIONS:
+        return np.eye(len(covariance))
+    return linalg.eigh(covariance, subset_by_index=[0, MOST_DIRECTIONS - 1])[1]
