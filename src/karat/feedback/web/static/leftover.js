@@ -17,7 +17,7 @@ function made(tag, text, more = {}) {
 /** Shows it above everything else until somebody has read it; only then it leaves this device. */
 export function showLeftover(item, body, queue) {
   const box = made("section", "", { className: "notice leftover", role: "alert" });
-  const when = new Date(item.at).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+  const when = new Date(item.at).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" });
   box.append(made("p", `An answer of ${when} that waited on this device was not taken.`));
   for (const reason of reasonsOf(body)) box.append(made("p", reason));
   for (const name of ["text", "reason"]) {

@@ -27,10 +27,10 @@ function said(text, urgent = false) {
   status.classList.toggle("waiting", urgent);
 }
 
-function complain(texts) {
+function complain(texts, kind = "error") {
   const box = document.createElement("div");
   box.setAttribute("role", "alert");
-  box.className = "error";
+  box.className = kind;
   for (const text of texts) {
     const line = document.createElement("p");
     line.textContent = text;
@@ -164,7 +164,7 @@ async function send(submitter) {
     if (kept) {
       saver.finish();
       queue.settle(isHere); // this answer takes the place of one that was not taken
-      complain(["There is no network. Your answer is kept on this device and is sent as soon as there is one."]);
+      complain(["There is no network. Your answer is kept on this device and is sent as soon as there is one."], "notice");
     } else {
       setBusy(false);
       complain(["There is no network, and this device cannot keep the answer. Leave the page open and submit again."]);
