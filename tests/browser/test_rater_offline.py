@@ -45,7 +45,6 @@ def test_offline_keeps_the_answer_and_sends_it_once(place: Place, visit):
     assert not place.judgements(account.annotator)
     with page.expect_navigation():
         page.context.set_offline(False)
-        page.evaluate("dispatchEvent(new Event('online'))")
     expect(page.locator("h1")).to_have_text("All done")
     [judgement] = place.judgements(account.annotator)
     assert as_shown("comparison", judgement.value, judgement.shown_order) == {"level": 5, "n_levels": 7}
