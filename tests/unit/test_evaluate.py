@@ -14,6 +14,7 @@ from karat.evaluate.table import (
     gold_difference,
     names_in_order,
     policy_figures,
+    reward_distance,
     win_rate,
 )  # fmt: skip
 from karat.overopt import expected_best_of_n
@@ -120,3 +121,20 @@ def test_arrays_of_different_shape_are_refused():
     array = np.zeros((2, 3))
     with pytest.raises(InputError, match="arrays differ in shape"):
         PolicySamples("p", (("a",),), array, array, np.zeros((2, 2)), array)
+
+
+def test_the_distance_of_a_reward_from_gold_grows_with_what_it_has_of_its_own():
+    near, far = (distance_of(noise) for noise in (0.2, 2.0))
+    assert near.high < far.low
+    assert near.n == 40
+    assert distance_of(0.0).value == pytest.approx(0, abs=1e-6)
+    assert reward_distance(samples("sft", seed=1, gold=False), np.random.default_rng(0)).value is None
+
+
+def distance_of(noise: float):
+    rng = np.random.default_rng(3)
+    gold = rng.normal(size=(40, 4))
+    texts = tuple(tuple("abcd") for _ in range(40))
+    proxy = 2 * gold + rng.normal(size=(40, 1)) + noise * rng.normal(size=gold.shape)
+    one = PolicySamples("sft", texts, proxy, gold, np.ones_like(gold), np.zeros_like(gold))
+    return reward_distance(one, np.random.default_rng(0), n_draws=100)

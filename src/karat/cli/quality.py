@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from karat.feedback.work.consensus_view import ConsensusRow
     from karat.feedback.work.dashboard import AgreementRow
     from karat.feedback.work.reward_plan import RewardPlan
+    from karat.feedback.work.trial import Trial
     from karat.feedback.work.who_speaks import Spoken
     from karat.records import Estimate
 
@@ -77,6 +78,38 @@ def quality(
         *_spoken_lines(speaks),
     ]
     answer(as_json, content, lines)
+
+
+@app.command(epilog="Example: karat trial judged.db")
+def trial(run_or_store: StoreOrRun, as_json: AsJson = False) -> None:
+    """Put the choice model on trial: would it give votes like these, would another link do better, do tastes drift?"""
+    import numpy as np
+
+    from karat.feedback.store import open_store
+    from karat.feedback.work.trial import trial as put_on_trial
+
+    with open_store(store_address(run_or_store), create=False) as store:
+        found = put_on_trial(store, np.random.default_rng(0))
+    answer(as_json, dataclasses.asdict(found), _trial_lines(found))
+
+
+def _trial_lines(found: Trial) -> list[str]:
+    lines = [f"{found.n_votes:,} comparisons by {found.n_raters:,} raters"]
+    lines += [
+        f"check  {one.name}: {one.observed:.3f}; the model gives {one.low:.3f} … {one.high:.3f} (p = {one.p_value:.3f})"
+        for one in found.checks
+    ]
+    lines += [
+        f"link   {one.name}: {one.loglik:.4f} nats a held-out vote, {_figure(one.difference, 4)} beside the ordinal logistic"
+        for one in found.links
+    ]
+    lines += [
+        f"drift  {one.trait}: {one.change:+.3f} logits a unit from first to last (p = {one.p_value:.3f}, {one.n:,} votes)"
+        for one in found.drifts
+    ] or ["drift  times of the votes are not known"]
+    lines.append(f"scale  mean and median strength disagree: {_figure(found.mean_not_median)}")
+    lines += [f"scale  {name}: order of means not safe: {_figure(one)}" for name, one in found.sign_flips]
+    return lines
 
 
 def _text_of(path: Path) -> str:

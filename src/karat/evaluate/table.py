@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from karat.errors import InputError
 from karat.overopt import best_of_n_kl_bound, best_of_n_weights
 from karat.records import Estimate
+from karat.resampling import cluster_bootstrap
+from karat.reward.distance import epic_distance
 from karat.stats import mean_estimate
 
 Array = NDArray[np.float64]
@@ -118,6 +120,25 @@ def gold_difference(samples: PolicySamples, baseline: PolicySamples) -> Estimate
     if samples.gold is None or baseline.gold is None:
         return not_known("no gold reward is known for these prompts")
     return _over_prompts(samples.prompt_means(samples.gold) - baseline.prompt_means(baseline.gold), "paired by prompt")
+
+
+def reward_distance(samples: PolicySamples, rng: np.random.Generator, *, n_draws: int = 400) -> Estimate:
+    """How far the learnt reward is from gold on what a policy writes: `epic_distance`, 95 % interval over prompts.
+
+    Against gold itself a reward is 0 away, one that has nothing to do with it √½, one that says the opposite 1.
+    """
+    n_prompts, n_samples = samples.proxy.shape
+    if samples.gold is None or n_samples < 2:
+        return not_known("no gold reward is known for these prompts" if samples.gold is None else "one sample a prompt")
+    prompt = np.repeat(np.arange(n_prompts), n_samples)
+    proxy, gold = samples.proxy.ravel(), samples.gold.ravel()
+    return cluster_bootstrap(
+        lambda rows: epic_distance(proxy[rows], gold[rows], prompt[rows]),
+        prompt,
+        rng,
+        n_draws,
+        what="EPIC-type distance",
+    )
 
 
 def not_known(reason: str) -> Estimate:

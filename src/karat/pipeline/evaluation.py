@@ -11,7 +11,7 @@ import numpy as np
 from karat.belief import AGGREGATORS, apply_scale
 from karat.evaluate.frontiers import FrontierPoint, interpolate_gold
 from karat.evaluate.measure import draw, sequence_kl, texts_of
-from karat.evaluate.table import PolicySamples, best_of, gold_difference, not_known, policy_figures
+from karat.evaluate.table import PolicySamples, best_of, gold_difference, not_known, policy_figures, reward_distance
 from karat.ledger.artifacts import ArtifactRef, write_json
 from karat.lm import parallel
 from karat.lm.load import LoadedLM, load_lm
@@ -91,6 +91,10 @@ def side_by_side(
         "shown": shown_samples(prompts, measured),
     }
     findings = challenge_findings(figures, path, name)
+    if source.gold is not None:
+        for one in ("sft", name):
+            figures[one]["reward_distance"] = reward_distance(measured[one], np.random.default_rng(0))
+        findings.append(distance_finding(figures, name))
     if source.group_gold:
         valued = utilities_by_group(measured, prompts, source.group_gold)
         content["by_group"] = group_content(valued, name, "sft")
@@ -199,6 +203,19 @@ def challenge_findings(
             f"proxy {path[0].proxy:.2f} to {path[-1].proxy:.2f}",
         ))  # fmt: skip
     return findings
+
+
+def distance_finding(figures: Mapping[str, Mapping[str, Estimate]], name: str) -> Finding:
+    """Whether the reward still orders responses as gold does where it was optimised."""
+    before, after = figures["sft"]["reward_distance"], figures[name]["reward_distance"]
+    said = ", ".join(
+        f"{one} {each.value:.2f}" for one, each in (("SFT", before), (name.upper(), after)) if each.value is not None
+    )
+    detail = f"{said}; 0 = gold's order, 0.71 = nothing to do with it, 1 = its opposite, a constant a prompt apart"
+    return Finding(
+        "evaluate.reward_distance", "How far is the learnt reward from gold on what the policy writes?", "info", after,
+        detail=detail,
+    )  # fmt: skip
 
 
 def shown_samples(prompts: list[Prompt], measured: Mapping[str, PolicySamples]) -> list[dict[str, Any]]:

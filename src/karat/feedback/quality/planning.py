@@ -296,7 +296,7 @@ def _mean_seconds(
     known = np.isfinite(time)
     if time.shape != raters.shape or not known.any() or time[known].min() < 0:
         raise InputError(
-            f"plan_votes: found seconds for {int(known.sum())} of {len(raters)} votes; expected one a vote, ≥ 0"
+            f"found seconds for {int(known.sum())} of {len(raters)} votes; expected them for some at least, all ≥ 0"
         )
     _, who = np.unique(raters[known], return_inverse=True)
     sums, counts = np.bincount(who, time[known]), np.bincount(who).astype(float)

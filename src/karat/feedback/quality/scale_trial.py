@@ -1,0 +1,74 @@
+"""What a coarse scale can say at all: orders of means that another reading of the scale turns round, means and medians.
+
+Numbers on a scale are ordered; how far apart they are is an assumption. Knows columns of numbers only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from karat.records import Estimate
+from karat.stats import proportion
+
+LEAST_RATINGS = 5
+"""Of each response: below this its distribution is not known at all."""
+LEAST_RATERS = 3
+"""Of each pair, for a median that differs from a single vote."""
+
+
+@dataclass(frozen=True)
+class ScaleTrial:
+    """Shares of pairs whose order depends on more than was said."""
+
+    flips: Estimate
+    """Pairs of responses to one prompt whose mean ratings change order under some increasing reading of the scale."""
+    mean_not_median: Estimate
+    """Pairs judged by several raters of which mean and median say the opposite."""
+
+
+def sign_flips(score: np.ndarray, response: np.ndarray, group: np.ndarray, rng: np.random.Generator) -> Estimate:
+    """Share of pairs whose order of means some increasing function of the scale turns round.
+
+    That is so exactly where neither response's ratings dominate the other's: F₁ ≤ F₂ at some points and > at others.
+
+    Args:
+        score: ratings on one scale [R].    response: whose [R].    group: prompt of each response [N].
+    Returns: clustered by prompt; responses with fewer than LEAST_RATINGS ratings are left out.
+    Source: Bond & Lang 2019, Journal of Political Economy 127(4), for ordered scales; Hadar & Russell 1969 for dominance.
+    """
+    points = np.unique(score)
+    n = np.bincount(response, minlength=len(group))
+    shares = np.zeros((len(group), len(points)))
+    np.add.at(shares, (response, np.searchsorted(points, score)), 1.0)
+    below = shares.cumsum(1) / np.maximum(n, 1)[:, None]
+    flips, prompts = [], []
+    for prompt in np.unique(group):
+        own = np.flatnonzero((group == prompt) & (n >= LEAST_RATINGS))
+        for place, i in enumerate(own):
+            for j in own[place + 1 :]:
+                gap = below[i] - below[j]
+                if np.abs(gap).max() < 1e-12:
+                    continue  # the same distribution: no order at all
+                flips.append(float(gap.max() > 1e-12 and gap.min() < -1e-12))
+                prompts.append(prompt)
+    return proportion(flips, np.array(prompts), rng)
+
+
+def mean_against_median(level: np.ndarray, n_levels: np.ndarray, item: np.ndarray) -> Estimate:
+    """Share of pairs of which the mean strength prefers one response and the median strength the other.
+
+        strength = 2·level − (K − 1);  only scales of 5 levels or more, pairs with LEAST_RATERS raters, neither middle
+
+    The reward of a mean serves a few who care much, that of a median the many who care little; where the two differ,
+    which one is optimised is a decision (Casper et al. 2023, section 3.2.1).
+    """
+    strength = 2.0 * level - (n_levels - 1)
+    found = []
+    for question in np.unique(item[n_levels >= 5]):
+        own = strength[(item == question) & (n_levels >= 5)]
+        mean, median = own.mean() if len(own) else 0.0, np.median(own) if len(own) else 0.0
+        if len(own) >= LEAST_RATERS and mean != 0 and median != 0:
+            found.append(float(np.sign(mean) != np.sign(median)))
+    return proportion(found)
