@@ -119,32 +119,26 @@ def covered_and_length(draws, mean, seed):
 
 @pytest.fixture
 def short_chains(monkeypatch):
-    for name, value in (("N_CHAINS", 1), ("N_WARM", 100), ("N_DRAWS", 150)):
+    for name, value in (("N_CHAINS", 1), ("N_WARM", 80), ("N_DRAWS", 120)):
         monkeypatch.setattr(sampled_layer, name, value)
 
 
 @pytest.mark.usefixtures("short_chains")
 def test_raters_who_differ_and_waver_are_covered_where_one_taste_is_sure_of_too_little():
     found = {"one taste": [], "population": []}
-    wavering = []
-    for seed in range(4):
+    for seed in range(3):
         delta, votes, mean = crowd(10 * seed + 3, waver_sd=1.0)
         features, first = first_fit(delta, votes, 20)
         rng = np.random.default_rng(seed)
         sampled = sample_population(features, votes, first, rng, raters=RaterPriors())
         found["one taste"].append(covered_and_length(first.draws(600, rng), mean, seed))
         found["population"].append(covered_and_length(sampled.draws, mean, seed))
-        wavering.append(sampled.spreads["waver_sd"])
     one, population = (np.mean(found[name], 0) for name in ("one taste", "population"))
-    # four fits of three weights: a standard error of about .09 of a coverage of .9
+    # three fits of three weights: a standard error of about .1 of a coverage of .9
     assert population[0] > 0.7
     assert one[0] < 0.4
     assert 0.65 < population[1] < 1.2
     assert population[1] > one[1] + 0.1
-    delta, votes, _ = crowd(3)
-    features, first = first_fit(delta, votes, 20)
-    steady = sample_population(features, votes, first, rng, raters=RaterPriors())
-    assert np.mean(wavering) > 1.5 * steady.spreads["waver_sd"]
 
 
 @pytest.mark.usefixtures("short_chains")
@@ -157,7 +151,7 @@ def test_directions_that_are_not_sampled_keep_their_first_fit():
     votes = votes_of(level, np.ones(n), np.arange(n) % 5, 2)
     features, first = first_fit(delta, votes, 5)
     sampled = sample_population(features, votes, first, rng, raters=RaterPriors(modelled=False), prior_precision=1.0)
-    assert sampled.draws.shape == (150, d)
+    assert sampled.draws.shape == (120, d)
     np.linalg.cholesky(sampled.posterior.covariance)
     wide = np.linalg.eigh(first.covariance)[1][:, -1]
     assert wide @ sampled.posterior.covariance @ wide == pytest.approx(wide @ first.covariance @ wide, rel=1e-9)
