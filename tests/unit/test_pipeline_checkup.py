@@ -15,6 +15,7 @@ from karat.lm.load import load_lm
 from karat.lm.memory import lora_parameters, size_of, training_bytes
 from karat.pipeline.dead import cautions, contradictions, dead_settings
 from karat.pipeline.derived import Counts, derived
+from karat.pipeline.payment import payment_problems
 from karat.pipeline.settings import RunConfig
 from karat.sft.train import SFTConfig, train_on_pairs
 from tiny_models import tiny_checkpoint
@@ -47,6 +48,36 @@ def test_batches_and_steps_follow_from_the_settings(tmp_path):
     whole = config(reward={"posterior": "ensemble", "ensemble": {"models": 3}})
     of_three = {one.name: one.value for one in derived(whole, counts, size)}
     assert of_three["reward.steps"] == 3 * found["reward.steps"]
+
+
+ROLLOUT = {"n_iterations": 7, "rollout": {"n_prompts": 8, "n_samples": 3, "max_new_tokens": 20},
+           "update": {"n_epochs": 2, "n_minibatches": 4, "token_budget": 100}}  # fmt: skip
+GIVEN = {"batch_size": 10, "epochs": 2, "token_budget": 150}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "section", "expected"),
+    [
+        # a tree of 30 + 3·20 tokens: one of the two prompts at a time; the best of each alone is 50 long: two
+        *((name, "group", {"rollout": 24, "minibatch": 6, "micro_batches": 2, "steps": 56, "tokens": 3360, "passes": 200})
+          for name in ("rloo", "grpo", "reinforce_pp")),
+        ("online_dpo", "online_dpo", {"minibatch": 6, "micro_batches": 2, "steps_an_iteration": 8}),
+        ("expert_iteration", "expert", {"rollout": 24, "minibatch": 2, "micro_batches": 1, "steps": 56}),
+        # pairs of 30 + 2·40 tokens one at a time, responses of 30 + 40 two at a time
+        ("dpo", "direct", {"examples": 400, "minibatch": 10, "micro_batches": 10, "steps_an_epoch": 40, "steps": 80}),
+        ("ipo", "direct", {"examples": 400, "steps": 80}),
+        ("kto", "direct", {"examples": 800, "micro_batches": 5, "steps": 160}),
+        ("ilql", "ilql", {"examples": 200, "micro_batches": 5, "steps": 40}),
+    ],
+)  # fmt: skip
+def test_batches_and_steps_of_every_method(tmp_path, algorithm, section, expected):
+    settings = config(algorithm=algorithm, **{section: GIVEN if section in ("direct", "ilql") else ROLLOUT})
+    counts = Counts(demonstrations=100, policy_prompts=28, collect_prompts=50, votes=400, longest_prompt=30)
+    size = size_of(load_lm(tiny_checkpoint("llama", tmp_path)).model.config, 1000)
+    found = {one.name: one.value for one in derived(settings, counts, size)}
+    assert {key: found[f"{section}.{key}"] for key in expected} == expected
+    assert found[f"memory.{section}"] > found["memory.sft"]
+    assert not [name for name in found if "ppo" in name]
 
 
 def test_the_count_of_adapters_is_that_of_peft(tmp_path):
@@ -95,12 +126,27 @@ def test_settings_without_effect_are_named_only_where_they_were_written():
     assert dead_settings(config(**adaptive), adaptive) == []
 
 
+def test_settings_of_another_method_have_no_effect():
+    given = {"algorithm": "rloo", "ppo": {"n_iterations": 3}, "group": {"reward": {"kl_target": 3.0}}}
+    found = dict(dead_settings(config(**given), given))
+    assert found == {
+        "group.reward.kl_target": "kl_controller is fixed",
+        "ppo": "algorithm is rloo, whose settings are in `group`",
+    }
+    assert "`ppo`" in dict(dead_settings(config(group={}), {"group": {}}))["group"]
+
+
 def test_contradictions_and_cautions():
     assert contradictions(config()) == []
     (one,) = contradictions(config(reward={"heads": {"n_heads": 1}}))
     assert re.match(r"reward\.heads\.n_heads is 1: .*set it ≥ 2", one)
     assert contradictions(config(ppo={"n_iterations": 5, "update": {"lr_warmup_iterations": 5}}))
     assert contradictions(config(ppo={"reward": {"kl_coef": 0.0}}, watch={"kl_budget": None}))
+    (one,) = contradictions(
+        config(algorithm="grpo", group={"n_iterations": 5, "update": {"n_minibatches": 4, "lr_warmup_iterations": 5}})
+    )
+    assert one.startswith("group.update.lr_warmup_iterations is 5 of 5")
+    assert [text for text in cautions(config(algorithm="dpo", direct={"checkpoint_every": 0})) if "direct." in text]
     said = cautions(config(ppo={"checkpoint_every": 0, "n_iterations": 5, "evaluate_every": 5}))
     assert sum("ppo." in text for text in said) == 2
 
@@ -129,6 +175,34 @@ def test_doctor_reads_files_model_and_context(tmp_path, capsys):
     code, out, _ = outcome(capsys, "doctor", str(file), "--set", "ppo.rollout.max_new_tokens=127")
     assert code == 1
     assert "response tokens; expected at most 128 in all" in out
+
+
+def test_what_pays_the_policy_is_looked_over_before_anything_is_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tastes.py").write_text("def short(prompts, texts):\n    return [-len(text) for text in texts]\n")
+    wrong = {
+        "score": "nosuch:fn",
+        "constraint": {"cost": "tastes:long"},
+        "dense": {"weights": {"bogus": 1.0}},
+        "objectives": {"weights": {"harmless": 1.0}},
+    }
+    found = list(payment_problems(config(**wrong)))
+    assert [text.partition(":")[0] for text in found] == ["score", "constraint.cost", "objectives", "dense.weights"]
+    assert "found no function 'long' in tastes" in found[1]
+    (one,) = payment_problems(config(constraint={"objective": "nope"}))
+    assert one == "constraint.objective: found 'nope'; expected one of the reward's: preference"
+    (one,) = payment_problems(config(collect={"n_step_marks": 3}, dense={"weights": {"step": 1.0, "wrong": -1.0}}))
+    assert one == "dense.weights: found 'wrong'; expected classes that will be marked: step"
+    (one,) = payment_problems(config(reward_model=str(tmp_path / "nowhere")))
+    assert one.startswith("reward_model: found no reward model in")
+    right = {"score": "tastes:short", "constraint": {"objective": "preference"}, "collect": {"n_step_marks": 3}}
+    assert list(payment_problems(config(**right, dense={"weights": {"step": 1.0}}))) == []
+    # a run stops at once, and leaves nothing behind
+    Path("c.yaml").write_text("sandbox: {}\nscore: tastes:long\n")
+    code, _, err = outcome(capsys, "run", "c.yaml")
+    assert code != 0
+    assert "score: found no function 'long' in tastes" in err
+    assert not Path("runs").exists()
 
 
 def test_doctor_says_what_would_stop_the_run(tmp_path, capsys):

@@ -73,7 +73,7 @@ def cost_fn(scorer: Scorer, constraint: ConstraintConfig) -> ScoreFn:
     Raises: ConfigError as `beside_the_score` has it.
     """
     if constraint.cost:
-        measure = asked_once(named_score(constraint.cost))
+        measure = asked_once(named_score(constraint.cost, key="constraint.cost"), what="cost function")
     else:
         names = scorer.model.objectives
         if constraint.objective not in names:

@@ -27,6 +27,8 @@ from karat.lm.trackers import check_trackers
 from karat.pipeline.data import read_demonstrations, read_prompts
 from karat.pipeline.dead import cautions, contradictions, dead_settings
 from karat.pipeline.derived import Counts, Derived, derived
+from karat.pipeline.optimise import check_demonstrations
+from karat.pipeline.payment import payment_problems
 from karat.pipeline.runs import source_of
 from karat.pipeline.sandbox import write_untrained
 from karat.pipeline.settings import RunConfig
@@ -75,8 +77,13 @@ def check_config(path: Path, overrides: list[str], *, directory: Path, progress:
                 _context(config, counts, lm),
                 _prompts_enough(config, counts),
             ]  # fmt: skip
+            if config.ptx_coef:
+                path = place.directory / "data" / "demonstrations.jsonl"
+                checks.append(_passes("ptx", lambda: check_demonstrations(config, path), "there are demonstrations"))
             numbers = derived(config, counts, size)
             checks += [_memory(numbers), _disk(numbers, directory)]
+    wrong = [Check("payment", False, problem) for problem in payment_problems(config)]
+    checks += wrong or [Check("payment", True, "what pays and charges the policy is there")]
     checks += _settings(config, given)
     return Checkup(tuple(checks), tuple(numbers))
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from karat.lm.memory import ModelSize, cache_bytes, lora_parameters, training_bytes
 from karat.pipeline.rewarding import GATE_FRAC
 from karat.pipeline.settings import RunConfig
+from karat.policy.method_settings import DirectConfig, ExpertConfig, GroupConfig, ImplicitQConfig, OnlineDPOConfig
+from karat.policy.settings import PPOConfig, RolloutSettings
 
 N_SAVED_MODELS = 5
 """Models that a run keeps: base, sft, reward, ppo, and the watcher's best while it runs."""
@@ -51,7 +53,7 @@ def derived(config: RunConfig, counts: Counts, size: ModelSize) -> list[Derived]
     return [
         *_sft(config, counts),
         *_reward(config, counts),
-        *(_ppo(config, counts) if config.algorithm == "ppo" else []),
+        *(_offline(config, counts) if config.rollout is None else _online(config, counts)),
         *_memory(config, counts, size),
     ]
 
@@ -84,42 +86,85 @@ def _reward(config: RunConfig, counts: Counts) -> list[Derived]:
     ]
 
 
-def _ppo(config: RunConfig, counts: Counts) -> list[Derived]:
-    ppo, rollout, update = config.ppo, config.ppo.rollout, config.ppo.update
+def _online(config: RunConfig, counts: Counts) -> list[Derived]:
+    """Of the methods that draw responses: PPO, RLOO, GRPO, REINFORCE++, online DPO, expert iteration."""
+    name, method, rollout = config.section, config.method, config.rollout
+    assert isinstance(method, PPOConfig | GroupConfig | OnlineDPOConfig | ExpertConfig)
+    assert rollout is not None
+    update, n_sequences = method.update, rollout.n_prompts * rollout.n_samples
     prompts = rollout.n_prompts // update.n_minibatches
-    tree = counts.longest_prompt + rollout.n_samples * rollout.max_new_tokens
+    # expert iteration learns one response a prompt, the others the whole tree
+    learnt = 1 if isinstance(method, ExpertConfig) else rollout.n_samples
+    tree = counts.longest_prompt + learnt * rollout.max_new_tokens
     trees = max(1, update.token_budget // tree)
-    steps = ppo.steps_per_iteration
-    passes = round(100 * ppo.n_iterations * rollout.n_prompts / max(counts.policy_prompts, 1))
+    steps = method.steps_per_iteration
+    passes = round(100 * method.n_iterations * rollout.n_prompts / max(counts.policy_prompts, 1))
+    dealt = "rollout/n_minibatches" if learnt > 1 else "n_prompts/n_minibatches: the best of each prompt"
     return [
-        Derived("ppo.rollout", ppo.n_sequences, "responses", "n_prompts·n_samples"),
-        Derived("ppo.minibatch", prompts * rollout.n_samples, "responses", "rollout/n_minibatches, one optimiser step"),
+        Derived(f"{name}.rollout", n_sequences, "responses", "n_prompts·n_samples"),
+        Derived(f"{name}.minibatch", prompts * learnt, "responses", f"{dealt}, one optimiser step"),
         Derived(
-            "ppo.micro_batches", math.ceil(prompts / trees), "a minibatch",
+            f"{name}.micro_batches", math.ceil(prompts / trees), "a minibatch",
             f"at most: {tree} tokens the longest tree, {update.token_budget} the budget",
         ),
-        Derived("ppo.steps_an_epoch", update.n_minibatches, "optimiser steps", "n_minibatches"),
-        Derived("ppo.steps_an_iteration", steps, "optimiser steps", "n_epochs·n_minibatches"),
-        Derived("ppo.steps", steps * ppo.n_iterations, "optimiser steps", "n_iterations·n_epochs·n_minibatches"),
+        Derived(f"{name}.steps_an_epoch", update.n_minibatches, "optimiser steps", "n_minibatches"),
+        Derived(f"{name}.steps_an_iteration", steps, "optimiser steps", "n_epochs·n_minibatches"),
+        Derived(f"{name}.steps", steps * method.n_iterations, "optimiser steps", "n_iterations·n_epochs·n_minibatches"),
         Derived(
-            "ppo.tokens", ppo.n_sequences * rollout.max_new_tokens * ppo.n_iterations, "response tokens",
+            f"{name}.tokens", n_sequences * rollout.max_new_tokens * method.n_iterations, "response tokens",
             "at most: every response as long as max_new_tokens",
         ),
-        Derived("ppo.passes", passes, "% of the prompts", "n_iterations·n_prompts of the rollout/prompts, 100 = each once"),
+        Derived(
+            f"{name}.passes", passes, "% of the prompts", "n_iterations·n_prompts of the rollout/prompts, 100 = each once"
+        ),
+    ]  # fmt: skip
+
+
+def _offline(config: RunConfig, counts: Counts) -> list[Derived]:
+    """Of the methods that read given data: DPO, IPO, KTO, implicit Q-learning."""
+    name, method = config.section, config.method
+    assert isinstance(method, DirectConfig | ImplicitQConfig)
+    if isinstance(method, ImplicitQConfig):
+        n, what = counts.collect_prompts * config.collect.n_samples, "responses"
+        how = "at most: n_samples of each prompt whose responses are judged"
+        longest = counts.longest_prompt + config.collect.max_new_tokens
+    elif method.loss == "kto":
+        n, what, how = 2 * counts.votes, "responses", "at most: two a vote; ties give none"
+        longest = counts.longest_prompt + config.collect.max_new_tokens
+    else:
+        n, what, how = counts.votes, "comparisons", "at most: every vote decided; ties are left out"
+        longest = counts.longest_prompt + 2 * config.collect.max_new_tokens
+    batch = min(method.batch_size, max(n, 1))
+    steps = method.n_steps(max(n, 1))
+    return [
+        Derived(f"{name}.examples", n, what, how),
+        Derived(f"{name}.minibatch", batch, what, "batch_size, one optimiser step"),
+        Derived(
+            f"{name}.micro_batches", math.ceil(batch / max(1, method.token_budget // longest)), "a minibatch",
+            f"at most: {longest} tokens the longest tree, {method.token_budget} the budget",
+        ),
+        Derived(f"{name}.steps_an_epoch", math.ceil(n / method.batch_size), "optimiser steps", "⌈examples/batch_size⌉"),
+        Derived(f"{name}.steps", steps, "optimiser steps", "epochs·examples/batch_size, at least 1"),
     ]  # fmt: skip
 
 
 def _memory(config: RunConfig, counts: Counts, size: ModelSize) -> list[Derived]:
     trained = lora_parameters(size, config.lora.rank) if config.lora else size.parameters
-    rollout, update = config.ppo.rollout, config.ppo.update
-    tree = counts.longest_prompt + rollout.n_samples * rollout.max_new_tokens
-    copies = (0 if config.lora else 1) + 1  # the reference policy, and the reward model
-    separate = config.ppo.value.critic == "separate"
+    name, method, rollout = config.section, config.method, config.rollout
+    longest = counts.longest_prompt + config.policy_tokens * (1 if rollout is None else rollout.n_samples)
+    budget = max((method.token_budget if rollout is None else method.update.token_budget), longest)  # type: ignore[union-attr]
+    # the reward model, and the policy's reference, which is the adapter switched off where there is one
+    copies, held_beside = 1 + (not config.lora), "reference policy and reward model beside them"
+    if rollout is None:  # a reference to measure the KL from, and the loss's own where it keeps one
+        keeps = isinstance(method, DirectConfig) and (method.loss == "kto" or not method.precompute_reference)
+        copies = 2 + (keeps and not config.lora)
+    separate = isinstance(method, PPOConfig) and method.value.critic == "separate"
     critic = 4 * size.weight_bytes if separate else 0
-    ppo = training_bytes(size, n_trained=trained, n_tokens=max(update.token_budget, tree), n_copies=copies) + critic
+    policy = training_bytes(size, n_trained=trained, n_tokens=budget, n_copies=copies) + critic
+    drawn = rollout or RolloutSettings(n_samples=config.watch.n_samples)
     cache = cache_bytes(
-        size, n_prompts=max(1, rollout.decode_rows // rollout.n_samples), prompt_tokens=counts.longest_prompt,
-        n_rows=rollout.decode_rows, response_tokens=rollout.max_new_tokens,
+        size, n_prompts=max(1, drawn.decode_rows // drawn.n_samples), prompt_tokens=counts.longest_prompt,
+        n_rows=drawn.decode_rows, response_tokens=config.policy_tokens,
     )  # fmt: skip
     sft = training_bytes(size, n_trained=trained, n_tokens=config.sft.token_budget)
     reward = training_bytes(size, n_trained=trained, n_tokens=config.reward.token_budget)
@@ -130,7 +175,7 @@ def _memory(config: RunConfig, counts: Counts, size: ModelSize) -> list[Derived]
         Derived("model.trained", trained, "numbers", "adapters on every linear layer" if config.lora else "all weights"),
         Derived("memory.sft", sft, "bytes", held),
         Derived("memory.reward", reward, "bytes", held),
-        Derived("memory.ppo", ppo, "bytes", f"{held}; reference policy and reward model beside them"),
+        Derived(f"memory.{name}", policy, "bytes", f"{held}; {held_beside}"),
         Derived("memory.decode_cache", cache, "bytes", "while sampling, when no activations are held"),
         Derived(
             "disk", N_SAVED_MODELS * size.weight_bytes + 2 * checkpoint, "bytes",

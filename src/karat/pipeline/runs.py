@@ -23,6 +23,7 @@ from karat.lm import parallel
 from karat.lm.trackers import check_trackers
 from karat.pipeline import people, preferences, sandbox, votes
 from karat.pipeline.arenas import take_run_arenas
+from karat.pipeline.payment import check_payment
 from karat.pipeline.reporting import write_report
 from karat.pipeline.river import run_river
 from karat.pipeline.settings import RunConfig
@@ -126,6 +127,7 @@ def run_once(
     """
     source = source_of(config, seed, desk)
     check_trackers(config.tracking)
+    check_payment(config)
     with lock_run(directory) if parallel.is_main() else contextlib.nullcontext():
         about = {"title": config.title, "unsafe": list(config.unsafe)}
         plainly = {**about, "config": plain(config), "seed": seed}

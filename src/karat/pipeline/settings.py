@@ -169,6 +169,11 @@ class LoraSettings:
 Algorithm = Literal[
     "ppo", "rloo", "grpo", "reinforce_pp", "online_dpo", "expert_iteration", "dpo", "ipo", "kto", "ilql"
 ]
+SECTION_OF = {
+    "rloo": "group", "grpo": "group", "reinforce_pp": "group", "expert_iteration": "expert",
+    "dpo": "direct", "ipo": "direct", "kto": "direct",
+}  # fmt: skip
+"""Methods whose settings are not under their own name."""
 MethodConfig = PPOConfig | GroupConfig | OnlineDPOConfig | ExpertConfig | DirectConfig | ImplicitQConfig
 # the same work an iteration as PPO's defaults, so that methods can be compared by changing one key
 _STEPS = StepSettings(n_epochs=1, n_minibatches=4, learning_rate=1e-4)
@@ -320,6 +325,11 @@ class RunConfig:
             "expert_iteration": self.expert,
             "ilql": self.ilql,
         }[name]
+
+    @property
+    def section(self) -> str:
+        """The key of the method's settings: `group` for `grpo`."""
+        return SECTION_OF.get(self.algorithm, self.algorithm)
 
     @property
     def rollout(self) -> RolloutSettings | None:

@@ -26,19 +26,25 @@ BATCH = 64
 """Responses in one request."""
 
 
-def named_score(name: str) -> ScoreFn:
+def named_score(name: str, *, key: str = "score") -> ScoreFn:
     """The score function that a text names: `http://…`, `https://…` or `module:function`.
 
+    Args:
+        key: of the configuration, by which a complaint names it.
     Raises: ConfigError where there is no such function.
     """
-    return HttpScore(name) if name.startswith(("http://", "https://")) else python_score(name)
+    return HttpScore(name, key=key) if name.startswith(("http://", "https://")) else python_score(name, key=key)
 
 
-def asked_once(score: ScoreFn) -> ScoreFn:
-    """A score function from outside that is called in one process for all: it may count its calls, or cost money."""
+def asked_once(score: ScoreFn, *, what: str = "score function") -> ScoreFn:
+    """A score function from outside that is called in one process for all: it may count its calls, or cost money.
+
+    Args:
+        what: it is, by which a complaint names it.
+    """
 
     def ask(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        return parallel.from_main(lambda: score_responses(score, prompts, responses))
+        return parallel.from_main(lambda: score_responses(score, prompts, responses, what=what))
 
     return ask
 
@@ -59,7 +65,7 @@ def source_hash(name: str) -> str:
     return content_id("score", [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in known]) if known else ""
 
 
-def python_score(name: str) -> ScoreFn:
+def python_score(name: str, *, key: str = "score") -> ScoreFn:
     """`module:function`, looked for among installed modules and in the current directory.
 
     The function takes prompts (`karat.records.Prompt`) and texts, and returns one number each.
@@ -67,8 +73,8 @@ def python_score(name: str) -> ScoreFn:
     Raises: ConfigError for another form, a module that cannot be imported, or a name that is no function in it.
     """
     module_name, separator, function_name = name.partition(":")
-    if not separator or not module_name or not function_name:
-        raise ConfigError(f"score: found {name!r}; expected module:function or an http address")
+    if not separator or not module_name or not function_name or "/" in name:
+        raise ConfigError(f"{key}: found {name!r}; expected module:function or an http address")
     here = str(Path.cwd())
     added = here not in sys.path
     if added:
@@ -78,7 +84,7 @@ def python_score(name: str) -> ScoreFn:
     except Exception as error:
         said = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"score: importing {module_name} raised {type(error).__name__}: {said}; expected a module with {function_name}"
+            f"{key}: importing {module_name} raised {type(error).__name__}: {said}; expected a module with {function_name}"
         ) from error
     finally:
         if added:
@@ -86,7 +92,7 @@ def python_score(name: str) -> ScoreFn:
     function = getattr(module, function_name, None)
     if not callable(function):
         raise ConfigError(
-            f"score: found no function {function_name!r} in {module_name}; expected one that takes prompts and texts"
+            f"{key}: found no function {function_name!r} in {module_name}; expected one that takes prompts and texts"
         )
     return function
 
@@ -108,11 +114,13 @@ class HttpScore:
     """Seconds before the first further try; doubled before each one after it."""
     headers: Mapping[str, str] | None = None
     """Sent along (a key of one's own, say)."""
+    key: str = "score"
+    """Of the configuration, by which a complaint names it."""
 
     def __post_init__(self) -> None:
         if self.timeout_s <= 0 or self.n_retries < 0 or self.pause_s < 0:
             raise ConfigError(
-                f"score {self.url}: found timeout_s={self.timeout_s}, n_retries={self.n_retries}, pause_s={self.pause_s}; "
+                f"{self.key} {self.url}: found timeout_s={self.timeout_s}, n_retries={self.n_retries}, pause_s={self.pause_s}; "
                 "expected > 0, ≥ 0 and ≥ 0"
             )
 
@@ -144,7 +152,7 @@ class HttpScore:
                 continue
             return self._scores(answer, len(body["responses"]))
         raise InputError(
-            f"score {self.url}: no answer after {self.n_retries + 1} tries of {self.timeout_s:g} s (last: {said}); expected "
+            f"{self.key} {self.url}: no answer after {self.n_retries + 1} tries of {self.timeout_s:g} s (last: {said}); expected "
             'POST → {"scores": […]}. The run can be continued when the endpoint answers'
         )
 
@@ -156,7 +164,7 @@ class HttpScore:
         if not isinstance(scores, list) or len(scores) != n:
             found = f"{len(scores)} scores" if isinstance(scores, list) else " ".join(answer.text.split())[:80]
             raise InputError(
-                f'score {self.url}: status {answer.status_code}, found {found}; expected {{"scores": [{n} numbers]}}'
+                f'{self.key} {self.url}: status {answer.status_code}, found {found}; expected {{"scores": [{n} numbers]}}'
             )
         return scores
 
