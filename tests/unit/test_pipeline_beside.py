@@ -63,11 +63,17 @@ def test_an_objective_is_bounded_relative_to_its_reference_and_the_side_is_a_sig
 
 
 def test_a_function_can_be_bounded_instead(scorer, tmp_path, monkeypatch):
-    (tmp_path / "costs.py").write_text("def words(prompts, texts):\n    return [len(t) for t in texts]\n")
+    (tmp_path / "costs.py").write_text(
+        "def words(prompts, texts):\n    return [len(t) for t in texts]\n"
+        "def broken(prompts, texts):\n    raise ValueError('no idea')\n"
+    )
     monkeypatch.chdir(tmp_path)
     bound = ConstraintConfig(cost="costs:words", keep="below", limit=3)
     assert beside_the_score(scorer, tmp_path, NO_DENSE, bound).cost_fn([PROMPT] * 3, TEXTS) == [3.0, 3.0, 4.0]
-    with pytest.raises(ConfigError, match="found no function 'letters' in costs"):
+    broken = beside_the_score(scorer, tmp_path, NO_DENSE, dataclasses.replace(bound, cost="costs:broken")).cost_fn
+    with pytest.raises(InputError, match="cost function broken: raised ValueError: no idea"):  # not the score function
+        broken([PROMPT], ["a"])
+    with pytest.raises(ConfigError, match=r"constraint\.cost: found no function 'letters' in costs"):
         beside_the_score(scorer, tmp_path, NO_DENSE, dataclasses.replace(bound, cost="costs:letters"))
 
 

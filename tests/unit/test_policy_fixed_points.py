@@ -196,6 +196,24 @@ def test_k1_in_the_reward_and_k2_in_the_loss_have_one_gradient_and_k3_another():
     assert float((reverse - gradient(exact)).abs().max()) > 0.05
 
 
+def test_a_weighted_k3_keeps_its_gradient_once_the_policy_has_moved():
+    logits, old = numbers(7, 4, WORDS), numbers(8, 4, WORDS)
+
+    def gradient(loss_of):
+        x = logits.clone().requires_grad_()
+        loss_of(sequence_logprobs(x)).backward()
+        return x.grad
+
+    def in_loss(importance):
+        before = sequence_logprobs(old)
+        options = {"estimator": "k3", "denominator": 1, "weights": before.exp(), "importance": importance}
+        return lambda new: kl_penalty_loss(new, before, REF_LOGPROBS, EVERY, **options).loss
+
+    reverse = gradient(lambda new: (REF_LOGPROBS.exp() * (REF_LOGPROBS - new)).sum())
+    torch.testing.assert_close(gradient(in_loss(True)), reverse, atol=1e-10, rtol=0)
+    assert float((gradient(in_loss(False)) - reverse).abs().max()) > 0.05
+
+
 def test_k3_in_the_loss_settles_elsewhere():
     expected = fixed_points.forward_kl_optimum(REF_PROBS, REWARD.numpy() / 2, BETA)
     assert_close(settled(lambda logits, old: group_loss(logits, old, "none", "k3")), expected)

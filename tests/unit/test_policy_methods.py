@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -327,6 +328,20 @@ def test_a_checkpoint_that_something_else_paid_for_is_refused_by_name(tmp_path, 
         recipe(toy_lm(), PROMPTS, share_of_w3, config, seed=5, directory=tmp_path, beside=other)
 
 
+def test_k3_is_weighted_where_that_is_asked_for_and_only_once_the_policy_has_moved():
+    def trained(**changes):
+        lm, config = toy_lm(), METHODS["grpo"][1]
+        steps = replace(config.update, n_epochs=1, n_minibatches=changes.pop("n_minibatches"))
+        config = replace(config, update=steps, n_iterations=1, **changes)
+        train_group(lm, PROMPTS, share_of_w3, config, seed=1)
+        return torch.cat([one.flatten() for one in weights(lm).values()])
+
+    assert torch.equal(trained(weigh_k3=True, n_minibatches=1), trained(n_minibatches=1))
+    assert not torch.equal(trained(weigh_k3=True, n_minibatches=4), trained(n_minibatches=4))
+    with pytest.raises(ConfigError, match="weigh_k3: found true with rloo"):
+        _ = GroupConfig("rloo", weigh_k3=True).choices
+
+
 def test_a_score_function_that_fails_is_one_line():
     def broken(prompts, texts):  # noqa: ARG001
         raise ValueError("no\nidea")
@@ -334,6 +349,7 @@ def test_a_score_function_that_fails_is_one_line():
     config = METHODS["rloo"][1]
     for bad, said in (
         (broken, "broken: raised ValueError: no idea for 16 responses"),
+        (lambda prompts, texts: sys.exit(3), "raised SystemExit: 3 for 16 responses"),  # noqa: ARG005
         (lambda prompts, texts: [float("nan")] * len(texts), "found nan for the response"),  # noqa: ARG005
         (lambda prompts, texts: [1.0], "found 1 scores for 16 responses"),  # noqa: ARG005
         (lambda prompts, texts: ["good"] * len(texts), "expected one finite number for each"),  # noqa: ARG005

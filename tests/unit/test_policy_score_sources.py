@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from karat.errors import ConfigError, InputError
-from karat.policy.score_sources import BATCH, HttpScore, WeightedScore, named_score, source_hash
+from karat.policy.score_sources import BATCH, HttpScore, HttpSettings, WeightedScore, named_score, source_hash
 from karat.records import user_prompt
 
 PROMPT = user_prompt("how long?")
@@ -56,6 +56,19 @@ def test_an_endpoint_is_asked_in_batches_with_the_conversation():
     assert [len(body["responses"]) for _, body in asked] == [BATCH, 3]
     assert asked[0][1]["prompts"][0] == [{"role": "user", "content": "how long?"}]
     assert asked[0][0]["X-Key"] == "k"
+
+
+def test_settings_of_a_configuration_send_a_key_from_the_environment_and_limit_the_time(monkeypatch):
+    monkeypatch.setenv("MY_KEY", "secret")
+    with endpoint((200, lengths)) as (url, asked):
+        assert named_score(url, http=HttpSettings(key_variable="MY_KEY"))([PROMPT], ["abc"]) == [3]
+        assert named_score(url)([PROMPT], ["abc"]) == [3]
+    assert asked[0][0]["Authorization"] == "Bearer secret"
+    assert "Authorization" not in asked[1][0]
+    named = named_score("http://x", key="constraint.cost", http=HttpSettings(timeout_s=300, n_retries=0))
+    assert (named.timeout_s, named.n_retries, named.key) == (300, 0, "constraint.cost")
+    with pytest.raises(ConfigError, match="score_http: found timeout_s=0"):
+        HttpSettings(timeout_s=0)
 
 
 def test_a_passing_failure_is_tried_again_and_a_lasting_one_is_one_line():

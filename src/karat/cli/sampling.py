@@ -69,7 +69,7 @@ def best_of_n(
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Sample, score and keep the best of n responses; says what that costs in KL, exactly where scores tie too."""
+    """Sample, score and keep the best of n responses; says what that costs in KL, where scores tie too."""
     from karat.batches import best_of_n_file
     from karat.progress import open_progress
 

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from karat.errors import InputError
-from karat.overopt import best_of_n_kl_bound, best_of_n_weights
+from karat.overopt import best_of_n_weights
 from karat.records import Estimate
 from karat.resampling import cluster_bootstrap
 from karat.reward.distance import epic_distance
+from karat.sampled_ties import best_of_n_kl_sampled
 from karat.stats import mean_estimate
 
 Array = NDArray[np.float64]
@@ -37,9 +38,9 @@ class PolicySamples:
     length: Array
     """[P, N] response tokens."""
     kl: Array | None
-    """[P, N] log π − log π_ref of each whole response, nats; None = from `kl_bound`."""
-    kl_bound: float | None = None
-    """A bound on the KL, nats per sequence, for policies that have no density of their own."""
+    """[P, N] log π − log π_ref of each whole response, nats; None = as `kl_prompts` has it."""
+    kl_prompts: Array | None = None
+    """[P] KL on each prompt, nats per sequence, of policies that have no density of their own (best-of-n)."""
     weights: Array | None = None
     """[P, N] how much each sample counts within its prompt (best-of-n as a reweighting); None = equally."""
 
@@ -56,6 +57,7 @@ class PolicySamples:
 
 def best_of(samples: PolicySamples, n: int) -> PolicySamples:
     """The best-of-n policy on top of measured samples: each counts with the probability that the proxy picks it."""
+    weights = best_of_n_weights(samples.proxy, n)  # refuses more than there are
     return PolicySamples(
         name=f"best_of_{n}",
         texts=samples.texts,
@@ -63,9 +65,14 @@ def best_of(samples: PolicySamples, n: int) -> PolicySamples:
         gold=samples.gold,
         length=samples.length,
         kl=None,
-        kl_bound=float(best_of_n_kl_bound(n)),
-        weights=best_of_n_weights(samples.proxy, n),
+        kl_prompts=best_of_kl(samples.proxy, n),
+        weights=weights,
     )
+
+
+def best_of_kl(scores: Array, n: int) -> Array:
+    """[P] KL of best-of-n on each prompt by order statistics on its [P, N] samples' scores, nats per sequence."""
+    return np.array([best_of_n_kl_sampled(row, n) for row in scores])
 
 
 def policy_figures(samples: PolicySamples, baseline: PolicySamples) -> dict[str, Estimate]:
@@ -83,10 +90,9 @@ def policy_figures(samples: PolicySamples, baseline: PolicySamples) -> dict[str,
     if samples.kl is not None:
         figures["kl"] = _over_prompts(samples.prompt_means(samples.kl), "nats per sequence, Monte Carlo of log π/π_ref")
     else:
-        bound = samples.kl_bound if samples.kl_bound is not None else 0.0
-        figures["kl"] = Estimate(
-            bound, bound, bound, samples.proxy.shape[0], "nats per sequence, log n − (n − 1)/n (bound)"
-        )
+        per_prompt = np.zeros(len(samples.proxy)) if samples.kl_prompts is None else samples.kl_prompts
+        what = f"nats per sequence, order statistics on {samples.proxy.shape[1]} samples, ties merged"
+        figures["kl"] = _over_prompts(per_prompt, what)
     distinct = _distinct(samples)
     figures["distinct"] = (
         _over_prompts(distinct, "probability that two samples of a prompt differ")

@@ -17,7 +17,7 @@ from karat.ledger.artifacts import ArtifactRef
 from karat.pipeline.beside_settings import ConstraintConfig, DenseSettings
 from karat.pipeline.settings import RunConfig
 from karat.policy.beside import Beside
-from karat.policy.score_sources import asked_once, named_score, source_hash
+from karat.policy.score_sources import HttpSettings, asked_once, named_score, source_hash
 from karat.policy.scores import score_responses
 from karat.records import Finding, Prompt, Response, ScoreFn
 from karat.reward.dense import DENSE, dense_score_fn, fit_dense, load_dense, save_dense
@@ -29,17 +29,22 @@ from karat.statements import Marked
 
 
 def beside_the_score(
-    scorer: Scorer | GroupScorer, reward: Path, dense: DenseSettings, constraint: ConstraintConfig | None
+    scorer: Scorer | GroupScorer,
+    reward: Path,
+    dense: DenseSettings,
+    constraint: ConstraintConfig | None,
+    *,
+    http: HttpSettings | None = None,
 ) -> Beside:
     """What the configuration asks for; nothing where it asks for nothing.
 
     Args:
-        scorer: of the reward model in the directory `reward`.
+        scorer: of the reward model in the directory `reward`.    http: how a cost at an address is asked for.
     Raises: ConfigError for an objective that the reward does not have, or a cost function that is not there;
         CheckpointError for a reward without token rewards.
     """
     own = scorer.scorer if isinstance(scorer, GroupScorer) else scorer
-    cost = None if constraint is None else cost_fn(own, constraint)
+    cost = None if constraint is None else cost_fn(own, constraint, http=http)
     if not dense.weights:
         return Beside(cost_fn=cost)
     heads = load_dense(reward, _decoder(own.model.trunk))
@@ -65,7 +70,7 @@ def paid_by(config: RunConfig, reward: ArtifactRef) -> dict[str, Any]:
     return found
 
 
-def cost_fn(scorer: Scorer, constraint: ConstraintConfig) -> ScoreFn:
+def cost_fn(scorer: Scorer, constraint: ConstraintConfig, *, http: HttpSettings | None = None) -> ScoreFn:
     """The cost of each response: what is bounded, turned so that less is better.
 
         c(x, y) = ∓ mean over draws of r_objective(x, y) − its mean on the reference responses
@@ -73,7 +78,7 @@ def cost_fn(scorer: Scorer, constraint: ConstraintConfig) -> ScoreFn:
     Raises: ConfigError as `beside_the_score` has it.
     """
     if constraint.cost:
-        measure = asked_once(named_score(constraint.cost, key="constraint.cost"), what="cost function")
+        measure = asked_once(named_score(constraint.cost, key="constraint.cost", http=http), what="cost function")
     else:
         names = scorer.model.objectives
         if constraint.objective not in names:

@@ -15,7 +15,7 @@ from karat.evaluate.table import PolicySamples, best_of, gold_difference, not_kn
 from karat.ledger.artifacts import ArtifactRef, write_json
 from karat.lm import parallel
 from karat.lm.load import LoadedLM, load_lm
-from karat.overopt import best_of_n_kl_bound, expected_best_of_n
+from karat.overopt import expected_best_of_n
 from karat.pipeline.by_group import group_content, group_gains, utilities_by_group, worst_group_finding
 from karat.pipeline.data import read_prompts, read_rows
 from karat.pipeline.optimise import curve_path
@@ -83,8 +83,8 @@ def side_by_side(
         "training": [dataclasses.asdict(point) for point in path],
         "equal_kl": {
             f"best_of_{n}": {
-                "kl": float(best_of_n_kl_bound(n)),
-                f"{name}_gold": interpolate_gold(path, float(best_of_n_kl_bound(n))),
+                "kl": figures[f"best_of_{n}"]["kl"].value,
+                f"{name}_gold": interpolate_gold(path, float(figures[f"best_of_{n}"]["kl"].value or 0.0)),
             }
             for n in config.evaluate.best_of
         },
@@ -141,7 +141,7 @@ def best_of_frontier(samples: PolicySamples) -> list[FrontierPoint]:
     while n <= samples.proxy.shape[1]:
         gold = None if samples.gold is None else float(expected_best_of_n(samples.proxy, n, values=samples.gold).mean())
         proxy = float(expected_best_of_n(samples.proxy, n).mean())
-        points.append(FrontierPoint(f"best of {n}", float(best_of_n_kl_bound(n)), proxy, gold))
+        points.append(FrontierPoint(f"best of {n}", float(best_of_kl(samples.proxy, n).mean()), proxy, gold))
         n *= 2
     return points
 

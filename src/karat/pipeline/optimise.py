@@ -69,11 +69,17 @@ def train(
     watcher = Watcher(watch_rules(config, usual, lengths), directory=place.checkpoints / "watcher")
     # 2. the method
     lm = load_for_training(sft, config.lora, seed=child_seed(run.seed, "ppo", "lora"))
-    score = asked_once(named_score(config.score)) if config.score else score_fn(scorer, config.aggregator)
+    score = (
+        asked_once(named_score(config.score, http=config.score_http))
+        if config.score
+        else score_fn(scorer, config.aggregator)
+    )
     if config.watch.odd_quantile is not None:
         low, high = usual_range(list(score(asked, texts)), config.watch.odd_quantile)
         score = OddRewards(score, low, high, place.directory / ODD)
-    beside = beside_the_score(scorer, run.directory / given["reward"].path, config.dense, config.constraint)
+    beside = beside_the_score(
+        scorer, run.directory / given["reward"].path, config.dense, config.constraint, http=config.score_http
+    )
     beside = replace(beside, paid_by=paid_by(config, given["reward"]))
     if config.ptx_coef:
         known, _ = practised(read_demonstrations(run.directory / given["demonstrations"].path))

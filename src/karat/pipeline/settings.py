@@ -24,6 +24,7 @@ from karat.policy.method_settings import (
     OnlineDPOConfig,
     StepSettings,
 )
+from karat.policy.score_sources import HttpSettings
 from karat.policy.settings import PPOConfig, RewardSettings, RolloutSettings
 from karat.reward.objectives import ObjectivesConfig
 from karat.reward.people_fit import PluralismConfig
@@ -221,6 +222,8 @@ class RunConfig:
     score: str = ""
     """What the optimiser is paid instead of the reward model: `module:function`, or an http address; "" = the reward
     model. Gate, watcher and evaluation stay with the reward model."""
+    score_http: HttpSettings = field(default_factory=HttpSettings)
+    """Time limit, tries and key of a `score` or `constraint.cost` at an http address."""
     dense: DenseSettings = field(default_factory=DenseSettings)
     """Rewards inside responses, beside the score."""
     constraint: ConstraintConfig | None = None

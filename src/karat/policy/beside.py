@@ -139,7 +139,7 @@ def dense_rewards(rollout: Rollout, beside: Beside, *, lm: LoadedLM) -> Float[Te
         marks = [list(row) for row in beside.dense_fn(asked, rollout.texts)]
     except KaratError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(
             f"dense rewards: raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         ) from error

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from karat.errors import InputError
-from karat.overopt import best_of_n_kl, best_of_n_kl_bound
+from karat.overopt import best_of_n_kl_bound
 from karat.policy.scores import score_responses
 from karat.records import Prompt, Sampler, ScoreFn
+from karat.sampled_ties import best_of_n_kl_sampled
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class BestOfN:
     kl_bound: float
     """log n − (n − 1)/n, nats per sequence: an upper bound, exact where scores never tie."""
     kl_estimate: float
-    """Order-statistic estimate of the KL, mean over prompts, nats per sequence (`overopt.best_of_n_kl`)."""
+    """Order-statistic estimate of the KL, mean over prompts, nats per sequence (`sampled_ties`)."""
 
 
 def best_of_n(
@@ -61,7 +62,7 @@ def best_of_n(
     flat_texts = [text for texts in candidates for text in texts]
     flat = score_responses(score_fn, flat_prompts, flat_texts)
     rows = [tuple(flat[i : i + n_samples]) for i in range(0, len(flat), n_samples)]
-    estimate = sum(best_of_n_kl(row, n) for row in rows) / len(rows)
+    estimate = sum(best_of_n_kl_sampled(row, n) for row in rows) / len(rows)
     chosen = [max(range(n), key=row.__getitem__) for row in rows]
     return BestOfN(
         texts=tuple(texts[i] for texts, i in zip(candidates, chosen, strict=True)),

@@ -336,7 +336,7 @@ class GroupUpdate:
             every,
             estimator="k2" if choices.kl == "loss_k2" else "k3",
             denominator=minibatch.denominator,
-            importance=choices.kl == "loss_k2",
+            importance=choices.kl == "loss_k2" or self.config.weigh_k3,
             weights=weights,
         )
         self.stats.penalty += float(penalty.loss.detach()) * minibatch.denominator

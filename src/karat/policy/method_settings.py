@@ -112,8 +112,11 @@ class GroupConfig:
     """token = a mean over the minibatch's tokens; sequence = over responses of the mean over their tokens; length = the
     sum over tokens by responses × max_new_tokens ("Dr. GRPO"). Ratios of whole responses are averaged over responses."""
     kl: KlPlace | None = None
-    """reward = k1 paid as a reward; loss_k2 = in the loss, the same gradient; loss_k3 = as GRPO was published, the
-    gradient of KL(π_ref ‖ π)."""
+    """reward = k1 paid as a reward; loss_k2 = in the loss, over whole responses the same gradient, over tokens without
+    what a token changes about later prefixes; loss_k3 = as GRPO was published, the gradient of KL(π_ref ‖ π)."""
+    weigh_k3: bool = False
+    """loss_k3 only: True = weighted by π/π_old once the policy has moved within a rollout, as loss_k2 always is; False =
+    as GRPO was published, and biased there."""
     group_baseline: bool = False
     """reinforce_pp only: True = the mean return of the prompt's responses is subtracted first."""
     constraint: ConstraintSettings | None = None
@@ -132,6 +135,8 @@ class GroupConfig:
 
         Raises: ConfigError where what is set contradicts the method.
         """
+        if self.weigh_k3 and (self.kl or PUBLISHED[self.method].kl) != "loss_k3":
+            raise ConfigError(f"group.weigh_k3: found true with {self.method} and kl={self.kl}; it is loss_k3's")
         if (self.method != "reinforce_pp" or self.group_baseline) and self.rollout.n_samples < 2:
             raise ConfigError(
                 f"group.rollout.n_samples: found {self.rollout.n_samples}; expected ≥ 2: {self.method} compares responses "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -26,14 +27,44 @@ BATCH = 64
 """Responses in one request."""
 
 
-def named_score(name: str, *, key: str = "score") -> ScoreFn:
+@dataclass(frozen=True)
+class HttpSettings:
+    """How a score or cost is asked for at an http address; no result depends on it."""
+
+    timeout_s: float = 30.0
+    """Seconds for one request, which holds up to 64 responses."""
+    n_retries: int = 3
+    """Further tries after a failed one."""
+    key_variable: str = "KARAT_SCORE_KEY"
+    """Environment variable whose value is sent as `Authorization: Bearer …`; where it is not set, nothing is sent."""
+
+    def __post_init__(self) -> None:
+        if self.timeout_s <= 0 or self.n_retries < 0:
+            raise ConfigError(
+                f"score_http: found timeout_s={self.timeout_s}, n_retries={self.n_retries}; expected > 0 and ≥ 0"
+            )
+
+    def at(self, url: str, *, key: str = "score") -> HttpScore:
+        """The score function behind an address.
+
+        Args:
+            key: of the configuration, by which a complaint names it.
+        """
+        secret = os.environ.get(self.key_variable, "") if self.key_variable else ""
+        headers = {"Authorization": f"Bearer {secret}"} if secret else None
+        return HttpScore(url, timeout_s=self.timeout_s, n_retries=self.n_retries, headers=headers, key=key)
+
+
+def named_score(name: str, *, key: str = "score", http: HttpSettings | None = None) -> ScoreFn:
     """The score function that a text names: `http://…`, `https://…` or `module:function`.
 
     Args:
-        key: of the configuration, by which a complaint names it.
+        key: of the configuration, by which a complaint names it.    http: how an address is asked.
     Raises: ConfigError where there is no such function.
     """
-    return HttpScore(name, key=key) if name.startswith(("http://", "https://")) else python_score(name, key=key)
+    if name.startswith(("http://", "https://")):
+        return (http or HttpSettings()).at(name, key=key)
+    return python_score(name, key=key)
 
 
 def asked_once(score: ScoreFn, *, what: str = "score function") -> ScoreFn:
@@ -81,7 +112,7 @@ def python_score(name: str, *, key: str = "score") -> ScoreFn:
         sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         said = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"{key}: importing {module_name} raised {type(error).__name__}: {said}; expected a module with {function_name}"

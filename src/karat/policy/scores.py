@@ -23,7 +23,7 @@ def score_responses(
         scores = score_fn(prompts, texts)
     except KaratError:
         raise  # it says already what is wrong
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a function that calls exit() would end karat without a word
         name = getattr(score_fn, "__qualname__", type(score_fn).__name__)
         raise InputError(
             f"{what} {name}: raised {type(error).__name__}: {' '.join(str(error).split())[:200]} for {len(texts)} "
