@@ -13,10 +13,10 @@ from karat.errors import ConfigError, InputError, LedgerError
 from karat.lm.load import load_lm, save_lm
 from karat.lm.logprobs import response_logprobs
 from karat.lm.trees import pack_trees
-from karat.policy import group
+from karat.policy import direct, group
 from karat.policy.actor import build_policy
 from karat.policy.beside import Beside
-from karat.policy.direct import train_direct
+from karat.policy.direct import DirectStep, train_direct
 from karat.policy.expert import train_expert
 from karat.policy.group import train_group
 from karat.policy.ilql import guided, train_ilql
@@ -30,7 +30,7 @@ from karat.policy.method_settings import (
     StepSettings,
 )
 from karat.policy.metrics import rollout_metrics
-from karat.policy.offline_data import Preference, ScoredResponse, dealt, tree_of
+from karat.policy.offline_data import LabelledResponse, Preference, ScoredResponse, dealt, tree_of
 from karat.policy.online_dpo import train_online_dpo
 from karat.policy.ppo import train_ppo
 from karat.policy.rollout import collect_rollout
@@ -326,6 +326,32 @@ def test_a_checkpoint_that_something_else_paid_for_is_refused_by_name(tmp_path, 
     other = Beside(paid_by={"aggregator": "mean_score", "reward model": "tree:2"})
     with pytest.raises(LedgerError, match=r"\(paid by\.reward model: tree:1 there, tree:2 here\)"):
         recipe(toy_lm(), PROMPTS, share_of_w3, config, seed=5, directory=tmp_path, beside=other)
+
+
+def test_kto_learns_from_labels_alone_and_each_response_stands_behind_another_prompt():
+    labels = [LabelledResponse(one.prompt, text, text is one.better) for one in PREFERENCES
+              for text in (one.better, one.worse)]  # fmt: skip
+    config = DirectConfig("kto", **DIRECT)
+    found = []
+    for given, further in ((PREFERENCES, []), ([], labels)):
+        lm = toy_lm()
+        train_direct(lm, given, config, seed=5, labels=further)
+        found.append(torch.cat([one.flatten() for one in weights(lm).values()]))
+    assert torch.equal(*found)  # a comparison is two labels
+    with pytest.raises(InputError, match="dpo: found 32 labels; expected none"):
+        train_direct(toy_lm(), PREFERENCES, DirectConfig("dpo", **DIRECT), seed=5, labels=labels)
+
+
+def test_the_reference_point_of_kto_puts_each_response_behind_another_prompt(monkeypatch):
+    # the two labels of one comparison are neighbours and have one prompt
+    labels = [(one.prompt, text) for one in PREFERENCES[:2] for text in (one.better, one.worse)]
+    trees = [tree_of(toy_lm(), prompt, text) for prompt, text in labels]
+    asked, original = [], direct.pack
+    monkeypatch.setattr(direct, "pack", lambda shifted, *rest: asked.extend(shifted) or original(shifted, *rest))
+    step = DirectStep(build_policy(toy_lm()), trees, [0, 1, 2, 3], None, DirectConfig("kto", **DIRECT))
+    assert float(step.mismatched_kl()) == 0  # the policy is the reference still
+    assert [tree.branches for tree in asked] == [tree.branches for tree in trees]
+    assert all(tree.prompt != own.prompt for tree, own in zip(asked, trees, strict=True))
 
 
 def test_k3_is_weighted_where_that_is_asked_for_and_only_once_the_policy_has_moved():

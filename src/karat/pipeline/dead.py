@@ -53,6 +53,7 @@ def _rules(config: RunConfig) -> list[tuple[str, bool, str]]:
         ("reward.patience", config.reward.holdout_frac == 0 or config.reward.n_epochs == 1,
          "there are no held-out votes, or only one epoch, to be patient with"),
     ]  # fmt: skip
+    found.append(("labels", config.algorithm != "kto", "only kto reads labels"))
     for name in ("ppo", "group"):
         fixed = getattr(config, name).reward.kl_controller == "fixed"
         found += [(f"{name}.reward.{key}", fixed, "kl_controller is fixed") for key in ("kl_target", "kl_horizon")]

@@ -22,12 +22,14 @@ from karat.policy.direct import train_direct
 from karat.policy.expert import train_expert
 from karat.policy.group import train_group
 from karat.policy.ilql import train_ilql
-from karat.policy.offline_data import Preference, ScoredResponse
+from karat.policy.offline_data import LabelledResponse, Preference, ScoredResponse
 from karat.policy.online_dpo import train_online_dpo
 from karat.policy.ppo import train_ppo
 from karat.policy.scores import score_responses
 from karat.policy.watcher import Watcher
+from karat.reading import statements_of
 from karat.records import Prompt, ScoreFn
+from karat.statements import PREFERENCE, Labelled, Rated, Statement
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,10 @@ class Material:
     """Responses of the supervised policy."""
     beside: Beside = field(default_factory=Beside)
     """Costs and rewards inside responses; nothing by default."""
+    labels: Snapshot | None = None
+    """Judgements of single responses from elsewhere, for KTO."""
+    measuring: frozenset[str] = frozenset()
+    """Prompt.id of prompts that only measure: nothing is learned from them."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,10 @@ def run_method(config: RunConfig, lm: LoadedLM, material: Material, around: Arou
     """Call the recipe that the configuration names."""
     settings, options = config.method, around.options
     name = config.algorithm
-    if name in ("dpo", "ipo", "kto"):
+    if name == "kto":
+        labels = labels_in(material)
+        found = train_direct(lm, preferences_in(material, least=not labels), settings, labels=labels, **options)
+    elif name in ("dpo", "ipo"):
         found = train_direct(lm, preferences_in(material), settings, **options)
     elif name == "ilql":
         result = train_ilql(lm, scored_samples(material), settings, **options)
@@ -125,15 +134,50 @@ def n_steps(config: RunConfig, material: Material) -> int:
     if config.algorithm in ("dpo", "ipo"):
         return settings.n_steps(len(preferences_in(material)))
     if config.algorithm == "kto":
-        return settings.n_steps(2 * len(preferences_in(material)))
+        labels = labels_in(material)
+        return settings.n_steps(2 * len(preferences_in(material, least=not labels)) + len(labels))
     if config.algorithm == "ilql":
         return settings.n_steps(sum(map(len, material.samples.texts)))
     return settings.n_iterations
 
 
-def preferences_in(material: Material) -> list[Preference]:
+def labels_in(material: Material) -> list[LabelledResponse]:
+    """Responses judged by themselves: "both good" or "both bad" of a vote, good or bad labels, and ratings.
+
+    A rating above the middle of its scale is good, one below it bad, one in the middle says nothing. Of the run's own
+    votes those on prompts to practise on count, of the given labels all but those on prompts that measure.
+    """
+    practice = {prompt.id for prompt in material.prompts}
+    found = []
+    for snapshot, own in ((material.snapshot, True), (material.labels, False)):
+        if snapshot is None:
+            continue
+        single = [one for one in snapshot.judgements if one.kind in ("label", "rating") and "missing" not in one.value]
+        said = statements_of(snapshot.votes, single, snapshot.responses)
+        for one in said.statements:
+            good = _good(one)
+            measured = one.prompt_id not in practice if own else one.prompt_id in material.measuring
+            if good is not None and not measured:
+                text = said.responses[one.response_ids[0]].text
+                found.append(LabelledResponse(snapshot.prompts[one.prompt_id], text, good))
+    return found
+
+
+def _good(statement: Statement) -> bool | None:
+    """Whether a statement calls a single response good; None = it does not say."""
+    if getattr(statement, "objective", PREFERENCE) != PREFERENCE:
+        return None
+    if isinstance(statement, Labelled):
+        return statement.good
+    middle = (statement.low + statement.high) / 2 if isinstance(statement, Rated) else 0.0
+    return statement.value > middle if isinstance(statement, Rated) and statement.value != middle else None
+
+
+def preferences_in(material: Material, *, least: bool = True) -> list[Preference]:
     """The decided comparisons among the votes on prompts to practise on, one each; ties decide nothing.
 
+    Args:
+        least: False = none is enough.
     Raises: InputError where there is none.
     """
     practice = {prompt.id for prompt in material.prompts}
@@ -145,7 +189,7 @@ def preferences_in(material: Material) -> list[Preference]:
             continue
         better, worse = (a, b) if doubled > 0 else (b, a)
         found.append(Preference(snapshot.prompts[vote.prompt_id], better, worse))
-    if not found:
+    if not found and least:
         raise InputError(
             f"preferences: found no decided comparison among {len(snapshot.votes)} votes; expected at least one"
         )

@@ -15,8 +15,9 @@ from torch import Tensor
 from karat.belief import AGGREGATORS, Belief, disagreement, lower_bound
 from karat.errors import ConfigError
 from karat.evaluate.measure import draw, sequence_kl, texts_of
-from karat.feedback.snapshot import read_snapshot
-from karat.ledger.artifacts import ArtifactRef
+from karat.feedback.snapshot import read_snapshot, snapshot_place, write_snapshot
+from karat.feedback.store import open_store
+from karat.ledger.artifacts import ArtifactRef, ref_of
 from karat.lm import parallel
 from karat.lm.adapters import merged
 from karat.lm.load import LoadedLM, load_lm, save_lm
@@ -85,7 +86,9 @@ def train(
         known, _ = practised(read_demonstrations(run.directory / given["demonstrations"].path))
         beside = replace(beside, demonstrations=known)
     snapshot = read_snapshot(run.directory / given["snapshot"].path)
-    material = Material(splits["policy"], score, snapshot, samples, beside)
+    labels = read_snapshot(run.directory / given["labels"].path) if "labels" in given else None
+    measuring = frozenset(prompt.id for name in ("validation", "evaluation") for prompt in splits[name])
+    material = Material(splits["policy"], score, snapshot, samples, beside, labels, measuring)
     seed = child_seed(run.seed, "look")
     panel = open_panel(config, source, place, splits["validation"], sft, run_seed=run.seed, look_seed=seed)
     look = looker(
@@ -135,7 +138,27 @@ def reads(config: RunConfig, given: Mapping[str, ArtifactRef]) -> tuple[Artifact
     """What the optimiser's stage reads: the votes only where it draws no responses, demonstrations only for ptx."""
     names = ["sft", "reward", "prompts", "samples"]
     names += ["snapshot"] * (config.rollout is None) + ["demonstrations"] * bool(config.ptx_coef)
+    names += ["labels"] * ("labels" in given)
     return tuple(given[name] for name in names)
+
+
+def given_labels(run: Run, config: RunConfig) -> dict[str, ArtifactRef]:
+    """Judgements from elsewhere that the method learns from, as stages read them; {} where there are none.
+
+    Of a store the run keeps a snapshot, which is another one once more has been judged.
+    """
+    if config.labels is None or config.algorithm != "kto":
+        return {}
+    place = config.labels.resolve()
+
+    def taken() -> str:
+        with open_store(str(place)) as store:
+            path = snapshot_place(store, run.directory / "snapshots" / "labels")
+            write_snapshot(store, path)
+        return str(path)
+
+    path = place if place.is_dir() else Path(parallel.from_main(taken))
+    return {"labels": ref_of(run.directory, path, "snapshot", "labels")}
 
 
 def check_demonstrations(config: RunConfig, path: Path) -> None:

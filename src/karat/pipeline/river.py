@@ -110,7 +110,7 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     # 6. the policy, watched
     name = config.algorithm
     made = {"sft": sft, "reward": reward, "prompts": prompts, "samples": samples, "snapshot": snapshot}
-    made["demonstrations"] = demonstrations
+    made |= {"demonstrations": demonstrations, **optimise.given_labels(run, config)}
     work = partial(optimise.train, run, config, made, source)
     settings = [config.method, config.lora, config.watch, config.aggregator, config.allow_ungated_reward]
     settings += optimise.further_settings(config)

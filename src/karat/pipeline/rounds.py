@@ -89,6 +89,7 @@ def run_rounds(
         settings += optimise.further_settings(config)
         given = {"sft": sft, "reward": rewards[-1], "prompts": prompts, "samples": samples, "snapshot": replay}
         given["demonstrations"] = output(first["source"], "demonstrations")
+        given |= optimise.given_labels(run, config)
         work = partial(optimise.train, run, config, given, source)
         moved = stage(name, inputs=optimise.reads(config, given), config=settings, work=work, together=True)
         policies.append(output(moved, "model"))

@@ -240,6 +240,8 @@ class RunConfig:
     """Of `expert_iteration`."""
     direct: DirectConfig = field(default_factory=lambda: DirectConfig(learning_rate=1e-4))
     """Of `dpo`, `ipo` and `kto`; its `loss` is set by `algorithm`."""
+    labels: Path | None = None
+    """`kto` only: a feedback store, or a snapshot, whose good or bad labels and ratings it learns from beside the votes."""
     ilql: ImplicitQConfig = field(default_factory=ImplicitQConfig)
     """Of `ilql`."""
     watch: WatchSettings = field(default_factory=WatchSettings)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,12 +40,14 @@ def train_direct(
     reporters: Sequence[Reporter] = (),
     watcher: Watcher | None = None,
     evaluate: Evaluate | None = None,
+    labels: Sequence[LabelledResponse] = (),
 ) -> PolicyResult:
     """Train a policy by DPO, IPO or KTO on given comparisons, against itself as it started.
 
     Args:
         lm: the policy, trained in place; loaded for training, or with LoRA adapters.
         preferences: KTO reads each as two labels.    seed: decides the order of the data.
+        labels: of KTO: responses judged by themselves, beside the comparisons or instead of them.
         directory, reporters, watcher, evaluate: as in `ppo.train_ppo`, in optimiser steps.
     Returns: PolicyResult; its steps are optimiser steps.
     Raises: InputError for no data or a response that does not fit the context; LedgerError for another run's checkpoint.
@@ -52,12 +55,17 @@ def train_direct(
         arXiv:2402.01306.
     """
     config.check()
-    if not preferences:
+    if labels and config.loss != "kto":
+        raise InputError(f"{config.loss}: found {len(labels)} labels; expected none: it reads comparisons")
+    if not preferences and not labels:
         raise InputError(f"{config.loss}: found no comparisons; expected at least one")
     # 1. data as trees, the reference's view of them, the optimiser
     data = [[one.prompt.id, one.better, one.worse] for one in preferences]
-    identity = identity_of(config, seed, {"comparisons": data}, lm.model)
-    examples = _Labels(lm, labelled(preferences)) if config.loss == "kto" else _Pairs(lm, preferences)
+    inputs: dict[str, Any] = {"comparisons": data}
+    if labels:
+        inputs["labels"] = [[one.prompt.id, one.text, one.good] for one in labels]
+    identity = identity_of(config, seed, inputs, lm.model)
+    examples = _Labels(lm, [*labelled(preferences), *labels]) if config.loss == "kto" else _Pairs(lm, preferences)
     # KTO's reference point asks the reference about responses to other prompts, in every step
     needs_reference = config.loss == "kto" or not config.precompute_reference
     policy = build_policy(lm) if needs_reference else Policy(lm, None)
@@ -197,13 +205,21 @@ class DirectStep:
             self.figures["labels/bad_reward_mean"] = sums[False] / (n - n_good)
 
     def mismatched_kl(self) -> Tensor:
-        """KTO's reference point, each response behind the next example's prompt; 0 where there is one example only."""
+        """KTO's reference point, each response behind the next other prompt; 0 where all prompts are the same.
+
+        The two labels of one comparison are neighbours where nothing is shuffled: behind the next example's prompt every
+        second response would stand behind its own.
+        """
         n = len(self.chosen)
         device = self.policy.lm.model.device
         if n < 2:
             return torch.zeros((), device=device)
         longest = self.policy.lm.context_length
-        shifted = [Tree(self.chosen[(i + 1) % n].prompt, self.chosen[i].branches) for i in range(n)]
+        prompts = [tree.prompt for tree in self.chosen]
+        others = [next((p for p in (*prompts[i + 1 :], *prompts[:i]) if p != prompts[i]), None) for i in range(n)]
+        shifted = [
+            Tree(prompt, tree.branches) for prompt, tree in zip(others, self.chosen, strict=True) if prompt is not None
+        ]
         fitting = [tree for tree in shifted if tree.n_tokens <= longest]
         if not fitting:
             return torch.zeros((), device=device)
