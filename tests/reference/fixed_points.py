@@ -43,6 +43,22 @@ def forward_kl_optimum(ref, reward, beta):
     return beta * ref / (beta + mean - reward)
 
 
+def by_token(rest, first, second, reward, beta):
+    """Where a penalty of token KLs puts two words: each prefix at its own rest point, its reward the mean of what follows.
+
+    The gradient at a prefix h is P(h)·(E[r | h, a] − E[r | h]) against β·P(h)·∇KL at h: P(h) cancels, and what the next
+    word's KL will cost is nowhere in it, so that prefixes are solved from the last to the first.
+
+    Args:
+        rest: `tilted` or `forward_kl_optimum`.    first: [W] reference of the first word.    second: [W, W] of the second.
+        reward: [W, W].
+    Returns: [W·W] probabilities.
+    """
+    later = np.array([rest(ref, paid, beta) for ref, paid in zip(second, reward, strict=True)])
+    begun = rest(first, (later * reward).sum(1), beta)
+    return (begun[:, None] * later).ravel()
+
+
 def mixed_optimum(ref, reward, beta, data, coef):
     """The optimum of E[r] − β·KL(π ‖ π_ref) + c·E_data[log π]: for each multiplier of Σπ = 1 every π is one root."""
     ref, reward, data = (np.asarray(x) for x in (ref, reward, data))

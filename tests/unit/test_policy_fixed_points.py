@@ -220,6 +220,32 @@ def test_k3_in_the_loss_settles_elsewhere():
     assert 0.5 * np.abs(expected - fixed_points.tilted(REF_PROBS, REWARD.numpy(), 2 * BETA)).sum() > 0.01
 
 
+@pytest.mark.parametrize(("estimator", "rest"), [("k2", "tilted"), ("k3", "forward_kl_optimum")])
+def test_grpo_over_tokens_settles_prefix_by_prefix(estimator, rest):
+    """`level: token`, as published: token KLs leave out what a word costs later, so the rest point is another one."""
+    mask = torch.ones(N, 2, dtype=torch.bool)
+    both = torch.ones(len(LEFT), 2, 2, dtype=torch.bool)
+    ref = token_logprobs(REF)
+    advantages = grpo_advantages(torch.stack([REWARD[LEFT], REWARD[RIGHT]], dim=1), scale="none")
+
+    def loss(logits, old):
+        new, before = token_logprobs(logits), token_logprobs(old)
+        weighted = (pair_weights(old).unsqueeze(1) * advantages).unsqueeze(2).expand(-1, 2, 2)
+        pairs = (torch.stack([x[LEFT], x[RIGHT]], dim=1) for x in (new, before))
+        policy = ppo_policy_loss(*pairs, weighted, both, denominator=2).loss
+        drawn = before.sum(1, keepdim=True).exp().expand(-1, 2)
+        penalty = kl_penalty_loss(new, before, ref, mask, estimator=estimator, denominator=1, weights=drawn)
+        return policy + BETA * penalty.loss
+
+    # with two responses a group β acts as 2β: as 2β for the tilt, as a reward of half for the other
+    scale, beta = (1.0, 2 * BETA) if estimator == "k2" else (0.5, BETA)
+    tables = REF.softmax(-1).numpy()
+    law, paid = getattr(fixed_points, rest), scale * REWARD.numpy()
+    expected = fixed_points.by_token(law, tables[0], tables[1:], paid.reshape(WORDS, WORDS), beta)
+    assert_close(settled(loss, n_steps=400), expected)
+    assert 0.5 * np.abs(expected - law(REF_PROBS, paid, beta)).sum() > 0.03  # not where whole responses settle
+
+
 def log_ratios(logits):
     return sequence_logprobs(logits) - REF_LOGPROBS
 
