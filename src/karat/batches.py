@@ -141,6 +141,7 @@ def best_of_n_file(
     n_samples: int,
     max_new_tokens: int,
     seed: int,
+    endpoint: Endpoint | None = None,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> dict[str, float]:
     """Best of n for the prompts of a file; returns counts, mean scores and the KL in nats per response.
@@ -149,20 +150,22 @@ def best_of_n_file(
         out: JSON lines {"prompt", "response", "score", "n"} in the order of the prompts.
         score_by: directory of a reward model (its mean score, in logits), `module:function`, or an http address.
         n: competitors.    n_samples: drawn, ≥ n.    progress: as `generate_file` has it.
+        endpoint: draws the responses instead of the model in the directory `model`, which is then not read.
     Raises: InputError naming file and line; CheckpointError for a model, ConfigError for a score that cannot be used.
     """
     rows = read_rows(prompts)
     asked = [prompt_in(row) for row in rows]
-    lm = load_lm(model)
+    lm = load_lm(model) if endpoint is None else None
 
     def sampler(wanted: Sequence[Prompt], *, n_samples: int, seed: int) -> list[list[str]]:
+        assert lm is not None
         tokens = [prompt_tokens(lm.tokenizer, prompt.turns) for prompt in wanted]
         config = SamplingConfig(max_new_tokens=max_new_tokens)
         drawn = sample(lm, tokens, n_samples=n_samples, config=config, seed=seed, progress=progress)
         return [[response_text(lm.tokenizer, one.response_tokens, lm.eos_ids) for one in group] for group in drawn]
 
     score = reward_mean(Path(score_by)) if Path(score_by).is_dir() else named_score(score_by)
-    found = best_of_n(asked, sampler, score, n=n, seed=seed, n_samples=n_samples)
+    found = best_of_n(asked, endpoint or sampler, score, n=n, seed=seed, n_samples=n_samples)
     write_rows(
         out,
         (
@@ -179,6 +182,7 @@ def best_of_n_file(
         "sample_score_mean": sum(every) / len(every),
         "kl_estimate": found.kl_estimate,
         "kl_bound": found.kl_bound,
+        "all_equal": n_samples > 1 and all(len(set(texts)) == 1 for texts in found.candidates),
     }
 
 

@@ -6,6 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from feedback_cases import small_store
 from karat.cli import main
 from karat.errors import ConfigError, InputError
 from karat.lm import endpoint as module
@@ -117,3 +118,38 @@ def test_the_command_writes_what_the_server_said(server, tmp_path, capsys):
     ]  # fmt: skip
     assert server.seen[0][2]["model"] == "org/name"
     assert "4 responses" in capsys.readouterr().out
+
+
+def test_best_of_n_takes_its_responses_from_a_server(server, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits.py").write_text(
+        "def last(prompts, texts):\n    return [int(text.split()[-1]) for text in texts]\n"
+    )
+    (tmp_path / "p.jsonl").write_text('{"prompt": "q1"}\n{"prompt": "q2"}\n')
+    address = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    command = ["best-of-n", "org/name", "p.jsonl", "--score", "digits:last", "--out", "o.jsonl", "--n", "3", "--json"]
+    assert main([*command, "--endpoint", address, "--temperature", "0.7"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["kl_estimate"] == pytest.approx(found["kl_bound"])  # no two seeds are the same
+    rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    for row in rows:
+        seeds = [body["seed"] for _, _, body in server.seen if body["messages"][-1]["content"] == row["prompt"]]
+        assert (len(seeds), row["score"]) == (3, max(seeds))
+    assert {body["temperature"] for _, _, body in server.seen} == {0.7}
+    assert found["all_equal"] is False
+    same = json.dumps({"choices": [{"message": {"content": "w 3"}}]})
+    server.script[:] = [(200, same)] * 6
+    assert main([*command[:-1], "--endpoint", address]) == 0
+    assert "every prompt's samples are one text" in capsys.readouterr().out
+    assert main([*command, "--temperature", "0.7"]) == 2
+    assert "without --endpoint" in capsys.readouterr().err
+
+
+def test_a_judge_at_a_server_votes_in_a_store(server, tmp_path, capsys):
+    store = small_store(tmp_path / "s.db", n_tasks=3, overlap=1)
+    server.script[:] = [(200, json.dumps({"choices": [{"message": {"content": said}}]})) for said in ("2", "4", "no")]
+    address = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    assert main(["judge", str(tmp_path / "s.db"), "m", "--endpoint", address, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == {"annotator": "ai:m", "n_votes": 2, "n_missing": 1}
+    assert {judgement.origin for judgement in store.judgements()} == {"ai"}

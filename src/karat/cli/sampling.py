@@ -8,8 +8,13 @@ from typing import Annotated
 import typer
 
 from karat.cli.options import AsJson, Out, answer, app
+from karat.cli.people import StoreOrRun, store_address
+from karat.errors import ConfigError
 
 MAX_NEW_TOKENS = 128
+EndpointAddress = Annotated[
+    str, typer.Option("--endpoint", metavar="URL", help="An OpenAI-compatible server; MODEL is its name there.")
+]
 
 
 @app.command(epilog="Example: karat generate runs/demo/models/ppo prompts.jsonl --out answers.jsonl --samples 4")
@@ -21,9 +26,7 @@ def generate(
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest response; none = 128, or what fits.")] = None,
     temperature: Annotated[float, typer.Option(help="1 = the policy's own distribution.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
-    endpoint: Annotated[
-        str, typer.Option(help="Address of an OpenAI-compatible server; MODEL is its name there.")
-    ] = "",
+    endpoint: EndpointAddress = "",
     as_json: AsJson = False,
 ) -> None:
     """Sample responses of a policy, from a directory or from a server that speaks OpenAI's chat protocol."""
@@ -66,12 +69,21 @@ def best_of_n(
     n: Annotated[int, typer.Option("--n", help="Responses that compete for each prompt.")] = 8,
     samples: Annotated[int, typer.Option(help="Responses drawn, ≥ n, for a better KL figure; 0 = n.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(help="Longest response.")] = 128,
+    temperature: Annotated[float, typer.Option(help="Of an endpoint's draws; a directory's are at 1.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    endpoint: EndpointAddress = "",
     as_json: AsJson = False,
 ) -> None:
     """Sample, score and keep the best of n responses; says what that costs in KL, where scores tie too."""
     from karat.batches import best_of_n_file
+    from karat.lm.endpoint import Endpoint
     from karat.progress import open_progress
+
+    if temperature != 1 and not endpoint:
+        raise ConfigError(
+            f"best-of-n: found --temperature {temperature:g} without --endpoint; expected 1: its KL is from the model"
+        )
+    server = Endpoint(endpoint, str(model), max_new_tokens, temperature) if endpoint else None
 
     with open_progress() as progress, progress.stage("best of n", unit="responses", announced=False) as bar:
         found = best_of_n_file(
@@ -83,6 +95,7 @@ def best_of_n(
             n_samples=samples or n,
             max_new_tokens=max_new_tokens,
             seed=seed,
+            endpoint=server,
             progress=lambda tokens, done, total: bar.reach(done, of=total, tokens=tokens),
         )
     lines = [
@@ -91,4 +104,43 @@ def best_of_n(
         f"KL from the model: {found['kl_estimate']:.3f} nats per response by order statistics on "
         f"{found['n_samples']} samples each; bound {found['kl_bound']:.3f}",
     ]
+    if found["all_equal"]:
+        lines.append("every prompt's samples are one text: does the server draw? (docs/optimisers.md)")
     answer(as_json, {"out": str(out), **found}, lines)
+
+
+@app.command(epilog="Example: karat judge karat.db qwen --endpoint http://127.0.0.1:8000/v1 --batch main")
+def judge(
+    run_or_store: StoreOrRun,
+    model: Annotated[str, typer.Argument(help="The judge's name at the endpoint.")],
+    endpoint: Annotated[str, typer.Option("--endpoint", metavar="URL", help="An OpenAI-compatible server.")],
+    name: Annotated[str, typer.Option(help="The rater's name in the store; empty = ai:MODEL.")] = "",
+    batch: Annotated[str, typer.Option(help="Only questions of this batch; empty = all.")] = "",
+    principle: Annotated[str, typer.Option(help="What to judge by where a question does not say.")] = "",
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 16,
+    temperature: Annotated[float, typer.Option(help="0 = greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the order in which responses are shown.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Let a language model answer a store's open comparisons; its votes have the origin "ai"."""
+    import dataclasses
+
+    from karat.feedback.judge import collect_from_judge
+    from karat.feedback.store import open_store
+    from karat.lm.endpoint import Endpoint
+    from karat.progress import open_progress
+    from karat.records import Annotator
+
+    server = Endpoint(endpoint, model, max_new_tokens, temperature)
+    who = Annotator(name or f"ai:{model}", "ai")
+    with (
+        open_store(store_address(run_or_store)) as store,
+        open_progress() as progress,
+        progress.stage("judge", unit="answers", announced=False) as bar,
+    ):
+        done = collect_from_judge(
+            store, who, server, seed=seed, batch=batch or None, principle=principle,
+            progress=lambda n, total: bar.reach(n, of=total),
+        )  # fmt: skip
+    line = f"{who.id}: {done.n_votes:,} votes, {done.n_missing:,} answers without a verdict"
+    answer(as_json, {"annotator": who.id, **dataclasses.asdict(done)}, [line])

@@ -130,7 +130,7 @@ def collect_simulated(
     cuts = np.asarray(cutpoints, dtype=np.float64)
     if cuts.ndim != 1 or cuts.size < 1 or np.any(np.diff(cuts) < 0):
         raise ConfigError(f"cutpoints: found {list(cutpoints)}; expected K − 1 ascending numbers")
-    n_planned, todo = _open_work(store, annotators, ("comparison",), seed=seed, batch=batch, overlap=overlap)
+    n_planned, todo = open_work(store, annotators, ("comparison",), seed=seed, batch=batch, overlap=overlap)
     limit = n_planned if until is None else min(until, n_planned)
     n_done = n_planned - len(todo)
     rater = _Rater(store, utilities, traits, cuts, seed, level_probs or _choice_probs)
@@ -160,7 +160,7 @@ def collect_simulated_marks(
     Returns: how many of the planned answers are in the store; a repeated call adds none.
     Raises: ConfigError where a task needs more raters than there are.
     """
-    n_planned, todo = _open_work(store, annotators, ("span_marks", "step_marks"), seed=seed, batch=batch)
+    n_planned, todo = open_work(store, annotators, ("span_marks", "step_marks"), seed=seed, batch=batch)
     prompts, responses = store.prompts(), store.responses()
 
     def judge(pairs: Sequence[Work]) -> list[Judgement]:
@@ -201,7 +201,7 @@ Work = tuple[str, Task, Annotator]
 """Task.id, which is a hash and worked out once, its task, and who answers."""
 
 
-def _open_work(
+def open_work(
     store: Desk, annotators: Sequence[Annotator], kinds: Sequence[str], *, seed: int, batch: str | None,
     overlap: int | None = None,
 ) -> tuple[int, list[Work]]:  # fmt: skip

@@ -1,6 +1,6 @@
 """Responses from a server that speaks OpenAI's chat protocol: vLLM, SGLang, `transformers serve`, and others.
 
-A sampler for best-of-n, evaluation and AI feedback. It cannot train a policy: such a server gives texts, not the tokens
+A sampler for best-of-n, generated files and a judge. It cannot train a policy: such a server gives texts, not the tokens
 and log-probabilities that an update needs. Knows HTTP and conversations; knows nothing about who asks.
 """
 

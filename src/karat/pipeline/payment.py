@@ -40,7 +40,7 @@ def payment_problems(config: RunConfig) -> Iterator[str]:
                 yield str(error)
     if config.labels is not None and not (config.labels.is_file() or (config.labels / "snapshot.json").is_file()):
         yield f"labels: found neither a store nor a snapshot in {config.labels}; expected a store's file, or a directory"
-    if given is not None and not (given / "config.json").is_file():
+    if given is not None and not any((given / name).is_file() for name in (CARD, "config.json")):
         yield f"reward_model: found no reward model in {given}; expected a directory of karat's, or a sequence classifier"
         return
     objectives, classes = _objectives(config), _classes(config)

@@ -1,0 +1,83 @@
+"""A language model that judges: what it is asked, how its words become votes, and that it goes on where it was."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from feedback_cases import small_store
+from karat.errors import ConfigError
+from karat.feedback.documents import add_questions
+from karat.feedback.judge import collect_from_judge, conversation, verdict
+from karat.questions import Question
+from karat.records import Annotator, user_prompt
+
+WHO = Annotator("ai:m", "ai")
+
+
+class Longer:
+    """A judge that prefers the longer response, and remembers what it read; `mumbles` prompts get no verdict."""
+
+    def __init__(self, *, mumbles=(), numbers=False):
+        self.read, self.mumbles, self.numbers = [], mumbles, numbers
+
+    def __call__(self, prompts, *, n_samples, seed):  # noqa: ARG002
+        return [[self.say(prompt)] for prompt in prompts]
+
+    def say(self, prompt):
+        self.read.append(prompt)
+        text = prompt.turns[-1].content
+        if any(f"question {i}" in text for i in self.mumbles):
+            return "Hard to say."
+        a, b = re.search(r"Response A:\n\n(.*)\n\nResponse B:\n\n(.*)\n\nJudge by", text).groups()
+        if self.numbers:
+            return "2" if len(a) > len(b) else "6"
+        return "A." if len(a) > len(b) else "Answer: **B**"
+
+
+def test_votes_are_of_origin_ai_in_both_orders_and_a_second_call_adds_none(tmp_path):
+    store = small_store(tmp_path / "s.db", n_tasks=20, overlap=2)
+    tasks = {task.id: task for task in store.tasks()}
+    judge = Longer(mumbles=(3,), numbers=True)  # a plain question has seven levels
+    done = collect_from_judge(store, WHO, judge, seed=0)
+    n_mumbled = sum("question 3" in store.prompts()[task.prompt_id].text for task in tasks.values())
+    assert (done.n_votes, done.n_missing) == (len(tasks) - n_mumbled, n_mumbled)
+    assert len(judge.read) == len(tasks)  # of two places one is left for another rater
+    orders, responses = set(), store.responses()
+    for judgement in store.judgements():
+        assert (judgement.annotator, judgement.origin) == ("ai:m", "ai")
+        orders.add(judgement.shown_order)
+        if "missing" not in judgement.value:
+            a, b = (len(responses[one].text) for one in judgement.response_ids)
+            assert judgement.value == {"level": 5 if a > b else 1, "n_levels": 7}  # whichever stood first
+    assert orders == {(0, 1), (1, 0)}
+    assert collect_from_judge(store, WHO, judge, seed=0).n_votes == 0
+    assert len(judge.read) == len(tasks)
+    with pytest.raises(ConfigError, match="found the origin person; expected ai"):
+        collect_from_judge(store, Annotator("r0"), judge, seed=0)
+
+
+def test_short_scales_are_answered_by_letter_and_a_principle_is_read(tmp_path):
+    store = small_store(tmp_path / "s.db", n_tasks=6, overlap=1)
+    question = Question("comparison", n_levels=3, principle="say less")
+    add_questions(store, [question])
+    store.add_tasks([replace(task, question=question.id, batch="short") for task in store.tasks()])
+    judge = Longer()
+    assert collect_from_judge(store, WHO, judge, seed=1, batch="short").n_votes == 6
+    assert all("Judge by: say less." in prompt.turns[-1].content for prompt in judge.read)
+    assert {judgement.value["n_levels"] for judgement in store.judgements()} == {3}
+    asked = conversation(user_prompt("q"), ["one", "two"], Question("comparison", n_levels=2), "be kind")
+    assert "Judge by: be kind." in asked.turns[-1].content
+    assert "tie" not in asked.turns[-1].content
+
+
+@pytest.mark.parametrize(
+    ("text", "n_levels", "level"),
+    [
+        ("A", 2, 1), ("b", 2, 0), ("**A**, because it is right", 3, 2), ("The verdict is: B", 3, 0), ("tie", 3, 1),
+        ("Response B is better", 2, 0), ("tie", 2, None), ("As both are fine", 3, None), ("A better one is B", 3, None), ("", 3, None),
+        ("1", 7, 6), ("7.", 7, 0), ("I say 4", 7, 3), ("8", 7, None), ("0", 7, None), ("3.5", 7, None), ("none", 7, None),
+    ],
+)  # fmt: skip
+def test_a_verdict_is_read_from_words(text, n_levels, level):
+    assert verdict(text, n_levels) == level
