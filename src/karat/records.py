@@ -212,7 +212,7 @@ class Judgement:
     """The client's key for this submission: sent twice, stored once."""
     shown: Mapping[str, Any] = field(default_factory=dict)
     """What else was on the page: {"truncated": [bool, …] in identity order, "page": version of the page, "question":
-    Question.id, "arms": {experiment: arm}, "locale": tag, …}; {} = not known. Never words of the rater."""
+    Question.id, "order_propensity": chance of the order shown, "arms": {experiment: arm}, "locale": tag, …}; {} = not known. Never words of the rater."""
 
     def __post_init__(self) -> None:
         _one_of("Judgement.kind", self.kind, KINDS)

@@ -249,26 +249,6 @@ def test_simulated_judgements_use_up_no_budget(store):
     assert assignment.next_work(store, "r1", now=1.0).reason == "work"
 
 
-# The order in which responses are shown
-
-
-def test_every_order_has_its_share_and_stays(store):
-    pair = store.tasks()[0]
-    trio = dataclasses.replace(pair, response_ids=("response:a", "response:b", "response:c"), kind="ranking")
-    for task, orders in ((pair, 2), (trio, 6)):
-        shown = Counter(assignment.shown_order_of(task, f"rater {i}", b"key") for i in range(1200))
-        assert len(shown) == orders
-        # expected 1200 / orders, standard deviation at most 17.3
-        assert all(abs(n - 1200 / orders) < 75 for n in shown.values())
-    over_tasks = Counter(
-        assignment.shown_order_of(dataclasses.replace(pair, prompt_id=f"p{i}"), "r", b"key") for i in range(1200)
-    )
-    assert abs(over_tasks[0, 1] - 600) < 75
-    again = dataclasses.replace(pair, batch="repeat:judgement:x", reserved_for="r0")
-    assert assignment.shown_order_of(again, "r0", b"key") == assignment.shown_order_of(pair, "r0", b"key")[::-1]
-    assert len({assignment.shown_order_of(trio, "r0", bytes([i])) for i in range(30)}) > 1
-
-
 # Pull and re-issue
 
 

@@ -7,7 +7,8 @@ a judgement says, about clocks (the time is an argument) or about how a transact
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from karat.feedback.openings import (
     LAPSED,
     OPEN,
     PULLED,
+    Order,
     State,
     is_live,
     locked_rows,
@@ -32,10 +34,13 @@ from karat.feedback.openings import (
 from karat.feedback.openings import CHUNK as CHUNK
 from karat.feedback.openings import settle as settle
 from karat.feedback.prepared import Prepared
-from karat.feedback.schema import annotators, assignments, task_of, tasks
+from karat.feedback.schema import annotators, assignments, json_text, task_of, tasks
 from karat.feedback.waiting import peek_open
 from karat.identity import content_id
-from karat.records import Task
+from karat.records import Judgement, Task
+
+Draw = Callable[[Connection, Any, str, Sequence[Order]], Order]
+"""draw(connection, row of the task, annotator, orders of those who have answered or hold it) → the order for her."""
 
 _NEW = assignments.insert()
 _NEW_ONE = Prepared(_NEW)
@@ -61,9 +66,10 @@ _EXTEND = Prepared(
 )
 _SUBMIT = assignments.update().where(_HERE).values(state="submitted", expires_at=None)
 _SUBMIT_ONE = Prepared(_SUBMIT)
+_SUBMIT_AS_SHOWN = _SUBMIT.values(shown_order=sa.func.coalesce(bindparam("order"), assignments.c.shown_order))
 _COUNT = tasks.update().where(tasks.c.id == bindparam("at_task")).values(n_answers=tasks.c.n_answers + bindparam("n"))
 _HELD = (
-    select(tasks, assignments.c.lease_id, assignments.c.expires_at)
+    select(tasks, assignments.c.lease_id, assignments.c.expires_at, assignments.c.shown_order)
     .join(assignments, assignments.c.task_id == tasks.c.id)
     .where(assignments.c.annotator == bindparam("who"), is_live(bindparam("now")))
     .order_by(tasks.c.seq)
@@ -87,6 +93,8 @@ class Lease:
     """Annotator.id of the holder."""
     expires_at: float
     """Seconds since the epoch, UTC."""
+    shown_order: str | None = None
+    """Column of the assignment: identity indices in the order shown, JSON; None = none was drawn."""
 
 
 def next_lease(
@@ -116,36 +124,50 @@ def held_task(connection: Connection, annotator: str, *, now: float, batch: str 
 def renew(connection: Connection, row: Any, annotator: str, *, now: float, lease_s: float) -> Lease:
     """The lease in a row of `held_task`, extended."""
     until = extend_lease(connection, row.lease_id, annotator, now=now, lease_s=lease_s)
-    return Lease(row.lease_id, task_of(row), annotator, until)
+    return Lease(row.lease_id, task_of(row), annotator, until, row.shown_order)
 
 
-def first_open(connection: Connection, annotator: str, *, now: float, lease_s: float, **queue: Any) -> Lease | None:
+def first_open(
+    connection: Connection, annotator: str, *, now: float, lease_s: float, draw: Draw | None = None, **queue: Any
+) -> Lease | None:
     """A lease on a task whose last lease ran out, else on the first task by seq that needs answers, else None.
 
     Args:
-        queue: `audience`, `batch`, `barred` and `met` of `waiting.peek_open`.
+        draw: of `grant`.    queue: `audience`, `batch`, `barred` and `met` of `waiting.peek_open`.
     """
     while (row := peek_open(connection, annotator, now=now, **queue)) is not None:
-        if lease := grant(connection, row, annotator, now=now, lease_s=lease_s):
+        if lease := grant(connection, row, annotator, now=now, lease_s=lease_s, draw=draw):
             return lease
         settle(connection, [row.id], now=now)  # its leases were extended: not free after all
     return None
 
 
-def grant(connection: Connection, row: Any, annotator: str, *, now: float, lease_s: float) -> Lease | None:
-    """A lease on a task whose row is locked; None where it has no room. A silent check has room for everybody."""
+def grant(
+    connection: Connection, row: Any, annotator: str, *, now: float, lease_s: float, draw: Draw | None = None
+) -> Lease | None:
+    """A lease on a task whose row is locked; None where it has no room. A silent check has room for everybody.
+
+    Args:
+        draw: in which order she sees the responses; it is kept with her assignment, and stays when it is leased again.
+            None = whoever asks decides about that.
+    """
+    until = now + lease_s
     if row.state == CHECK:
-        states = states_of_pairs(connection, [(row.id, annotator)])
-        return _write_lease(connection, row, annotator, states.get((row.id, annotator)), now=now, lease_s=lease_s)
+        mine = states_of_pairs(connection, [(row.id, annotator)]).get((row.id, annotator))
+        shown = _shown_order(connection, draw, row, annotator, mine, ())
+        return _write_lease(connection, row, annotator, mine, shown, now=now, until=until)
     states = states_of(connection, [row.id])
     if any(each.state == "leased" and not each.live(now) and who != annotator for (_, who), each in states.items()):
         _LAPSE.run(connection, task=row.id, who=annotator, now=now)
         states = states_of(connection, [row.id])
     mine = states.pop((row.id, annotator), None)
-    ends = [each.expires_at or LAPSED for each in states.values() if each.live(now)]
+    live = [each for each in states.values() if each.live(now)]
+    ends = [each.expires_at or LAPSED for each in live]
     if row.n_answers + len(ends) >= row.overlap:
         return None
-    lease = _write_lease(connection, row, annotator, mine, now=now, lease_s=lease_s)
+    answered = [each for each in states.values() if each.state == "submitted"]
+    shown = _shown_order(connection, draw, row, annotator, mine, [*answered, *live])
+    lease = _write_lease(connection, row, annotator, mine, shown, now=now, until=until)
     if row.n_answers + len(ends) + 1 >= row.overlap:
         set_state(connection, row.id, HELD, min([*ends, lease.expires_at]))
     elif row.state != OPEN:
@@ -153,13 +175,29 @@ def grant(connection: Connection, row: Any, annotator: str, *, now: float, lease
     return lease
 
 
+def _shown_order(
+    connection: Connection, draw: Draw | None, row: Any, annotator: str, mine: State | None, others: Iterable[State]
+) -> str | None:
+    """The column of the order that a rater sees: the one she had, since its page may still be open, or a new one."""
+    if mine is not None or draw is None:
+        return None if mine is None else mine.shown_order
+    known = [tuple(json.loads(each.shown_order)) for each in others if each.shown_order is not None]
+    return json_text(draw(connection, row, annotator, known))
+
+
 def _write_lease(
-    connection: Connection, row: Any, annotator: str, mine: State | None, *, now: float, lease_s: float
+    connection: Connection, row: Any, annotator: str, mine: State | None, shown: str | None, *, now: float, until: float
 ) -> Lease:
     n_leases = 1 if mine is None else mine.n_leases + (0 if mine.live(now) else 1)
-    lease = Lease(content_id("lease", [row.id, annotator, n_leases]), task_of(row), annotator, now + lease_s)
+    lease = Lease(content_id("lease", [row.id, annotator, n_leases]), task_of(row), annotator, until, shown)
     if mine is None:
-        asked = {"task_id": row.id, "annotator": annotator, "state": "leased", "skip_reason": None}
+        asked = {
+            "task_id": row.id,
+            "annotator": annotator,
+            "state": "leased",
+            "skip_reason": None,
+            "shown_order": shown,
+        }
         times = {"leased_at": now, "expires_at": lease.expires_at}
         _NEW_ONE.run(connection, **asked, **times, lease_id=lease.id, n_leases=n_leases)
     else:
@@ -242,22 +280,24 @@ def end_leases(connection: Connection, annotator: str, *, now: float) -> list[st
     return task_ids
 
 
-def close_leases(connection: Connection, pairs: Sequence[tuple[str, str]], *, now: float) -> list[bool]:
-    """Mark (task, rater) pairs as answered; True = that pair's lease had expired.
+def close_leases(connection: Connection, given: Sequence[Judgement], *, now: float) -> list[bool]:
+    """Mark the assignments that judgements answer, and in which order they saw the task; True = its lease had expired.
 
     The first answer of a rater counts towards the task's overlap; a correction does not count again. `settle` comes
     after the answers are written.
     """
-    task_ids = sorted({task_id for task_id, _ in pairs})
+    task_ids = sorted({each.task_id for each in given})
     if connection.dialect.name != "sqlite":
         locked_rows(connection, task_ids)
-    states = states_of_pairs(connection, pairs)
+    states = states_of_pairs(connection, [(each.task_id, each.annotator) for each in given])
     late: list[bool] = []
     new: list[dict] = []
     known: list[dict] = []
     n_answers: dict[str, int] = {}
     seen: set[tuple[str, str]] = set()
-    for task_id, annotator in pairs:
+    for each in given:
+        task_id, annotator = each.task_id, each.annotator
+        order = json_text(each.shown_order) if each.shown_order else None
         state = states.get((task_id, annotator))
         late.append(state is not None and state.state == "leased" and not state.live(now))
         if (task_id, annotator) in seen or (state is not None and state.state == "submitted"):
@@ -267,14 +307,14 @@ def close_leases(connection: Connection, pairs: Sequence[tuple[str, str]], *, no
         if state is None:
             new.append(
                 {"task_id": task_id, "annotator": annotator, "state": "submitted", "n_leases": 0}
-                | {"lease_id": None, "expires_at": None, "skip_reason": None, "leased_at": None}
+                | {"lease_id": None, "expires_at": None, "skip_reason": None, "leased_at": None, "shown_order": order}
             )
         else:
-            known.append({"at_task": task_id, "by": annotator})
+            known.append({"at_task": task_id, "by": annotator, "order": order})
     if new:
         connection.execute(_NEW, new)
     if known:
-        connection.execute(_SUBMIT, known)
+        connection.execute(_SUBMIT_AS_SHOWN, known)
     if n_answers:
         connection.execute(_COUNT, [{"at_task": task_id, "n": n} for task_id, n in n_answers.items()])
     return late
@@ -305,7 +345,7 @@ def _grant_many(
         if state is None:
             new.append(
                 {"task_id": row.id, "annotator": annotator, "state": "leased", "lease_id": lease_id, "leased_at": now}
-                | {"n_leases": 1, "expires_at": now + lease_s, "skip_reason": None}
+                | {"n_leases": 1, "expires_at": now + lease_s, "skip_reason": None, "shown_order": None}
             )
         else:
             names = {"at_task": row.id, "by": annotator, "lease": lease_id}

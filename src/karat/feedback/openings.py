@@ -33,6 +33,10 @@ Asked = tuple[str, ...]
 """What a task asks, whatever its batch and the order of its responses: prompt, kind and responses."""
 
 
+Order = tuple[int, ...]
+"""Identity indices of responses in the order in which they are shown."""
+
+
 def asked_of(row: Any) -> Asked:
     """What a row with these columns of a task asks: equal for two tasks that a rater would take for one."""
     return (row.prompt_id, row.kind, *sorted(json.loads(row.response_ids)))
@@ -75,6 +79,8 @@ class State:
     """How many she has had."""
     expires_at: float | None
     """End of the newest; None once it was answered or skipped."""
+    shown_order: str | None
+    """Column of the assignment: in which order she sees the responses."""
 
     def live(self, now: float) -> bool:
         """True = her lease has not run out."""
@@ -83,7 +89,7 @@ class State:
 
 _STATES = select(
     assignments.c.task_id, assignments.c.annotator, assignments.c.state,
-    assignments.c.lease_id, assignments.c.n_leases, assignments.c.expires_at,
+    assignments.c.lease_id, assignments.c.n_leases, assignments.c.expires_at, assignments.c.shown_order,
 )  # fmt: skip
 _OF_TASK = _STATES.where(assignments.c.task_id == bindparam("task"))
 _STATES_OF_TASK = Prepared(_OF_TASK)
@@ -188,7 +194,7 @@ def states_of_pairs(connection: Connection, pairs: Sequence[tuple[str, str]]) ->
 
 def state_of(row: Any) -> State:
     """The state in a row with the columns of an assignment."""
-    return State(row.state, row.lease_id, row.n_leases, row.expires_at)
+    return State(row.state, row.lease_id, row.n_leases, row.expires_at, row.shown_order)
 
 
 def rows_in(connection: Connection, question: sa.Select, column: sa.Column, keys: Sequence[str]) -> Iterable[sa.Row]:

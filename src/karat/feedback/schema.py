@@ -20,10 +20,10 @@ from sqlalchemy import Boolean, Column, Float, ForeignKey, Index, Integer, MetaD
 from karat.identity import canonical_json
 from karat.records import WORD_KINDS, Judgement, Prompt, Response, Task, Turn
 
-HEAD = "0002"
+HEAD = "0003"
 """The revision of the migrations that this code reads and writes."""
 
-OLDER = ("0001",)
+OLDER = ("0001", "0002")
 """Revisions of earlier stores, which are brought to HEAD when they are opened."""
 
 FIRST_VERSION = "judgements-of-0001"
@@ -104,9 +104,11 @@ assignments = Table(
     Column("expires_at", Float),
     Column("skip_reason", Text),
     Column("leased_at", Float),
+    Column("shown_order", Text),
     Index("assignments_by_annotator", "annotator", "state"),
     Index("assignments_by_lease", "lease_id"),
 )
+"""shown_order: identity indices in the order shown, JSON; NULL = not kept when it was handed out."""
 
 judgements = Table(
     "judgements",

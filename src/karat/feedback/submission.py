@@ -166,7 +166,7 @@ def _insert_new(
     if not new:
         return []
     _check_new(connection, new)
-    late = leases.close_leases(connection, [(each.task_id, each.annotator) for each in new], now=now)
+    late = leases.close_leases(connection, new, now=now)
     rows = [judgement_rows(each, salt=_salt(each), late=flag) for each, flag in zip(new, late, strict=True)]
     connection.execute(tables.judgements.insert(), [each.judgement for each in rows])
     connection.execute(tables.salts.insert(), [each.salt for each in rows])

@@ -29,7 +29,8 @@ from karat.feedback.schema import StoredJudgement, stored_judgement
 from karat.feedback.store import Store
 from karat.feedback.submission import judgement_question, lock_task, submit_held
 from karat.feedback.tasks import answer
-from karat.feedback.work.assignment import WorkKeys, shown_order_of
+from karat.feedback.work.assignment import WorkKeys
+from karat.feedback.work.orders import order_propensity, read_order
 from karat.identity import canonical_json, content_id
 from karat.questions import Question, plain_question
 from karat.records import Prompt, Response, Task
@@ -113,6 +114,7 @@ _SHOWN = Prepared(
         _MINE.state.label("held"),
         _MINE.leased_at,
         _MINE.expires_at,
+        _MINE.shown_order,
         tables.prompts.c.turns,
         tables.prompts.c.topic,
         people.questions.c.body,
@@ -192,7 +194,7 @@ def read_work(
         question=change.question(question),
         prompt=tables.prompt_of(row),
         responses=tuple(texts[each] for each in task.response_ids),
-        order=shown_order_of(task, annotator, keys.order),
+        order=read_order(row.shown_order, task, annotator, keys.order),
         arms=arms,
         new_arms=new,
         change=change,
@@ -244,6 +246,8 @@ def submit_work(store: Store, work: Work, given: Given, *, now: float) -> Stored
 
 def _judgement(work: Work, given: Given, earlier: StoredJudgement | None, *, key: str, now: float) -> Any:
     shown = dict(given.shown) | {"question": work.question.id}
+    if len(work.order) > 1:
+        shown["order_propensity"] = order_propensity(len(work.order))
     if work.leased_at is not None:
         shown["server_s"] = round(max(0.0, now - work.leased_at), 3)
     given_to_task = answer(

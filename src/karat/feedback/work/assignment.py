@@ -1,4 +1,4 @@
-"""Which task a rater gets next, and in which order she sees the responses.
+"""Which task a rater gets next.
 
 Her own live lease first; then, in her turn, a qualification item, a silent check or the first task that needs an
 answer. When a check comes is decided by a keyed hash of rater and turn, never by a clock, and only while there is real
@@ -9,9 +9,10 @@ Knows rules; knows nothing about pages or what an answer says.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 from sqlalchemy import Connection, select
 
@@ -25,13 +26,12 @@ from karat.feedback.openings import Asked
 from karat.feedback.schema import task_of
 from karat.feedback.store import Store
 from karat.feedback.waiting import n_waiting, peek_open
-from karat.feedback.work import checks
 from karat.feedback.work.gates import Admitted, Reason, admit, open_test, over_budget
+from karat.feedback.work.orders import draw_order, read_order
 from karat.feedback.work.requeue import log_queue
 from karat.feedback.work.requeue import pull as pull
 from karat.feedback.work.requeue import reissue as reissue
 from karat.feedback.work.turns import Turn, turn_of
-from karat.records import Task
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,14 @@ class WorkKeys:
     turns: bytes
     """Which turn brings a check."""
     order: bytes
-    """In which order responses are shown."""
+    """In which order responses are shown (`orders`)."""
     arms: bytes
     """Which arm of an experiment somebody is drawn into."""
 
     @classmethod
     def of(cls, store: Store) -> WorkKeys:
         """Those of a store."""
-        return cls(secret_key(store, "turns"), order_key(store), secret_key(store, "arms"))
+        return cls(secret_key(store, "turns"), secret_key(store, "order"), secret_key(store, "arms"))
 
 
 def hand_out(
@@ -112,6 +112,7 @@ def hand_out(
     if isinstance(rater, str):
         return Offer(None, rater), None
     who, lease_s = rater.annotator, rater.settings.lease_s
+    terms: dict[str, Any] = {"now": now, "lease_s": lease_s, "draw": partial(draw_order, keys.order)}
     held = leases.held_task(connection, who, now=now)
     if held is not None:
         return _offered(leases.renew(connection, held, who, now=now, lease_s=lease_s), "work", keys), None
@@ -120,7 +121,7 @@ def hand_out(
     if rater.qualification is not None:
         items = open_test(connection, who, rater.qualification, now=now, judge=True)
         if items is not None:
-            lease = _qualification_item(connection, rater, items, keys.turns, now=now) if items else None
+            lease = _qualification_item(connection, who, items, keys.turns, terms) if items else None
             return _offered(lease, "not qualified", keys), None
     turn = Turn(None, frozenset())
     if rater.audience == "annotator":
@@ -128,10 +129,10 @@ def hand_out(
     queue = {"audience": rater.audience, "met": turn.had}
     now_open = queue | {"barred": rater.barred}
     if turn.check is None:
-        lease = leases.first_open(connection, who, now=now, lease_s=lease_s, **now_open)
+        lease = leases.first_open(connection, who, **terms, **now_open)
     else:
         hidden = peek_open(connection, who, now=now, **now_open)
-        lease = leases.grant(connection, turn.check, who, now=now, lease_s=lease_s) if hidden is not None else None
+        lease = leases.grant(connection, turn.check, who, **terms) if hidden is not None else None
     too_much = lease is None and bool(rater.barred) and n_waiting(connection, who, now=now, most=1, **queue) > 0
     return _offered(lease, "exposure" if too_much else "nothing left", keys), turn.had
 
@@ -140,16 +141,16 @@ def _offered(lease: Lease | None, without: Reason, keys: WorkKeys) -> Offer:
     """A lease as it is offered, or why there is none."""
     if lease is None:
         return Offer(None, without)
-    return Offer(lease, "work", shown_order_of(lease.task, lease.annotator, keys.order))
+    return Offer(lease, "work", read_order(lease.shown_order, lease.task, lease.annotator, keys.order))
 
 
 def _qualification_item(
-    connection: Connection, rater: Admitted, items: Collection[str], key: bytes, *, now: float
+    connection: Connection, annotator: str, items: Collection[str], key: bytes, terms: Mapping[str, Any]
 ) -> Lease | None:
     """A lease on one of the open items of a rater's attempt, in an order of her own."""
-    wanted = min(items, key=lambda task_id: keyed_hash(key, rater.annotator, task_id))
+    wanted = min(items, key=lambda task_id: keyed_hash(key, annotator, task_id))
     row = connection.execute(select(tables.tasks).where(tables.tasks.c.id == wanted)).one()
-    return leases.grant(connection, row, rater.annotator, now=now, lease_s=rater.settings.lease_s)
+    return leases.grant(connection, row, annotator, **terms)
 
 
 # A lease that a page or client names
@@ -159,7 +160,7 @@ def lease_of(store: Store, lease_id: str, annotator: str, *, now: float) -> Held
     """What a lease is about. Raises: LeaseError where this rater never had it, or has a newer one on the same task."""
     mine = tables.assignments.c
     question = (
-        select(tables.tasks, mine.state.label("held"), mine.expires_at, mine.leased_at)
+        select(tables.tasks, mine.state.label("held"), mine.expires_at, mine.leased_at, mine.shown_order)
         .join(tables.assignments, mine.task_id == tables.tasks.c.id)
         .where(mine.lease_id == lease_id, mine.annotator == annotator)
     )
@@ -170,8 +171,9 @@ def lease_of(store: Store, lease_id: str, annotator: str, *, now: float) -> Held
     live = row.held == "leased" and (row.expires_at or 0.0) > now
     state = "live" if live else "expired" if row.held == "leased" else row.held
     task = task_of(row)
-    lease = Lease(lease_id, task, annotator, row.expires_at if row.expires_at is not None else now)
-    return HeldLease(lease, state, order_for(store, task, annotator), row.leased_at)
+    lease = Lease(lease_id, task, annotator, row.expires_at if row.expires_at is not None else now, row.shown_order)
+    order = read_order(row.shown_order, task, annotator, secret_key(store, "order"))
+    return HeldLease(lease, state, order, row.leased_at)
 
 
 def heartbeat(store: Store, lease_id: str, annotator: str, *, now: float) -> float:
@@ -192,31 +194,3 @@ def skip(store: Store, lease_id: str, annotator: str, *, reason: str, now: float
         log_queue(connection, [task_id], "skipped", by=annotator, reason=reason, now=now)
 
     store.write(write)
-
-
-# The order in which responses are shown
-
-
-def order_for(store: Store, task: Task, annotator: str) -> tuple[int, ...]:
-    """`shown_order_of` under the store's own key."""
-    return shown_order_of(task, annotator, order_key(store))
-
-
-def order_key(store: Store) -> bytes:
-    """The store's own key of `shown_order_of`."""
-    return secret_key(store, "order")
-
-
-def shown_order_of(task: Task, annotator: str, key: bytes) -> tuple[int, ...]:
-    """Identity indices in the order in which this rater sees the responses: every order has the same chance.
-
-    It depends on what is asked and who is asked, not on the batch, so that a hidden repeat can show the opposite
-    order of its original and a page that is loaded again shows the same.
-
-    Args:
-        key: secret, or raters could foretell it.
-    """
-    asked = (task.prompt_id, *task.response_ids, task.question)
-    indices = range(len(task.response_ids))
-    order = tuple(sorted(indices, key=lambda i: keyed_hash(key, annotator, i, *asked)))
-    return order[::-1] if task.batch.startswith(f"{checks.REPEAT}:") else order
