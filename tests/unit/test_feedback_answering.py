@@ -99,6 +99,7 @@ def test_what_the_server_knows_is_written_down(store):
     stored = submit_work(store, again, Given(HIGH, "k", reason="so", shown={"page": "p"}), now=NOW + 75.25)
     assert stored.judgement.shown == {
         "page": "p", "arms": {"pay": "high"}, "question": work.question.id, "server_s": 75.25,
+        "order_propensity": 0.5,
     }  # fmt: skip
     assert stored.judgement.shown_order == work.order
     assert stored.judgement.reason == "so"

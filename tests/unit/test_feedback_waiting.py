@@ -177,7 +177,7 @@ def test_what_waits_is_counted_by_the_indexes(tmp_path):
     with store.connection() as connection:
         for counted in (True, False):
             question = _line_question((), False, counted)
-            plain = question.params(who="r", audience="annotator", now=1.0, most=200).compile(
+            plain = question.params(who="r", audience="annotator", now=1.0, most=200, done_to=1).compile(
                 dialect=connection.dialect, compile_kwargs={"literal_binds": True}
             )
             plan = "\n".join(row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {plain}"))

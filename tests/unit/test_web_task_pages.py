@@ -120,7 +120,7 @@ def test_an_answer_is_stored_with_what_was_on_the_page(desk: Desk):
         "truncated": [True, False], "prompt_truncated": False, "page": page_record.page_version(), "locale": "de",
         "script": True, "uncovered": True, "arms": {"pay": "high"}, "question": task.question,
         "guideline": {"version": "v1", "hash": guideline.hash}, "layout": "stacked", "width": "phone",
-        "typed": 7, "pasted": 120,
+        "typed": 7, "pasted": 120, "order_propensity": 0.5,
     }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, select
 from karat.errors import InputError, StoreError
 from karat.feedback import leases
 from karat.feedback import schema as tables
+from karat.feedback.openings import OPEN, lock_queue
 from karat.records import Annotator, Prompt, Response, Task
 
 
@@ -66,13 +67,19 @@ def one_group(known: Annotator | None, who: Annotator) -> Annotator:
     return known if known.group is not None else replace(known, group=who.group)
 
 
-def add_tasks(connection: Connection, new: Iterable[Task]) -> int:
-    """Queue tasks that are not there yet; their texts must be. Returns: how many were new."""
+def add_tasks(connection: Connection, new: Iterable[Task], *, state: str = OPEN) -> int:
+    """Store tasks that are not there yet; their texts must be. Returns: how many were new.
+
+    Args:
+        state: OPEN = they are queued; CHECK = they never will be.
+    """
     new = list(new)
     require(connection, tables.prompts, {task.prompt_id for task in new}, "the prompt", "add_prompts")
     named = {response_id for task in new for response_id in task.response_ids}
     require(connection, tables.responses, named, "the response", "add_responses")
-    return _add(connection, tables.tasks, map(tables.task_row, new))
+    if state == OPEN:
+        lock_queue(connection)
+    return _add(connection, tables.tasks, (tables.task_row(task) | {"state": state} for task in new))
 
 
 def require(connection: Connection, table: sa.Table, keys: set[str], what: str, remedy: str) -> None:

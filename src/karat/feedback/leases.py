@@ -133,7 +133,7 @@ def first_open(
     """A lease on a task whose last lease ran out, else on the first task by seq that needs answers, else None.
 
     Args:
-        draw: of `grant`.    queue: `audience`, `batch`, `barred` and `met` of `waiting.peek_open`.
+        draw: of `grant`.    queue: `audience`, `batch`, `barred`, `met` and `done_to` of `waiting.peek_open`.
     """
     while (row := peek_open(connection, annotator, now=now, **queue)) is not None:
         if lease := grant(connection, row, annotator, now=now, lease_s=lease_s, draw=draw):
@@ -170,8 +170,8 @@ def grant(
     lease = _write_lease(connection, row, annotator, mine, shown, now=now, until=until)
     if row.n_answers + len(ends) + 1 >= row.overlap:
         set_state(connection, row.id, HELD, min([*ends, lease.expires_at]))
-    elif row.state != OPEN:
-        set_state(connection, row.id, OPEN, LAPSED)
+    elif row.state != OPEN and row.free_at != LAPSED:
+        set_state(connection, row.id, HELD, LAPSED)
     return lease
 
 
@@ -264,7 +264,7 @@ def skip_lease(connection: Connection, lease_id: str, annotator: str, *, reason:
     if task_id is None or connection.execute(change).rowcount != 1:
         raise LeaseError(f"lease {lease_id}: found no open lease of {annotator!r} by that name; nothing was skipped")
     # room, perhaps: whoever is offered it counts
-    connection.execute(tasks.update().where(tasks.c.id == task_id, tasks.c.state == HELD).values(state=OPEN))
+    connection.execute(tasks.update().where(tasks.c.id == task_id, tasks.c.state == HELD).values(free_at=LAPSED))
     return task_id
 
 

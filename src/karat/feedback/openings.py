@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam, select
 
 from karat.feedback.prepared import Prepared
-from karat.feedback.schema import assignments, judgements, tasks
+from karat.feedback.schema import annotators, assignments, judgements, tasks
 from karat.feedback.work.matching import agreed
 
 CHUNK = 400
@@ -23,10 +23,17 @@ CHUNK = 400
 
 OPEN, HELD, CLOSED, PULLED, CHECK, LATER = "open", "held", "closed", "pulled", "check", "later"
 """States of a task: needs answers, all of them being given, has them, taken out, silent check; not offered to anybody
-yet, though raters who are named for it (simulated ones) may answer."""
+yet, though raters who are named for it (simulated ones) may answer.
+
+A task that was held is never open again: given back, it is held with a place that is free. So what is open has been so since
+it was queued, and a rater who has passed it by needs not look at it again (`waiting`)."""
 
 LAPSED = 0.0
-"""Expiry of a lease whose place somebody else was given: no heartbeat brings it back, its answer is late."""
+"""Expiry of a lease whose place somebody else was given: no heartbeat brings it back, its answer is late. As `free_at` of a
+held task: it has room now."""
+
+QUEUE_LOCK = 0x6B61726175
+"""Names the lock under which one transaction at a time queues tasks on PostgreSQL: "karau" in ASCII."""
 
 
 Asked = tuple[str, ...]
@@ -40,15 +47,6 @@ Order = tuple[int, ...]
 def asked_of(row: Any) -> Asked:
     """What a row with these columns of a task asks: equal for two tasks that a rater would take for one."""
     return (row.prompt_id, row.kind, *sorted(json.loads(row.response_ids)))
-
-
-def in_state(state: str) -> sa.ColumnElement[bool]:
-    """That a task is in a state, so that PostgreSQL walks the index of that state where rows are ordered by state first.
-
-    Said as an equality, the order by number alone is as good, and it walks over every task that was ever answered to
-    find the first open one.
-    """
-    return tasks.c.state.between(state, state)
 
 
 def needs_answers() -> sa.ColumnElement[bool]:
@@ -150,7 +148,25 @@ def _opening(connection: Connection, row: Any, n_answers: int, ends: Sequence[fl
     """State and free_at of a task with so many answers, and live leases that end at these moments."""
     if n_answers >= row.overlap or _stops_early(connection, row, n_answers):
         return CLOSED, row.free_at
-    return (HELD, min(ends)) if n_answers + len(ends) >= row.overlap else (OPEN, 0.0)
+    if n_answers + len(ends) >= row.overlap:
+        return HELD, min(ends)
+    return (OPEN if row.state == OPEN else HELD), LAPSED
+
+
+def open_tasks(connection: Connection, task_ids: Sequence[str]) -> None:
+    """Offer tasks to everybody as if they had just been queued; `settle` comes afterwards."""
+    for start in range(0, len(task_ids), CHUNK):
+        some = tasks.c.id.in_(task_ids[start : start + CHUNK])
+        connection.execute(tasks.update().where(some).values(state=OPEN, free_at=LAPSED))
+        first = connection.execute(select(sa.func.min(tasks.c.seq)).where(some)).scalar() or 0
+        # whoever has passed them by has to come back
+        connection.execute(annotators.update().where(annotators.c.done_to >= first).values(done_to=first - 1))
+
+
+def lock_queue(connection: Connection) -> None:
+    """Let tasks be queued by one transaction after another, so that whoever sees one sees all before it."""
+    if connection.dialect.name != "sqlite":  # which has one writer anyhow
+        connection.execute(select(sa.func.pg_advisory_xact_lock(QUEUE_LOCK)))
 
 
 def set_state(connection: Connection, task_id: str, state: str, free_at: float) -> None:

@@ -20,10 +20,10 @@ from sqlalchemy import Boolean, Column, Float, ForeignKey, Index, Integer, MetaD
 from karat.identity import canonical_json
 from karat.records import WORD_KINDS, Judgement, Prompt, Response, Task, Turn
 
-HEAD = "0003"
+HEAD = "0004"
 """The revision of the migrations that this code reads and writes."""
 
-OLDER = ("0001", "0002")
+OLDER = ("0001", "0002", "0003")
 """Revisions of earlier stores, which are brought to HEAD when they are opened."""
 
 FIRST_VERSION = "judgements-of-0001"
@@ -64,7 +64,9 @@ annotators = Table(
     Column("id", String(200), primary_key=True),
     Column("origin", String(16), nullable=False),
     Column("grp", Text),
+    Column("done_to", Integer, nullable=False, default=0),
 )
+"""done_to: no open task for annotators up to this number of the queue (`tasks.seq`) is one for her, nor will be."""
 
 tasks = Table(
     "tasks",
@@ -89,9 +91,10 @@ tasks = Table(
     Index("tasks_open", "state", "audience", "seq"),
     Index("tasks_held", "state", "audience", "free_at"),
     Index("tasks_reserved", "reserved_for", "state"),
+    Index("tasks_by_prompt", "prompt_id"),
 )
-"""state: "open" = needs another answer; "held" = every missing answer is being given, until `free_at` at the earliest;
-"closed" = has all it needs; "pulled" = taken out by somebody; "check" = a silent check, never offered as work."""
+"""state: "open" = has needed more answers than were being given ever since it was queued; "held" = every missing answer is
+being given, until `free_at` at the earliest, or was given back; "closed" = has all it needs; "pulled" = taken out by somebody; "check" = a silent check, never offered as work."""
 
 assignments = Table(
     "assignments",
@@ -105,8 +108,8 @@ assignments = Table(
     Column("skip_reason", Text),
     Column("leased_at", Float),
     Column("shown_order", Text),
-    Index("assignments_by_annotator", "annotator", "state"),
-    Index("assignments_by_lease", "lease_id"),
+    Index("assignments_by_annotator", "annotator", "state", "leased_at"),
+    Index("assignments_by_lease", "lease_id", "annotator"),
 )
 """shown_order: identity indices in the order shown, JSON; NULL = not kept when it was handed out."""
 

@@ -2,6 +2,9 @@
 
 Knows states, audiences and reservations of tasks, and what this rater has answered; knows nothing about checks,
 budgets or what a lease is good for.
+
+What is open waits in the order of its number, and is not open again once it was held (`openings`). So each rater has a mark,
+`annotators.done_to`: behind it no open task is one for her, and what a hand-out costs does not grow with what she has done.
 """
 
 from __future__ import annotations
@@ -13,14 +16,18 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, bindparam, func, select
 
-from karat.feedback.openings import HELD, OPEN, Asked, asked_of, in_state, is_live, open_to
+from karat.feedback.openings import HELD, OPEN, Asked, asked_of, is_live, open_to
 from karat.feedback.prepared import Prepared
-from karat.feedback.schema import assignments, tasks
+from karat.feedback.schema import annotators, assignments, tasks
 
 LIMITS = ("batch", "barred", "only", "passed")
 """What a question may say besides: of this batch; not of, only of these Question.ids; none of these Task.ids."""
 
+STRIDE = 32
+"""Numbers of the queue that a rater is ahead of her mark before it is moved: looking past them costs less than writing."""
+
 _WHO = bindparam("who", type_=sa.String)
+_DONE_TO = bindparam("done_to", type_=sa.Integer)
 _MOST = bindparam("most", type_=sa.Integer)
 
 
@@ -31,7 +38,7 @@ def tasks_waiting(state: str, limits: tuple[str, ...] = (), *, many: bool = Fals
     Whoever hands one out looks whether it has room (`leases.grant`); whoever counts them asks it with the count.
 
     Args:
-        state: OPEN, or HELD: those of which a lease may have run out by `now`.
+        state: OPEN, those with a number above `done_to`; or HELD, those which may have room by `now`.
         limits: some of LIMITS, which are parameters then.    many: True = in words that PostgreSQL plans well.
     """
     done = select(assignments.c.task_id).where(
@@ -46,8 +53,7 @@ def tasks_waiting(state: str, limits: tuple[str, ...] = (), *, many: bool = Fals
         "passed": tasks.c.id.not_in(bindparam("passed", expanding=True)),
     }
     question = select(tasks).where(
-        in_state(state) if many and state == OPEN else tasks.c.state == state,
-        tasks.c.audience == bindparam("audience"),
+        *_queue(state, many),
         tasks.c.n_answers < tasks.c.overlap,
         open_to(_WHO) if many else func.coalesce(tasks.c.reserved_for, _WHO) == _WHO,
         ~done.exists(),
@@ -56,6 +62,21 @@ def tasks_waiting(state: str, limits: tuple[str, ...] = (), *, many: bool = Fals
     if state == HELD:
         return question.where(tasks.c.free_at <= bindparam("now")).order_by(tasks.c.free_at, tasks.c.seq)
     return question.order_by(tasks.c.state, tasks.c.seq) if many else question.order_by(tasks.c.seq)
+
+
+_PLACE = (tasks.c.state, tasks.c.audience, tasks.c.seq)
+
+
+def _queue(state: str, many: bool) -> list[sa.ColumnElement[bool]]:
+    audience = bindparam("audience", type_=sa.String)
+    if state == HELD:
+        return [tasks.c.state == HELD, tasks.c.audience == audience]
+    if not many:
+        return [tasks.c.state == OPEN, tasks.c.audience == audience, tasks.c.seq > _DONE_TO]
+    # Said as an equality, PostgreSQL takes the order by number alone to be as good as that by state and number, and walks
+    # over every task that was ever answered. As one comparison the mark is where it enters the index.
+    mark = sa.tuple_(sa.literal(OPEN), audience, _DONE_TO)
+    return [tasks.c.state.between(OPEN, OPEN), tasks.c.audience == audience, sa.tuple_(*_PLACE) > mark]
 
 
 # Handing out
@@ -70,28 +91,33 @@ def peek_open(
     batch: str | None = None,
     barred: Sequence[str] = (),
     met: Collection[Asked] = (),
+    done_to: int | None = None,
 ) -> Any:
     """The row of the task that `leases.first_open` tries, locked but not leased.
 
     Args:
         audience: whose tasks.    barred: Question.ids that this rater is not to see now.
         met: what she is not to be asked, because she was asked it in another form.
+        done_to: her mark (`annotators.done_to`), which is moved on; None = she has none.
     """
     asked: dict[str, Any] = {"who": annotator, "audience": audience}
     if batch is not None:
         asked["batch"] = batch
     if barred:
         asked["barred"] = list(barred)
-    while (row := _peek(connection, asked, now)) is not None and asked_of(row) in met:
+    after = {HELD: {"now": now}, OPEN: {"done_to": done_to or 0}}
+    while (row := _peek(connection, asked, after)) is not None and asked_of(row) in met:
         asked["passed"] = [*asked.get("passed", ()), row.id]  # seldom: only what stands first in the queue
+    if done_to is not None and (row is None or (row.state == OPEN and row.seq - done_to > STRIDE)):
+        _move_mark(connection, {name: asked[name] for name in asked if name != "barred"} | after[OPEN])
     return row
 
 
-def _peek(connection: Connection, asked: dict[str, Any], now: float) -> Any:
+def _peek(connection: Connection, asked: dict[str, Any], after: dict[str, dict[str, Any]]) -> Any:
     limits = _limits(asked)
     # raters pass each other on PostgreSQL, but nobody goes empty-handed for a moment's lock
     for lock in ("",) if connection.dialect.name == "sqlite" else ("skip", "wait"):
-        for state, more in ((HELD, {"now": now}), (OPEN, {})):
+        for state, more in after.items():
             if limits:
                 row = connection.execute(first_waiting(state, limits, lock), asked | more).first()
             else:
@@ -99,6 +125,18 @@ def _peek(connection: Connection, asked: dict[str, Any], now: float) -> Any:
             if row is not None:
                 return row
     return None
+
+
+def _move_mark(connection: Connection, asked: dict[str, Any]) -> None:
+    """Write down that up to the first open task that waits for her there is none: one that somebody holds locked is one.
+
+    What she had as gold counts as done, for she never gets it; what she is not to see today waits for her.
+    """
+    limits = _limits(asked)
+    first = connection.execute(tasks_waiting(OPEN, limits, many=connection.dialect.name != "sqlite").limit(1), asked)
+    row = first.first()
+    done_to = _LAST.scalar(connection, audience=asked["audience"]) if row is None else row.seq - 1
+    _MARK.run(connection, who=asked["who"], mark=done_to or 0)
 
 
 def _limits(asked: dict[str, Any]) -> tuple[str, ...]:
@@ -119,6 +157,12 @@ def first_waiting(state: str, limits: tuple[str, ...] = (), lock: str = "") -> s
 _FIRST = {
     (state, lock): Prepared(first_waiting(state, (), lock)) for state in (HELD, OPEN) for lock in ("", "skip", "wait")
 }
+_LAST = Prepared(select(func.max(tasks.c.seq)).where(tasks.c.state == OPEN, tasks.c.audience == bindparam("audience")))
+_MARK = Prepared(
+    annotators.update()
+    .where(annotators.c.id == _WHO, annotators.c.done_to < bindparam("mark"))
+    .values(done_to=bindparam("mark"))
+)
 
 
 # Counting
@@ -134,14 +178,15 @@ def n_waiting(
     barred: Sequence[str] = (),
     only: Sequence[str] = (),
     met: Collection[Asked] = (),
+    done_to: int = 0,
 ) -> int:
     """How many tasks this rater could be handed one after another if nobody else came; not those in her hands.
 
     Args:
         most: where counting stops, ≥ 1.    only: Question.ids of those that are counted; () = all.
-        audience, barred, met: of `peek_open`.
+        audience, barred, met, done_to: of `peek_open`.
     """
-    asked: dict[str, Any] = {"who": annotator, "audience": audience, "now": now, "most": most}
+    asked: dict[str, Any] = {"who": annotator, "audience": audience, "now": now, "most": most, "done_to": done_to}
     asked |= {name: list(ids) for name, ids in (("barred", barred), ("only", only)) if ids}
     if not met:
         return int(_line(connection, asked, counted=True)[0][0])
@@ -164,15 +209,21 @@ def _line(connection: Connection, asked: dict[str, Any], *, counted: bool) -> Se
 @functools.cache
 def _line_question(limits: tuple[str, ...], many: bool, counted: bool) -> Any:
     """The tasks that have room for `who`, at most `most` of them: how many there are, or what each asks."""
+    live = (assignments.c.task_id == tasks.c.id) & is_live(bindparam("now", type_=sa.Float))
     # a lease of her own takes all places: that task is in her hands already
     places = func.sum(sa.case((assignments.c.annotator == _WHO, tasks.c.overlap), else_=1))
-    taken = select(func.coalesce(places, 0)).where(
-        assignments.c.task_id == tasks.c.id, is_live(bindparam("now", type_=sa.Float))
-    )
-    room = tasks.c.n_answers + taken.correlate(tasks).scalar_subquery() < tasks.c.overlap
+    taken = select(func.coalesce(places, 0)).where(live).correlate(tasks).scalar_subquery()
+    hers = select(assignments.c.task_id).where(live, assignments.c.annotator == _WHO).correlate(tasks)
+    room = {HELD: tasks.c.n_answers + taken < tasks.c.overlap, OPEN: ~hers.exists()}  # what is open has room for others
     columns = (tasks.c.id, tasks.c.prompt_id, tasks.c.kind, tasks.c.response_ids)
     parts = [
-        select(tasks_waiting(state, limits, many=many).where(room).with_only_columns(*columns).limit(_MOST).subquery())
+        select(
+            tasks_waiting(state, limits, many=many)
+            .where(room[state])
+            .with_only_columns(*columns)
+            .limit(_MOST)
+            .subquery()
+        )
         for state in (HELD, OPEN)
     ]
     line = sa.union_all(*parts).limit(_MOST)

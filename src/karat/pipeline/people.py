@@ -16,7 +16,7 @@ from sqlalchemy import Connection, func, select
 from karat.errors import InputError
 from karat.feedback.additions import add_tasks
 from karat.feedback.documents import add_questions, document
-from karat.feedback.openings import CHUNK, HELD, LATER, OPEN, settle
+from karat.feedback.openings import CHUNK, HELD, LATER, OPEN, open_tasks, settle
 from karat.feedback.schema import tasks
 from karat.feedback.store import Store
 from karat.lm.chat import prompt_tokens
@@ -132,7 +132,8 @@ def open_to_people(store: Store, batch: str, overlap: int) -> None:
 
     def write(connection: Connection) -> None:
         ids = list(connection.execute(select(tasks.c.id).where(waiting)).scalars())
-        connection.execute(tasks.update().where(waiting).values(overlap=overlap, state=OPEN))
+        connection.execute(tasks.update().where(waiting).values(overlap=overlap))
+        open_tasks(connection, ids)
         settle(connection, ids, now=0.0)
 
     store.write(write)

@@ -127,13 +127,17 @@ def hand_out(
     if rater.audience == "annotator":
         turn = turn_of(connection, who, rater.settings, keys.turns, barred=rater.barred)
     queue = {"audience": rater.audience, "met": turn.had}
-    now_open = queue | {"barred": rater.barred}
+    now_open = queue | {"barred": rater.barred, "done_to": rater.done_to if rater.audience == "annotator" else None}
     if turn.check is None:
         lease = leases.first_open(connection, who, **terms, **now_open)
     else:
         hidden = peek_open(connection, who, now=now, **now_open)
         lease = leases.grant(connection, turn.check, who, **terms) if hidden is not None else None
-    too_much = lease is None and bool(rater.barred) and n_waiting(connection, who, now=now, most=1, **queue) > 0
+    too_much = (
+        lease is None
+        and bool(rater.barred)
+        and n_waiting(connection, who, now=now, most=1, done_to=rater.done_to, **queue) > 0
+    )
     return _offered(lease, "exposure" if too_much else "nothing left", keys), turn.had
 
 

@@ -262,7 +262,7 @@ def write_attempt(connection: Connection, annotator: str, document: Document, at
 
 def write_checks(connection: Connection, tasks: Sequence[Task], rows: Sequence[Mapping[str, Any]]) -> None:
     """Store checks and their tasks; those that are there already stay as they are."""
-    additions.add_tasks(connection, tasks)
+    additions.add_tasks(connection, tasks, state=CHECK)
     ids = [task.id for task in tasks]
     known: set[str] = set()
     for start in range(0, len(ids), CHUNK):

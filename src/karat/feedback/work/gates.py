@@ -37,6 +37,7 @@ Reason = Literal[
 _RATER = (
     select(
         tables.annotators.c.id,
+        tables.annotators.c.done_to,
         people.accounts.c.id.label("account"),
         people.accounts.c.state,
         people.accounts.c.role,
@@ -68,6 +69,8 @@ class Admitted:
     """Question.ids with a content warning, where the settings cap how many of them she sees in a day."""
     warned_left: int = 0
     """How many of them she may still see today."""
+    done_to: int = 0
+    """Her mark in the queue of annotators (`waiting`)."""
 
     @property
     def barred(self) -> tuple[str, ...]:
@@ -96,15 +99,15 @@ def admit(
     if row.decision == QUARANTINED:
         return "quarantined"
     settings = papers.settings(connection)
-    audience = "expert" if row.role == "expert" else "annotator"
+    audience, done_to = ("expert", 0) if row.role == "expert" else ("annotator", row.done_to)
     test = papers.find(connection, QUALIFICATION) if audience == "annotator" else None
     if test is not None and read_standing(connection, annotator).state != "unqualified":
         test = None
     if settings.exposure_cap_per_day is None:
-        return Admitted(annotator, audience, settings, test)
+        return Admitted(annotator, audience, settings, test, done_to=done_to)
     warned = care.warned_questions(connection)
     warned_left = settings.exposure_cap_per_day - care.exposure(connection, annotator, warned, now=now)
-    return Admitted(annotator, audience, settings, test, tuple(warned), warned_left)
+    return Admitted(annotator, audience, settings, test, tuple(warned), warned_left, done_to)
 
 
 def open_test(
@@ -210,7 +213,9 @@ def left_for(
             return Left(min(n, most), "work" if items else "not qualified", qualifying=True)
     if met is None:
         met = had_as_gold(connection, rater.annotator) if rater.audience == "annotator" else ()
-    waiting = partial(n_waiting, connection, rater.annotator, now=now, audience=rater.audience, met=met)
+    waiting = partial(
+        n_waiting, connection, rater.annotator, now=now, audience=rater.audience, met=met, done_to=rater.done_to
+    )
     n = waiting(most=most, barred=rater.warned)
     seen = min(most - n, rater.warned_left - _warned_in_hand(connection, rater, now=now)) if rater.warned else 0
     if seen > 0:

@@ -94,7 +94,9 @@ def reissue(
             for start in range(0, len(rows), CHUNK):
                 here = tasks.c.id.in_(sorted(rows)[start : start + CHUNK])
                 # the answers so far were not enough for somebody: they must not close it again by being equal
-                connection.execute(tasks.update().where(here).values(state=OPEN, overlap=wider, stop_after=0))
+                connection.execute(
+                    tasks.update().where(here).values(state=HELD, free_at=LAPSED, overlap=wider, stop_after=0)
+                )
             settle(connection, sorted(rows), now=now)
             return sorted(rows)
         new = [dataclasses.replace(task_of(row), guideline=guideline) for row in rows.values()]

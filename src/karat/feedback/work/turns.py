@@ -42,26 +42,24 @@ _COUNTS = Prepared(
         select(func.count()).where(judgements.c.annotator == bindparam("who")).scalar_subquery().label("n_given"),
     )
 )
-_ASKED = tasks.alias("asked")
+_ITEM = tasks.alias("item")
 _GOLD_PROMPTS = (
-    select(tasks.c.prompt_id)
-    .join(people.checks, people.checks.c.task_id == tasks.c.id)
+    select(_ITEM.c.prompt_id)
+    .join(people.checks, people.checks.c.task_id == _ITEM.c.id)
     .where(people.checks.c.purpose == checks.GOLD, people.checks.c.retired_at.is_(None))
 )
 _NOT_GOLD = literal("").label("id")
 _NOT_HAD = false().label("had")
-# gold items in use or that she has had, and (with no id) what she has judged or skipped about the same prompts
+# gold items in use or that she has had, and (with no id) what she has judged or skipped about the same prompts: from the
+# prompts to her, because she may have judged thousands of others
 _GOLD = Prepared(
     union_all(
         select(tasks.c.id, tasks.c.question, tasks.c.prompt_id, tasks.c.response_ids, tasks.c.kind, _DONE.label("had"))
         .join(people.checks, people.checks.c.task_id == tasks.c.id)
         .where(people.checks.c.purpose == checks.GOLD, or_(people.checks.c.retired_at.is_(None), _DONE)),
-        select(
-            _NOT_GOLD, _NOT_GOLD, judgements.c.prompt_id, judgements.c.response_ids, judgements.c.kind, _NOT_HAD
-        ).where(judgements.c.annotator == bindparam("who"), judgements.c.prompt_id.in_(_GOLD_PROMPTS)),
-        select(_NOT_GOLD, _NOT_GOLD, _ASKED.c.prompt_id, _ASKED.c.response_ids, _ASKED.c.kind, _NOT_HAD)
-        .join(assignments, assignments.c.task_id == _ASKED.c.id)
-        .where(assignments.c.annotator == bindparam("who"), assignments.c.state == "skipped"),
+        select(_NOT_GOLD, _NOT_GOLD, tasks.c.prompt_id, tasks.c.response_ids, tasks.c.kind, _NOT_HAD).where(
+            tasks.c.prompt_id.in_(_GOLD_PROMPTS), _DONE
+        ),
     ).order_by("id")
 )
 _TASK = Prepared(select(tasks).where(tasks.c.id == bindparam("task")))
