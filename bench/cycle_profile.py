@@ -49,7 +49,7 @@ INLINE = (
 )
 
 
-async def _inline(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+async def _inline(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     return function(*args, **kwargs)
 
 
