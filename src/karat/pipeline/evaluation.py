@@ -11,7 +11,15 @@ import numpy as np
 from karat.belief import AGGREGATORS, apply_scale
 from karat.evaluate.frontiers import FrontierPoint, interpolate_gold
 from karat.evaluate.measure import draw, sequence_kl, texts_of
-from karat.evaluate.table import PolicySamples, best_of, gold_difference, not_known, policy_figures, reward_distance
+from karat.evaluate.table import (
+    PolicySamples,
+    best_of,
+    best_of_kl,
+    gold_difference,
+    not_known,
+    policy_figures,
+    reward_distance,
+)
 from karat.ledger.artifacts import ArtifactRef, write_json
 from karat.lm import parallel
 from karat.lm.load import LoadedLM, load_lm
