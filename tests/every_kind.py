@@ -34,7 +34,8 @@ def store_of_every_kind(path: str | Path) -> Store:
     store.add_responses(responses)
     store.add_annotators([Annotator("ann", group="g1"), Annotator("bob")])
     rated = Question(kind="rating", high=5, attributes=(Choice("helpful"), Choice("honest")))
-    asked = {kind: rated if kind == "rating" else plain_question(kind) for kind in KINDS}
+    asked = {kind: plain_question(kind) for kind in KINDS}
+    asked |= {"rating": rated, "critique": Question(kind="critique", aspects=(Choice("length"),))}
     add_questions(store, asked.values())
     for kind in KINDS:
         n, value = VALUES[kind]

@@ -8,10 +8,11 @@ nothing about tensors, models or files.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from karat.edits import edited_spans
 from karat.errors import InputError
+from karat.fitting import check_targets
 from karat.records import Judgement, Response, Vote
 from karat.statements import PREFERENCE, Best, Labelled, Marked, Part, Preferred, Ranked, Rated, Statement
 
@@ -33,6 +34,8 @@ class Said:
     """Judgements of each kind that say something."""
     silent: dict[str, int]
     """Judgements that say nothing to a likelihood, by reason."""
+    misfits: dict[str, str] = field(default_factory=dict)
+    """Judgements that do not fit what was asked and were left out: id → why."""
 
 
 def statements_of(
@@ -109,11 +112,7 @@ class _Reader:
             return [], f"missing: {judgement.value['missing']}"
         for response_id in judgement.response_ids:
             _check_target(judgement, response_id, self.responses)
-        least, most = TARGETS[judgement.kind]
-        n = len(judgement.response_ids)
-        if not least <= n <= most:
-            wanted = f"{least}" if least == most else f"at least {least}"
-            raise InputError(f"{judgement.kind} {judgement.id}: judges {n} responses; expected {wanted}")
+        check_targets(f"{judgement.kind} {judgement.id}", judgement.kind, len(judgement.response_ids))
         n_marks = len(self.marks)
         said = getattr(self, f"_{judgement.kind}")(judgement)
         return said, None if said or len(self.marks) > n_marks else WORDS_ONLY
@@ -248,12 +247,6 @@ class _Reader:
 
 WRITTEN = ("correction", "demonstration", "revision")
 """Sources of responses that raters wrote in answer to a question."""
-MANY = 10**6
-TARGETS: dict[str, tuple[int, int]] = {
-    "comparison": (2, 2), "ranking": (2, MANY), "best_of": (2, MANY), "rating": (1, 1), "label": (1, 1),
-    "correction": (1, 1), "demonstration": (0, 0), "critique": (1, 1), "span_marks": (1, MANY), "step_marks": (1, 1),
-}  # fmt: skip
-"""Fewest and most responses that a judgement of each kind can speak about."""
 
 
 def _offered(judgements: Sequence[Judgement]) -> dict[tuple[str, str], set[str]]:

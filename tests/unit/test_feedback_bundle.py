@@ -30,7 +30,7 @@ def audited(address) -> Store:
     store = small_store(address)
     store.add_annotators([Annotator("anna-by-name")])
     tasks = store.tasks()
-    asked = dataclasses.replace(tasks[0], kind="critique")
+    asked = dataclasses.replace(tasks[0], kind="critique", response_ids=tasks[0].response_ids[:1])
     store.add_tasks([asked])
     first = store.submit(vote(tasks[0], "anna-by-name", reason="secret reason"))
     store.submit(vote(tasks[0], "anna-by-name", key="again", level=0, supersedes=first.id))

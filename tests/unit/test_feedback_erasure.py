@@ -29,7 +29,7 @@ def person_store(address) -> Store:
     """A store in which rater r0 left something in every table that holds anything about a person."""
     store = small_store(address)
     first, second, third = store.tasks()[:3]
-    asked = dataclasses.replace(second, kind="critique")
+    asked = dataclasses.replace(second, kind="critique", response_ids=second.response_ids[:1])
     store.add_tasks([asked])
     store.submit(vote(first, "r0", reason="secret-reason"))
     store.submit(

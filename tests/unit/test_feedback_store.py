@@ -176,7 +176,7 @@ def test_the_same_words_have_different_commitments(new_address):
 
 
 def _critique(store, task) -> Judgement:
-    asked = dataclasses.replace(task, kind="critique")
+    asked = dataclasses.replace(task, kind="critique", response_ids=task.response_ids[:1])
     store.add_tasks([asked])
     return Judgement(
         asked.id, "critique", asked.prompt_id, asked.response_ids, {"text": "a written answer"}, "r1", (), "v1",

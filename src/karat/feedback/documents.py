@@ -7,7 +7,6 @@ Knows names and versions; knows nothing about who may write them or how they are
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import weakref
 from collections.abc import Iterable, Mapping
@@ -20,10 +19,11 @@ from karat.errors import InputError, StoreError
 from karat.feedback import people_tables as people
 from karat.feedback.arm_changes import check_experiments
 from karat.feedback.prepared import Prepared
+from karat.feedback.question_rows import question_from
 from karat.feedback.schema import json_text
 from karat.feedback.store import Store
 from karat.identity import canonical_json, content_id
-from karat.questions import Choice, Question, plain_question
+from karat.questions import Question, plain_question
 from karat.records import Task
 
 GUIDELINE, EXAMPLES, CONSENT, SETTINGS, QUALIFICATION = "guideline", "examples", "consent", "settings", "qualification"
@@ -55,7 +55,6 @@ _MARK = Prepared(
 MOST_KEPT = 32
 """Documents that one process keeps of a store."""
 _NOT_READ = "not read yet"
-_CHOICES = ("attributes", "flags", "span_classes", "aspects")
 
 
 @dataclass(frozen=True)
@@ -356,24 +355,6 @@ def questions(store: Store) -> dict[str, Question]:
     with store.connection() as connection:
         rows = connection.execute(select(people.questions).order_by(people.questions.c.id))
         return {row.id: question_from(json.loads(row.body)) for row in rows}
-
-
-def question_from(body: Mapping[str, Any]) -> Question:
-    """A question from plain JSON. Raises: InputError for keys or values that no question has."""
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in body.items()}
-    try:
-        values |= {name: tuple(Choice(**each) for each in values[name]) for name in _CHOICES if name in values}
-        return Question(**values)
-    except TypeError as error:
-        raise InputError(
-            f"question: found something of the wrong form ({error}); expected what `Question` says"
-        ) from error
-
-
-@functools.lru_cache(maxsize=256)
-def question_in(body: str) -> Question:
-    """The question in a row of `questions`: it is named by its content and never changes."""
-    return question_from(json.loads(body))
 
 
 def _document_of(row: Any) -> Document:

@@ -19,7 +19,7 @@ import json
 import os
 import zipfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from sqlalchemy import select
 
 from karat.errors import InputError, LedgerError, StoreError
 from karat.feedback.additions import one_group
+from karat.feedback.misfits import misfits
 from karat.feedback.people.standing import quarantined
 from karat.feedback.people_tables import checks
 from karat.feedback.schema import UNKNOWN_ANNOTATOR, StoredJudgement, json_text
@@ -66,6 +67,8 @@ class Snapshot:
     """Judgements left out because the same rater later judged the same task again."""
     n_late: int
     """Votes whose lease had expired."""
+    misfits: dict[str, str] = field(default_factory=dict)
+    """Judgement id → why it does not fit its question or its texts: not to be trained on."""
 
 
 def write_snapshot(
@@ -210,7 +213,9 @@ def _write_files(path: Path, store: Store, records: Sequence[StoredJudgement], n
         "n_superseded": n_superseded,
         "n_late": sum(record.late for record in votes),
     }
-    _write_lines(path / "snapshot.json", [head])
+    with store.connection() as connection:
+        unfit = misfits(connection, {record.id: record.judgement for record in records if not record.erased})
+    _write_lines(path / "snapshot.json", [head | ({"misfits": unfit} if unfit else {})])
 
 
 def _columns(
@@ -270,6 +275,7 @@ def _read(path: Path) -> Snapshot:
         n_missing=head["n_missing"],
         n_superseded=head["n_superseded"],
         n_late=head["n_late"],
+        misfits=head.get("misfits", {}),
     )
 
 

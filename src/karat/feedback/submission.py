@@ -21,6 +21,7 @@ from karat.feedback import leases, openings
 from karat.feedback import people_tables as people
 from karat.feedback import schema as tables
 from karat.feedback.additions import require
+from karat.feedback.misfits import check_fits
 from karat.feedback.prepared import Prepared
 from karat.feedback.schema import StoredJudgement, judgement_rows, stored_judgement
 from karat.identity import canonical_json
@@ -57,7 +58,8 @@ def submit(connection: Connection, judgements: Sequence[Judgement], *, now: floa
     Args:
         now: seconds since the epoch, for leases that may be open.
     Returns: all of them as stored, in their order.
-    Raises: StoreError for a key that was used for another content, or an unknown task, rater or text.
+    Raises: StoreError for a key that was used for another content, an unknown task, rater or text, or an answer that
+        does not fit its question or its texts.
     """
     keyed, keys, stored = _split_known(connection, judgements)
     new = _insert_new(connection, keyed, stored, now=now, provenance={})
@@ -78,6 +80,8 @@ def submit_held(connection: Connection, judgement: Judgement, task: Any, held: A
 
     Args:
         task: row of `lock_task`; the judgement was made of it.    held: row of her assignment, read after that.
+    That the answer fits its question is for the caller to check, who has it at hand (`forms.answer_of`).
+
     Raises: StoreError for texts that are not the task's; IntegrityError for a key that was used.
     """
     judgement = _with_floats(judgement)
@@ -209,6 +213,7 @@ def _check_new(connection: Connection, new: Sequence[Judgement]) -> None:
             asked[row.id] = row
     for each in new:
         _check_texts(each, asked[each.task_id])
+    check_fits(connection, new, {task_id: row.question or "" for task_id, row in asked.items()})
 
 
 def _check_lengths(judgement: Judgement) -> None:

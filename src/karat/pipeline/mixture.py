@@ -32,6 +32,8 @@ from karat.reward.settings import RewardConfig
 from karat.reward.trunk import DecoderTrunk, EncoderTrunk, Trunk
 
 MARKS_APART = "reward.marks"
+NAMED = 3
+"""Judgements that a finding names, of those that do not fit."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,13 @@ def said_in(
     Raises: InputError for what does not fit, and for an objective that is wanted and has no feedback.
     """
     wanted = set(reward.kinds)
-    votes = [vote for vote in snapshot.votes if not wanted or vote.kind in wanted]
+    unfit = snapshot.misfits
+    votes = [vote for vote in snapshot.votes if (not wanted or vote.kind in wanted) and vote.judgement_id not in unfit]
     judgements = [
         judgement
         for judgement in snapshot.judgements
         if (not wanted or judgement.kind in wanted)
+        and judgement.id not in unfit
         and not (judgement.kind == "comparison" and "missing" not in judgement.value)
     ]
     against: dict[str, Sequence[Response]] | None = None
@@ -95,10 +99,10 @@ def said_in(
         kinds = f" of the kinds {', '.join(reward.kinds)}" if wanted else ""
         raise InputError(
             f"reward: found no judgement{kinds} that says anything about whole responses "
-            f"(silent: {dict(said.silent) or 'none'}); expected at least one"
+            f"(silent: {dict(said.silent) or 'none'}; {len(unfit)} do not fit what was asked); expected at least one"
         )
     check_objectives(said.statements, objectives.wanted)
-    return said
+    return dataclasses.replace(said, misfits=unfit)
 
 
 def said_findings(said: Said) -> list[Finding]:
@@ -107,6 +111,11 @@ def said_findings(said: Said) -> list[Finding]:
         Finding("reward.silent", "Which judgements say nothing about the reward?", "info", detail=f"{n} × {reason}")
         for reason, n in sorted(said.silent.items())
     ]
+    if said.misfits:
+        some = [f"{one}: {why}" for one, why in sorted(said.misfits.items())[:NAMED]]
+        more = f"; and {len(said.misfits) - NAMED} more" if len(said.misfits) > NAMED else ""
+        detail = f"{len(said.misfits)} left out; {'; '.join(some)}{more}"
+        findings.append(Finding("reward.misfits", "Which judgements do not fit what was asked?", "warn", detail=detail))
     if said.marks:
         detail = f"marks inside {len(said.marks)} responses train token-level rewards, not this one"
         findings.append(Finding(MARKS_APART, "Which feedback is about parts of responses?", "info", detail=detail))

@@ -21,10 +21,11 @@ from karat.errors import LeaseError, StoreError
 from karat.feedback import people_tables as people
 from karat.feedback import schema as tables
 from karat.feedback.arm_changes import ArmChange
-from karat.feedback.documents import Shelf, question_in, shelf
+from karat.feedback.documents import Shelf, shelf
 from karat.feedback.people.accounts import read_account_by_annotator
 from karat.feedback.people.care import change_under, complete_arms, keep_arms, read_arms, read_consent
 from karat.feedback.prepared import Prepared
+from karat.feedback.question_rows import question_in
 from karat.feedback.schema import StoredJudgement, stored_judgement
 from karat.feedback.store import Store
 from karat.feedback.submission import judgement_question, lock_task, submit_held

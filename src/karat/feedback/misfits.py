@@ -1,0 +1,97 @@
+"""Judgements that do not fit what their task asked: refused where they are stored, named where they lie already.
+
+Knows an open connection, questions and texts; transactions are the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Column, Connection, select
+
+from karat.errors import InputError, StoreError
+from karat.feedback import leases
+from karat.feedback import people_tables as people
+from karat.feedback import schema as tables
+from karat.feedback.question_rows import question_in
+from karat.fitting import check_asked, check_inside, check_targets
+from karat.questions import Question
+from karat.records import Judgement
+
+MARKED = ("span_marks", "step_marks")
+REWRITTEN = ("correction",)
+
+
+def check_fits(connection: Connection, judgements: Sequence[Judgement], asked: Mapping[str, str]) -> None:
+    """Refuse judgements that do not fit the question or the texts of their tasks.
+
+    Args:
+        asked: Task.id → its question's id, "" where it names none: then a value's own scale and names hold.
+    Raises: StoreError for the first that does not fit, in one line.
+    """
+    for index, reason in _reasons(connection, judgements, asked):
+        one = judgements[index]
+        raise StoreError(f"judgement of task {one.task_id} by {one.annotator!r}: {reason}")
+
+
+def misfits(connection: Connection, judgements: Mapping[str, Judgement]) -> dict[str, str]:
+    """Which stored judgements do not fit, by id, and why; also corrections that change nothing."""
+    ids = {one.task_id for one in judgements.values()}
+    asked = {row.id: row.question or "" for row in _rows(connection, tables.tasks, tables.tasks.c.id, ids)}
+    ordered = list(judgements)
+    values = [judgements[one] for one in ordered]
+    found = {ordered[index]: reason for index, reason in _reasons(connection, values, asked)}
+    rewritten = [one for one in ordered if judgements[one].kind in REWRITTEN and one not in found]
+    texts = _texts(connection, [judgements[one] for one in rewritten])
+    for one in rewritten:
+        value, (response_id,) = judgements[one].value, judgements[one].response_ids
+        if "missing" not in value and value["text"] == texts[response_id]:
+            found[one] = "correction: the text it gives equals the original"
+    return found
+
+
+def _reasons(
+    connection: Connection, judgements: Sequence[Judgement], asked: Mapping[str, str]
+) -> Iterable[tuple[int, str]]:
+    questions = _questions(connection, judgements, asked)
+    texts = _texts(connection, [one for one in judgements if one.kind in MARKED])
+    for index, one in enumerate(judgements):
+        try:
+            if "missing" in one.value:
+                continue
+            check_targets(one.kind, one.kind, len(one.response_ids))
+            question = _question(one, questions, asked[one.task_id])
+            if question is not None:
+                check_asked(question, one.kind, one.value)
+            if one.kind in MARKED:
+                check_inside(one.kind, one.value, [texts[response] for response in one.response_ids])
+        except InputError as error:
+            yield index, str(error)
+
+
+def _question(judgement: Judgement, questions: Mapping[str, Question], asked: str) -> Question | None:
+    """What the rater saw; None = nobody knows, or an experiment asked with other levels than the task's question."""
+    shown = str(judgement.shown.get("question", ""))
+    if shown and shown not in questions and judgement.kind == "comparison":
+        return None
+    return questions.get(shown) or questions.get(asked)
+
+
+def _questions(
+    connection: Connection, judgements: Sequence[Judgement], asked: Mapping[str, str]
+) -> dict[str, Question]:
+    ids = {str(one.shown.get("question", "")) for one in judgements} | {asked[one.task_id] for one in judgements}
+    rows = _rows(connection, people.questions, people.questions.c.id, ids - {""})
+    return {row.id: question_in(row.body) for row in rows}
+
+
+def _texts(connection: Connection, judgements: Sequence[Judgement]) -> dict[str, str]:
+    ids = {response for one in judgements for response in one.response_ids}
+    return {row.id: row.text for row in _rows(connection, tables.responses, tables.responses.c.id, ids)}
+
+
+def _rows(connection: Connection, table: Any, column: Column, ids: Iterable[str]) -> Iterable[Any]:
+    wanted = sorted(ids)
+    for start in range(0, len(wanted), leases.CHUNK):
+        yield from connection.execute(select(table).where(column.in_(wanted[start : start + leases.CHUNK])))
