@@ -130,6 +130,15 @@ def test_limits_stand_above_taste():
         Limits({"harmless": float("nan")})
 
 
+def test_a_principle_is_known_in_any_case_and_a_misspelt_one_lets_nothing_win():
+    limits = Limits({}, ("threat", "Personal data"))
+    verdict = ruling(limits, {}, [["Threat"], ["personal  DATA", "rude"], []])
+    assert verdict.allowed.tolist() == [False, False, True]
+    assert verdict.reasons == ("breaks threat", "breaks Personal data", "")
+    with pytest.raises(InputError, match="found 'threats', which is no principle; did you mean 'threat'"):
+        ruling(limits, {}, [["threats"]])
+
+
 def test_somebody_without_a_group_starts_between_all_groups():
     votes, _, _, group = planted_people(30, 20, d=4, rank=1, group_shift=3.0, seed=2)
     model = fit_users(votes, 1, group=group, groups=("left", "right"))

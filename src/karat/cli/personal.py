@@ -44,8 +44,11 @@ def personalise(
     asking = Asking(questions, name, group, answers, simulate, seed)
     done = work(model, responses, out, ask_in_terminal, asking)
     told = f"{done.directory}: {done.name}, {done.standing}"
+    repeated = [f"{done.n_repeated} answers not counted: their question was answered before, or again further down"]
     answer(
-        as_json, dataclasses.asdict(done), [told, f"score for her with: karat score {model} … --person {out} --out …"]
+        as_json,
+        dataclasses.asdict(done),
+        [told, *repeated[: done.n_repeated], f"score for her with: karat score {model} … --person {out} --out …"],
     )
 
 

@@ -57,6 +57,16 @@ class Pair:
         """Prompt.id and the Response.id of both."""
         return self.prompt.id, *(Response(self.prompt.id, text, "").id for text in (self.a, self.b))
 
+    @property
+    def question(self) -> frozenset[str]:
+        """The same for a against b and b against a."""
+        return asked_question(self.ids)
+
+
+def asked_question(ids: tuple[str, str, str]) -> frozenset[str]:
+    """The question of a pair's ids, whichever response stands first: Response.id holds its prompt."""
+    return frozenset(ids[1:])
+
 
 Ask = Callable[[Pair, int], int | None]
 """ask(pair, levels) → her level (0 = b much better … K − 1 = a much better), None = she cannot say; EOFError = enough."""
@@ -78,6 +88,8 @@ class Asked:
     """Information that the answers of this time were expected to give, summed."""
     standing: str
     """On how much her reward rests, in words."""
+    n_repeated: int = 0
+    """Answers of a file that did not count: to a question that she had answered before, or answers again further down."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +123,8 @@ def personalise(reward: Path, responses: Path | None, out: Path, ask: Ask | None
     scorer, model = load_scorer(reward), load_people(reward)
     session = _Session(scorer, model, reward, out, _opened(model, reward, out, asking))
     if asking.answers is not None:
-        session.read(asking.answers)
-        return session.outcome(0, 0.0)
+        n_repeated = session.read(asking.answers)
+        return replace(session.outcome(0, 0.0), n_repeated=n_repeated)
     if responses is None:
         raise InputError(
             "personalise: found no responses to ask about; expected a file of {prompt, response}, or --answers"
@@ -136,7 +148,8 @@ class _Session:
     def ask(self, ask: Ask, pairs: Sequence[Pair], psi: np.ndarray, n_questions: int) -> Asked:
         """The most informative open question, again and again."""
         users, n_skipped, bits = self.model.users, 0, 0.0
-        open_mask = np.array([pair.ids not in set(self.saved.asked) for pair in pairs])
+        asked = self.asked
+        open_mask = np.array([pair.question not in asked for pair in pairs])
         for _ in range(min(n_questions, int(open_mask.sum()))):
             rows = np.flatnonzero(open_mask)
             place = int(rows[choose_questions(users, self.saved.person, psi[rows], 1)[0]])
@@ -155,17 +168,30 @@ class _Session:
             self.save()
         return self.outcome(n_skipped, bits)
 
-    def read(self, answers: Path) -> None:
-        """All answers of a file at once; those given before are not counted twice."""
-        rows = read_rows(answers)
-        levels = [_level(row, self.model.users.n_levels) for row in rows]
-        pairs = [Pair(prompt_in(row), row.need("a", str), row.need("b", str)) for row in rows]
-        new = [i for i, pair in enumerate(pairs) if pair.ids not in set(self.saved.asked)]
+    @property
+    def asked(self) -> set[frozenset[str]]:
+        """The questions that she has answered."""
+        return set(map(asked_question, self.saved.asked))
+
+    def read(self, answers: Path) -> int:
+        """All answers of a file at once; those given before are not counted twice, and of several to one question the last counts.
+
+        Returns: how many answers did not count. Raises: InputError for a text against itself.
+        """
+        rows, asked = read_rows(answers), self.asked
+        last: dict[frozenset[str], tuple[Pair, int]] = {}
+        for row in rows:
+            pair = Pair(prompt_in(row), row.need("a", str), row.need("b", str))
+            if pair.a == pair.b:
+                raise InputError(f"{row.at}: found the same text as a and b; expected two different responses")
+            last[pair.question] = pair, _level(row, self.model.users.n_levels)
+        new = [one for question, one in last.items() if question not in asked]
         if new:
-            chosen = [pairs[i] for i in new]
-            self.add(chosen, self.differences(chosen), [levels[i] for i in new])
+            chosen = [pair for pair, _ in new]
+            self.add(chosen, self.differences(chosen), [level for _, level in new])
         else:
             self.save()
+        return len(rows) - len(new)
 
     def add(self, pairs: Sequence[Pair], psi: np.ndarray, levels: Sequence[int]) -> None:
         """Take answers in and write the artefact."""

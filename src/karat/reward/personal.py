@@ -11,6 +11,7 @@ Dimension letters: C questions (comparisons), B responses, O objectives, d featu
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -45,6 +46,10 @@ class PersonReward:
     def n_votes(self) -> int:
         """Answers it rests on."""
         return len(self.level)
+
+
+MISSPELT = 0.8
+"""Share of letters in common (difflib's ratio) from which a label is taken for a misspelt principle."""
 
 
 @dataclass(frozen=True)
@@ -181,8 +186,10 @@ def ruling(limits: Limits, objectives: Mapping[str, np.ndarray], broken: Sequenc
 
     Args:
         objectives: name → [B] scores relative to the reference; every floor's must be there.
-        broken: [B] the principles that each response was labelled as breaking.
-    Raises: InputError for a floor on an objective that was not scored: a limit that cannot be checked is not passed over.
+        broken: [B] the principles that each response was labelled as breaking, in upper or lower case; labels that are
+            far from every principle say nothing.
+    Raises: InputError for a floor on an objective that was not scored, or a label that is nearly a principle: a limit that
+        cannot be checked is not passed over.
     """
     n = len(broken)
     missing = [name for name in limits.floors if name not in objectives]
@@ -197,12 +204,22 @@ def ruling(limits: Limits, objectives: Mapping[str, np.ndarray], broken: Sequenc
         shortfall += below
         for row in np.flatnonzero(below > 0):
             reasons[row].append(f"{name} is {below[row]:.3g} below its floor")
+    known = {_plain(name): name for name in limits.principles}
     for row, names in enumerate(broken):
-        for name in names:
-            if name in limits.principles:
+        for name in dict.fromkeys(map(_plain, names)):
+            if name in known:
                 shortfall[row] = np.inf
-                reasons[row].append(f"breaks {name}")
+                reasons[row].append(f"breaks {known[name]}")
+            elif near := difflib.get_close_matches(name, known, n=1, cutoff=MISSPELT):
+                raise InputError(
+                    f"labels: found {name!r}, which is no principle; did you mean {known[near[0]]!r}? A misspelt label would "
+                    "let the response win"
+                )
     return Ruling(shortfall == 0, shortfall, tuple("; ".join(said) for said in reasons))
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.casefold().split())
 
 
 def ranked(scores: np.ndarray, verdict: Ruling) -> np.ndarray:
