@@ -282,6 +282,17 @@ def test_held_out_votes_are_a_share_of_everybodys():
     assert (held == held_out_mask(user, 0.25, np.random.default_rng(0))).all()
 
 
+def test_only_votes_of_the_random_arm_are_held_out():
+    user = np.repeat(np.arange(3), [8, 8, 8])
+    drawn = np.array([True] * 8 + [False] * 7 + [True] + [False] * 8)
+    held = held_out_mask(user, 0.25, np.random.default_rng(0), drawn)
+    assert np.bincount(user[held], minlength=3).tolist() == [2, 1, 0]
+    assert not (held & ~drawn).any()
+    votes, *_ = planted_people(6, 6, d=3)
+    with pytest.raises(InputError, match="one of them drawn at random"):
+        choose_rank(votes, [0], np.random.default_rng(0), eligible=np.zeros(len(votes), dtype=bool))
+
+
 def test_what_cannot_be_fitted_is_said():
     votes, *_ = planted_people(6, 6, d=3)
     with pytest.raises(InputError, match=r"rank 4; expected votes and a rank in 0 … 3"):

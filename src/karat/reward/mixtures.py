@@ -159,17 +159,21 @@ def choose_kinds(
     precision: np.ndarray | float = 1.0,
     n_starts: int = 5,
     holdout_frac: float = 0.25,
+    eligible: np.ndarray | None = None,
 ) -> KindsChoice:
     """The number of kinds that held-out votes ask for.
 
     Args:
         numbers: of kinds, ascending.    rng: which votes are held out, the starts and the bootstrap.
+        eligible: [C] votes that may be held out, on questions drawn at random; None = all.
     Returns: the smallest number whose difference to the best has an interval that touches 0.
     Raises: InputError where nobody has two votes.
     """
-    held = held_out_mask(votes.user, holdout_frac, rng)
+    held = held_out_mask(votes.user, holdout_frac, rng, eligible)
     if not held.any():
-        raise InputError("choose_kinds: nobody has two votes; expected people with several, or give the number")
+        raise InputError(
+            "choose_kinds: nobody has two votes, one of them drawn at random; expected people with several, or give the number"
+        )
     train, test = votes.select(~held), votes.select(held)
     rows = []
     for number in numbers:

@@ -129,6 +129,8 @@ def enough_votes(votes: Sequence[Vote], config: PluralismConfig) -> str | None:
         return f"{len(counts)} raters; a population needs at least 4"
     if np.median(counts) < config.min_votes:
         return f"a median of {np.median(counts):g} votes a rater; a population needs {config.min_votes:g}"
+    if not any(vote.strategy == "random" for vote in votes):
+        return "no vote on a question drawn at random; only those can be held out"
     return None
 
 
@@ -169,7 +171,8 @@ def fit_people(
     priors = UserPriors(shared_mean=(1.0, *[0.0] * len(features.directions)))
     # 1. how people differ
     ranks = range(config.max_rank + 1)
-    rank = choose_rank(mine.votes, list(ranks), rng, priors=priors, group=code, groups=names)
+    drawn = np.array([vote.strategy == "random" for vote in data.votes])  # chosen questions are no fair sample
+    rank = choose_rank(mine.votes, list(ranks), rng, priors=priors, group=code, groups=names, eligible=drawn)
     used = min(max(rank.rank, group_rank), psi.shape[1])
     users = fit_users(mine.votes, used, priors=priors, group=code, groups=names)
     people = posterior_of(users, mine.votes, code)
@@ -179,7 +182,7 @@ def fit_people(
     # 2. kinds, whatever anybody declared
     prior = {"prior_mean": np.array(priors.shared_mean), "precision": 1.0, "n_starts": config.n_starts}
     most = min(config.max_kinds, mine.votes.n_users)
-    kinds = choose_kinds(mine.votes, list(range(1, most + 1)), rng, **prior)
+    kinds = choose_kinds(mine.votes, list(range(1, most + 1)), rng, eligible=drawn, **prior)
     mixture = fit_mixture(mine.votes, kinds.n_kinds, rng, **prior)
     # 3. whom it serves
     one, own = _whom_it_serves(scorer, model, held_out, prompts, responses, side_bias, rng)
@@ -313,12 +316,15 @@ def not_measured(reason: str) -> list[Finding]:
     return [Finding("people.rank", "In how many directions do people differ?", "not measured", detail=reason)]
 
 
+SAME_VOTES = "chosen and measured on the same held-out votes of the random arm"
+
+
 def _rank_finding(fit: PeopleFit) -> Finding:
     sds = ", ".join(f"{sd:.2f}" for sd in np.sqrt(np.diag(fit.model.users.cov)))
     return Finding(
         "people.rank", "In how many directions do people differ, by held-out votes?", "info", fit.rank.gain[0],
         detail=f"rank {fit.rank.rank}" + (f"; sds between people {sds} logits" if sds else "")
-        + "; the figure is the gain over one reward for all, nats a vote",
+        + f"; the figure is the gain over one reward for all, nats a vote; {SAME_VOTES}",
     )  # fmt: skip
 
 
@@ -326,7 +332,7 @@ def _kinds_finding(fit: PeopleFit) -> Finding:
     shares = ", ".join(f"{share:.0%}" for share in fit.mixture.shares)
     return Finding(
         "people.kinds", "How many kinds of people do held-out votes ask for?", "info", fit.kinds.gain[0],
-        detail=f"{fit.kinds.n_kinds} ({shares}); the figure is the gain over one kind, nats a vote",
+        detail=f"{fit.kinds.n_kinds} ({shares}); the figure is the gain over one kind, nats a vote; {SAME_VOTES}",
     )  # fmt: skip
 
 

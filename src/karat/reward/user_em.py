@@ -131,18 +131,22 @@ def choose_rank(
     priors: UserPriors | None = None,
     group: np.ndarray | None = None,
     groups: Sequence[str] = ("all",),
+    eligible: np.ndarray | None = None,
 ) -> RankChoice:
     """The rank that held-out votes ask for, each rank fitted to the other votes of the same people.
 
     Args:
         ranks: ascending, 0 (one reward for all) among them.    rng: which votes are held out, and the bootstrap.
         holdout_frac: share of each person's votes held out, those with one vote keep it.
+        eligible: [C] votes that may be held out, on questions drawn at random; None = all.
     Returns: the smallest rank whose difference to the best has an interval that touches 0.
     Raises: InputError where nobody has two votes.
     """
-    held = held_out_mask(votes.user, holdout_frac, rng)
+    held = held_out_mask(votes.user, holdout_frac, rng, eligible)
     if not held.any():
-        raise InputError("choose_rank: nobody has two votes; expected people with several, or give the rank")
+        raise InputError(
+            "choose_rank: nobody has two votes, one of them drawn at random; expected people with several, or give the rank"
+        )
     train, test = votes.select(~held), votes.select(held)
     found = []
     for rank in ranks:
@@ -157,14 +161,22 @@ def choose_rank(
     return RankChoice(int(ranks[near[0]]), loglik, gain)
 
 
-def held_out_mask(user: np.ndarray, frac: float, rng: np.random.Generator) -> np.ndarray:
-    """True for a share of each person's votes, drawn at random; at least one stays with everybody."""
+def held_out_mask(
+    user: np.ndarray, frac: float, rng: np.random.Generator, eligible: np.ndarray | None = None
+) -> np.ndarray:
+    """True for a share of each person's votes, drawn at random; at least one stays with everybody.
+
+    Args:
+        eligible: [C] votes that may be held out; a person with fewer of them than the share has all of these held out.
+    """
+    may = np.ones(len(user), dtype=bool) if eligible is None else np.asarray(eligible, dtype=bool)
     order = rng.permutation(len(user))
     held = np.zeros(len(user), dtype=bool)
-    by_user = order[np.argsort(user[order], kind="stable")]
+    by_user = order[np.lexsort((~may[order], user[order]))]
     counts = np.bincount(user)
     place = np.arange(len(user)) - np.repeat(np.cumsum(counts) - counts, counts)
     n_held = np.minimum(np.round(frac * counts), counts - 1)
+    n_held = np.minimum(n_held, np.bincount(user[may], minlength=len(counts)))
     held[by_user] = place < np.repeat(n_held, counts)
     return held
 
