@@ -33,6 +33,8 @@ class Belief:
     """Row of `reference` for each response."""
     objectives: tuple[str, ...] = ("preference",)
     """Names of the objectives, in the order of the last axis; with groups of raters, the groups."""
+    unit: Float[Tensor, "O"] | None = None
+    """Within-prompt sd of each objective on responses fixed beforehand: a scale that they share; None = there is none."""
 
     def __post_init__(self) -> None:
         n_draws, n_responses, n_objectives = self.draws.shape if self.draws.ndim == 3 else (-1, -1, -1)
@@ -144,27 +146,32 @@ def worst_group(belief: Belief) -> Float[Tensor, "B"]:
 
 
 def jury_median(belief: Belief) -> Float[Tensor, "B"]:
-    """The median over objectives (one a member or group of a jury) of each one's mean, all brought to one scale.
+    """The median over objectives (one a group of people) of each one's mean, all brought to one scale.
 
-        z_jb = (m_jb − m̄_j,p(b)) / s_j        s_j = sd over responses of m_jb − m̄_j,p(b), m the mean over draws
+        z_jb = (m_jb − m̄_j,ref(b)) / s_j        s_j = belief.unit, m the mean over draws
 
     A juror who uses larger numbers than the others has no more weight than they, and one who likes everything about a
-    prompt moves nothing. An even jury's median is the mean of its two middle members.
+    prompt moves nothing. Zero and unit come from responses fixed beforehand, so that a response's score does not depend
+    on what is scored beside it. An even jury's median is the mean of its two middle members; a single juror is heard as
+    she is.
 
-    Raises: InputError where a juror gives the same score to every response of each prompt: there is no scale to share.
+    Raises: InputError for several jurors without a common scale, or with one that is not positive.
     Source: Gordon et al. 2022, arXiv:2202.02950 (jury learning), the median over jurors.
     """
     relative = to_reference(belief).mean(0)
-    _, group = belief.prompt_index.unique(return_inverse=True)
-    sums = torch.zeros(int(group.max()) + 1, relative.shape[1]).to(relative).index_add_(0, group, relative)
-    within = relative - (sums / torch.bincount(group).unsqueeze(1))[group]
-    scale = within.square().mean(0).sqrt()
-    if bool((scale <= 1e-12).any()):
-        flat = [name for name, s in zip(belief.objectives, scale.tolist(), strict=True) if s <= 1e-12]
+    if belief.unit is None:
+        if len(belief.objectives) > 1:
+            raise InputError(
+                f"jury_median: found {len(belief.objectives)} jurors without a common scale; expected groups of people "
+                "(pluralism.enabled), or a unit for each"
+            )
+        return relative[:, 0]
+    flat = [name for name, one in zip(belief.objectives, belief.unit.tolist(), strict=True) if not one > 0]
+    if flat:
         raise InputError(
             f"jury_median: {', '.join(flat)} score every response of a prompt alike; expected them to differ"
         )
-    return torch.quantile(within / scale, 0.5, dim=-1)
+    return torch.quantile(relative / belief.unit.to(relative), 0.5, dim=-1)
 
 
 def joined(beliefs: Sequence[Belief]) -> Belief:
@@ -181,7 +188,7 @@ def joined(beliefs: Sequence[Belief]) -> Belief:
         )
     first = beliefs[0]
     draws, reference = (torch.cat([getattr(one, name) for one in beliefs]) for name in ("draws", "reference"))
-    return Belief(draws, reference, first.prompt_index, first.objectives)
+    return Belief(draws, reference, first.prompt_index, first.objectives, first.unit)
 
 
 def constrained(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -19,7 +20,8 @@ def some_belief(n_draws=5, n_objectives=2, seed=0):
     g = torch.Generator().manual_seed(seed)
     draws = torch.randn(n_draws, 6, n_objectives, generator=g, dtype=F64)
     reference = torch.randn(n_draws, 3, n_objectives, generator=g, dtype=F64)
-    return Belief(draws, reference, torch.tensor([0, 0, 1, 1, 2, 2]), tuple("ab"[:n_objectives]))
+    unit = torch.tensor([0.5, 2.0], dtype=F64)[:n_objectives]
+    return Belief(draws, reference, torch.tensor([0, 0, 1, 1, 2, 2]), tuple("ab"[:n_objectives]), unit)
 
 
 def shifted(belief, seed=1):
@@ -31,6 +33,7 @@ def shifted(belief, seed=1):
         belief.reference + constant,
         belief.prompt_index,
         belief.objectives,
+        belief.unit,
     )
 
 
@@ -45,8 +48,9 @@ def test_aggregators_follow_the_order_of_responses_and_ignore_the_order_of_draws
     belief, aggregate = some_belief(), beliefs.AGGREGATORS[name]
     order, members = torch.tensor([4, 2, 0, 5, 1, 3]), torch.tensor([3, 0, 4, 2, 1])
     moved = Belief(
-        belief.draws[members][:, order], belief.reference[members], belief.prompt_index[order], belief.objectives
-    )
+        belief.draws[members][:, order], belief.reference[members], belief.prompt_index[order], belief.objectives,
+        belief.unit,
+    )  # fmt: skip
     assert torch.allclose(aggregate(moved), aggregate(belief)[order], atol=1e-13)
 
 
@@ -75,13 +79,36 @@ def test_objectives_are_weighted_guarded_and_the_worst_group_found():
 def test_a_jury_is_read_on_a_common_scale_and_its_median_taken():
     # three jurors on two responses to one prompt, and two to another: the second shouts, the third disagrees
     draws = torch.tensor([[[1.0, 100.0, -2.0], [-1.0, -100.0, 2.0], [5.0, 900.0, 3.0], [7.0, 700.0, 7.0]]], dtype=F64)
-    belief = Belief(draws, torch.zeros(1, 2, 3, dtype=F64), torch.tensor([0, 0, 1, 1]), ("x", "y", "z"))
-    # within prompts: x ±1, ±1; y ±100, ±100; z ∓2, ∓2: each divided by its own spread is ±1
+    reference = torch.tensor([[[0.0, 0.0, 0.0], [6.0, 800.0, 5.0]]], dtype=F64)
+    unit, index = torch.tensor([1.0, 100.0, 2.0], dtype=F64), torch.tensor([0, 0, 1, 1])
+    belief = Belief(draws, reference, index, ("x", "y", "z"), unit)
     assert beliefs.jury_median(belief).tolist() == [1.0, -1.0, -1.0, 1.0]
-    louder = Belief(draws * torch.tensor([1.0, 50.0, 1.0], dtype=F64), belief.reference, belief.prompt_index, "xyz")
+    loud = torch.tensor([1.0, 50.0, 1.0], dtype=F64)
+    louder = Belief(draws * loud, reference * loud, index, ("x", "y", "z"), unit * loud)
     assert torch.allclose(beliefs.jury_median(louder), beliefs.jury_median(belief))
     with pytest.raises(InputError, match="y score every response of a prompt alike"):
-        beliefs.jury_median(Belief(draws * torch.tensor([1.0, 0.0, 1.0]), belief.reference, belief.prompt_index, "xyz"))
+        beliefs.jury_median(Belief(draws, reference, index, ("x", "y", "z"), unit * torch.tensor([1.0, 0.0, 1.0])))
+    with pytest.raises(InputError, match="found 3 jurors without a common scale"):
+        beliefs.jury_median(Belief(draws, reference, index, ("x", "y", "z")))
+
+
+def test_a_jury_says_the_same_of_a_response_in_any_company():
+    draws = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(0), dtype=F64)
+    reference, unit = torch.randn(3, 1, 5, dtype=F64), torch.rand(5, dtype=F64) + 0.5
+    together = beliefs.jury_median(Belief(draws, reference, torch.zeros(6, dtype=torch.long), tuple("abcde"), unit))
+    alone = [
+        beliefs.jury_median(Belief(draws[:, i : i + 1], reference, torch.tensor([0]), tuple("abcde"), unit))
+        for i in range(6)
+    ]
+    assert torch.allclose(together, torch.cat(alone))
+    single = Belief(draws[..., :1], reference[..., :1], torch.zeros(6, dtype=torch.long), ("a",))
+    assert torch.allclose(beliefs.jury_median(single), beliefs.to_reference(single).mean(0)[:, 0])
+
+
+def test_reference_responses_without_company_still_give_a_scale():
+    values = torch.tensor([1.0, 2.0, 4.0])
+    assert beliefs.training_scale(values, torch.tensor([0, 1, 2])) == beliefs.fit_scale(values, torch.zeros(3))
+    assert beliefs.training_scale(values, torch.tensor([0, 0, 2])) == beliefs.fit_scale(values, torch.tensor([0, 0, 2]))
 
 
 def test_beliefs_about_the_same_responses_are_joined():
@@ -134,9 +161,7 @@ def test_gradients_flow_through_the_aggregators():
     belief = some_belief(n_draws=4)
     for aggregate in beliefs.AGGREGATORS.values():
         inputs = belief.draws.clone().requires_grad_()
-        assert torch.autograd.gradcheck(
-            lambda d, f=aggregate: f(Belief(d, belief.reference, belief.prompt_index, belief.objectives)), (inputs,)
-        )
+        assert torch.autograd.gradcheck(lambda d, f=aggregate: f(dataclasses.replace(belief, draws=d)), (inputs,))
 
 
 def test_bad_input_is_one_clear_line():

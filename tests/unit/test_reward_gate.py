@@ -212,5 +212,9 @@ def test_a_reward_that_prefers_agreement_fails_where_a_bound_is_set(word, status
     assert sycophancy_finding(LikesWord(word), pairs, None).status == "info"
 
 
-def test_without_probe_pairs_nothing_is_said_about_sycophancy():
-    assert sycophancy_finding(LikesWord("yes"), [], 0.5).status == "info"
+def test_a_bound_without_probe_pairs_is_not_measured_and_does_not_pass():
+    assert sycophancy_finding(LikesWord("yes"), [], None).status == "info"
+    unmeasured = sycophancy_finding(LikesWord("yes"), [], 0.5)
+    assert unmeasured.status == "not measured"
+    with pytest.raises(GateError, match=r"gate\.sycophancy"):
+        check_gate([unmeasured])

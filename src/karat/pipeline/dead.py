@@ -47,7 +47,6 @@ def _rules(config: RunConfig) -> list[tuple[str, bool, str]]:
         ("collect.tie_width", config.people is not None, "people decide themselves what a tie is"),
         ("collect.people", config.people is not None, "a run of `people` asks people for all answers"),
         ("base", config.sandbox is None, "only the sandbox trains a base model"),
-        ("gate.max_sycophancy", config.sandbox is None, "only the sandbox has probe pairs of wrong beliefs"),
         ("ppo.value.vf_coef", separate, "a separate critic has its own loss and optimiser"),
         ("ppo.value.head_lr_scale", separate, "a separate critic has its own learning rate"),
         ("reward.patience", config.reward.holdout_frac == 0 or config.reward.n_epochs == 1,

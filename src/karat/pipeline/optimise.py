@@ -27,7 +27,7 @@ from karat.pipeline.data import practised, read_demonstrations, read_prompts, re
 from karat.pipeline.methods import Around, Material, Trained, n_steps, run_method
 from karat.pipeline.models import load_for_training
 from karat.pipeline.panel import Panel
-from karat.pipeline.populations import WORST_GROUP, open_scorer
+from karat.pipeline.populations import OF_GROUPS, open_scorer
 from karat.pipeline.rewarding import flat_texts
 from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Gold, Source
@@ -312,15 +312,15 @@ def novelty_of(scorer: Scorer | GroupScorer, reward: Path) -> Callable[[Sequence
 
 
 def lowest_bound(belief: Belief, aggregator: str) -> Tensor:
-    """Lower bound of the difference to the reference; of the group for which it is lowest, where the worst one counts."""
-    if aggregator != WORST_GROUP:
+    """Lower bound of the difference to the reference; of the group for which it is lowest, where groups count."""
+    if aggregator not in OF_GROUPS:
         return lower_bound(belief)
     return torch.stack([lower_bound(belief, objective=o) for o in range(len(belief.objectives))]).amin(0)
 
 
 def spread_of(belief: Belief, aggregator: str) -> Tensor:
-    """The disagreement of the draws about each response; the mean over groups, where the worst one counts."""
-    if aggregator != WORST_GROUP:
+    """The disagreement of the draws about each response; the mean over groups, where they count."""
+    if aggregator not in OF_GROUPS:
         return disagreement(belief)
     return torch.stack([disagreement(belief, objective=o) for o in range(len(belief.objectives))]).mean(0)
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from karat.belief import ScoreScale, fit_scale, worst_group
+from karat.belief import ScoreScale, fit_scale
 from karat.errors import ConvergenceError
 from karat.evaluate.measure import draw, texts_of
 from karat.feedback.quality.population import rake
@@ -36,11 +36,13 @@ from karat.reward.people_fit import (
     people_findings,
     people_metrics,
 )
-from karat.reward.score import Scorer, load_scorer
+from karat.reward.score import Scorer, aggregate, load_scorer
 from karat.reward.train import RewardFit
 from karat.seeding import child_seed
 
 WORST_GROUP = "worst_group"
+OF_GROUPS = (WORST_GROUP, "jury_median")
+"""Aggregators whose objectives are groups of people."""
 N_REFERENCES = 4
 """Responses of the reference policy from which a prompt's group scores are measured."""
 JURY_PROMPTS = 200
@@ -83,13 +85,13 @@ def fit_population(
             scorer, votes, held_out, snapshot.prompts, snapshot.responses,
             groups={name: snapshot.annotators[name].group for name in who}, side_bias=bias, weights=weights,
             reference=some_samples(samples), config=config.pluralism, seed=child_seed(seed, "population"),
-            group_rank=1 if config.aggregator == WORST_GROUP else 0,
+            group_rank=1 if config.aggregator in OF_GROUPS else 0,
         )  # fmt: skip
     except ConvergenceError as error:  # the reward stands without its population, and the report says why there is none
         return not_measured(str(error)), {}
     model = found.model
     if len(model.users.groups) > 1:
-        model = replace(model, scale=group_scale(scorer, model, samples))
+        model = replace(model, scale=group_scale(scorer, model, samples, config.aggregator))
     save_people(model, directory, metadata=metadata)
     return people_findings(found), people_metrics(found)
 
@@ -118,14 +120,18 @@ def some_samples(samples: Texts) -> tuple[list[Prompt], list[str]]:
     return [prompt for prompt, _ in rows], [text for _, text in rows]
 
 
-def group_scale(scorer: Scorer, model: PeopleModel, samples: Texts) -> ScoreScale:
-    """The optimiser's scale of the worst group's score, on the reference policy's own responses."""
+def group_scale(scorer: Scorer, model: PeopleModel, samples: Texts, aggregator: str) -> ScoreScale:
+    """The optimiser's scale of the groups' score, on the reference policy's own responses.
+
+    Args:
+        aggregator: the run's; that of the worst group where it is none of groups.
+    """
     written = {prompt.id: texts for prompt, texts in zip(samples.prompts, samples.texts, strict=True)}
     scorer_of_groups = group_scorer(scorer, model).with_references(lambda asked: [written[p.id] for p in asked])
     prompts = [prompt for prompt, texts in zip(samples.prompts, samples.texts, strict=True) for _ in texts]
     texts = [text for own in samples.texts for text in own]
     belief = scorer_of_groups(prompts, texts)
-    return fit_scale(worst_group(belief), belief.prompt_index)
+    return fit_scale(aggregate(belief, aggregator if aggregator in OF_GROUPS else WORST_GROUP), belief.prompt_index)
 
 
 def sampled_references(lm: LoadedLM, *, max_new_tokens: int, seed: int) -> References:
@@ -139,15 +145,15 @@ def sampled_references(lm: LoadedLM, *, max_new_tokens: int, seed: int) -> Refer
 
 
 def open_scorer(reward: Path, config: RunConfig, reference: Callable[[], LoadedLM], seed: int) -> Scorer | GroupScorer:
-    """What the optimiser and the measurement score with: the reward, or its groups where the worst of them counts.
+    """What the optimiser and the measurement score with: the reward, or its groups where the aggregator is one of groups.
 
     Args:
         reference: loads the reference policy; called only where references have to be sampled.
         seed: of the run.
-    Raises: CheckpointError for `aggregator: worst_group` and a reward without a population.
+    Raises: CheckpointError for an aggregator of groups and a reward without a population.
     """
     scorer = load_scorer(reward)
-    if config.aggregator != WORST_GROUP or not has_groups(scorer):
+    if config.aggregator not in OF_GROUPS or not has_groups(scorer):
         return scorer
     model = load_people(reward)
     references = sampled_references(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from karat.belief import ScoreScale
-from karat.errors import InputError
+from karat.errors import ConfigError, InputError
 from karat.feedback.snapshot import Snapshot, read_snapshot
 from karat.ledger.artifacts import ArtifactRef
 from karat.lm import parallel
@@ -98,9 +98,18 @@ def train(
     votes: ArtifactRef,
     samples: ArtifactRef,
     place: Workplace,
+    *,
+    newest: ArtifactRef | None = None,
 ) -> StageResult:
-    """Fit the reward model to the snapshot's votes, starting from the fine-tuned policy's trunk, and judge it."""
-    parts = vote_parts(run, config, votes, samples, place)
+    """Fit the reward model to the snapshot's votes, starting from the fine-tuned policy's trunk, and judge it.
+
+    Args:
+        samples: what the policy wrote before it was optimised; they set the optimiser's scale.
+        newest: what the newest policy wrote, which demonstrations are held against; None = `samples`.
+    Raises: ConfigError, before training, for a jury of objectives.
+    """
+    parts = vote_parts(run, config, votes, samples if newest is None else newest, place)
+    check_jury(parts.fit, config)
     prompts, responses = parts.snapshot.prompts, parts.said.responses
     seed = child_seed(run.seed, "reward")
     path, lora_seed = run.directory / sft.path, child_seed(seed, "lora")
@@ -182,6 +191,16 @@ def vote_parts(run: Run, config: RunConfig, votes: ArtifactRef, samples: Artifac
     fit, held, how = split_votes(parts["fit"], holdout_frac=config.reward.holdout_frac)
     gate = [one for one in parts["gate"] if one.strategy == "random"]  # chosen questions are no fair sample
     return VoteParts(snapshot, *map(main_votes, (fit, held, gate)), how, said, fit, held, gate, marks)
+
+
+def check_jury(said: Sequence[Statement], config: RunConfig) -> None:
+    """Refuse a jury whose jurors would be objectives: they share no scale. Raises: ConfigError."""
+    objectives = sorted({one.objective for one in said})
+    if config.aggregator == "jury_median" and len(objectives) > 1:
+        raise ConfigError(
+            f"aggregator: found jury_median and the objectives {', '.join(objectives)}; expected one objective, whose "
+            "jurors are groups of people"
+        )
 
 
 def main_votes(statements: Sequence[Statement]) -> list[Vote]:

@@ -79,8 +79,9 @@ def run_rounds(
         replay = output(done, "replay")
         settings = [config.reward, config.objectives, config.aggregator, config.gate, config.lora]
         settings += [config.dense] if config.dense.weights else []
-        work = partial(rewarding.train, run, config, source, sft, replay, samples)
-        fitted = stage("reward", inputs=(sft, replay, samples), config=settings, work=work, together=True)
+        newest = output(done, "samples")
+        work = partial(rewarding.train, run, config, source, sft, replay, samples, newest=newest)
+        fitted = stage("reward", inputs=(sft, replay, samples, newest), config=settings, work=work, together=True)
         rewards.append(output(fitted, "model"))
         findings = [*gate_checks(findings_of(fitted)), optimise.leash_finding(config)]
         check_gate(findings, allow_ungated=config.allow_ungated_reward)

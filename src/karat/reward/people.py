@@ -168,7 +168,9 @@ class GroupScorer:
         place = {name: column for column, name in enumerate(by_id)}
         psi = features_of(self.scorer, self.people.features, prompts, texts)
         index = torch.tensor([place[prompt.id] for prompt in prompts])
-        return Belief(self._scores(psi), self._scores(rows), index, self.people.users.groups)
+        groups = self.people.users.groups
+        one = torch.ones(len(groups))  # `group_scale` has brought them to one within-prompt sd
+        return Belief(self._scores(psi), self._scores(rows), index, groups, one)
 
     def with_references(self, references: References) -> GroupScorer:
         """The same scorer, measured from these responses."""
