@@ -1,7 +1,7 @@
 """The benches: karat beside its peers, the same weights, inputs, threads and optimiser steps on both sides.
 
     python bench/run.py [--work reward|ppo|ppo-k4|rloo|grpo|dpo|sft|sample|sample-150k|efficiency-reward|efficiency-ppo|load|all] [--quick]
-    python bench/run.py --long [--work ranking|time-to-score|ukp|real-data|methods|hybrid|growth|gao|all]
+    python bench/run.py --long [--work ranking|time-to-score|ukp|real-data|methods|hybrid|growth|gao|asking|bounds|coverage|people|last-layer|all]
 
 Standard output has one JSON object a row; progress goes to standard error. docs/benchmarks.md says what each figure
 means.
@@ -356,6 +356,17 @@ def growth_row(*, quick: bool) -> dict[str, Any]:
     return growth_study.growth_row(quick=quick, threads=THREADS)
 
 
+def study_row(work: str, script: str, *, quick: bool) -> dict[str, Any]:
+    """A study that is a script of its own, in its own process; its whole report, kept under results/ unless it is quick."""
+    out = (WORK if quick else ROOT / "bench" / "results") / f"{script}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(ROOT / "bench" / f"{script}.py"), "--out", str(out), *["--quick"] * quick]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        raise SystemExit(f"bench: {script}.py ended with code {done.returncode}")
+    return {"work": work} | json.loads(out.read_text(encoding="utf-8"))
+
+
 LONG_ROWS: dict[str, Callable[..., dict[str, Any]]] = {
     "ranking": ranking_row,
     "time-to-score": score_row,
@@ -365,7 +376,14 @@ LONG_ROWS: dict[str, Callable[..., dict[str, Any]]] = {
     "hybrid": hybrid_row,
     "growth": growth_row,
     "gao": gao_row,
-}
+    **{
+        work: partial(study_row, work, script)
+        for work, script in {
+            "asking": "asking_study", "bounds": "bounds_study", "coverage": "coverage_study", "people": "people_study",
+            "last-layer": "last_layer_study",
+        }.items()
+    },
+}  # fmt: skip
 
 
 def main() -> None:
