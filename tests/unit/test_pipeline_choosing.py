@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from karat.belief import Belief
 from karat.errors import ConfigError, InputError
 from karat.feedback.tasks import random_pairs
 from karat.pipeline.asking import Asking
-from karat.pipeline.choosing import choose_comparisons, comparisons, parse_budget
+from karat.pipeline.choosing import Pace, choose_comparisons, comparisons, pace_of, parse_budget
 from karat.pipeline.settings import CollectSettings, RunConfig, SandboxSettings
 from karat.records import Response, user_prompt
 
@@ -98,6 +99,34 @@ def test_a_budget_of_time_is_kept_and_the_random_arm_whole():
     assert sum(map(seconds, batch.tasks)) <= 60
     assert 5 < len(batch.tasks) < len(all_of_it.tasks)
     assert batch.n_random >= 0.1 * len(batch.tasks)
+
+
+def test_more_raters_and_slower_people_leave_time_for_fewer_questions():
+    def spent(batch):
+        texts = {one.id: one.text for group in RESPONSES.values() for one in group}
+        words = [
+            len(PROMPTS[t.prompt_id].text.split()) + sum(len(texts[r].split()) for r in t.response_ids)
+            for t in batch.tasks
+        ]
+        return sum(2 + 0.25 * n for n in words)
+
+    once = chosen(n_tasks=None, seconds=120.0)
+    thrice = chosen(n_tasks=None, seconds=120.0, seconds_factor=3.0)
+    assert 3 * spent(thrice) <= 120.0
+    assert 2 < len(thrice.tasks) < len(once.tasks)
+
+
+def test_what_a_comparison_takes_is_measured_on_peoples_own_times():
+    texts = {one.id: one for group in RESPONSES.values() for one in group}
+    prompt, own = next(iter(RESPONSES.items()))
+    ids = (own[0].id, own[1].id)  # 2 + 0.25 · (2 + 2 + 3) = 3.75 s
+    row = {"kind": "comparison", "origin": "person", "prompt_id": prompt, "response_ids": ids}
+    timed = [SimpleNamespace(**row, active_s=7.5)] * 19
+    assert pace_of(timed, PROMPTS, texts) == Pace()
+    away = SimpleNamespace(**row, active_s=5000.0)
+    silent = [SimpleNamespace(**row | {"origin": "simulated"}, active_s=1.0), SimpleNamespace(**row, active_s=None)]
+    found = pace_of([*timed, away, *silent], PROMPTS, texts)
+    assert found == Pace(pytest.approx((19 * 2 + 10) / 20), 20)
 
 
 @pytest.mark.parametrize(

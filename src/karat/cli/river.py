@@ -110,7 +110,9 @@ def collect(
     against: Annotated[Path | None, typer.Option(help="A second one: a blind arena of the two.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Prompts for --model: text lines or JSON lines.")] = None,
     store: StorePath = "karat.db",
-    kind: Annotated[str, typer.Option(help="What is asked: comparison, ranking, rating, …; empty = comparison.")] = "",
+    kind: Annotated[
+        str, typer.Option(help="What is asked: comparison, ranking, …; comparison,rating parts a budget of time.")
+    ] = "",
     principle: Annotated[str, typer.Option(help="A written principle to judge by.")] = "",
     question: Annotated[Path | None, typer.Option(help="YAML: a question in full, instead of --kind.")] = None,
     samples: Annotated[int, typer.Option(help="Responses for each prompt.")] = 4,
@@ -151,7 +153,9 @@ def collect(
     if reward is None and (budget or strategy not in ("", "random")):
         raise ConfigError("collect: found --budget or --strategy without --reward; expected a reward model's directory")
     n_asked, seconds = parse_budget(budget) if budget else (tasks, None)
+    kind, _, second = kind.partition(",")
     asking = Asking(
+        beside=asked_question(second.strip(), principle) if second else None,
         strategy=strategy or ("random" if reward is None else "bald"), reward=reward, seconds=seconds,
         question=asked_question(kind, principle, question), n_tasks=n_asked or tasks, overlap=overlap,
         stop_after=stop_after,
@@ -166,6 +170,12 @@ def collect(
         lines.append(f"let people answer with: karat serve {shown}")
     if done.gain is not None:
         lines.insert(1, gain_line(done.gain))
+        timed = f"{done.pace.factor:.2f} × the seconds its words lead to expect, measured on {done.pace.n} answers"
+        lines[2:2] = [f"a comparison takes {timed}"] if done.pace.n else []
+    if done.kinds is not None:
+        parts = ", ".join(f"{share:.0%} {name}" for name, share in done.kinds.shares.items())
+        why = ", ".join(f"{one.kind} {one.rate:.4f}" for one in done.kinds.rates)
+        lines.insert(1, f"time: {parts}; information a second: {why}, {_rating_noise(done.kinds.rating_sd)}")
     where = {"server": server} if server else {"store": shown}
     answer(as_json, {**where, **dataclasses.asdict(done)}, lines)
 
@@ -220,6 +230,12 @@ def finding_lines(findings: Sequence[Mapping[str, Any]]) -> list[str]:
             said = one["detail"] or estimate.get("method") or one["question"]
             lines.append(f"{one['status']:<12} {one['name']}: {said}")
     return lines
+
+
+def _rating_noise(sd: Any) -> str:
+    if sd.value is None:
+        return f"noise of ratings not known yet ({sd.method})"
+    return f"noise of a rating {sd.value:.2f} logits [{sd.low:.2f}, {sd.high:.2f}] on {sd.n}"
 
 
 def gain_line(gain: Any) -> str:

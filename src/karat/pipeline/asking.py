@@ -27,7 +27,8 @@ from karat.feedback.work.queueing import Queue, StoreQueue
 from karat.ledger.artifacts import content_hash
 from karat.lm.chat import check_fits, prompt_tokens
 from karat.lm.load import LoadedLM, load_lm
-from karat.pipeline.choosing import choose_comparisons
+from karat.pipeline.choosing import Pace, choose_comparisons, pace_of
+from karat.pipeline.kind_shares import KINDS_PARTED, KindShares, kind_shares
 from karat.pipeline.people import wait_for_answers
 from karat.progress import Progress
 from karat.prompts.sources import read_prompts
@@ -65,6 +66,8 @@ class Asking:
     """Raters' time to spend, instead of `n_tasks`; None = `n_tasks` questions."""
     random_frac: float = 0.2
     """Share of questions drawn at random all the same, ≥ 0.1: held-out figures come from them alone."""
+    beside: Question | None = None
+    """Ratings that share the time with comparisons, by what either says for a second; None = only `question`."""
 
     def __post_init__(self) -> None:
         if min(self.n_tasks, self.overlap, self.n_samples, self.max_new_tokens) < 1:
@@ -76,6 +79,13 @@ class Asking:
             raise ConfigError(
                 f"questions: found strategy {self.strategy} for a {self.question.kind} "
                 f"{'without' if self.reward is None else 'with'} a reward model; expected comparisons and a reward model"
+            )
+        if self.beside is not None and (
+            (self.question.kind, self.beside.kind) != KINDS_PARTED or self.beside.attributes or self.seconds is None
+        ):
+            raise ConfigError(
+                f"questions: found {self.question.kind} and {self.beside.kind} together; expected comparison and rating (one "
+                "overall score), and a budget of time to part between them"
             )
 
 
@@ -95,6 +105,10 @@ class Asked:
     """Task.batch of them."""
     gain: Estimate | None = None
     """Bits a chosen question is expected to give beyond a random one; None = all questions are random."""
+    pace: Pace = field(default_factory=Pace)
+    """How long people of this store took for a comparison, by which a budget of time was spent."""
+    kinds: KindShares | None = None
+    """How the time was parted between kinds; None = one kind was asked."""
 
 
 def ask_about(
@@ -130,7 +144,7 @@ def ask_about(
             new = [Response(prompt.id, text, name, number) for number, text in enumerate(texts)]
             responses += new
             written.setdefault(name, {})[prompt.id] = [response.id for response in new]
-    gain = None
+    gain, pace, kinds = None, Pace(), None
     plan = {"question": asking.question.id, "stop_after": asking.stop_after, "guideline": newest or "v1"}
     if len(models) == 2:
         pairs, propensity = _across(written, {one.id: one.text for one in responses}, prompts, asking)
@@ -149,11 +163,18 @@ def ask_about(
     else:
         if asking.reward is not None:
             with progress.stage(f"chooses by {asking.strategy}"):
-                tasks, gain = _by_reward(asking.reward, prompts, responses, asking)
+                if isinstance(store, Store) and asking.seconds is not None:
+                    pace = pace_of(store.judgements(), store.prompts(), store.responses())
+                tasks, gain, kinds = _by_reward(store, prompts, responses, asking, pace)
         else:
             tasks = _within(written, asking)
-        n_new = queue.add_tasks([replace(task, **plan) for task in tasks])
-    return Asked(len(prompts), len({one.id for one in responses}), n_new, 0, asking.batch, gain)
+        asked = [replace(task, **plan) for task in tasks if task.kind == asking.question.kind]
+        if asking.beside is not None:
+            queue.add_questions([asking.beside])
+            plan |= {"question": asking.beside.id, "stop_after": 0}
+            asked += [replace(task, **plan) for task in tasks if task.kind == asking.beside.kind]
+        n_new = queue.add_tasks(asked)
+    return Asked(len(prompts), len({one.id for one in responses}), n_new, 0, asking.batch, gain, pace, kinds)
 
 
 def collect_from(
@@ -222,19 +243,34 @@ def arena_batch(models: Sequence[Path]) -> str:
 
 
 def _by_reward(
-    reward: Path, prompts: Sequence[Prompt], responses: Sequence[Response], asking: Asking
-) -> tuple[list[Task], Estimate]:
-    """Comparisons chosen with the belief of a saved reward model, and what that is expected to gain."""
+    store: Store | Queue, prompts: Sequence[Prompt], responses: Sequence[Response], asking: Asking, pace: Pace
+) -> tuple[list[Task], Estimate, KindShares | None]:
+    """Comparisons chosen with the belief of a saved reward model, and what that is expected to gain; and ratings beside."""
+    assert asking.reward is not None
+    scorer, known = load_scorer(asking.reward), {prompt.id: prompt for prompt in prompts}
     by_prompt: dict[str, list[Response]] = {}
     for one in responses:
         by_prompt.setdefault(one.prompt_id, []).append(one)
+    seconds, ratings, kinds = asking.seconds, [], None
+    if asking.beside is not None and seconds is not None:
+        if not isinstance(store, Store):
+            raise ConfigError(
+                "--kind comparison,rating: found a server; expected a store, whose answers say how to part time"
+            )
+        rng = numpy_generator(asking.seed, "kinds")
+        stored = store.prompts(), store.responses()
+        kinds = kind_shares(scorer, store.judgements(), stored, known, responses, rng)
+        n_rated = int(seconds * kinds.shares["rating"] / (asking.overlap * kinds.seconds["rating"]))
+        ids = {name: [one.id for one in own] for name, own in by_prompt.items()}
+        ratings = random_tasks(ids, "rating", n_rated, rng) if n_rated else []
+        seconds *= kinds.shares["comparison"]
     chosen = choose_comparisons(
-        load_scorer(reward), {prompt.id: prompt for prompt in prompts}, by_prompt,
-        numpy_generator(asking.seed, "tasks", asking.strategy), strategy=asking.strategy,
-        n_tasks=None if asking.seconds is not None else asking.n_tasks, seconds=asking.seconds,
-        random_frac=asking.random_frac,
+        scorer, known, by_prompt, numpy_generator(asking.seed, "tasks", asking.strategy), strategy=asking.strategy,
+        n_tasks=None if seconds is not None else asking.n_tasks, seconds=seconds,
+        seconds_factor=asking.overlap * pace.factor, random_frac=asking.random_frac,
     )  # fmt: skip
-    return [replace(task, overlap=asking.overlap, batch=asking.batch) for task in chosen.tasks], chosen.gain
+    tasks = [replace(task, overlap=asking.overlap, batch=asking.batch) for task in (*chosen.tasks, *ratings)]
+    return tasks, chosen.gain, kinds
 
 
 def _within(written: Mapping[str, Mapping[str, Sequence[str]]], asking: Asking) -> list[Task]:

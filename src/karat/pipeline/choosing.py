@@ -17,12 +17,14 @@ from karat.errors import ConfigError, InputError
 from karat.feedback.acquisition import STRATEGIES, Choice, choose_batch, pairs_from_draws
 from karat.feedback.tasks import random_pairs
 from karat.pipeline.settings import CollectSettings
-from karat.records import Estimate, Finding, Prompt, Response, Task
+from karat.records import Estimate, Finding, Judgement, Prompt, Response, Task
 from karat.reward.score import Scorer
 from karat.stats import not_estimable
 
 SECONDS_PER_WORD, SECONDS_BESIDES = 0.25, 2.0
 """Reading at 240 words a minute and a decision: what a question costs before anybody's time has been measured."""
+FEWEST_TIMED, MOST_TIMES = 20, 10.0
+"""Timed answers from which seconds are measured, and times the assumed ones at which one of them is cut: a pause is no work."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,37 @@ class Chosen:
     """Bits a question of the chosen arm is expected to give beyond one of the random arm, difference of means."""
     n_random: int
     """Questions of the random arm."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long people take for a comparison, against what its words lead to expect."""
+
+    factor: float = 1.0
+    """Measured over assumed seconds; 1 where too few answers are timed."""
+    n: int = 0
+    """Answers it was measured on."""
+
+
+def pace_of(
+    judgements: Sequence[Judgement],
+    prompts: Mapping[str, Prompt],
+    responses: Mapping[str, Response],
+    *,
+    kind: str = "comparison",
+) -> Pace:
+    """Σ active seconds / Σ assumed seconds over people's answers, each cut at MOST_TIMES of what is assumed for it.
+
+    Args:
+        judgements: of any kind and origin; simulated ones and those without a time say nothing.    kind: which count.
+    """
+    assumed, taken = [], []
+    for one in judgements:
+        if one.kind == kind and one.origin == "person" and one.active_s:
+            expected = assumed_seconds(prompts[one.prompt_id], *(responses[response] for response in one.response_ids))
+            assumed.append(expected)
+            taken.append(min(one.active_s, MOST_TIMES * expected))
+    return Pace(sum(taken) / sum(assumed), len(taken)) if len(taken) >= FEWEST_TIMED else Pace()
 
 
 def parse_budget(text: str) -> tuple[int | None, float | None]:
@@ -96,6 +129,7 @@ def choose_comparisons(
     strategy: str,
     n_tasks: int | None = None,
     seconds: float | None = None,
+    seconds_factor: float = 1.0,
     random_frac: float = 0.2,
 ) -> Chosen:
     """Comparisons of a prompt's responses, by what their answers are expected to say.
@@ -117,7 +151,7 @@ def choose_comparisons(
     belief = scorer([prompts[one.prompt_id] for one in flat], [one.text for one in flat])
     first, second = (torch.tensor([place[pair[side].id] for pair in pool]) for side in (0, 1))
     pairs = pairs_from_draws(difference(belief, first, second).double().cpu().numpy())
-    cost = np.array([_seconds(prompts[a.prompt_id], a, b) for a, b in pool])
+    cost = seconds_factor * np.array([assumed_seconds(prompts[a.prompt_id], a, b) for a, b in pool])
     wanted = min(len(pool), n_tasks if n_tasks is not None else max(1, int((seconds or 0) / float(cost.mean()))))
     clusters = [prompts[a.prompt_id].topic or a.prompt_id for a, _ in pool]
     choices = choose_batch(pairs, wanted, rng, strategy=strategy, clusters=clusters, random_frac=random_frac)  # type: ignore[arg-type]
@@ -136,18 +170,22 @@ def _pool(responses_by_prompt: Mapping[str, Sequence[Response]]) -> list[tuple[R
     return pool
 
 
-def _seconds(prompt: Prompt, a: Response, b: Response) -> float:
-    return SECONDS_BESIDES + SECONDS_PER_WORD * sum(len(text.split()) for text in (prompt.text, a.text, b.text))
+def assumed_seconds(prompt: Prompt, *responses: Response) -> float:
+    """What a question about these responses costs by the words to be read, before anybody's time is known."""
+    words = sum(len(text.split()) for text in (prompt.text, *(one.text for one in responses)))
+    return SECONDS_BESIDES + SECONDS_PER_WORD * words
 
 
 def _within(choices: list[Choice], cost: np.ndarray, seconds: float) -> list[Choice]:
-    """The questions that fit the time; from the end of the chosen arm they are taken away, never from the random arm."""
-    spent, kept = 0.0, []
+    """The questions that fit the time; those of the chosen arm that do not are left out, never those of the random arm."""
+    spent = sum(float(cost[choice.pair]) for choice in choices if choice.strategy == "random")
+    kept = []
     for choice in choices:
-        spent += float(cost[choice.pair])
-        if spent <= seconds or choice.strategy == "random" or not kept:
+        dear = float(cost[choice.pair])
+        if choice.strategy == "random" or spent + dear <= seconds:
             kept.append(choice)
-    return kept
+            spent += dear if choice.strategy != "random" else 0.0
+    return kept or choices[:1]
 
 
 def _task(pair: tuple[Response, Response], choice: Choice, swap: bool) -> Task:
