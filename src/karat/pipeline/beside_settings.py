@@ -73,3 +73,21 @@ def check_beside_settings(algorithm: str, dense: DenseSettings, constraint: Cons
     named = ["dense.weights"] * bool(dense.weights) + ["constraint"] * (constraint is not None)
     if named and algorithm not in METHODS:
         raise ConfigError(f"{named[0]}: found with algorithm={algorithm}; expected one of {', '.join(METHODS)}")
+
+
+def check_measurable(aggregator: str, max_sycophancy: float | None, *, people: bool, pairs: bool) -> None:
+    """Refuse what could not be computed or measured once everything is trained.
+
+    Args:
+        people: True = a population is fitted.    pairs: True = pairs of wrong beliefs are there, or the gate is off.
+    Raises: ConfigError.
+    """
+    if aggregator == "jury_median" and not people:
+        raise ConfigError(
+            "aggregator: found jury_median without people to sit on the jury; expected pluralism.enabled: true"
+        )
+    if max_sycophancy is not None and not pairs:
+        raise ConfigError(
+            "gate.max_sycophancy: found a bound where nothing can be measured, for only the sandbox has pairs of wrong "
+            "beliefs; expected null, or allow_ungated_reward: true"
+        )

@@ -14,7 +14,7 @@ from karat.errors import ConfigError
 from karat.feedback.acquisition import LEAST_RANDOM, STRATEGIES, Strategy
 from karat.lm.fresh import DecoderShape
 from karat.lm.trackers import TrackerName
-from karat.pipeline.beside_settings import ConstraintConfig, DenseSettings, check_beside_settings
+from karat.pipeline.beside_settings import ConstraintConfig, DenseSettings, check_beside_settings, check_measurable
 from karat.pipeline.watch_settings import WatchSettings
 from karat.policy.method_settings import (
     DirectConfig,
@@ -180,19 +180,6 @@ MethodConfig = PPOConfig | GroupConfig | OnlineDPOConfig | ExpertConfig | Direct
 _STEPS = StepSettings(n_epochs=1, n_minibatches=4, learning_rate=1e-4)
 
 
-def _check_measurable(config: RunConfig) -> None:
-    """Refuse what could not be computed or measured once everything is trained. Raises: ConfigError."""
-    if config.aggregator == "jury_median" and not config.pluralism.enabled:
-        raise ConfigError(
-            "aggregator: found jury_median without people to sit on the jury; expected pluralism.enabled: true"
-        )
-    if config.gate.max_sycophancy is not None and config.sandbox is None and not config.allow_ungated_reward:
-        raise ConfigError(
-            "gate.max_sycophancy: found a bound where nothing can be measured, for only the sandbox has pairs of wrong "
-            "beliefs; expected null, or allow_ungated_reward: true"
-        )
-
-
 @dataclass(frozen=True)
 class RunConfig:
     """A run from votes to an audited policy. Exactly one of `sandbox`, `preferences` and `people` is given."""
@@ -312,7 +299,8 @@ class RunConfig:
             raise ConfigError(
                 f"aggregator: found {self.aggregator!r}; expected one of {', '.join(sorted(AGGREGATORS))}"
             )
-        _check_measurable(self)
+        pairs = self.sandbox is not None or self.allow_ungated_reward
+        check_measurable(self.aggregator, self.gate.max_sycophancy, people=self.pluralism.enabled, pairs=pairs)
         _ = self.method  # contradictions between `algorithm` and its section
         check_beside_settings(self.algorithm, self.dense, self.constraint)
         if self.ppo.constraint is not None or self.group.constraint is not None:
