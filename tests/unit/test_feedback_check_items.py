@@ -73,8 +73,8 @@ def test_a_right_answer_is_said_in_a_word(question, said, given, right):
         ({**LINE, "expected": "a", "question": {"levels": 7}}, r"question: found the unknown field 'levels'"),
         ({"task": "task:none", "expected": "a"}, r"items:1: found the task 'task:none', which is not in the store"),
         ({**LINE, "task": "task:none", "expected": "a"}, r"found 'prompt' beside a task"),
-        ({**LINE, "expected": "a", "prompt": "x\u0000y"}, r"items:1: found a NUL character"),
-        ({**LINE, "expected": "a", "prompt": "x\ud800y"}, r"items:1: found a number or a text that is no JSON"),
+        ({**LINE, "expected": "a", "prompt": "x\u0000y"}, r"items:1: found the character NUL"),
+        ({**LINE, "expected": "a", "prompt": "x\ud800y"}, r"items:1: found half of a surrogate pair"),
         ({**LINE, "kind": "rating", "responses": ["x"], "expected": 9}, r"items:1: rating: .*low ≤ score ≤ high"),
         (
             {**LINE, "kind": "rating", "responses": ["x"], "expected": 4, "within": -1},

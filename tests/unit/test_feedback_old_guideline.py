@@ -11,6 +11,7 @@ from feedback_cases import vote
 from karat.feedback.documents import Pay, ProjectSettings, add_questions, put_document, put_settings
 from karat.feedback.tasks import answer
 from karat.feedback.work.old_guideline import Choice, counts_of, old_items, price
+from karat.questions import Choice as Offered
 from karat.questions import Question
 from karat.records import Annotator, Response, Task, user_prompt
 
@@ -32,7 +33,7 @@ def site(tmp_path) -> web_app.Served:
         for who in ("r0", "r1"):
             level = 0 if who == "r1" and number in (1, 4) else 2
             store.submit(vote(task, who, level=level, active_s=36.0))
-    asked = Question(kind="label", topic="safety")
+    asked = Question(kind="label", topic="safety", flags=(Offered("unsafe"), Offered("spam")))
     prompt = user_prompt("flagged")
     response = Response(prompt.id, "z", "p")
     store.add_prompts([prompt])

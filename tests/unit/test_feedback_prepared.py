@@ -56,14 +56,14 @@ def test_a_change_says_how_many_rows_and_is_undone_with_its_transaction(store: S
 
 
 def test_what_the_database_refuses_is_one_line(store: Store):
-    row = Prepared(tables.annotators.insert(), "id", "origin")
+    row = Prepared(tables.annotators.insert(), "id", "origin", "done_to")
     with store.connection(write=True) as connection:
-        assert row.run(connection, id="new", origin="person") == 1
+        assert row.run(connection, id="new", origin="person", done_to=0) == 1
     with (
         pytest.raises(StoreError, match="nothing was stored") as found,
         store.connection(write=True) as connection,
     ):
-        row.run(connection, id="new", origin="person")
+        row.run(connection, id="new", origin="person", done_to=0)
     assert isinstance(found.value.__cause__, sa.exc.IntegrityError)
     assert "\n" not in str(found.value)
     assert "new" in store.annotators()

@@ -10,7 +10,7 @@ from karat.cli.river import finding_lines
 from karat.feedback.documents import add_questions
 from karat.feedback.store import open_store
 from karat.feedback.tasks import answer
-from karat.questions import plain_question
+from karat.questions import Question
 from karat.records import Annotator, Response, Task, user_prompt
 from karat.reward import fit as fitting
 from karat.reward.score import CARD, load_scorer
@@ -75,7 +75,7 @@ def test_an_interrupted_training_goes_on_and_leaves_no_checkpoints(place, tmp_pa
 
 def one_rating_a_prompt(path, n_prompts):
     with open_store(path) as store:
-        question = plain_question("rating")
+        question = Question("rating", low=1, high=100)
         add_questions(store, [question])
         store.add_annotators([Annotator(f"r{i}", "simulated") for i in range(3)])
         for i in range(n_prompts):
