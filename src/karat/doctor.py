@@ -72,5 +72,6 @@ def _accelerator() -> Check:
     except ImportError:
         return Check("accelerator", False, "torch is not installed", needed=False)
     if torch.cuda.is_available():
-        return Check("accelerator", True, torch.cuda.get_device_name(0), needed=False)
+        found = f"{torch.cuda.get_device_name(0)}; not used: every command works on the processor in float32"
+        return Check("accelerator", True, found, needed=False)
     return Check("accelerator", True, f"none; {torch.get_num_threads()} threads of the CPU", needed=False)

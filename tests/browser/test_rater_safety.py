@@ -111,6 +111,7 @@ def test_every_payload_in_model_output_and_prompts_is_only_text(watcher, place: 
     watch.look("/work/history")
 
 
+@pytest.mark.long
 def test_every_payload_in_a_question_is_only_text(watcher, place: Place, joined: str):
     watch, annotator, _ = watcher
     choices = tuple(Choice(f"{i} {text[:40]}", label=text, help=text) for i, text in enumerate(payloads()))
@@ -164,6 +165,7 @@ def test_every_payload_that_a_rater_types_is_only_text(watcher, place: Place, jo
         standing.release(place.store, annotator, reason=part, by="admin", now=time.time())
 
 
+@pytest.mark.long
 def test_every_payload_in_a_projects_texts_is_only_text(watcher, place: Place, joined: str):
     watch, annotator, _ = watcher
     now = time.time()

@@ -67,6 +67,7 @@ def test_every_kind_of_task_can_be_done_at_twice_the_size(place: Place, visit):
     assert not found, "\n".join(found)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("role", ["admin", "annotator", "auditor", "expert"])
 def test_every_other_page_can_be_used_at_twice_the_size(role: str, place: Place, visit):
     account, link = place.rater(role=role)

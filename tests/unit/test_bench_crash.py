@@ -29,6 +29,7 @@ def carry_out(tmp_path: Path, n_kills: int, n_migrations: int) -> dict:
     return json.loads(done.stdout)
 
 
+@pytest.mark.long
 def test_a_killed_server_loses_nothing_that_it_acknowledged(tmp_path):
     found = carry_out(tmp_path, 4, 2)
     assert (found["server"]["kills"], found["migration"]["kills"]) == (4, 2)
