@@ -95,6 +95,30 @@ def rows_of_text(text: str, name: str) -> list[Row]:
     return _rows(Path(name), ((number, line + "\n") for number, line in enumerate(text.split("\n"), 1)))
 
 
+def text_fault(text: str) -> str:
+    """Why no database can keep a text: half of a surrogate pair, or the character NUL; "" = it can."""
+    if "\0" in text:
+        return "found the character NUL (\\u0000); expected text without it"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"found half of a surrogate pair (\\u{ord(text[error.start]):04x}); expected whole characters"
+    return ""
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Every text in a plain JSON value, keys included."""
+    waiting = [value]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, str):
+            yield found
+        elif isinstance(found, Mapping):
+            waiting += [one for pair in found.items() for one in pair]
+        elif isinstance(found, list | tuple):
+            waiting += found
+
+
 def read_lines(path: str | Path) -> list[tuple[int, str]]:
     """(line number, text) of every line that is not blank, without its line end.
 
@@ -176,8 +200,10 @@ def _rows(path: Path, lines: Iterable[tuple[int, str]]) -> list[Row]:
             ) from None
         if not isinstance(values, dict):
             raise InputError(f"{path}:{number}: found {_short(values)}; expected a JSON object")
-        if "\\u" in line or "\0" in line:
-            _refuse_no_text(json.dumps(values, ensure_ascii=False), f"{path}:{number}")
+        if "\\u" in line:  # only an escape can write what is no text
+            fault = next(filter(None, map(text_fault, texts_in(values))), "")
+            if fault:
+                raise InputError(f"{path}:{number}: {fault}")
         rows.append(Row(values, path, number))
     if not rows:
         raise InputError(f"{path}: found no rows; expected one JSON object a line")
@@ -214,17 +240,6 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         ) from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _refuse_no_text(values: str, at: str) -> None:
-    """What JSON can escape and no store can keep: halves of a surrogate pair, and the character NUL."""
-    try:
-        values.encode()
-    except UnicodeEncodeError as error:
-        half = ord(values[error.start])
-        raise InputError(f"{at}: found half of a surrogate pair (\\u{half:04x}); expected whole characters") from None
-    if "\\u0000" in values:
-        raise InputError(f"{at}: found the character NUL (\\u0000); expected text without it")
 
 
 def _refuse_constant(name: str) -> None:

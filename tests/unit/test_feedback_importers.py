@@ -251,6 +251,11 @@ def test_wrong_votes_are_named(tmp_path, store, change, expected):
     assert (store.n_judgements(), store.prompts(), store.tasks()) == (0, {}, [])
 
 
+def test_a_text_about_escapes_is_text(tmp_path, store):
+    import_votes(store, lines(tmp_path / "v.jsonl", {**VOTE, "choice": "a", "reason": r"it prints \u0000 and \ud800"}))
+    assert store.judgements()[0].reason == r"it prints \u0000 and \ud800"
+
+
 def test_malformed_files_are_one_line(tmp_path, store):
     whole = gzip.compress("".join(json.dumps({**VOTE, "annotator": f"r{i}"}) + "\n" for i in range(500)).encode())
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])

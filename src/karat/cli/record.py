@@ -106,19 +106,12 @@ def _verified_store(
 
 def _verified_bundle(place: Path, published: list[str], opened: Path | None) -> tuple[dict[str, Any], list[str]]:
     """The bundle, and records that were opened: a bundle alone shows that none is missing, added or exchanged."""
-    from karat.feedback.record.bundle import Problem, check_opened, read_bundle, verify_bundle
+    from karat.feedback.record.bundle import opened_problems, read_bundle, verify_bundle
     from karat.rowfiles import read_rows
 
     problems = verify_bundle(place, published)
     rows = [] if opened is None or problems else [row.values for row in read_rows(opened)]
-    problems += [
-        Problem(
-            f"judgement {row.get('seq')}",
-            "what was opened is not what its commitment fixes, or not what the bundle says",
-        )
-        for row in rows
-        if not check_opened(place, row)
-    ]
+    problems += opened_problems(place, rows)
     found = read_bundle(place)
     about = f"{found.n_judgements:,} judgements, none added, removed or exchanged since they were sealed"
     about += f"; {len(rows):,} opened and as they were given" if rows else ""
@@ -128,17 +121,17 @@ def _verified_bundle(place: Path, published: list[str], opened: Path | None) -> 
 
 def _verified_backup(place: Path, published: list[str]) -> tuple[dict[str, Any], list[str]]:
     """Every file of a backup against its hash, and the store that it would restore."""
-    from karat.feedback.record.backup import read_backup, restore
+    from karat.feedback.record.backup import restore
     from karat.feedback.store import open_store
 
-    found = read_backup(place)
     with tempfile.TemporaryDirectory() as scratch:
         address = Path(scratch) / "restored.db"
-        problems = list(restore(place, address).problems)
+        made = restore(place, address)
+        problems = list(made.problems)
         if published:
             with open_store(address, create=False) as store:
                 problems = list(store.verify(published))
-    return _checked(str(place), problems, f"{found.rows.get('judgements', 0):,} judgements, restored and checked")
+    return _checked(str(place), problems, f"{made.rows.get('judgements', 0):,} judgements, restored and checked")
 
 
 def _checked(name: str, problems: list[Any], about: str) -> tuple[dict[str, Any], list[str]]:

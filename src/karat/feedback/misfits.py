@@ -6,14 +6,13 @@ Knows an open connection, questions and texts; transactions are the caller's.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
-from sqlalchemy import Column, Connection, select
+from sqlalchemy import Connection, select
 
 from karat.errors import InputError, StoreError
-from karat.feedback import leases
 from karat.feedback import people_tables as people
 from karat.feedback import schema as tables
+from karat.feedback.openings import rows_in
 from karat.feedback.question_rows import question_in
 from karat.fitting import check_asked, check_inside, check_targets
 from karat.questions import Question
@@ -38,7 +37,9 @@ def check_fits(connection: Connection, judgements: Sequence[Judgement], asked: M
 def misfits(connection: Connection, judgements: Mapping[str, Judgement]) -> dict[str, str]:
     """Which stored judgements do not fit, by id, and why; also corrections that change nothing."""
     ids = {one.task_id for one in judgements.values()}
-    asked = {row.id: row.question or "" for row in _rows(connection, tables.tasks, tables.tasks.c.id, ids)}
+    asked = {
+        row.id: row.question or "" for row in rows_in(connection, select(tables.tasks), tables.tasks.c.id, sorted(ids))
+    }
     ordered = list(judgements)
     values = [judgements[one] for one in ordered]
     found = {ordered[index]: reason for index, reason in _reasons(connection, values, asked)}
@@ -82,16 +83,12 @@ def _questions(
     connection: Connection, judgements: Sequence[Judgement], asked: Mapping[str, str]
 ) -> dict[str, Question]:
     ids = {str(one.shown.get("question", "")) for one in judgements} | {asked[one.task_id] for one in judgements}
-    rows = _rows(connection, people.questions, people.questions.c.id, ids - {""})
+    rows = rows_in(connection, select(people.questions), people.questions.c.id, sorted(ids - {""}))
     return {row.id: question_in(row.body) for row in rows}
 
 
 def _texts(connection: Connection, judgements: Sequence[Judgement]) -> dict[str, str]:
     ids = {response for one in judgements for response in one.response_ids}
-    return {row.id: row.text for row in _rows(connection, tables.responses, tables.responses.c.id, ids)}
-
-
-def _rows(connection: Connection, table: Any, column: Column, ids: Iterable[str]) -> Iterable[Any]:
-    wanted = sorted(ids)
-    for start in range(0, len(wanted), leases.CHUNK):
-        yield from connection.execute(select(table).where(column.in_(wanted[start : start + leases.CHUNK])))
+    return {
+        row.id: row.text for row in rows_in(connection, select(tables.responses), tables.responses.c.id, sorted(ids))
+    }

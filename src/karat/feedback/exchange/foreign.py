@@ -290,6 +290,10 @@ def _as_exported(question: str, value: Any) -> tuple[Kind, dict[str, Any]] | Non
         return None
 
 
+def _tie(words: str) -> tuple[Kind, dict[str, Any]]:
+    return "comparison", {"level": 1, "n_levels": 3, **TIES[words.lower()]}
+
+
 def _meaning(value: Any, wanted: Sequence[str], at: str, names: FieldNames) -> tuple[Kind, dict[str, Any]]:
     """What a value of an Argilla response says about the responses."""
     if isinstance(value, list) and value and all(isinstance(one, dict) and "rank" in one for one in value):
@@ -308,7 +312,7 @@ def _meaning(value: Any, wanted: Sequence[str], at: str, names: FieldNames) -> t
             ("comparison", {"level": 2 - 2 * best, "n_levels": 3}) if len(wanted) == 2 else ("best_of", {"best": best})
         )
     if isinstance(value, str) and value.lower() in TIES and len(wanted) == 2:
-        return "comparison", {"level": 1, "n_levels": 3, **TIES[value.lower()]}
+        return _tie(value)
     if isinstance(value, str) and value.strip():
         return "critique", {"text": value}
     raise InputError(
@@ -347,7 +351,7 @@ def _result_meaning(
         if meant := _as_exported(str(result.get("from_name")), words):
             return meant
         if words.lower() in TIES and result.get("from_name") == "comparison" and n_responses == 2:
-            return "comparison", {"level": 1, "n_levels": 3, **TIES[words.lower()]}
+            return _tie(words)
         return "critique", {"text": words}
     raise InputError(
         f"{at}: found a result of type {result.get('type')!r} for {n_responses} responses; "

@@ -122,10 +122,7 @@ def rival_links(votes: Comparisons, rng: np.random.Generator, priors: Priors | N
     for number in range(N_FOLDS):
         fit = fit_reliability(votes.select(fold != number), priors)
         out = votes.select(fold == number)
-        eta[fold == number] = (
-            fit.competence[out.annotator] * (fit.scores[out.a] - fit.scores[out.b])
-            + fit.side_bias[out.annotator] * out.side
-        )
+        eta[fold == number] = _log_odds(fit, out)
     said = signs(votes.level, votes.n_levels)
     found = {name: _held_out(link, eta, said, fold) for name, link in LINKS.items()}
     base = found["ordinal logistic"]
@@ -155,8 +152,7 @@ def drift(
     t = order / (len(rows) - 1) - 0.5
     n = np.maximum(np.bincount(rater), 1)
     t -= (np.bincount(rater, t) / n)[rater]  # who judges when is no drift: each rater is compared with herself
-    delta = fit.scores[votes.a[rows]] - fit.scores[votes.b[rows]]
-    eta = fit.competence[rater] * delta + fit.side_bias[rater] * votes.side[rows]
+    eta = _log_odds(fit, votes.select(rows))
     found = []
     for name, each in traits.items():
         z = each[rows]
@@ -170,6 +166,12 @@ def drift(
         change = observed / information if information > 0 else 0.0
         found.append(Drift(name, change, p_value, len(rows)))
     return found
+
+
+def _log_odds(fit: Reliability, votes: Comparisons) -> np.ndarray:
+    """η = a_w·Δ + b_w·side of each vote, at the fit's point estimates."""
+    delta = fit.scores[votes.a] - fit.scores[votes.b]
+    return fit.competence[votes.annotator] * delta + fit.side_bias[votes.annotator] * votes.side
 
 
 Figure = Callable[[np.ndarray], float]

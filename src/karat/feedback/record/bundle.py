@@ -183,12 +183,32 @@ def check_opened(path: str | Path, opened: Mapping[str, Any]) -> bool:
 
     Raises: InputError where it is no opened record, or the bundle has no such number.
     """
+    return not opened_problems(path, [opened])
+
+
+def opened_problems(path: str | Path, opened: Iterable[Mapping[str, Any]]) -> list[Problem]:
+    """`check_opened` of many records, the bundle read once. Returns: a problem for each that is not what was fixed.
+
+    Raises: InputError where one is no opened record, or the bundle has no such number.
+    """
+    lines = {line["seq"]: line for line in _lines(Path(path) / "records.jsonl")}
+    return [
+        Problem(
+            f"judgement {one['seq']}",
+            "what was opened is not what its commitment fixes, or not what the bundle says",
+        )
+        for one in opened
+        if not _fits(lines, one)
+    ]
+
+
+def _fits(lines: Mapping[int, Mapping[str, Any]], opened: Mapping[str, Any]) -> bool:
     try:
         event = dict(opened["event"])
         event |= {name: tuple(event[name]) for name in ("response_ids", "shown_order")}
         judgement = Judgement(**event)
         found = tables.commitment_of(judgement, opened["salt"])
-        (line,) = [line for line in _lines(Path(path) / "records.jsonl") if line["seq"] == opened["seq"]]
+        line = lines[opened["seq"]]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"opened record: not readable ({type(error).__name__}: {error})") from None
     shown = json.loads(tables.json_text(_without_words(judgement)))

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from karat.feedback.web.forms import MOST_REASON
+from karat.rowfiles import text_fault
 
 MOST_DEPTH = 12
 """Nesting of free JSON values."""
@@ -26,21 +27,13 @@ def sound(value: Any) -> Any:
         found, depth = waiting.pop()
         if depth > MOST_DEPTH:
             raise ValueError(f"nested more than {MOST_DEPTH} deep")
-        if isinstance(found, str) and ("\0" in found or not _is_unicode(found)):
+        if isinstance(found, str) and text_fault(found):
             raise ValueError("a text that is not Unicode, or with a NUL character")
         if isinstance(found, dict):
             waiting += [(one, depth + 1) for pair in found.items() for one in pair]
         elif isinstance(found, list):
             waiting += [(one, depth + 1) for one in found]
     return value
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 Plain = Annotated[dict[str, Any], AfterValidator(sound)]

@@ -25,7 +25,7 @@ from karat.feedback.work.checks import Item, check_version
 from karat.feedback.work.matching import COMPARABLE, check_expected
 from karat.questions import Question
 from karat.records import Prompt, Response, Task
-from karat.rowfiles import Row, prompt_in
+from karat.rowfiles import Row, prompt_in, text_fault, texts_in
 
 FIELDS = ("task", "prompt", "responses", "kind", "question", "guideline", "expected", "within")
 """What a line may say: a `task` of the store, or `prompt` and `responses`, optionally `kind`, `question` (an object)
@@ -146,12 +146,11 @@ def _within(row: Row) -> float:
 
 def _refuse_what_no_database_holds(row: Row) -> None:
     try:
-        text = json.dumps(dict(row.values), allow_nan=False, ensure_ascii=False)
-        text.encode()
+        json.dumps(dict(row.values), allow_nan=False)
     except (ValueError, RecursionError):
-        raise InputError("found a number or a text that is no JSON; expected finite numbers and Unicode") from None
-    if "\\u0000" in text:
-        raise InputError("found a NUL character in a text; take it out")
+        raise InputError("found a number that is no JSON; expected finite numbers") from None
+    if fault := next(filter(None, map(text_fault, texts_in(row.values))), ""):
+        raise InputError(fault)
 
 
 def _stored_task(store: Store, row: Row) -> Task:
