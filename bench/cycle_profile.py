@@ -46,6 +46,7 @@ INLINE = (
     "fastapi.routing",
     "fastapi.dependencies.utils",
     "karat.feedback.web.access",
+    "karat.feedback.web.lanes",
 )
 
 
@@ -130,8 +131,9 @@ def main() -> None:
     for name in INLINE:
         with contextlib.suppress(ImportError):
             module = importlib.import_module(name)
-            if hasattr(module, "run_in_threadpool"):
-                module.run_in_threadpool = _inline
+            for each in ("run_in_threadpool", "run_quick"):
+                if hasattr(module, each):
+                    setattr(module, each, _inline)
     with tempfile.TemporaryDirectory() as place:
         address = f"{place}/k.db" if asked.url is None else new_database(asked.url, 0)
         with open_store(address) as store:

@@ -60,7 +60,7 @@ EFFECTFUL = {
     "feedback.work.answering", "feedback.client", "feedback.web.access", "feedback.web.account_pages", "feedback.web.api",
     "feedback.web.api_admin", "feedback.web.app", "feedback.web.failures", "feedback.web.first_admin",
     "feedback.web.health", "feedback.web.background", "feedback.web.security", "feedback.web.serve", "feedback.web.signing_in",
-    "feedback.web.templates",
+    "feedback.web.templates", "feedback.web.lanes",
     "feedback.work.arena", "feedback.record.auditing", "feedback.work.dashboard", "feedback.work.consensus_view", "feedback.work.reward_plan", "feedback.work.vote_outcomes", "feedback.work.who_speaks", "feedback.work.trial", "feedback.work.outlay", "feedback.quality.rater_health",
     "feedback.work.duels", "feedback.work.old_guideline", "feedback.work.rates", "feedback.work.queueing", "feedback.work.reviews", "feedback.work.task_browser", "feedback.people.who_judged", "feedback.work.experiments", "feedback.work.qualifying", "feedback.work.likely_changes",
     "feedback.web.desk", "feedback.web.admin_pages", "feedback.web.admin_accounts", "feedback.web.admin_documents",

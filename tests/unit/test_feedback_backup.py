@@ -192,5 +192,5 @@ def test_a_backup_of_a_newer_version_is_refused(tmp_path):
     with engine.begin() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '0999'"))
     engine.dispose()
-    with pytest.raises(StoreError, match="found a backup of version '0999', expected '0004' or older"):
+    with pytest.raises(StoreError, match="found a backup of version '0999', expected '0005' or older"):
         restore(tmp_path / "copy.db", tmp_path / "new.db")

@@ -26,6 +26,7 @@ PLAIN = ProjectSettings(gold_rate=0.0, repeat_rate=0.0)
 @pytest.fixture(autouse=True)
 def _marks_move_at_once(monkeypatch):
     monkeypatch.setattr(waiting, "STRIDE", 0)
+    monkeypatch.setattr(waiting, "MOVED_EVERY", 1)
 
 
 def queue(address, **kwargs):
@@ -126,7 +127,8 @@ def test_on_postgresql_what_somebody_else_has_locked_is_not_passed_for_good(post
 
 
 def test_a_hand_out_looks_at_no_task_that_she_has_answered(tmp_path, monkeypatch):
-    monkeypatch.undo()  # the mark moves as it does
+    monkeypatch.undo()
+    monkeypatch.setattr(waiting, "MOVED_EVERY", 1)  # the mark moves as it does, and now
     steps = []
     for n_answered in (50, 500):
         with open_store(tmp_path / f"{n_answered}.db") as store:

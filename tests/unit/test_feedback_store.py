@@ -213,7 +213,7 @@ def test_a_store_of_a_newer_version_is_refused(tmp_path):
     connection.execute("UPDATE alembic_version SET version_num = '0999'")
     connection.commit()
     connection.close()
-    with pytest.raises(StoreError, match="found a store of version '0999', expected '0004' or older") as caught:
+    with pytest.raises(StoreError, match="found a store of version '0999', expected '0005' or older") as caught:
         open_store(tmp_path / "k.db")
     assert "\n" not in str(caught.value)
 

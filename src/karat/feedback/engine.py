@@ -32,9 +32,9 @@ MIGRATIONS = Path(__file__).with_name("migrations")
 MIGRATION_LOCK = 0x6B61726174
 """Names the lock under which one process at a time migrates a PostgreSQL store: "karat" in ASCII."""
 POOL_SIZE = 10
-"""Connections that one process keeps."""
+"""Connections that one process keeps. Those used last are used first: on PostgreSQL each has plans of its own."""
 POOL_OVERFLOW = {"sqlite": 30, "postgresql": 10}
-"""Connections beyond them: a web server's 40 threads at most; four processes must fit into PostgreSQL's usual 100."""
+"""Connections beyond them: a web server's 44 threads at most; four processes must fit into PostgreSQL's usual 100."""
 IDLE_S = 5.0
 """Seconds after which a connection to a server is asked whether it is alive before it is used again."""
 WORDY = (
@@ -90,7 +90,7 @@ def open_engine(address: str, busy_timeout_s: float) -> Engine:
     """
     url = store_url(address)
     overflow = POOL_OVERFLOW[url.get_backend_name()]
-    pool = {"pool_size": POOL_SIZE, "max_overflow": overflow, "pool_timeout": busy_timeout_s}
+    pool = {"pool_size": POOL_SIZE, "max_overflow": overflow, "pool_timeout": busy_timeout_s, "pool_use_lifo": True}
     with one_line(shown_address(address)):
         if url.get_backend_name() == "sqlite":
             in_memory = url.database in (None, "", ":memory:")

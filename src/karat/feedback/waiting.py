@@ -10,6 +10,7 @@ What is open waits in the order of its number, and is not open again once it was
 from __future__ import annotations
 
 import functools
+import zlib
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -26,13 +27,17 @@ LIMITS = ("batch", "barred", "only", "passed")
 STRIDE = 32
 """Numbers of the queue that a rater is ahead of her mark before it is moved: looking past them costs less than writing."""
 
+MOVED_EVERY = 8
+"""Tasks of which one moves the mark, drawn by its name: with many raters the queue runs ahead of each at every turn."""
+
 _WHO = bindparam("who", type_=sa.String)
 _DONE_TO = bindparam("done_to", type_=sa.Integer)
 _MOST = bindparam("most", type_=sa.Integer)
+_NOW = bindparam("now", type_=sa.Float)
 
 
 @functools.cache
-def tasks_waiting(state: str, limits: tuple[str, ...] = (), *, many: bool = False) -> sa.Select:
+def tasks_waiting(state: str, limits: tuple[str, ...] = (), *, many: bool = False, in_hand: bool = True) -> sa.Select:
     """The tasks in a state that wait for the rater `who`, in the order in which they are handed out.
 
     Whoever hands one out looks whether it has room (`leases.grant`); whoever counts them asks it with the count.
@@ -40,12 +45,9 @@ def tasks_waiting(state: str, limits: tuple[str, ...] = (), *, many: bool = Fals
     Args:
         state: OPEN, those with a number above `done_to`; or HELD, those which may have room by `now`.
         limits: some of LIMITS, which are parameters then.    many: True = in words that PostgreSQL plans well.
+        in_hand: False = without those on which she has a live lease by `now`.
     """
-    done = select(assignments.c.task_id).where(
-        assignments.c.task_id == tasks.c.id,
-        assignments.c.annotator == _WHO,
-        assignments.c.state.in_(("submitted", "skipped")),
-    )
+    hers = assignments.c.state.in_(("submitted", "skipped"))
     limited = {
         "batch": tasks.c.batch == bindparam("batch"),
         "barred": tasks.c.question.not_in(bindparam("barred", expanding=True)),
@@ -56,12 +58,26 @@ def tasks_waiting(state: str, limits: tuple[str, ...] = (), *, many: bool = Fals
         *_queue(state, many),
         tasks.c.n_answers < tasks.c.overlap,
         open_to(_WHO) if many else func.coalesce(tasks.c.reserved_for, _WHO) == _WHO,
-        ~done.exists(),
+        _without(hers if in_hand else hers | is_live(_NOW), many),
         *(limited[name] for name in limits),
     )
     if state == HELD:
         return question.where(tasks.c.free_at <= bindparam("now")).order_by(tasks.c.free_at, tasks.c.seq)
     return question.order_by(tasks.c.state, tasks.c.seq) if many else question.order_by(tasks.c.seq)
+
+
+def _without(condition: sa.ColumnElement[bool], many: bool) -> sa.ColumnElement[bool]:
+    """That the rater `who` has no assignment of the task for which a condition holds.
+
+    PostgreSQL turns NOT EXISTS into a join, expects one row of the queue, and then reads all assignments for each of two
+    hundred. A value it can only look up, by the primary key. Of "IS NULL" it expects one row in two hundred, and then
+    sorts the whole queue to find the first; of a case, one in two.
+    """
+    here = (assignments.c.task_id == tasks.c.id, assignments.c.annotator == _WHO, condition)
+    hers = select(assignments.c.task_id).where(*here).correlate(tasks)
+    if not many:
+        return ~hers.exists()
+    return sa.case((hers.scalar_subquery().is_(None), sa.true()), else_=sa.false())
 
 
 _PLACE = (tasks.c.state, tasks.c.audience, tasks.c.seq)
@@ -70,7 +86,7 @@ _PLACE = (tasks.c.state, tasks.c.audience, tasks.c.seq)
 def _queue(state: str, many: bool) -> list[sa.ColumnElement[bool]]:
     audience = bindparam("audience", type_=sa.String)
     if state == HELD:
-        return [tasks.c.state == HELD, tasks.c.audience == audience]
+        return [tasks.c.state == sa.literal_column(f"'{HELD}'"), tasks.c.audience == audience]
     if not many:
         return [tasks.c.state == OPEN, tasks.c.audience == audience, tasks.c.seq > _DONE_TO]
     # Said as an equality, PostgreSQL takes the order by number alone to be as good as that by state and number, and walks
@@ -108,7 +124,7 @@ def peek_open(
     after = {HELD: {"now": now}, OPEN: {"done_to": done_to or 0}}
     while (row := _peek(connection, asked, after)) is not None and asked_of(row) in met:
         asked["passed"] = [*asked.get("passed", ()), row.id]  # seldom: only what stands first in the queue
-    if done_to is not None and (row is None or (row.state == OPEN and row.seq - done_to > STRIDE)):
+    if done_to is not None and (row is None or (row.state == OPEN and _is_far(row, done_to))):
         _move_mark(connection, {name: asked[name] for name in asked if name != "barred"} | after[OPEN])
     return row
 
@@ -125,6 +141,10 @@ def _peek(connection: Connection, asked: dict[str, Any], after: dict[str, dict[s
             if row is not None:
                 return row
     return None
+
+
+def _is_far(row: Any, done_to: int) -> bool:
+    return row.seq - done_to > STRIDE and zlib.crc32(row.id.encode()) % MOVED_EVERY == 0
 
 
 def _move_mark(connection: Connection, asked: dict[str, Any]) -> None:
@@ -209,16 +229,13 @@ def _line(connection: Connection, asked: dict[str, Any], *, counted: bool) -> Se
 @functools.cache
 def _line_question(limits: tuple[str, ...], many: bool, counted: bool) -> Any:
     """The tasks that have room for `who`, at most `most` of them: how many there are, or what each asks."""
-    live = (assignments.c.task_id == tasks.c.id) & is_live(bindparam("now", type_=sa.Float))
-    # a lease of her own takes all places: that task is in her hands already
-    places = func.sum(sa.case((assignments.c.annotator == _WHO, tasks.c.overlap), else_=1))
-    taken = select(func.coalesce(places, 0)).where(live).correlate(tasks).scalar_subquery()
-    hers = select(assignments.c.task_id).where(live, assignments.c.annotator == _WHO).correlate(tasks)
-    room = {HELD: tasks.c.n_answers + taken < tasks.c.overlap, OPEN: ~hers.exists()}  # what is open has room for others
+    taken = select(func.count()).where(assignments.c.task_id == tasks.c.id, is_live(_NOW)).correlate(tasks)
+    # what is open has room for others
+    room = {HELD: tasks.c.n_answers + taken.scalar_subquery() < tasks.c.overlap, OPEN: sa.true()}
     columns = (tasks.c.id, tasks.c.prompt_id, tasks.c.kind, tasks.c.response_ids)
     parts = [
         select(
-            tasks_waiting(state, limits, many=many)
+            tasks_waiting(state, limits, many=many, in_hand=False)
             .where(room[state])
             .with_only_columns(*columns)
             .limit(_MOST)

@@ -21,8 +21,8 @@ from karat.feedback.store import Store
 from karat.feedback.upserts import conflict_insert
 
 HOUR_S = 3600.0
-SEEN_EVERY_S = 60.0
-"""How exactly it is known when a session was last used: one write a minute, not one a request."""
+SEEN_EVERY_S = 300.0
+"""How exactly it is known when a session was last used: one write in five minutes, not one a request."""
 
 KEEP_S = 90 * 86400.0
 """Sessions that ended are kept this long, to see which pseudonyms shared an address."""

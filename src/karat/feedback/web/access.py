@@ -13,13 +13,13 @@ from urllib.parse import urlsplit
 from fastapi import HTTPException
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 from starlette.requests import ClientDisconnect, Request
 from starlette.routing import BaseRoute, Mount
 
 from karat.errors import ConfigError
 from karat.feedback.people.accounts import Session, session_of
+from karat.feedback.web.lanes import run_quick
 
 ROLES = ("annotator", "expert", "auditor", "admin")
 """Roles that an account may have."""
@@ -138,7 +138,7 @@ async def role_of(request: Request) -> str | None:
     """The role of whoever sent the request, None = nobody; what it may be used for is not checked."""
     token, _ = token_of(request)
     state = request.app.state
-    session = await run_in_threadpool(session_of, state.store, token, now=state.clock()) if token else None
+    session = await run_quick(session_of, state.store, token, now=state.clock()) if token else None
     return None if session is None else session.role
 
 
@@ -150,7 +150,7 @@ async def _session(request: Request, *, checked: bool) -> Session | None:
     if not token:
         return None
     state = request.app.state
-    session = await run_in_threadpool(session_of, state.store, token, now=state.clock())
+    session = await run_quick(session_of, state.store, token, now=state.clock())
     if session is not None and checked and unsafe and not by_bearer:
         await _check_token(request, session)
     return session

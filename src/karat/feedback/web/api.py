@@ -22,6 +22,7 @@ from karat.feedback.people.standing import standing_of
 from karat.feedback.web import api_models as shapes
 from karat.feedback.web.access import PUBLIC, ROLES, Visitor, needs, token_of
 from karat.feedback.web.forms import Asked, answer_of, fields_of
+from karat.feedback.web.lanes import QuickRoute
 from karat.feedback.web.positions import as_shown, as_stored
 from karat.feedback.web.signing_in import NO_MATCH, drop_cookie, password_session, set_cookie
 from karat.feedback.work import assignment
@@ -30,14 +31,15 @@ from karat.feedback.work.sitting import next_held
 from karat.identity import canonical_json
 from karat.questions import Choice
 
-router = APIRouter(tags=["raters"])
+router = APIRouter(tags=["raters"], route_class=QuickRoute)
+signing = APIRouter(tags=["raters"])  # whose passwords take long to check, as they must
 Guest = Annotated[Visitor | None, Depends(PUBLIC)]
 Anybody = Annotated[Visitor, Depends(needs(*ROLES))]
 Rater = Annotated[Visitor, Depends(needs("annotator", "expert"))]
 API = "/api/v1"
 
 
-@router.post(f"{API}/session", response_model=shapes.Signed, tags=["session"])
+@signing.post(f"{API}/session", response_model=shapes.Signed, tags=["session"])
 def sign_in(request: Request, _: Guest, sent: shapes.SignIn) -> Response:
     """Sign in by password: a bearer token for a program, a cookie for a page."""
     token = password_session(request, sent.login, sent.password, kind=sent.kind)
@@ -223,3 +225,6 @@ def _essence(value: Mapping[str, Any]) -> dict[str, Any]:
     if "spans" in said:
         said["spans"] = sorted(said["spans"], key=canonical_json)
     return said
+
+
+router.routes.extend(signing.routes)

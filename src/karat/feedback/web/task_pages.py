@@ -27,13 +27,14 @@ from karat.feedback.people.studies import way_out
 from karat.feedback.web import forms, page_record, person_pages, task_view
 from karat.feedback.web.access import PUBLIC, Visitor, needs, sent_form
 from karat.feedback.web.failures import wants_json
+from karat.feedback.web.lanes import QuickRoute
 from karat.feedback.web.rendering import is_long, markdown_html
 from karat.feedback.web.templates import environment, render
 from karat.feedback.work import assignment, sitting
 from karat.feedback.work.answering import Given, Work, submit_work, work_of
 from karat.questions import Question
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=QuickRoute)
 Guest = Annotated[Visitor | None, Depends(PUBLIC)]
 Rater = Annotated[Visitor, Depends(needs("annotator", "expert"))]
 Sent = Annotated[FormData, Depends(sent_form)]
