@@ -185,7 +185,7 @@ def test_the_rate_of_gold_is_kept(store):
     gold = {task.id for task in checks.add_gold(store, [(task, A) for task in store.tasks()[:5]], version="1")}
     rates = ProjectSettings(gold_rate=0.3, repeat_rate=0.0)
     with store.connection(write=True) as connection:
-        found = [turn_of(connection, f"rater {i}", rates, b"key").check for i in range(400)]
+        found = [turn_of(connection, f"rater {i}", rates, b"key", now=0.0).check for i in range(400)]
     n = Counter(row.id for row in found if row is not None)
     # 120 expected, standard deviation 9.2; each item a fifth of them
     assert 90 < n.total() < 150

@@ -133,7 +133,7 @@ def first_open(
     """A lease on a task whose last lease ran out, else on the first task by seq that needs answers, else None.
 
     Args:
-        draw: of `grant`.    queue: `audience`, `batch`, `barred`, `met` and `done_to` of `waiting.peek_open`.
+        draw: of `grant`.    queue: `audience`, `batch`, `barred`, `met`, `done_to` and `lapsed` of `waiting.peek_open`.
     """
     while (row := peek_open(connection, annotator, now=now, **queue)) is not None:
         if lease := grant(connection, row, annotator, now=now, lease_s=lease_s, draw=draw):

@@ -30,6 +30,9 @@ STRIDE = 32
 MOVED_EVERY = 8
 """Tasks of which one moves the mark, drawn by its name: with many raters the queue runs ahead of each at every turn."""
 
+IS_HELD = sa.literal_column(f"'{HELD}'")
+"""The state as the index of held tasks names it: with a parameter it is not found."""
+
 _WHO = bindparam("who", type_=sa.String)
 _DONE_TO = bindparam("done_to", type_=sa.Integer)
 _MOST = bindparam("most", type_=sa.Integer)
@@ -86,13 +89,19 @@ _PLACE = (tasks.c.state, tasks.c.audience, tasks.c.seq)
 def _queue(state: str, many: bool) -> list[sa.ColumnElement[bool]]:
     audience = bindparam("audience", type_=sa.String)
     if state == HELD:
-        return [tasks.c.state == sa.literal_column(f"'{HELD}'"), tasks.c.audience == audience]
+        return [tasks.c.state == IS_HELD, tasks.c.audience == audience]
     if not many:
         return [tasks.c.state == OPEN, tasks.c.audience == audience, tasks.c.seq > _DONE_TO]
     # Said as an equality, PostgreSQL takes the order by number alone to be as good as that by state and number, and walks
     # over every task that was ever answered. As one comparison the mark is where it enters the index.
     mark = sa.tuple_(sa.literal(OPEN), audience, _DONE_TO)
     return [tasks.c.state.between(OPEN, OPEN), tasks.c.audience == audience, sa.tuple_(*_PLACE) > mark]
+
+
+def has_lapsed(audience: str) -> sa.ColumnElement[bool]:
+    """That a held task of an audience may have room by `now`."""
+    held = (tasks.c.state == IS_HELD, tasks.c.audience == audience, tasks.c.free_at <= _NOW)
+    return select(tasks.c.id).where(*held).exists()
 
 
 # Handing out
@@ -108,6 +117,7 @@ def peek_open(
     barred: Sequence[str] = (),
     met: Collection[Asked] = (),
     done_to: int | None = None,
+    lapsed: bool = True,
 ) -> Any:
     """The row of the task that `leases.first_open` tries, locked but not leased.
 
@@ -115,13 +125,14 @@ def peek_open(
         audience: whose tasks.    barred: Question.ids that this rater is not to see now.
         met: what she is not to be asked, because she was asked it in another form.
         done_to: her mark (`annotators.done_to`), which is moved on; None = she has none.
+        lapsed: False = it is known that no held task may have room (`has_lapsed`).
     """
     asked: dict[str, Any] = {"who": annotator, "audience": audience}
     if batch is not None:
         asked["batch"] = batch
     if barred:
         asked["barred"] = list(barred)
-    after = {HELD: {"now": now}, OPEN: {"done_to": done_to or 0}}
+    after = ({HELD: {"now": now}} if lapsed else {}) | {OPEN: {"done_to": done_to or 0}}
     while (row := _peek(connection, asked, after)) is not None and asked_of(row) in met:
         asked["passed"] = [*asked.get("passed", ()), row.id]  # seldom: only what stands first in the queue
     if done_to is not None and (row is None or (row.state == OPEN and _is_far(row, done_to))):

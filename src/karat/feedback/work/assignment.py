@@ -125,9 +125,10 @@ def hand_out(
             return _offered(lease, "not qualified", keys), None
     turn = Turn(None, frozenset())
     if rater.audience == "annotator":
-        turn = turn_of(connection, who, rater.settings, keys.turns, barred=rater.barred)
+        turn = turn_of(connection, who, rater.settings, keys.turns, now=now, barred=rater.barred)
     queue = {"audience": rater.audience, "met": turn.had}
-    now_open = queue | {"barred": rater.barred, "done_to": rater.done_to if rater.audience == "annotator" else None}
+    mark = rater.done_to if rater.audience == "annotator" else None
+    now_open = queue | {"barred": rater.barred, "done_to": mark, "lapsed": turn.lapsed}
     if turn.check is None:
         lease = leases.first_open(connection, who, **terms, **now_open)
     else:

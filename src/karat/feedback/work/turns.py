@@ -19,6 +19,7 @@ from karat.feedback.keys import keyed_fraction
 from karat.feedback.openings import CHECK, Asked, asked_of
 from karat.feedback.prepared import Prepared
 from karat.feedback.schema import assignments, judgements, tasks
+from karat.feedback.waiting import has_lapsed
 from karat.feedback.work import checks
 from karat.records import Task
 
@@ -40,6 +41,8 @@ _COUNTS = Prepared(
         .scalar_subquery()
         .label("n_turns"),
         select(func.count()).where(judgements.c.annotator == bindparam("who")).scalar_subquery().label("n_given"),
+        select(people.checks.c.task_id).where(people.checks.c.purpose == checks.GOLD).exists().label("has_gold"),
+        has_lapsed("annotator").label("has_lapsed"),
     )
 )
 _ITEM = tasks.alias("item")
@@ -86,10 +89,18 @@ class Turn:
     """The row of a gold item or repeat; None = it brings work."""
     had: frozenset[Asked]
     """What she was asked as gold, retired or not: work that equals it would tell her that one of them was a check."""
+    lapsed: bool = True
+    """False = no task that all have in hand may have room again."""
 
 
 def turn_of(
-    connection: Connection, annotator: str, settings: ProjectSettings, key: bytes, *, barred: Sequence[str] = ()
+    connection: Connection,
+    annotator: str,
+    settings: ProjectSettings,
+    key: bytes,
+    *,
+    now: float,
+    barred: Sequence[str] = (),
 ) -> Turn:
     """What this turn of a rater brings.
 
@@ -97,21 +108,24 @@ def turn_of(
 
     Args:
         key: secret, or raters could foretell their checks.    barred: Question.ids that she is not to see now.
+        now: seconds since the epoch.
     """
-    counts = _COUNTS.first(connection, who=annotator)
+    counts = _COUNTS.first(connection, who=annotator, now=now)
     assert counts is not None
     turn = counts.n_turns
-    gold, had = _gold(connection, annotator, keyed_fraction(key, "gold", annotator, turn), barred)
+    gold, had = None, frozenset()
+    if counts.has_gold:  # says nothing about this rater
+        gold, had = _gold(connection, annotator, keyed_fraction(key, "gold", annotator, turn), barred)
     again = _repeat(connection, annotator, counts.n_given - settings.repeat_gap, (key, turn), barred)
     drawn = keyed_fraction(key, "turn", annotator, turn)
     if drawn < settings.gold_rate:
-        return Turn(gold, had)
+        return Turn(gold, had, counts.has_lapsed)
     if again is None or drawn >= settings.gold_rate + settings.repeat_rate:
-        return Turn(None, had)
+        return Turn(None, had, counts.has_lapsed)
     if isinstance(again, Task):
         checks.write_repeat(connection, again)
-        return Turn(_TASK.first(connection, task=again.id), had)
-    return Turn(again, had)
+        again = _TASK.first(connection, task=again.id)
+    return Turn(again, had, counts.has_lapsed)
 
 
 def had_as_gold(connection: Connection, annotator: str) -> frozenset[Asked]:
