@@ -25,6 +25,8 @@ T = TypeVar("T")
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_LINE_BYTES = 1 << 26
 """64 MiB: no row of text is longer; a file without line ends must not fill the memory."""
+MAX_EXPANSION = 200
+"""Texts shrink 3- to 20-fold; what shrinks more, and is longer than `MAX_LINE_BYTES` when unpacked, is no data."""
 
 
 @dataclass(frozen=True)
@@ -223,10 +225,18 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                     f"{path}: found no gzip data; expected it from the name (rename it if it is plain text)"
                 )
             file = gzip.GzipFile(fileobj=raw) if head == GZIP_MAGIC else raw
+            most = max(MAX_LINE_BYTES, MAX_EXPANSION * path.stat().st_size)
+            n_bytes = 0
             while line := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
                 if len(line) > MAX_LINE_BYTES:
                     raise InputError(f"{path}:{number}: found a line of more than {MAX_LINE_BYTES} bytes; split it")
+                n_bytes += len(line)
+                if n_bytes > most:  # never of a plain file, whose size is that of its lines
+                    raise InputError(
+                        f"{path}:{number}: found over {MAX_EXPANSION} times the file's own size; unpack it yourself if "
+                        "you trust it"
+                    )
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; check the path") from None

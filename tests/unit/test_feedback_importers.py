@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from karat import rowfiles
 from karat.errors import InputError, LedgerError
 from karat.feedback.exchange.importers import (
     TEXT_FIELDS,
@@ -288,6 +289,24 @@ def test_malformed_files_are_one_line(tmp_path, store):
         assert str(tmp_path / name) in str(caught.value)
         assert "\n" not in str(caught.value)
     assert (store.n_judgements(), store.prompts(), store.annotators()) == (0, {}, {})
+
+
+def test_a_small_file_that_unpacks_to_a_large_one_is_refused_on_the_way(tmp_path, store, monkeypatch):
+    monkeypatch.setattr(rowfiles, "MAX_LINE_BYTES", 5_000)
+    read, loads = [], json.loads
+    monkeypatch.setattr(rowfiles.json, "loads", lambda line, **rest: read.append(1) or loads(line, **rest))
+    for name, data in (("rows", b'{"a": 1}\n' * 50_000), ("blank", b"\n" * 200_000), ("line", b" " * 200_000)):
+        path = tmp_path / f"{name}.jsonl.gz"
+        path.write_bytes(gzip.compress(data))
+        with pytest.raises(InputError, match=r"times the file's own size|more than 5000 bytes") as caught:
+            import_votes(store, path)
+        assert "\n" not in str(caught.value)
+    assert len(read) < 40_000
+    votes = [{**VOTE, "annotator": f"r{i}"} for i in range(200)]  # what is only much alike is data
+    path = tmp_path / "alike.jsonl.gz"
+    path.write_bytes(gzip.compress("".join(json.dumps(each) + "\n" for each in votes).encode()))
+    assert path.stat().st_size * 20 < 200 * len(json.dumps(VOTE))
+    assert import_votes(store, path).n_new == 200
 
 
 def test_reading_the_same_file_again_adds_nothing(tmp_path, store):
