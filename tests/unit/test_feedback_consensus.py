@@ -67,13 +67,17 @@ def test_equal_to_crowd_kit_without_a_prior():
 
 def test_equal_to_the_slow_loop_step_by_step():
     answers = GOLDEN["planted"]["answers"]
-    for n_iterations in (2, 7):
-        slow = slow_dawid_skene.fit(answers, 80, 10, 3, n_iterations)
-        with pytest.raises(ConvergenceError, match=f"after {n_iterations} iterations"):
-            dawid_skene(table_of(answers), smoothing=0, tol=0, max_iter=n_iterations)
-    found = dawid_skene(table_of(answers), smoothing=0, tol=1e-13)
-    slow = slow_dawid_skene.fit(answers, 80, 10, 3, len(found.log_posterior))
-    np.testing.assert_allclose(found.posterior, slow[0], atol=1e-9)
+    lengths = []
+    for tol in (np.inf, 1e-2, 1e-4, 1e-13):  # where it stops, and so how many steps are compared
+        found = dawid_skene(table_of(answers), smoothing=0, tol=tol)
+        lengths.append(len(found.log_posterior))
+        posterior, confusion = slow_dawid_skene.fit(answers, 80, 10, 3, lengths[-1])
+        np.testing.assert_allclose(found.posterior, posterior, atol=1e-9)
+        np.testing.assert_allclose(found.confusion, confusion, atol=1e-9)
+    assert lengths[0] == 2
+    assert sorted(set(lengths)) == lengths
+    with pytest.raises(ConvergenceError, match="after 7 iterations"):
+        dawid_skene(table_of(answers), smoothing=0, tol=0, max_iter=7)
 
 
 @pytest.mark.parametrize("model", [dawid_skene, one_coin])

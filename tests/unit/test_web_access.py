@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, FastAPI
 import web_app
 from karat.errors import ConfigError
 from karat.feedback.people import accounts
-from karat.feedback.web.access import PUBLIC, RouteAccess, needs, route_table
+from karat.feedback.web.access import PUBLIC, SAFE_METHODS, RouteAccess, needs, route_table
 from karat.feedback.web.settings import ServerSettings
 
 ENDLESS = ("/admin/events",)
@@ -202,6 +202,30 @@ def test_a_cookie_counts_only_on_requests_from_our_own_pages(site, headers, allo
     client.cookies.set(site.settings.cookie, browser.token)
     answer = client.post("/api/v1/tasks/next", headers={"X-CSRF": browser.csrf})
     assert answer.status_code == (200 if allowed else 403), answer.text
+
+
+@pytest.mark.parametrize("role", web_app.ROLES)
+def test_no_route_that_changes_something_takes_a_cookie_alone(site, role):
+    browser = site.browser(role)
+    plain = site.anybody()
+    plain.cookies.set(site.settings.cookie, browser.token)
+    tried = 0
+    for entry in table(site):
+        if entry.method in SAFE_METHODS:
+            continue
+        path = filled(entry.path)
+        assert plain.request(entry.method, path, headers={"X-CSRF": browser.csrf}).status_code == 403, entry
+        if entry.roles is None or role not in entry.roles:
+            continue
+        for answer in (
+            browser.client.request(entry.method, path),
+            browser.client.request(entry.method, path, headers={"X-CSRF": site.browser(role).csrf}),
+        ):
+            assert answer.status_code == 403, entry
+            assert "older than your session" in answer.text, entry
+        tried += 1
+    assert tried >= 2
+    assert browser.get("/api/v1/me").status_code == 200
 
 
 def test_the_token_must_be_that_of_the_session(site):
