@@ -7,7 +7,7 @@ import pytest
 
 from feedback_cases import small_store, vote
 from karat.errors import InputError, StoreError
-from karat.feedback.documents import ProjectSettings, document, put_settings
+from karat.feedback.documents import Document, ProjectSettings, document, put_settings
 from karat.feedback.people import standing
 from karat.feedback.people.accounts import make_account
 from karat.feedback.snapshot import read_snapshot, write_snapshot
@@ -295,7 +295,7 @@ def test_a_qualification_comes_before_work_and_passing_it_opens_the_queue(store)
     assert assignment.next_task(store, "r0", now=1.0).task.batch == "main"
     found = standing.standing_of(store, "r0")
     assert (found.state, found.events[0].by) == ("working", "qualification:1")
-    assert found.events[0].reason == "4 of 4 right in attempt 1 at version 1; the pass mark is 75%"
+    assert found.events[0].reason == "4 of 4 right in attempt 1 at version 1; the pass mark is 75%, 3 of 4"
     assert checks.check_results(store)["r0"].n_qualification_right == 4
 
 
@@ -320,6 +320,15 @@ def test_the_pass_mark_is_a_share_that_may_just_be_met(store):
     for level in (2, 2, 0, 0):
         work(store, "r1", 1, level=level)
     assert assignment.next_work(store, "r1", now=1.0).reason == "not qualified"
+
+
+@pytest.mark.parametrize(
+    ("mark", "n", "enough"),
+    [(0.56, 25, 14), (0.58, 50, 29), (2 / 3, 3, 2), (0.6667, 3, 3), (0.01, 3, 1), (1.0, 7, 7)],
+)
+def test_a_mark_is_met_by_so_many_right_answers(mark, n, enough):
+    body = {"pass_mark": mark, "items": [[f"task:{i}" for i in range(n)]]}
+    assert checks.enough_right(Document("qualification", "1", body, "", 0.0)) == enough
 
 
 def test_a_skipped_item_is_not_right(store):

@@ -24,9 +24,9 @@ def store(new_address):
     return small_store(new_address("k"), n_tasks=6, overlap=2)
 
 
-def qualify(store, version="1", attempts=1, now=0.0, **rest) -> None:
+def qualify(store, version="1", attempts=1, now=0.0, mark=1.0, **rest) -> None:
     items = [(task, A) for task in store.tasks(batch="main")[:2]]
-    checks.add_qualification(store, items, version=version, pass_mark=1.0, attempts=attempts, now=now, **rest)
+    checks.add_qualification(store, items, version=version, pass_mark=mark, attempts=attempts, now=now, **rest)
 
 
 def work(store, who: str, n: int, *, level: int, now: float = 1.0) -> list[str]:
@@ -140,7 +140,7 @@ def test_an_admin_reads_what_was_asked_answered_and_expected(store):
 @pytest.fixture
 def site(tmp_path) -> web_app.Served:
     site = web_app.served(tmp_path)
-    qualify(site.store, now=site.now)
+    qualify(site.store, now=site.now, mark=2 / 3)
     fail(site.store, site.annotator(), now=site.now)
     return site
 
@@ -158,7 +158,9 @@ def test_the_rater_asks_the_admin_decides_and_the_rater_reads_why(site):
     assert "You asked for a review" in text_of(rater.get("/standing"))
     assert "<textarea" not in rater.get("/standing").text  # it is being read
     assert rater.post("/standing", {"answer": "and?"}).status_code == 422
-    assert "1 ask for a review" in text_of(admin.get("/admin/checks"))
+    checks_page = text_of(admin.get("/admin/checks"))
+    assert "1 rater 1 asks for a review" in checks_page
+    assert "Pass mark 66.67 %, 2 of 2 right" in checks_page
     assert "asks for a review" in text_of(admin.get("/admin/qualification"))
     page = admin.get("/admin/qualification/rater", params={"who": who})
     assert "<img" not in page.text

@@ -65,7 +65,7 @@ def qualification(
             now=time.time(),
         )
     n = len(made.body["items"][0])
-    said = f"qualification {made.version}: {n:,} items, pass mark {pass_mark:.0%}, {attempts} attempts"
+    said = f"qualification {made.version}: {n:,} items, pass mark {100 * pass_mark:.4g}%, {attempts} attempts"
     answer(as_json, {"version": made.version, "n_items": n, "pass_mark": pass_mark, "attempts": attempts}, [said])
 
 
@@ -105,7 +105,9 @@ def list_(run_or_store: StoreOrRun, as_json: AsJson = False) -> None:
             "n_passed": tried[0],
             "n_failed": tried[1],
         }
-        lines.append(f"qualification {test.version}: pass mark {mark:.0%}, {tried[0]} passed, {tried[1]} did not")
+        lines.append(
+            f"qualification {test.version}: pass mark {100 * mark:.4g}%, {tried[0]} passed, {tried[1]} did not"
+        )
     answer(as_json, content, lines or ["no checks yet; `karat checks gold --help` says how to add some"])
 
 

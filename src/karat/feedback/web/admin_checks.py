@@ -18,7 +18,7 @@ from karat.feedback.web.access import Visitor
 from karat.feedback.web.desk import Admin, Sent, done, field_of, kept_figures, note, number_of, page
 from karat.feedback.work import checks
 from karat.feedback.work.check_items import put_items
-from karat.feedback.work.checks import attempts_at, gold_items, gold_leaks, retire
+from karat.feedback.work.checks import attempts_at, enough_right, gold_items, gold_leaks, retire
 from karat.feedback.work.qualifying import failed_tests
 from karat.rowfiles import Row, rows_of_text
 from karat.stats import wilson
@@ -118,6 +118,7 @@ def _page(
         n_in_use=sum(one.retired_at is None for one in found),
         leaks=kept_figures(request, "gold leaks", lambda: gold_leaks(store)),
         test=test,
+        enough=enough_right(test) if test is not None else 0,
         tried=attempts_at(store, test.version) if test is not None else (0, 0),
         kept_out=kept_out,
         asking=sum(one.asks for one in kept_out),

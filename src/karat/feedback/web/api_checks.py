@@ -121,7 +121,7 @@ def add_qualification(request: Request, visitor: Admin, sent: QualificationIn) -
         now=request.app.state.clock(),
     )
     n = len(made.body["items"][0])
-    _note(request, visitor, "qualification made", made.version, f"{n} items, pass mark {sent.pass_mark:.0%}")
+    _note(request, visitor, "qualification made", made.version, f"{n} items, pass mark {100 * sent.pass_mark:.4g} %")
     return {"new": n}
 
 

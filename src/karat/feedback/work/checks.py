@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -245,15 +246,22 @@ def attempt_result(connection: Connection, annotator: str, document: Document, a
     answers = current_answers(connection, QUALIFY, annotator)
     right = {each.task_id for each in answers if is_right(each.kind, each.expected or {}, each.value)}
     n_right = len(right & set(wanted))
-    return n_right, n_right >= document.body["pass_mark"] * len(wanted)
+    return n_right, n_right >= enough_right(document)
+
+
+def enough_right(document: Document) -> int:
+    """Right answers of an attempt that pass: ⌈mark · items⌉, a mark that can be met exactly being met exactly."""
+    # 0.56 · 25 is 14.000000000000002 in floating point
+    return math.ceil(document.body["pass_mark"] * len(document.body["items"][0]) - 1e-9)
 
 
 def write_attempt(connection: Connection, annotator: str, document: Document, attempt: int, *, now: float) -> bool:
     """Write the result of a finished attempt as an event of the rater's standing. Returns: whether she passed."""
     n_right, passed = attempt_result(connection, annotator, document, attempt)
-    n, pass_mark = len(document.body["items"][0]), document.body["pass_mark"]
+    n, mark = len(document.body["items"][0]), 100 * document.body["pass_mark"]
     reason = (
-        f"{n_right} of {n} right in attempt {attempt} at version {document.version}; the pass mark is {pass_mark:.0%}"
+        f"{n_right} of {n} right in attempt {attempt} at version {document.version}; "
+        f"the pass mark is {mark:.4g}%, {enough_right(document)} of {n}"
     )
     action = QUALIFIED if passed else FAILED
     write_event(connection, annotator, action, reason, by=PROGRAM + document.version, now=now)
