@@ -208,3 +208,18 @@ def test_what_is_kept_for_the_gradient_saves_products_and_changes_nothing(with_e
     n = len(hidden)
     again = {0: n, 10 * 258: n - 8, 10**9: 0}[room]  # two chunks of four rows fit into ten
     assert sum(made) == n + again
+
+
+def test_a_large_vocabulary_is_not_read_anew_for_every_few_tokens(monkeypatch) -> None:
+    """Each product reads the whole output layer: 200 rows over 100,000 tokens take two, not five."""
+    made = []
+    product = logprobs.linear
+    monkeypatch.setattr(logprobs, "linear", lambda hidden, *rest: made.append(len(hidden)) or product(hidden, *rest))
+    head = torch.nn.Linear(2, 100_000, bias=False)
+    monkeypatch.setattr(logprobs, "head_of", lambda _: (head, None))
+    with torch.no_grad():
+        found, _ = token_logprobs(head, hidden := torch.randn(200, 2), ids := torch.arange(200))
+    assert made == [128, 72]
+    expected = head(hidden).log_softmax(1)[torch.arange(200), ids]
+    torch.testing.assert_close(found, expected)
+    assert logprobs.rows_at_a_time(8192) == 512

@@ -24,7 +24,10 @@ from karat.lm.final_block import only_rows
 from karat.lm.kernels import linear, matmul
 from karat.lm.trees import Batch, TreeBatch
 
-CHUNK_NUMBERS = 1 << 22  # logits made at a time where no chunk size is given: 16 MB in float32
+CHUNK_NUMBERS = 1 << 22
+"""Logits made at a time where no chunk size is given, 16 MB in float32, but at least LEAST_ROWS rows of them."""
+LEAST_ROWS = 128
+"""With fewer rows a product does little more than read the output layer: over 150,000 tokens 27 rows took three times as long a row."""
 KEPT_NUMBERS = 1 << 23
 """Numbers kept of a pass for its gradient, 32 MB in float32: each chunk that is kept saves one of its four products."""
 
@@ -39,6 +42,11 @@ class ResponseLogprobs:
     """Entropy in nats of the distribution each token was drawn from, if asked for."""
     hidden: Float[Tensor, "n d"] | None
     """Hidden state each token was predicted from, if asked for (for a value head on the same trunk)."""
+
+
+def rows_at_a_time(vocabulary: int) -> int:
+    """max(LEAST_ROWS, CHUNK_NUMBERS / vocabulary): logit rows that are made at once."""
+    return max(LEAST_ROWS, CHUNK_NUMBERS // vocabulary)
 
 
 def trunk_of(model: nn.Module) -> nn.Module:
@@ -97,7 +105,7 @@ def response_logprobs(
 
     Args:
         temperature: divides the logits, > 0; the same as in sampling if the numbers are to match.
-        chunk_rows: logit rows made at a time; None = as many as make 16 MB. Changes memory, not results.
+        chunk_rows: logit rows made at a time; None = `rows_at_a_time`. Changes memory, not results.
         with_entropy: also the entropy of each distribution.    with_hidden: also the hidden states behind them.
     """
     hidden = hidden_at(model, batch, batch.predict_index)
@@ -136,7 +144,7 @@ def token_logprobs(
     head, softcap = head_of(model)
     if not isinstance(head, nn.Linear):
         raise InputError(f"token_logprobs: found an output layer {type(head).__name__}; expected a linear one")
-    rows = chunk_rows or max(16, CHUNK_NUMBERS // head.weight.shape[0])
+    rows = chunk_rows or rows_at_a_time(head.weight.shape[0])
     learns = torch.is_grad_enabled() and (hidden.requires_grad or head.weight.requires_grad)
     keeps = KEPT_NUMBERS if learns and softcap is None else 0
     logprobs, entropy = _ChunkedLogprobs.apply(

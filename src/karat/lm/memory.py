@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-LOGIT_CHUNK_NUMBERS = 1 << 22
-"""Logits made at a time (`logprobs.CHUNK_NUMBERS`)."""
+LOGIT_CHUNK_NUMBERS, LOGIT_LEAST_ROWS = 1 << 22, 128
+"""Logits made at a time, and rows of them at least (`logprobs.rows_at_a_time`)."""
 LOGIT_KEPT_NUMBERS = 1 << 23
 """Numbers kept of them for the gradient (`logprobs.KEPT_NUMBERS`)."""
 LOGIT_COPIES = 3
@@ -37,6 +37,8 @@ class ModelSize:
     """Query heads × head size."""
     key_width: int
     """Key heads × head size."""
+    vocabulary: int
+    """Tokens."""
     bytes_per_number: int = 4
     """4 = float32."""
 
@@ -57,9 +59,8 @@ def size_of(config: Any, parameters: int) -> ModelSize:
     head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
     mlp = getattr(text, "intermediate_size", None) or getattr(text, "n_inner", None) or 4 * text.hidden_size
     key_heads = getattr(text, "num_key_value_heads", None) or heads
-    return ModelSize(
-        parameters, text.hidden_size, mlp, text.num_hidden_layers, heads * head_size, key_heads * head_size
-    )
+    widths = (heads * head_size, key_heads * head_size)
+    return ModelSize(parameters, text.hidden_size, mlp, text.num_hidden_layers, *widths, text.vocab_size)
 
 
 def lora_parameters(size: ModelSize, rank: int) -> int:
@@ -86,7 +87,8 @@ def training_bytes(size: ModelSize, *, n_trained: int, n_tokens: int, n_copies: 
         n_copies: further models in memory that are not trained (a reference policy, a reward model).
     """
     held = size.weight_bytes * (1 + n_copies) + 3 * n_trained * size.bytes_per_number
-    return held + activation_bytes(size, n_tokens) + (LOGIT_COPIES * LOGIT_CHUNK_NUMBERS + LOGIT_KEPT_NUMBERS) * 4
+    logits = LOGIT_COPIES * max(LOGIT_CHUNK_NUMBERS, LOGIT_LEAST_ROWS * size.vocabulary) + LOGIT_KEPT_NUMBERS
+    return held + activation_bytes(size, n_tokens) + logits * 4
 
 
 def cache_bytes(size: ModelSize, *, n_prompts: int, prompt_tokens: int, n_rows: int, response_tokens: int) -> int:

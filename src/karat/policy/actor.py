@@ -19,9 +19,9 @@ from karat.lm.adapters import reference_mode
 from karat.lm.heads import ScalarHead
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import (
-    CHUNK_NUMBERS,
     hidden_at,
     response_logprobs,
+    rows_at_a_time,
     token_logprobs,
     trunk_of,
     vocabulary_logprobs,
@@ -151,7 +151,7 @@ def exact_kl(actor: ActorCritic | Policy, batch: TreeBatch, *, temperature: floa
 
     One more pass of policy and reference; the logits are made for a few rows at a time.
     """
-    rows = max(16, CHUNK_NUMBERS // actor.lm.model.get_input_embeddings().weight.shape[0])
+    rows = rows_at_a_time(actor.lm.model.get_input_embeddings().weight.shape[0])
 
     def predicting(model: nn.Module) -> Float[Tensor, "n d"]:
         return hidden_at(model, batch, batch.predict_index)
