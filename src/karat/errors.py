@@ -6,7 +6,8 @@
     │   ├── LeakageError   the same prompt on both sides of a split
     │   └── CheckpointError  a model directory that cannot be used
     ├── StoreError         the feedback store refuses an operation
-    │   └── LeaseError     a lease that is unknown, expired or not the caller's
+    │   ├── LeaseError     a lease that is unknown, expired or not the caller's
+    │   └── AnsweredError  another answer of hers is there, and this one was not said to replace it
     ├── LedgerError        an artefact or manifest that is missing, altered or half-written
     ├── MaskError          a mask that counts nothing, or counts after a gap
     ├── GateError          the reward model did not pass its acceptance gate
@@ -46,6 +47,10 @@ class StoreError(KaratError):
 
 class LeaseError(StoreError):
     """A lease that is unknown, expired or held by somebody else."""
+
+
+class AnsweredError(StoreError):
+    """A rater's other answer to the same task is there, and nobody said that this one takes its place."""
 
 
 class LedgerError(KaratError):

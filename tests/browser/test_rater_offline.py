@@ -51,6 +51,25 @@ def test_offline_keeps_the_answer_and_sends_it_once(place: Place, visit):
     assert not waiting(page)
 
 
+def test_a_late_answer_leads_nobody_away_from_what_she_types(place: Place, visit):
+    account, link = place.rater()
+    add_kind(place.store, "critique", account.annotator)
+    closed = visit(link)
+    page = closed.context.new_page()
+    page.goto(f"{place.url}/work")
+    hand_in_offline(closed, "It is wrong.")
+    closed.close()
+    page.locator("#text").fill("It is quite wrong.")
+    page.context.set_offline(False)
+    expect(page.locator("#messages")).to_contain_text("What you have entered since is not handed in.")
+    expect(page.locator("#text")).to_have_value("It is quite wrong.")
+    page.locator("#submit").click()
+    expect(page.locator("#messages")).to_contain_text("You have given another answer to this already")
+    hand_in(page)
+    first, second = place.judgements(account.annotator)
+    assert (second.supersedes, second.value["text"]) == (first.id, "It is quite wrong.")
+
+
 def test_an_answer_that_waited_and_is_not_taken_is_on_the_page_again(place: Place, visit):
     account, link = place.rater()
     add_kind(place.store, "critique", account.annotator, rationale="required")

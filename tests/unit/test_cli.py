@@ -117,6 +117,8 @@ def test_every_command_has_help_with_an_example_and_json(capsys, name: str):
                 (["erase"], ["ann", "--reason", "asked"]),
                 (["disclose"], ["1", "--out", "x"]),
                 (["people", "list"], []),
+                (["experiment"], []),
+                (["checks", "failed"], []),
             )
         ),
         (["init", "{run}"], "is already there"),

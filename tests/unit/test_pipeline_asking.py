@@ -135,6 +135,15 @@ def test_the_queue_is_filled_when_it_runs_low_and_no_sooner(checkpoints, store, 
     assert len(n_loads) == 1
 
 
+def test_a_prompt_that_cannot_be_asked_does_not_end_the_filling(checkpoints, store, progress):
+    prompts = [user_prompt("ab " * 4000), *(user_prompt(f"ab {i}") for i in range(12))]
+    asking = replace(SMALL, n_tasks=4, batch="live")
+    n = keep_filled(
+        store, checkpoints[0], prompts, asking, n_waiting_least=99, progress=progress, stop=threading.Event()
+    )
+    assert n == n_waiting(store, "live") == 4
+
+
 def test_a_file_of_prompts_and_a_checkpoint_are_all_it_takes(checkpoints, tmp_path, progress):
     (tmp_path / "prompts.txt").write_text("ab\ncd\nef\n")
     address = str(tmp_path / "new.db")

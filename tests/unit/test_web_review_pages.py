@@ -108,6 +108,17 @@ def test_changing_after_seeing_keeps_both_answers(site):
     assert "changed after seeing" in text_of(expert.get("/review"))
 
 
+def test_what_she_changes_before_she_sees_the_others_is_blind_too(site):
+    expert = site.browser("expert")
+    disputed, _ = judged(site, expert, choice="0")
+    page = expert.get("/work/undo", follow_redirects=True)
+    fields = {name: hidden_field(page, name) for name in ("lease", "submission", "supersedes")}
+    expert.post("/work", {**fields, "choice": "6", "reason": "on second thoughts", "active_s": "60"})
+    assert "judged blind" in text_of(expert.get("/review"))
+    said = text_of(expert.get("/review/task", params={"id": disputed.id}))
+    assert (said.count(", blind"), "after you had seen" in said) == (2, False)
+
+
 def test_what_experts_said_replaces_nothing_of_the_raters(site):
     before = list(site.store.judgements())
     expert = site.browser("expert")

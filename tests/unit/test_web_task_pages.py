@@ -337,7 +337,26 @@ def test_the_same_page_sent_twice_is_one_answer_and_another_answer_a_correction(
     for _ in range(3):
         desk.post("/work", page, choice="0")
     assert len(desk.given) == 1
-    assert "used for another answer" in desk.post("/work", page, 409, choice="1").text
+    asked_back = desk.post("/work", page, 409, choice="1").text  # by the browser's back button, without scripts
+    assert len(desk.given) == 1
+    desk.post("/work", asked_back, choice="1")
+    first, second = desk.given
+    assert second.supersedes == first.id
+
+
+def test_a_window_that_still_shows_an_answered_task_asks_before_it_replaces_the_answer(desk: Desk):
+    add(desk)
+    page, other = desk.get(), desk.get()
+    desk.post("/work", page, choice="0")
+    desk.post("/work", other, choice="0")  # says the same
+    asked_back = desk.post("/work", other, 409, choice="6").text
+    assert "You have given another answer to this already" in asked_back
+    said = desk.post("/work", other, 409, json=True, choice="6")
+    assert (said["confirm"], said["submission"] != desk.hidden("submission", other)) == ("again", True)
+    assert len(desk.given) == 1
+    desk.post("/work", asked_back, choice="6")
+    first, second = desk.given
+    assert second.supersedes == first.id
 
 
 def test_undo_is_a_new_judgement_that_supersedes(desk: Desk):

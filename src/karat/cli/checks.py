@@ -31,7 +31,7 @@ def gold(run_or_store: StoreOrRun, path: Items, version: Version = "1", as_json:
     from karat.feedback.work.checks import add_gold
     from karat.rowfiles import read_rows
 
-    with open_store(store_address(run_or_store)) as store:
+    with open_store(store_address(run_or_store), create=False) as store:
         n = len(add_gold(store, put_items(store, read_rows(path), version=version), version=version))
         rate = project_settings(store).gold_rate
     said = f"gold {version}: {n:,} items; they come in {rate:.0%} of turns (Settings)"
@@ -54,7 +54,7 @@ def qualification(
     from karat.feedback.work.checks import add_qualification
     from karat.rowfiles import read_rows
 
-    with open_store(store_address(run_or_store)) as store:
+    with open_store(store_address(run_or_store), create=False) as store:
         made = add_qualification(
             store,
             put_items(store, read_rows(path), version=version),
@@ -139,7 +139,7 @@ def failed(run_or_store: StoreOrRun, as_json: AsJson = False) -> None:
     from karat.feedback.store import open_store
     from karat.feedback.work.qualifying import failed_tests
 
-    with open_store(store_address(run_or_store)) as store:
+    with open_store(store_address(run_or_store), create=False) as store:
         found = failed_tests(store)
     rows = [
         {
@@ -176,7 +176,7 @@ def decide(
     if admit and keep:
         raise ConfigError("checks decide: found --admit and --keep; expected one of them, or neither: another attempt")
     decision = ADMITTED if admit else KEPT if keep else RETRY
-    with open_store(store_address(run_or_store)) as store:
+    with open_store(store_address(run_or_store), create=False) as store:
         now = time.time()
         qualifying.decide(store, annotator, decision, reason=reason, by=COMMAND_LINE, now=now)
         log(store, COMMAND_LINE, f"qualification: {decision}", annotator, reason, now=now)

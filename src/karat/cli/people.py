@@ -167,7 +167,7 @@ def experiment(
 
     if (arm or end) and not name:
         raise ConfigError("experiment: found no name; expected karat experiment STORE NAME …")
-    with open_store(store_address(run_or_store)) as store:
+    with open_store(store_address(run_or_store), create=False) as store:
         if arm or end:
             now = time.time()
             if arm:

@@ -134,7 +134,7 @@ def judge(
     server = Endpoint(endpoint, model, max_new_tokens, temperature)
     who = Annotator(name or f"ai:{model}", "ai")
     with (
-        open_store(store_address(run_or_store)) as store,
+        open_store(store_address(run_or_store), create=False) as store,
         open_progress() as progress,
         progress.stage("judge", unit="answers", announced=False) as bar,
     ):

@@ -349,7 +349,10 @@ def keep_filled(
         some, at = prompts[at : at + FILL], at + FILL
         # every fill draws its own samples, the same ones after a restart
         part = replace(asking, seed=child_seed(asking.seed, "fill", str(at)))
-        n_queued += ask_about(store, {model.name: lm}, some, part, progress=progress).n_tasks
+        try:
+            n_queued += ask_about(store, {model.name: lm}, some, part, progress=progress).n_tasks
+        except InputError as error:  # equal samples, or a prompt that is too long: the next ones may do
+            progress.note(str(error))
     return n_queued
 
 

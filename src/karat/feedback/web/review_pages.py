@@ -26,6 +26,7 @@ from karat.feedback.work.reviews import (
     Review,
     confirmed_at,
     looked_at,
+    n_blind,
     review_of,
     reviews,
     send_all,
@@ -126,7 +127,7 @@ def _list(
 def _stage(request: Request, row: Review, visitor: Visitor) -> str:
     own = row.by(visitor.annotator)
     store = request.app.state.store
-    if len(own) > 1:
+    if n_blind(store, own) < len(own):
         return "changed"
     if confirmed_at(store, own[-1].id) is not None:
         return "confirmed"
@@ -162,7 +163,7 @@ def _detail(request: Request, visitor: Visitor, review: Review, *, message: str)
             (f"Expert {i}", one.judgement, answer_words(question, one.judgement.value, order, texts))
             for i, one in enumerate((one for one in review.verdicts if one not in own), 1)
         ],
-        seen_at=looked_at(store, own[0].id) if own else None,
+        n_blind=n_blind(store, own),
         confirmed=confirmed_at(store, own[-1].id) if own else None,
         changeable=bool(changeable),
     )

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from starlette.datastructures import FormData
 from starlette.requests import Request
 
-from karat.errors import LeaseError, StoreError
+from karat.errors import AnsweredError, LeaseError, StoreError
 from karat.feedback import documents
 from karat.feedback.people import care, drafts
 from karat.feedback.people.own_record import OwnProgress
@@ -57,6 +57,8 @@ HOMES = {"admin": "/admin", "auditor": "/audit"}
 CONFIRMATIONS = {
     "fast": "That was very quick for texts of this length. If you have read them, submit once more.",
     "unchanged": "You have not changed the text. If it is right as it stands, submit once more.",
+    "again": "You have given another answer to this already, perhaps in another window. If this one is to take its place, "
+    "submit once more; to keep the earlier one, leave this page.",
     "skip": "You have written something. If you skip, it is not handed in. To skip all the same, press Skip once more.",
 }
 """What is asked back, once, before something unusual is done."""
@@ -118,6 +120,9 @@ def submit(request: Request, visitor: Rater, form: Sent) -> Response:
         return _ask_back(request, visitor, work, fields, question)
     try:
         submit_work(state.store, work, _given(found, fields, answer), now=state.clock())
+    except AnsweredError:
+        # under a key of its own: the key of this page may be that of the other answer
+        return _ask_back(request, visitor, work, {**fields, "submission": [str(uuid.uuid4())]}, "again")
     except LeaseError:
         raise
     except StoreError as error:
@@ -290,6 +295,7 @@ def _ask_back(request: Request, visitor: Visitor, work: Work, fields: forms.Fiel
     if wants_json(request):
         lease = work.renewed_as or work.lease_id
         body = {"state": "confirm", "confirm": question, "message": CONFIRMATIONS[question], "lease": lease}
+        body["submission"] = _one(fields, "submission")
         return JSONResponse(body, 409)
     messages = {"": CONFIRMATIONS[question]}
     supersedes = _one(fields, "supersedes")
@@ -298,6 +304,8 @@ def _ask_back(request: Request, visitor: Visitor, work: Work, fields: forms.Fiel
 
 def _asks_back(work: Work, answer: forms.Answer, fields: forms.Fields) -> str:
     confirmed = set(fields.get("confirm", ()))
+    if "again" in confirmed:  # asked last
+        return ""
     if answer.unchanged and "unchanged" not in confirmed:
         return "unchanged"
     missing = answer.value is None or "missing" in answer.value
@@ -319,6 +327,7 @@ def _given(found: sitting.Received, fields: forms.Fields, answer: forms.Answer) 
         idle_s=page_record.seconds(fields, "idle_s"),
         shown=shown,
         supersedes=_one(fields, "supersedes") or None,
+        replaces="again" in fields.get("confirm", ()),
     )
 
 

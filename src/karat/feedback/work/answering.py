@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, func, or_, select
 
-from karat.errors import LeaseError, StoreError
+from karat.errors import AnsweredError, LeaseError, StoreError
 from karat.feedback import people_tables as people
 from karat.feedback import schema as tables
 from karat.feedback.arm_changes import ArmChange
@@ -38,6 +38,7 @@ from karat.records import Prompt, Response, Task
 
 NO_CHANGE = ArmChange()
 """Of whoever is in no experiment."""
+_ANSWERED = "you have given another answer to this task; say whether this one takes its place"
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ class Given:
     """What the page knows about itself: truncated, page, locale … (`Judgement.shown`)."""
     supersedes: str | None = None
     """Judgement id that this one corrects; None = the first answer."""
+    replaces: bool = True
+    """False = where another answer of hers is there that this one does not name, it is refused and not a correction."""
 
 
 # Written once and compiled once: these are asked with every page and every answer.
@@ -216,7 +219,8 @@ def submit_work(store: Store, work: Work, given: Given, *, now: float) -> Stored
     Sent again (the same key, or the same answer to the same task), the stored judgement comes back.
 
     Raises: StoreError for a key that she used for another answer, a correction of a sealed judgement or of one that
-        was corrected already, or a late answer without consent; InputError for a value that does not fit.
+        was corrected already, or a late answer without consent; AnsweredError where she has answered otherwise and
+        this one is not to replace it; InputError for a value that does not fit.
     """
     if work.arms:
         given = replace(given, shown={**given.shown, "arms": dict(work.arms)})
@@ -234,6 +238,8 @@ def submit_work(store: Store, work: Work, given: Given, *, now: float) -> Stored
             return earlier
         if earlier is not None or given.supersedes is not None:
             _check_correction(connection, earlier, given)
+            if given.supersedes is None and not given.replaces:
+                raise AnsweredError(_ANSWERED)
         if held.state == "leased" and (held.expires_at or 0.0) <= now:
             _check_consent(connection, work.annotator)
         stored = submit_held(connection, _judgement(work, given, earlier, key=key, now=now), task, held, now=now)
@@ -298,6 +304,8 @@ def _check_correction(connection: Connection, earlier: StoredJudgement | None, g
 def _same(row: Any, given: Given) -> StoredJudgement:
     stored = stored_judgement(row)
     if not stored.erased and not _says(stored, given):
+        if not given.replaces:
+            raise AnsweredError(_ANSWERED)
         raise StoreError(f"submission {given.key!r} was used for another answer; expected a new key for a new answer")
     return stored
 

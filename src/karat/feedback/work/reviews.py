@@ -97,6 +97,16 @@ def looked_at(store: Store, judgement_id: str) -> float | None:
         return _logged(connection, LOOKED, judgement_id)
 
 
+def n_blind(store: Store, own: Sequence[StoredJudgement]) -> int:
+    """How many of an expert's answers to one question she gave before she saw the others'; the first ones.
+
+    Args:
+        own: `Review.by`, in order.
+    """
+    seen = (i for i, one in enumerate(own, 1) if looked_at(store, one.id) is not None)
+    return next(seen, len(own))
+
+
 def confirmed_at(store: Store, judgement_id: str) -> float | None:
     """When she confirmed this judgement after she had seen them; None = she has not."""
     with store.connection() as connection:

@@ -26,7 +26,7 @@ export function showLeftover(item, body, queue) {
     box.append(made("p", "You wrote:"), made("pre", typed, { dir: "auto", tabIndex: 0, className: "plain" }));
   }
   const row = made("p", "", { className: "row" });
-  if (body?.lease) row.append(made("a", "Back to the task", { className: "button primary", href: "/work" }));
+  if (body?.lease && body.confirm !== "again") row.append(made("a", "Back to the task", { className: "button primary", href: "/work" }));
   const button = made("button", "I have read this; discard it", { type: "button" });
   button.addEventListener("click", () => {
     queue.drop(item.key);

@@ -61,8 +61,11 @@ const queue = startQueue(document.body.dataset.who, {
   said,
   sessionEnded: showRelogin,
   arrived(item, body) {
-    if (isHere(item, body)) leave(body.next);
-    else said(`Sent ${clock()}`);
+    const own = item.key === form.elements.submission.value;
+    if (own || (isHere(item, body) && !(saver.at() > item.at))) return leave(body.next);
+    if (!isHere(item, body)) return said(`Sent ${clock()}`);
+    // she has gone on with it meanwhile: nobody is led away from what she types
+    complain(["The answer that waited on this device is sent. What you have entered since is not handed in."], "notice");
   },
   refused(item, code, body) {
     if (!isHere(item, body)) return showLeftover(item, body, queue);
@@ -130,6 +133,7 @@ function answered(code, body) {
       form.append(field);
     }
     field.value = body.confirm;
+    if (body.submission) form.elements.submission.value = body.submission;
     document.getElementById("submit-word").textContent = "Submit anyway";
     complain([body.message]);
     return submitButton.focus();
