@@ -182,10 +182,14 @@ def test_the_rater_asks_the_admin_decides_and_the_rater_reads_why(site):
 
 def test_who_is_admitted_gets_work_and_leaves_the_list(site):
     admin, who = site.browser("admin"), site.annotator()
-    assert "not qualified" in text_of(admin.get("/admin/rater", params={"who": who}))
+    assert f"{who} not qualified" in text_of(admin.get("/admin/raters"))
+    own = admin.get("/admin/rater", params={"who": who}).text
+    assert '<span class="tag away">not qualified</span>' in own
+    assert '<span class="tag good">works</span>' not in own
     answer = admin.post("/admin/qualification", {"who": who, "to": "admitted", "reason": "an expert of the field"})
     assert "She is admitted" in text_of(admin.get(answer.headers["location"]))
     assert "an expert of the field" in text_of(site.browser("annotator").get("/standing"))
+    assert f"{who} works" in text_of(admin.get("/admin/raters"))
     assert site.program("annotator").post("/api/v1/tasks/next").json()["reason"] == "work"
     assert admin.get("/admin/qualification/rater", params={"who": who}).status_code == 404
     assert "Nobody is kept from work" in text_of(admin.get("/admin/qualification"))

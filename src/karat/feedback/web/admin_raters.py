@@ -32,6 +32,7 @@ from karat.feedback.web.background import Background
 from karat.feedback.web.charts import Whisker, whisker_chart
 from karat.feedback.web.desk import Admin, Sent, done, field_of, kept_figures, note, page
 from karat.feedback.work.dashboard import DISMISSAL
+from karat.feedback.work.qualifying import failed_tests
 from karat.feedback.work.rates import own_pay
 from karat.ledger.manifest import is_run
 
@@ -71,6 +72,7 @@ def rater_list(request: Request, visitor: Admin, done: str = "", n: int = 0) -> 
         n_rows=len(rows),
         chart=_side_chart(rows),
         asked=_waiting_for_deletion(request.app.state.store),
+        unqualified={one.annotator for one in failed_tests(request.app.state.store)},
         least=MIN_VOTES,
     )
 
