@@ -15,10 +15,12 @@ from typing import Any
 import uvicorn
 
 from karat.feedback import documents, people_tables
-from karat.feedback.people import accounts
+from karat.feedback.people import accounts, standing
 from karat.feedback.store import Store, open_store
+from karat.feedback.tasks import answer
 from karat.feedback.web.app import create_app
 from karat.feedback.web.settings import ServerSettings
+from karat.feedback.work import assignment, checks
 from karat.questions import Choice, Question
 from karat.records import Prompt, Response, Task, Turn, user_prompt
 
@@ -101,6 +103,42 @@ def add_kind(store: Store, kind: str, annotator: str | None, **more: Any) -> Tas
         texts = ("Half of 8 is 4.\n\nTwice 4 is 9.\n\nSo it is 9.",)
     question = dataclasses.replace(QUESTIONS[kind], **more)
     return add_task(store, question, texts, reserved_for=annotator, batch=f"{kind}-{time.monotonic_ns()}")
+
+
+def judge(store: Store, task: Task, annotator: str, value: dict[str, Any], **more: Any) -> None:
+    """Store a rater's answer, what was shown first as the task has it."""
+    order = tuple(range(len(task.response_ids)))
+    said = answer(task, value, annotator=annotator, shown_order=order, created_at="2026-01-01T00:00:00Z",
+                  submission=f"{annotator}/{task.id}/{time.monotonic_ns()}", **more)  # fmt: skip
+    store.submit(said, now=time.time())
+
+
+def crowd(place: Place, *, n_tasks: int = 12, n_raters: int = 3) -> list[str]:
+    """Raters with enough votes for figures about them, the first of whom takes whatever stands first."""
+    names = [str(place.rater()[0].annotator) for _ in range(n_raters)]
+    for i in range(n_tasks):
+        texts = (f"The sky is blue, says {i}.", f"It mirrors the sea, says {i}.")
+        task = add_task(place.store, Question(), texts, batch=f"crowd-{time.monotonic_ns()}")
+        for k, name in enumerate(names):
+            level = 6 if k == 0 else (5 if (i + k) % 5 else 1) if i % 2 else (1 if (i + k) % 5 else 5)
+            judge(place.store, task, name, {"level": level, "n_levels": 7}, active_s=12.0)
+    return names
+
+
+def failed_test(place: Place, *, words: str = "Item 1 has two right answers.") -> str:
+    """A rater whom a failed qualification keeps from work, and who asks for a review."""
+    annotator, now = str(place.rater()[0].annotator), time.time()
+    task = add_kind(place.store, "comparison", None)
+    version = task.id[-30:]
+    checks.add_qualification(
+        place.store, [(task, {"level": 6, "n_levels": 7})], version=version, pass_mark=1.0, attempts=1, now=now
+    )
+    lease = assignment.next_work(place.store, annotator, now=now).lease
+    assert lease is not None
+    judge(place.store, lease.task, annotator, {"level": 0, "n_levels": 7}, reason=words)
+    assert assignment.next_work(place.store, annotator, now=now).reason == "not qualified"
+    standing.ask_review(place.store, annotator, words, by=annotator, now=now)
+    return annotator
 
 
 def conversation(*texts: str) -> Prompt:

@@ -7,7 +7,7 @@ import time
 import pytest
 from playwright.sync_api import Page
 
-from browser.place import QUESTIONS, Place, add_kind
+from browser.place import QUESTIONS, Place, add_kind, crowd, failed_test
 from karat.feedback.people import standing
 from karat.feedback.web.desk import ADMIN_TABS
 from karat.feedback.work.check_items import put_items
@@ -60,9 +60,15 @@ def pages_of(role: str, place: Place) -> tuple[str, ...]:
     rows = rows_of_text(f'{{"task": "{task.id}", "expected": "a"}}', "items")
     version = task.id[-30:]
     add_gold(place.store, put_items(place.store, rows, version=version), version=version)
-    admins = (*(path for path, _ in ADMIN_TABS), f"/admin/task?id={task.id}", f"/admin/rater?who={rater.annotator}")
+    clicker, failed = (crowd(place)[0], failed_test(place)) if role == "admin" else ("", "")
+    admins = (
+        f"/admin/task?id={task.id}",
+        *(f"/admin/rater?who={who}" for who in (rater.annotator, clicker, failed)),
+        "/admin/qualification",
+        f"/admin/qualification/rater?who={failed}",
+    )
     return {
-        "admin": admins,
+        "admin": (*(path for path, _ in ADMIN_TABS), *admins),
         "auditor": ("/audit", "/audit/slices", "/audit/record"),
         "expert": ("/", "/review", "/me"),
     }[role]

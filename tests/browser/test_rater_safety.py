@@ -68,8 +68,10 @@ class Watcher:
         assert self.page.url == self.place.url + path
         for text in holds:
             assert text in self.page.evaluate("document.body.textContent"), (path, text)
-        foreign = "script:not([src^='/static/']), iframe, object, embed, img, svg, video, base, a[href*=evil], a[href^='javascript']"
+        foreign = "script:not([src^='/static/']), iframe, object, embed, img, svg:not([role=img]), video, base"
         assert self.page.locator(foreign).count() == 0, path
+        leads_away = "[...document.links].filter(a => a.origin !== location.origin).map(a => a.href)"
+        assert self.page.evaluate(leads_away) == [], path
         handlers = "[...document.querySelectorAll('*')].flatMap(e => [...e.attributes]).filter(a => /^on/i.test(a.name) || a.name === 'style').map(a => a.name)"
         assert self.page.evaluate(handlers) == ["style"] * self.page.locator("[style]").count(), path
         self.n_pages += 1
