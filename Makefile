@@ -32,6 +32,9 @@ $(READY): constraints.txt pyproject.toml
 demo: $(READY)
 	@$(BIN)/karat demo $(DEMO)
 
+# a command that a test starts would otherwise compile the whole package, each time
+test test-long: export PYTHONDONTWRITEBYTECODE =
+
 test: $(READY)
 	@$(BIN)/python -m pytest -m 'not long' -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
