@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -11,13 +12,13 @@ from hypothesis import strategies as st
 
 from feedback_cases import small_store, vote
 from karat.errors import InputError
-from karat.feedback.detect.evidence import MIN_VOTES, Flag, vote_record
+from karat.feedback.detect.evidence import MIN_VOTES, Flag, VoteRecord, vote_record
 from karat.feedback.documents import Pay, ProjectSettings, put_document, put_settings
 from karat.feedback.people import standing
 from karat.feedback.people.accounts import log, make_account
 from karat.feedback.people.care import save_demographics
 from karat.feedback.people.who_judged import LEAST, slice_tables
-from karat.feedback.quality.rater_drift import cusum_alarms, drift_alarms
+from karat.feedback.quality.rater_drift import ARL0, cusum_alarms, drift_alarms
 from karat.feedback.quality.rater_health import comparisons_of, rater_health
 from karat.feedback.quality.reliability import fit_reliability
 from karat.feedback.record.auditing import FILTERS, Pseudonyms, audited, browse
@@ -250,6 +251,31 @@ def test_a_rater_who_turns_random_gives_an_alarm_and_one_who_does_not_gives_none
     assert ("r0" in alarms) == turns
     if turns:
         assert "of 100; 0.2 false alarms are to be expected" in alarms["r0"][0]
+
+
+def honest_votes(rng: np.random.Generator, *, n_raters: int = 60, n_items: int = 1200, overlap: int = 5) -> VoteRecord:
+    """Votes of raters who differ in competence and side bias, and never change."""
+    who = np.concatenate([rng.choice(n_raters, overlap, replace=False) for _ in range(n_items)])
+    item, side = np.repeat(np.arange(n_items), overlap), rng.choice([-1, 1], n_items * overlap)
+    gap = rng.normal(0, 2.1, n_items)[item] * rng.lognormal(0, 0.4, n_raters)[who]
+    likes_a = rng.random(len(item)) < 1 / (1 + np.exp(-gap - side * rng.normal(0, 0.3, n_raters)[who]))
+    names = tuple(f"r{w}" for w in range(n_raters))
+    texts = tuple(f"text {i}" for i in range(2 * n_items))
+    return VoteRecord(item, 2 * item, 2 * item + 1, 2 * likes_a, np.full(len(item), 3), side, who, names, texts)
+
+
+def test_raters_who_never_change_give_no_more_alarms_than_stated():
+    n_alarms, n_votes = 0, 0
+    for seed in range(2):
+        record = honest_votes(np.random.default_rng(seed))
+        for said in drift_alarms(record).values():
+            times = re.search(r"(\d+) times|once", said[0])
+            assert times is not None
+            n_alarms += int(times.group(1) or 1)
+        n_votes += len(record)
+    stated = n_votes / ARL0
+    # a chart starts at 0 and 100 votes are few, so that fewer are to be expected; three standard deviations above
+    assert stated / 4 < n_alarms < stated + 3 * stated**0.5
 
 
 # Cost, and what to ask again
