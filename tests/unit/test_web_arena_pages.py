@@ -107,11 +107,22 @@ def test_prompts_that_do_not_fit_come_back(tmp_path, prompt, said):
 def test_what_was_typed_with_a_task_in_hand_is_kept(tmp_path):
     site = web_app.served(tmp_path, 1, settings=ServerSettings(arena=("x", "y")))
     rater = site.browser("annotator")
-    assert rater.get("/work").status_code == 200
+    page = rater.get("/work").text
+    lease = re.search(r'name="lease" value="([^"]+)"', page)[1]
+    rater.post("/work/draft", {"lease": lease, "reason": "half"})
     answer = rater.post("/arena/ask", {"prompt": "a long and careful question"})
     assert answer.status_code == 409
-    assert "You have a task in hand" in text_of(answer)
+    assert "You have begun a task" in text_of(answer)
     assert "a long and careful question</textarea>" in answer.text
+
+
+def test_a_task_that_was_not_begun_goes_back_when_she_asks(tmp_path):
+    site = web_app.served(tmp_path, 1, settings=ServerSettings(arena=("x", "y")))
+    rater = site.browser("annotator")
+    assert 'name="lease"' in rater.get("/work").text  # as after every answer: the next one is in her hands
+    assert rater.post("/arena/ask", {"prompt": "Why?"}).status_code == 303
+    assert "Two answers" in text_of(rater.get("/arena"))
+    assert rater.get("/arena/waiting").json() == {"waiting": True}
 
 
 def test_equal_answers_are_not_put_to_anybody(tmp_path):

@@ -353,6 +353,8 @@ def keep_filled(
             n_queued += ask_about(store, {model.name: lm}, some, part, progress=progress).n_tasks
         except InputError as error:  # equal samples, or a prompt that is too long: the next ones may do
             progress.note(str(error))
+    if at >= len(prompts):
+        progress.note(f"all {len(prompts)} prompts were asked about; the queue is filled no more")
     return n_queued
 
 

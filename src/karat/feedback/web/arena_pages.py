@@ -18,9 +18,10 @@ from starlette.requests import Request
 
 from karat.errors import InputError, KaratError
 from karat.feedback.documents import GUIDELINE, document, project_settings
-from karat.feedback.leases import held_task
+from karat.feedback.leases import end_leases, held_task
 from karat.feedback.people.accounts import attempt
 from karat.feedback.people.care import consent_of
+from karat.feedback.people.drafts import read_draft
 from karat.feedback.people.standing import standing_of
 from karat.feedback.schema import responses
 from karat.feedback.store import Store
@@ -75,6 +76,8 @@ def ask(request: Request, visitor: Rater, form: Sent) -> Response:
     if not attempt(state.store, f"arena {annotator}", now=now, window_s=WINDOW_S, most=MOST_ASKED):
         message = "That is many questions in a minute; wait a little, then send it again."
         return _ask_page(request, visitor, text=text, message=message, status=429)
+    # a task that she has not begun goes back: handing in one hands out the next, so that she would never be free to ask
+    state.store.write(lambda connection: end_leases(connection, annotator, now=now))
     try:
         ask_duel(state.store, user_prompt(text), annotator)
     except InputError:
@@ -213,10 +216,11 @@ def _not_now(request: Request, visitor: Visitor, text: str) -> Response | None:
     if standing_of(state.store, annotator).state != "working":
         return RedirectResponse("/work", 303)
     with state.store.connection() as connection:
-        busy = held_task(connection, annotator, now=state.clock()) is not None
+        held = held_task(connection, annotator, now=state.clock())
+        begun = held is not None and (held.reserved_for or read_draft(connection, held.id, annotator))
         over = over_budget(connection, project_settings(state.store), now=state.clock())
-    if busy:
-        message = "You have a task in hand. Finish or skip it under Work, then send your question: it is still here."
+    if begun:
+        message = "You have begun a task. Finish or skip it under Work, then send your question: it is still here."
         return _ask_page(request, visitor, text=text, message=message, status=409)
     return RedirectResponse("/work", 303) if over else None
 
