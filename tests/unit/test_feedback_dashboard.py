@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +14,10 @@ from hypothesis import strategies as st
 from feedback_cases import small_store, vote
 from karat.errors import InputError
 from karat.feedback.detect.evidence import MIN_VOTES, Flag, VoteRecord, vote_record
-from karat.feedback.documents import Pay, ProjectSettings, put_document, put_settings
+from karat.feedback.documents import Budget, Pay, ProjectSettings, project_settings, put_document, put_settings
 from karat.feedback.people import standing
 from karat.feedback.people.accounts import log, make_account
-from karat.feedback.people.care import save_demographics
+from karat.feedback.people.care import keep_arms, save_demographics
 from karat.feedback.people.who_judged import LEAST, slice_tables
 from karat.feedback.quality.rater_drift import ARL0, cusum_alarms, drift_alarms
 from karat.feedback.quality.rater_health import comparisons_of, rater_health
@@ -27,8 +28,9 @@ from karat.feedback.web.admin_raters import run_detectors
 from karat.feedback.work import dashboard
 from karat.feedback.work.arena import LIVE, add_duel, arena, arena_result, arenas, make_arena
 from karat.feedback.work.checks import add_gold
+from karat.feedback.work.gates import over_budget
 from karat.feedback.work.outlay import amounts, ask_again, outlay
-from karat.feedback.work.rates import Paid, paid_seconds
+from karat.feedback.work.rates import Paid, own_pay, paid_seconds
 from karat.feedback.work.requeue import pull, reissue
 from karat.feedback.work.reviews import review_of, reviews, take
 from karat.feedback.work.task_browser import task_detail, task_page
@@ -281,8 +283,10 @@ def test_raters_who_never_change_give_no_more_alarms_than_stated():
 # Cost, and what to ask again
 
 
-def gave(n: int, n_timed: int, active_s: float, *, rate: float = 18.0, corrections_s: float = 0.0) -> Paid:
-    return Paid("r", rate, n, n_timed, active_s, corrections_s, 0)
+def gave(
+    n: int, n_timed: int, active_s: float, *, rate: float = 18.0, corrections_s: float = 0.0, per: str = "hour"
+) -> Paid:
+    return Paid("r", rate, n, n_timed, active_s, corrections_s, 0, per)
 
 
 @pytest.mark.parametrize(
@@ -294,7 +298,7 @@ def gave(n: int, n_timed: int, active_s: float, *, rate: float = 18.0, correctio
     ],
 )
 def test_money_follows_from_pay_and_measured_seconds(pay, spent, to_come):
-    found = amounts(pay, [gave(4, 3, 90.0)], 6)
+    found = amounts(pay, [gave(4, 3, 90.0, per=pay.per if pay else "judgement")], 6)
     assert found[:2] == pytest.approx((spent, to_come)) if pay else found[:2] == (None, None)
 
 
@@ -570,3 +574,45 @@ def test_a_live_duel_is_for_its_rater_alone(tmp_path):
     same = (user_prompt("mine"), "equal", "equal")
     assert add_duel(store, "live", ("x", "y"), same, annotator="r0", guideline="v1", now=NOW) is None
     assert arena(store, "live").n_identical == 1
+
+
+def test_what_was_earned_is_not_changed_by_what_is_paid_later(store):
+    """A base pay of 1, an experiment that pays r0 3, the end of it with a base of 2, and hours from then on."""
+    waiting = iter(store.tasks() * 4)
+
+    def answers(who: str, seconds: float, n: int = 1) -> None:
+        for _ in range(n):
+            store.submit(vote(next(waiting), who, created_at=at(12 * 3600 + seconds), active_s=36.0, key=f"{who} {seconds} {_}"))
+
+    def money() -> tuple[float | None, float | None]:
+        return own_pay(store, "r0")[0], own_pay(store, "r1")[0]
+
+    answers("r0", 1)  # before any pay was set
+    base = ProjectSettings(pay=Pay(1.0, "EUR"))
+    put_settings(store, base, now=NOW + 10)
+    answers("r0", 11, n=2)
+    answers("r1", 11)
+    assert money() == (3.0, 1.0)
+    trial = replace(
+        base, experiments={"pay": {"high": 1.0, "as ever": 1.0}}, arm_changes={"pay": {"high": {"pay": 3.0}}}
+    )
+    put_settings(store, trial, now=NOW + 20)
+    for who, arm in (("r0", "high"), ("r1", "as ever")):
+        store.write(lambda connection, who=who, arm=arm: keep_arms(connection, who, {"pay": arm}, now=NOW + 20))
+    answers("r0", 20)  # in the second of the change: she had read the page before
+    answers("r0", 25)
+    answers("r1", 25)
+    assert money() == (3.0 + 1.0 + 3.0, 2.0)
+    put_settings(store, replace(base, pay=Pay(2.0, "EUR"), title="Other"), now=NOW + 30)
+    put_settings(store, replace(base, pay=Pay(2.0, "EUR")), now=NOW + 32)
+    assert money() == (7.0, 2.0)
+    answers("r0", 35)
+    answers("r1", 35, n=2)
+    assert money() == (9.0, 6.0)
+    put_settings(store, ProjectSettings(pay=Pay(100.0, "EUR", "hour")), now=NOW + 40)
+    answers("r1", 45)
+    assert money() == pytest.approx((9.0, 7.0), abs=1e-12)  # 36 s of an hour
+    assert outlay(store).spent == pytest.approx(16.0, abs=1e-12)
+    put_settings(store, ProjectSettings(pay=Pay(1.0, "EUR"), budget=Budget(money=16.5)), now=NOW + 50)
+    with store.connection() as connection:
+        assert over_budget(connection, project_settings(store), now=NOW + 60)  # one more would pass it

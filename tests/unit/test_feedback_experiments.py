@@ -18,6 +18,7 @@ from karat.feedback.arm_changes import ArmChange, change_of, check_experiments, 
 from karat.feedback.documents import Budget, Pay, ProjectSettings, project_settings, put_document, put_settings
 from karat.feedback.people import accounts
 from karat.feedback.people.care import settings_for
+from karat.feedback.store import open_store
 from karat.feedback.work.assignment import next_work
 from karat.feedback.work.experiments import end_experiment, experiment_effects, make_experiment
 from karat.feedback.work.outlay import outlay
@@ -294,6 +295,7 @@ def test_the_api_sets_up_and_reports(site):
 
 def test_the_command_sets_up_ends_and_reports(tmp_path, capsys):
     address = str(tmp_path / "k.db")
+    open_store(address).close()
     make = ["experiment", address, "scale", "--arm", "seven", "--arm", "binary = 2: levels = 2"]
     assert cli.main([*make, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"experiment": "scale", "done": "experiment made"}

@@ -26,7 +26,7 @@ from karat.feedback.people.standing import DECISION, QUARANTINED, read_standing
 from karat.feedback.prepared import Prepared
 from karat.feedback.waiting import n_waiting
 from karat.feedback.work import checks
-from karat.feedback.work.rates import BY_PEOPLE, earned, paid, rates, typical_seconds
+from karat.feedback.work.rates import BY_PEOPLE, earned, paid, rates, terms, typical_seconds
 from karat.feedback.work.turns import had_as_gold
 
 Reason = Literal[
@@ -148,7 +148,7 @@ def budget_room(connection: Connection, settings: ProjectSettings, *, now: float
     budget, pay = settings.budget, settings.pay
     limits = [] if budget.judgements is None else [budget.judgements]
     if budget.money is not None and pay is not None:
-        by_arm = bool(rates(settings))
+        by_arm = bool(rates(settings)) or len(terms(connection)) > 1
         if (by_arm or pay.per == "hour") and _spent(connection, settings, now=now):
             return 0
         if not by_arm and pay.per == "judgement" and pay.amount:
@@ -168,12 +168,13 @@ def _spent(connection: Connection, settings: ProjectSettings, *, now: float) -> 
     money, pay = settings.budget.money, settings.pay
     assert money is not None
     assert pay is not None
-    by_rater = paid(connection, settings, now=now)
+    by_rater = paid(connection, now=now)
+    typical_s = typical_seconds(by_rater)
+    spent = sum(earned(one, typical_s) or 0.0 for one in by_rater)
     if pay.per == "hour":
-        typical_s = typical_seconds(by_rater)
-        return sum(earned(pay.per, one, typical_s) or 0.0 for one in by_rater) >= money
-    spent = sum(one.rate * (one.n + one.n_held) for one in by_rater)
-    return spent + max(pay.amount, *rates(settings).values()) > money + 1e-9  # the next one might pass it
+        return spent >= money
+    spent += sum(one.rate * one.n_held for one in by_rater)
+    return spent + max([pay.amount, *rates(settings).values()]) > money + 1e-9  # the next one might pass it
 
 
 @dataclass(frozen=True)

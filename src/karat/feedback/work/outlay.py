@@ -85,7 +85,7 @@ def outlay(store: Store) -> Outlay:
             select(func.coalesce(func.sum(tasks.c.overlap - tasks.c.n_answers), 0)).where(needs_answers())
         ).scalar_one()
         settings = project_settings(store)
-        by_rater = paid(connection, settings, now=0.0)
+        by_rater = paid(connection, now=0.0)
     pay = settings.pay
     spent, to_come, why = amounts(pay, by_rater, int(n_needed))
     typical_s = typical_seconds(by_rater)
@@ -107,7 +107,7 @@ def amounts(pay: Pay | None, by_rater: Sequence[Paid], n_needed: int) -> tuple[f
             (pay.amount * n_needed if pay.per == "judgement" else None),
             "" if pay.per == "judgement" else UNTIMED,
         )
-    each = [earned(pay.per, one, typical_s) for one in by_rater]
+    each = [earned(one, typical_s) for one in by_rater]
     if any(one is None for one in each):
         return None, None, UNTIMED
     spent = sum(one for one in each if one is not None)

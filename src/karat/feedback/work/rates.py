@@ -4,20 +4,26 @@
     seconds = measured active seconds, corrections included, + (answers without a time)·(mean of the others of hers)
 
 A correction is no new answer, but the time it takes is worked. Where none of hers was timed, everybody's mean stands in.
+An answer is paid at the rate that the settings promised when it was given: a change of pay and the end of an experiment change
+nothing about what was earned before. Answers given before any pay was set are paid as the first that was.
 Knows settings, arms and judgements; knows nothing about pages or budgets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import datetime
+import functools
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, and_, case, func, select
+import sqlalchemy as sa
+from sqlalchemy import Connection, and_, case, func, literal, select
 
 from karat.feedback.arm_changes import change_of
-from karat.feedback.documents import ProjectSettings, project_settings
+from karat.feedback.documents import SETTINGS, ProjectSettings, project_settings, settings_of
 from karat.feedback.openings import is_live
-from karat.feedback.people_tables import arms
+from karat.feedback.people_tables import arms, documents
 from karat.feedback.schema import assignments, judgements
 from karat.feedback.store import Store
 
@@ -26,8 +32,22 @@ BY_PEOPLE = and_(judgements.c.origin == "person", judgements.c.supersedes.is_(No
 
 
 @dataclass(frozen=True)
+class Terms:
+    """What was paid from a moment on."""
+
+    since: str
+    """The first second in which an answer was given under them, as in `Judgement.created_at`; "" = from the beginning."""
+    usual: float
+    """Money for a judgement or an hour; 0 = nothing was paid."""
+    per: str
+    """"judgement" or "hour"."""
+    arms: tuple[tuple[tuple[str, str], float], ...]
+    """The rate of every (experiment, arm) that changes it."""
+
+
+@dataclass(frozen=True)
 class Paid:
-    """What one rater gave, and at which rate."""
+    """What one rater gave at one rate."""
 
     annotator: str
     """Annotator.id."""
@@ -42,7 +62,9 @@ class Paid:
     corrections_s: float
     """Active seconds of her corrections."""
     n_held: int
-    """Tasks in her hands now."""
+    """Tasks in her hands now, where this is today's rate; else 0."""
+    per: str = "judgement"
+    """What is paid for: "judgement" or "hour"."""
 
 
 def paid_seconds(one: Paid, typical_s: float | None) -> float | None:
@@ -58,16 +80,13 @@ def paid_seconds(one: Paid, typical_s: float | None) -> float | None:
     return one.active_s + one.corrections_s + untimed * (mean_s or 0.0)
 
 
-def earned(per: str, one: Paid, typical_s: float | None) -> float | None:
-    """Money that a rater has earned; None where `paid_seconds` is.
+def earned(one: Paid, typical_s: float | None) -> float | None:
+    """Money that a rater has earned at a rate; None where `paid_seconds` is.
 
-    Args:
-        per: "judgement" or "hour".
-
-    >>> earned("hour", Paid("ann", 18.0, n=3, n_timed=2, active_s=40.0, corrections_s=20.0, n_held=0), None)
+    >>> earned(Paid("ann", 18.0, n=3, n_timed=2, active_s=40.0, corrections_s=20.0, n_held=0, per="hour"), None)
     0.4
     """
-    if per == "judgement":
+    if one.per == "judgement":
         return one.rate * one.n
     seconds = paid_seconds(one, typical_s)
     return None if seconds is None else one.rate * seconds / 3600
@@ -88,13 +107,12 @@ def own_pay(store: Store, annotator: str) -> tuple[float | None, float]:
     """
     settings = project_settings(store)
     with store.connection() as connection:
-        found = paid(connection, settings, now=0.0, annotator=annotator)
-        one = found[0] if found else Paid(annotator, 0.0, 0, 0, 0.0, 0.0, 0)
+        found = paid(connection, now=0.0, annotator=annotator)
         typical_s = None
-        if one.n > one.n_timed == 0:
+        if any(one.n > one.n_timed == 0 for one in found):
             typical_s = connection.execute(select(func.avg(judgements.c.active_s)).where(BY_PEOPLE)).scalar()
-    money = None if settings.pay is None else earned(settings.pay.per, one, typical_s) or 0.0
-    return money, paid_seconds(one, typical_s) or 0.0
+    money = None if settings.pay is None else sum(earned(one, typical_s) or 0.0 for one in found)
+    return money, sum(paid_seconds(one, typical_s) or 0.0 for one in found)
 
 
 def rates(settings: ProjectSettings) -> Mapping[tuple[str, str], float]:
@@ -108,24 +126,50 @@ def rates(settings: ProjectSettings) -> Mapping[tuple[str, str], float]:
     return found
 
 
-def paid(connection: Connection, settings: ProjectSettings, *, now: float, annotator: str | None = None) -> list[Paid]:
-    """Every rater who gave or holds something, with her rate: that of the arm she was drawn into, else the settings'.
+def terms(connection: Connection) -> Sequence[Terms]:
+    """What was paid, from the first settings that pay on; at least one entry."""
+    rows = connection.execute(
+        select(documents.c.body, documents.c.created_at).where(documents.c.name == SETTINGS).order_by(documents.c.seq)
+    )
+    found: list[Terms] = []
+    for body, at in rows:
+        usual, per, by_arm = _terms_in(body)
+        # whoever answered in the second of the change had been promised what was before
+        moment = datetime.datetime.fromtimestamp(int(at) + 1, datetime.UTC)
+        one = Terms(moment.strftime("%Y-%m-%dT%H:%M:%SZ") if found else "", usual, per, by_arm)
+        if not found or (found[-1].usual, found[-1].per, found[-1].arms) != (usual, per, by_arm):
+            found.append(one)
+        if not (found[0].usual or found[0].arms):
+            found = []
+    return found or [Terms("", 0.0, "judgement", ())]
 
-    A rater keeps the rate of her arm for all that she gave; it is 0 where nothing is paid.
+
+@functools.lru_cache(maxsize=256)
+def _terms_in(body: str) -> tuple[float, str, tuple[tuple[tuple[str, str], float], ...]]:
+    settings = settings_of(json.loads(body))
+    usual, per = (0.0, "judgement") if settings.pay is None else (settings.pay.amount, settings.pay.per)
+    return usual, per, tuple(sorted(rates(settings).items()))
+
+
+def paid(connection: Connection, *, now: float, annotator: str | None = None) -> list[Paid]:
+    """Every rater who gave or holds something, an entry for each of `terms` under which she did, with her rate: that of the arm
+    she was drawn into, where they have one for it, else the usual; 0 where nothing is paid.
 
     Args:
         annotator: only this rater.
     """
-    usual = 0.0 if settings.pay is None else settings.pay.amount
-    known = rates(settings)
-    rate_of = {
-        row.annotator: known[row.experiment, row.arm]
-        for row in connection.execute(select(arms))
-        if (row.experiment, row.arm) in known
-    }
+    offered = terms(connection)
+    rate_of: list[dict[str, float]] = []
+    drawn = connection.execute(select(arms)).all() if any(one.arms for one in offered) else []
+    for one in offered:
+        known = dict(one.arms)
+        rate_of.append({row.annotator: known[key] for row in drawn if (key := (row.experiment, row.arm)) in known})
     said, first = judgements.c, judgements.c.supersedes.is_(None)
+    later = [(said.created_at >= one.since, n) for n, one in reversed(list(enumerate(offered))) if n]
+    under = case(*later, else_=0) if later else literal(0)
     given = select(
         said.annotator,
+        under.label("under"),
         func.sum(case((first, 1), else_=0)),
         func.sum(case((first & said.active_s.is_not(None), 1), else_=0)),
         func.sum(case((first, func.coalesce(said.active_s, 0.0)), else_=0.0)),
@@ -135,11 +179,15 @@ def paid(connection: Connection, settings: ProjectSettings, *, now: float, annot
     if annotator is not None:
         given, held = given.where(said.annotator == annotator), held.where(assignments.c.annotator == annotator)
     rows = {
-        row[0]: (int(row[1]), int(row[2]), float(row[3]), float(row[4]))
-        for row in connection.execute(given.group_by(said.annotator))
+        (row[0], row[1]): (int(row[2]), int(row[3]), float(row[4]), float(row[5]))
+        for row in connection.execute(given.group_by(said.annotator, sa.text("under")))
     }
-    in_hand = dict(map(tuple, connection.execute(held.group_by(assignments.c.annotator))))
+    today = len(offered) - 1
+    in_hand = {(row[0], today): row[1] for row in connection.execute(held.group_by(assignments.c.annotator))}
     return [
-        Paid(who, rate_of.get(who, usual), *rows.get(who, (0, 0, 0.0, 0.0)), in_hand.get(who, 0))
-        for who in sorted(rows.keys() | in_hand.keys())
-    ]
+        Paid(
+            who, rate_of[n].get(who, offered[n].usual), *rows.get((who, n), (0, 0, 0.0, 0.0)),
+            in_hand.get((who, n), 0), offered[n].per,
+        )
+        for who, n in sorted(rows.keys() | in_hand.keys())
+    ]  # fmt: skip
