@@ -582,7 +582,9 @@ def test_what_was_earned_is_not_changed_by_what_is_paid_later(store):
 
     def answers(who: str, seconds: float, n: int = 1) -> None:
         for _ in range(n):
-            store.submit(vote(next(waiting), who, created_at=at(12 * 3600 + seconds), active_s=36.0, key=f"{who} {seconds} {_}"))
+            store.submit(
+                vote(next(waiting), who, created_at=at(12 * 3600 + seconds), active_s=36.0, key=f"{who} {seconds} {_}")
+            )
 
     def money() -> tuple[float | None, float | None]:
         return own_pay(store, "r0")[0], own_pay(store, "r1")[0]
