@@ -9,13 +9,13 @@ import pytest
 
 import web_app
 from feedback_cases import vote
-from karat.feedback.documents import ProjectSettings, put_settings
+from karat.feedback.documents import ProjectSettings, add_questions, put_settings
 from karat.feedback.people import accounts
 from karat.feedback.record.seals import seal
 from karat.feedback.web.answer_words import answer_words
 from karat.feedback.work.reviews import CONFIRMED, LOOKED
 from karat.questions import Choice, Question, plain_question
-from karat.records import Annotator
+from karat.records import Annotator, Response, Task, user_prompt
 
 
 @pytest.fixture
@@ -200,3 +200,33 @@ def test_sealed_answers_are_confirmed_not_changed(site):
 def test_answers_are_said_in_the_readers_letters(question, value, order, said):
     texts = ("one text", "two texts", "three")[: len(order)]
     assert answer_words(question, value, order, texts) == said
+
+
+def test_texts_with_a_content_warning_are_folded_away_where_nobody_judges_them(tmp_path):
+    """On the experts' list and page, on the auditor's, and among what a rater has done: the warning, and then the text."""
+    site = web_app.served(tmp_path, 0)
+    question = Question("comparison", n_levels=3, content_warning="Violence.")
+    prompt = user_prompt("DISTURBING question?")
+    texts = [Response(prompt.id, f"DISTURBING answer {k}", "made") for k in range(2)]
+    site.store.add_prompts([prompt])
+    site.store.add_responses(texts)
+    add_questions(site.store, [question])
+    task = Task(prompt.id, tuple(one.id for one in texts), question=question.id, overlap=3)
+    site.store.add_tasks([task])
+    site.store.add_annotators([Annotator("r1"), Annotator("r2")])
+    given = [site.store.submit(vote(task, who, level=level)) for who, level in (("r1", 2), ("r2", 0))]
+    rater, expert = site.browser("annotator"), site.browser("expert")
+    page = rater.get("/work")
+    fields = {name: hidden_field(page, name) for name in ("lease", "submission")}
+    assert rater.post("/work", {**fields, "choice": "0", "uncovered": "1", "active_s": "60"}).status_code == 303
+    for listed in (rater.get("/work/history"), expert.get("/review")):
+        assert "Content warning: Violence." in text_of(listed)
+        assert "DISTURBING" not in listed.text
+    for folded in (
+        site.browser("admin").get("/review/task", params={"id": task.id}),
+        site.browser("auditor").get("/audit/judgement", params={"id": given[0].id}),
+    ):
+        before, _, after = folded.text.partition('<details class="warned">')
+        inside, _, behind = after.partition("</details>")
+        assert inside.count("DISTURBING") == 3
+        assert "DISTURBING" not in before + behind

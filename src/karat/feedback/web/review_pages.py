@@ -6,6 +6,7 @@ others said reaches her before her own answer is stored. Knows forms and templat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, HTTPException
@@ -13,12 +14,13 @@ from fastapi.responses import RedirectResponse, Response
 from starlette.requests import Request
 
 from karat.errors import KaratError
-from karat.feedback.documents import project_settings, question_of
+from karat.feedback.documents import project_settings, question_of, questions
 from karat.feedback.people.drafts import history
+from karat.feedback.store import Store
 from karat.feedback.web.access import Visitor, needs
 from karat.feedback.web.answer_words import answer_words
 from karat.feedback.web.desk import ADMIN_TABS, Expert, Sent, done, field_of, kept_figures, note, page
-from karat.feedback.web.task_view import shown_candidates, shown_turns
+from karat.feedback.web.task_view import covered_excerpt, shown_candidates, shown_turns
 from karat.feedback.work.adjudication import disputes
 from karat.feedback.work.reviews import (
     CONFIRMED,
@@ -33,6 +35,7 @@ from karat.feedback.work.reviews import (
     take,
     without_rater_names,
 )
+from karat.questions import plain_question
 
 MOST_ROWS = 200
 """Disputes on the page; the ones to look at come first."""
@@ -103,7 +106,7 @@ def _list(
 ) -> Response:
     store = request.app.state.store
     rows = reviews(store, kept_figures(request, "disputes", lambda: disputes(store)))
-    texts = store.prompts() if rows else {}
+    excerpts = _excerpts(store, rows)
     own = [row for row in rows if row.by(visitor.annotator)]
     waiting = [row for row in rows if not row.by(visitor.annotator)]
     return page(
@@ -115,13 +118,23 @@ def _list(
         status=status,
         message=message,
         failed=failed,
-        waiting=[(row, texts[row.dispute.task.prompt_id].turns[-1].content) for row in waiting[:MOST_ROWS]],
-        judged=[
-            (row, texts[row.dispute.task.prompt_id].turns[-1].content, _stage(request, row, visitor)) for row in own
-        ],
+        waiting=[(row, excerpts[row.dispute.task.id]) for row in waiting[:MOST_ROWS]],
+        judged=[(row, excerpts[row.dispute.task.id], _stage(request, row, visitor)) for row in own],
         n_waiting=len(waiting),
         n_unsent=sum(not row.sent for row in rows),
     )
+
+
+def _excerpts(store: Store, rows: Sequence[Review]) -> dict[str, str]:
+    """How each disputed task's prompt ends, or its content warning."""
+    if not rows:
+        return {}
+    prompts, known = store.prompts(), questions(store)
+    found = {}
+    for task in (row.dispute.task for row in rows):
+        question = known[task.question] if task.question else plain_question(task.kind)
+        found[task.id] = covered_excerpt(question, prompts[task.prompt_id].turns[-1].content)
+    return found
 
 
 def _stage(request: Request, row: Review, visitor: Visitor) -> str:

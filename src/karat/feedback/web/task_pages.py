@@ -29,6 +29,7 @@ from karat.feedback.web.access import PUBLIC, Visitor, needs, sent_form
 from karat.feedback.web.failures import wants_json
 from karat.feedback.web.lanes import QuickRoute
 from karat.feedback.web.rendering import is_long, markdown_html
+from karat.feedback.web.task_view import covered_excerpt
 from karat.feedback.web.templates import environment, render
 from karat.feedback.work import assignment, sitting
 from karat.feedback.work.answering import Given, Work, submit_work, work_of
@@ -362,7 +363,8 @@ def _changeable(request: Request, visitor: Visitor) -> list[drafts.Submitted]:
 
 
 def _excerpt(store: Any, lease_id: str | None, annotator: str) -> str:
-    return "" if lease_id is None else work_of(store, lease_id, annotator).prompt.turns[-1].content[:200]
+    work = None if lease_id is None else work_of(store, lease_id, annotator)
+    return "" if work is None else covered_excerpt(work.question, work.prompt.turns[-1].content[:200])
 
 
 def _asked(work: Work) -> forms.Asked:

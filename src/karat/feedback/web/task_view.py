@@ -244,6 +244,11 @@ def shown_turns(prompt: Prompt) -> tuple[ShownTurn, ...]:
     return tuple(ShownTurn(turn.role, _SPEAKERS[turn.role], markdown_html(turn.content)) for turn in prompt.turns)
 
 
+def covered_excerpt(question: Question, text: str) -> str:
+    """A text as a list quotes it: where it may disturb, the content warning alone."""
+    return f"Content warning: {question.content_warning}" if question.content_warning else text
+
+
 def shown_candidates(question: Question, responses: Sequence[Response], order: Sequence[int]) -> tuple[Candidate, ...]:
     """The responses in the order shown; where parts of a text are marked, it is shown code point for code point."""
     found = []
