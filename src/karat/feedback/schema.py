@@ -68,8 +68,6 @@ annotators = Table(
 )
 """done_to: no open task for annotators up to this number of the queue (`tasks.seq`) is one for her, nor will be."""
 
-IS_HELD = text("state = 'held'")
-
 tasks = Table(
     "tasks",
     metadata,
@@ -92,7 +90,14 @@ tasks = Table(
     Column("free_at", Float, nullable=False),
     Index("tasks_open", "state", "audience", "seq"),
     # named in the question as in the index, or it is not found
-    Index("tasks_held", "audience", "free_at", "seq", sqlite_where=IS_HELD, postgresql_where=IS_HELD),
+    Index(
+        "tasks_held",
+        "audience",
+        "free_at",
+        "seq",
+        sqlite_where=text("state = 'held'"),
+        postgresql_where=text("state = 'held'"),
+    ),
     Index("tasks_reserved", "reserved_for", "state"),
     Index("tasks_by_prompt", "prompt_id"),
 )

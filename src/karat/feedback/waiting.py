@@ -65,7 +65,7 @@ def tasks_waiting(state: str, limits: tuple[str, ...] = (), *, many: bool = Fals
         *(limited[name] for name in limits),
     )
     if state == HELD:
-        return question.where(tasks.c.free_at <= bindparam("now")).order_by(tasks.c.free_at, tasks.c.seq)
+        return question.where(tasks.c.free_at <= _NOW).order_by(tasks.c.free_at, tasks.c.seq)
     return question.order_by(tasks.c.state, tasks.c.seq) if many else question.order_by(tasks.c.seq)
 
 
@@ -98,10 +98,8 @@ def _queue(state: str, many: bool) -> list[sa.ColumnElement[bool]]:
     return [tasks.c.state.between(OPEN, OPEN), tasks.c.audience == audience, sa.tuple_(*_PLACE) > mark]
 
 
-def has_lapsed(audience: str) -> sa.ColumnElement[bool]:
-    """That a held task of an audience may have room by `now`."""
-    held = (tasks.c.state == IS_HELD, tasks.c.audience == audience, tasks.c.free_at <= _NOW)
-    return select(tasks.c.id).where(*held).exists()
+HAS_LAPSED = select(tasks.c.id).where(*_queue(HELD, False), tasks.c.free_at <= _NOW).exists()
+"""That a held task of the `audience` may have room by `now`."""
 
 
 # Handing out
@@ -125,7 +123,7 @@ def peek_open(
         audience: whose tasks.    barred: Question.ids that this rater is not to see now.
         met: what she is not to be asked, because she was asked it in another form.
         done_to: her mark (`annotators.done_to`), which is moved on; None = she has none.
-        lapsed: False = it is known that no held task may have room (`has_lapsed`).
+        lapsed: False = it is known that no held task may have room (`HAS_LAPSED`).
     """
     asked: dict[str, Any] = {"who": annotator, "audience": audience}
     if batch is not None:

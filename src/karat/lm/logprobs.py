@@ -22,14 +22,8 @@ from karat.errors import InputError
 from karat.lm.attention import tree_layout
 from karat.lm.final_block import only_rows
 from karat.lm.kernels import linear, matmul
+from karat.lm.memory import KEPT_NUMBERS, rows_at_a_time
 from karat.lm.trees import Batch, TreeBatch
-
-CHUNK_NUMBERS = 1 << 22
-"""Logits made at a time where no chunk size is given, 16 MB in float32, but at least LEAST_ROWS rows of them."""
-LEAST_ROWS = 128
-"""With fewer rows a product does little more than read the output layer: over 150,000 tokens 27 rows took three times as long a row."""
-KEPT_NUMBERS = 1 << 23
-"""Numbers kept of a pass for its gradient, 32 MB in float32: each chunk that is kept saves one of its four products."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +36,6 @@ class ResponseLogprobs:
     """Entropy in nats of the distribution each token was drawn from, if asked for."""
     hidden: Float[Tensor, "n d"] | None
     """Hidden state each token was predicted from, if asked for (for a value head on the same trunk)."""
-
-
-def rows_at_a_time(vocabulary: int) -> int:
-    """max(LEAST_ROWS, CHUNK_NUMBERS / vocabulary): logit rows that are made at once."""
-    return max(LEAST_ROWS, CHUNK_NUMBERS // vocabulary)
 
 
 def trunk_of(model: nn.Module) -> nn.Module:

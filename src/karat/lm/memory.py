@@ -10,10 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-LOGIT_CHUNK_NUMBERS, LOGIT_LEAST_ROWS = 1 << 22, 128
-"""Logits made at a time, and rows of them at least (`logprobs.rows_at_a_time`)."""
-LOGIT_KEPT_NUMBERS = 1 << 23
-"""Numbers kept of them for the gradient (`logprobs.KEPT_NUMBERS`)."""
+CHUNK_NUMBERS = 1 << 22
+"""Logits made at a time where no chunk size is given, 16 MB in float32, but at least LEAST_ROWS rows of them."""
+LEAST_ROWS = 128
+"""With fewer rows a product does little more than read the output layer: over 150,000 tokens 27 rows took three times as long a row."""
+KEPT_NUMBERS = 1 << 23
+"""Numbers kept of a pass for its gradient, 32 MB in float32: each chunk that is kept saves one of its four products."""
 LOGIT_COPIES = 3
 """Logits, their exponentials and their gradient."""
 SAVED_WIDE, SAVED_HEADS, SAVED_MLP = 4, 3, 4
@@ -63,6 +65,11 @@ def size_of(config: Any, parameters: int) -> ModelSize:
     return ModelSize(parameters, text.hidden_size, mlp, text.num_hidden_layers, *widths, text.vocab_size)
 
 
+def rows_at_a_time(vocabulary: int) -> int:
+    """max(LEAST_ROWS, CHUNK_NUMBERS / vocabulary): logit rows that are made at once."""
+    return max(LEAST_ROWS, CHUNK_NUMBERS // vocabulary)
+
+
 def lora_parameters(size: ModelSize, rank: int) -> int:
     """Trained numbers of adapters on every linear layer of the blocks: rank × (inputs + outputs) each."""
     square = 2 * (size.hidden + size.query_width)
@@ -87,7 +94,7 @@ def training_bytes(size: ModelSize, *, n_trained: int, n_tokens: int, n_copies: 
         n_copies: further models in memory that are not trained (a reference policy, a reward model).
     """
     held = size.weight_bytes * (1 + n_copies) + 3 * n_trained * size.bytes_per_number
-    logits = LOGIT_COPIES * max(LOGIT_CHUNK_NUMBERS, LOGIT_LEAST_ROWS * size.vocabulary) + LOGIT_KEPT_NUMBERS
+    logits = LOGIT_COPIES * max(CHUNK_NUMBERS, LEAST_ROWS * size.vocabulary) + KEPT_NUMBERS
     return held + activation_bytes(size, n_tokens) + logits * 4
 
 

@@ -21,11 +21,11 @@ from karat.lm.load import LoadedLM
 from karat.lm.logprobs import (
     hidden_at,
     response_logprobs,
-    rows_at_a_time,
     token_logprobs,
     trunk_of,
     vocabulary_logprobs,
 )
+from karat.lm.memory import rows_at_a_time
 from karat.lm.trees import Tree, TreeBatch, pack_trees
 from karat.policy.kl import full_kl
 

@@ -15,7 +15,7 @@ import datetime
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, and_, case, func, literal, select
@@ -133,22 +133,21 @@ def terms(connection: Connection) -> Sequence[Terms]:
     )
     found: list[Terms] = []
     for body, at in rows:
-        usual, per, by_arm = _terms_in(body)
-        # whoever answered in the second of the change had been promised what was before
-        moment = datetime.datetime.fromtimestamp(int(at) + 1, datetime.UTC)
-        one = Terms(moment.strftime("%Y-%m-%dT%H:%M:%SZ") if found else "", usual, per, by_arm)
-        if not found or (found[-1].usual, found[-1].per, found[-1].arms) != (usual, per, by_arm):
+        one = _terms_in(body)
+        if not found and (one.usual or one.arms):
             found.append(one)
-        if not (found[0].usual or found[0].arms):
-            found = []
+        elif found and replace(found[-1], since="") != one:
+            # whoever answered in the second of the change had been promised what was before
+            moment = datetime.datetime.fromtimestamp(int(at) + 1, datetime.UTC)
+            found.append(replace(one, since=moment.strftime("%Y-%m-%dT%H:%M:%SZ")))
     return found or [Terms("", 0.0, "judgement", ())]
 
 
 @functools.lru_cache(maxsize=256)
-def _terms_in(body: str) -> tuple[float, str, tuple[tuple[tuple[str, str], float], ...]]:
+def _terms_in(body: str) -> Terms:
     settings = settings_of(json.loads(body))
     usual, per = (0.0, "judgement") if settings.pay is None else (settings.pay.amount, settings.pay.per)
-    return usual, per, tuple(sorted(rates(settings).items()))
+    return Terms("", usual, per, tuple(sorted(rates(settings).items())))
 
 
 def paid(connection: Connection, *, now: float, annotator: str | None = None) -> list[Paid]:

@@ -19,7 +19,7 @@ from karat.feedback.keys import keyed_fraction
 from karat.feedback.openings import CHECK, Asked, asked_of
 from karat.feedback.prepared import Prepared
 from karat.feedback.schema import assignments, judgements, tasks
-from karat.feedback.waiting import has_lapsed
+from karat.feedback.waiting import HAS_LAPSED
 from karat.feedback.work import checks
 from karat.records import Task
 
@@ -42,7 +42,7 @@ _COUNTS = Prepared(
         .label("n_turns"),
         select(func.count()).where(judgements.c.annotator == bindparam("who")).scalar_subquery().label("n_given"),
         select(people.checks.c.task_id).where(people.checks.c.purpose == checks.GOLD).exists().label("has_gold"),
-        has_lapsed("annotator").label("has_lapsed"),
+        HAS_LAPSED.label("has_lapsed"),
     )
 )
 _ITEM = tasks.alias("item")
@@ -110,7 +110,7 @@ def turn_of(
         key: secret, or raters could foretell their checks.    barred: Question.ids that she is not to see now.
         now: seconds since the epoch.
     """
-    counts = _COUNTS.first(connection, who=annotator, now=now)
+    counts = _COUNTS.first(connection, who=annotator, now=now, audience="annotator")
     assert counts is not None
     turn = counts.n_turns
     gold, had = None, frozenset()
