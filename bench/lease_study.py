@@ -37,7 +37,8 @@ from karat.feedback.tasks import answer
 from karat.feedback.work import assignment
 from karat.records import Annotator, Response, Task, user_prompt
 
-LEASE_S = 3.0
+LEASE_S = 0.75
+"""Short beside the study: a rater who stays away for a lease or two must not thereby miss most of it."""
 RECONNECT, STAY_AWAY, LATE, TWICE = 0.05, 0.03, 0.03, 0.05
 """Chances, at each task, of the four ways to lose a connection."""
 

@@ -13,6 +13,18 @@ from karat.feedback.work import requeue
 
 pytestmark = pytest.mark.browser
 
+# The next reply from /work breaks off after its head, as it does where a page is left or the network goes just then.
+CUT_OFF = """() => {
+for (const name of ["json", "text"]) {
+  const whole = Response.prototype[name];
+  Response.prototype[name] = function () {
+    if (window.cutOff || !this.url.endsWith("/work")) return whole.call(this);
+    window.cutOff = true;
+    return Promise.reject(new TypeError("network error"));
+  };
+}}
+"""
+
 
 def hand_in(page: Page) -> None:
     """Submit the last task."""
@@ -48,6 +60,23 @@ def test_offline_keeps_the_answer_and_sends_it_once(place: Place, visit):
     expect(page.locator("h1")).to_have_text("All done")
     [judgement] = place.judgements(account.annotator)
     assert as_shown("comparison", judgement.value, judgement.shown_order) == {"level": 5, "n_levels": 7}
+    assert not waiting(page)
+
+
+@pytest.mark.parametrize("required", ["off", "required"])
+def test_a_reply_that_breaks_off_is_neither_taken_nor_refused(place: Place, visit, required: str):
+    account, link = place.rater()
+    add_kind(place.store, "critique", account.annotator, rationale=required)
+    page = visit(link)
+    hand_in_offline(page, "It is wrong.")
+    page.evaluate(CUT_OFF)
+    page.context.set_offline(False)
+    if required == "required":  # the refusal comes whole the second time
+        expect(page.locator("#messages [role=alert].error")).to_contain_text("Say in a few words why.")
+        page.locator("#reason").fill("Because.")
+        hand_in(page)
+    expect(page.locator("h1")).to_have_text("All done")
+    assert len(place.judgements(account.annotator)) == 1
     assert not waiting(page)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from browser.place import PASSWORD, TEXTS, Place, add_kind, add_task
-from karat.feedback.people import drafts
+from karat.feedback.people import accounts, drafts
 from karat.feedback.web import task_view
 from karat.feedback.web.positions import as_shown
 from karat.questions import Question
@@ -186,6 +187,28 @@ def test_a_draft_is_saved_within_a_second_and_survives(place: Place, visit):
         page.evaluate("dispatchEvent(new Event('online'))")
     page.reload()
     expect(page.locator("#text")).to_have_value("half a thougt")
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_which_draft_is_newer_does_not_hang_on_the_clock_of_the_device(place: Place, visit, hours: int):
+    account, link = place.rater()
+    add_kind(place.store, "critique", account.annotator)
+    page = visit(link)
+    page.evaluate("hours => { const now = Date.now; Date.now = () => now() + 3.6e6 * hours; }", hours)
+    page.locator("#text").fill("first")
+    expect(page.locator("#saved")).to_contain_text("Saved")
+    page.context.route("**/work/draft", lambda route: route.abort())
+    page.locator("#text").fill("first and second")  # the server never gets it
+    page.reload()
+    expect(page.locator("#text")).to_have_value("first and second")
+    page.context.unroute("**/work/draft")
+    with page.expect_response("**/work/draft"):
+        page.locator("#text").fill("third")
+    there = visit(f"{place.url}/invite/{accounts.invite(place.store, account.id, now=time.time())}")
+    with there.expect_response("**/work/draft"):
+        there.locator("#text").fill("fourth, elsewhere")
+    page.reload()
+    expect(page.locator("#text")).to_have_value("fourth, elsewhere")
 
 
 def test_who_types_without_a_pause_is_saved_on_the_way(place: Place, visit):

@@ -258,7 +258,7 @@ def test_a_new_store_is_its_owners_alone_and_an_older_one_keeps_its_mode(tmp_pat
     try:
         store = small_store(path)
         modes = {one.name: one.stat().st_mode & 0o777 for one in tmp_path.iterdir()}
-        assert modes == {"k.db": 0o600, "k.db-wal": 0o600, "k.db-shm": 0o600}
+        assert modes == {"k.db": 0o600, "k.db-wal": 0o600, "k.db-shm": 0o600, "k.db-turn": 0o600}
         store.close()
         path.chmod(0o640)  # shared with a group on purpose
         with open_store(path):

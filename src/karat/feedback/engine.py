@@ -20,6 +20,7 @@ from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, DisconnectionError, SQLAlchemyError
 
 from karat.errors import StoreError
+from karat.feedback.baton import Baton
 from karat.feedback.prepared import tell
 from karat.feedback.schema import HEAD, OLDER
 from karat.feedback.turnstile import Turnstile
@@ -95,7 +96,7 @@ def open_engine(address: str, busy_timeout_s: float) -> Engine:
         if url.get_backend_name() == "sqlite":
             in_memory = url.database in (None, "", ":memory:")
             engine = sa.create_engine(url, connect_args={"timeout": busy_timeout_s}, **({} if in_memory else pool))
-            _make_sqlite_safe(engine, busy_timeout_s)
+            _make_sqlite_safe(engine, busy_timeout_s, None if in_memory else Baton(f"{url.database}-turn"))
             if not in_memory:
                 _make_file_private(engine, str(url.database))
             return engine
@@ -132,17 +133,21 @@ def transaction(
 
 @contextlib.contextmanager
 def _turn(engine: Engine, address: str, write: bool) -> Iterator[None]:
-    """Threads of one process take turns at SQLite's one writer: waiting here costs no sleeping and retrying."""
+    """Threads of one process, and processes, take turns at SQLite's one writer: nobody sleeps while others pass."""
     waiting = engine.get_execution_options().get(WRITER)
     if not write or waiting is None:
         yield
         return
-    lock, timeout_s = waiting
+    lock, baton, timeout_s = waiting
     if not lock.acquire(timeout=timeout_s):
         raise StoreError(f"{address}: {LOCKED}")
     try:
+        if baton is not None:
+            baton.acquire()
         yield
     finally:
+        if baton is not None:
+            baton.release()
         lock.release()
 
 
@@ -222,8 +227,8 @@ def _version(connection: Connection, address: str) -> str | None:
     return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
 
 
-def _make_sqlite_safe(engine: Engine, busy_timeout_s: float) -> None:
-    engine.update_execution_options(**{WRITER: (Turnstile(), busy_timeout_s)})
+def _make_sqlite_safe(engine: Engine, busy_timeout_s: float, baton: Baton | None) -> None:
+    engine.update_execution_options(**{WRITER: (Turnstile(), baton, busy_timeout_s)})
 
     @event.listens_for(engine, "connect")
     def _(dbapi_connection: Any, _record: Any) -> None:

@@ -34,6 +34,7 @@ export function startAutosave(form, { timing, said, sessionEnded }) {
   let done = false;
   let held = false;
   let keptAt = 0; // when what stands in the form was kept on this device
+  let base = Number(form.dataset.saved); // which draft of the server's it was made from, by when that was saved
 
   function draft() {
     timing.write();
@@ -41,13 +42,25 @@ export function startAutosave(form, { timing, said, sessionEnded }) {
   }
 
   function mirror() {
-    keptAt = Date.now();
     try {
-      localStorage.setItem(place, JSON.stringify({ at: keptAt / 1000, pairs: draft() }));
+      localStorage.setItem(place, JSON.stringify({ at: keptAt / 1000, base, same: !dirty, pairs: draft() }));
       mirrored = true;
     } catch {
       mirrored = false;
     }
+  }
+
+  /** The server has what was sent; what was entered meanwhile was made from it. */
+  function acknowledged(savedAt) {
+    said(`Saved ${clock()}`);
+    base = savedAt;
+    if (!done) mirror();
+  }
+
+  /** Whether what this device keeps is newer than the draft in the page. Two clocks are compared only where they must be. */
+  function isNewer(kept) {
+    if (kept.same) return false;
+    return kept.base === base || kept.at > base;
   }
 
   async function save() {
@@ -58,7 +71,7 @@ export function startAutosave(form, { timing, said, sessionEnded }) {
     since = 0;
     try {
       const { status, body } = await post("/work/draft", [["lease", form.dataset.lease], ...draft()]);
-      if (status === 200) said(`Saved ${clock()}`);
+      if (status === 200) acknowledged(body.saved_at);
       else if (status === 401) {
         dirty = true;
         held = true; // until somebody has signed in again
@@ -87,6 +100,7 @@ export function startAutosave(form, { timing, said, sessionEnded }) {
   function changed() {
     if (done) return;
     dirty = true;
+    keptAt = Date.now();
     mirror();
     if (form.dataset.lease && !held) later();
   }
@@ -104,7 +118,7 @@ export function startAutosave(form, { timing, said, sessionEnded }) {
       return;
     }
     keptAt = 1000 * (kept?.at ?? 0);
-    if (kept && form.dataset.lease && kept.at > Number(form.dataset.saved) + 0.5) {
+    if (kept && form.dataset.lease && isNewer(kept)) {
       fill(form, kept.pairs);
       said("Restored from this device");
       changed();

@@ -53,9 +53,16 @@ export async function pulse() {
   return reply.ok ? bodyOf(reply) : null;
 }
 
+/** What a reply says, {} where it is not JSON. Throws Offline where it did not arrive whole: then nothing is known. */
 async function bodyOf(reply) {
+  let text;
   try {
-    return await reply.json();
+    text = await reply.text();
+  } catch (error) {
+    throw new Offline(String(error));
+  }
+  try {
+    return JSON.parse(text);
   } catch {
     return {};
   }
