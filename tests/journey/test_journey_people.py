@@ -120,6 +120,30 @@ def test_waiting_ends_when_what_is_missing_was_pulled(tmp_path):
         assert looks == [(0, 8)]
 
 
+def test_a_run_says_when_the_budget_is_spent_before_it_has_its_answers(tmp_path):
+    from feedback_cases import small_store
+    from karat.feedback.documents import Budget, ProjectSettings, put_settings
+    from karat.feedback.work.requeue import pull
+    from karat.progress import open_progress
+
+    with small_store(tmp_path / "k.db", n_tasks=4, overlap=1) as store, open_progress(quiet=True) as progress:
+        notes: list[str] = []
+        progress.note = notes.append
+        given = [ProjectSettings(budget=Budget(judgements=each)) for each in (0, 0, 9, 0)]
+
+        def look(_: float) -> None:
+            if given:
+                put_settings(store, given.pop(0), now=100.0 - len(given))
+            else:
+                pull(store, [task.id for task in store.tasks()], reason="broken", by="admin", now=200.0)
+
+        assert people.wait_for_answers(store, "main", progress=progress, sleep=look) == 0
+        spent, again, once_more = [note for note in notes if "budget" in note]
+        assert "the budget of the project is spent and 4 answers are missing" in spent
+        assert "goes on" in again
+        assert once_more == spent
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

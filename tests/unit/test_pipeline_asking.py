@@ -141,7 +141,9 @@ def test_a_prompt_that_cannot_be_asked_does_not_end_the_filling(checkpoints, sto
     n = keep_filled(
         store, checkpoints[0], prompts, asking, n_waiting_least=99, progress=progress, stop=threading.Event()
     )
-    assert n == n_waiting(store, "live") == 4
+    assert n == n_waiting(store, "live") == 8  # 4 of the seven others of the first fill, 4 of the second
+    assert {task.prompt_id for task in store.tasks()} <= {prompt.id for prompt in prompts[1:]}
+    assert len(store.prompts()) == 12
 
 
 def test_a_file_of_prompts_and_a_checkpoint_are_all_it_takes(checkpoints, tmp_path, progress):

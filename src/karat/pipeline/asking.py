@@ -346,16 +346,32 @@ def keep_filled(
         newest = max((path.stat().st_mtime for path in model.glob("*.safetensors")), default=0.0)
         if lm is None or newest > read_at:
             lm, read_at = load(model), newest
-        some, at = prompts[at : at + FILL], at + FILL
+        some, at = readable_by([lm], prompts[at : at + FILL], asking, progress), at + FILL
         # every fill draws its own samples, the same ones after a restart
         part = replace(asking, seed=child_seed(asking.seed, "fill", str(at)))
         try:
             n_queued += ask_about(store, {model.name: lm}, some, part, progress=progress).n_tasks
-        except InputError as error:  # equal samples, or a prompt that is too long: the next ones may do
+        except InputError as error:  # equal samples, or no prompt that can be read: the next ones may do
             progress.note(str(error))
     if at >= len(prompts):
         progress.note(f"all {len(prompts)} prompts were asked about; the queue is filled no more")
     return n_queued
+
+
+def readable_by(
+    models: Sequence[LoadedLM], prompts: Sequence[Prompt], asking: Asking, progress: Progress
+) -> list[Prompt]:
+    """Those of some prompts that every model can answer; of each other one a note says why it cannot."""
+    fits: list[Prompt] = []
+    for prompt in prompts:
+        try:
+            for lm in models:
+                check_fits(prompt_tokens(lm.tokenizer, prompt.turns), asking.max_new_tokens, lm.context_length)
+        except InputError as error:
+            progress.note(f"the prompt {prompt.turns[-1].content[:40]!r} is left out: {error}")
+        else:
+            fits.append(prompt)
+    return fits
 
 
 FILL = 8

@@ -15,10 +15,11 @@ from sqlalchemy import Connection, func, select
 
 from karat.errors import InputError
 from karat.feedback.additions import add_tasks
-from karat.feedback.documents import add_questions, document
-from karat.feedback.openings import CHUNK, HELD, LATER, OPEN, open_tasks, settle
-from karat.feedback.schema import tasks
+from karat.feedback.documents import add_questions, document, read_settings
+from karat.feedback.openings import CHUNK, HELD, LATER, OPEN, is_live, open_tasks, settle
+from karat.feedback.schema import assignments, tasks
 from karat.feedback.store import Store
+from karat.feedback.work.gates import over_budget
 from karat.lm.chat import prompt_tokens
 from karat.lm.load import load_lm
 from karat.pipeline.data import write_demonstrations, write_prompts
@@ -94,13 +95,34 @@ def wait_for_answers(
     Returns: how many answers there are.
     """
     done, wanted = answers_of(store, batch)
+    halted = False
     with progress.stage("judgements", wanted, "answers") as bar:
         bar.log(done, {})
         while done < wanted:
+            if halted != (halted := _no_more_may_be_given(store, batch, wanted - done)):
+                progress.note(HALTED.format(n=wanted - done) if halted else "there is a budget again; judging goes on")
             sleep(POLL_S)
             done, wanted = answers_of(store, batch)
             bar.log(done, {"of": wanted})
     return done
+
+
+HALTED = (
+    "the budget of the project is spent and {n} answers are missing: nobody is offered more. Raise the budget in the "
+    "settings, or pull the tasks that wait; both are on the admin's pages"
+)
+"""What a run says that waits for answers which nobody is asked for any more."""
+
+
+def _no_more_may_be_given(store: Store, batch: str, n_missing: int) -> bool:
+    """Whether the budget is spent before a batch has its answers, those being given now taken as given."""
+    now = time.time()
+    ours = assignments.join(tasks, tasks.c.id == assignments.c.task_id)
+    given_now = select(func.count()).select_from(ours).where(tasks.c.batch == batch, is_live(now))
+    with store.connection() as connection:
+        if not over_budget(connection, read_settings(connection), now=now):
+            return False
+        return connection.execute(given_now).scalar_one() < n_missing
 
 
 def as_a_page_asks(store: Store, new: Sequence[Task], principle: str) -> list[Task]:

@@ -19,7 +19,7 @@ from karat.feedback.work.arena import PREFIX, name_checkpoints
 from karat.feedback.work.duels import answer_duels, live_arena
 from karat.ledger.artifacts import content_hash
 from karat.lm.load import LoadedLM, load_lm
-from karat.pipeline.asking import FILL, Asking, ask_about, keep_filled, n_waiting, sampler_of
+from karat.pipeline.asking import FILL, Asking, ask_about, keep_filled, n_waiting, readable_by, sampler_of
 from karat.progress import Progress, open_progress
 from karat.records import Prompt
 from karat.seeding import child_seed
@@ -113,11 +113,12 @@ def serve_arena(
         if n:
             continue
         if at < len(prompts) and n_waiting(store, filled.batch) < n_waiting_least:
-            some, at = prompts[at : at + FILL], at + FILL
+            some = readable_by(list(models.values()), prompts[at : at + FILL], asking, progress)
+            at += FILL
             part = replace(filled, seed=child_seed(asking.seed, "fill", str(at)))
             try:
                 ask_about(store, models, some, part, progress=progress)
-            except InputError as error:  # equal answers, or a prompt that is too long: the next ones may do
+            except InputError as error:  # equal answers, or no prompt that can be read: the next ones may do
                 progress.note(str(error))
             continue
         stop.wait(POLL_S)
