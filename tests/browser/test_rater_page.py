@@ -56,9 +56,19 @@ TAPS = {
     "correction": ["#text", "type:Air scatters blue. "],
     "demonstration": ["#text", "type:Air scatters blue."],
     "critique": ['[name="aspect"][value="facts"]', "#text", "type:It is wrong."],
-    "span_marks": ["select", '[data-class="wrong"]'],
+    "span_marks": ["word:blue", "word:sky", "word:sky", "word:The", '[data-class="wrong"]'],
     "step_marks": ['[name="step-0"][value="1"]', '[name="step-1"][value="-1"]'],
 }
+MIDDLE_OF = """word => {
+  const root = document.querySelector(".spannable .plain");
+  root.scrollIntoView({ block: "center" });
+  const text = document.createTreeWalker(root, NodeFilter.SHOW_TEXT).nextNode();
+  const range = document.createRange();
+  range.setStart(text, text.data.indexOf(word));
+  range.setEnd(text, text.data.indexOf(word) + word.length);
+  const { x, y, width, height } = range.getBoundingClientRect();
+  return [x + width / 2, y + height / 2];
+}"""
 PLAIN = {
     "ranking": {f"rank-{i}": str(rank) for i, rank in enumerate((2, 3, 1, 3))},
     "correction": {"text": EXPECTED["correction"]["text"]},
@@ -102,6 +112,25 @@ def test_every_kind_by_keyboard_alone(kind: str, place: Place, visit):
     assert len(judgement.shown["truncated"]) == len(judgement.response_ids)
 
 
+def test_from_the_link_to_the_end_by_keyboard_alone(place: Place, visit):
+    account, _ = place.rater()
+    add_kind(place.store, "comparison", account.annotator)
+    page = visit(place.rater()[1])  # whoever sat here before
+    page.context.clear_cookies()
+    page.goto(f"{place.url}/invite/{accounts.invite(place.store, account.id, now=time.time())}")
+    for wanted in ("main button", 'main a[href="/work"]'):  # sign in, and start
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            if page.evaluate("wanted => document.activeElement.matches(wanted)", wanted):
+                break
+        with page.expect_navigation():
+            page.keyboard.press("Enter")
+    expect(page.locator("#submit")).to_be_visible()
+    page.keyboard.press("2")
+    submit(page, lambda: page.keyboard.press("Enter"))
+    answered(place, account.annotator, "comparison")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_by_touch_on_a_small_screen(kind: str, place: Place, visit):
     account, link = place.rater()
@@ -112,8 +141,8 @@ def test_every_kind_by_touch_on_a_small_screen(kind: str, place: Place, visit):
         if tap.startswith("type:"):
             page.keyboard.press("Control+Home")
             page.keyboard.type(tap.removeprefix("type:"))
-        elif tap == "select":  # what the handles of the system do
-            page.evaluate("getSelection().setBaseAndExtent(document.querySelector('.plain').firstChild, 0, document.querySelector('.plain').firstChild, 7)")  # fmt: skip
+        elif tap.startswith("word:"):
+            page.touchscreen.tap(*page.evaluate(MIDDLE_OF, tap.removeprefix("word:")))
         else:
             page.locator(tap).tap()
     small = page.evaluate(

@@ -39,7 +39,10 @@ export function startSpans(form, changed) {
     button.addEventListener("pointerdown", (event) => event.preventDefault()); // keeps the selection
     button.addEventListener("click", () => mark(button));
   }
+  let pointer = ""; // what touched the page last: not every browser says so with a click
+  addEventListener("pointerdown", (event) => { pointer = event.pointerType; }, { capture: true });
   for (const [position, text] of texts.entries()) {
+    text.root.addEventListener("click", (event) => onTap(event, position));
     text.box.tabIndex = 0;
     text.box.setAttribute("role", "group");
     text.box.setAttribute("aria-label", `Text of response ${position + 1}. Arrow keys select words, digits mark them.`);
@@ -135,6 +138,26 @@ export function startSpans(form, changed) {
     text.cursor = event.shiftKey ? [anchor, next] : [next, next];
     const [low, high] = [...text.cursor].sort((a, b) => a - b);
     select(position, text.words[low][0], text.words[high][1]);
+  }
+
+  /** A tap selects a word, a tap on another one all up to it: fingers need no handles, which not every system shows. */
+  function onTap(event, position) {
+    const text = texts[position];
+    const at = pointer === "touch" ? wordAt(text, event.clientX, event.clientY) : -1;
+    if (at < 0) return;
+    const [start, end] = text.words[at];
+    const goesOn = chosen?.position === position && (end <= chosen.start || start >= chosen.end);
+    text.cursor = [at, at];
+    select(position, goesOn ? Math.min(start, chosen.start) : start, goesOn ? Math.max(end, chosen.end) : end);
+  }
+
+  function wordAt(text, x, y) {
+    const place = document.caretPositionFromPoint?.(x, y);
+    const range = place ? null : document.caretRangeFromPoint?.(x, y);
+    const [node, offset] = place ? [place.offsetNode, place.offset] : [range?.startContainer, range?.startOffset];
+    if (!node || !text.root.contains(node)) return -1;
+    const point = offsetIn(text.root, node, offset);
+    return text.words.findIndex(([start, end]) => start <= point && point <= end);
   }
 
   function boxOf(text, i) {
