@@ -141,6 +141,24 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted():
         check_skipped(state, 20)
 
 
+@pytest.mark.parametrize("n_bad", [1, 3])
+def test_training_in_which_no_step_was_made_does_not_end_as_if_it_had_learnt(tmp_path, n_bad):
+    def run(n_steps):
+        state = fresh_state()
+
+        def step(i):
+            x = torch.full((1, 4), math.inf if i < n_bad else 1.0)
+            return {"norm": optimiser_step(state, "m", [state.modules["m"](x).sum()], max_grad_norm=1.0)}
+
+        run_loop(state, step, LoopConfig(n_steps, checkpoint_every=1), directory=tmp_path)
+        return state
+
+    with pytest.raises(InvariantError, match=f"all {n_bad} optimiser steps"):
+        run(n_bad)
+    resumed = run(n_bad + 1)  # goes on from the checkpoint
+    assert (resumed.n_skipped, resumed.n_stepped) == (n_bad, 1)
+
+
 def test_gradients_are_clipped_over_all_parameters():
     weight = nn.Linear(3, 1, bias=False)
     state = TrainState({"m": weight}, {"m": torch.optim.SGD(weight.parameters(), lr=1.0)})

@@ -63,6 +63,8 @@ class TrainState:
     """Number of finished steps."""
     n_skipped: int = 0
     """Optimiser steps skipped because a gradient was not finite."""
+    n_stepped: int = 0
+    """Optimiser steps that were made."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def run_loop(
         identity: the plain values behind the fingerprint, so that a refusal can name what differs; None = not kept.
         should_stop: called after each step; a reason (text) ends the loop early.
     Returns: the reason for stopping early, or None.
-    Raises: LedgerError for a checkpoint of another configuration.
+    Raises: LedgerError for a checkpoint of another configuration; InvariantError where every optimiser step was skipped.
     """
     stopped = None
     if directory is not None:
@@ -122,6 +124,11 @@ def run_loop(
             parallel.from_main(
                 partial(save_checkpoint, state, directory, fingerprint, stopped=stopped, identity=identity)
             )
+    if state.n_skipped and not state.n_stepped:  # however few they were: what is saved now has learnt nothing
+        raise InvariantError(
+            f"all {state.n_skipped} optimiser steps had gradients that were not finite; expected some to be made. Lower the "
+            "learning rate, or look at the rewards and texts that were trained on"
+        )
     return stopped
 
 
@@ -166,6 +173,7 @@ def optimiser_step(
         for group in optimiser.param_groups:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
     optimiser.step()
+    state.n_stepped += 1
     return norm
 
 
@@ -210,6 +218,7 @@ def save_checkpoint(
         "identity": identity,
         "step": state.step,
         "n_skipped": state.n_skipped,
+        "n_stepped": state.n_stepped,
         "stopped": stopped,
         "controllers": {name: item.state_dict() for name, item in state.controllers.items()},
         "optimisers": {},
@@ -267,6 +276,7 @@ def resume(
     for name, controller in state.controllers.items():
         controller.load_state_dict(plain["controllers"][name])
     state.step, state.n_skipped = plain["step"], plain["n_skipped"]
+    state.n_stepped = plain.get("n_stepped", state.step)  # not counted by older versions
     return plain["stopped"]
 
 
