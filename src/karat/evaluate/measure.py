@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from karat.lm import parallel
-from karat.lm.chat import check_fits, prompt_tokens, response_text
+from karat.lm.chat import check_fits, prompt_tokens, response_text, response_tokens
+from karat.lm.endpoint import Endpoint, EndpointReply
 from karat.lm.generate import SamplingConfig
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import response_logprobs
@@ -48,18 +49,60 @@ def texts_of(lm: LoadedLM, samples: Sequence[Sequence[Sample]]) -> list[list[str
     return [[response_text(lm.tokenizer, one.response_tokens, lm.eos_ids) for one in group] for group in samples]
 
 
+def draw_served(
+    server: Endpoint, lm: LoadedLM, prompts: Sequence[Prompt], *, n_samples: int, seed: int
+) -> list[list[Sample]]:
+    """n_samples responses of a server that serves a checkpoint, as if they had been drawn here.
+
+    A server gives texts. Their tokens are those into which the checkpoint's tokenizer cuts them, and the log-probabilities
+    the checkpoint's: what stands in for `Sample.logprobs` where the server drew the same text in other tokens, or under
+    settings of its own (top_k, a penalty), is log π of the text's usual tokens.
+
+    Args:
+        server: at temperature 1.    lm: the checkpoint that it serves.
+    Raises: InputError for a server that fails, or whose responses with their prompts do not fit into the context.
+    """
+    replies = parallel.from_main(lambda: server.replies(prompts, n_samples=n_samples, seed=seed))
+    trees = []
+    for prompt, group in zip(prompts, replies, strict=True):
+        tokens = tuple(prompt_tokens(lm.tokenizer, prompt.turns))
+        branches = [tuple(_tokens_of(lm, reply)) for reply in group]
+        check_fits(tokens, max(map(len, branches)), lm.context_length)
+        trees.append(Tree(tokens, tuple(branches)))
+    logprobs = _logprobs(lm, trees)
+    return [
+        [
+            Sample(tree.prompt, branch, tuple(logprobs.pop(0)), reply.stopped, number)
+            for number, (branch, reply) in enumerate(zip(tree.branches, group, strict=True))
+        ]
+        for tree, group in zip(trees, replies, strict=True)
+    ]
+
+
+def _tokens_of(lm: LoadedLM, reply: EndpointReply) -> list[int]:
+    tokens = response_tokens(lm.tokenizer, reply.text, lm.eos_ids[0])
+    return tokens if reply.stopped or len(tokens) == 1 else tokens[:-1]  # never without a token
+
+
 @torch.inference_mode()
+def _logprobs(lm: LoadedLM, trees: Sequence[Tree], *, token_budget: int = 8192) -> list[list[float]]:
+    """log π of the tokens of every branch, the processes sharing the forward passes."""
+    found: list[list[float]] = [[] for tree in trees for _ in tree.branches]
+    budget = parallel.budget(token_budget, sum(tree.n_tokens for tree in trees))
+    batches = pack_trees(trees, token_budget=budget)
+    passes = parallel.each(batches, lambda batch: response_logprobs(lm.model, batch).logprobs.double())
+    for batch, logprobs in zip(batches, passes, strict=True):
+        for branch, value in zip(batch.branch_id[batch.branch_of].tolist(), logprobs.tolist(), strict=True):
+            found[branch].append(value)
+    return found
+
+
 def sequence_kl(ref: LoadedLM, samples: Sequence[Sequence[Sample]], *, token_budget: int = 8192) -> Array:
     """log π(y|x) − log π_ref(y|x) of each sampled response, nats: [P, N]; its mean estimates KL(π ‖ π_ref).
 
     The processes share the forward passes. The policy's log-probabilities are those recorded when the tokens were drawn.
     """
     trees = [Tree(group[0].prompt_tokens, tuple(one.response_tokens for one in group)) for group in samples]
-    flat = torch.zeros(sum(len(group) for group in samples), dtype=torch.float64)
-    budget = parallel.budget(token_budget, sum(tree.n_tokens for tree in trees))
-    batches = pack_trees(trees, token_budget=budget)
-    found = parallel.each(batches, lambda batch: response_logprobs(ref.model, batch).logprobs.double())
-    for batch, logprobs in zip(batches, found, strict=True):
-        flat.index_add_(0, batch.branch_id[batch.branch_of], logprobs)
+    reference = np.array([sum(each) for each in _logprobs(ref, trees, token_budget=token_budget)])
     policy = np.array([[sum(one.logprobs) for one in group] for group in samples])
-    return policy - flat.numpy().reshape(policy.shape)
+    return policy - reference.reshape(policy.shape)

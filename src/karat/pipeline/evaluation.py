@@ -10,7 +10,7 @@ import numpy as np
 
 from karat.belief import AGGREGATORS, apply_scale
 from karat.evaluate.frontiers import FrontierPoint, interpolate_gold
-from karat.evaluate.measure import draw, sequence_kl, texts_of
+from karat.evaluate.measure import draw, draw_served, sequence_kl, texts_of
 from karat.evaluate.table import (
     PolicySamples,
     best_of,
@@ -110,7 +110,11 @@ def side_by_side(
     target = place.directory / "evaluation.json"
     write_json(target, jsonable(content))
     metrics = {f"{name}_minus_sft": difference, "n_prompts": len(prompts)}
-    return StageResult([Output("evaluation", target)], metrics, findings)
+    notes = [
+        f"{name}: responses by {one.model} at {one.url}; length and KL are of their tokens in the checkpoint's tokenizer"
+        for name, one in config.evaluate.served.items()
+    ]
+    return StageResult([Output("evaluation", target)], metrics, findings, notes)
 
 
 def measured_policy(
@@ -127,7 +131,12 @@ def measured_policy(
     progress: Callable[[int, int, int], None],
 ) -> PolicySamples:
     """Draw, score and measure one policy; the draws are common to all policies."""
-    drawn = draw(lm, prompts, n_samples=n_samples, max_new_tokens=config.policy_tokens, seed=seed, progress=progress)
+    if (served := config.evaluate.served.get(name)) is not None:
+        drawn = draw_served(served.endpoint(config.policy_tokens), lm, prompts, n_samples=n_samples, seed=seed)
+    else:
+        drawn = draw(
+            lm, prompts, n_samples=n_samples, max_new_tokens=config.policy_tokens, seed=seed, progress=progress
+        )
     texts = texts_of(lm, drawn)
     asked = [prompt for prompt in prompts for _ in range(n_samples)]
     flat = [text for group in texts for text in group]

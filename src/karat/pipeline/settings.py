@@ -15,6 +15,7 @@ from karat.feedback.acquisition import LEAST_RANDOM, STRATEGIES, Strategy
 from karat.lm.fresh import DecoderShape
 from karat.lm.trackers import TrackerName
 from karat.pipeline.beside_settings import ConstraintConfig, DenseSettings, check_beside_settings, check_measurable
+from karat.pipeline.served import ServedPolicy, check_served
 from karat.pipeline.watch_settings import WatchSettings
 from karat.policy.method_settings import (
     DirectConfig,
@@ -145,6 +146,8 @@ class EvaluateSettings:
     """Responses of the SFT policy for each, from which best-of-n is computed for every n up to this."""
     best_of: tuple[int, ...] = (4, 16)
     """Best-of-n policies in the table."""
+    served: dict[str, ServedPolicy] = field(default_factory=dict)
+    """Policies by name (sft, or the algorithm's) whose responses come from a server instead of their files."""
 
     def __post_init__(self) -> None:
         if self.n_prompts < 2 or self.n_samples < 2:
@@ -264,6 +267,7 @@ class RunConfig:
                 f"configuration: found {' and '.join(given) or 'none'} of `sandbox`, `preferences` and `people`; "
                 "expected exactly one section"
             )
+        check_served(self.evaluate.served, self.algorithm)
         if self.people is not None and self.collect.people not in (0, self.collect.overlap):
             raise ConfigError(
                 f"collect: found people={self.collect.people} with overlap={self.collect.overlap}; a run of `people` has "
