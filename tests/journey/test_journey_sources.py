@@ -14,7 +14,7 @@ from journeys import SANDBOX, karat, manifests, write_config, write_rows
 from karat.feedback.quality.agreement import pairwise_agreement
 from karat.feedback.snapshot import read_snapshot
 from karat.ledger.artifacts import directory_hash
-from karat.pipeline import rewarding
+from karat.pipeline import gating
 from karat.pipeline.runs import FAULTS
 from karat.pipeline.stages import jsonable
 from karat.prompts.splits import split
@@ -146,7 +146,7 @@ def test_a_reward_that_fails_its_gate_stops_before_the_policy(copied: Path, monk
     for stage in ("ppo", "evaluate"):
         (run / "manifests" / f"{stage}.json").unlink()
     before = manifests(run)
-    monkeypatch.setattr(rewarding, "run_gate", lambda *_, **__: [FAILED])
+    monkeypatch.setattr(gating, "run_gate", lambda *_, **__: [FAILED])
     switched = [change for change in FAULTS.get(fault or "", ()) if not change.startswith("allow_ungated_reward")]
     options = [
         part for change in [*switched, "allow_ungated_reward=false", "reward.n_epochs=2"] for part in ("--set", change)
@@ -192,7 +192,7 @@ def test_a_run_whose_reward_passes_its_gate_needs_no_permission(copied: Path, mo
     reported are the run's own, and none of them refuses it.
     """
     run = copied / "runs" / "tiny"
-    monkeypatch.setattr(rewarding, "run_gate", lambda *_, **__: list(PASSED))
+    monkeypatch.setattr(gating, "run_gate", lambda *_, **__: list(PASSED))
     config = {name: section for name, section in SANDBOX.items() if name != "allow_ungated_reward"}
     done = karat("run", write_config(config), "--set", "reward.n_epochs=2")
     assert done.code == 0, done.err

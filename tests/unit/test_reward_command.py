@@ -115,3 +115,25 @@ def test_findings_that_need_a_reader_are_lines():
         {"name": "c", "question": "C?", "status": "not measured", "detail": "", "estimate": {"method": "no votes"}},
     ]
     assert finding_lines(found) == ["warn         b: end of range", "not measured c: no votes"]
+
+
+def test_comparisons_on_prompts_kept_from_training_decide_the_gate(place, tmp_path, capsys):
+    store_of_sandbox(tmp_path / "more.db", n_prompts=24).close()
+    only = {"reward.kinds": "[comparison]", "objectives.names": "{}", "gate.min_votes": 10, "gate.attack_words": 0}
+    assert run(place, tmp_path / "r", "--json", store=tmp_path / "more.db", gate_frac=0.4, **only) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done["n_gate"] >= 10
+    status = {one["name"]: one["status"] for one in done["findings"]}
+    assert status["gate.likelihood"] in ("pass", "fail")
+    assert done["gate"] != "pass" or not {"fail", "not measured"} & {
+        each for name, each in status.items() if name.startswith("gate.")
+    }
+    assert 0 < sum(one["n"] for one in done["calibration"]) <= done["n_gate"]
+    assert run(place, tmp_path / "all", "--json", store=tmp_path / "more.db", gate_frac=0, **only) == 0
+    everything = json.loads(capsys.readouterr().out)
+    assert (everything["gate"], everything["n_gate"]) == ("not measured", 0)
+    # what it decides with is trained on by nobody
+    [kept], [trained] = done["contributions"], everything["contributions"]
+    assert kept["n_judgements"] <= trained["n_judgements"] - 0.5 * done["n_gate"]  # some of them of held-out raters
+    assert run(place, tmp_path / "all", gate_frac=1.5) == 2
+    assert "gate_frac: found 1.5" in capsys.readouterr().err

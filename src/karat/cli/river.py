@@ -197,7 +197,7 @@ def reward(
     processes: Processes = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Run a configuration up to its reward and gate; or train a reward on everything in a store or snapshot."""
+    """Run a configuration up to its reward and gate; or train one on everything in a store or snapshot, and gate it."""
     if (config is None) == (model is None):
         raise ConfigError("reward: found both or neither of CONFIG and --model; expected one of them")
     if model is None:
@@ -218,7 +218,8 @@ def reward(
         done = reward_from(request, progress=progress)
     silent = [f"silent: {n} × {reason}" for reason, n in done["silent"].items()]
     table = aligned(contribution_table(done["contributions"]))
-    answer(as_json, done, [*table, *silent, *finding_lines(done["findings"]), f"reward: {out}"])
+    gate = f"gate: {done['gate']}, {done['n_gate']} votes on prompts kept from training"
+    answer(as_json, done, [*table, *silent, *finding_lines(done["findings"]), gate, f"reward: {out}"])
 
 
 def finding_lines(findings: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from karat.lm.memory import ModelSize, cache_bytes, lora_parameters, training_bytes
-from karat.pipeline.rewarding import GATE_FRAC
+from karat.pipeline.gating import GATE_FRAC
 from karat.pipeline.settings import RunConfig
 from karat.policy.method_settings import DirectConfig, ExpertConfig, GroupConfig, ImplicitQConfig, OnlineDPOConfig
 from karat.policy.settings import PPOConfig, RolloutSettings

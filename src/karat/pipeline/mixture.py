@@ -19,17 +19,23 @@ from karat.feedback.snapshot import Snapshot, read_snapshot, write_snapshot
 from karat.feedback.store import open_store
 from karat.lm.load import load_encoder, load_lm
 from karat.pipeline.data import check_raters, one_rater
+from karat.pipeline.gating import GATE_FRAC, calibration_bins, gate_split, main_votes, through_gate
 from karat.progress import Progress
 from karat.reading import Said, statements_of
-from karat.records import Finding, Response
+from karat.records import Finding, Response, Vote
 from karat.reward.contributions import contribution_rows
+from karat.reward.cooling import CrossedScorer, cooled_on_new_prompts
 from karat.reward.data import check_objectives, feedback_data, split_votes
 from karat.reward.dense import fit_dense, save_dense
 from karat.reward.fit import fit_reward, n_steps_done, n_steps_planned, optimised_scorer, save_fitted
+from karat.reward.gate import gate_checks
 from karat.reward.objectives import ObjectivesConfig
 from karat.reward.score import aggregate
 from karat.reward.settings import RewardConfig
+from karat.reward.thresholds import GateSettings
 from karat.reward.trunk import DecoderTrunk, EncoderTrunk, Trunk
+from karat.seeding import child_seed
+from karat.statements import Statement
 
 MARKS_APART = "reward.marks"
 NAMED = 3
@@ -54,6 +60,11 @@ class RewardRequest:
     """How it is trained."""
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
     """What the optimiser gets of several objectives."""
+    gate: GateSettings = field(default_factory=GateSettings)
+    """What the gate asks for."""
+    gate_frac: float = GATE_FRAC
+    """Share of the prompts that is kept for the gate, [0, 0.9]; 0, or where `gate.min_votes` comparisons are not to be had on
+    them, everything is trained on, and the gate is not measured."""
     seed: int = 0
     """Everything random follows from it."""
     allow_one_rater: bool = False
@@ -62,6 +73,8 @@ class RewardRequest:
     def __post_init__(self) -> None:
         if (self.store is None) == (self.snapshot is None):
             raise ConfigError("reward: found both or neither of --store and --snapshot; expected one of them")
+        if not 0 <= self.gate_frac <= 0.9:
+            raise ConfigError(f"gate_frac: found {self.gate_frac:g}; expected a share from 0 to 0.9")
 
 
 def said_in(
@@ -135,7 +148,8 @@ def reward_from(request: RewardRequest, *, progress: Progress) -> dict[str, Any]
     snapshot = _snapshot(request)
     check_raters(one_rater(snapshot.annotators), allow_one=request.allow_one_rater)
     said = said_in(snapshot, request.reward, request.objectives)
-    train, held, _ = split_votes(said.statements, holdout_frac=request.reward.holdout_frac)
+    trained, gate = kept_for_gate(said.statements, request.gate_frac, request.gate.min_votes)
+    train, held, _ = split_votes(trained, holdout_frac=request.reward.holdout_frac)
     # 2. fit
     texts = (snapshot.prompts, said.responses)
     n_steps = n_steps_planned(train, *texts, config=request.reward, seed=request.seed)
@@ -147,6 +161,7 @@ def reward_from(request: RewardRequest, *, progress: Progress) -> dict[str, Any]
             lambda: open_trunk(request.model), train, *texts, config=request.reward, seed=request.seed,
             validation=held or None, directory=training, reporters=[bar],
         )  # fmt: skip
+    fitted, factors, cooling = cooled_on_new_prompts(fitted, gate, *texts)
     fit = fitted.members[0]
     # 3. the optimiser's scale, on the training responses: there is no policy yet
     scorer = optimised_scorer(fitted, request.objectives)
@@ -158,10 +173,19 @@ def reward_from(request: RewardRequest, *, progress: Progress) -> dict[str, Any]
     metadata = {"stage": "reward", "snapshot_root": snapshot.root}
     save_fitted(fitted, request.out, metadata=metadata, scale=scale, objectives=request.objectives)
     shutil.rmtree(training, ignore_errors=True)
-    # 4. rewards of single tokens, on the trained trunk held fixed
+    # 4. the gate: what an optimiser would be told to make more of
+    crossed = CrossedScorer(scorer, factors)
+    with progress.stage("gate", unit="checks") as bar:
+        checks, words = through_gate(
+            crossed, main_votes(train), gate, texts, priors=fit.vote_model.priors, settings=request.gate,
+            seed=child_seed(request.seed, "gate"), progress=lambda n_done: bar.reach(n_done),
+        )  # fmt: skip
+    findings = [*fitted.findings, cooling, *said_findings(said), *checks]
+    # 5. rewards of single tokens, on the trained trunk held fixed
     marked: list[str] = []
-    if said.marks and isinstance(fit.model.trunk, DecoderTrunk):
-        dense = fit_dense(fit.model.trunk, said.marks, *texts)
+    marks, _ = gate_split(said.marks, frac=request.gate_frac if gate else 0.0)
+    if marks and isinstance(fit.model.trunk, DecoderTrunk):
+        dense = fit_dense(fit.model.trunk, marks, *texts)
         save_dense(dense, request.out, metadata=metadata)
         marked = list(dense.names)
     return {
@@ -173,8 +197,31 @@ def reward_from(request: RewardRequest, *, progress: Progress) -> dict[str, Any]
         "marked": marked,
         "metrics": fitted.metrics,
         "contributions": contribution_rows(fit.contributions),
-        "findings": [dataclasses.asdict(finding) for finding in [*fitted.findings, *said_findings(said)]],
+        "gate": gate_verdict(findings),
+        "n_gate": len(gate),
+        "suspects": words,
+        "calibration": calibration_bins(crossed, gate, texts),
+        "findings": [dataclasses.asdict(finding) for finding in findings],
     }
+
+
+def kept_for_gate(statements: Sequence[Statement], frac: float, n_least: int) -> tuple[list[Statement], list[Vote]]:
+    """(what is trained on, comparisons on prompts that the gate keeps, those drawn at random).
+
+    What only these prompts speak about, an objective, is trained on all the same: it would have no output. Where fewer than
+    n_least comparisons would be kept, which decide nothing, none is: everything is trained on.
+    """
+    trained, kept = gate_split(statements, frac=frac)
+    known = {one.objective for one in trained}
+    unknown = [one for one in kept if one.objective not in known]
+    gate = main_votes([one for one in kept if one.objective in known and one.strategy == "random"])
+    return (list(statements), []) if len(gate) < n_least else ([*trained, *unknown], gate)
+
+
+def gate_verdict(findings: Sequence[Finding]) -> str:
+    """pass, fail, or not measured: the worst of the gate's checks."""
+    found = {finding.status for finding in gate_checks(findings)}
+    return next((status for status in ("fail", "not measured") if status in found), "pass")
 
 
 def open_trunk(path: Path) -> Trunk:

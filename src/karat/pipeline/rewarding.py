@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from karat.belief import ScoreScale
 from karat.errors import ConfigError, InputError
@@ -20,6 +16,7 @@ from karat.lm import parallel
 from karat.pipeline.beside import keep_token_rewards
 from karat.pipeline.calibrating import calibration_slices, slice_findings, slice_rows
 from karat.pipeline.data import Texts, read_prompts, read_texts
+from karat.pipeline.gating import calibration_bins, gate_split, main_votes, through_gate
 from karat.pipeline.mixture import said_findings, said_in
 from karat.pipeline.models import load_for_training
 from karat.pipeline.populations import fit_population
@@ -27,12 +24,8 @@ from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Source
 from karat.pipeline.stages import Output, Run, StageResult, Workplace, training_reporters
 from karat.probes import word_salad
-from karat.prompts.splits import split
 from karat.reading import Said
 from karat.records import Finding, Prompt, Response, Vote
-from karat.reward.attack import suspected_words
-from karat.reward.baselines import LengthBaseline, length_baseline
-from karat.reward.calibration import decided_probs, predicted_probs
 from karat.reward.classifier import ClassifierTrunk, fit_vote_model, given_fit, one_head_finding
 from karat.reward.contributions import contribution_findings, contribution_rows
 from karat.reward.cooling import CrossedScorer, cooled_on_new_prompts
@@ -46,8 +39,7 @@ from karat.reward.fit import (
     optimised_scorer,
     save_fitted,
 )
-from karat.reward.gate import run_gate, sycophancy_finding
-from karat.reward.held_out import GatedScorer
+from karat.reward.gate import sycophancy_finding
 from karat.reward.length_use import length_slope
 from karat.reward.novelty import MOST_TEXTS, fit_novelty, novelty_finding, save_novelty, text_features
 from karat.reward.score import Scorer, joined_scorer, load_scorer, reference_scale, scorer_of
@@ -55,13 +47,9 @@ from karat.reward.train import RewardFit
 from karat.reward.trunk import DecoderTrunk
 from karat.seeding import child_seed, numpy_generator
 from karat.statements import Marked, Statement
-from karat.stats import wilson
 
-GATE_FRAC = 0.15
-"""Share of the judged prompts whose votes no gradient and no early stopping ever sees; they set one temperature, crossed."""
 SCALE_PROMPTS = 512
 """Prompts whose samples set the optimiser's scale: of four samples each it is then known to about 2 %."""
-N_BINS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,12 +172,10 @@ def vote_parts(run: Run, config: RunConfig, votes: ArtifactRef, samples: Artifac
     }
     said = said_in(snapshot, config.reward, config.objectives, samples=newest)
     kept = [one for one in said.statements if one.prompt_id in practice]
-    fractions = {"fit": 1 - GATE_FRAC, "gate": GATE_FRAC}
-    parts = split(kept, fractions, key=_prompt_of, salt="gate")
-    marked = [one for one in said.marks if one.prompt_id in practice]
-    marks = split(marked, fractions, key=_prompt_of, salt="gate")["fit"]
-    fit, held, how = split_votes(parts["fit"], holdout_frac=config.reward.holdout_frac)
-    gate = [one for one in parts["gate"] if one.strategy == "random"]  # chosen questions are no fair sample
+    trained, kept_back = gate_split(kept)
+    marks, _ = gate_split([one for one in said.marks if one.prompt_id in practice])
+    fit, held, how = split_votes(trained, holdout_frac=config.reward.holdout_frac)
+    gate = [one for one in kept_back if one.strategy == "random"]  # chosen questions are no fair sample
     return VoteParts(snapshot, *map(main_votes, (fit, held, gate)), how, said, fit, held, gate, marks)
 
 
@@ -201,13 +187,6 @@ def check_jury(said: Sequence[Statement], config: RunConfig) -> None:
             f"aggregator: found jury_median and the objectives {', '.join(objectives)}; expected one objective, whose "
             "jurors are groups of people"
         )
-
-
-def main_votes(statements: Sequence[Statement]) -> list[Vote]:
-    """The comparisons of the scale that has most of them: what baselines and the gate are held against."""
-    votes = [one for one in statements if isinstance(one, Vote)]
-    counts = Counter(vote.n_levels for vote in votes)
-    return [vote for vote in votes if vote.n_levels == counts.most_common(1)[0][0]]
 
 
 def judged(
@@ -247,18 +226,17 @@ def judged(
     )  # fmt: skip
     # 2. the gate, on prompts never trained on; it looks at the whole reward, length included
     crossed = CrossedScorer(scorer, factors)  # each prompt at the temperature of the other half's votes
-    data = vote_data(parts.train, snapshot.prompts, snapshot.responses)
-    baseline = length_baseline(data, fit.vote_model.priors)
-    probes = dataclasses.replace(source.probes, suspects=suspects(data, baseline))
+    texts = (snapshot.prompts, snapshot.responses)
     with place.progress.stage("gate", unit="checks") as bar:
-        findings = run_gate(
-            crossed, baseline, parts.gate, snapshot.prompts, snapshot.responses, seed=child_seed(run.seed, "gate"),
-            settings=config.gate, probes=probes, progress=lambda n_done: bar.reach(n_done),
+        findings, words = through_gate(
+            crossed, parts.train, parts.gate, texts, priors=fit.vote_model.priors, settings=config.gate,
+            seed=child_seed(run.seed, "gate"), probes=source.probes, progress=lambda n_done: bar.reach(n_done),
         )  # fmt: skip
     pairs = source.wrong_belief_pairs() if source.wrong_belief_pairs else ()
     findings.append(sycophancy_finding(scorer, pairs, config.gate.max_sycophancy))
     # 3. what the watcher needs to see when the policy leaves the texts that were judged
-    held_data = vote_data(parts.gate, snapshot.prompts, snapshot.responses) if parts.gate else None
+    data = vote_data(parts.train, *texts)
+    held_data = vote_data(parts.gate, *texts) if parts.gate else None
     findings.append(watch_for_novelty(fit, data, held_data, config, directory, metadata, run.seed))
     # 4. the people behind it
     about_people, people = fit_population(
@@ -266,8 +244,8 @@ def judged(
         read_texts(run.directory / samples.path), config=config, seed=run.seed, directory=directory, metadata=metadata,
     )  # fmt: skip
     metrics = _metrics(fitted, scale, parts, seed=child_seed(run.seed, "reward"))
-    metrics |= {"length_removed": removed, "suspects": list(probes.suspects)}
-    metrics["calibration"] = calibration_bins(crossed, parts.gate, snapshot.prompts, snapshot.responses)
+    metrics |= {"length_removed": removed, "suspects": words}
+    metrics["calibration"] = calibration_bins(crossed, parts.gate, texts)
     slices = calibration_slices(
         crossed, fit, parts.gate, parts.gate_said if fitted.kind != "laplace" else (),
         (snapshot.prompts, parts.said.responses), snapshot.annotators, ordinal=config.reward.ratings == "ordinal",
@@ -296,14 +274,6 @@ def removed_length(scorer: Scorer, prompts: Sequence[Prompt], texts: Sequence[st
     return length_slope(scorer.logits(prompts, texts).mean(0), texts, list(groups.values())) or 0.0
 
 
-def suspects(data: VoteData, baseline: LengthBaseline) -> list[str]:
-    """Words that win more often in the training votes than length explains; the gate looks what the reward makes of them."""
-    probs = predicted_probs(baseline.scores(data.texts), data.columns, baseline.vote_model)
-    p, outcome, decided = decided_probs(probs, data.columns)
-    texts_a, texts_b = ([data.texts[i] for i in side[decided].tolist()] for side in (data.columns.a, data.columns.b))
-    return suspected_words(texts_a, texts_b, p, outcome)
-
-
 def watch_for_novelty(
     fit: RewardFit,
     data: VoteData,
@@ -326,28 +296,6 @@ def watch_for_novelty(
     save_novelty(detector, directory, metadata=metadata)
     salad = word_salad(held.texts, numpy_generator(seed, "gate", "salad"))
     return novelty_finding(detector, familiar, text_features(fit.model, held.prompts, salad), what=what)
-
-
-def _prompt_of(statement: Statement | Marked) -> str:
-    return statement.prompt_id
-
-
-def calibration_bins(
-    scorer: GatedScorer, votes: Sequence[Vote], prompts: Mapping[str, Prompt], responses: Mapping[str, Response]
-) -> list[dict[str, Any]]:
-    """Predicted and observed share of "a preferred" in bins of equal size, with Wilson intervals."""
-    if not votes:
-        return []
-    data = vote_data(votes, prompts, responses)
-    probs = predicted_probs(scorer.logits(data.prompts, data.texts), data.columns, scorer.vote_model)
-    p, outcome, _ = decided_probs(probs, data.columns)
-    bins = []
-    for members in np.array_split(np.argsort(p, kind="stable"), N_BINS):
-        if len(members):
-            share = wilson(float(outcome[members].sum()), len(members))
-            bins.append({"predicted": float(p[members].mean()), "observed": share.value, "low": share.low,
-                         "high": share.high, "n": len(members)})  # fmt: skip
-    return bins
 
 
 def thinned(samples: Texts, n_prompts: int) -> Texts:

@@ -19,10 +19,10 @@ from karat.ledger.artifacts import ArtifactRef
 from karat.ledger.manifest import Manifest
 from karat.lm import parallel
 from karat.pipeline import optimise, rewarding
+from karat.pipeline.gating import gate_split
 from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Source
 from karat.pipeline.stages import Output, Run, StageResult, Workplace, findings_of, output
-from karat.prompts.splits import split
 from karat.records import Estimate, Finding, Vote
 from karat.reward.calibration import decided_probs, predicted_probs
 from karat.reward.data import vote_data
@@ -171,9 +171,7 @@ def _judgement_ids(snapshot: Snapshot) -> set[str]:
 
 def _gate_votes(snapshot: Snapshot) -> list[Vote]:
     """Votes of the random arm on prompts that the gate keeps, which no gradient saw; the same prompts in every round."""
-    fractions = {"fit": 1 - rewarding.GATE_FRAC, "gate": rewarding.GATE_FRAC}
-    drawn = [vote for vote in snapshot.votes if vote.strategy == "random"]
-    return split(drawn, fractions, key=lambda vote: vote.prompt_id, salt="gate")["gate"]
+    return gate_split([vote for vote in snapshot.votes if vote.strategy == "random"])[1]
 
 
 def prompt_accuracy(scorer: Scorer, votes: list[Vote], snapshot: Snapshot) -> dict[str, float]:

@@ -101,7 +101,8 @@ def run_gate(
         raise InputError("gate: found no praise phrases; expected at least one in the vocabulary of the responses")
     random_votes = [vote for vote in held_out if vote.strategy == "random"]
     if len(random_votes) < settings.min_votes:
-        return _not_measured(len(random_votes), len(held_out), settings.min_votes)
+        n, n_all = len(random_votes), len(held_out)
+        return not_measured(f"{n} held-out votes on random questions of {n_all} held out; needs {settings.min_votes}")
     data = vote_data(random_votes, prompts, responses)
     logits = scorer.logits(data.prompts, data.texts)
     held = held_out_scores(scorer, data, logits, seed=seed)
@@ -220,8 +221,8 @@ def _calibration(model: _Predicted, clusters: np.ndarray, seed: int, settings: G
     ]
 
 
-def _not_measured(n_random: int, n_all: int, needed: int) -> list[Finding]:
-    detail = f"{n_random} held-out votes on random questions of {n_all} held out; needs {needed}"
+def not_measured(detail: str) -> list[Finding]:
+    """The gate's findings where nothing could be asked, with the reason: what is not measured does not pass."""
     questions = {
         "gate.likelihood": LIKELIHOOD_QUESTION,
         "gate.calibration": CALIBRATION_QUESTION,
