@@ -210,6 +210,20 @@ def test_what_is_kept_for_the_gradient_saves_products_and_changes_nothing(with_e
     assert sum(made) == n + again
 
 
+@pytest.mark.parametrize("with_entropy", [False, True])
+def test_a_second_pass_through_a_kept_graph_gives_the_same_gradients(with_entropy: bool) -> None:
+    """The first pass writes over what was kept."""
+    head = torch.nn.Linear(3, 11, bias=False, dtype=torch.float64)
+    hidden = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logprobs, "head_of", lambda _: (head, None))
+        found = token_logprobs(head, hidden, torch.arange(7), with_entropy=with_entropy)
+    loss = found[0].square().sum() + (found[1].square().sum() if with_entropy else 0.0)
+    first = torch.autograd.grad(loss, (hidden, head.weight), retain_graph=True)
+    for one, other in zip(first, torch.autograd.grad(loss, (hidden, head.weight)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_a_large_vocabulary_is_not_read_anew_for_every_few_tokens(monkeypatch) -> None:
     """Each product reads the whole output layer: 200 rows over 100,000 tokens take two, not five."""
     made = []

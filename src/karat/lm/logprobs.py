@@ -201,17 +201,19 @@ class _ChunkedLogprobs(torch.autograd.Function):
         hidden, weight, bias, token_ids, normaliser, entropy = ctx.saved_tensors
         temperature, softcap, rows, with_entropy, _ = ctx.options
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        # summed over chunks in float32 even where the weights are narrower
-        grad_weight = torch.zeros_like(weight, dtype=normaliser.dtype) if ctx.needs_input_grad[1] else None
+        turned: Tensor | None = (
+            None  # the weight's gradient as [d, V]: hidden states are less to turn round than logits
+        )
+        kept, ctx.kept = ctx.kept, []  # overwritten below; a second pass through this graph makes them again
         grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, min(start + rows, hidden.shape[0]))
-            known = ctx.kept[start // rows] if start // rows < len(ctx.kept) else None
+            known = kept[start // rows] if start // rows < len(kept) else None
             slope = None
             if known is not None and not with_entropy:
-                grad = known * (-grad_logprob[part] / ctx.totals[start // rows])[:, None]
+                grad = known.mul_((-grad_logprob[part] / ctx.totals[start // rows])[:, None])
             else:
-                logits = _logits(hidden[part], weight, bias, ctx.options) if known is None else known.clone()
+                logits = _logits(hidden[part], weight, bias, ctx.options) if known is None else known
                 if softcap is not None:
                     slope = 1 - (logits * (temperature / softcap)).square_()
                 logits.sub_(normaliser[part, None])
@@ -225,12 +227,16 @@ class _ChunkedLogprobs(torch.autograd.Function):
             narrow = grad.to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[part] = matmul(narrow, weight)
-            if grad_weight is not None:
-                grad_weight += matmul(narrow.t(), hidden[part])
+            if ctx.needs_input_grad[1]:
+                # summed over chunks in float32 even where the weights are narrower
+                product = matmul(hidden[part].t(), narrow).to(normaliser.dtype)
+                turned = product if turned is None else turned.add_(product)
             if grad_bias is not None:
                 grad_bias += grad.sum(0).to(grad_bias.dtype)
-        if grad_weight is not None:
-            grad_weight = grad_weight.to(weight.dtype)
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.zeros_like(weight) if turned is None else turned.t().to(weight.dtype)
+        else:
+            grad_weight = None
         return grad_hidden, grad_weight, grad_bias, None, None
 
 
