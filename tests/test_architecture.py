@@ -62,7 +62,7 @@ EFFECTFUL = {
     "feedback.web.health", "feedback.web.background", "feedback.web.security", "feedback.web.serve", "feedback.web.signing_in",
     "feedback.web.templates", "feedback.web.lanes",
     "feedback.work.arena", "feedback.record.auditing", "feedback.work.dashboard", "feedback.work.consensus_view", "feedback.work.reward_plan", "feedback.work.vote_outcomes", "feedback.work.who_speaks", "feedback.work.trial", "feedback.work.outlay", "feedback.quality.rater_health",
-    "feedback.work.duels", "feedback.work.old_guideline", "feedback.work.rates", "feedback.work.queueing", "feedback.work.reviews", "feedback.work.task_browser", "feedback.people.who_judged", "feedback.work.experiments", "feedback.work.qualifying", "feedback.work.likely_changes",
+    "feedback.work.duels", "feedback.work.old_guideline", "feedback.work.rates", "feedback.work.queueing", "feedback.work.reviews", "feedback.work.task_browser", "feedback.people.who_judged", "feedback.work.experiments", "feedback.work.qualifying", "feedback.work.likely_changes", "feedback.work.participants",
     "feedback.web.desk", "feedback.web.admin_pages", "feedback.web.admin_accounts", "feedback.web.admin_documents",
     "feedback.web.admin_checks", "feedback.web.api_checks", "feedback.web.admin_experiments", "feedback.web.admin_plan", "feedback.web.admin_qualification", "feedback.web.admin_quality", "feedback.web.admin_queue", "feedback.web.admin_raters", "feedback.web.admin_record",
     "feedback.web.admin_settings", "feedback.web.arena_pages", "feedback.web.audit_pages", "feedback.web.review_pages",

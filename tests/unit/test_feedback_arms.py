@@ -85,6 +85,8 @@ def test_what_has_no_interval_or_test_says_so():
     alike = arm_effect([1.0, 1.0, 1.0, 1.0], list("wxyz"), {"w": "a", "x": "a", "y": "b", "z": "b"}, rng, n_draws=50)
     assert alike.arms[1].p_value == 1.0
     assert "all alike" in alike.arms[1].difference.method
+    assert (alike.arms[0].mean.low, alike.arms[1].verdict) == (None, "cannot be told")
+    assert alike.arms[0].mean.method == "mean over raters; no interval: raters are all alike"
     one = arm_effect([1.0, 2.0], ["x", "y"], {"x": "a", "y": "a"}, rng, n_draws=50)
     assert (len(one.arms), one.p_value) == (1, None)
     for wrong, match in [
@@ -95,3 +97,25 @@ def test_what_has_no_interval_or_test_says_so():
     ]:
         with pytest.raises(InputError, match=match):
             wrong()
+
+
+def test_a_difference_is_told_from_0_only_where_interval_and_test_both_say_so():
+    names = [f"r{i}" for i in range(12)]
+    arm = {name: "a" if i < 6 else "b" for i, name in enumerate(names)}
+
+    def verdict(y: list[float], **more) -> str:
+        found = arm_effect(y, names, arm, np.random.default_rng(5), n_draws=2000, **more)
+        assert found.arms[0].verdict == ""
+        return found.arms[1].verdict
+
+    noise = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    assert verdict([*noise, *noise]) == "not distinguishable from 0"
+    assert verdict([*noise, *(one + 5 for one in noise)]) == "above 0"
+    assert verdict([*noise, *(one - 5 for one in noise)]) == "below 0"
+    few = dict(zip(names[:6], "aaabbb", strict=True))
+    found = arm_effect([1.0, 1.1, 0.9, 3.0, 3.1, 2.9], names[:6], few, np.random.default_rng(5), unit="task")
+    # 2 of 20 shuffles are as far: Welch's interval alone would promise more than six tasks can tell
+    assert found.arms[1].difference.low > 0
+    assert (found.arms[1].verdict, found.arms[1].p_value > 0.05) == ("not distinguishable from 0", True)
+    assert "over tasks" in found.arms[1].difference.method
+    assert found.method.startswith("permutation of tasks")

@@ -442,17 +442,38 @@ def test_a_tasks_page_has_everything_and_lists_join(store):
     tasks = store.tasks()
     store.submit(vote(tasks[0], "r0", reason="why"))
     pull(store, [tasks[0].id], by="admin", reason="broken text", now=NOW)
-    found = task_detail(store, tasks[0].id)
+    found = task_detail(store, tasks[0].id, now=NOW)
     assert (found.state, found.prompt.id, [one.judgement.reason for one in found.answers]) == (
         "pulled", tasks[0].prompt_id, ["why"],
     )  # fmt: skip
     assert [entry.reason for entry in found.entries] == ["broken text"]
-    assert task_detail(store, "task:0") is None
-    first, older = task_page(store, n=5)
-    rest, none = task_page(store, n=5, before=older)
+    assert task_detail(store, "task:0", now=NOW) is None
+    first, older = task_page(store, now=NOW, n=5)
+    rest, none = task_page(store, now=NOW, n=5, before=older)
     assert [row.task_id for row in first + rest] == [task.id for task in reversed(tasks)]
     assert none is None
-    assert [row.task_id for row in task_page(store, state="pulled")[0]] == [tasks[0].id]
+    assert [row.task_id for row in task_page(store, now=NOW, state="pulled")[0]] == [tasks[0].id]
+
+
+def test_a_task_reads_as_open_where_it_has_a_free_place_and_in_hand_only_while_it_is(store):
+    def listed(state: str) -> list[str]:
+        return [row.task_id for row in task_page(store, now=NOW, state=state)[0]]
+
+    def holders() -> list[tuple[str, str]]:
+        return [(who, how) for who, how, _ in task_detail(store, first.id, now=NOW).holders]
+
+    first = store.tasks()[0]
+    for who in ("r0", "r1", "r2"):
+        store.submit(vote(first, who))
+    assert listed("closed") == [first.id]
+    reissue(store, [first.id], by="admin", reason="unclear", now=NOW)
+    assert task_detail(store, first.id, now=NOW).state == "open"
+    assert first.id in listed("open")
+    assert store.lease_many([(first.id, "r3")], now=NOW)[0] is not None
+    assert (task_detail(store, first.id, now=NOW).state, listed("held"), holders()) == ("held", [first.id], [("r3", "leased")])  # fmt: skip
+    assert first.id not in listed("open")
+    pull(store, [first.id], by="admin", reason="broken text", now=NOW)
+    assert (task_detail(store, first.id, now=NOW).state, holders()) == ("pulled", [("r3", "let go")])
 
 
 # Disputes

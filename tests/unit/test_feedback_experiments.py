@@ -197,7 +197,7 @@ def test_pay_of_an_arm_is_shown_counted_and_kept_within_the_budget(site):
     make_experiment(store, "rate", only(pay=0.5), now=2.0)
     rater = site.browser("annotator")
     for page in ("/", "/me"):
-        assert "0.5 EUR per judgement" in rater.get(page).text
+        assert "0.50 EUR per judgement" in rater.get(page).text
     rater.post("/work", sent(rater.get("/work").text, choice="0"))
     assert settings_for(store, site.annotator(), now=3.0).pay == Pay(0.5, "EUR")
     assert "0.50 EUR" in rater.get("/me").text
@@ -352,3 +352,56 @@ def test_names_that_the_store_cannot_hold_are_refused_before_anybody_is_drawn():
 def test_plain_json_that_is_no_change_is_refused(body):
     with pytest.raises(InputError, match=f"found {min(body)} = "):
         change_of(body)
+
+
+def test_only_answers_given_in_an_arm_count_and_an_arm_without_anybody_is_named(tmp_path, capsys):
+    site = web_app.served(tmp_path, 4)
+    store, tasks = site.store, site.store.tasks()
+    store.add_annotators([Annotator("before")])
+    rater = site.browser("annotator")
+    rater.post("/work", sent(rater.get("/work").text, choice="0", active_s="300"))  # before it began: nobody's arm
+    make_experiment(
+        store, "layout", [("side", 1.0, ArmChange()), ("stacked", 1.0, ArmChange(layout="stacked"))], now=2.0
+    )
+    for seconds in ("10", "20"):
+        rater.post("/work", sent(rater.get("/work").text, choice="0", active_s=seconds))
+    end_experiment(store, "layout", now=3.0)
+    rater.post("/work", sent(rater.get("/work").text, choice="0", active_s="500"))
+    assert len(store.judgements()) == len(tasks)
+    [found] = [
+        one for one in experiment_effects(store, np.random.default_rng(0)) if one.outcome == "seconds of activity"
+    ]
+    assert (found.report.arms[0].mean.value, found.without) == (15.0, ())  # it has ended: nobody is waited for
+    make_experiment(store, "tie", [("apart", 1.0, ArmChange(tie="apart")), ("scale", 1.0, ArmChange())], now=4.0)
+    store.add_tasks([dataclasses.replace(tasks[0], batch="more")])
+    put_settings(store, dataclasses.replace(project_settings(store), gold_rate=0.0, repeat_rate=0.0), now=4.0)
+    other = site.browser(account=accounts.make_account(store, "annotator", now=4.0).id)
+    other.post("/work", sent(other.get("/work").text, choice="0"))
+    [found] = [one for one in experiment_effects(store, np.random.default_rng(0)) if (one.experiment, one.outcome) == ("tie", "seconds of activity")]  # fmt: skip
+    drawn = found.report.arms[0].arm
+    [empty] = {"apart", "scale"} - {drawn}
+    assert found.without == (empty,)
+    assert (
+        f"{empty}: nobody yet, so there is nothing to compare with"
+        in site.browser("admin").get("/admin/experiments").text
+    )
+    assert cli.main(["experiment", store.address, "tie"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "tie, seconds of activity (1 rater):"
+    assert lines[1].split() == [drawn, "60.000", "no", "interval:", "found", "1", "rater,", "an", "interval", "needs", "2,", "1", "rater"]  # fmt: skip
+    assert lines[2].split() == [empty, "no", "rater", "yet:", "nothing", "to", "compare", "with"]
+
+
+def test_the_command_says_what_can_be_told_of_each_arm(tmp_path, capsys):
+    site = web_app.served(tmp_path, 12)
+    site.store.add_annotators([Annotator("r0")])
+    for number, task in enumerate(site.store.tasks()):
+        arm = "slow" if number % 2 else "fast"
+        given = vote(task, "r0", level=2, active_s=10.0 + number % 3 + (50.0 if arm == "slow" else 0.0))
+        site.store.submit(dataclasses.replace(given, shown={"arms": {"pace": arm}}))
+    assert cli.main(["experiment", site.store.address]) == 0
+    said = capsys.readouterr().out
+    assert "pace, seconds of activity (12 tasks):" in said
+    assert re.search(r"difference from fast 50\.000 \[.*\], p = 0\.\d+: above 0", said)
+    assert re.search(r"share of ties.*\n.*no interval: tasks are all alike, 6 tasks", said)
+    assert "permutation of tasks among arms" in said

@@ -8,8 +8,10 @@ import pytest
 
 import web_app
 from feedback_cases import vote
+from karat.feedback.arm_changes import ArmChange
 from karat.feedback.documents import Pay, ProjectSettings, add_questions, put_document, put_settings
 from karat.feedback.tasks import answer
+from karat.feedback.work.experiments import end_experiment, make_experiment
 from karat.feedback.work.old_guideline import Choice, counts_of, old_items, price
 from karat.questions import Choice as Offered
 from karat.questions import Question
@@ -127,3 +129,29 @@ def test_what_was_put_to_raters_under_the_newest_version_is_not_old(site):
     first = store.tasks()[0]
     store.add_tasks([dataclasses.replace(first, guideline="v2")])
     assert first.id not in {one.task.id for one in old_items(store)}
+
+
+def test_nothing_is_asked_again_while_an_experiment_says_which_guideline_is_shown(site):
+    store, admin = site.store, site.browser("admin")
+    put_document(store, "guideline", "v2", {"text": "new"}, now=1.0)
+    arms = [(name, 1.0, ArmChange(guideline=version)) for name, version in (("old", "v1"), ("new", "v2"))]
+    make_experiment(store, "rules", arms, unit="task", now=2.0)
+    assert "The experiment “rules” says which guideline raters see" in admin.get("/admin/queue").text
+    fields = {"disagree": "yes", "words": "", "counted": "2"}
+    for path, form in (("/admin/queue/again", {"version": "v1"}), ("/admin/queue/again/items", fields)):
+        answer = admin.post(path, form)
+        assert answer.status_code == 422, path
+        assert "end the experiment first" in answer.text
+    assert [task for task in store.tasks() if task.guideline == "v2"] == []
+    end_experiment(store, "rules", now=3.0)
+    assert "says which guideline raters see" not in admin.get("/admin/queue").text
+    assert admin.post("/admin/queue/again/items", fields).status_code == 303
+
+
+def test_a_limit_that_is_no_number_is_said_and_asks_nothing(site):
+    admin = site.browser("admin")
+    put_document(site.store, "guideline", "v2", {"text": "new"}, now=1.0)
+    page = admin.get("/admin/queue", params={"show": "1", "disagree": "yes", "budget": "about 20"}).text
+    assert "Answers at most: found “about 20”; expected a whole number." in page
+    assert "these 2 again" not in page
+    assert "these 2 again" in admin.get("/admin/queue", params={"show": "1", "disagree": "yes", "budget": "20"}).text

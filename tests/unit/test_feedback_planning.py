@@ -175,3 +175,16 @@ def test_what_cannot_be_planned_is_said():
         ask_again([1.5], [True], budget_votes=1)
     with pytest.raises(InputError, match="expected changed ≤ asked"):
         ask_again([0.5], [True], budget_votes=1, changed=2, asked=1)
+
+
+def test_votes_that_are_paid_one_by_one_cost_what_they_cost_however_long_they_take():
+    rng = np.random.default_rng(3)
+    y, item, rater = draw_votes(rng, 300, 3)
+    seconds = rng.gamma(0.5, 100, len(y))  # times that say little
+    for one in plan_votes(y, item, rater, 0.02, rng, seconds=seconds, pay_per_vote=0.25):
+        votes = one.votes
+        assert (one.cost.value, one.cost.low, one.cost.high) == (
+            0.25 * votes.value,
+            0.25 * votes.low,
+            0.25 * votes.high,
+        )

@@ -12,13 +12,14 @@ import pytest
 
 from karat import cli
 from karat.errors import InputError, StoreError
-from karat.feedback.documents import CONSENT, Budget, ProjectSettings, add_questions, put_document, put_settings
+from karat.feedback.documents import CONSENT, Budget, Pay, ProjectSettings, add_questions, put_document, put_settings
 from karat.feedback.people.accounts import accounts, lock
 from karat.feedback.people.care import give_consent
 from karat.feedback.people.standing import quarantine, release
 from karat.feedback.people.studies import Participant, close_study, join, open_study, participant_in, studies, study_of
 from karat.feedback.store import Store, open_store
 from karat.feedback.work.checks import add_qualification
+from karat.feedback.work.participants import participants
 from karat.questions import Question
 from karat.records import Response, Task, user_prompt
 from web_app import NOW, Browser, Served
@@ -35,9 +36,24 @@ def served(tmp_path: Path):
 def test_a_platforms_names_are_understood():
     assert participant_in(LINK) == Participant("5f3c", "s1", "v1")
     assert participant_in({"workerId": "w", "assignmentId": "a", "hitId": "h"}) == Participant("w", "h", "a")
-    for wrong in ({}, {"participant": "x" * 129}, {"participant": "a\nb"}, {"participant": " "}):
+    for wrong in (
+        {},
+        {"participant": "x" * 129},
+        {"participant": "a\nb"},
+        {"participant": " "},
+        {"participant": "\ufffd"},
+    ):
         with pytest.raises(InputError, match="study link: found"):
             participant_in(wrong)
+    with pytest.raises(InputError, match=r"found '.u202ea' \(2 characters\).* of at most 128 visible characters"):
+        participant_in({"participant": "\u202ea"})
+
+
+@pytest.mark.parametrize("place", ["{{%PROLIFIC_PID%}}", "{{ID}}", "${workerId}", "%ID%"])
+def test_a_place_that_no_platform_filled_in_is_not_taken_for_a_participant(place):
+    # everybody who came so would share one account
+    with pytest.raises(InputError, match="where the platform puts who comes"):
+        participant_in({"PROLIFIC_PID": place})
 
 
 def test_a_participant_has_one_account_however_often_and_in_how_many_windows_she_comes(served):
@@ -206,3 +222,86 @@ def test_ends_are_kept_changed_and_forgotten_one_by_one(served, tmp_path: Path, 
         assert "expected a completion address with https://" in capsys.readouterr().err
     with pytest.raises(InputError, match="found the end 'fled'; expected one of completed, no work"):
         open_study(served.store, "pilot", ends={"fled": "F"}, now=NOW)
+
+
+def test_an_admin_sees_who_a_participant_is_and_nobody_else_does(served, tmp_path: Path, capsys):
+    store, address = served.store, str(tmp_path / "k.db")
+    put_settings(store, ProjectSettings(gold_rate=0, repeat_rate=0, pay=Pay(0.25, "EUR")), now=NOW)
+    study = open_study(store, "pilot", now=NOW, ends=ALL_ENDS)
+    accounts_of = {pid: join(store, study, Participant(pid, "s1", "v1"), now=NOW) for pid in ("5f3c", "=cmd()", "gone")}
+    add_tasks(store, 2, Question())
+    worker = served.browser(account=accounts_of["5f3c"].id)
+    [lease] = re.findall(r'name="lease" value="([^"]*)"', worker.get("/work").text)
+    worker.post("/work", {"lease": lease, "choice": "3", "active_s": "60"})
+    quarantine(store, accounts_of["=cmd()"].annotator, reason="Look.", by="x", now=NOW)
+    lock(store, accounts_of["gone"].id, now=NOW)
+    found = {one.participant: one for one in participants(store, "pilot")}
+    assert {pid: (one.state, one.n_answers, one.earned, one.way_out) for pid, one in found.items()} == {
+        "5f3c": ("worked", 1, 0.25, DONE), "=cmd()": ("paused", 0, 0.0, DONE), "gone": ("locked", 0, 0.0, NONE),
+    }  # fmt: skip
+    assert (found["5f3c"].platform_study, found["5f3c"].session, found["5f3c"].study) == ("s1", "v1", "pilot")
+
+    admin = served.browser("admin")
+    assert "participant 5f3c" in admin.get("/admin/accounts").text
+    assert "study pilot" in admin.get("/admin/accounts").text
+    assert "<strong>5f3c</strong>" in admin.get("/admin/rater", params={"who": accounts_of["5f3c"].annotator}).text
+    assert "study:pilot" not in admin.get("/admin/documents").text
+    assert worker.get("/me/data").json()["from_the_platform"]["participant"] == "5f3c"  # her own
+    auditor = served.browser("auditor")
+    assert "5f3c" not in "".join(auditor.get(path).text for path in ("/audit", "/audit/record", "/audit/slices"))
+    assert b"5f3c" not in b"".join(path.read_bytes() for path in _exported(address, tmp_path))
+
+    capsys.readouterr()
+    assert cli.main(["people", "participants", address, "pilot"]) == 0
+    assert re.search(r"^5f3c +rater-\w+ +worked +1 answers +0\.25 earned$", capsys.readouterr().out, re.MULTILINE)
+    table = tmp_path / "came.csv"
+    assert cli.main(["people", "participants", address, "--out", str(table)]) == 0
+    assert table.stat().st_mode & 0o077 == 0
+    lines = table.read_text().splitlines()
+    assert lines[0].startswith("participant,study,platform_study,session,annotator,came_at,state,n_answers")
+    assert any(line.startswith("'=cmd(),pilot") for line in lines)  # never a formula
+    assert cli.main(["people", "participants", address, "--out", str(table)]) == 2
+    assert "give a new path" in capsys.readouterr().err
+    assert cli.main(["people", "participants", address, "pilots"]) == 2
+    assert "there is none of that name; found pilot" in capsys.readouterr().err
+
+
+def _exported(address: str, folder: Path) -> list[Path]:
+    """Everything that is written for others than admins."""
+    for form in ("judgements", "votes", "argilla"):
+        assert cli.main(["export", address, "--format", form, "--out", str(folder / f"{form}.jsonl")]) == 0
+    assert cli.main(["bundle", address, "--out", str(folder / "bundle")]) == 0
+    return [*folder.glob("*.jsonl"), *(path for path in (folder / "bundle").rglob("*") if path.is_file())]
+
+
+def test_who_has_not_agreed_or_does_not_any_more_is_told_what_is_kept(served):
+    put_settings(served.store, ProjectSettings(gold_rate=0, repeat_rate=0), now=NOW)
+    browser = participant_of(served, ALL_ENDS)
+    account = next(one.id for one in accounts(served.store) if one.outside)
+    put_document(served.store, CONSENT, "1", {"text": "Agree?"}, now=NOW)
+    assert "nothing is kept but" in browser.get("/consent").text
+    assert [one.state for one in participants(served.store)] == ["has not agreed"]
+    add_tasks(served.store, 1, Question())
+    give_consent(served.store, account, "1", now=NOW)
+    assert [one.state for one in participants(served.store)] == ["nothing done"]
+    [lease] = re.findall(r'name="lease" value="([^"]*)"', browser.get("/work").text)
+    browser.post("/work", {"lease": lease, "choice": "3", "active_s": "60"})
+    browser.post("/consent", {"withdraw": "1"})
+    page = browser.get("/consent").text
+    assert "nothing is kept but" not in page
+    assert "What you answered so far stays, under your pseudonym" in page
+    assert [(one.state, one.way_out) for one in participants(served.store)] == [("took consent back", DONE)]
+
+
+def test_a_second_attempt_says_that_it_is_one(served):
+    put_settings(served.store, ProjectSettings(gold_rate=0, repeat_rate=0), now=NOW)
+    [task] = add_tasks(served.store, 1, Question())
+    add_qualification(served.store, [(task, {"level": 6, "n_levels": 7})], version="1", pass_mark=1.0, now=NOW)
+    browser = participant_of(served, ALL_ENDS)
+    for attempt in (1, 2):
+        page = browser.get("/work").text
+        assert ("The first tasks once more" in page) == (attempt == 2)
+        [lease] = re.findall(r'name="lease" value="([^"]*)"', page)
+        browser.post("/work", {"lease": lease, "choice": "3", "active_s": "60"})
+    assert "Thank you for trying" in browser.get("/work").text
+    assert [(one.state, one.way_out) for one in participants(served.store)] == [("not qualified", SCREENED)]

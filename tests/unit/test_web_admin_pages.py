@@ -9,6 +9,7 @@ import math
 import re
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -618,7 +619,8 @@ def test_the_effect_of_an_arm_is_that_of_its_raters(site):
         name: (30.0 if arm == "high" else 10.0) + i for arm, some in chosen.items() for i, name in enumerate(some)
     }
     for task in site.store.tasks()[:3]:
-        site.store.submit_many([vote(task, name, active_s=slow) for name, slow in seconds.items()])
+        given = [vote(task, name, active_s=slow) for name, slow in seconds.items()]
+        site.store.submit_many([replace(one, shown={"arms": {"pay": drawn[one.annotator]}}) for one in given])
     said = text_of(admin.get("/admin/experiments"))
     means = {arm: float(np.mean([seconds[name] for name in some])) for arm, some in chosen.items()}
     assert f"seconds of activity high {means['high']:.2f}" in said

@@ -145,6 +145,27 @@ def _arena_lines(figures: dict[str, Any]) -> list[str]:
     ]
 
 
+def _n_of(n: int, unit: str) -> str:
+    return f"{n} {unit}{'s' if n != 1 else ''}"
+
+
+def _effect_lines(effect: Any) -> list[str]:
+    """One outcome of an experiment: what each arm did, and what can be said of its difference from the first."""
+
+    def words(found: Any) -> str:
+        between = found.method.partition("; ")[2] if found.low is None else f"[{found.low:.3f}, {found.high:.3f}]"
+        return f"{found.value:.3f} {between}"
+
+    arms = effect.report.arms
+    lines = [f"{effect.experiment}, {effect.outcome} ({_n_of(effect.report.n_raters, effect.unit)}):"]
+    for one in arms:
+        lines.append(f"  {one.arm:<20} {words(one.mean)}, {_n_of(one.mean.n, effect.unit)}")
+        if one.difference is not None:
+            gap = f"difference from {arms[0].arm} {words(one.difference)}, p = {one.p_value:.2g}"
+            lines.append(f"  {'':<20} {gap}: {one.verdict}")
+    return [*lines, *(f"  {arm:<20} no {effect.unit} yet: nothing to compare with" for arm in effect.without)]
+
+
 @app.command(epilog='Example: karat experiment karat.db scale --arm "seven" --arm "binary = 1: levels = 2"')
 def experiment(
     run_or_store: StoreOrRun,
@@ -179,12 +200,10 @@ def experiment(
             answer(as_json, {"experiment": name, "done": done}, [f"{name}: {done}"])
             return
         found = [one for one in experiment_effects(store, np.random.default_rng(0)) if name in ("", one.experiment)]
-    lines = []
-    for one in found:
-        lines.append(f"{one.experiment}, {one.outcome} ({one.report.n_raters} {one.unit}s):")
-        for each in one.report.arms:
-            gap = "" if each.difference is None else f"; difference {_words(dataclasses.asdict(each.difference))}"
-            lines.append(f"  {each.arm:<20} {_words(dataclasses.asdict(each.mean))}{gap}")
+    lines = [line for one in found for line in _effect_lines(one)]
+    if found:
+        methods = dict.fromkeys(one.report.method for one in found)
+        lines += [*methods, "several outcomes are looked at: one small p among many is to be expected"]
     answer(as_json, {"effects": [dataclasses.asdict(one) for one in found]}, lines or ["no judgement in any arm yet"])
 
 
@@ -281,13 +300,16 @@ def _named(accounts: list[Any], who: str) -> Any:
 
 @people.command("list", epilog="Example: karat people list karat.db --json")
 def people_list(run_or_store: StoreOrRun, as_json: AsJson = False) -> None:
-    """Who may sign in: role, pseudonym, login, state."""
+    """Who may sign in: role, pseudonym, login or participant's id, state."""
     from karat.feedback.people.accounts import accounts
     from karat.feedback.store import open_store
 
     with open_store(store_address(run_or_store), create=False) as store:
         found = accounts(store)
-    lines = [f"{one.role:<10} {one.annotator or '-':<24} {one.login or '-':<20} {one.state}" for one in found]
+    lines = [
+        f"{one.role:<10} {one.annotator or '-':<24} {one.login or one.outside.get('participant') or '-':<26} {one.state}"
+        for one in found
+    ]
     answer(as_json, {"accounts": [dataclasses.asdict(one) for one in found]}, lines or ["nobody yet"])
 
 
@@ -321,3 +343,44 @@ def people_study(
     ways_out = [f"{end}: {out}" for end, out in study.ends.items()]
     lines = [link if study.is_open else f"{name}: closed", *ways_out]
     answer(as_json, {"study": name, "open": study.is_open, "link": link, "ends": dict(study.ends)}, lines)
+
+
+@people.command("participants", epilog="Example: karat people participants karat.db pilot --out came.csv")
+def people_participants(
+    run_or_store: StoreOrRun,
+    study: Annotated[str, typer.Argument(help="Name of a study here; empty = of all of them.")] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="Write a table (CSV) with all columns; keep it as private as the ids.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Who came by a study's link: the platform's ids beside pseudonym, state, answers and pay."""
+    from karat.feedback.store import open_store
+    from karat.feedback.work.participants import Came, participants
+
+    with open_store(store_address(run_or_store), create=False) as store:
+        found = participants(store, study)
+    lines = [
+        f"{one.participant:<26} {one.annotator:<20} {one.state:<18} {one.n_answers:>5} answers"
+        + ("" if one.earned is None else f" {one.earned:>9.2f} earned")
+        for one in found
+    ]
+    if out is not None:
+        _write_table(out, [one.name for one in dataclasses.fields(Came)], [dataclasses.astuple(one) for one in found])
+        lines = [f"{out}: {len(found)} participants; keep it private"]
+    answer(as_json, {"participants": [dataclasses.asdict(one) for one in found]}, lines or ["nobody came by it yet"])
+
+
+def _write_table(out: Path, names: list[str], rows: list[tuple[Any, ...]]) -> None:
+    """A CSV file that only its owner can read, in which no cell is a formula. Raises: ConfigError where it is there."""
+    import csv
+    import os
+
+    from karat.feedback.web.cells import cell
+
+    try:
+        descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written ({error.strerror}); give a new path") from None
+    with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([names, *([cell(one) for one in row] for row in rows)])

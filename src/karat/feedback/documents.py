@@ -164,6 +164,12 @@ class ProjectSettings:
             raise InputError("settings.budget: found money without pay; say what a judgement or an hour costs")
 
     @property
+    def guideline_experiment(self) -> str:
+        """The running experiment whose arms say which guideline is shown, "" = none."""
+        changed = ((name, bodies) for name, bodies in self.arm_changes.items() if name in self.experiments)
+        return next((name for name, bodies in changed if any("guideline" in body for body in bodies.values())), "")
+
+    @property
     def lease_s(self) -> float:
         """Seconds of a lease."""
         return 60.0 * self.lease_minutes

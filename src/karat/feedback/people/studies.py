@@ -35,6 +35,8 @@ for her; she did not pass the qualification; she did not agree to the consent te
 _CODE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _ADDRESS = re.compile(r"https://[^\s/?#]+[^\s]*")
 _MOST_ADDRESS = 2000
+_UNFILLED = re.compile(r"\{\{.*\}\}|\$\{.*\}|^%\w+%$")
+"""A place for the id that no platform has filled in: {{%PROLIFIC_PID%}}, ${workerId}, %ID%."""
 _NO_ENDS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -76,10 +78,18 @@ class Participant:
     def __post_init__(self) -> None:
         for name in ("participant", "study", "session"):
             value = getattr(self, name)
-            if len(value) > MOST_CHARS or not value.isprintable() or value != value.strip():
+            if len(value) > MOST_CHARS or not value.isprintable() or value != value.strip() or "\ufffd" in value:
+                begins = value[:40] + ("…" if len(value) > 40 else "")
                 raise InputError(
-                    f"study link: found {value[:40]!r} as {name}; expected an id of at most {MOST_CHARS} characters"
+                    f"study link: found {begins!r} ({len(value)} characters) as {name}; expected an id of at most "
+                    f"{MOST_CHARS} visible characters; open the link from the platform that sent you"
                 )
+        if _UNFILLED.search(self.participant):
+            # everybody who came so would share one account
+            raise InputError(
+                f"study link: found {self.participant[:40]!r} where the platform puts who comes; open the link from the "
+                "platform that sent you, or put an id there to try it"
+            )
         if not self.participant:
             raise InputError("study link: found no participant id; open it from the platform that sent you")
 

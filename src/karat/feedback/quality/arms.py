@@ -34,6 +34,21 @@ class ArmEffect:
     p_value: float | None
     """Permutation test of no difference from the reference, two-sided; None for the reference."""
 
+    @property
+    def verdict(self) -> str:
+        """What can be said of the difference, in words; "" for the reference.
+
+        It is told from 0 only where interval and test both say so: with few raters Welch's interval can be too narrow.
+        """
+        gap = self.difference
+        if gap is None or gap.value is None:
+            return ""
+        if gap.low is None or gap.high is None:
+            return "cannot be told"
+        if gap.low <= 0 <= gap.high or (self.p_value or 0.0) > 1 - LEVEL:
+            return "not distinguishable from 0"
+        return "above 0" if gap.value > 0 else "below 0"
+
 
 @dataclass(frozen=True)
 class ArmReport:
@@ -58,6 +73,7 @@ def arm_effect(
     reference: str | None = None,
     strata: Mapping[str, str] | None = None,
     n_draws: int = 10_000,
+    unit: str = "rater",
 ) -> ArmReport:
     """The effect of each arm on an outcome of raters: agreement with others, seconds an answer, level of strength.
 
@@ -69,6 +85,7 @@ def arm_effect(
         annotator: the rater of each row.    arm_of: her arm; raters in no arm are left out.
         reference: the arm compared with; None = the first by name.
         strata: raters are permuted within these groups only, as they were randomised; None = all together.
+        unit: what was drawn, in words of the method: where tasks were, `annotator` names tasks.
     Raises: InputError for no raters in any arm, an unknown reference, or outcomes that are not finite.
     Source: Fisher 1935, The Design of Experiments, section 21; Welch 1947, Biometrika 34, pp. 28–35.
     """
@@ -92,7 +109,7 @@ def arm_effect(
     arm = np.array([names.index(arm_of[one]) for one in raters])
     stratum = _codes(np.array([0 if strata is None else _stratum(strata, one) for one in raters]))
     _, overall = _permuted(means, arm, stratum, len(names), rng, n_draws)
-    effects = [ArmEffect(reference, _mean(means[arm == 0]), None, None)]
+    effects = [ArmEffect(reference, _mean(means[arm == 0], unit), None, None)]
     for i, name in enumerate(names[1:], start=1):
         # only these two arms are shuffled: a third arm's effect would widen the null
         both = (arm == 0) | (arm == i)
@@ -101,9 +118,10 @@ def arm_effect(
         observed = abs(means[arm == i].mean() - means[arm == 0].mean())
         gap = np.abs(drawn[:, 1] - drawn[:, 0]) >= observed * (1 - 1e-12) - 1e-15
         p = (1 + int(gap.sum())) / (1 + n_draws)
-        effects.append(ArmEffect(name, _mean(means[arm == i]), _difference(means[arm == i], means[arm == 0]), p))
+        gap_now = _difference(means[arm == i], means[arm == 0], unit)
+        effects.append(ArmEffect(name, _mean(means[arm == i], unit), gap_now, p))
     within = "" if strata is None else ", within strata"
-    method = f"permutation of raters among arms{within}, {n_draws} draws; Welch's t intervals, {LEVEL:.0%}"
+    method = f"permutation of {unit}s among arms{within}, {n_draws} draws; Welch's t intervals, {LEVEL:.0%}"
     return ArmReport(tuple(effects), overall, len(raters), method)
 
 
@@ -142,24 +160,27 @@ def _means(means: np.ndarray, arms: np.ndarray, n_arms: int) -> np.ndarray:
     )
 
 
-def _mean(values: np.ndarray) -> Estimate:
+def _mean(values: np.ndarray, unit: str) -> Estimate:
     mean, n = float(values.mean()), len(values)
     if n < FEWEST:
-        return Estimate(mean, None, None, n, "mean over raters; no interval: found 1 rater, an interval needs 2")
+        return Estimate(mean, None, None, n, f"mean over {unit}s; no interval: found 1 {unit}, an interval needs 2")
+    if not np.ptp(values) > 0:
+        # a width of 0 would promise that the next one is the same
+        return Estimate(mean, None, None, n, f"mean over {unit}s; no interval: {unit}s are all alike")
     half = float(distributions.t.ppf((1 + LEVEL) / 2, n - 1) * values.std(ddof=1) / n**0.5)
-    return Estimate(mean, mean - half, mean + half, n, f"mean over raters, Student t interval, {LEVEL:.0%}")
+    return Estimate(mean, mean - half, mean + half, n, f"mean over {unit}s, Student t interval, {LEVEL:.0%}")
 
 
-def _difference(a: np.ndarray, b: np.ndarray) -> Estimate:
+def _difference(a: np.ndarray, b: np.ndarray, unit: str) -> Estimate:
     value, n = float(a.mean() - b.mean()), len(a) + len(b)
     if min(len(a), len(b)) < FEWEST:
-        return Estimate(value, None, None, n, "difference over raters; no interval: an arm has fewer than 2 raters")
+        return Estimate(value, None, None, n, f"difference over {unit}s; no interval: an arm has fewer than 2 {unit}s")
     parts = np.array([a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)])
     if not parts.sum() > 0:
-        return Estimate(value, None, None, n, "difference over raters; no interval: raters of an arm are all alike")
+        return Estimate(value, None, None, n, f"difference over {unit}s; no interval: {unit}s of an arm are all alike")
     freedom = parts.sum() ** 2 / (parts**2 / np.array([len(a) - 1, len(b) - 1])).sum()
     half = float(distributions.t.ppf((1 + LEVEL) / 2, freedom) * parts.sum() ** 0.5)
-    return Estimate(value, value - half, value + half, n, f"difference over raters, Welch's t interval, {LEVEL:.0%}")
+    return Estimate(value, value - half, value + half, n, f"difference over {unit}s, Welch's t interval, {LEVEL:.0%}")
 
 
 def _codes(groups: np.ndarray) -> np.ndarray:

@@ -54,7 +54,7 @@ class VotePlan:
     hours: Estimate
     """Of raters' active time."""
     cost: Estimate
-    """hours · pay, in the currency of the pay."""
+    """hours · pay or votes · pay, in the currency of the pay."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,8 @@ def plan_votes(
     rng: np.random.Generator,
     *,
     seconds: ArrayLike,
-    pay_per_hour: float,
+    pay_per_hour: float = 0.0,
+    pay_per_vote: float = 0.0,
     n_raters: int | None = None,
     overlaps: Sequence[int] = PLANS,
     n_draws: int = 400,
@@ -140,15 +141,18 @@ def plan_votes(
         outcomes, item, annotator: the votes so far, as in `vote_spread`.    half_width: of the wanted 95 % interval.
         rng: draws items (of the spread) and raters (of the seconds).
         seconds: active seconds of each of these votes; NaN = not measured.
-        pay_per_hour: in any currency, fees included; 0 = nobody is paid.
+        pay_per_hour, pay_per_vote: in any currency, fees included; 0 = nothing. Votes that are paid one by one cost what
+            they cost however long they take: the time's uncertainty is none of the money's.
         n_raters: raters that will vote; None = as many as have so far.
     Returns: one plan an overlap. Overlap 1 is always the cheapest for a rate alone; take 2 or more to measure agreement.
         Values are None where so few raters cannot reach it.
     Raises: InputError without seconds, or where no item has two votes.
     """
     y, codes, raters = _columns(outcomes, item, annotator)
-    if not pay_per_hour >= 0:
-        raise InputError(f"plan_votes: found a pay of {pay_per_hour} an hour; expected 0 or more")
+    if not (pay_per_hour >= 0 and pay_per_vote >= 0):
+        raise InputError(
+            f"plan_votes: found a pay of {pay_per_hour} an hour and {pay_per_vote} a vote; expected 0 or more"
+        )
     sums, leaning = _item_sums(y, codes), _rater_variance(y, codes, raters)
     weights = np.concatenate(cluster_weights(int(codes.max()) + 1, rng, n_draws))
     spread = _spread(sums, np.ones(weights.shape[1]), leaning)
@@ -169,7 +173,8 @@ def plan_votes(
         n = np.ceil(np.array([items, *drawn]))
         votes = n * overlap
         hours = votes * np.array([time, *time_draws]) / 3600
-        figures = zip(("items", "votes", "hours", "cost"), (n, votes, hours, hours * pay_per_hour), strict=True)
+        cost = hours * pay_per_hour + votes * pay_per_vote
+        figures = zip(("items", "votes", "hours", "cost"), (n, votes, hours, cost), strict=True)
         plans.append(VotePlan(overlap, *(_planned(name, column, spread.n_items) for name, column in figures)))
     return tuple(plans)
 

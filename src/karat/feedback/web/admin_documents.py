@@ -15,8 +15,18 @@ from fastapi.responses import Response
 from starlette.requests import Request
 
 from karat.errors import KaratError
-from karat.feedback.documents import CONSENT, EXAMPLES, GUIDELINE, SETTINGS, Document, documents, put_document
+from karat.feedback.documents import (
+    CONSENT,
+    EXAMPLES,
+    GUIDELINE,
+    QUALIFICATION,
+    SETTINGS,
+    Document,
+    documents,
+    put_document,
+)
 from karat.feedback.people.about_you import DEMOGRAPHICS, body_of, fields_of, text_of
+from karat.feedback.people.studies import PREFIX as STUDIES
 from karat.feedback.web.access import Visitor
 from karat.feedback.web.desk import Admin, Sent, done, field_of, note, page
 from karat.feedback.web.rendering import markdown_html, visible
@@ -29,6 +39,8 @@ KNOWN = {
     DEMOGRAPHICS: "What raters may say about themselves, one field a line: `age: Your age = 18–24, 25–34`. "
     "Without `=` any words are an answer. Nobody has to answer; the names are those of a target population.",
 }
+OTHERS = {QUALIFICATION: "Items that are asked before any work; see and change them under Checks."}
+"""Documents that are there only once somebody made them, and what they are for."""
 """Documents that raters read, and what they are for."""
 CONTEXT = 3
 """Unchanged lines shown around a change."""
@@ -42,10 +54,14 @@ router = APIRouter(include_in_schema=False)
 def document_list(request: Request, visitor: Admin) -> Response:
     """Every document with its newest version."""
     store = request.app.state.store
-    newest = {one.name: one for one in documents(store) if one.name != SETTINGS and not one.name.startswith(PREFIX)}
+    hidden = (PREFIX, STUDIES)
+    newest = {one.name: one for one in documents(store) if one.name != SETTINGS and not one.name.startswith(hidden)}
     names = [*KNOWN, *(name for name in newest if name not in KNOWN)]
     return page(
-        request, visitor, "admin_documents.html", rows=[(name, newest.get(name), KNOWN.get(name, "")) for name in names]
+        request,
+        visitor,
+        "admin_documents.html",
+        rows=[(name, newest.get(name), (KNOWN | OTHERS).get(name, "")) for name in names],
     )
 
 

@@ -18,7 +18,7 @@ from karat.feedback.quality.planning import VotePlan, held_out_needed, plan_vote
 from karat.feedback.web.desk import Admin, kept_figures, page
 from karat.feedback.work.dashboard import queue
 from karat.feedback.work.reward_plan import reader_points, reward_plan
-from karat.feedback.work.vote_outcomes import outcomes_of, pay_per_hour
+from karat.feedback.work.vote_outcomes import outcomes_of, pay_rates
 
 DEFAULTS = {"batch": "", "width": "5", "pay": "", "raters": "", "accuracy": "70"}
 MOST_RATERS = 100_000
@@ -43,7 +43,7 @@ def plan_page(request: Request, visitor: Admin) -> Response:
             reward = reward_plan(store, accuracy, points, rng, pay=given)
         found = outcomes_of(store, typed["batch"])
         what = found.what
-        pay = pay_per_hour(project_settings(store).pay, found.seconds) if given is None else given
+        per_hour, per_vote = pay_rates(project_settings(store).pay, hourly=given)
         plans = plan_votes(
             found.outcome,
             found.item,
@@ -51,7 +51,8 @@ def plan_page(request: Request, visitor: Admin) -> Response:
             width,
             np.random.default_rng(0),
             seconds=found.seconds,
-            pay_per_hour=pay,
+            pay_per_hour=per_hour,
+            pay_per_vote=per_vote,
             n_raters=_crew(typed["raters"]),
         )
     except InputError as error:

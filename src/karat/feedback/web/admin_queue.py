@@ -15,6 +15,7 @@ from starlette.requests import Request
 
 from karat.errors import KaratError
 from karat.feedback.documents import GUIDELINE, documents, project_settings
+from karat.feedback.people.accounts import accounts
 from karat.feedback.snapshot import current_judgements
 from karat.feedback.store import Store
 from karat.feedback.web.access import Visitor
@@ -45,20 +46,27 @@ def queue_page(
         "pulled": f"{n} tasks are taken out of the queue; their answers stay.",
         "reissued": f"{n} tasks are in the queue again.",
     }
-    rows, older = task_page(store, batch=batch, state=state, before=number_of(before))
+    rows, older = task_page(store, now=now, batch=batch, state=state, before=number_of(before))
     sums = queue(store, now=now)
     again = kept_figures(request, "again", lambda: ask_again(store))
     old = kept_figures(request, "old items", lambda: old_items(store)) if again else []
     choice = _choice(request.query_params)
     fitting = [one for one in old if choice.fits(one)] if request.query_params.get("show") else None
-    budget = number_of(request.query_params.get("budget", "").strip())
+    typed = request.query_params.get("budget", "").strip()
+    budget = number_of(typed)
+    unread = f"Answers at most: found “{typed[:40]}”; expected a whole number." if typed and budget is None else ""
+    held_by = project_settings(store).guideline_experiment
+    if unread:
+        fitting = None  # nothing is offered that the limit was meant to keep small
     plan = change_plan(store, fitting, budget=budget) if fitting else None
     picked = fitting if plan is None else plan.items
     return page(
         request,
         visitor,
         "admin_queue.html",
-        message=messages.get(done, ""),
+        message=unread or messages.get(done, ""),
+        failed=bool(unread),
+        held_by=held_by,
         queue=[(row, share_bar(f"done-{i}", f"Done in {row.batch}", row.share_done)) for i, row in enumerate(sums)],
         batches=list(dict.fromkeys(row.batch for row in sums)),
         states=TASK_STATES,
@@ -159,7 +167,7 @@ def _one(
     request: Request, visitor: Visitor, task_id: str, *, status: int = 200, message: str = "", failed: bool = False
 ) -> Response:
     store = request.app.state.store
-    found = task_detail(store, task_id)
+    found = task_detail(store, task_id, now=request.app.state.clock())
     if found is None:
         raise HTTPException(404, "There is no such task.")
     return page(
@@ -176,6 +184,7 @@ def _one(
         answers=[(record, json.dumps(dict(record.judgement.value), ensure_ascii=False)) for record in found.answers],
         current={record.id for record in current_judgements(found.answers)[0]},
         right=_right_answers(found) if not found.purpose else [],
+        names={one.id: one.login or one.contact or one.id for one in accounts(store)},
     )
 
 

@@ -150,6 +150,7 @@ def own_data_file(request: Request, visitor: Rater) -> Response:
             for each in reversed(given)
         ],
         "about_you": dict(about.fields) if about else {},
+        "from_the_platform": dict(accounts.account(store, visitor.account).outside),
     }
     return JSONResponse(body, headers={"content-disposition": 'attachment; filename="my-data.json"'})
 

@@ -266,6 +266,7 @@ def _page(
         "foot": foot if fresh else "",
         "key_sheet": key_sheet,
         "skip_reasons": SKIP_REASONS,
+        "once_more": work.attempt > 1,
     }
     return render(request, "work.html", visitor, status=status, view=view, project=beside.project, **values)
 

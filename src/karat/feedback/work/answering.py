@@ -31,6 +31,7 @@ from karat.feedback.store import Store
 from karat.feedback.submission import judgement_question, lock_task, submit_held
 from karat.feedback.tasks import answer
 from karat.feedback.work.assignment import WorkKeys
+from karat.feedback.work.check_answers import QUALIFY
 from karat.feedback.work.orders import order_propensity, read_order
 from karat.identity import canonical_json, content_id
 from karat.questions import Question, plain_question
@@ -78,6 +79,13 @@ class Work:
     def guideline(self) -> str:
         """Version of the guideline that stands beside it."""
         return self.change.guideline or self.task.guideline
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt at the qualification it belongs to, 1 for the first; 0 = it belongs to none."""
+        purpose, _, rest = self.task.batch.partition(":")
+        number = rest.rpartition(":")[2]
+        return int(number) if purpose == QUALIFY and number.isdecimal() else 0
 
     @property
     def texts(self) -> tuple[str, ...]:

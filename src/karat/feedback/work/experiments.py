@@ -41,6 +41,8 @@ class Effect:
     """The arms, compared."""
     unit: str = RATER
     """What was drawn into the arms, and is compared: rater or task."""
+    without: tuple[str, ...] = ()
+    """Arms of the settings in which nobody (or no task) has this outcome yet, so that there is nothing to compare with."""
 
 
 def drawn_arms(store: Store) -> dict[str, dict[str, str]]:
@@ -113,6 +115,8 @@ def end_experiment(store: Store, name: str, *, now: float) -> None:
 def experiment_effects(store: Store, rng: np.random.Generator) -> list[Effect]:
     """Every experiment on every outcome that can be measured; raters in quarantine and those without work are left out.
 
+    Only answers given in one of its arms count: what a rater gave before it began or after it ended was nobody's arm.
+
     Raters are compared where raters were drawn, tasks where tasks were: what was not drawn by itself does not count by
     itself.
 
@@ -123,15 +127,20 @@ def experiment_effects(store: Store, rng: np.random.Generator) -> list[Effect]:
     current = [record.judgement for record in current_judgements(store.records())[0]]
     mine = [one for one in current if one.annotator not in left_out and one.annotator != UNKNOWN_ANNOTATOR]
     by_task = _drawn_tasks(mine, set(by_rater))
+    planned = project_settings(store).experiments
     found = []
     for experiment, arm_of in {**by_rater, **by_task}.items():
-        rows_of = outcomes(mine) if experiment in by_rater else task_outcomes(mine, experiment)
+        under = [one for one in mine if _arm(one, experiment) is not None]
+        rows_of = outcomes(under) if experiment in by_rater else task_outcomes(under, experiment)
         for outcome, values in rows_of.items():
             rows = [(who, value) for who, value in values if who in arm_of]
             if rows:
                 names, numbers = [who for who, _ in rows], [value for _, value in rows]
-                report = arm_effect(numbers, names, arm_of, rng, n_draws=N_DRAWS)
-                found.append(Effect(experiment, outcome, report, RATER if experiment in by_rater else TASK))
+                unit = RATER if experiment in by_rater else TASK
+                report = arm_effect(numbers, names, arm_of, rng, n_draws=N_DRAWS, unit=unit)
+                there = {each.arm for each in report.arms}
+                without = tuple(sorted(set(planned.get(experiment, ())) - there))
+                found.append(Effect(experiment, outcome, report, unit, without))
     return found
 
 
@@ -150,10 +159,9 @@ def outcomes(judgements: Sequence[Judgement]) -> Mapping[str, list[tuple[str, fl
 
 
 def task_outcomes(judgements: Sequence[Judgement], experiment: str) -> Mapping[str, list[tuple[str, float]]]:
-    """The same of tasks: (task in an arm, number) rows; agreement is the share of pairs of its answers that are equal."""
-    mine = [one for one in judgements if _arm(one, experiment) is not None]
+    """The same of tasks, from answers given in its arms: (task in an arm, number) rows; agreement is the share of pairs of its answers that are equal."""
     said: dict[str, list] = {}
-    for one in mine:
+    for one in judgements:
         meaning = gist(one.kind, one.value)
         if meaning is not None:
             said.setdefault(_drawn(one, experiment), []).append(meaning)
@@ -163,7 +171,7 @@ def task_outcomes(judgements: Sequence[Judgement], experiment: str) -> Mapping[s
         if len(gists) > 1
     }
     return {
-        **_plain_outcomes(mine, lambda one: _drawn(one, experiment)),
+        **_plain_outcomes(judgements, lambda one: _drawn(one, experiment)),
         "agreement of raters": [(task, sum(equal) / len(equal)) for task, equal in pairs.items()],
     }
 

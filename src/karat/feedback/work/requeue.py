@@ -13,6 +13,7 @@ from sqlalchemy import Connection, select
 
 from karat.errors import InputError, StoreError
 from karat.feedback import additions
+from karat.feedback.documents import project_settings
 from karat.feedback.openings import CHECK, CHUNK, HELD, LAPSED, OPEN, PULLED, is_live, locked_rows, settle
 from karat.feedback.people_tables import queue_log
 from karat.feedback.schema import assignments, task_of, tasks
@@ -79,10 +80,17 @@ def reissue(
     leaves the queue, and its answers stay.
 
     Returns: Task.ids that are in the queue now.
-    Raises: StoreError for an unknown task or a silent check; InputError without a reason, or for extra < 1.
+    Raises: StoreError for an unknown task or a silent check; InputError without a reason, for extra < 1, or under a
+        guideline while the arms of an experiment say which one is shown.
     """
     if extra < 1:
         raise InputError(f"reissue: found {extra} extra answers; expected ≥ 1")
+    holder = "" if guideline is None else project_settings(store).guideline_experiment
+    if holder:
+        raise InputError(
+            f"reissue: the experiment {holder!r} says which guideline raters see, so answers would not come under "
+            f"{guideline}; end the experiment first"
+        )
 
     def write(connection: Connection) -> list[str]:
         rows = _rows(connection, task_ids, reason)

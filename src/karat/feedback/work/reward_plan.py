@@ -18,7 +18,7 @@ from karat.feedback.quality.word_reader import FOLDS, Measurement, reader_accura
 from karat.feedback.snapshot import current_judgements, work_records
 from karat.feedback.store import Store
 from karat.feedback.work.outlay import mean_seconds
-from karat.feedback.work.vote_outcomes import pay_per_hour
+from karat.feedback.work.vote_outcomes import pay_rates
 from karat.records import Estimate, Judgement, vote_of
 from karat.rowfiles import Row
 from karat.stats import not_estimable
@@ -91,7 +91,7 @@ def reward_plan(
         return RewardPlan(accuracy, len(votes), measured, none, None, none, none, none, none)
     needed = curve.votes_for(accuracy)
     more = _scaled(needed, 1.0, f"votes needed less the {len(votes)} there are", less=len(votes))
-    hours, cost = _hours_and_cost(store, more, [one.active_s for one in votes], pay)
+    hours, cost = _hours_and_cost(store, more, pay)
     now = curve.accuracy_at(max(len(votes), 1))
     return RewardPlan(accuracy, len(votes), measured, now, curve.ceiling, needed, more, hours, cost)
 
@@ -193,23 +193,18 @@ def _read(store: Store, votes: Sequence[Judgement], rng: np.random.Generator) ->
     )
 
 
-def _hours_and_cost(
-    store: Store, more: Estimate, seconds: Sequence[float | None], pay: float | None
-) -> tuple[Estimate, Estimate]:
-    each = mean_seconds(store)
-    if more.value is None or each.value is None:
-        none = more if more.value is None else each
-        return none, none
-    hours = _scaled(more, each.value / 3600, f"{more.method}, at {each.value:.1f} s each")
-    known = [float("nan") if one is None else one for one in seconds]
-    settings = project_settings(store)
+def _hours_and_cost(store: Store, more: Estimate, pay: float | None) -> tuple[Estimate, Estimate]:
+    each, settings = mean_seconds(store), project_settings(store)
+    if more.value is None:
+        return more, more
+    timed = each.value is not None
+    hours = _scaled(more, each.value / 3600, f"{more.method}, at {each.value:.1f} s each") if timed else each
     if pay is None and settings.pay is None:
         return hours, not_estimable("no pay is set", 0)
-    try:
-        hourly = pay_per_hour(settings.pay, known) if pay is None else pay
-    except InputError as error:
-        return hours, not_estimable(str(error), 0)
-    return hours, _scaled(hours, hourly, f"{hours.method}, at {hourly:g} an hour")
+    per_hour, per_vote = pay_rates(settings.pay, hourly=pay)
+    if per_vote:
+        return hours, _scaled(more, per_vote, f"{more.method}, at {per_vote:g} a vote")
+    return hours, _scaled(hours, per_hour, f"{hours.method}, at {per_hour:g} an hour")
 
 
 def _scaled(found: Estimate, factor: float, method: str, *, less: float = 0.0) -> Estimate:

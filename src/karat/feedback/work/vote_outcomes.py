@@ -5,7 +5,6 @@ Knows the store and its arenas; the arithmetic of plans is `karat.feedback.quali
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from karat.errors import InputError
@@ -60,19 +59,17 @@ def outcomes_of(store: Store, batch: str = "") -> Outcomes:
     )
 
 
-def pay_per_hour(pay: Pay | None, seconds: Sequence[float]) -> float:
-    """What an hour of active work costs under the settings; 0 where no pay is set.
+def pay_rates(pay: Pay | None, *, hourly: float | None = None) -> tuple[float, float]:
+    """What an hour of active work and what a vote costs, the one or the other 0; both where nothing is paid.
 
-    Raises: InputError where pay is by judgement and no time was measured.
+    Args:
+        hourly: pay for an hour that is asked about; None = the settings', by the hour or by judgement.
     """
+    if hourly is not None:
+        return hourly, 0.0
     if pay is None:
-        return 0.0
-    if pay.per == "hour":
-        return pay.amount
-    known = [one for one in seconds if one == one and one > 0]
-    if not known:
-        raise InputError("plan: pay is by judgement, and no time was measured; give the pay for an hour")
-    return pay.amount * 3600 * len(known) / sum(known)
+        return 0.0, 0.0
+    return (pay.amount, 0.0) if pay.per == "hour" else (0.0, pay.amount)
 
 
 def _outcome(judgement: Judgement, first: str) -> float:
