@@ -185,6 +185,21 @@ def test_what_does_not_fit_comes_back_with_a_message_and_everything_typed(place:
     assert not place.judgements(account.annotator)
 
 
+def test_r_leads_into_the_reason_and_never_hides_what_was_written(place: Place, visit):
+    account, link = place.rater()
+    add_kind(place.store, "comparison", account.annotator)
+    page = visit(link)
+    for words in ("because", " of this"):
+        page.keyboard.press("r")
+        expect(page.locator("#reason")).to_be_focused()
+        page.keyboard.press("End")
+        page.keyboard.type(words)
+        page.keyboard.press("Escape")
+        expect(page.locator("#reason")).not_to_be_focused()
+    expect(page.locator("#reason")).to_have_value("because of this")
+    expect(page.locator("#reason")).to_be_visible()
+
+
 def test_a_very_quick_answer_is_asked_back_once(place: Place, visit, monkeypatch):
     monkeypatch.setattr(task_view, "FASTEST_S", 1e6)
     account, link = place.rater()

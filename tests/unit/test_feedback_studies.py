@@ -214,6 +214,11 @@ def test_ends_are_kept_changed_and_forgotten_one_by_one(served, tmp_path: Path, 
     assert study() == {}
     assert study("--completed", "C1", "--screened", SCREENED) == {"completed": "C1", "screened": SCREENED}
     assert study("--no-work", "N1", "--declined", "D1", "--screened", "") == {"completed": "C1", "no work": "N1", "declined": "D1"}  # fmt: skip
+    assert cli.main(["people", "study", address, "pilot", "--url", "https://judge.example.org/"]) == 0
+    assert capsys.readouterr().out.startswith("https://judge.example.org/study/")
+    assert study("--close") == {"completed": "C1", "no work": "N1", "declined": "D1"}
+    assert cli.main(["people", "study", address, "pilot", "--json"]) == 0  # the address is not asked for again
+    assert json.loads(capsys.readouterr().out)["link"].startswith("https://judge.example.org/study/")
     assert study("--close") == {"completed": "C1", "no work": "N1", "declined": "D1"}
     [found] = studies(served.store)
     assert (found.is_open, found.ends["completed"]) == (False, "C1")

@@ -321,7 +321,7 @@ def people_study(
     run_or_store: StoreOrRun,
     name: Annotated[str, typer.Argument(help="Name of the study here.")],
     close: Annotated[bool, typer.Option("--close", help="Let nobody in by its link any more.")] = False,
-    url: Annotated[str, typer.Option(help="Address that the link begins with.")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Option(help="Address that the link begins with; by default the one given before.")] = "",
     completed: Annotated[
         str | None, typer.Option(help="Completion address or code of who has done what there was; '' = forget it.")
     ] = None,
@@ -337,9 +337,9 @@ def people_study(
     given = dict(zip(ENDS, (completed, no_work, screened, declined), strict=True))
     ends = {end: out.strip() for end, out in given.items() if out is not None}
     with open_store(store_address(run_or_store)) as store:
-        study = (close_study if close else open_study)(store, name, now=time.time(), ends=ends)
+        study = (close_study if close else open_study)(store, name, now=time.time(), ends=ends, url=url)
     query = "PROLIFIC_PID={{%PROLIFIC_PID%}}&STUDY_ID={{%STUDY_ID%}}&SESSION_ID={{%SESSION_ID%}}"
-    link = f"{url.rstrip('/')}/study/{study.token}?{query}"
+    link = f"{study.url or 'http://127.0.0.1:8000'}/study/{study.token}?{query}"
     ways_out = [f"{end}: {out}" for end, out in study.ends.items()]
     lines = [link if study.is_open else f"{name}: closed", *ways_out]
     answer(as_json, {"study": name, "open": study.is_open, "link": link, "ends": dict(study.ends)}, lines)

@@ -52,6 +52,8 @@ class Study:
     """False = nobody can come in by it any more; who is in stays."""
     ends: Mapping[str, str] = field(default_factory=dict)
     """{end of `ENDS`: the platform's completion address (https://…) or bare code}; those left out fall back."""
+    url: str = ""
+    """Address that its link was last given out with, "" = none was said."""
 
     def __post_init__(self) -> None:
         for end, out in self.ends.items():
@@ -103,21 +105,22 @@ def participant_in(parameters: Mapping[str, str]) -> Participant:
     return Participant(*ids)
 
 
-def open_study(store: Store, name: str, *, now: float, ends: Mapping[str, str] = _NO_ENDS) -> Study:
+def open_study(store: Store, name: str, *, now: float, ends: Mapping[str, str] = _NO_ENDS, url: str = "") -> Study:
     """Open a study, or open it again; its link stays the same.
 
     Args:
+        url: address that its link begins with; "" = as it was.
         ends: {end of `ENDS`: completion address or code, "" = forget it}; those left out stay as they are.
     Raises: InputError for a name, an address or a code that cannot be used.
     """
-    return _put(store, name, is_open=True, ends=ends, now=now)
+    return _put(store, name, is_open=True, ends=ends, url=url, now=now)
 
 
-def close_study(store: Store, name: str, *, now: float, ends: Mapping[str, str] = _NO_ENDS) -> Study:
+def close_study(store: Store, name: str, *, now: float, ends: Mapping[str, str] = _NO_ENDS, url: str = "") -> Study:
     """Let nobody in by a study's link any more. Raises: StoreError for an unknown study; else as `open_study`."""
     if document(store, PREFIX + name) is None:
         raise StoreError(f"study {name!r}: there is none of that name; open it first")
-    return _put(store, name, is_open=False, ends=ends, now=now)
+    return _put(store, name, is_open=False, ends=ends, url=url, now=now)
 
 
 def way_out(store: Store, account_id: str, end: str) -> str:
@@ -139,7 +142,10 @@ def way_out(store: Store, account_id: str, end: str) -> str:
 def studies(store: Store) -> list[Study]:
     """Every study, in the order in which they were first opened."""
     newest = {one.name.removeprefix(PREFIX): one for one in documents(store) if one.name.startswith(PREFIX)}
-    return [Study(name, _token(store, name), bool(one.body.get("open")), _ends_of(one)) for name, one in newest.items()]
+    return [
+        Study(name, _token(store, name), bool(one.body.get("open")), _ends_of(one), one.body.get("url", ""))
+        for name, one in newest.items()
+    ]
 
 
 def study_of(store: Store, token: str) -> Study | None:
@@ -176,13 +182,14 @@ def join(store: Store, study: Study, who: Participant, *, now: float) -> Account
         return made
 
 
-def _put(store: Store, name: str, *, is_open: bool, ends: Mapping[str, str], now: float) -> Study:
+def _put(store: Store, name: str, *, is_open: bool, ends: Mapping[str, str], url: str, now: float) -> Study:
     if not name.strip() or len(PREFIX + name) > 64 or not name.isprintable():
         raise InputError(f"study: found the name {name!r}; expected 1 to {64 - len(PREFIX)} printable characters")
     newest = document(store, PREFIX + name)
     kept = {end: out for end, out in (_ends_of(newest) | dict(ends)).items() if out}
-    study = Study(name, _token(store, name), is_open, kept)
-    body = {"open": is_open, "ends": kept} if kept else {"open": is_open}
+    url = url.rstrip("/") or ("" if newest is None else newest.body.get("url", ""))
+    study = Study(name, _token(store, name), is_open, kept, url)
+    body = {"open": is_open} | ({"ends": kept} if kept else {}) | ({"url": url} if url else {})
     if newest is None or newest.body != body:
         put_document(store, PREFIX + name, "", body, now=now)
     return study

@@ -19,7 +19,10 @@ function isOn() {
 }
 
 function press(node) {
-  if (node.matches("textarea, input[type=number], select, div[tabindex]")) node.focus();
+  // its key leads into a box that is open already: a second press must not hide what was written there
+  const box = node.checked && node.dataset.opens ? document.getElementById(node.dataset.opens) : null;
+  if (box) box.focus();
+  else if (node.matches("textarea, input[type=number], select, div[tabindex]")) node.focus();
   else if (node.matches("summary")) {
     node.click();
     if (node.parentElement.open) node.parentElement.querySelector("textarea, input")?.focus();
