@@ -15,6 +15,7 @@ from browser.place import PASSWORD, TEXTS, Place, add_kind, add_task
 from karat.feedback.people import accounts, drafts
 from karat.feedback.web import task_view
 from karat.feedback.web.positions import as_shown
+from karat.feedback.work import requeue
 from karat.questions import Question
 from karat.records import user_prompt
 
@@ -253,6 +254,26 @@ def test_which_draft_is_newer_does_not_hang_on_the_clock_of_the_device(place: Pl
         there.locator("#text").fill("fourth, elsewhere")
     page.reload()
     expect(page.locator("#text")).to_have_value("fourth, elsewhere")
+
+
+def test_what_was_begun_on_a_task_that_was_taken_back_is_shown_until_it_was_read(place: Place, visit):
+    account, link = place.rater()
+    first = add_kind(place.store, "critique", account.annotator)
+    add_kind(place.store, "critique", account.annotator)
+    page = visit(link)
+    with page.expect_response("**/work/draft"):
+        page.locator("#text").fill("half a thought")
+    requeue.pull(place.store, [first.id], reason="broken", by="admin", now=time.time())
+    for _ in range(2):
+        page.goto(f"{place.url}/work")
+        expect(page.locator(".leftover")).to_contain_text("It is not yours any more")
+        expect(page.locator(".leftover pre")).to_have_text("half a thought")
+        expect(page.locator("#text")).to_have_value("")
+    page.locator("#text").fill("another thought")
+    page.locator(".leftover").get_by_role("button").click()
+    page.reload()
+    expect(page.locator("#text")).to_have_value("another thought")
+    expect(page.locator(".leftover")).to_have_count(0)
 
 
 def test_who_types_without_a_pause_is_saved_on_the_way(place: Place, visit):

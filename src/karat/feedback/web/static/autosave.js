@@ -24,8 +24,33 @@ export function fill(form, pairs) {
   form.dispatchEvent(new CustomEvent("karat:filled", { detail: values }));
 }
 
+const PREFIX = "karat:draft:";
+
+/** What this person typed on this device for tasks that she has not any more: {item: {at, pairs}, discard}. */
+export function forsaken(form) {
+  const { who, lease } = form.dataset;
+  const here = new Set([form.elements.text?.value, form.elements.reason?.value].map((text) => text?.trim()));
+  const found = [];
+  if (!lease) return found; // an earlier answer is changed: what is in hand waits
+  try {
+    for (const place of Object.keys(localStorage)) {
+      const own = place.startsWith(`${PREFIX}${who}:`) ? place.slice(`${PREFIX}${who}:`.length) : "";
+      if (!own || own === lease) continue;
+      const { at, pairs } = JSON.parse(localStorage.getItem(place));
+      const typed = pairs.filter(([name, value]) => ["text", "reason"].includes(name) && value.trim());
+      const discard = () => localStorage.removeItem(place);
+      // the same task under a renewed lease has it in its form already
+      if (typed.every(([, value]) => here.has(value.trim()))) discard();
+      else found.push({ item: { at: 1000 * at, pairs: typed }, discard });
+    }
+  } catch {
+    // nothing is kept here
+  }
+  return found;
+}
+
 export function startAutosave(form, { timing, said, sessionEnded }) {
-  const place = `karat:draft:${form.dataset.who}:${form.dataset.lease}`;
+  const place = `${PREFIX}${form.dataset.who}:${form.dataset.lease}`;
   let dirty = false;
   let mirrored = true;
   let timer = 0;
@@ -109,7 +134,7 @@ export function startAutosave(form, { timing, said, sessionEnded }) {
     let kept = null;
     try {
       for (const key of Object.keys(localStorage)) {
-        if (!key.startsWith("karat:draft:")) continue;
+        if (!key.startsWith(PREFIX)) continue;
         const { at } = JSON.parse(localStorage.getItem(key)) ?? {};
         if (!(Date.now() - 1000 * at < KEEP_MS)) localStorage.removeItem(key);
       }

@@ -14,25 +14,39 @@ function made(tag, text, more = {}) {
   return node;
 }
 
-/** Shows it above everything else until somebody has read it; only then it leaves this device. */
-export function showLeftover(item, body, queue) {
+/** Shows what was typed above everything else, until somebody has read why it is there; only then it leaves this device. */
+function show(item, lines, links, discard) {
   const box = made("section", "", { className: "notice leftover", role: "alert" });
-  const when = new Date(item.at).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" });
-  box.append(made("p", `An answer of ${when} that waited on this device was not taken.`));
-  for (const reason of reasonsOf(body)) box.append(made("p", reason));
+  for (const line of lines) box.append(made("p", line));
   for (const name of ["text", "reason"]) {
     const typed = fieldOf(item, name);
     if (!typed.trim()) continue;
     box.append(made("p", "You wrote:"), made("pre", typed, { dir: "auto", tabIndex: 0, className: "plain" }));
   }
   const row = made("p", "", { className: "row" });
-  if (body?.lease && body.confirm !== "again") row.append(made("a", "Back to the task", { className: "button primary", href: "/work" }));
+  row.append(...links);
   const button = made("button", "I have read this; discard it", { type: "button" });
   button.addEventListener("click", () => {
-    queue.drop(item.key);
+    discard();
     box.remove();
   });
   row.append(button);
   box.append(row);
   document.getElementById("main").prepend(box);
+}
+
+const dated = (at) => new Date(at).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" });
+
+/** An answer that the server did not take. */
+export function showLeftover(item, body, queue) {
+  const back = body?.lease && body.confirm !== "again";
+  const links = back ? [made("a", "Back to the task", { className: "button primary", href: "/work" })] : [];
+  const head = `An answer of ${dated(item.at)} that waited on this device was not taken.`;
+  show(item, [head, ...reasonsOf(body)], links, () => queue.drop(item.key));
+}
+
+/** What was begun on a task that is somebody else's now, or nobody's. */
+export function showForsaken(item, discard) {
+  const head = `You had begun another task (${dated(item.at)}). It is not yours any more: it was taken back, or its time ran out.`;
+  show(item, [head], [], discard);
 }

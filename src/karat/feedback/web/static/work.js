@@ -1,9 +1,9 @@
 // The page of a task: puts the parts together and sends the answer.
 
-import { fill, pairsOf, startAutosave } from "./autosave.js";
+import { fill, forsaken, pairsOf, startAutosave } from "./autosave.js";
 import { startGroups } from "./groups.js";
 import { startKeys } from "./keys.js";
-import { showLeftover } from "./leftover.js";
+import { showForsaken, showLeftover } from "./leftover.js";
 import { Offline, clock, post } from "./net.js";
 import { remember } from "./page.js";
 import { fieldOf, startQueue } from "./queue.js";
@@ -246,6 +246,7 @@ const special = {
 startKeys({ form, special, submit: () => form.requestSubmit(submitButton) });
 
 queue.start();
+for (const { item, discard } of forsaken(form)) showForsaken(item, discard);
 
 setInterval(async () => {
   if (!timing.present() || !form.dataset.lease) return;
