@@ -20,6 +20,8 @@ import yaml
 from karat.errors import ConfigError
 
 T = TypeVar("T")
+PLACEHOLDER = "PLEASE-FILL-IN"
+"""What a written configuration has in place of a value that only its reader knows."""
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -143,6 +145,8 @@ def _convert_union(hint: Any, value: Any, at: str) -> Any:
 
 
 def _convert_scalar(hint: Any, value: Any, at: str) -> Any:
+    if value == PLACEHOLDER:
+        raise ConfigError(f"{at}: found {PLACEHOLDER}; expected a value of your own, see the comment above the key")
     if hint is Any:
         return value
     if hint is Path and isinstance(value, str):

@@ -30,8 +30,12 @@ class StageProgress(Protocol):
         """n more units are done; the figures (`kl=0.3`) are shown beside the bar."""
         ...
 
-    def reach(self, done: float, **figures: float) -> None:
-        """`done` units of this stage are done in all, none of them before it began: what counting work calls."""
+    def reach(self, done: float, *, of: float | None = None, **figures: float) -> None:
+        """`done` units of this stage are done in all, and `of` are to be done: what counting work calls."""
+        ...
+
+    def resume(self, done: float) -> None:
+        """`done` units were done before this stage began: they count, but not into its rate."""
         ...
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -126,12 +130,17 @@ class _LineStage:
     done: float = 0.0
     first: float | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
+    said: tuple[float, float | None, Mapping[str, float]] | None = None
 
     def advance(self, n: float = 1, **figures: float) -> None:
         self._reach(self.done + n, figures)
 
-    def reach(self, done: float, **figures: float) -> None:
+    def reach(self, done: float, *, of: float | None = None, **figures: float) -> None:
+        self.total = self.total if of is None else of
         self._reach(done, figures)
+
+    def resume(self, done: float) -> None:
+        self.done = self.first = done
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.first is None:  # a resumed stage must not count the steps done before
@@ -144,10 +153,10 @@ class _LineStage:
     def _reach(self, done: float, figures: Mapping[str, float]) -> None:
         self.done = done
         self.figures = figures or self.figures
-        now = self.display.clock()
-        if now - self.printed < self.display.interval_s:
-            return
-        self.printed = now
+        now, news = self.display.clock(), (done, self.total, self.figures)
+        if now - self.printed < self.display.interval_s or news == self.said:
+            return  # who waits for people waits for hours: the same line again tells nothing
+        self.printed, self.said = now, news
         amount = _number(done) + (f"/{_number(self.total)}" if self.total is not None else "")
         pace = _pace(done - (self.first or 0.0), now - self.started, self.total, done)
         self.display.note(f"{self.name}: {amount} {self.unit}{pace}{self.end()}")
@@ -192,9 +201,13 @@ class _BarStage:
         if figures:
             self.bars.update(self.task, figures=_shown(figures))
 
-    def reach(self, done: float, **figures: float) -> None:
+    def reach(self, done: float, *, of: float | None = None, **figures: float) -> None:
         self.begun = True
-        self.bars.update(self.task, completed=done, figures=_shown(figures))
+        self.bars.update(self.task, completed=done, total=of, figures=_shown(figures))  # None leaves the total
+
+    def resume(self, done: float) -> None:
+        self.begun = True
+        self.bars.update(self.task, completed=done, first=done)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         if not self.begun:
@@ -233,14 +246,17 @@ def _pace(done: float, elapsed_s: float, total: float | None, reached: float) ->
     if done <= 0 or elapsed_s <= 0:
         return ""
     rate = done / elapsed_s
-    text = f", {rate:.3g}/s"
+    # people answer slowly: so many a minute or an hour is read at a glance, 0.0028 a second is not
+    scale, unit = (1, "s") if rate >= 0.1 else (60, "min") if rate >= 0.1 / 60 else (3_600, "h")
+    text = f", {rate * scale:.3g}/{unit}"
     if total is not None and total > reached:
         text += f", {duration((total - reached) / rate)} left"
     return text
 
 
 def _shown(figures: Mapping[str, float]) -> str:
-    return " ".join(f"{name} {value:.3g}" for name, value in list(figures.items())[:SHOWN_FIGURES])
+    shown = list(figures.items())[:SHOWN_FIGURES]
+    return " ".join(f"{name} {value:,.0f}" if abs(value) >= 1_000 else f"{name} {value:.3g}" for name, value in shown)
 
 
 def _number(value: float) -> str:

@@ -16,11 +16,10 @@ from typing import Any
 
 import yaml
 
-from karat.config import plain
+from karat.config import PLACEHOLDER, plain
 from karat.errors import ConfigError
 
 WIDTH = 110
-PLACEHOLDER = "PLEASE-FILL-IN"
 
 
 def commented_yaml(kind: type, *, choose: str | None = None) -> str:

@@ -347,6 +347,22 @@ def test_skipping_needs_a_reason_and_asks_back_when_much_is_written(place: Place
     assert [reason for _, who, reason in place.store.skips() if who == account.annotator]
 
 
+def test_skipping_by_keyboard_says_why_by_arrows_and_leaves_the_answer_alone(place: Place, visit):
+    account, link = place.rater()
+    add_kind(place.store, "comparison", account.annotator)
+    page = visit(link)
+    page.keyboard.press("s")
+    page.keyboard.press("Enter")
+    expect(page.locator("#messages [role=alert]")).to_contain_text("Say why")
+    page.locator('[name="skip_reason"]').first.focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator('[name="skip_reason"]').nth(1)).to_be_checked()
+    expect(page.locator("[data-scale]:checked")).to_have_count(0)
+    submit(page, lambda: page.keyboard.press("Enter"))
+    assert [reason for _, who, reason in place.store.skips() if who == account.annotator]
+    assert not place.judgements(account.annotator)
+
+
 def test_keys_can_be_turned_off_and_the_sheet_shows_them(place: Place, visit):
     account, link = place.rater()
     add_kind(place.store, "comparison", account.annotator)

@@ -84,9 +84,35 @@ def test_a_run_with_ones_own_prompts_and_model_waits_for_people(tmp_path, raters
         assert set(manifests(tmp_path / "runs" / "own")) == {"source", "sft", "collect", "reward", "ppo", "evaluate"}
         facts = json.loads(manifests(tmp_path / "runs" / "own")["collect"])["metrics"]
         assert (facts["n_votes"], facts["n_raters"], facts["origin"]) == (80, 3, "person")
+        assert facts["by_origin"] == {"person": {"votes": 80, "raters": 3}}
         with open_store(tmp_path / "runs" / "own" / "karat.db") as store:
             assert {question_of(store, task).principle for task in store.tasks()} == {"Be kind."}
         assert json.loads(manifests(tmp_path / "runs" / "own")["sft"])["metrics"]["n_demonstrations"] > 10
+
+
+def test_a_run_that_is_started_again_asks_the_same_questions_whatever_changed_meanwhile(tmp_path, monkeypatch):
+    from karat.feedback.documents import put_document
+    from karat.pipeline import river
+
+    def interrupted(*_: object, **__: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(people, "wait_for_answers", interrupted)
+    with inside(tmp_path):
+        tiny_checkpoint("qwen3", tmp_path / "model")
+        (tmp_path / "prompts.txt").write_text("".join(f"ab {i}\n" for i in range(60)))
+        content = {"name": "own", "people": {"prompts": "prompts.txt", "model": "model"}}
+        config = write_config(content, collect={"n_prompts": 20, "n_tasks": 10, "overlap": 1, "max_new_tokens": 8})
+        assert karat("collect", config).code == 130
+        with open_store(tmp_path / "runs" / "own" / "karat.db") as store:
+            first = store.tasks()
+            put_document(store, "guideline", "", {"text": "Be true."}, now=1.0)
+        drawn = river.draw
+        monkeypatch.setattr(river, "draw", lambda *given, **how: drawn(*given, **{**how, "seed": 99}))
+        again = karat("collect", config)
+        assert (again.code, "samples: drawn before, kept" in again.err) == (130, True)
+        with open_store(tmp_path / "runs" / "own" / "karat.db") as store:
+            assert store.tasks() == first
 
 
 def test_people_and_simulated_raters_share_the_questions(tmp_path, raters):
@@ -102,6 +128,12 @@ def test_people_and_simulated_raters_share_the_questions(tmp_path, raters):
                 by_task.setdefault(judgement.task_id, []).append(judgement.origin)
         assert all(sorted(origins) == ["person", "simulated", "simulated"] for origins in by_task.values())
         assert len(by_task) == 30
+        facts = json.loads(manifests(tmp_path / "runs" / "mixed")["collect"])["metrics"]["by_origin"]
+        assert {who: n["votes"] for who, n in facts.items()} == {"person": 30, "simulated": 60}
+        page = (tmp_path / "runs" / "mixed" / "report.html").read_text(encoding="utf-8")
+        assert "from the judgements of people and of simulated raters in the sandbox" in page
+        assert "90 (30 person, 60 simulated)" in page
+        assert "of origin person 30 votes by" in karat("trace", "runs/mixed", "snapshots/votes").out
 
 
 def test_waiting_ends_when_what_is_missing_was_pulled(tmp_path):
@@ -122,14 +154,15 @@ def test_waiting_ends_when_what_is_missing_was_pulled(tmp_path):
 
 def test_a_run_says_when_the_budget_is_spent_before_it_has_its_answers(tmp_path):
     from feedback_cases import small_store
-    from karat.feedback.documents import Budget, ProjectSettings, put_settings
+    from karat.feedback.documents import Budget, Pay, ProjectSettings, put_settings
     from karat.feedback.work.requeue import pull
     from karat.progress import open_progress
 
     with small_store(tmp_path / "k.db", n_tasks=4, overlap=1) as store, open_progress(quiet=True) as progress:
         notes: list[str] = []
         progress.note = notes.append
-        given = [ProjectSettings(budget=Budget(judgements=each)) for each in (0, 0, 9, 0)]
+        spent = ProjectSettings(budget=Budget(money=0.0), pay=Pay(0.1, "EUR"))
+        given = [spent, spent, ProjectSettings(), ProjectSettings(budget=Budget(judgements=0))]
 
         def look(_: float) -> None:
             if given:
@@ -138,10 +171,13 @@ def test_a_run_says_when_the_budget_is_spent_before_it_has_its_answers(tmp_path)
                 pull(store, [task.id for task in store.tasks()], reason="broken", by="admin", now=200.0)
 
         assert people.wait_for_answers(store, "main", progress=progress, sleep=look) == 0
-        spent, again, once_more = [note for note in notes if "budget" in note]
-        assert "the budget of the project is spent and 4 answers are missing" in spent
-        assert "goes on" in again
-        assert once_more == spent
+        said = [note for note in notes if not note.startswith("judgements: ")]
+        assert [note.split(" and ")[0] for note in said] == [
+            "the budget of the project is spent",
+            "work is handed out again",
+            "an admin has stopped handing out work",
+        ]
+        assert "4 answers are missing" in said[0]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from karat import cli
-from karat.config import build, load_yaml
+from karat.config import apply_overrides, build, load_yaml
 from karat.errors import ConfigError, GateError
 from karat.ledger import artifacts
 from karat.ledger.manifest import Manifest, write_manifest
@@ -331,8 +331,29 @@ def test_a_written_configuration_of_votes_is_the_default_one(capsys, tmp_path: P
     code, out, _ = outcome(capsys, "init", str(path), "--source", "votes")
     assert code == 0
     assert str(path) in out
-    assert build(VotesConfig, load_yaml(path)) == VotesConfig(VotesSettings(Path(PLACEHOLDER)))
+    with pytest.raises(ConfigError, match=f"^votes.path: found {PLACEHOLDER}; expected a value of your own"):
+        build(VotesConfig, load_yaml(path))
+    filled = apply_overrides(load_yaml(path), ["votes.path=v.jsonl"])
+    assert build(VotesConfig, filled) == VotesConfig(VotesSettings(Path("v.jsonl")))
     assert "# The votes, .jsonl or .jsonl.gz.\n  path:" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("source", "blanks"),
+    [
+        ("sandbox", []),
+        ("people", ["people.prompts", "people.model"]),
+        ("preferences", ["preferences.path", "preferences.model"]),
+        ("votes", ["votes.path"]),
+    ],
+)
+def test_whoever_begins_is_told_what_to_fill_in(capsys, tmp_path: Path, source, blanks):
+    code, out, _ = outcome(capsys, "init", str(tmp_path / "c.yaml"), "--source", source)
+    assert code == 0
+    assert f"written; {'fill in ' + ' and '.join(blanks) if blanks else 'change what you need'}, then: karat run" in out
+    if blanks:
+        code, _, err = outcome(capsys, "run", str(tmp_path / "c.yaml"))
+        assert (code, f"karat: {blanks[0]}: found PLEASE-FILL-IN; expected a value of your own" in err) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -51,10 +51,42 @@ def test_advance_counts_without_a_total():
 
 def test_counting_work_counts_its_first_report_into_the_rate():
     clock, stream = Clock(), io.StringIO()
-    with LineDisplay(stream, interval_s=1.0, clock=clock).stage("score", 1024, "responses") as stage:
+    with LineDisplay(stream, interval_s=1.0, clock=clock).stage("score", unit="responses") as stage:
         clock.now = 2.0
         stage.reach(256, of=1024)
-    assert "score: 256/1,024 responses, 128/s, 6.0 s left; of 1.02e+03" in stream.getvalue().splitlines()
+    assert "score: 256/1,024 responses, 128/s, 6.0 s left" in stream.getvalue().splitlines()
+
+
+def test_waiting_says_each_count_once_and_rates_only_what_came_since():
+    clock, stream = Clock(), io.StringIO()
+    with LineDisplay(stream, interval_s=5.0, clock=clock).stage("judgements", 48, "answers") as stage:
+        stage.resume(40)
+        for now, done, wanted in (
+            (60, 40, 48),
+            (120, 40, 48),
+            (600, 44, 48),
+            (606, 44, 48),
+            (660, 44, 46),
+            (720, 46, 46),
+        ):
+            clock.now = float(now)
+            stage.reach(done, of=wanted)
+    assert stream.getvalue().splitlines() == [
+        "judgements: started, 48 answers",
+        "judgements: 40/48 answers",
+        "judgements: 44/48 answers, 0.4/min, 10 min 00 s left",
+        "judgements: 44/46 answers, 0.364/min, 5 min 30 s left",
+        "judgements: 46/46 answers, 0.5/min",
+        "judgements: done in 12 min 00 s",
+    ]
+
+
+def test_large_figures_are_said_in_full():
+    clock, stream = Clock(), io.StringIO()
+    with LineDisplay(stream, interval_s=1.0, clock=clock).stage("sft", 10) as stage:
+        clock.now = 2.0
+        stage.log(1, {"n_tokens": 17_834.4, "loss": 0.12345})
+    assert "sft: 1/10 steps, 0.5/s, 18.0 s left; n_tokens 17,834 loss 0.123" in stream.getvalue()
 
 
 def test_a_stage_that_is_not_announced_says_nothing_when_it_fails_at_once():

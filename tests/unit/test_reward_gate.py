@@ -79,6 +79,12 @@ def test_too_few_votes_are_not_measured_and_do_not_pass(world):
         run_gate(PlantedScorer(gold), baseline, votes, prompts, responses, seed=0, probes=GateProbes(praise=()))
 
 
+def test_what_several_checks_failed_for_alike_is_said_once():
+    few = [Finding(f"gate.{name}", "?", "not measured", detail="12 votes; needs 50.") for name in ("swap", "edits")]
+    with pytest.raises(GateError, match=r"2 of its checks: gate\.swap, gate\.edits \(12 votes; needs 50\)\. Collect"):
+        check_gate(few)
+
+
 def test_info_and_warnings_never_stop_a_run():
     check_gate([Finding("a", "?", "info"), Finding("b", "?", "warn"), Finding("c", "?", "pass")])
 

@@ -19,7 +19,15 @@ from sqlalchemy import func, select
 import web_app
 from feedback_cases import vote
 from karat.feedback.detect.evidence import MIN_VOTES
-from karat.feedback.documents import Pay, ProjectSettings, document, project_settings, put_document, put_settings
+from karat.feedback.documents import (
+    Budget,
+    Pay,
+    ProjectSettings,
+    document,
+    project_settings,
+    put_document,
+    put_settings,
+)
 from karat.feedback.people import accounts, standing
 from karat.feedback.people.about_you import Field, fields_of
 from karat.feedback.people.care import arm_of, delete_demographics, save_demographics
@@ -32,7 +40,7 @@ from karat.feedback.web import admin_pages, desk
 from karat.feedback.web.admin_documents import line_changes
 from karat.feedback.web.background import Background
 from karat.feedback.web.charts import Bar, Whisker, bar_chart, share_bar, whisker_chart
-from karat.feedback.web.figures import duration, interval, money, number, percent, shortened
+from karat.feedback.web.figures import duration, interval, money, number, percent, short_id, shortened
 from karat.feedback.web.settings import ServerSettings
 from karat.feedback.work import dashboard
 from karat.ledger.artifacts import ref_of
@@ -219,6 +227,28 @@ def test_work_stops_and_goes_on_with_the_limit_it_had(site):
     assert project_settings(site.store).budget.judgements == 500
     assert rater.post("/api/v1/tasks/next").json()["task"] is not None
     assert {("work stopped", "budget"), ("work resumed", "budget")} <= set(logged(site))
+
+
+def test_a_batch_is_called_by_the_beginning_of_its_id(site):
+    long = "batch:" + "0123456789abcdef" * 2
+    assert [short_id(one) for one in (long, "live:ppo", long + "0")] == ["batch:0123456789ab", "live:ppo", long + "0"]
+
+
+def test_agreement_that_is_undefined_throughout_is_no_chart(site):
+    [task] = site.store.tasks()[:1]
+    site.store.add_annotators([Annotator("r0")])
+    site.store.submit(vote(task, "r0"))
+    page = site.browser("admin").get("/admin").text
+    assert "undefined" in page
+    assert 'aria-labelledby="agreement-t' not in page
+
+
+def test_a_budget_that_is_used_up_is_said_beside_the_cost(site):
+    admin = site.browser("admin")
+    put_settings(site.store, ProjectSettings(budget=Budget(judgements=1)), now=site.now)
+    assert "Work is handed out up to 1 judgements." in text_of(admin.get("/admin"))
+    assert site.program("annotator").post("/api/v1/tasks/next").json()["task"] is not None
+    assert "The budget is used up" in text_of(admin.get("/admin"))
 
 
 def events(site: web_app.Served, changes, n: int) -> list[dict]:
@@ -538,6 +568,24 @@ def test_a_task_is_pulled_and_issued_again_with_a_reason(site):
     assert dashboard.queue(site.store, now=site.now)[0].n_pulled == 0
     assert ("task pulled", task.id) in logged(site)
     assert admin.get("/admin/task", params={"id": "task:0"}).status_code == 404
+
+
+def test_a_batch_is_ended_with_a_reason_and_what_was_answered_stays(site):
+    admin, [task, *others] = site.browser("admin"), site.store.tasks()
+    site.store.add_annotators([Annotator("r0")])
+    site.store.submit(vote(task, "r0"))
+    assert "End this batch" not in text_of(admin.get("/admin/queue"))
+    page = text_of(admin.get(f"/admin/queue?batch={task.batch}"))
+    n = sum(row.n_open for row in dashboard.queue(site.store, now=site.now))
+    assert f"Takes the {n} tasks out of the queue that still want answers." in page
+    assert admin.post("/admin/queue/pull", {"batch": task.batch, "reason": " "}).status_code == 422
+    answer = admin.post("/admin/queue/pull", {"batch": task.batch, "reason": "Enough."})
+    assert f"{n} tasks are taken out of the queue; their answers stay." in text_of(
+        admin.get(answer.headers["location"])
+    )
+    assert sum(row.n_needed for row in dashboard.queue(site.store, now=site.now)) == 0
+    assert len(site.store.judgements()) == 1
+    assert ("tasks pulled", f"{n} tasks of {task.batch}") in logged(site)
 
 
 def test_after_a_new_guideline_the_page_counts_and_asks_again(site):

@@ -251,7 +251,10 @@ def test_a_page_says_why_nothing_waits_for_this_rater(desk: Desk):
     said("Nothing waits for you at the moment.")  # though there is work for others
     add(desk, Question(content_warning="Blood."), "dark", "darker")
     said("the rest waits until tomorrow", exposure_cap_per_day=0)
-    said("has all the judgements that it planned for", budget=documents.Budget(judgements=0))
+    said(
+        "has all the judgements that it planned for", budget=documents.Budget(money=0.0), pay=documents.Pay(0.1, "EUR")
+    )
+    said("has stopped handing out work for now", budget=documents.Budget(judgements=0))
     documents.put_settings(desk.store, base, now=NOW)
     assert "waits for you" not in desk.get("/")  # one does, and she has done nothing yet: the welcome says enough
     desk.post("/work", desk.get(), choice="0", uncovered="1", active_s="30")

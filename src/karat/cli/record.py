@@ -175,5 +175,8 @@ def _snapshot_facts(kind: str, place: Path, with_ids: bool) -> Mapping[str, Any]
 
     snapshot = read_snapshot(place)
     ids = sorted([vote.judgement_id for vote in snapshot.votes] + [judgement.id for judgement in snapshot.judgements])
-    facts = {"root": snapshot.root, "votes": len(snapshot.votes), "raters": len(snapshot.annotators)}
+    facts: dict[str, Any] = {"root": snapshot.root, "votes": len(snapshot.votes), "raters": len(snapshot.annotators)}
+    if len(snapshot.by_origin) > 1:  # whose they are, where people were not alone
+        for origin, n in snapshot.by_origin.items():
+            facts[f"of origin {origin}"] = f"{n['votes']} votes by {n['raters']}"
     return facts | ({"judgements": ids} if with_ids else {})

@@ -26,13 +26,21 @@ def init(
     """Write a commented configuration with every key and its default."""
     if path.exists():
         raise ConfigError(f"{path}: is already there; choose another name, or remove it first")
+    from karat.config import PLACEHOLDER
     from karat.ledger.artifacts import write_text
     from karat.pipeline.settings import RunConfig
     from karat.pipeline.votes import VotesConfig
     from karat.starter import commented_yaml
 
-    write_text(path, commented_yaml(VotesConfig) if source == "votes" else commented_yaml(RunConfig, choose=source))
-    answer(as_json, {"written": str(path)}, [f"{path}: written; change what you need, then: karat run {path}"])
+    text = commented_yaml(VotesConfig) if source == "votes" else commented_yaml(RunConfig, choose=source)
+    write_text(path, text)
+    blanks = [f"{source}.{line.split(':')[0].strip()}" for line in text.splitlines() if _is_blank(line, PLACEHOLDER)]
+    todo = f"fill in {' and '.join(blanks)}" if blanks else "change what you need"
+    answer(as_json, {"written": str(path), "fill_in": blanks}, [f"{path}: written; {todo}, then: karat run {path}"])
+
+
+def _is_blank(line: str, placeholder: str) -> bool:
+    return line.endswith(placeholder) and not line.startswith("#")
 
 
 @app.command(epilog="Example: karat doctor config.yaml --set ppo.n_iterations=200 --json")

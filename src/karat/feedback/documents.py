@@ -103,6 +103,11 @@ class Budget:
     money: float | None = None
     """In the currency of the pay; None = no limit."""
 
+    @property
+    def stopped(self) -> bool:
+        """True = no work is handed out, because somebody stopped it, and not because it is used up."""
+        return self.judgements == 0
+
 
 @dataclass(frozen=True)
 class ProjectSettings:

@@ -70,6 +70,16 @@ class Snapshot:
     misfits: dict[str, str] = field(default_factory=dict)
     """Judgement id → why it does not fit its question or its texts: not to be trained on."""
 
+    @property
+    def by_origin(self) -> dict[str, dict[str, int]]:
+        """Origin of raters (person, simulated, ai …) → how many `votes` are theirs and how many `raters` they are."""
+        found: dict[str, dict[str, int]] = {}
+        for who in self.annotators.values():
+            found.setdefault(who.origin, {"votes": 0, "raters": 0})["raters"] += 1
+        for vote in self.votes:
+            found[self.annotators[vote.annotator].origin]["votes"] += 1
+        return dict(sorted(found.items()))
+
 
 def write_snapshot(
     store: Store, path: str | Path, *, batch: str | None = None, only: Collection[str] | None = None

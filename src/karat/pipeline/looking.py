@@ -84,9 +84,9 @@ def _look(
     parts: dict[str, int] = {}
     with place.progress.stage("look inside", unit="texts") as bar:
 
-        def tell(what: str, n_done: int, of: int) -> None:
+        def tell(what: str, n_done: int, _: int) -> None:
             parts[what] = n_done
-            bar.reach(sum(parts.values()), **{what.replace(" ", "_"): n_done, "of": of})
+            bar.reach(sum(parts.values()), **{what.replace(" ", "_"): n_done})
 
         found = look_inside(scorer, seen, settings, progress=tell)
     target = place.directory / "inside.json"

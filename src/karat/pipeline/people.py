@@ -77,7 +77,10 @@ def write_source(config: RunConfig, place: Workplace) -> StageResult:
 
 def collect_from_people(store: Store, place: Workplace, batch: str) -> dict[str, Any]:
     """Wait until people have answered a batch; returns figures of it."""
-    place.progress.note(f"waiting for people's judgements; let them judge with: karat serve {place.directory}")
+    place.progress.note(
+        f"waiting for people's judgements; let them judge with: karat serve {place.directory}\n"
+        f"each rater comes by a link of her own: karat people add {place.directory} --n {_raters_needed(store, batch)}"
+    )
     return {"n_votes": wait_for_answers(store, batch, progress=place.progress)}
 
 
@@ -95,42 +98,62 @@ def wait_for_answers(
     Returns: how many answers there are.
     """
     done, wanted = answers_of(store, batch)
-    halted = False
+    halted: str | None = None
     with progress.stage("judgements", wanted, "answers") as bar:
-        bar.log(done, {})
+        bar.resume(done)
         while done < wanted:
-            if halted != (halted := _no_more_may_be_given(store, batch, wanted - done)):
-                progress.note(HALTED.format(n=wanted - done) if halted else "there is a budget again; judging goes on")
+            if halted != (halted := _why_no_more(store, batch, wanted - done)):
+                progress.note("work is handed out again" if halted is None else halted.format(n=wanted - done))
             sleep(POLL_S)
             done, wanted = answers_of(store, batch)
-            bar.log(done, {"of": wanted})
+            bar.reach(done, of=wanted)
     return done
 
 
-HALTED = (
+SPENT = (
     "the budget of the project is spent and {n} answers are missing: nobody is offered more. Raise the budget in the "
-    "settings, or pull the tasks that wait; both are on the admin's pages"
+    "settings, or end this batch under Queue; both are on the admin's pages"
+)
+STOPPED = (
+    "an admin has stopped handing out work and {n} answers are missing: nobody is offered more. The admin's overview has "
+    "the button that goes on"
 )
 """What a run says that waits for answers which nobody is asked for any more."""
 
 
-def _no_more_may_be_given(store: Store, batch: str, n_missing: int) -> bool:
-    """Whether the budget is spent before a batch has its answers, those being given now taken as given."""
+def _why_no_more(store: Store, batch: str, n_missing: int) -> str | None:
+    """What stops raters before a batch has its answers, those being given now taken as given; None = nothing does."""
     now = time.time()
     ours = assignments.join(tasks, tasks.c.id == assignments.c.task_id)
     given_now = select(func.count()).select_from(ours).where(tasks.c.batch == batch, is_live(now))
     with store.connection() as connection:
-        if not over_budget(connection, read_settings(connection), now=now):
-            return False
-        return connection.execute(given_now).scalar_one() < n_missing
+        settings = read_settings(connection)
+        if not over_budget(connection, settings, now=now) or connection.execute(given_now).scalar_one() >= n_missing:
+            return None
+    return STOPPED if settings.budget.stopped else SPENT
+
+
+def _raters_needed(store: Store, batch: str) -> int:
+    """The fewest raters who could answer what is asked: as many as the widest overlap, since nobody answers twice."""
+    widest = select(func.max(tasks.c.overlap - tasks.c.n_answers)).where(tasks.c.batch == batch)
+    with store.connection() as connection:
+        return max(1, connection.execute(widest).scalar() or 1)
 
 
 def as_a_page_asks(store: Store, new: Sequence[Task], principle: str) -> list[Task]:
-    """The same comparisons, naming the question and the guideline that the page shows."""
+    """The same comparisons, naming the question and the guideline that the page shows.
+
+    A batch that was begun keeps its guideline: under a newer one its questions would be other tasks, and a run that is
+    started again would ask all of them a second time.
+    """
     question = Question(n_levels=N_LEVELS, principle=principle)
     add_questions(store, [question])
-    current = document(store, "guideline")
-    guideline = {} if current is None else {"guideline": current.version}
+    begun = select(tasks.c.guideline).where(tasks.c.batch.in_({task.batch for task in new})).order_by(tasks.c.seq)
+    with store.connection() as connection:
+        version = connection.execute(begun.limit(1)).scalar()
+    if version is None and (current := document(store, "guideline")) is not None:
+        version = current.version
+    guideline = {} if version is None else {"guideline": version}
     return [replace(task, question=question.id, **guideline) for task in new]
 
 

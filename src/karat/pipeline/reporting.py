@@ -150,7 +150,9 @@ def card_figures(content: ReportInput, manifests: Sequence[Manifest]) -> dict[st
                 f"chosen with the reward model: {shares}; the rest {selection}; held-out figures from the rest alone"
             )
         figures |= {
-            "people.n_raters": Fact(feedback.n_raters),
+            "people.n_raters": Fact(
+                {who: n for who, _, n in feedback.by_origin} if len(feedback.by_origin) > 1 else feedback.n_raters
+            ),
             "feedback.n_judgements": Fact({"comparison": feedback.n_votes}),
             "feedback.selection": Fact(selection if policy else "as imported"),
         }
@@ -347,6 +349,7 @@ def _feedback(by_stage: Mapping[str, Manifest]) -> FeedbackSummary | None:
         agreement=Estimate(**metrics["agreement"]),
         alpha=Estimate(**metrics["alpha"]),
         levels=tuple(metrics["levels"].items()),
+        by_origin=tuple((who, n["votes"], n["raters"]) for who, n in metrics.get("by_origin", {}).items()),
     )
 
 

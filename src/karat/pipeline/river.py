@@ -6,6 +6,7 @@ the votes come from is the source's business; from the reward model on there is 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,7 +20,7 @@ from karat.feedback.snapshot import snapshot_place, write_snapshot
 from karat.feedback.store import Store, open_store
 from karat.feedback.tasks import random_tasks
 from karat.identity import content_id
-from karat.ledger.artifacts import ArtifactRef, ref_of
+from karat.ledger.artifacts import ArtifactRef, content_hash, ref_of, write_json
 from karat.ledger.manifest import Manifest
 from karat.lm import parallel
 from karat.lm.adapters import merged
@@ -33,6 +34,7 @@ from karat.pipeline.data import (
     practised,
     read_demonstrations,
     read_prompts,
+    read_texts,
     write_texts,
 )
 from karat.pipeline.models import load_for_training
@@ -244,7 +246,8 @@ def judge(
         "n_raters": len(snapshot.annotators),
         "one_rater": one_rater(snapshot.annotators),
         "n_prompts": len(snapshot.prompts),
-        "origin": "/".join(sorted({annotator.origin for annotator in snapshot.annotators.values()})),
+        "origin": "/".join(snapshot.by_origin),
+        "by_origin": snapshot.by_origin,
         "levels": level_counts(snapshot.votes),
         "agreement": pairwise_agreement(drawn, rng, ties=False),
         "alpha": alpha(drawn, rng),
@@ -268,9 +271,17 @@ def policy_samples(
 ) -> Texts:
     """Responses of a policy: what raters compare; those of the first round are also the zero of the reward's scale.
 
+    They are drawn once: who waits for people and starts again asks about the very same texts, whatever the machine's
+    arithmetic would make of them the second time.
+
     Args:
         path: where they are written.    purpose: of the draws.
     """
+    mark = place.checkpoints / f"{path.stem}.json"
+    kept = parallel.from_main(lambda: _drawn_before(path, mark, place.identity))
+    if kept is not None:
+        place.progress.note("samples: drawn before, kept")
+        return kept
     lm = load_lm(run.directory / policy.path)
     settings = config.collect
     with place.progress.stage("samples", len(prompts) * settings.n_samples, "responses") as bar:
@@ -284,8 +295,21 @@ def policy_samples(
         tuple(tuple(len(one.response_tokens) for one in group) for group in drawn),
         tuple(tuple(one.stopped for one in group) for group in drawn),
     )
-    parallel.from_main(lambda: write_texts(path, samples))
+
+    def write() -> None:
+        write_texts(path, samples)
+        write_json(mark, {"stage": place.identity, "samples": content_hash(path)})
+
+    parallel.from_main(write)
     return samples
+
+
+def _drawn_before(path: Path, mark: Path, identity: str) -> Texts | None:
+    """The samples that an interrupted try of this very stage has written; None = there are none."""
+    if not (mark.exists() and path.exists()):
+        return None
+    said = json.loads(mark.read_text(encoding="utf-8"))
+    return read_texts(path) if said == {"stage": identity, "samples": content_hash(path)} else None
 
 
 def _ask(

@@ -374,7 +374,11 @@ class RunConfig:
     def title(self) -> str:
         """What the run does, in one line."""
         if self.sandbox is not None:
-            return "Reinforcement learning from simulated feedback in the sandbox, where the gold reward is known"
+            who = "simulated feedback"
+            if self.n_people:
+                also = " and of simulated raters" if self.n_people < self.collect.overlap else ""
+                who = f"the judgements of people{also}"
+            return f"Reinforcement learning from {who} in the sandbox, where the gold reward is known"
         if self.people is not None:
             return "Reinforcement learning from the judgements of people on the policy's own responses"
         assert self.preferences is not None

@@ -111,6 +111,8 @@ class FeedbackSummary:
     """Krippendorff's alpha."""
     levels: tuple[tuple[str, int], ...] = ()
     """(answer, how often), in the order of the scale, missing ones last."""
+    by_origin: tuple[tuple[str, int, int], ...] = ()
+    """(origin, votes, raters), for each kind of raters."""
     notes: tuple[str, ...] = ()
     """What else a reader should know."""
 

@@ -173,7 +173,10 @@ def check_gate(findings: Sequence[Finding], *, allow_ungated: bool = False) -> N
     """
     failed = [finding for finding in findings if finding.status in ("fail", "not measured")]
     if failed and not allow_ungated:
-        told = "; ".join(f"{finding.name} ({finding.detail.rstrip('.')})" for finding in failed)
+        reasons: dict[str, list[str]] = {}  # few votes stop every check for one and the same reason, said once
+        for finding in failed:
+            reasons.setdefault(finding.detail.rstrip("."), []).append(finding.name)
+        told = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in reasons.items())
         raise GateError(
             f"the reward model did not pass {len(failed)} of its checks: {told}. Collect more votes or change the "
             "model, or set `allow_ungated_reward: true` to train on it all the same; the report will say so first"

@@ -37,6 +37,7 @@ from karat.feedback.web import (
 from karat.feedback.web.charts import Bar, Whisker, bar_chart, share_bar, whisker_chart
 from karat.feedback.web.desk import Admin, Sent, done, field_of, kept_figures, note, page
 from karat.feedback.work.dashboard import AgreementRow, QueueRow, agreement_rows, judgements_per_hour, pulse, queue
+from karat.feedback.work.gates import over_budget
 from karat.feedback.work.outlay import outlay
 
 EVERY_S, MOST_S, ALIVE_S = 2.0, 600.0, 14.0
@@ -54,6 +55,9 @@ router = APIRouter(include_in_schema=False)
 def overview(request: Request, visitor: Admin, done: str = "") -> Response:
     """How the work goes: progress, queue, agreement, cost."""
     store, now = request.app.state.store, request.app.state.clock()
+    settings = project_settings(store)
+    with store.connection() as connection:
+        spent = over_budget(connection, settings, now=now)
     hours = judgements_per_hour(store, now=now)
     agreement, n_left_out = kept_figures(
         request, "agreement", lambda: agreement_rows(store, store.records(), np.random.default_rng(0))
@@ -73,8 +77,9 @@ def overview(request: Request, visitor: Admin, done: str = "") -> Response:
         agreement_chart=_agreement_chart(agreement),
         n_left_out=n_left_out,
         outlay=outlay(store),
-        settings=project_settings(store),
-        stopped=is_stopped(store),
+        settings=settings,
+        stopped=settings.budget.stopped,
+        spent=spent,
     )
 
 
@@ -144,11 +149,6 @@ def stop(request: Request, visitor: Admin, form: Sent) -> Response:
     return done("/admin", "going")
 
 
-def is_stopped(store: Store) -> bool:
-    """True = no work is handed out, because somebody stopped it."""
-    return project_settings(store).budget.judgements == 0
-
-
 def _limit_before(store: Store) -> int | None:
     limits = [settings_of(one.body).budget.judgements for one in documents(store, SETTINGS)]
     return next((limit for limit in reversed(limits) if limit != 0), None)
@@ -159,12 +159,10 @@ def _bar(row: QueueRow, i: int) -> str:
 
 
 def _agreement_chart(rows: list[AgreementRow]) -> str:
+    if all(row.by_item.value is None for row in rows):
+        return ""  # the table says why; an empty chart says nothing
     shown = [Whisker(f"{row.about}, {row.coefficient}", row.by_item) for row in rows]
-    return (
-        whisker_chart("agreement", "Agreement between raters", shown, low=-0.2, high=1.0, reference=0.0)
-        if shown
-        else ""
-    )
+    return whisker_chart("agreement", "Agreement between raters", shown, low=-0.2, high=1.0, reference=0.0)
 
 
 # the routes themselves, so that the app sees each of them with what it declares

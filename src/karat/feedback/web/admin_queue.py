@@ -27,7 +27,7 @@ from karat.feedback.work.likely_changes import change_plan
 from karat.feedback.work.matching import COMPARABLE
 from karat.feedback.work.old_guideline import Choice, counts_of, old_items, price
 from karat.feedback.work.outlay import ask_again
-from karat.feedback.work.requeue import pull, queue_entries, reissue
+from karat.feedback.work.requeue import pull, pull_waiting, queue_entries, reissue
 from karat.feedback.work.task_browser import TASK_STATES, TaskDetail, task_detail, task_page
 
 MOST_AT_ONCE = 5_000
@@ -71,6 +71,7 @@ def queue_page(
         batches=list(dict.fromkeys(row.batch for row in sums)),
         states=TASK_STATES,
         chosen={"batch": batch, "state": state},
+        n_waiting=sum(row.n_open for row in sums if row.batch == batch),
         rows=rows,
         older=older,
         again=again,
@@ -87,6 +88,19 @@ def queue_page(
         newest=_newest_guideline(store),
         entries=queue_entries(store, 30),
     )
+
+
+@router.post("/admin/queue/pull")
+def pull_batch(request: Request, visitor: Admin, form: Sent) -> Response:
+    """Take what still waits of a batch out of the queue, with a reason."""
+    store, now = request.app.state.store, request.app.state.clock()
+    batch, reason = field_of(form, "batch"), field_of(form, "reason")
+    try:
+        pulled = pull_waiting(store, batch, by=visitor.account, reason=reason, now=now)
+    except KaratError as error:
+        raise HTTPException(422, str(error)) from None
+    note(request, visitor, "tasks pulled", f"{len(pulled)} tasks of {batch}", reason)
+    return done("/admin/queue", "pulled", batch=batch, n=str(len(pulled)))
 
 
 @router.get("/admin/task")

@@ -6,6 +6,7 @@ What is undefined says so and why; a negative number has a minus sign, not a hyp
 from __future__ import annotations
 
 import datetime
+import re
 
 from karat.records import Estimate
 
@@ -92,6 +93,12 @@ def ago(seconds: float | None, now: float) -> str:
     if seconds is None:
         return "not yet"
     return "just now" if now - seconds < 60 else f"{duration(now - seconds)} ago"
+
+
+def short_id(name: str) -> str:
+    """A content id by its kind and its first twelve digits; any other name as it is."""
+    found = re.fullmatch(r"([a-z]+:[0-9a-f]{12})[0-9a-f]{20}", name)
+    return found[1] if found else name
 
 
 def shortened(text: str, n: int = 160) -> str:

@@ -63,6 +63,20 @@ def pull(store: Store, task_ids: Sequence[str], *, by: str, reason: str, now: fl
     return store.write(write)
 
 
+def pull_waiting(store: Store, batch: str, *, by: str, reason: str, now: float) -> list[str]:
+    """Take every task of a batch that still wants answers out of the queue; who waits for the batch goes on without.
+
+    Args:
+        batch: Task.batch.    by, reason: of `pull`.
+    Returns: the Task.ids that were open until now.
+    Raises: InputError without a reason.
+    """
+    waiting = select(tasks.c.id).where(tasks.c.batch == batch, tasks.c.state.in_((OPEN, HELD))).order_by(tasks.c.seq)
+    with store.connection() as connection:
+        ids = list(connection.execute(waiting).scalars())
+    return pull(store, ids, by=by, reason=reason, now=now)
+
+
 def reissue(
     store: Store,
     task_ids: Sequence[str],

@@ -63,12 +63,16 @@ export function startKeys({ form, special, submit }) {
       return;
     }
     if (isText(node)) return;
+    const skipping = node?.matches("input[type=radio]") && node.closest("#more[open]");
     if (event.key === "Enter") {
       if (node?.matches("button, a, summary")) return;
       event.preventDefault();
-      submit();
+      const skip = skipping && skipping.querySelector("#skip"); // whoever says why she skips is not submitting
+      if (skip) skip.click();
+      else submit();
       return;
     }
+    if (skipping && event.key.startsWith("Arrow")) return; // the next reason, not the other response
     if (!isOn() && event.key !== "?" && !event.key.startsWith("Arrow")) return;
     if (special(event.key, event)) {
       event.preventDefault();
