@@ -261,6 +261,8 @@ def test_a_second_round_asks_about_the_policy_and_says_how_well_its_reward_did(h
         assert 0 <= metrics[name]["value"] <= 1
         assert metrics[name]["n"] > 0
     assert metrics["gap"]["n"] > 0
+    assert metrics["all_rounds"]["n_votes"] == len(replay.votes)
+    assert f"<td>{len(replay.votes)} (simulated)</td>" in (run / "report.html").read_text()
     assert {"sft", "ppo_round_1", "ppo"} <= set(json.loads((run / "summary.json").read_text())["policies"])
     assert (
         "rounds.2.gap" in (run / "report.html").read_text()

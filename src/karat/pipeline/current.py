@@ -5,7 +5,7 @@ Pure: knows manifests; reads nothing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from karat.ledger.lineage import stale_stages
 from karat.ledger.manifest import Manifest
@@ -24,9 +24,25 @@ def again(stage: str) -> str:
         return "an arena of the new policy needs new votes"
     if stage == "inside":
         return "run `karat audit RUN --look-inside`"
-    if stage.rpartition("-")[2].isdigit():
+    if round_of(stage) > 1:
         return "run `karat run CONFIG`"
     return f"run `karat {stage.replace('_', '-')} CONFIG`, or `karat run CONFIG`"
+
+
+def round_of(stage: str) -> int:
+    """The round of a stage's name: 2 for `collect-2`.
+
+    >>> round_of("collect-2"), round_of("collect")
+    (2, 1)
+    """
+    number = stage.rpartition("-")[2]
+    return int(number) if number.isdigit() else 1
+
+
+def collected(by_stage: Mapping[str, Manifest]) -> str:
+    """The stage that has the figures of all votes: the newest round's, where there were several."""
+    rounds = [name for name in by_stage if "all_rounds" in by_stage[name].metrics]
+    return max(rounds, key=round_of, default="collect")
 
 
 def unmeasured(name: str, stages: Collection[str], measured: Collection[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """Rows on disk between stages: prompts with their split, demonstrations, and samples with their tokens' figures.
 
-Plain JSON lines, one row each, read back into the records they came from.
+Plain JSON lines, one row each, read back into the records they came from; and the figures of a snapshot of votes.
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from karat.errors import InputError
+from karat.feedback.quality.agreement import alpha, pairwise_agreement
 from karat.feedback.schema import UNKNOWN_ANNOTATOR
+from karat.feedback.snapshot import Snapshot
 from karat.ledger.artifacts import write_text
+from karat.pipeline.stages import level_counts
 from karat.records import Demonstration, Prompt, Turn
+from karat.seeding import numpy_generator
 
 SPLITS = ("sft", "collect", "policy", "validation", "evaluation")
 
@@ -100,6 +104,30 @@ def read_texts(path: Path) -> Texts:
         tuple(tuple(row["lengths"]) for row in rows),
         tuple(tuple(row["stopped"]) for row in rows),
     )
+
+
+def vote_figures(snapshot: Snapshot, seed: int) -> dict[str, Any]:
+    """Whose votes a snapshot holds, how many of each answer, and how far raters agree: what manifests and reports say.
+
+    Args:
+        seed: of the run; the intervals of the agreement are bootstrapped.
+    """
+    rng = numpy_generator(seed, "agreement")
+    drawn = [vote for vote in snapshot.votes if vote.strategy == "random"]  # chosen questions are harder than others
+    return {
+        "root": snapshot.root,
+        "n_votes": len(snapshot.votes),
+        "n_votes_random": len(drawn),
+        "n_missing": snapshot.n_missing,
+        "n_raters": len(snapshot.annotators),
+        "one_rater": one_rater(snapshot.annotators),
+        "n_prompts": len(snapshot.prompts),
+        "origin": "/".join(snapshot.by_origin),
+        "by_origin": snapshot.by_origin,
+        "levels": level_counts(snapshot.votes),
+        "agreement": pairwise_agreement(drawn, rng, ties=False),
+        "alpha": alpha(drawn, rng),
+    }
 
 
 def one_rater(raters: Collection[str]) -> bool:

@@ -13,7 +13,7 @@ from karat.errors import LedgerError
 from karat.evaluate.table import names_in_order
 from karat.ledger.manifest import Manifest, read_manifests
 from karat.pipeline.arena_rows import people_stage, shown_arenas, with_people
-from karat.pipeline.current import current, unmeasured
+from karat.pipeline.current import collected, current, round_of, unmeasured
 from karat.pipeline.data import read_rows
 from karat.pipeline.stages import findings_of
 from karat.pipeline.titles import ALGORITHMS, TITLES
@@ -54,7 +54,7 @@ def write_report(directory: Path) -> dict[str, Any]:
         directory.name,
         tuple(manifests),
         card_figures(content, manifests),
-        STAGE_OF | people_stage(content),
+        STAGE_OF | people_stage(content) | {f"feedback.{name}": collected(by_stage) for name in OF_VOTES},
         content.findings,
         content.unsafe,
     )
@@ -198,12 +198,12 @@ CARD_OF_FINDING = {
 }
 
 
+OF_VOTES = ("n_judgements", "selection", "agreement", "alpha")
 STAGE_OF = {
     **{
         f"policy.{column}": "evaluate"
         for column in ("kl", "proxy", "gold", "win_rate", "length", "distinct", "sycophancy")
     },
-    **{f"feedback.{name}": "collect" for name in ("n_judgements", "selection", "agreement", "alpha")},
     **dict.fromkeys(CARD_OF_FINDING.values(), "reward"),
 }
 
@@ -339,7 +339,8 @@ def _study_verdict(by_stage: Mapping[str, Manifest]) -> str:
 def _feedback(by_stage: Mapping[str, Manifest]) -> FeedbackSummary | None:
     if "collect" not in by_stage:
         return None
-    metrics = by_stage["collect"].metrics
+    stage = collected(by_stage)
+    metrics = by_stage[stage].metrics.get("all_rounds", by_stage[stage].metrics)
     return FeedbackSummary(
         n_votes=metrics["n_votes"],
         n_raters=metrics["n_raters"],
@@ -350,6 +351,7 @@ def _feedback(by_stage: Mapping[str, Manifest]) -> FeedbackSummary | None:
         alpha=Estimate(**metrics["alpha"]),
         levels=tuple(metrics["levels"].items()),
         by_origin=tuple((who, n["votes"], n["raters"]) for who, n in metrics.get("by_origin", {}).items()),
+        notes=() if stage == "collect" else (f"of all {round_of(stage)} rounds; the last reward is fitted to them",),
     )
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from karat.config import plain
 from karat.evaluate.measure import draw, texts_of
-from karat.feedback.quality.agreement import alpha, pairwise_agreement
 from karat.feedback.snapshot import snapshot_place, write_snapshot
 from karat.feedback.store import Store, open_store
 from karat.feedback.tasks import random_tasks
@@ -30,11 +29,11 @@ from karat.pipeline.choosing import comparisons
 from karat.pipeline.data import (
     Texts,
     check_raters,
-    one_rater,
     practised,
     read_demonstrations,
     read_prompts,
     read_texts,
+    vote_figures,
     write_texts,
 )
 from karat.pipeline.models import load_for_training
@@ -47,7 +46,6 @@ from karat.pipeline.stages import (
     StageResult,
     Workplace,
     findings_of,
-    level_counts,
     output,
     training_reporters,
 )
@@ -236,22 +234,7 @@ def judge(
         asked, only = (batch, None) if source.asks else (None, source.judgement_ids(place))
         snapshot_path = snapshot_place(store, place.directory / "snapshots" / name, batch=asked, only=only)
         snapshot = write_snapshot(store, snapshot_path, batch=asked, only=only)
-    rng = numpy_generator(run.seed, "agreement")
-    drawn = [vote for vote in snapshot.votes if vote.strategy == "random"]  # chosen questions are harder than others
-    metrics |= {
-        "root": snapshot.root,
-        "n_votes": len(snapshot.votes),
-        "n_votes_random": len(drawn),
-        "n_missing": snapshot.n_missing,
-        "n_raters": len(snapshot.annotators),
-        "one_rater": one_rater(snapshot.annotators),
-        "n_prompts": len(snapshot.prompts),
-        "origin": "/".join(snapshot.by_origin),
-        "by_origin": snapshot.by_origin,
-        "levels": level_counts(snapshot.votes),
-        "agreement": pairwise_agreement(drawn, rng, ties=False),
-        "alpha": alpha(drawn, rng),
-    }
+    metrics |= vote_figures(snapshot, run.seed)
     outputs = [
         Output("snapshot", snapshot_path, "snapshot"),
         Output("samples", path),

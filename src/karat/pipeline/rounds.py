@@ -19,6 +19,7 @@ from karat.ledger.artifacts import ArtifactRef
 from karat.ledger.manifest import Manifest
 from karat.lm import parallel
 from karat.pipeline import optimise, rewarding
+from karat.pipeline.data import vote_figures
 from karat.pipeline.gating import gate_split
 from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Source
@@ -130,13 +131,14 @@ def _with_old_reward(
     path = place.directory / "snapshots" / f"replay{place.suffix}"
     with open_store(place.directory / "karat.db") as store:
         path = snapshot_place(store, path, only=ids)
-        write_snapshot(store, path, only=ids)
+        replayed = write_snapshot(store, path, only=ids)
     figures = online_figures(load_scorer(run.directory / reward.path), old, new)
     findings = [
         Finding(f"rounds.{number}.{name}", QUESTIONS[name], "info", estimate) for name, estimate in figures.items()
     ]
     outputs = [*result.outputs, Output("replay", path, "snapshot")]
-    return StageResult(outputs, {**result.metrics, **figures}, [*result.findings, *findings], result.notes)
+    metrics = {**result.metrics, **figures, "all_rounds": vote_figures(replayed, run.seed)}
+    return StageResult(outputs, metrics, [*result.findings, *findings], result.notes)
 
 
 QUESTIONS = {
