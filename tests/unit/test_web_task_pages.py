@@ -505,6 +505,20 @@ def test_the_guideline_beside_the_task_is_the_tasks_own(desk: Desk):
     desk.get("/guidelines?version=v9", 404)
 
 
+def test_a_question_that_was_queued_before_any_guideline_is_judged_under_the_newest(desk: Desk):
+    add(desk, None, guideline="never written")
+    opened = desk.get()
+    assert "Be kind." in opened
+    documents.put_document(desk.store, "guideline", "v3", {"text": "Be brief."}, now=NOW + 1)
+    asked = desk.hidden("asked", opened)
+    refused = desk.post("/work", opened, 422, choice="0", asked=asked)  # she has not seen what she would be said to follow
+    assert "has changed since you opened it" in refused.text
+    page = desk.get()
+    assert "Be brief." in page
+    desk.post("/work", page, choice="0", asked=desk.hidden("asked", page), active_s="30")
+    assert [each.guideline for each in desk.given] == ["v3"]
+
+
 def test_a_screen_reader_hears_the_projects_texts_in_their_language(desk: Desk):
     settings = documents.project_settings(desk.store)
     documents.put_settings(desk.store, dataclasses.replace(settings, locale="ar"), now=NOW)

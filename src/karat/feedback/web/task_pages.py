@@ -111,8 +111,8 @@ def submit(request: Request, visitor: Rater, form: Sent) -> Response:
     value = answer.value
     if value is not None and "missing" not in value and _covered(work, fields):
         messages = {"uncovered": "Uncover the texts before you judge them, or skip this one."}
-    if _one(fields, "asked") not in ("", task_view.form_key(work.lease_id, work.question)):
-        # an experiment was changed while she read: her choice may mean something else on the new scale
+    if _one(fields, "asked") not in ("", task_view.form_key(work.lease_id, work.question, work.guideline)):
+        # an experiment or guideline was changed while she read: her choice may mean something else on the new scale
         fields = {name: values for name, values in fields.items() if name not in ("choice", "asked", "way")}
         return _refuse(request, visitor, work, fields, {"choice": CHANGED})
     if value is None or messages:
@@ -244,6 +244,7 @@ def _page(
         turns=task_view.shown_turns(work.prompt),
         long_prompt=is_long(work.prompt.text),
         candidates=task_view.shown_candidates(work.question, work.responses, work.order),
+        guideline=work.guideline,
         tie_apart=work.change.tie == "apart",
         stacked=work.change.layout == "stacked",
         fields=fields,
@@ -255,7 +256,7 @@ def _page(
     guideline, examples, progress = beside.guideline, beside.examples, beside.progress
     values: dict[str, Any] = {
         "guideline": markdown_html(guideline.text if guideline else _NO_GUIDELINE),
-        "guideline_version": guideline.version if guideline else work.guideline,
+        "guideline_version": guideline.version if guideline else "",
         "examples": markdown_html(examples.text) if examples else "",
         "progress": _progress_words(progress),
         "can_undo": progress.n_done > 0 and beside.project.undo_n > 0,

@@ -78,12 +78,12 @@ class Candidate:
     """Its steps, where each is marked."""
 
 
-def form_key(lease: str, question: Question) -> str:
+def form_key(lease: str, question: Question, guideline: str) -> str:
     """A name for the form of one page, by which an answer to an older form is known.
 
     It is made from the lease too: the id of a question is the same on many pages, and a rater could join them by it.
     """
-    return content_id("form", [lease, question.id])
+    return content_id("form", [lease, question.id, guideline])
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,8 @@ class TaskView:
     """The responses in the order shown."""
     fields: Mapping[str, Sequence[str]]
     """What the form holds."""
+    guideline: str = ""
+    """Version of the guideline beside it."""
     tie_apart: bool = False
     """True = the tie stands among the ways out, not in the middle of the scale."""
     stacked: bool = False
@@ -125,7 +127,7 @@ class TaskView:
     @property
     def form(self) -> str:
         """Which form this is, see `form_key`."""
-        return form_key(self.lease, self.question)
+        return form_key(self.lease, self.question, self.guideline)
 
     @property
     def beside(self) -> bool:

@@ -21,7 +21,7 @@ from karat.errors import AnsweredError, LeaseError, StoreError
 from karat.feedback import people_tables as people
 from karat.feedback import schema as tables
 from karat.feedback.arm_changes import ArmChange
-from karat.feedback.documents import Shelf, shelf
+from karat.feedback.documents import GUIDELINE, Shelf, shelf
 from karat.feedback.people.accounts import read_account_by_annotator
 from karat.feedback.people.care import change_under, complete_arms, keep_arms, read_arms, read_consent
 from karat.feedback.prepared import Prepared
@@ -66,6 +66,8 @@ class Work:
     """What is judged, in identity order."""
     order: tuple[int, ...]
     """Identity indices in the order shown."""
+    guideline: str
+    """Version of the guideline that stands beside it: the arm's, the task's, or, where that was never written, the newest."""
     arms: Mapping[str, str] = field(default_factory=dict)
     """The arms of experiments that she or the task is in."""
     new_arms: tuple[str, ...] = ()
@@ -74,11 +76,6 @@ class Work:
     """What they change; the question has it already."""
     renewed_as: str | None = None
     """The lease's name today where it ran out and she got the task anew, None = `lease_id` still."""
-
-    @property
-    def guideline(self) -> str:
-        """Version of the guideline that stands beside it."""
-        return self.change.guideline or self.task.guideline
 
     @property
     def attempt(self) -> int:
@@ -207,11 +204,20 @@ def read_work(
         prompt=tables.prompt_of(row),
         responses=tuple(texts[each] for each in task.response_ids),
         order=read_order(row.shown_order, task, annotator, keys.order),
+        guideline=_guideline(connection, papers, change.guideline or task.guideline),
         arms=arms,
         new_arms=new,
         change=change,
         renewed_as=renewed_as,
     )
+
+
+def _guideline(connection: Connection, papers: Shelf, version: str) -> str:
+    """The version that is shown: questions are often queued before anybody has written a guideline."""
+    if papers.find(connection, GUIDELINE, version) is None:
+        newest = papers.find(connection, GUIDELINE)
+        return version if newest is None else newest.version
+    return version
 
 
 @functools.lru_cache(maxsize=32)
