@@ -21,6 +21,8 @@ from rich.text import Text
 
 SHOWN_FIGURES = 4
 LINE_INTERVAL_S = 5.0
+BESIDE_FIGURES = 90
+"""Columns of a terminal that a bar takes with its name, amount and pace."""
 
 
 class StageProgress(Protocol):
@@ -88,8 +90,9 @@ def open_progress(
         _Pace(),
         TextColumn("[dim]{task.fields[figures]}"),
     )
+    room = max(0, console.width - BESIDE_FIGURES)
     with Bars(*columns, console=console, transient=True) as bars:
-        yield BarDisplay(bars)
+        yield BarDisplay(bars, room)
 
 
 @dataclass
@@ -168,6 +171,8 @@ class BarDisplay:
 
     bars: Bars
     """The rich display, already started."""
+    room: int = 1_000
+    """Characters for the figures beside a bar: more would break the line into a column of words."""
 
     @contextlib.contextmanager
     def stage(
@@ -178,9 +183,9 @@ class BarDisplay:
         task = self.bars.add_task(name, total=total, unit=unit, figures="", first=0.0)
         started = time.monotonic()
         try:
-            yield _BarStage(self.bars, task)
-            figures = _task(self.bars, task).fields["figures"]
-            self.note(f"{name:<14} {duration(time.monotonic() - started):>8}  [dim]{figures}")
+            stage = _BarStage(self.bars, task, self.room)
+            yield stage
+            self.note(f"{name:<14} {duration(time.monotonic() - started):>8}  [dim]{stage.figures}")
         finally:
             self.bars.remove_task(task)
 
@@ -193,17 +198,19 @@ class BarDisplay:
 class _BarStage:
     bars: Bars
     task: TaskID
+    room: int
     begun: bool = False
+    figures: str = ""
 
     def advance(self, n: float = 1, **figures: float) -> None:
         self.begun = True
         self.bars.update(self.task, advance=n)
         if figures:
-            self.bars.update(self.task, figures=_shown(figures))
+            self.bars.update(self.task, figures=self._fitting(figures))
 
     def reach(self, done: float, *, of: float | None = None, **figures: float) -> None:
         self.begun = True
-        self.bars.update(self.task, completed=done, total=of, figures=_shown(figures))  # None leaves the total
+        self.bars.update(self.task, completed=done, total=of, figures=self._fitting(figures))  # None leaves the total
 
     def resume(self, done: float) -> None:
         self.begun = True
@@ -213,7 +220,11 @@ class _BarStage:
         if not self.begun:
             self.begun = True
             self.bars.update(self.task, first=float(step - 1))
-        self.bars.update(self.task, completed=step, figures=_shown(metrics))
+        self.bars.update(self.task, completed=step, figures=self._fitting(metrics))
+
+    def _fitting(self, figures: Mapping[str, float]) -> str:
+        self.figures = _shown(figures)
+        return self.figures if len(self.figures) <= self.room else self.figures[: max(0, self.room - 1)] + "…"
 
 
 class _Amount(ProgressColumn):
@@ -261,7 +272,3 @@ def _shown(figures: Mapping[str, float]) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
-
-
-def _task(bars: Bars, task: TaskID) -> Task:
-    return next(entry for entry in bars.tasks if entry.id == task)

@@ -395,3 +395,16 @@ def test_seeds_are_read_as_people_write_them():
 def test_errors_of_usage_are_recognised_by_their_root():
     assert issubclass(typer.BadParameter, cli.UsageError)
     assert cli.UsageError is not Exception
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["people", "add"], ["serve"], ["people", "study"]],
+)
+def test_a_run_that_is_not_there_makes_no_store_in_its_place(capsys, tmp_path: Path, arguments):
+    place = tmp_path / "runs" / "own"
+    place.parent.mkdir()
+    more = ["pilot"] if "study" in arguments else []
+    code, _, err = outcome(capsys, *arguments, str(place), *more)
+    assert (code, place.exists()) == (2, False)
+    assert "found neither a run nor a store; expected a run that `karat run` has begun" in err

@@ -3,8 +3,10 @@
 import io
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress as Bars
 
-from karat.progress import LineDisplay, duration, open_progress
+from karat.progress import BarDisplay, LineDisplay, duration, open_progress
 
 
 class Clock:
@@ -121,6 +123,14 @@ def test_a_terminal_shows_bars_that_end_in_one_line():
         stage.log(2, {"loss": 0.5})
     assert "loss 0.5" in stream.getvalue()
     assert "sft" in stream.getvalue()
+
+
+def test_figures_beside_a_bar_are_cut_to_the_line_and_said_in_full_at_its_end():
+    bars = Bars(console=Console(file=io.StringIO()))
+    with BarDisplay(bars, room=8).stage("ppo", 2) as stage:
+        stage.log(1, {"score": 0.5, "kl": 0.25})
+        assert bars.tasks[0].fields["figures"] == "score 0…"
+    assert "score 0.5 kl 0.25" in bars.console.file.getvalue()
 
 
 def test_durations_are_said_as_people_say_them():

@@ -511,7 +511,9 @@ def test_a_question_that_was_queued_before_any_guideline_is_judged_under_the_new
     assert "Be kind." in opened
     documents.put_document(desk.store, "guideline", "v3", {"text": "Be brief."}, now=NOW + 1)
     asked = desk.hidden("asked", opened)
-    refused = desk.post("/work", opened, 422, choice="0", asked=asked)  # she has not seen what she would be said to follow
+    refused = desk.post(
+        "/work", opened, 422, choice="0", asked=asked
+    )  # she has not seen what she would be said to follow
     assert "has changed since you opened it" in refused.text
     page = desk.get()
     assert "Be brief." in page

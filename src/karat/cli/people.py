@@ -37,6 +37,20 @@ def store_address(run_or_store: str) -> str:
     return str(place / "karat.db")
 
 
+def store_or_new(run_or_store: str) -> str:
+    """The address of a store that is made where there is none yet; a run has to be there.
+
+    Raises: StoreError for a directory without a store, and for a path that looks like a run's and is not there.
+    """
+    address = store_address(run_or_store)
+    if "://" not in address and not Path(address).suffix and not Path(address).exists():
+        raise StoreError(
+            f"{address}: found neither a run nor a store; expected a run that `karat run` has begun, or a store's file, "
+            f"which is made where it has an ending, as in {address}.db"
+        )
+    return address
+
+
 @app.command(epilog="Example: karat serve runs/demo")
 def serve(
     run_or_store: StoreOrRun,
@@ -78,7 +92,7 @@ def serve(
         trusted_proxies=tuple(trusted_proxy or ()),
         runs=_run_directories(run_or_store, runs or []),
     )
-    address = store_address(run_or_store)
+    address = store_or_new(run_or_store)
     if policy is None and arena is None:
         run_server(address, settings, workers=workers, say=typer.echo)
         return
@@ -225,7 +239,7 @@ def people_add(
     if n < 1 or (n > 1 and (login or contact)):
         raise ConfigError(f"people add: found --n {n}; expected 1 or more, and 1 with --login or --contact")
     made, now = [], time.time()
-    with open_store(store_address(run_or_store)) as store:
+    with open_store(store_or_new(run_or_store)) as store:
         for _ in range(n):
             account = make_account(store, role, now=now, login=login or None, contact=contact or None)
             link = f"{url.rstrip('/')}/invite/{invite(store, account.id, now=now, days=days)}"
@@ -336,7 +350,7 @@ def people_study(
 
     given = dict(zip(ENDS, (completed, no_work, screened, declined), strict=True))
     ends = {end: out.strip() for end, out in given.items() if out is not None}
-    with open_store(store_address(run_or_store)) as store:
+    with open_store(store_or_new(run_or_store)) as store:
         study = (close_study if close else open_study)(store, name, now=time.time(), ends=ends, url=url)
     query = "PROLIFIC_PID={{%PROLIFIC_PID%}}&STUDY_ID={{%STUDY_ID%}}&SESSION_ID={{%SESSION_ID%}}"
     link = f"{study.url or 'http://127.0.0.1:8000'}/study/{study.token}?{query}"

@@ -166,7 +166,7 @@ def collect(
         done = collect_from(place, models, prompts, asking, wait=wait, progress=progress)
     shown = shown_address(store)
     lines = [f"{server or shown}: {counts(done)}"]
-    if not server:
+    if not server and not wait:
         lines.append(f"let people answer with: karat serve {shown}")
     if done.gain is not None:
         lines.insert(1, gain_line(done.gain))

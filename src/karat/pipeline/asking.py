@@ -29,7 +29,7 @@ from karat.lm.chat import check_fits, prompt_tokens
 from karat.lm.load import LoadedLM, load_lm
 from karat.pipeline.choosing import Pace, choose_comparisons, pace_of
 from karat.pipeline.kind_shares import KINDS_PARTED, KindShares, kind_shares
-from karat.pipeline.people import wait_for_answers
+from karat.pipeline.people import how_to_judge, wait_for_answers
 from karat.progress import Progress
 from karat.prompts.sources import read_prompts
 from karat.questions import Question, plain_question
@@ -202,7 +202,7 @@ def collect_from(
         done = ask_about(store, loaded, asked, asking, progress=progress)
         if not wait:
             return done
-        progress.note(f"waiting for people's judgements; let them judge with: karat serve {place}")
+        progress.note(how_to_judge(store, done.batch, place))
         return replace(done, n_answers=wait_for_answers(store, done.batch, progress=progress))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, func, select
@@ -77,11 +78,20 @@ def write_source(config: RunConfig, place: Workplace) -> StageResult:
 
 def collect_from_people(store: Store, place: Workplace, batch: str) -> dict[str, Any]:
     """Wait until people have answered a batch; returns figures of it."""
-    place.progress.note(
-        f"waiting for people's judgements; let them judge with: karat serve {place.directory}\n"
-        f"each rater comes by a link of her own: karat people add {place.directory} --n {_raters_needed(store, batch)}"
-    )
+    place.progress.note(how_to_judge(store, batch, place.directory))
     return {"n_votes": wait_for_answers(store, batch, progress=place.progress)}
+
+
+def how_to_judge(store: Store, batch: str, where: Path | str) -> str:
+    """What whoever waits for people says: how they reach the questions.
+
+    Args:
+        where: a run's directory or a store, as commands take it.
+    """
+    return (
+        f"waiting for people's judgements; let them judge with: karat serve {where}\n"
+        f"each rater comes by a link of her own: karat people add {where} --n {_raters_needed(store, batch)}"
+    )
 
 
 def wait_for_answers(
