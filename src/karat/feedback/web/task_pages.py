@@ -107,8 +107,7 @@ def submit(request: Request, visitor: Rater, form: Sent) -> Response:
         raise HTTPException(403, "You have not agreed to the consent text, or took it back; nothing was stored.")
     work = found.work
     answer = forms.answer_of(_asked(work), fields)
-    messages = dict(answer.messages)
-    value = answer.value
+    messages, value = dict(answer.messages), answer.value
     if value is not None and "missing" not in value and _covered(work, fields):
         messages = {"uncovered": "Uncover the texts before you judge them, or skip this one."}
     if _one(fields, "asked") not in ("", task_view.form_key(work.lease_id, work.question, work.guideline)):
