@@ -14,9 +14,11 @@ from journeys import SANDBOX, karat, manifests, write_config, write_rows
 from karat.feedback.quality.agreement import pairwise_agreement
 from karat.feedback.snapshot import read_snapshot
 from karat.ledger.artifacts import directory_hash
+from karat.ledger.manifest import read_manifests
 from karat.pipeline import gating
+from karat.pipeline.reporting import report_input
 from karat.pipeline.runs import FAULTS
-from karat.pipeline.stages import jsonable
+from karat.pipeline.stages import findings_of, jsonable
 from karat.prompts.splits import split
 from karat.records import Finding
 from karat.seeding import numpy_generator
@@ -269,6 +271,18 @@ def test_a_second_round_asks_about_the_policy_and_says_how_well_its_reward_did(h
         or "How much better was it there" in (run / "report.html").read_text()
     )
     assert "50% of the votes of collect-2" in (run / "report.html").read_text() + (run / "card.json").read_text()
+    # what the report says of the reward and of training is the last round's
+    by_stage = {one.stage: one for one in read_manifests(run)}
+    content = report_input(run, "", (), list(by_stage.values()))
+    shown_findings = {one.name: one for one in content.findings}
+    assert all(shown_findings[one.name] == one for one in findings_of(by_stage["reward-2"]))
+    assert len({one.name for one in content.findings}) == len(content.findings)
+    rows = [json.loads(line) for line in (run / "metrics" / "ppo-2.jsonl").read_text().splitlines()]
+    (curve,) = [one for one in content.curves if one.title == "PPO"]
+    shown = {series.name: list(series.y) for panel in curve.panels for series in panel.series}
+    proxies = [row["validation/proxy"] for row in rows if "validation/proxy" in row]
+    assert shown["proxy"] == proxies
+    assert [one["proxy"] for one in json.loads((run / "evaluation.json").read_text())["training"]] == proxies
     assert karat("verify", run).code == 0
     again = karat("run", write_config(config), "--rounds", 2)
     assert again.err.count("done before, kept") == len(found)

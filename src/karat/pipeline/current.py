@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from karat.ledger.lineage import stale_stages
 from karat.ledger.manifest import Manifest
+from karat.pipeline.stages import findings_of
+from karat.records import Finding
 
 
 def current(manifests: Sequence[Manifest]) -> tuple[list[Manifest], list[str]]:
@@ -37,6 +39,26 @@ def round_of(stage: str) -> int:
     """
     number = stage.rpartition("-")[2]
     return int(number) if number.isdigit() else 1
+
+
+def newest_round(stages: Collection[str], base: str) -> str:
+    """The stage of that name that the last round did; the name itself where there was one round, or none.
+
+    >>> newest_round(["reward", "reward-10", "reward-2", "reward-model"], "reward")
+    'reward-10'
+    """
+    later = [name for name in stages if name.startswith(f"{base}-") and name.removeprefix(f"{base}-").isdigit()]
+    return max(later, key=round_of, default=base)
+
+
+def last_findings(by_stage: Mapping[str, Manifest]) -> tuple[Finding, ...]:
+    """What every stage found; of a stage that several rounds did, what the last of them did, and what rounds say of rounds."""
+    found: list[Finding] = []
+    for name, manifest in by_stage.items():
+        base = name.rpartition("-")[0] if round_of(name) > 1 else name
+        last = newest_round(by_stage, base) == name
+        found += [one for one in findings_of(manifest) if last or one.name.startswith("rounds.")]
+    return tuple(found)
 
 
 def collected(by_stage: Mapping[str, Manifest]) -> str:

@@ -81,7 +81,7 @@ def side_by_side(
             figures[name]["agrees_wrong"] = agreement_with_wrong_beliefs(samples, prompts, source.agrees)
     name = config.algorithm
     difference = gold_difference(measured[name], measured["sft"])
-    path = training_path(place, name)
+    path = training_path(place, name, config.rounds)
     frontier = best_of_frontier(measured["sft"])
     content = {
         "optimised": name,
@@ -163,10 +163,10 @@ def best_of_frontier(samples: PolicySamples) -> list[FrontierPoint]:
     return points
 
 
-def training_path(place: Workplace, name: str) -> list[FrontierPoint]:
-    """Proxy, gold and KL along the optimiser's run, at the iterations where all were measured."""
+def training_path(place: Workplace, name: str, n_rounds: int) -> list[FrontierPoint]:
+    """Proxy, gold and KL along the last round of the optimiser, at the iterations where all were measured."""
     points = []
-    for row in read_rows(curve_path(place.directory, name)):
+    for row in read_rows(curve_path(place.directory, name, n_rounds)):
         if "validation/proxy" in row:
             kl = float(row.get("kl/k1_per_sequence", row.get("validation/kl", 0.0)))
             points.append(

@@ -15,6 +15,7 @@ from karat.evaluate.measure import draw, texts_of
 from karat.ledger.artifacts import ArtifactRef, write_json
 from karat.ledger.manifest import Manifest, lock_run, read_manifests
 from karat.lm.load import load_lm
+from karat.pipeline.current import newest_round
 from karat.pipeline.data import read_prompts, read_texts
 from karat.pipeline.reporting import write_report
 from karat.pipeline.rewarding import flat_texts
@@ -51,15 +52,16 @@ def inspect_run(directory: Path, settings: LookSettings, *, progress: Progress) 
             f"{directory}: found a run of given votes; expected one with a policy, whose samples are looked at"
         )
     config = build(RunConfig, about["config"])
+    reward = done[newest_round(done, "reward")]
     with lock_run(directory):
         run = Run(directory, about["seed"], progress)
         inputs = [
-            output(done["reward"], "model"),
+            output(reward, "model"),
             output(done["collect"], "samples"),
             output(done["source"], "prompts"),
         ]
-        policy = output(done["ppo"], "model") if "ppo" in done else None
-        work = partial(_look, run, config, settings, done["reward"], policy)
+        policy = output(done[newest_round(done, "ppo")], "model") if "ppo" in done else None
+        work = partial(_look, run, config, settings, reward, policy)
         manifest = run.stage(STAGE, inputs=(*inputs, *([policy] if policy else [])), config=settings, work=work)
         summary = write_report(directory)
     return {"findings": list(manifest.findings), "report": summary["report"], "directory": str(directory)}

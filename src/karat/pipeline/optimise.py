@@ -325,6 +325,6 @@ def spread_of(belief: Belief, aggregator: str) -> Tensor:
     return torch.stack([disagreement(belief, objective=o) for o in range(len(belief.objectives))]).mean(0)
 
 
-def curve_path(directory: Path, algorithm: str) -> Path:
-    """The metrics file of the optimiser."""
-    return directory / "metrics" / f"{algorithm}.jsonl"
+def curve_path(directory: Path, algorithm: str, n_rounds: int = 1) -> Path:
+    """The metrics file of the optimiser in the last of so many rounds."""
+    return directory / "metrics" / f"{algorithm}{f'-{n_rounds}' if n_rounds > 1 else ''}.jsonl"

@@ -13,7 +13,7 @@ from karat.errors import LedgerError
 from karat.evaluate.table import names_in_order
 from karat.ledger.manifest import Manifest, read_manifests
 from karat.pipeline.arena_rows import people_stage, shown_arenas, with_people
-from karat.pipeline.current import collected, current, round_of, unmeasured
+from karat.pipeline.current import collected, current, last_findings, newest_round, round_of, unmeasured
 from karat.pipeline.data import read_rows
 from karat.pipeline.stages import findings_of
 from karat.pipeline.titles import ALGORITHMS, TITLES
@@ -109,9 +109,11 @@ def report_input(directory: Path, title: str, unsafe: Sequence[str], manifests: 
         difference_of=name,
         verdict=_study_verdict(by_stage),
         unsafe=tuple(unsafe),
-        findings=tuple(finding for manifest in manifests for finding in findings_of(manifest)),
+        findings=last_findings(by_stage),
         curves=tuple(_curves(directory, by_stage)),
-        calibration=tuple(Bin(**row) for row in _metric(by_stage, "reward", "calibration") or ()),
+        calibration=tuple(
+            Bin(**row) for row in _metric(by_stage, newest_round(by_stage, "reward"), "calibration") or ()
+        ),
         frontier=_frontier(evaluation),
         held_out=_held_out(by_stage),
         feedback=_feedback(by_stage),
@@ -245,7 +247,7 @@ def _evaluation(directory: Path) -> dict[str, Any]:
 def _curves(directory: Path, by_stage: Mapping[str, Manifest]) -> list[Curve]:
     curves = []
     name = optimised(by_stage)
-    rows = _rows(directory / "metrics" / f"{name}.jsonl")
+    rows = _rows(directory / "metrics" / f"{newest_round(by_stage, name)}.jsonl")
     if name in by_stage and rows:
         kl = "kl/k1_per_sequence" if any("kl/k1_per_sequence" in row for row in rows) else "validation/kl"
         length = "response/length_mean" if kl.startswith("kl/") else "validation/length"
@@ -266,7 +268,7 @@ def _curves(directory: Path, by_stage: Mapping[str, Manifest]) -> list[Curve]:
             )
         )
     for stage, title, metric in (("reward", "Reward model", "loss"), ("sft", "Fine-tuning", "nll_per_token")):
-        rows = _rows(directory / "metrics" / f"{stage}.jsonl")
+        rows = _rows(directory / "metrics" / f"{newest_round(by_stage, stage)}.jsonl")
         if stage in by_stage and rows:
             curves.append(Curve(title, "optimiser steps", (_panel("loss, nats", rows, {"loss": metric}),)))
     return curves
@@ -318,7 +320,7 @@ def _held_out(by_stage: Mapping[str, Manifest]) -> tuple[tuple[str, Estimate], .
         return ()
     return tuple(
         (finding.name.partition(".")[2].replace("_", " ").replace(".", ": "), finding.estimate)
-        for finding in findings_of(by_stage["reward"])
+        for finding in findings_of(by_stage[newest_round(by_stage, "reward")])
         if finding.estimate is not None and finding.name.startswith(("gate.", "held_out."))
     )
 
@@ -378,11 +380,11 @@ def _extra(directory: Path, manifests: Sequence[Manifest]) -> dict[str, Any]:
     extra: dict[str, Any] = {}
     if "evaluate" in by_stage:
         extra["equal_kl"] = _evaluation(directory)["equal_kl"]
-    if people := _metric(by_stage, "reward", "people"):
+    if people := _metric(by_stage, newest_round(by_stage, "reward"), "people"):
         extra["people"] = people
     algorithm = optimised(by_stage)
     if algorithm in by_stage:
-        metrics = by_stage[algorithm].metrics
+        metrics = by_stage[newest_round(by_stage, algorithm)].metrics
         extra["algorithm"] = algorithm
         extra["watcher"] = {name: metrics[name] for name in ("kept_step", "stop_reason", "n_iterations")}
     return extra
