@@ -157,6 +157,10 @@ def test_a_reward_that_fails_its_gate_stops_before_the_policy(copied: Path, monk
     assert "gate" in complaint
     assert "calibration" in complaint
     assert "allow_ungated_reward" in complaint
+    assert complaint.endswith("runs/tiny/report.html")
+    assert "ECE 0.4" in (run / "report.html").read_text(encoding="utf-8")
+    refused = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    assert (refused["gate"]["passed"], refused["policies"]) == (False, {})
     assert not {"ppo", "evaluate"} & set(manifests(run))
     assert set(manifests(run)) == set(before)
     # what was recorded of the failure stays, and with the option the run ends and says so first

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from karat.config import apply_overrides, build, load_yaml, plain
-from karat.errors import ConfigError
+from karat.errors import ConfigError, GateError
 from karat.feedback.simulated import Desk
 from karat.ledger.artifacts import ArtifactRef, ref_of, write_json
 from karat.ledger.manifest import Manifest, lock_run
@@ -24,7 +24,7 @@ from karat.lm.trackers import check_trackers
 from karat.pipeline import people, preferences, sandbox, votes
 from karat.pipeline.arenas import take_run_arenas
 from karat.pipeline.payment import check_payment
-from karat.pipeline.reporting import write_report
+from karat.pipeline.reporting import REPORT, write_report
 from karat.pipeline.river import run_river
 from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Source
@@ -123,7 +123,7 @@ def run_once(
 
     Args:
         desk: where simulated raters work, an `AdminClient` of the server of the run's store; None = the store itself.
-    Raises: ConfigError for a desk where no rater is simulated.
+    Raises: ConfigError for a desk where no rater is simulated; GateError, with a report, for a reward that fails its gate.
     """
     source = source_of(config, seed, desk)
     check_trackers(config.tracking)
@@ -133,7 +133,12 @@ def run_once(
         plainly = {**about, "config": plain(config), "seed": seed}
         parallel.from_main(lambda: write_json(directory / "config.json", plainly))
         run = Run(directory.resolve(), seed, progress, config.tracking)
-        if "evaluate" in run_river(run, source, config, until=until):
+        try:
+            done = run_river(run, source, config, until=until)
+        except GateError as error:  # a refusal is a result: what was measured is there to be read
+            parallel.from_main(lambda: write_report(directory))
+            raise GateError(f"{error}. What was measured: {directory / REPORT}") from None
+        if "evaluate" in done:
             take_run_arenas(run)
         return parallel.from_main(lambda: write_report(directory))
 
