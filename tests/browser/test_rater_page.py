@@ -113,6 +113,22 @@ def test_every_kind_by_keyboard_alone(kind: str, place: Place, visit):
     assert len(judgement.shown["truncated"]) == len(judgement.response_ids)
 
 
+@pytest.mark.parametrize("words", ["the sky is never green, even then", "hello there, use e or u or s"])
+def test_words_typed_where_no_box_takes_them_are_no_keys(place: Place, visit, words: str):
+    account, link = place.rater()
+    add_kind(place.store, "comparison", account.annotator)
+    page = visit(link)
+    page.keyboard.type(words)
+    expect(page).to_have_url(f"{place.url}/work")
+    assert not page.locator("#more").evaluate("fold => fold.open")
+    assert not page.locator("dialog[open]").count()
+    assert not place.judgements(account.annotator)
+    page.wait_for_timeout(1100)
+    page.keyboard.press("2")
+    submit(page, lambda: page.keyboard.press("Enter"))
+    answered(place, account.annotator, "comparison")
+
+
 def test_from_the_link_to_the_end_by_keyboard_alone(place: Place, visit):
     account, _ = place.rater()
     add_kind(place.store, "comparison", account.annotator)

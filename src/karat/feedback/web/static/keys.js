@@ -2,6 +2,8 @@
 
 import { remember } from "./page.js";
 
+const TYPING_MS = 1000; // of quiet after which letters are keys again
+
 const TEXT_TYPES = new Set(["text", "number", "search", "email", "password", "url", "tel", ""]);
 
 export function isText(node) {
@@ -38,6 +40,7 @@ export function startKeys({ form, special, submit }) {
   const sheet = document.getElementById("keys");
   const button = document.getElementById("keys-button");
   const box = document.getElementById("keys-on");
+  let typingUntil = 0; // somebody types words where no box takes them: none of their letters is meant as a key
   button.hidden = false;
   button.addEventListener("click", () => sheet.showModal());
   box.checked = isOn();
@@ -73,6 +76,10 @@ export function startKeys({ form, special, submit }) {
       return;
     }
     if (skipping && event.key.startsWith("Arrow")) return; // the next reason, not the other response
+    if (event.key.length === 1 && performance.now() < typingUntil) {
+      typingUntil = performance.now() + TYPING_MS;
+      return;
+    }
     if (!isOn() && event.key !== "?" && !event.key.startsWith("Arrow")) return;
     if (special(event.key, event)) {
       event.preventDefault();
@@ -94,5 +101,6 @@ export function startKeys({ form, special, submit }) {
       press(target);
       return;
     }
+    typingUntil = performance.now() + TYPING_MS;
   });
 }
