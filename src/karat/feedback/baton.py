@@ -20,7 +20,7 @@ except ImportError:  # a system without these locks: its processes pass each oth
 
 DOOR, ROOM = 0, 1
 """The bytes of the lock file that stand for being next and for writing."""
-SLICE_S = 0.05
+SLICE_S = 0.02
 """Seconds in which a process that has got in may come in again without standing at the door: each change of process costs
 SQLite the pages that it has at hand."""
 COURTESY_S = 1.0
