@@ -246,4 +246,5 @@ class Clock:
 
 
 def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    # which of two stages ended last is read from this, and small ones follow one another within a second
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")

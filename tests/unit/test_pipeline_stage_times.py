@@ -1,0 +1,16 @@
+"""When a stage ended is told finely enough: which method a run ended with is read from it."""
+
+import time
+
+from karat.pipeline.stages import _now
+
+
+def test_what_follows_within_a_second_is_later():
+    first = _now()
+    time.sleep(0.002)
+    assert first < _now()
+
+
+def test_a_time_of_an_older_manifest_in_the_same_second_is_earlier():
+    assert "2026-11-29T03:00:01+00:00" < "2026-11-29T03:00:01.000+00:00" < "2026-11-29T03:00:02+00:00"
+    assert len(_now()) == len("2026-11-29T03:00:01.000+00:00")
