@@ -3,7 +3,10 @@
 import json
 
 from karat.ledger.manifest import Manifest
+from karat.pipeline.current import last_findings
 from karat.pipeline.reporting import report_input
+from karat.pipeline.stages import jsonable
+from karat.records import Finding
 
 
 def test_the_path_of_ppo_is_a_line_in_the_colour_of_its_measure_and_best_of_n_are_labelled_points(tmp_path):
@@ -17,3 +20,21 @@ def test_the_path_of_ppo_is_a_line_in_the_colour_of_its_measure_and_best_of_n_ar
         ("proxy", False, ("step 0", "step 1"), (0.0, 1.0)),
     ]
     assert [series.role for series in gold.series] == ["baseline"]
+
+
+def test_findings_are_of_the_last_round_and_of_every_arena_even_where_its_name_is_a_number():
+    found = {
+        "reward": ["gate.x"], "reward-2": ["gate.x"], "collect": ["a"], "collect-2": ["a", "rounds.2.gap"],
+        "arena-2": ["arena.2"], "arena-3": ["arena.3"],
+    }  # fmt: skip
+    by_stage = {}
+    for stage, names in found.items():
+        findings = [jsonable(Finding(name, f"of {stage}?", "info")) for name in names]
+        by_stage[stage] = Manifest("r", stage, (), (), {}, {}, {}, None, "", "", 1.0, findings=findings)
+    assert [(one.name, one.question) for one in last_findings(by_stage)] == [
+        ("gate.x", "of reward-2?"),
+        ("a", "of collect-2?"),
+        ("rounds.2.gap", "of collect-2?"),
+        ("arena.2", "of arena-2?"),
+        ("arena.3", "of arena-3?"),
+    ]

@@ -55,7 +55,9 @@ def last_findings(by_stage: Mapping[str, Manifest]) -> tuple[Finding, ...]:
     """What every stage found; of a stage that several rounds did, what the last of them did, and what rounds say of rounds."""
     found: list[Finding] = []
     for name, manifest in by_stage.items():
-        base = name.rpartition("-")[0] if round_of(name) > 1 else name
+        base = name.rpartition("-")[0]
+        if base not in by_stage:  # the first round's, or a name that ends in a number: an arena's
+            base = name
         last = newest_round(by_stage, base) == name
         found += [one for one in findings_of(manifest) if last or one.name.startswith("rounds.")]
     return tuple(found)
