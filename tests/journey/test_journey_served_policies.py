@@ -2,7 +2,6 @@
 
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from journeys import SANDBOX, inside, karat, write_config
@@ -11,40 +10,30 @@ from karat.evaluate.measure import draw, draw_served, sequence_kl, texts_of
 from karat.lm.endpoint import Endpoint
 from karat.lm.load import load_lm
 from karat.records import Prompt, Turn, user_prompt
+from local_server import Quiet, serving
 
 
 @pytest.fixture
 def served():
     """Serves the checkpoint that `checkpoint` names, as a chat server would; keeps what it was asked."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def do_POST(self):
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with server.lock:
+            asked = json.loads(self.sent())
+            with lock:
                 server.seen.append(asked)
                 lm = server.loaded = server.loaded or load_lm(server.checkpoint)
                 prompt = Prompt(tuple(Turn(one["role"], one["content"]) for one in asked["messages"]))
                 drawn = draw(lm, [prompt], n_samples=1, max_new_tokens=asked["max_tokens"], seed=asked["seed"])
             [[sample]], [[text]] = drawn, texts_of(lm, drawn)
             reason = "stop" if sample.stopped else "length"
-            said = json.dumps({"choices": [{"message": {"content": text}, "finish_reason": reason}]}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(said)))
-            self.end_headers()
-            self.wfile.write(said)
+            self.reply(200, json.dumps({"choices": [{"message": {"content": text}, "finish_reason": reason}]}))
 
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.lock, server.seen, server.loaded, server.checkpoint = threading.Lock(), [], None, None
-    server.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    lock = threading.Lock()
+    with serving(Handler) as server:
+        server.seen, server.loaded, server.checkpoint = [], None, None
+        server.url = f"http://127.0.0.1:{server.server_port}/v1"
+        yield server
 
 
 def test_an_evaluation_whose_policy_is_served(copied, served):

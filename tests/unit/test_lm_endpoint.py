@@ -1,8 +1,6 @@
 """An endpoint as sampler, against a small server in this process: order, seeds, retries, and one line for each failure."""
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -12,6 +10,7 @@ from karat.errors import ConfigError, InputError
 from karat.lm import endpoint as module
 from karat.lm.endpoint import Endpoint
 from karat.records import Prompt, Turn, user_prompt
+from local_server import Quiet, serving
 
 
 @pytest.fixture
@@ -19,30 +18,19 @@ def server(monkeypatch):
     """Answers with what was asked and the seed; `server.script` holds (status, body) to give first."""
     monkeypatch.setattr(module, "FIRST_WAIT_S", 0.001)
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            body = json.loads(self.sent())
             served.seen.append((self.path, self.headers.get("Authorization"), body))
             said = f" {body['messages'][-1]['content']} {body['seed']} "
             content = {
                 "choices": [{"message": {"content": said}, "finish_reason": "length" if "long" in said else "stop"}]
             }
-            status, answer = served.script.pop(0) if served.script else (200, json.dumps(content))
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(answer.encode())
+            self.reply(*(served.script.pop(0) if served.script else (200, json.dumps(content))))
 
-        def log_message(self, *_):
-            pass
-
-    served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    served.seen, served.script = [], []
-    thread = threading.Thread(target=served.serve_forever)
-    thread.start()
-    yield served
-    served.shutdown()
-    thread.join()
-    served.server_close()
+    with serving(Handler) as served:
+        served.seen, served.script = [], []
+        yield served
 
 
 def endpoint(server, **options):

@@ -12,5 +12,8 @@ def test_what_follows_within_a_second_is_later():
 
 
 def test_a_time_of_an_older_manifest_in_the_same_second_is_earlier():
-    assert "2026-11-29T03:00:01+00:00" < "2026-11-29T03:00:01.000+00:00" < "2026-11-29T03:00:02+00:00"
-    assert len(_now()) == len("2026-11-29T03:00:01.000+00:00")
+    now = _now()
+    older = f"{now[: len('2026-11-29T03:00:01')]}+00:00"  # as they were written, without milliseconds
+    assert older < now
+    assert now < older.replace("+00:00", ".999+00:01")
+    assert len(now) == len("2026-11-29T03:00:01.000+00:00")

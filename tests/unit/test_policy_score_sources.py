@@ -4,13 +4,13 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from karat.errors import ConfigError, InputError
 from karat.policy.score_sources import BATCH, HttpScore, HttpSettings, WeightedScore, named_score, source_hash
 from karat.records import user_prompt
+from local_server import Quiet, serving
 
 PROMPT = user_prompt("how long?")
 
@@ -20,28 +20,15 @@ def endpoint(*answers) -> Iterator[tuple[str, list]]:
     """A server that gives these (status, body) answers in turn, the last one for ever; and what it was asked."""
     asked: list = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            body = json.loads(self.sent())
             asked.append((dict(self.headers), body))
             status, content = answers[min(len(asked), len(answers)) - 1]
-            said = content(body) if callable(content) else content
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(said.encode())
+            self.reply(status, content(body) if callable(content) else content)
 
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(Handler) as server:
         yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def lengths(body):

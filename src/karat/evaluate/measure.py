@@ -69,10 +69,10 @@ def draw_served(
         branches = [tuple(_tokens_of(lm, reply)) for reply in group]
         check_fits(tokens, max(map(len, branches)), lm.context_length)
         trees.append(Tree(tokens, tuple(branches)))
-    logprobs = _logprobs(lm, trees)
+    logprobs = iter(_logprobs(lm, trees))
     return [
         [
-            Sample(tree.prompt, branch, tuple(logprobs.pop(0)), reply.stopped, number)
+            Sample(tree.prompt, branch, tuple(next(logprobs)), reply.stopped, number)
             for number, (branch, reply) in enumerate(zip(tree.branches, group, strict=True))
         ]
         for tree, group in zip(trees, replies, strict=True)

@@ -201,9 +201,9 @@ class _ChunkedLogprobs(torch.autograd.Function):
         hidden, weight, bias, token_ids, normaliser, entropy = ctx.saved_tensors
         temperature, softcap, rows, with_entropy, _ = ctx.options
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        turned: Tensor | None = (
-            None  # the weight's gradient as [d, V]: hidden states are less to turn round than logits
-        )
+        # the weight's gradient as [d, V]: hidden states are less to turn round than logits; summed over chunks in float32
+        # even where the weights are narrower
+        turned: Tensor | None = None
         kept, ctx.kept = ctx.kept, []  # overwritten below; a second pass through this graph makes them again
         grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
         for start in range(0, hidden.shape[0], rows):
@@ -228,15 +228,13 @@ class _ChunkedLogprobs(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[part] = matmul(narrow, weight)
             if ctx.needs_input_grad[1]:
-                # summed over chunks in float32 even where the weights are narrower
                 product = matmul(hidden[part].t(), narrow).to(normaliser.dtype)
                 turned = product if turned is None else turned.add_(product)
             if grad_bias is not None:
                 grad_bias += grad.sum(0).to(grad_bias.dtype)
+        grad_weight = None
         if ctx.needs_input_grad[1]:
             grad_weight = torch.zeros_like(weight) if turned is None else turned.t().to(weight.dtype)
-        else:
-            grad_weight = None
         return grad_hidden, grad_weight, grad_bias, None, None
 
 

@@ -195,7 +195,7 @@ def collect_from(
         raise InputError(f"collect: found {models[0]} against itself; expected two checkpoints")
     for lm in loaded.values():  # before the store's file is made
         for prompt in asked:
-            check_fits(prompt_tokens(lm.tokenizer, prompt.turns), asking.max_new_tokens, lm.context_length)
+            _check_readable(lm, prompt, asking)
     if not isinstance(place, str):
         return ask_about(place, loaded, asked, asking, progress=progress)
     with open_store(place) as store:
@@ -366,12 +366,17 @@ def readable_by(
     for prompt in prompts:
         try:
             for lm in models:
-                check_fits(prompt_tokens(lm.tokenizer, prompt.turns), asking.max_new_tokens, lm.context_length)
+                _check_readable(lm, prompt, asking)
         except InputError as error:
             progress.note(f"the prompt {prompt.turns[-1].content[:40]!r} is left out: {error}")
         else:
             fits.append(prompt)
     return fits
+
+
+def _check_readable(lm: LoadedLM, prompt: Prompt, asking: Asking) -> None:
+    """Raise InputError unless a model can answer a prompt at the length that is asked for."""
+    check_fits(prompt_tokens(lm.tokenizer, prompt.turns), asking.max_new_tokens, lm.context_length)
 
 
 FILL = 8

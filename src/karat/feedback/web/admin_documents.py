@@ -39,9 +39,9 @@ KNOWN = {
     DEMOGRAPHICS: "What raters may say about themselves, one field a line: `age: Your age = 18–24, 25–34`. "
     "Without `=` any words are an answer. Nobody has to answer; the names are those of a target population.",
 }
+"""Documents that raters read, and what they are for."""
 OTHERS = {QUALIFICATION: "Items that are asked before any work; see and change them under Checks."}
 """Documents that are there only once somebody made them, and what they are for."""
-"""Documents that raters read, and what they are for."""
 CONTEXT = 3
 """Unchanged lines shown around a change."""
 MOST_LINES = 4000
