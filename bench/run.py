@@ -1,7 +1,7 @@
 """The benches: karat beside its peers, the same weights, inputs, threads and optimiser steps on both sides.
 
     python bench/run.py [--work reward|ppo|ppo-k4|rloo|grpo|dpo|sft|sample|sample-150k|efficiency-reward|efficiency-ppo|load|all] [--quick]
-    python bench/run.py --long [--work ranking|time-to-score|ukp|real-data|methods|hybrid|growth|gao|asking|bounds|coverage|people|last-layer|all]
+    python bench/run.py --long [--work ranking|time-to-score|ukp|real-data|methods|hybrid|process|growth|gao|asking|bounds|coverage|people|last-layer|all]
 
 Standard output has one JSON object a row; progress goes to standard error. docs/benchmarks.md says what each figure
 means.
@@ -342,6 +342,13 @@ def hybrid_row(*, quick: bool) -> dict[str, Any]:
     return hybrid_study.hybrid_row(quick=quick)
 
 
+def process_row(*, quick: bool) -> dict[str, Any]:
+    """Marks of steps against marks of outcomes for the same time; see process_study.py."""
+    from bench import process_study
+
+    return process_study.process_row(quick=quick)
+
+
 def gao_row(*, quick: bool) -> dict[str, Any]:
     """Proxy and gold over the distance moved, by best-of-n and by PPO; see gao_study.py."""
     from bench import gao_study
@@ -374,6 +381,7 @@ LONG_ROWS: dict[str, Callable[..., dict[str, Any]]] = {
     "real-data": real_data_row,
     "methods": methods_row,
     "hybrid": hybrid_row,
+    "process": process_row,
     "growth": growth_row,
     "gao": gao_row,
     **{
