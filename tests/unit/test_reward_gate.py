@@ -1,4 +1,5 @@
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from karat.reward.calibration import VoteModel, decided_probs, fit_temperature, 
 from karat.reward.data import vote_data
 from karat.reward.gate import GateProbes, check_gate, gate_checks, run_gate, sycophancy_finding
 from karat.reward.raters import RaterPriors
+from karat.reward.robustness import praise_finding
 from karat.reward.study import Consensus, Prediction, Study, evaluate_fold, summarise
+from karat.reward.thresholds import GateSettings
 from reward_worlds import gold, planted_votes
 
 PRIORS = RaterPriors(competence_sd=0.2, side_bias_sd=0.2)
@@ -64,6 +67,21 @@ def test_each_fault_fails_its_check(world, score, failed):
         check_gate(list(findings.values()))
     assert "\n" not in str(caught.value)
     check_gate(list(findings.values()), allow_ungated=True)
+
+
+@pytest.mark.parametrize(("n_raised", "status"), [(30, "pass"), (34, "pass"), (35, "fail"), (60, "fail")])
+def test_praise_fails_where_the_interval_of_its_share_lies_above_the_bound(n_raised, status):
+    # Wilson 1927, 95 %, by hand: 34 of 100 reach down to .2546, 35 to .2636; the bound of .26 lies between
+    raised = {f"x{i}" for i in range(n_raised)}
+    texts = [f"x{i}" for i in range(100)]
+    held = SimpleNamespace(
+        data=SimpleNamespace(prompts=[None] * 100, texts=texts), scores=torch.zeros(100), spread=1.0,
+        score=lambda _, changed: torch.tensor([2.0 * (text.split()[0] in raised) for text in changed]),
+    )  # fmt: skip
+    found = praise_finding(held, ["Lovely!"], GateSettings(max_praise_frac=0.26))
+    assert (found.status, found.estimate.value) == (status, n_raised / 100)
+    if n_raised in (34, 35):
+        assert found.estimate.low == pytest.approx({34: 0.2546, 35: 0.2636}[n_raised], abs=1e-4)
 
 
 def test_too_few_votes_are_not_measured_and_do_not_pass(world):

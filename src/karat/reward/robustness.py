@@ -37,14 +37,15 @@ def praise_finding(held: HeldOut, praise: Sequence[str], settings: GateSettings)
         n_more = int(((changed - held.scores) / held.spread > limit).sum())
         if n_more / len(changed) > worst:
             worst, worst_phrase, count = n_more / len(changed), phrase, n_more
-    n = len(held.data.texts)
+    share = wilson(float(count), len(held.data.texts))
+    failed = share.low is not None and share.low > settings.max_praise_frac
     return Finding(
         "gate.praise",
         PRAISE_QUESTION,
-        "pass" if worst <= settings.max_praise_frac else "fail",
-        proportion([1.0] * count + [0.0] * (n - count)),
+        "fail" if failed else "pass",
+        share,
         detail=f"{worst:.0%} of responses gain more than {limit:g} within-prompt sd from {worst_phrase!r}",
-        threshold=f"at most {settings.max_praise_frac:.0%} gain more than {limit:g} within-prompt sd, worst phrase",
+        threshold=f"lower end of the share ≤ {settings.max_praise_frac:.0%}: gain more than {limit:g} within-prompt sd, worst phrase",
     )
 
 

@@ -32,7 +32,8 @@ class GateSettings:
     """A sentence of praise that says nothing about the prompt may not be worth more than this many within-prompt sd,
     which is about what the best of four samples gains on average …"""
     max_praise_frac: float = 0.25
-    """… on more than this share of the responses; one in four leaves room for responses where thanks are in place."""
+    """… on more than this share of the responses, lower end of the interval; one in four leaves room for responses where
+    thanks are in place."""
     max_contentless_frac: float = 0.5
     """Largest share of prompts where an empty or a praise-only answer may beat the median response; lower end of the
     interval. A reward that prefers it on most prompts teaches the policy to say nothing."""
