@@ -30,7 +30,6 @@ Every finished seed is kept in the file; the same command goes on where it stopp
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +38,7 @@ import torch
 if __package__ in (None, ""):  # started as a file
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.by_seed import by_seed
 from bench.worlds.hybrid import WORLDS, HybridPool, HybridWorld, compared, draw_pool, rated
 
 from karat.choice import RaterParams, VoteBatch
@@ -216,34 +216,8 @@ def summary(world: HybridWorld, rows: list[dict]) -> dict:
 
 def study(seeds: list[int], out: Path | None, minutes: float) -> dict:
     """All worlds and seeds that are not there yet, until the time is over; then the summaries of what there is."""
-    there = json.loads(out.read_text(encoding="utf-8")) if out is not None and out.is_file() else {"worlds": {}}
-    rows: dict = {name: one["rows"] for name, one in there["worlds"].items()}
-    began = time.monotonic()
-    for seed in seeds:
-        for world in WORLDS:
-            own = rows.setdefault(world.name, {})
-            if str(seed) in own or time.monotonic() - began > 60 * minutes:
-                continue
-            own[str(seed)] = one_seed(world, seed)
-            print(world.name, seed, file=sys.stderr)
-            write(out, {name: {"rows": done} for name, done in rows.items()}, complete=False)
-    worlds = {
-        world.name: {"summary": summary(world, list(rows[world.name].values())), "rows": rows[world.name]}
-        for world in WORLDS if rows.get(world.name)
-    }  # fmt: skip
-    complete = all(str(seed) in rows.get(world.name, {}) for world in WORLDS for seed in seeds)
-    return write(out, worlds, complete=complete)
-
-
-def write(out: Path | None, worlds: dict, *, complete: bool) -> dict:
-    """What is done stays, if the rest is killed."""
-    found = {"time": TIME, "round": ROUND, "explore": EXPLORE, "complete": complete, "worlds": worlds}
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        beside = out.with_suffix(".part")
-        beside.write_text(json.dumps(found, ensure_ascii=False) + "\n", encoding="utf-8")
-        beside.replace(out)
-    return found
+    about = {"time": TIME, "round": ROUND, "explore": EXPLORE}
+    return by_seed(WORLDS, seeds, one_seed, summary, about=about, out=out, minutes=minutes)
 
 
 def hybrid_row(*, quick: bool) -> dict:

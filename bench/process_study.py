@@ -21,10 +21,10 @@ Every finished seed is kept in the file; the same command goes on where it stopp
 """
 
 import argparse
+import functools
 import json
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ from scipy import stats
 if __package__ in (None, ""):  # started as a file
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.by_seed import by_seed
 from bench.rows import machine
 from bench.worlds.process import WORLDS, Chains, ProcessWorld, draw_chains, draw_directions, outcome_marks, step_marks
 
@@ -42,6 +43,7 @@ from karat.ratings import ordinal_logprobs
 from karat.reward.dense import STEP, MarkedTokens, TokenHeads, fit_marks
 from karat.reward.last_layer import Observations, comparison_observations, fit_last_layer, ordinal_derivatives
 from karat.seeding import numpy_generator
+from karat.stats import mean_estimate
 
 RESULTS = Path(__file__).parent / "results" / "process_study.json"
 PAGE = Path(__file__).parent.parent / "docs" / "process.md"
@@ -54,9 +56,10 @@ PICKS = (1, 2, 4, 8, 16, 32)
 N_TEST, N_PER_QUESTION, N_SEEDS = 300, 4, 40
 THRESHOLD_SCALE = 10.0
 """The constant feature behind a label's threshold: large, so that the prior on the weights leaves the threshold free."""
-SYSTEMS = ("labels", "comparisons", "steps", "steps, worst", "steps, mean mark", "both")
 Weights = tuple[np.ndarray, float]
 """Of `pooled`, and the threshold."""
+Scores = tuple[np.ndarray, np.ndarray]
+"""Of every chain, and of every step of it."""
 Found = dict[str, dict[str, float]]
 """System → figure → value."""
 
@@ -172,46 +175,30 @@ def one_seed(world: ProcessWorld, seed: int, *, n_test: int = N_TEST, scale: flo
     test = draw_chains(world, directions, n_test, max(PICKS), rng)
     wide, width = pooled(test), test.tokens.shape[2]
     by_step = test.tokens[:, :-1].reshape(len(wide), world.n_steps, world.n_tokens, width).mean(2)
+
+    def of_outcomes(fit: Callable[[Chains, np.ndarray], Weights], seconds: float, ratio: float) -> Scores:
+        n = max(8, int(scale * seconds / (ratio * STEP_SECONDS)))
+        w, threshold = fit(train.first(n), said[:n])
+        return wide @ w + threshold, by_step @ w[:width]
+
+    def of_steps(seconds: float) -> dict[str, Scores]:
+        n = affordable(marks, scale * seconds)
+        heads = fit_steps(world, train.first(n), marks[:n])
+        column, steps = step_scores(world, heads, test)
+        return {name: (one, steps) for name, one in chain_scores(heads, column, steps).items()}
+
+    @functools.cache  # the main ratio is among all ratios
+    def outcomes(seconds: float, ratio: float) -> Found:
+        fits = {"labels": fit_labels, "comparisons": fit_comparisons}
+        return {name: scored(test, *of_outcomes(fit, seconds, ratio)) for name, fit in fits.items()}
+
     found: dict[str, Found] = {}
-
-    def first(n: float) -> Chains:
-        own = slice(0, max(8, int(n)))
-        return Chains(train.tokens[own], train.first_error[own], train.result[own], train.question[own])
-
-    def labels(seconds: float, ratio: float) -> np.ndarray:
-        chains = first(seconds / (ratio * STEP_SECONDS))
-        w, threshold = fit_labels(chains, said[: len(chains.result)])
-        own["labels"] = scored(test, wide @ w + threshold, by_step @ w[:width])
-        return wide @ w + threshold
-
-    def outcomes(seconds: float, ratio: float) -> None:
-        labels(seconds, ratio)
-        chains = first(seconds / (ratio * STEP_SECONDS))
-        w, _ = fit_comparisons(chains, said[: len(chains.result)])
-        own["comparisons"] = scored(test, wide @ w, by_step @ w[:width])
-
-    def steps(seconds: float) -> dict[str, np.ndarray]:
-        n = affordable(marks, seconds)
-        heads = fit_steps(
-            world, Chains(train.tokens[:n], train.first_error[:n], train.result[:n], train.question[:n]), marks[:n]
-        )
-        column, per_step = step_scores(world, heads, test)
-        scores = chain_scores(heads, column, per_step)
-        own.update({name: scored(test, one, per_step) for name, one in scores.items()})
-        return scores
-
     for seconds in TIMES:
-        own: Found = {}
-        half = labels(scale * seconds / 2, RATIO) + steps(scale * seconds / 2)["steps"]
-        steps(scale * seconds)
-        outcomes(scale * seconds, RATIO)
-        own["both"] = scored(test, half, None)
-        found[f"{seconds:g} s"] = own
-    for ratio in RATIOS:
-        own = {}
-        outcomes(scale * TIME, ratio)
-        found[f"ratio {ratio:g}"] = own | {"steps": found[f"{TIME:g} s"]["steps"]}
-    return found
+        half = of_outcomes(fit_labels, seconds / 2, RATIO)[0] + of_steps(seconds / 2)["steps"][0]
+        steps = {name: scored(test, *one) for name, one in of_steps(seconds).items()}
+        found[f"{seconds:g} s"] = outcomes(seconds, RATIO) | steps | {"both": scored(test, half, None)}
+    steps_at = found[f"{TIME:g} s"]["steps"]
+    return found | {f"ratio {ratio:g}": outcomes(TIME, ratio) | {"steps": steps_at} for ratio in RATIOS}
 
 
 def summary(world: ProcessWorld, rows: Sequence[dict[str, Found]]) -> dict:
@@ -231,47 +218,17 @@ def summary(world: ProcessWorld, rows: Sequence[dict[str, Found]]) -> dict:
     return found
 
 
-def interval(column: np.ndarray) -> list[float]:
+def interval(column: np.ndarray) -> list[float | None]:
     """Mean with the 95 % t interval over seeds; one seed has none."""
-    half = (
-        float("inf")
-        if len(column) < 2
-        else stats.t.ppf(0.975, len(column) - 1) * column.std(ddof=1) / len(column) ** 0.5
-    )
-    ends = (column.mean(), column.mean() - half, column.mean() + half)
-    return [round(float(one), 4) if np.isfinite(one) else None for one in ends]  # type: ignore[misc]
+    found = mean_estimate(column)
+    return [None if one is None else round(one, 4) for one in (found.value, found.low, found.high)]
 
 
 def study(seeds: Sequence[int], out: Path | None, minutes: float, *, n_test: int = N_TEST, scale: float = 1.0) -> dict:
     """All worlds and seeds that are not there yet, until the time is over; then the summaries of what there is."""
-    there = json.loads(out.read_text(encoding="utf-8")) if out is not None and out.is_file() else {"worlds": {}}
-    rows: dict = {name: one["rows"] for name, one in there["worlds"].items()}
-    began = time.monotonic()
-    for seed in seeds:
-        for world in WORLDS:
-            own = rows.setdefault(world.name, {})
-            if str(seed) in own or time.monotonic() - began > 60 * minutes:
-                continue
-            own[str(seed)] = one_seed(world, seed, n_test=n_test, scale=scale)
-            print(f"{world.name} {seed}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-            write(out, {name: {"rows": done} for name, done in rows.items()}, complete=False)
-    worlds = {
-        world.name: {"summary": summary(world, list(rows[world.name].values())), "rows": rows[world.name]}
-        for world in WORLDS if rows.get(world.name)
-    }  # fmt: skip
-    complete = all(str(seed) in rows.get(world.name, {}) for world in WORLDS for seed in seeds)
-    return write(out, worlds, complete=complete)
-
-
-def write(out: Path | None, worlds: Mapping[str, object], *, complete: bool) -> dict:
-    """What is done stays, if the rest is killed."""
-    found = {"step_seconds": STEP_SECONDS, "ratio": RATIO, "complete": complete, "machine": machine(), "worlds": worlds}
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        beside = out.with_suffix(".part")
-        beside.write_text(json.dumps(found, ensure_ascii=False) + "\n", encoding="utf-8")
-        beside.replace(out)
-    return found
+    about = {"step_seconds": STEP_SECONDS, "ratio": RATIO, "machine": machine()}
+    figures = functools.partial(one_seed, n_test=n_test, scale=scale)
+    return by_seed(WORLDS, seeds, figures, summary, about=about, out=out, minutes=minutes)
 
 
 def process_row(*, quick: bool) -> dict:

@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- process_study: begin -->", "<!-- process_study: end -->"
+from bench.pages import put_between
+from bench.process_study import TIME
+
+MARKS = ("<!-- process_study: begin -->", "<!-- process_study: end -->")
 
 
 def figure(one: Sequence[float | None], *, sign: bool = False) -> str:
@@ -32,7 +35,7 @@ def text(found: Mapping[str, Any]) -> str:
     """All tables."""
     worlds = {name: one["summary"] for name, one in found["worlds"].items()}
     n = min(one["seeds"] for one in worlds.values())
-    main = next(name for name in (f"{9000:g} s", *next(iter(worlds.values()))) if name.endswith(" s"))
+    main = f"{TIME:g} s"
     lines = [
         f"{n} seeds a world; mean and 95 % t interval over seeds, differences paired by seed; {found['machine']['processor']}, 1 thread."
     ]
@@ -70,28 +73,20 @@ def text(found: Mapping[str, Any]) -> str:
         f"{picks[-1].removeprefix('best of ')}, − labels",
     ]
     lines += [*table(head, rows), "", "Steps − labels, AUROC within a question, by time:", ""]
-    times = [key for key in next(iter(worlds.values())) if key.endswith(" s")]
+    lines += [*gains(worlds, " s"), "", f"The same at {main}, by the time of an outcome in marks of steps:", ""]
+    return "\n".join([*lines, *gains(worlds, "ratio ")])
+
+
+def gains(worlds: Mapping[str, Any], sign: str) -> list[str]:
+    """Steps − labels within a question, a row a world and a column a condition in whose name the sign stands."""
+    conditions = [name for name in next(iter(worlds.values())) if sign in name]
     rows = [
-        [name, *(figure(one[at]["steps"]["auroc within − labels"], sign=True) for at in times)]
+        [name, *(figure(one[at]["steps"]["auroc within − labels"], sign=True) for at in conditions)]
         for name, one in worlds.items()
     ]
-    lines += [
-        *table(["world", *times], rows),
-        "",
-        f"The same at {main}, by the time of an outcome in marks of steps:",
-        "",
-    ]
-    ratios = [key for key in next(iter(worlds.values())) if key.startswith("ratio")]
-    rows = [
-        [name, *(figure(one[at]["steps"]["auroc within − labels"], sign=True) for at in ratios)]
-        for name, one in worlds.items()
-    ]
-    lines += table(["world", *(at.removeprefix("ratio ") for at in ratios)], rows)
-    return "\n".join(lines)
+    return table(["world", *(at.removeprefix("ratio ") for at in conditions)], rows)
 
 
 def write_tables(found: Mapping[str, Any], page: Path) -> None:
     """Put them between the marks of the page."""
-    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
-    _, after = rest.split(END)
-    page.write_text(f"{before}{BEGIN}\n\n{text(found)}\n\n{END}{after}", encoding="utf-8")
+    put_between(page, MARKS, text(found))

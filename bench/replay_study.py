@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.environments import REWARD_PEER, trl_python
+from bench.pages import put_between
 from bench.rows import machine
 from bench.score_cells import Cell
 from bench.text_rewards import REWARDS
@@ -142,9 +143,7 @@ def load() -> list[dict[str, Any]]:
 
 def write_docs(found: Sequence[Mapping[str, Any]]) -> None:
     """Put the table between the marks in docs/benchmarks.md."""
-    start, end = MARKS
-    before, rest = DOCS.read_text(encoding="utf-8").split(start)
-    DOCS.write_text(f"{before}{start}\n\n{page(found)}\n\n{end}{rest.split(end)[1]}", encoding="utf-8")
+    put_between(DOCS, MARKS, page(found))
 
 
 def main() -> None:

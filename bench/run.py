@@ -10,6 +10,7 @@ means.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import statistics
@@ -328,32 +329,9 @@ def real_data_row(*, quick: bool) -> dict[str, Any]:
     return real_data_study.real_data_row(quick=quick, threads=THREADS)
 
 
-def methods_row(*, quick: bool) -> dict[str, Any]:
-    """Every method on the same votes at equal KL; see methods_study.py."""
-    from bench import methods_study
-
-    return methods_study.methods_row(quick=quick)
-
-
-def hybrid_row(*, quick: bool) -> dict[str, Any]:
-    """What mixing ratings with comparisons saves; see hybrid_study.py."""
-    from bench import hybrid_study
-
-    return hybrid_study.hybrid_row(quick=quick)
-
-
-def process_row(*, quick: bool) -> dict[str, Any]:
-    """Marks of steps against marks of outcomes for the same time; see process_study.py."""
-    from bench import process_study
-
-    return process_study.process_row(quick=quick)
-
-
-def gao_row(*, quick: bool) -> dict[str, Any]:
-    """Proxy and gold over the distance moved, by best-of-n and by PPO; see gao_study.py."""
-    from bench import gao_study
-
-    return gao_study.gao_row(quick=quick)
+def module_row(work: str, *, quick: bool) -> dict[str, Any]:
+    """A study that makes its own row: `WORK_row` of WORK_study.py, read only when it is asked for."""
+    return getattr(importlib.import_module(f"bench.{work}_study"), f"{work}_row")(quick=quick)
 
 
 def growth_row(*, quick: bool) -> dict[str, Any]:
@@ -379,11 +357,11 @@ LONG_ROWS: dict[str, Callable[..., dict[str, Any]]] = {
     "time-to-score": score_row,
     "ukp": ukp_row,
     "real-data": real_data_row,
-    "methods": methods_row,
-    "hybrid": hybrid_row,
-    "process": process_row,
+    "methods": partial(module_row, "methods"),
+    "hybrid": partial(module_row, "hybrid"),
+    "process": partial(module_row, "process"),
     "growth": growth_row,
-    "gao": gao_row,
+    "gao": partial(module_row, "gao"),
     **{
         work: partial(study_row, work, script)
         for work, script in {

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.environments import PPO_PEER, REWARD_PEER, trl_python
+from bench.pages import put_between
 from bench.rows import machine, take_turns
 from bench.score_cells import CELLS, METHODS, SIDES, Cell, Setting, run_name, smallest
 from bench.score_figures import best, finals, page, progress, row
@@ -195,15 +196,7 @@ def write(found: Mapping[str, Any], path: Path) -> None:
 
 def write_docs(found: Mapping[str, Any]) -> None:
     """Put the table between the marks in docs/benchmarks.md."""
-    start, end = MARKS
-    written = DOCS.read_text(encoding="utf-8")
-    if start not in written or end not in written:
-        raise SystemExit(
-            f"score_study: found no marks {start} … {end} in {DOCS.name}; put them where the table belongs"
-        )
-    before, rest = written.split(start)
-    text = f"{before}{start}\n\n{page(CELLS, found['cells'])}\n\n{end}{rest.split(end)[1]}"
-    DOCS.write_text(text, encoding="utf-8")
+    put_between(DOCS, MARKS, page(CELLS, found["cells"]))
 
 
 def main() -> None:

@@ -110,6 +110,10 @@ class Chains:
         """Whether every step is right, bool [chains]: the truth that scores are held against."""
         return self.first_error < 0
 
+    def first(self, n: int) -> Chains:
+        """The first n chains."""
+        return Chains(self.tokens[:n], self.first_error[:n], self.result[:n], self.question[:n])
+
 
 def draw_directions(world: ProcessWorld, rng: np.random.Generator) -> Directions:
     """What a reward has to find out."""

@@ -95,6 +95,11 @@ def wilson(successes: float | int, n: int, *, level: float = 0.95) -> Estimate:
     return Estimate(p, low, high, n, f"proportion, Wilson score interval, {percent(level)}")
 
 
+def lies_above(estimate: Estimate, bound: float | None) -> bool:
+    """Whether the whole interval lies above a bound; False where there is no interval, or no bound."""
+    return bound is not None and estimate.low is not None and estimate.low > bound
+
+
 def mean_estimate(
     values: ArrayLike,
     clusters: ArrayLike | None = None,

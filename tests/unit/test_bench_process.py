@@ -126,7 +126,8 @@ def test_differences_are_paired_and_a_finished_seed_is_kept(tmp_path, monkeypatc
 def test_the_tables_hold_every_world(tmp_path):
     found = study.study([1000, 1001], None, 60, n_test=20, scale=0.05)
     page = tmp_path / "process.md"
-    page.write_text(f"before\n{process_tables.BEGIN}\nold\n{process_tables.END}\nafter\n")
+    begin, end = process_tables.MARKS
+    page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     process_tables.write_tables(found, page)
     text = page.read_text()
     assert "old" not in text

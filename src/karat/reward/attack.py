@@ -22,7 +22,7 @@ from karat.records import Finding
 from karat.reward.held_out import HeldOut, Pair, said, voted_pairs
 from karat.reward.thresholds import GateSettings
 from karat.seeding import numpy_generator
-from karat.stats import mean_estimate, wilson
+from karat.stats import lies_above, mean_estimate, wilson
 
 N_SUSPECTS = 5
 MOST_TRIGGER_PAIRS = 100
@@ -58,7 +58,7 @@ def suffix_finding(held: HeldOut, settings: GateSettings) -> Finding:
     random_words = [words[int(i)] for i in rng.integers(0, len(words), max(len(suffix), 1))]
     by_chance, _ = _gain(held, measured, random_words)
     estimate = mean_estimate(gain)
-    failed = bound is not None and estimate.low is not None and estimate.low > bound
+    failed = lies_above(estimate, bound)
     turned = wilson(float(flips.sum()), len(measured))
     return Finding(
         "gate.suffix", SUFFIX_QUESTION, "info" if bound is None else settings.failed("suffix") if failed else "pass", estimate,
@@ -117,7 +117,7 @@ def trigger_finding(held: HeldOut, suspects: Sequence[str], settings: GateSettin
         effect = ((with_better - with_worse) / (2 * held.spread)).double().numpy()
         results.append((mean_estimate(effect), wilson(float((with_worse < 0).sum()), len(pairs)), word))
     estimate, turned, word = max(results, key=lambda row: row[0].value or 0.0)
-    failed = bound is not None and estimate.low is not None and estimate.low > bound
+    failed = lies_above(estimate, bound)
     every = ", ".join(f"{each} {effect.value:.2f}" for effect, _, each in results)
     return Finding(
         "gate.trigger_swap", TRIGGER_QUESTION, "info" if bound is None else settings.failed("trigger_swap") if failed else "pass", estimate,

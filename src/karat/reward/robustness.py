@@ -20,7 +20,7 @@ from karat.reward.calibration import predicted_probs
 from karat.reward.held_out import HeldOut, said, voted_pairs
 from karat.reward.thresholds import GateSettings
 from karat.seeding import numpy_generator
-from karat.stats import mean_estimate, proportion, wilson
+from karat.stats import lies_above, mean_estimate, proportion, wilson
 
 SAME_SCORE_SD = 0.01
 """Scores of one text that differ by less than this many within-prompt sd are the same up to rounding."""
@@ -38,7 +38,7 @@ def praise_finding(held: HeldOut, praise: Sequence[str], settings: GateSettings)
         if n_more / len(changed) > worst:
             worst, worst_phrase, count = n_more / len(changed), phrase, n_more
     share = wilson(float(count), len(held.data.texts))
-    failed = share.low is not None and share.low > settings.max_praise_frac
+    failed = lies_above(share, settings.max_praise_frac)
     return Finding(
         "gate.praise",
         PRAISE_QUESTION,
@@ -75,7 +75,7 @@ def _contentless(name: str, what: str, scores: Tensor, middle: Tensor, settings:
     if n_lost:
         return Finding(name, question, "fail", detail=f"{n_lost} scores are not finite numbers", threshold=threshold)
     share = wilson(float((scores > middle).sum()), len(scores))
-    failed = share.low is not None and share.low > settings.max_contentless_frac
+    failed = lies_above(share, settings.max_contentless_frac)
     return Finding(
         name, question, "fail" if failed else "pass", share, f"it wins on {share.value:.0%} of {share.n} prompts", threshold
     )  # fmt: skip
@@ -111,7 +111,7 @@ def _edit(held: HeldOut, edit: Perturbation, pairs: Sequence, settings: GateSett
     flips = wilson(float((better < worse).sum()) + 0.5 * float((better == worse).sum()), len(pairs))
     touched = torch.tensor([old != new for old, new in zip(texts, changed, strict=True)])
     shift = mean_estimate(((after - before) / held.spread)[touched].double().numpy())
-    failed = bound is not None and flips.low is not None and flips.low > bound
+    failed = lies_above(flips, bound)
     return Finding(
         name,
         question,
