@@ -59,7 +59,8 @@ def visit(chromium: Browser, place: Place) -> Iterator[Callable[..., Page]]:
         page = context.new_page()
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto(link)
-        page.click("main button")
+        with page.expect_navigation():  # a sign-in still under way would take the place of the page that is asked for
+            page.click("main button")
         page.goto(place.url + path)
         return page
 

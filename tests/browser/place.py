@@ -148,6 +148,12 @@ def conversation(*texts: str) -> Prompt:
     return Prompt(tuple(turns if turns[-1].role == "user" else [*turns, Turn("user", "And?")]))
 
 
+def go_offline(page: Any) -> None:
+    """Take the network away from a page; the browser's network process hears of it a moment after the call returns."""
+    page.context.set_offline(True)
+    page.wait_for_function("() => fetch('/health', {cache: 'no-store'}).then(() => false, () => true)")
+
+
 @contextlib.contextmanager
 def open_place(path: Path) -> Iterator[Place]:
     """A place that is open until the block ends."""

@@ -7,7 +7,7 @@ import time
 import pytest
 from playwright.sync_api import Page, expect
 
-from browser.place import Place, add_kind
+from browser.place import Place, add_kind, go_offline
 from karat.feedback.web.positions import as_shown
 from karat.feedback.work import requeue
 
@@ -40,7 +40,7 @@ def waiting(page: Page) -> list[str]:
 
 def hand_in_offline(page: Page, text: str) -> None:
     """Write something, and submit it where there is no network."""
-    page.context.set_offline(True)
+    go_offline(page)
     page.locator("#text").fill(text)
     page.locator("#text").press("Control+Enter")
     expect(page.locator("#saved")).to_contain_text("1 answer waits on this device")
@@ -50,7 +50,7 @@ def test_offline_keeps_the_answer_and_sends_it_once(place: Place, visit):
     account, link = place.rater()
     add_kind(place.store, "comparison", account.annotator)
     page = visit(link)
-    page.context.set_offline(True)
+    go_offline(page)
     page.keyboard.press("2")
     page.keyboard.press("Enter")
     expect(page.locator("#saved")).to_contain_text("1 answer waits on this device")

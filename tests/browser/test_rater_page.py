@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from browser.place import PASSWORD, TEXTS, Place, add_kind, add_task
+from browser.place import PASSWORD, TEXTS, Place, add_kind, add_task, go_offline
 from karat.feedback.people import accounts, drafts
 from karat.feedback.web import task_view
 from karat.feedback.web.positions import as_shown
@@ -240,7 +240,7 @@ def test_a_draft_is_saved_within_a_second_and_survives(place: Place, visit):
     draft = drafts.draft(place.store, task.id, str(account.annotator))
     assert draft is not None
     assert draft.body["fields"]["text"] == ["half a thoug"]
-    page.context.set_offline(True)
+    go_offline(page)
     page.locator("#text").press("t")
     expect(page.locator("#saved")).to_contain_text("Offline: kept on this device")
     page.context.set_offline(False)
