@@ -1,17 +1,20 @@
 """Do ensembles and lower bounds protect best-of-n? Worlds of bench/worlds/bounds.py, random-feature models.
 
-    python bench/bounds_study.py [--quick] [--seeds 10] [--first-seed 0] [--out bench/results/bounds_study.json]
+    python bench/bounds_study.py [--quick] [--seeds 10] [--first-seed 0] [--minutes 60] [--out bench/results/bounds_study.json]
+    python bench/bounds_study.py --tables        # writes what is in the results into docs/uncertainty.md, and stops
 
 A model is 256 random rectified features, its own ones, under a linear head fitted to the votes with the prior precision
 of the highest evidence. The single model sees every vote; each of the five members of the ensemble has its own features
 and its own bootstrap of the votes. `posterior bound` is the lower bound of a single model's Bayesian last layer. Gold is
 that of the candidate that each score chooses among the first n, mean over 40 prompts.
+
+Every finished seed is kept in the file; the same command goes on where it stopped.
 """
 
 import argparse
 import json
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +23,25 @@ import torch
 if __package__ in (None, ""):  # started as a file
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.worlds.bounds import WORLDS, draw_bounds, gold
+from bench.by_seed import by_seed
+from bench.pages import put_between
+from bench.rows import machine
+from bench.worlds.bounds import WORLDS, BoundsWorld, draw_bounds, draw_candidates, gold
 
 from karat.belief import Belief, lower_bound, mean_minus_sd, mean_score, worst_member
 from karat.reward.last_layer import LastLayer, Observations, fit_last_layer, ordinal_derivatives
 from karat.seeding import numpy_generator
-from karat.stats import cluster_bootstrap, mean_estimate
+from karat.stats import Estimate, mean_estimate
 
 N_MEMBERS, N_HIDDEN, N_DRAWS = 5, 256, 64
 N_PROMPTS = 40
 SIZES = (1, 16, 256, 4096, 16384)
+N_SEEDS = 10
+CLAIMED = 1.5
+"""Times the single model's gold at the largest n, that a way of scoring should reach where data are finite."""
+RESULTS = Path(__file__).parent / "results" / "bounds_study.json"
+PAGE = Path(__file__).parent.parent / "docs" / "uncertainty.md"
+MARKS = ("<!-- bounds_study: begin -->", "<!-- bounds_study: end -->")
 
 
 class Model:
@@ -59,7 +71,7 @@ def belief_of(draws: np.ndarray) -> Belief:
     return Belief(wide[..., None], wide.mean(1)[:, None, None], torch.zeros(draws.shape[1], dtype=torch.long))
 
 
-def chosen_gold(world, seed: int) -> dict[str, list[float]]:
+def chosen_gold(world: BoundsWorld, seed: int) -> dict[str, list[float]]:
     """Gold of what each way of scoring chooses, by n."""
     drawn = draw_bounds(world, numpy_generator(seed, "bounds", world.name, "world"))
     rng = numpy_generator(seed, "bounds", world.name, "models")
@@ -69,9 +81,7 @@ def chosen_gold(world, seed: int) -> dict[str, list[float]]:
     posterior = singles[0].head.draws(N_DRAWS, rng)
     found: dict[str, np.ndarray] = {}
     for prompt in range(N_PROMPTS):
-        candidates = numpy_generator(seed, "bounds", world.name, "prompt", prompt).standard_normal(
-            (SIZES[-1], world.n_features)
-        )
+        candidates = draw_candidates(world, SIZES[-1], numpy_generator(seed, "bounds", world.name, "prompt", prompt))
         worth = gold(world, drawn, candidates)
         own = np.stack([model.features(candidates) @ model.head.mean for model in singles])
         ensemble = belief_of(np.stack([model.features(candidates) @ model.head.mean for model in members]))
@@ -92,48 +102,80 @@ def chosen_gold(world, seed: int) -> dict[str, list[float]]:
     return {"single": single.tolist(), **{name: row.tolist() for name, row in found.items()}}
 
 
-def summary(runs: list[dict[str, list[float]]], seed: int) -> dict:
-    """Mean gold by n, and the ratio to the single model's at the largest n."""
-    rows = {}
+def summary(world: BoundsWorld, runs: Sequence[dict[str, list[float]]]) -> dict:
+    """Mean gold by n; at the largest n, the differences from the single model's and from CLAIMED times that, paired by seed."""
+    rows: dict = {"why": world.why, "seeds": len(runs), "scores": {}}
+    single = np.array([run["single"] for run in runs])[:, -1]
     for name in runs[0]:
         table = np.array([run[name] for run in runs])
-        single = np.array([run["single"] for run in runs])
-        last = mean_estimate(table[:, -1])
-
-        def ratio(rows_: np.ndarray, table=table, single=single) -> float:
-            return float(table[rows_, -1].mean() / single[rows_, -1].mean())
-
-        times = cluster_bootstrap(ratio, np.arange(len(runs)), numpy_generator(seed, "ratio"), 2000)
-        rows[name] = {
+        last = table[:, -1]
+        rows["scores"][name] = {
             "gold": {str(n): round(float(x), 3) for n, x in zip(SIZES, table.mean(0), strict=True)},
-            "gold_at_largest": [round(x, 3) for x in (last.value, last.low, last.high)],
-            "times_single": [round(x, 3) for x in (times.value, times.low, times.high)],
+            "gold_at_largest": interval(mean_estimate(last)),
+            "minus_single": interval(mean_estimate(last - single)),
+            "minus_claim": interval(mean_estimate(last - CLAIMED * single)),
         }
     return rows
+
+
+def interval(found: Estimate) -> list[float | None]:
+    """Value and 95 % interval; one seed has none."""
+    return [None if one is None else round(one, 3) for one in (found.value, found.low, found.high)]
+
+
+def study(seeds: Sequence[int], out: Path | None, minutes: float) -> dict:
+    """All worlds and seeds that are not there yet, until the time is over; then the summaries of what there is."""
+    about = {"n_prompts": N_PROMPTS, "sizes": SIZES, "machine": machine()}
+    return by_seed(WORLDS, seeds, chosen_gold, summary, about=about, out=out, minutes=minutes)
+
+
+def tables(found: dict) -> str:
+    """Gold of the best of the largest n, by world and score, beside the single model's."""
+    lines = [
+        f"Gold of the best of {SIZES[-1]:,}; {min(one['summary']['seeds'] for one in found['worlds'].values())} seeds a world, mean and "
+        f"95 % t interval over seeds, differences paired by seed; {N_PROMPTS} prompts; {found['machine']['processor']}, 1 thread.",
+        "",
+        f"| world | score | best of 256 | best of {SIZES[-1]:,} | − single | − {CLAIMED:g} × single |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, one in found["worlds"].items():
+        for score, own in one["summary"]["scores"].items():
+            reference = score == "single"
+            lines.append(
+                f"| {name} | {'gold itself' if score == 'oracle' else score} | {number(own['gold']['256'])} | "
+                f"{shown(own['gold_at_largest'])} | {'' if reference else shown(own['minus_single'], sign='+')} | "
+                f"{'' if reference else shown(own['minus_claim'], sign='+')} |"
+            )
+    return "\n".join(lines)
+
+
+def shown(one: Sequence[float | None], sign: str = "") -> str:
+    """`3.40 [3.18, 3.63]`."""
+    value, low, high = (number(x, sign) for x in one)
+    return f"{value} [{low}, {high}]"
+
+
+def number(one: float | None, sign: str = "") -> str:
+    """Two digits behind the point, with a true minus."""
+    return "–" if one is None else f"{one:{sign}.2f}".replace("-", "−")
 
 
 def main() -> None:
     """Run the study and write it down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two seeds: does it run?")
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=N_SEEDS)
     parser.add_argument("--first-seed", type=int, default=0, help="settings were tried on seeds from 1000 on")
+    parser.add_argument("--minutes", type=float, default=600, help="start no further seed after these")
     parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--tables", action="store_true", help="write what was found into the page, and stop")
     options = parser.parse_args()
+    if options.tables:
+        return put_between(PAGE, MARKS, tables(json.loads(RESULTS.read_text(encoding="utf-8"))))
     n_seeds = 2 if options.quick else options.seeds
-    seeds = list(range(options.first_seed, options.first_seed + n_seeds))
-    began = time.process_time()
-    worlds = {}
-    for world in WORLDS:
-        runs = [chosen_gold(world, seed) for seed in seeds]
-        worlds[world.name] = {"why": world.why, "scores": summary(runs, 0)}
-        print(world.name, {k: v["gold_at_largest"] for k, v in worlds[world.name]["scores"].items()}, file=sys.stderr)
-    result = {"seeds": [seeds[0], seeds[-1]], "n_prompts": N_PROMPTS, "worlds": worlds,
-              "cpu_s": round(time.process_time() - began, 1)}  # fmt: skip
-    text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
-    if options.out is not None:
-        options.out.write_text(text, encoding="utf-8")
-    print(text)
+    found = study(range(options.first_seed, options.first_seed + n_seeds), options.out, options.minutes)
+    print(json.dumps({name: one["summary"] for name, one in found["worlds"].items()}, indent=1, ensure_ascii=False))
+    return None
 
 
 if __name__ == "__main__":
