@@ -24,7 +24,7 @@ FLOORS = {
 }  # fmt: skip
 # Tensors, arrays and records only: no disk, no network, no accelerator.
 PURE = {
-    "statements", "reading", "fitting", "edits", "feedback_columns", "feedback_likelihood",
+    "statements", "segments", "reading", "fitting", "edits", "feedback_columns", "feedback_likelihood",
     "records", "choice", "ranking", "ratings", "belief", "overopt", "probes", "tensors", "stats", "resampling",
     "forecasts", "errors", "ledger.lineage", "lm.chat", "lm.trees", "lm.attention", "lm.losses", "lm.sampling", "lm.memory",
     "prompts.splits", "sft.loss", "feedback.tasks", "feedback.record.merkle", "feedback.quality.agreement", "feedback.quality.reliability", "reward.posterior",

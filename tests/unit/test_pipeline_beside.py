@@ -114,6 +114,11 @@ def test_what_has_no_marks_is_one_clear_line(scorer, marks, tmp_path):
         ({"constraint": {"objective": "a"}, "algorithm": "dpo"}, "constraint: found with algorithm=dpo"),
         ({"dense": {"weights": {"step": 1.0}}, "algorithm": "online_dpo"}, "found with algorithm=online_dpo"),
         ({"dense": {"weights": {"step": 0.0}}}, "expected finite numbers, not all 0"),
+        (
+            {"dense": {"weights": {"step": 1.0}, "step_pay": "sum"}},
+            "step_pay: found 'sum'; expected one of mean, every",
+        ),
+        ({"dense": {"weights": {"wrong": 1.0}, "step_pay": "every"}}, "without a weight of `step`"),
         ({"ppo": {"constraint": {"limit": 1.0}}}, "at the top of the configuration"),
     ],
 )

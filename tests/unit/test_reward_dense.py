@@ -127,6 +127,27 @@ def test_rewards_are_one_a_token_and_only_their_own_class_moves_them(dense):
         dense.rewards([PROMPT], ["abcx"], {"rude": 1.0})
 
 
+def test_every_step_is_paid_at_its_end_by_the_probability_that_it_is_not_wrong(dense):
+    text = "abca zza.\nbbz\nabcab"
+    (paid,) = dense.rewards([PROMPT], [text], {"step": 2.0}, step_pay="every")
+    (scores,) = dense.token_scores([PROMPT], [text])
+    column, spans = scores[:, dense.names.index("step")], token_spans(dense.trunk, text).tolist()
+    expected = [0.0] * len(spans)
+    for start, end in ((0, 9), (10, 13), (14, 19)):  # its lines
+        inside = [t for t, (a, b) in enumerate(spans) if b > a and a < end and b > start]
+        mean = sum(float(column[t]) for t in inside) / len(inside)
+        wrong = 1 / (1 + math.exp(mean - float(dense.cutpoints[0])))
+        expected[inside[-1]] = 2 * math.log(1 - wrong)
+    assert paid.tolist() == pytest.approx(expected, rel=1e-5)
+    assert sum(value != 0 for value in expected) == 3
+    good, bad = dense.rewards(
+        [PROMPT] * 2, ["abcab\ncbabc\nabcba", "abcab\nzzbzz\nabcba"], {"step": 1.0}, step_pay="every"
+    )
+    assert float(good.sum()) > float(bad.sum())
+    (none,) = dense.rewards([PROMPT], [""], {"step": 1.0}, step_pay="every")
+    assert not none.any()
+
+
 @pytest.mark.parametrize("text", ["abc x", " led by a blank", "ünïcode, слова"])
 def test_tokens_know_which_characters_they_are(trunk, text):
     spans = token_spans(trunk, text)

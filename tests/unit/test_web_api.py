@@ -285,7 +285,7 @@ def test_every_kind_is_answered_by_program(tmp_path, kind):
             break
         program.post(f"/api/v1/tasks/{task['lease']}/skip", json={"reason": "not now"})
     if kind == "step_marks":
-        from karat.feedback.web.rendering import steps_of
+        from karat.segments import steps_of
 
         value = {"steps": [{"start": s, "end": e, "mark": 1} for s, e in steps_of(task["responses"][0]["text"])]}
     reply = answer(program, task["lease"], value)

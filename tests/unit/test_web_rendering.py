@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import unicodedata
 from html.parser import HTMLParser
@@ -22,7 +21,6 @@ from karat.feedback.web.rendering import (
     markdown_html,
     n_words,
     plain_html,
-    steps_of,
     visible,
 )
 from web_payloads import payloads
@@ -196,30 +194,6 @@ def test_texts_that_would_keep_a_parser_busy_are_shown_as_they_are(text: str):
 def test_deep_nesting_ends():
     assert not read(markdown_html(">" * 7_000 + "x")).wrong
     assert not read(markdown_html("[" * 7_000 + "x" + "](y)" * 2_000)).wrong
-
-
-@pytest.mark.parametrize(
-    ("text", "parts"),
-    [
-        ("a b\n\nc\n\n\nd\n", ["a b", "c", "d"]),
-        ("  one\n two\n", ["one", "two"]),
-        ("First this. Then that? Done!", ["First this.", "Then that?", "Done!"]),
-        ("one step only", ["one step only"]),
-        ("\n\n", []),
-        ("", []),
-        ("a\r\n\r\nb", ["a", "b"]),
-    ],
-)
-def test_steps_are_paragraphs_else_lines_else_sentences(text: str, parts: list[str]):
-    assert [text[start:end] for start, end in steps_of(text)] == parts
-
-
-@given(any_text)
-def test_steps_cover_every_word_once_and_in_order(text: str):
-    found = steps_of(text)
-    assert all(start < end for start, end in found)
-    assert all(before[1] <= after[0] for before, after in itertools.pairwise(found))
-    assert "".join("".join(text[s:e] for s, e in found).split()) == "".join(text.split())
 
 
 def test_long_texts_are_called_long():

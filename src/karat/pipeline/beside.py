@@ -49,7 +49,7 @@ def beside_the_score(
         return Beside(cost_fn=cost)
     heads = load_dense(reward, _decoder(own.model.trunk))
     _check_marked(dense, heads.names)
-    return Beside(cost_fn=cost, dense_fn=dense_score_fn(heads, dense.weights))
+    return Beside(cost_fn=cost, dense_fn=dense_score_fn(heads, dense.weights, step_pay=dense.step_pay))
 
 
 def paid_by(config: RunConfig, reward: ArtifactRef) -> dict[str, Any]:
@@ -63,6 +63,8 @@ def paid_by(config: RunConfig, reward: ArtifactRef) -> dict[str, Any]:
         found["source of score"] = source_hash(config.score)
     if config.dense.weights:
         found["dense.weights"] = plain(config.dense.weights)
+        if config.dense.step_pay != "mean":
+            found["dense.step_pay"] = config.dense.step_pay
     if config.constraint is not None:
         found["constraint"] = plain(config.constraint)
         if config.constraint.cost:
@@ -128,6 +130,8 @@ def keep_token_rewards(
         )
     _check_marked(settings, heads.names)
     detail = f"{where}; weights " + ", ".join(f"{name} {weight:g}" for name, weight in settings.weights.items())
+    if settings.step_pay == "every":
+        detail += "; every step paid at its end by log P(not wrong)"
     return [Finding("reward.dense", "Which parts of a response are paid where they stand?", "info", detail=detail)]
 
 

@@ -23,10 +23,15 @@ class DenseSettings:
     weights: dict[str, float] = field(default_factory=dict)
     """Class of marks → score of a response that is wholly of it: `step` (its mean mark, −1 … 1), `edited`, a span's
     class; negative for what is wrong. Empty = the score is paid at the end of the response."""
+    step_pay: Literal["mean", "every"] = "mean"
+    """What `step` weighs: the mean mark, or `every`: log P(not wrong) of each step, at its end, so that one wrong step
+    counts whole in a long response."""
 
     def __post_init__(self) -> None:
         if not all(map(math.isfinite, self.weights.values())) or (self.weights and not any(self.weights.values())):
             raise ConfigError(f"dense.weights: found {self.weights}; expected finite numbers, not all 0")
+        if self.step_pay != "mean" and "step" not in self.weights:
+            raise ConfigError(f"dense.step_pay: found {self.step_pay} without a weight of `step`; expected one")
 
 
 @dataclass(frozen=True)

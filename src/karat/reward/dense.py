@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -32,10 +32,13 @@ from karat.ratings import ordinal_logprobs
 from karat.records import DenseScoreFn, Prompt, Response
 from karat.reward.raters import minimise
 from karat.reward.trunk import DecoderTrunk
+from karat.segments import steps_of
 from karat.statements import Marked
 
 STEP = "step"
 DENSE = "dense.safetensors"
+StepPay = Literal["mean", "every"]
+"""How steps are paid: by the mean mark of all tokens, or each step at its end by log P(it is not wrong)."""
 RIDGE = 1.0
 """λ of λ/2·‖w‖²: features have variance of order 1, so a weight of 1 is one logit a standard deviation."""
 
@@ -85,11 +88,20 @@ class DenseReward:
         return [features @ self.weight.T - self.threshold for features in token_features(self.trunk, prompts, texts)]
 
     def rewards(
-        self, prompts: Sequence[Prompt], texts: Sequence[str], weights: Mapping[str, float]
+        self,
+        prompts: Sequence[Prompt],
+        texts: Sequence[str],
+        weights: Mapping[str, float],
+        *,
+        step_pay: StepPay = "mean",
     ) -> list[Float[Tensor, " T"]]:
         """One reward a token, for an optimiser: Σ_c weight_c·(P(of class c), or for steps the expected mark)/T.
 
-        The sum over a response is the weighted share of it that is of each class, and its mean mark in [−1, 1].
+            mean     the sum over a response is its mean mark, in [−1, 1]
+            every    the last token of each step of `segments.steps_of` gets log P(mark of the step is not wrong) ≤ 0,
+                     so that the sum is the log-probability that no step is wrong (product over steps, Lightman et al.)
+
+        For classes of spans the sum is the weighted share of the response that is of each.
 
         Args:
             weights: class → weight; negative for what is wrong.
@@ -100,12 +112,24 @@ class DenseReward:
                 f"dense rewards: found no marks of {unknown[0]!r}; expected some of {', '.join(self.names)}"
             )
         found = []
-        for scores in self.token_scores(prompts, texts):
+        for text, scores in zip(texts, self.token_scores(prompts, texts), strict=True):
             total = torch.zeros(len(scores))
             for name, weight in weights.items():
                 column = scores[:, self.names.index(name)]
-                total += weight * (self.expected_mark(column) if name == STEP else column.sigmoid())
-            found.append(total / len(scores))
+                if name == STEP and step_pay == "every":
+                    total += weight * self._at_ends(text, column)
+                else:
+                    total += weight * (self.expected_mark(column) if name == STEP else column.sigmoid()) / len(scores)
+            found.append(total)
+        return found
+
+    def _at_ends(self, text: str, scores: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
+        """log P(not wrong) of each step, from the mean of its tokens' scores as the marks were fitted, at its last token."""
+        found, spans = torch.zeros(len(scores)), token_spans(self.trunk, text)
+        for start, end in steps_of(text):
+            inside = (spans[:, 0] < end) & (spans[:, 1] > start)
+            logprobs = ordinal_logprobs(scores[inside].mean()[None], self.cutpoints)[0]
+            found[int(inside.nonzero()[-1])] += logprobs[1:].logsumexp(0)
         return found
 
     def expected_mark(self, scores: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
@@ -114,17 +138,17 @@ class DenseReward:
         return probs[:, 2] - probs[:, 0]
 
 
-def dense_score_fn(dense: DenseReward, weights: Mapping[str, float]) -> DenseScoreFn:
+def dense_score_fn(dense: DenseReward, weights: Mapping[str, float], *, step_pay: StepPay = "mean") -> DenseScoreFn:
     """The `DenseScoreFn` that an optimiser gets: every token's reward, ending where the token ends in the text.
 
     Args:
-        weights: class → weight, as `DenseReward.rewards` takes them.
+        weights: class → weight, and how steps are paid, as `DenseReward.rewards` takes them.
     Raises: InputError, when it is called, for a class that was never marked.
     """
 
     def score(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[list[tuple[int, float]]]:
         found = []
-        for text, rewards in zip(responses, dense.rewards(prompts, responses, weights), strict=True):
+        for text, rewards in zip(responses, dense.rewards(prompts, responses, weights, step_pay=step_pay), strict=True):
             ends = [max(1, end) for _, end in token_spans(dense.trunk, text)[:-1].tolist()]
             found.append(list(zip([*ends, len(text) + 1], rewards.tolist(), strict=True)))
         return found

@@ -14,8 +14,8 @@ from typing import Any
 from karat.answers import MARKS, check_value, missing
 from karat.errors import InputError
 from karat.feedback.web.positions import as_shown, as_stored
-from karat.feedback.web.rendering import steps_of
 from karat.questions import Question
+from karat.segments import steps_of
 
 Fields = Mapping[str, Sequence[str]]
 """What a form sent: the values of each field, in their order."""

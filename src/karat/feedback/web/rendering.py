@@ -1,4 +1,4 @@
-"""Hostile text made safe to read: Markdown and code as HTML, hidden characters made visible, steps found.
+"""Hostile text made safe to read: Markdown and code as HTML, hidden characters made visible.
 
 Two nets: a Markdown parser that knows no HTML, then an allow-list over what it wrote. Links and images become text, so
 that reading a response opens nothing, loads nothing and tells nobody who reads. Characters that nobody can see (bidi
@@ -131,26 +131,6 @@ def exact_html(text: str) -> Markup:
 def is_long(text: str) -> bool:
     """True = shown shortened at first, until the reader asks for all of it."""
     return len(text) > LONG_TEXT or text.count("\n") > LONG_LINES
-
-
-def steps_of(text: str) -> tuple[tuple[int, int], ...]:
-    """Start and end of each step of a text, in code points: its paragraphs, else its lines, else its sentences.
-
-    Each is without the blanks around it; a text of blanks has no steps.
-    """
-    for pattern in (r"\n[ \t]*\n\s*", r"\n\s*", r"(?<=[.!?。！？])\s+"):
-        steps = []
-        start = 0
-        for found in [*re.finditer(pattern, text), None]:
-            end = found.start() if found else len(text)
-            part = text[start:end]
-            if part.strip():
-                left = start + len(part) - len(part.lstrip())
-                steps.append((left, left + len(part.strip())))
-            start = found.end() if found else end
-        if len(steps) != 1:
-            return tuple(steps)
-    return tuple(steps)
 
 
 def n_words(text: str) -> int:

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 from karat.feedback.web import forms
-from karat.feedback.web.rendering import exact_html, is_long, markdown_html, n_words, plain_html, steps_of
+from karat.feedback.web.rendering import exact_html, is_long, markdown_html, n_words, plain_html
 from karat.identity import content_id
 from karat.questions import Question
 from karat.records import Prompt, Response
+from karat.segments import steps_of
 
 FASTEST_WORDS_PER_S = 30.0
 """Nobody reads faster than this; an answer that came sooner is asked back once, never refused."""
