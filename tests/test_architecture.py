@@ -54,7 +54,7 @@ EFFECTFUL = {
     "feedback.work.checks", "feedback.work.check_items", "feedback.documents", "feedback.people.drafts", "feedback.keys", "feedback.openings", "feedback.work.requeue",
     "feedback.people.roles", "feedback.people.sessions", "feedback.people.standing", "feedback.work.turns", "feedback.turnstile", "feedback.upserts",
     "feedback.record.seals", "feedback.record.verification", "feedback.record.erasure", "feedback.record.backup", "feedback.record.bundle",
-    "feedback.schema", "prompts.sources", "reward.score", "reward.train", "reward.dense", "policy.rollout", "policy.ppo", "policy.odd_rewards", "sft.train",
+    "feedback.schema", "prompts.sources", "reward.score", "reward.train", "reward.dense", "reward.mark_quality", "policy.rollout", "policy.ppo", "policy.odd_rewards", "sft.train",
     "policy.group", "policy.online_dpo", "policy.expert", "policy.direct", "policy.ilql", "policy.score_sources", "policy.course", "policy.epochs", "policy.beside",
     "feedback.people.own_record", "feedback.web.task_pages", "feedback.web.person_pages", "feedback.web.page_record",
     "feedback.work.answering", "feedback.client", "feedback.web.access", "feedback.web.account_pages", "feedback.web.api",

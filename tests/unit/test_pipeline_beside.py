@@ -84,7 +84,9 @@ def test_token_rewards_are_fitted_kept_taken_over_and_handed_on(scorer, marks, t
     for place in (first, second):
         place.mkdir()
     (fitted,) = keep_token_rewards(weights, trunk, *marks, first, metadata={})
-    assert fitted.detail == "4 marked responses; weights wrong -1"
+    assert (
+        fitted.detail == "4 marked responses; wrong: no marks of this class were kept from training; weights wrong -1"
+    )
     (taken,) = keep_token_rewards(weights, trunk, [], marks[1], second, metadata={}, given=first)
     assert "the marks behind first" in taken.detail
     assert (first / "dense.safetensors").read_bytes() == (second / "dense.safetensors").read_bytes()

@@ -101,6 +101,8 @@ def test_the_command_trains_on_a_store_and_says_what_each_kind_contributed(tmp_p
     assert scorer.objectives.floors == {"honest": 0.0}
     assert load_dense(tmp_path / "reward", scorer.model.trunk).names == tuple(done["marked"])
     assert done["marked"] == ["edited", "step", "wrong"]
+    assert [row["name"] for row in done["marks"]] == done["marked"]
+    assert all(row["n_judgements"] > 0 for row in done["marks"])
     assert scorer.model.objectives == tuple(done["objectives"])
     assert scorer([user_prompt("a")] * 2, ["x", "y"]).objectives == ("combined",)
     shown = aligned(contribution_table(done["contributions"]))

@@ -210,6 +210,7 @@ def reward(
     from karat.progress import open_progress
     from karat.report.table import aligned
     from karat.reward.contributions import contribution_table
+    from karat.reward.mark_quality import mark_table
 
     given = {"model": str(model), "out": str(out), "store": store or None, "batch": batch or None, "seed": seed}
     given["snapshot"] = None if snapshot is None else str(snapshot)
@@ -218,6 +219,7 @@ def reward(
         done = reward_from(request, progress=progress)
     silent = [f"silent: {n} × {reason}" for reason, n in done["silent"].items()]
     table = aligned(contribution_table(done["contributions"]))
+    table += aligned(mark_table(done["marks"])) if done["marks"] else []
     gate = f"gate: {done['gate']}, {done['n_gate']} votes on prompts kept from training"
     answer(as_json, done, [*table, *silent, *finding_lines(done["findings"]), gate, f"reward: {out}"])
 

@@ -5,6 +5,7 @@ Knows saved reward models and the policy room's `Beside`; knows nothing about ho
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,9 @@ from karat.policy.beside import Beside
 from karat.policy.score_sources import HttpSettings, asked_once, named_score, source_hash
 from karat.policy.scores import score_responses
 from karat.records import Finding, Prompt, Response, ScoreFn
-from karat.reward.dense import DENSE, dense_score_fn, fit_dense, load_dense, save_dense
+from karat.reward.contributions import figure
+from karat.reward.dense import DENSE, DenseReward, dense_score_fn, fit_dense, load_dense, save_dense
+from karat.reward.mark_quality import MarkQuality, mark_quality
 from karat.reward.objectives import ObjectivesConfig
 from karat.reward.people import GroupScorer
 from karat.reward.score import Scorer
@@ -104,12 +107,15 @@ def keep_token_rewards(
     directory: Path,
     *,
     metadata: Mapping[str, str],
+    kept: Sequence[Marked] = (),
+    seed: int = 0,
     given: Path | None = None,
 ) -> list[Finding]:
     """Fit the token rewards that the configuration weighs, or take a given reward's, and keep them beside the model.
 
     Args:
         marks: those that may be trained on.    texts: prompts and responses by id.    directory: of the reward model.
+        kept: marks on prompts that nothing was trained on; they say how well the others predict them.
         given: of the reward model that it was copied from; its token rewards count where nothing was marked.
     Returns: one finding; none where the configuration weighs nothing.
     Raises: InputError where neither has marks; ConfigError for a class that was never marked.
@@ -118,8 +124,8 @@ def keep_token_rewards(
         return []
     decoder = _decoder(trunk)
     if marks:
-        heads, where = fit_dense(decoder, marks, *texts), f"{len(marks)} marked responses"
-        save_dense(heads, directory, metadata=metadata)
+        heads, quality = fit_token_rewards(decoder, marks, kept, texts, directory, metadata=metadata, seed=seed)
+        where = "; ".join([f"{len(marks)} marked responses", *map(gain_words, quality)])
     elif given is not None and (given / DENSE).is_file():
         shutil.copyfile(given / DENSE, directory / DENSE)
         heads, where = load_dense(directory, decoder), f"the marks behind {given.name}"
@@ -147,6 +153,31 @@ def _objective(scorer: Scorer, place: int) -> ScoreFn:
 def _check_marked(settings: DenseSettings, names: Sequence[str]) -> None:
     if unknown := [name for name in settings.weights if name not in names]:
         raise ConfigError(f"dense.weights: found {unknown[0]!r}; expected classes that were marked: {', '.join(names)}")
+
+
+def fit_token_rewards(
+    trunk: DecoderTrunk,
+    marks: Sequence[Marked],
+    kept: Sequence[Marked],
+    texts: tuple[Mapping[str, Prompt], Mapping[str, Response]],
+    directory: Path,
+    *,
+    metadata: Mapping[str, str],
+    seed: int,
+) -> tuple[DenseReward, list[MarkQuality]]:
+    """Fit token rewards, keep them beside the model, and say how well they predict the marks that were kept apart."""
+    heads = fit_dense(trunk, marks, *texts)
+    save_dense(heads, directory, metadata=metadata)
+    asked_at_random = [mark for mark in kept if mark.strategy == "random"]
+    return heads, mark_quality(heads, marks, asked_at_random, texts, seed=seed)
+
+
+def gain_words(quality: MarkQuality) -> str:
+    """`step: 0.120 [0.080, 0.160] nats gained over equal scores on prompts kept from training`, or why it is not known."""
+    gain = quality.gain
+    if gain.value is None:
+        return f"{quality.name}: {gain.method}"
+    return f"{quality.name}: {figure(dataclasses.asdict(gain))} nats gained over equal scores on prompts kept from training"
 
 
 def _decoder(trunk: Trunk) -> DecoderTrunk:

@@ -18,6 +18,7 @@ from karat.errors import ConfigError, InputError
 from karat.feedback.snapshot import Snapshot, read_snapshot, write_snapshot
 from karat.feedback.store import open_store
 from karat.lm.load import load_encoder, load_lm
+from karat.pipeline.beside import fit_token_rewards
 from karat.pipeline.data import check_raters, one_rater
 from karat.pipeline.gating import GATE_FRAC, calibration_bins, gate_split, main_votes, through_gate
 from karat.progress import Progress
@@ -26,9 +27,9 @@ from karat.records import Finding, Response, Vote
 from karat.reward.contributions import contribution_rows
 from karat.reward.cooling import CrossedScorer, cooled_on_new_prompts
 from karat.reward.data import check_objectives, feedback_data, split_votes
-from karat.reward.dense import fit_dense, save_dense
 from karat.reward.fit import fit_reward, n_steps_done, n_steps_planned, optimised_scorer, save_fitted
 from karat.reward.gate import gate_checks
+from karat.reward.mark_quality import MarkQuality, mark_rows
 from karat.reward.objectives import ObjectivesConfig
 from karat.reward.score import aggregate
 from karat.reward.settings import RewardConfig
@@ -182,19 +183,20 @@ def reward_from(request: RewardRequest, *, progress: Progress) -> dict[str, Any]
         )  # fmt: skip
     findings = [*fitted.findings, cooling, *said_findings(said), *checks]
     # 5. rewards of single tokens, on the trained trunk held fixed
-    marked: list[str] = []
-    marks, _ = gate_split(said.marks, frac=request.gate_frac if gate else 0.0)
+    quality: list[MarkQuality] = []
+    marks, kept = gate_split(said.marks, frac=request.gate_frac if gate else 0.0)
     if marks and isinstance(fit.model.trunk, DecoderTrunk):
-        dense = fit_dense(fit.model.trunk, marks, *texts)
-        save_dense(dense, request.out, metadata=metadata)
-        marked = list(dense.names)
+        _, quality = fit_token_rewards(
+            fit.model.trunk, marks, kept, texts, request.out, metadata=metadata, seed=request.seed
+        )
     return {
         "out": str(request.out),
         "posterior": fitted.kind,
         "objectives": list(fit.model.objectives),
         "n_judgements": said.n_judgements,
         "silent": said.silent,
-        "marked": marked,
+        "marked": [one.name for one in quality],
+        "marks": mark_rows(quality),
         "metrics": fitted.metrics,
         "contributions": contribution_rows(fit.contributions),
         "gate": gate_verdict(findings),

@@ -76,6 +76,8 @@ class VoteParts:
     """`gate` and all other kinds and scales on its prompts, the random arm."""
     marks: list[Marked]
     """What was marked inside responses, on prompts that the gate does not keep."""
+    gate_marks: list[Marked]
+    """The same on those that it keeps."""
 
 
 def train(
@@ -173,10 +175,10 @@ def vote_parts(run: Run, config: RunConfig, votes: ArtifactRef, samples: Artifac
     said = said_in(snapshot, config.reward, config.objectives, samples=newest)
     kept = [one for one in said.statements if one.prompt_id in practice]
     trained, kept_back = gate_split(kept)
-    marks, _ = gate_split([one for one in said.marks if one.prompt_id in practice])
+    marks = gate_split([one for one in said.marks if one.prompt_id in practice])
     fit, held, how = split_votes(trained, holdout_frac=config.reward.holdout_frac)
     gate = [one for one in kept_back if one.strategy == "random"]  # chosen questions are no fair sample
-    return VoteParts(snapshot, *map(main_votes, (fit, held, gate)), how, said, fit, held, gate, marks)
+    return VoteParts(snapshot, *map(main_votes, (fit, held, gate)), how, said, fit, held, gate, *marks)
 
 
 def check_jury(said: Sequence[Statement], config: RunConfig) -> None:
@@ -222,7 +224,7 @@ def judged(
     )  # fmt: skip
     dense = keep_token_rewards(
         config.dense, fit.model.trunk, parts.marks, (snapshot.prompts, parts.said.responses), directory,
-        metadata=metadata, given=given,
+        metadata=metadata, kept=parts.gate_marks, seed=run.seed, given=given,
     )  # fmt: skip
     # 2. the gate, on prompts never trained on; it looks at the whole reward, length included
     crossed = CrossedScorer(scorer, factors)  # each prompt at the temperature of the other half's votes

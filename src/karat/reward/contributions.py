@@ -121,20 +121,21 @@ def contribution_findings(found: Sequence[Contribution]) -> list[Finding]:
     ]
 
 
+def figure(estimate: Mapping[str, Any]) -> str:
+    """`0.123 [0.100, 0.150]` of an estimate as plain values, or a dash."""
+    value, low, high = (estimate[key] for key in ("value", "low", "high"))
+    if value is None:
+        return "–"
+    return f"{value:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
+
+
 def contribution_table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Rows of `contribution_rows` as cells under their headings."""
-
-    def figure(row: Mapping[str, Any], name: str) -> str:
-        value, low, high = (row[name][key] for key in ("value", "low", "high"))
-        if value is None:
-            return "–"
-        return f"{value:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
-
     head = ["objective", "kind", "judgements", "share of information", "−log P held out", "gain over no reward"]
     cells = [
         [
             str(row["objective"]), str(row["kind"]), str(row["n_judgements"]), f"{row['information_frac']:.2f}",
-            figure(row, "nll"), figure(row, "gain"),
+            figure(row["nll"]), figure(row["gain"]),
         ]
         for row in rows
     ]  # fmt: skip

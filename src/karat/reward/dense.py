@@ -188,7 +188,7 @@ def fit_dense(
     if not marks:
         raise InputError("dense rewards: found no span marks, step marks or corrections; expected at least one")
     names = tuple(sorted({name for mark in marks for name in mark.names}))
-    read = [_marked_tokens(trunk, mark, prompts, responses) for mark in marks]
+    read = [marked_tokens(trunk, mark, prompts, responses) for mark in marks]
     return DenseReward(trunk, names, *fit_marks(read, names))
 
 
@@ -297,9 +297,13 @@ def load_dense(directory: Path, trunk: DecoderTrunk) -> DenseReward:
     return DenseReward(trunk, names, **load_file(path))
 
 
-def _marked_tokens(
+def marked_tokens(
     trunk: DecoderTrunk, mark: Marked, prompts: Mapping[str, Prompt], responses: Mapping[str, Response]
 ) -> MarkedTokens:
+    """A marked response as the fit reads it.
+
+    Raises: InputError for a part that no token belongs to.
+    """
     text = responses[mark.response_ids[0]].text
     (features,) = token_features(trunk, [prompts[mark.prompt_id]], [text])
     spans = token_spans(trunk, text)
