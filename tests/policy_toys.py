@@ -33,13 +33,13 @@ def _directory() -> Path:
 
 
 @cache
-def _loaded(dtype: torch.dtype) -> LoadedLM:
-    return load_lm(_directory(), dtype=dtype, for_training=True)
+def _loaded(dtype: torch.dtype, products: torch.dtype | None) -> LoadedLM:
+    return load_lm(_directory(), dtype=dtype, for_training=True, products=products)
 
 
-def toy_lm(dtype: torch.dtype = torch.float32) -> LoadedLM:
+def toy_lm(dtype: torch.dtype = torch.float32, *, products: torch.dtype | None = None) -> LoadedLM:
     """A fresh copy of the same untrained model."""
-    lm = _loaded(dtype)
+    lm = _loaded(dtype, products)
     return replace(lm, model=copy.deepcopy(lm.model))
 
 

@@ -105,7 +105,9 @@ def _reward(place: Path, metrics: JsonlReporter, *, lora: bool = False) -> None:
     )
 
 
-def _ppo(place: Path, metrics: JsonlReporter, *, lora: bool = False, critic: bool = False) -> None:
+def _ppo(
+    place: Path, metrics: JsonlReporter, *, lora: bool = False, critic: bool = False, **loaded: torch.dtype
+) -> None:
     config = PPOConfig(
         n_iterations=N_STEPS["ppo"],
         checkpoint_every=1,
@@ -115,7 +117,7 @@ def _ppo(place: Path, metrics: JsonlReporter, *, lora: bool = False, critic: boo
         update=UpdateSettings(n_epochs=2, n_minibatches=2, learning_rate=3e-3, token_budget=200),
         value=ValueSettings(critic="separate" if critic else "shared"),
     )
-    lm = toy_lm()
+    lm = toy_lm(**loaded)
     if lora:
         lm = dataclasses.replace(lm, model=add_lora(lm.model.requires_grad_(False), 2, 4.0, seed=1))
     train_ppo(lm, PROMPTS, share_of_w3, config, **_around(place, metrics))
@@ -173,6 +175,7 @@ RECIPES: dict[str, Callable[[Path, JsonlReporter], None]] = {
     "reward-lora": lambda place, metrics: _reward(place, metrics, lora=True),
     "ppo": _ppo,
     "ppo-lora": lambda place, metrics: _ppo(place, metrics, lora=True),
+    "ppo-bfloat16": lambda place, metrics: _ppo(place, metrics, products=torch.bfloat16),
     "ppo-critic": lambda place, metrics: _ppo(place, metrics, critic=True),
     "rloo": _online(GroupConfig, train_group, method="rloo"),
     "grpo": _online(GroupConfig, train_group, method="grpo"),

@@ -26,7 +26,7 @@ FLOORS = {
 PURE = {
     "statements", "segments", "reading", "fitting", "edits", "feedback_columns", "feedback_likelihood",
     "records", "choice", "ranking", "ratings", "belief", "overopt", "probes", "tensors", "stats", "resampling",
-    "forecasts", "errors", "ledger.lineage", "lm.chat", "lm.trees", "lm.attention", "lm.losses", "lm.sampling", "lm.memory",
+    "forecasts", "errors", "ledger.lineage", "lm.chat", "lm.trees", "lm.attention", "lm.losses", "lm.sampling", "lm.memory", "lm.narrow",
     "prompts.splits", "sft.loss", "feedback.tasks", "feedback.record.merkle", "feedback.quality.agreement", "feedback.quality.reliability", "reward.posterior",
     "reward.calibration", "reward.latents", "reward.prediction", "reward.contributions", "reward.objectives", "reward.gate", "policy.advantages", "policy.objectives", "policy.kl", "policy.shaping",
     "policy.group_advantages", "policy.preference_objectives", "policy.implicit_q", "policy.selection",
@@ -48,7 +48,7 @@ PURE = {
     "reward.sampled_layer", "reward.tastes",
 }  # fmt: skip
 EFFECTFUL = {
-    "ledger.artifacts", "ledger.manifest", "lm.load", "lm.logprobs", "lm.generate", "lm.loop", "lm.parallel", "lm.together", "lm.trackers", "lm.endpoint",
+    "ledger.artifacts", "ledger.manifest", "lm.headers", "lm.load", "lm.logprobs", "lm.generate", "lm.loop", "lm.parallel", "lm.together", "lm.trackers", "lm.endpoint",
     "feedback.store", "feedback.engine", "feedback.baton", "feedback.prepared", "feedback.work.sitting", "feedback.additions", "feedback.submission", "feedback.misfits", "feedback.leases", "feedback.waiting", "feedback.snapshot", "feedback.exchange.importers", "feedback.exchange.exporters",
     "feedback.people.accounts", "feedback.work.adjudication", "feedback.work.assignment", "feedback.work.gates", "feedback.people.care", "feedback.work.check_answers",
     "feedback.work.checks", "feedback.work.check_items", "feedback.documents", "feedback.people.drafts", "feedback.keys", "feedback.openings", "feedback.work.requeue",

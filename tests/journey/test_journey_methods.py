@@ -2,11 +2,16 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from journeys import SANDBOX, inside, karat, write_config, write_rows
+from safetensors.torch import load_file
 
+from karat.lm import narrow as narrow_module
+from karat.pipeline.stages import Run
 from karat.records import Response, user_prompt
 from karat.reward.dense import fit_dense, load_dense, save_dense
 from karat.reward.score import load_scorer
@@ -166,3 +171,29 @@ def test_a_run_trains_its_own_token_rewards_from_simulated_marks(tmp_path: Path)
         assert set(dense.names) >= {"step", "wrong"}
         rows = [json.loads(line) for line in (run / "metrics" / "ppo.jsonl").read_text().splitlines()]
         assert any(abs(one.get("score/inside_mean", 0.0)) > 0 for one in rows)
+
+
+def test_every_training_stage_of_a_run_obeys_its_dtype(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """Products under gradients are counted by stage; what the stages save is float32."""
+    stage, narrow, real = [""], Counter(), narrow_module.narrow_linear
+
+    def counted(x, weight, bias, products):
+        narrow[stage[0]] += x.requires_grad
+        return real(x, weight, bias, products)
+
+    def entered(run, name, **given):
+        stage[0] = name
+        return real_stage(run, name, **given)
+
+    real_stage = Run.stage
+    monkeypatch.setattr("karat.lm.kernels.narrow_linear", counted)
+    monkeypatch.setattr(Run, "stage", entered)
+    with inside(tmp_path):
+        done = karat("run", write_config(SANDBOX, dtype="bfloat16"))
+        assert done.code == 0, done.err
+        assert {name for name, n in narrow.items() if n} == {"base", "sft", "reward", "ppo"}
+        for name in ("base", "sft", "reward", "ppo"):
+            settings = json.loads(Path(f"runs/tiny/manifests/{name}.json").read_text(encoding="utf-8"))["config"]
+            assert "bfloat16" in json.dumps(settings), name
+            for file in Path(f"runs/tiny/models/{name}").glob("*.safetensors"):
+                assert {tensor.dtype for tensor in load_file(file).values()} <= {torch.float32, torch.bool}, file

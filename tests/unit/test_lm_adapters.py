@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 import tiny_models
 from karat.errors import CheckpointError, InputError
 from karat.lm.adapters import add_lora, load_adapter, merged, reference_mode, save_adapter
-from karat.lm.load import LoadedLM, load_lm, read_header_metadata, save_lm
+from karat.lm.headers import read_header_metadata
+from karat.lm.load import LoadedLM, load_lm, save_lm
 from karat.lm.logprobs import response_logprobs
 from karat.lm.trees import Tree, pack_trees
 

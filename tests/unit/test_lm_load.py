@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertMo
 import tiny_models
 from karat.errors import CheckpointError
 from karat.lm.chat import prompt_tokens
-from karat.lm.load import load_encoder, load_lm, mean_pooled, read_header_metadata, save_encoder, save_lm
+from karat.lm.headers import read_header_metadata
+from karat.lm.load import load_encoder, load_lm, mean_pooled, save_encoder, save_lm
 from karat.records import Turn
 
 IDS = torch.tensor([[5, 9, 40, 41, 200]])

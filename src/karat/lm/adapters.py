@@ -21,7 +21,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from karat.errors import CheckpointError, InputError
-from karat.lm.load import LoadedLM, add_header_metadata
+from karat.lm.headers import add_header_metadata
+from karat.lm.load import LoadedLM
 from karat.lm.logprobs import trunk_of
 
 

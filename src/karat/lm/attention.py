@@ -26,10 +26,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from karat.errors import InvariantError
 from karat.lm.dense_attention import DenseTreeAttention, Piece, is_short, pieces_of
+from karat.lm.narrow import products_of
 from karat.lm.trees import TreeLayout, TreeSpan
 
 NAME = "karat_tree"
 _LAYOUT: ContextVar[TreeLayout | None] = ContextVar("karat_tree_layout", default=None)
+DENSE = (torch.float64, torch.float32, torch.bfloat16)  # what `DenseTreeAttention` takes
 # Arguments some architectures pass that change the result and that are not implemented here.
 UNSUPPORTED = ("s_aux", "position_bias", "head_mask", "alibi")
 
@@ -82,9 +84,11 @@ def tree_attention(
         raise InvariantError(f"tree attention: found dropout {options['dropout']}; expected 0 (karat.lm.load sets it)")
     window = options.get("sliding_window")
     if softcap is None and query.device.type == "cpu":
-        whole = query.dtype in (torch.float32, torch.float64)
-        route = DenseTreeAttention if whole and is_short(layout) else _TreeAttention
-        return route.apply(query, key, value, layout, scale, window), None
+        products = products_of(module) or query.dtype
+        if products in DENSE and is_short(layout):
+            narrow = (states.to(products) for states in (query, key, value))
+            return DenseTreeAttention.apply(*narrow, layout, scale, window).to(query.dtype), None
+        return _TreeAttention.apply(query, key, value, layout, scale, window), None
     outputs = []
     sizes = [span.stop - span.start for span in layout.spans]
     filler = layout.n_positions - sum(sizes)

@@ -116,18 +116,18 @@ class DenseTreeAttention(torch.autograd.Function):
         scale: float,
         window: int | None,
     ) -> Float[Tensor, "1 L H D"]:
-        """The attention's output, laid out by position."""
-        n_heads, n_key_heads = query.shape[1], key.shape[1]
-        plan = plan_of(layout, n_heads, n_key_heads, window, query.dtype)
+        """The attention's output, laid out by position; scores and softmax are in float32 or wider."""
+        n_heads, n_key_heads, wide = query.shape[1], key.shape[1], _wide(query.dtype)
+        plan = plan_of(layout, n_heads, n_key_heads, window, wide)
         queries, keys, values = (_by_row(t.transpose(1, 2)) for t in (query, key, value))
         outputs, kept = [], []
         for group in plan.groups:
             n_pieces, n_queries, n_keys = group.shape
             q = queries.index_select(0, group.query_rows).view(n_pieces * n_key_heads, -1, query.shape[-1])
             k, v = (t.index_select(0, group.key_rows).view(n_pieces * n_key_heads, n_keys, -1) for t in (keys, values))
-            scores = torch.bmm(q, k.transpose(1, 2)).mul_(scale)
+            scores = torch.bmm(q, k.transpose(1, 2)).to(wide).mul_(scale)
             scores.view(n_pieces, n_heads, n_queries, n_keys).add_(group.mask)
-            probs = scores.softmax(-1)
+            probs = scores.softmax(-1).to(q.dtype)
             outputs.append(torch.bmm(probs, v).view(-1, value.shape[-1]))
             kept += [q, k, v, probs]
         ctx.save_for_backward(*kept)
@@ -139,26 +139,31 @@ class DenseTreeAttention(torch.autograd.Function):
         """Gradients of queries, keys and values."""
         plan, kept = ctx.plan, ctx.saved_tensors
         query_shape, key_shape, value_shape = ctx.shapes
+        narrow, wide = grads[0].dtype, _wide(grads[0].dtype)
         grad = _by_row(grads[0])
         # laid out as the projections are, [L, heads, size], so that what follows needs no copy
-        grad_keys, grad_values = (grad.new_zeros(s[2] * s[1], s[3]) for s in (key_shape, value_shape))
+        grad_keys, grad_values = (grad.new_zeros(s[2] * s[1], s[3], dtype=wide) for s in (key_shape, value_shape))
         grad_queries = []
         for number, group in enumerate(plan.groups):
             q, k, v, probs = kept[4 * number : 4 * number + 4]
             n_pieces, n_queries, _ = group.shape
             grad_output = grad.index_select(0, group.query_rows).view(n_pieces, -1, n_queries, value_shape[-1])
             grad_output = grad_output.mul_(group.asks).view(len(k), -1, value_shape[-1])
-            grad_probs = torch.bmm(grad_output, v.transpose(1, 2))
-            grad_scores = torch._softmax_backward_data(grad_probs, probs, -1, probs.dtype).mul_(ctx.scale)
+            grad_probs = torch.bmm(grad_output, v.transpose(1, 2)).to(wide)
+            grad_scores = torch._softmax_backward_data(grad_probs, probs.to(wide), -1, wide).mul_(ctx.scale).to(narrow)
             grad_queries.append(torch.bmm(grad_scores, k).view(-1, query_shape[-1]))
             # a padded key has probability 0 for every query, so what is added at its row is 0
-            grad_keys.index_add_(0, group.key_rows, torch.bmm(grad_scores.transpose(1, 2), q).view(-1, key_shape[-1]))
-            grad_values.index_add_(
-                0, group.key_rows, torch.bmm(probs.transpose(1, 2), grad_output).view(-1, value_shape[-1])
-            )
-        found = (_put_back(grad_queries, plan), grad_keys, grad_values)
+            of_keys = torch.bmm(grad_scores.transpose(1, 2), q).view(-1, key_shape[-1])
+            of_values = torch.bmm(probs.transpose(1, 2), grad_output).view(-1, value_shape[-1])
+            grad_keys.index_add_(0, group.key_rows, of_keys.to(wide))
+            grad_values.index_add_(0, group.key_rows, of_values.to(wide))
+        found = (_put_back(grad_queries, plan), grad_keys.to(narrow), grad_values.to(narrow))
         shaped = (t.view(1, s[2], s[1], s[3]).transpose(1, 2) for t, s in zip(found, ctx.shapes, strict=True))
         return *shaped, None, None, None
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype == torch.float64 else torch.float32
 
 
 def _by_row(tensor: Float[Tensor, "1 L h D"]) -> Float[Tensor, "L*h D"]:

@@ -22,6 +22,7 @@ from karat.lm.cache import DecodeCache, DecodeStep, PrefillLayout, RowLayout, de
 from karat.lm.final_block import only_rows
 from karat.lm.kernels import for_few_rows
 from karat.lm.logprobs import head_of, trunk_of
+from karat.lm.narrow import weights_kept
 from karat.lm.sampling import draw_tokens, forbid, likeliest_tokens, token_uniforms, truncate_logits
 from karat.records import Sample
 
@@ -232,7 +233,8 @@ class _Decoder:
     def run(self, on_token: OnToken | None = None) -> None:
         """Draw until every row is done."""
         self.on_token = on_token
-        with torch.inference_mode(), decoding(self.model, self.cache), for_few_rows(head_of(self.model)[0]):
+        head = head_of(self.model)[0]
+        with torch.inference_mode(), decoding(self.model, self.cache), for_few_rows(head), weights_kept():
             self._admit()
             while self.running:
                 self._step()

@@ -20,6 +20,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from karat.lm.narrow import narrow_linear, products_of
+
 # Multiply-adds below which the call overhead of oneDNN (about 10 µs) outweighs its rate, measured on Zen 5.
 SMALLEST_PRODUCT = 1 << 20
 PROBE_TOLERANCE = 1e-5
@@ -50,9 +52,17 @@ def use_fast_kernels(model: nn.Module) -> int:
 
 
 def linear(
-    x: Float[Tensor, "*rows i"], weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None = None
+    x: Float[Tensor, "*rows i"],
+    weight: Float[Tensor, "o i"],
+    bias: Float[Tensor, " o"] | None = None,
+    products: torch.dtype | None = None,
 ) -> Float[Tensor, "*rows o"]:
-    """x·weightᵀ + bias: `torch.nn.functional.linear`, through oneDNN where that is faster."""
+    """x·weightᵀ + bias: `torch.nn.functional.linear`, through oneDNN where that is faster.
+
+    Args: products: dtype of the product (`narrow`); None = that of the weight.
+    """
+    if products is not None:
+        return narrow_linear(x, weight, bias, products)
     if not _suits(x, weight) or torch.is_autocast_enabled(x.device.type):
         return F.linear(x, weight, bias)
     return _Linear.apply(x, weight, bias)
@@ -90,7 +100,7 @@ def for_few_rows(head: nn.Module) -> Iterator[None]:
 
     def forward(self: nn.Linear, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        if torch.is_grad_enabled() or len(rows) > MOST_FEW or _suits(x, self.weight):
+        if torch.is_grad_enabled() or len(rows) > MOST_FEW or products_of(self) or _suits(x, self.weight):
             return plain(x)
         wide = self.weight @ rows.t() if self.bias is None else torch.addmm(self.bias[:, None], self.weight, rows.t())
         return wide.t().unflatten(0, x.shape[:-1])
@@ -179,11 +189,11 @@ class _RmsNorm(torch.autograd.Function):
 
 
 def _linear_forward(self: nn.Linear, x: Tensor) -> Tensor:
-    return linear(x, self.weight, self.bias)
+    return linear(x, self.weight, self.bias, products_of(self))
 
 
 def _conv1d_forward(self: Conv1D, x: Tensor) -> Tensor:
-    return linear(x, self.weight.t(), self.bias)
+    return linear(x, self.weight.t(), self.bias, products_of(self))
 
 
 def _norm_forward(module: nn.Module) -> Any:

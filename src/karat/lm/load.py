@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,14 +36,15 @@ from transformers.utils import logging as transformers_logging
 from karat.errors import CheckpointError, InputError
 from karat.lm.attention import NAME as TREE_ATTENTION
 from karat.lm.final_block import try_alone
+from karat.lm.headers import add_header_metadata
 from karat.lm.kernels import use_fast_kernels
 from karat.lm.logprobs import hidden_at, hidden_states, token_logprobs, trunk_of
+from karat.lm.narrow import products_of, use_narrow_products
 from karat.lm.trees import Tree, pack_trees, padded_batch
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # relative; narrower dtypes are allowed 5e-2
-HEADER_ALIGNMENT = 64  # bytes, as torch aligns its own memory
 Attention = Literal["tree", "sdpa"]
 
 
@@ -90,6 +90,7 @@ def load_lm(
     attention: Attention = "tree",
     for_training: bool = False,
     fast: bool = True,
+    products: torch.dtype | None = None,
 ) -> LoadedLM:
     """Load a causal language model directory and check that it is what the rest of karat relies on.
 
@@ -97,6 +98,7 @@ def load_lm(
         attention: "tree" = flat rows of trees, and plain SDPA otherwise; "sdpa" = what transformers chooses.
         for_training: True = parameters require gradients; dropout is off either way.
         fast: route linear layers and norms through `kernels` (same values to rounding, different last bits).
+        products: dtype of the matrix products under weights of `dtype` (`narrow`); None = `dtype`. Needs `fast`.
     Raises: CheckpointError (one line) for a missing or pickled or damaged checkpoint, no tokenizer, no EOS, an
         encoder-decoder, or a model whose hidden states or logits karat cannot reproduce.
     """
@@ -123,6 +125,7 @@ def load_lm(
     )
     if fast:
         use_fast_kernels(model)
+        use_narrow_products(model, products)
     _probe(lm, attention)
     return lm
 
@@ -140,9 +143,16 @@ def save_lm(lm: LoadedLM, directory: str | Path, *, metadata: Mapping[str, str])
     return _save(lm.model, lm.tokenizer, Path(directory), metadata)
 
 
-def load_encoder(path: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> LoadedEncoder:
+def load_encoder(
+    path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    products: torch.dtype | None = None,
+) -> LoadedEncoder:
     """Load a BERT-like encoder directory (sentence-transformers layout included).
 
+    Args: products: as in `load_lm`, but for the attention's; None = `dtype`.
     Raises: CheckpointError (one line) for a missing, pickled or damaged checkpoint or a decoder.
     """
     path = Path(path)
@@ -154,6 +164,9 @@ def load_encoder(path: str | Path, *, dtype: torch.dtype = torch.float32, device
     model.to(device).eval()
     if not _sees_ahead(model):
         raise CheckpointError(f"{path}: unsupported kind: found a decoder; expected a BERT-like encoder")
+    if products is not None:
+        use_fast_kernels(model)
+        use_narrow_products(model, products)
     limits = [_context_length(path, config, tokenizer), tokenizer.model_max_length]
     sentence = path / "sentence_bert_config.json"
     if sentence.exists():
@@ -296,7 +309,7 @@ def _probe(lm: LoadedLM, attention: Attention) -> None:
     n_vocabulary = lm.model.get_input_embeddings().weight.shape[0]
     ids = [(7 * i + 3) % n_vocabulary for i in range(9)]
     tree = Tree(tuple(ids[:4]), (tuple(ids[4:7]), tuple(ids[7:])))
-    device, most = lm.model.device, PROBE_TOLERANCE.get(lm.model.dtype, 5e-2)
+    device, most = lm.model.device, PROBE_TOLERANCE.get(products_of(lm.model) or lm.model.dtype, 5e-2)
     try:
         with torch.no_grad():
             batch = padded_batch([tree], lm.pad_id).to(device)
@@ -351,34 +364,6 @@ def _save(
     shutil.rmtree(directory, ignore_errors=True)
     os.replace(partial, directory)
     return directory
-
-
-def add_header_metadata(file: Path, metadata: Mapping[str, str]) -> None:
-    """Add text entries to the header of a safetensors file; its tensors stay as they are, to the byte.
-
-    Source: the format is 8 bytes of little-endian header length, the JSON header, then the data
-        (huggingface/safetensors README, "Format").
-    """
-    partial = file.with_name(f".{file.name}.partial")
-    with file.open("rb") as source, partial.open("wb") as target:
-        (n_header,) = struct.unpack("<Q", source.read(8))
-        header = json.loads(source.read(n_header))
-        header["__metadata__"] = header.get("__metadata__", {}) | dict(metadata)
-        text = json.dumps(header, separators=(",", ":")).encode()
-        # Where the data begins must not depend on how long the run's name is: kernels round differently on memory that
-        # is aligned differently, and loaded weights are views of the file.
-        text += b" " * (-(8 + len(text)) % HEADER_ALIGNMENT)
-        target.write(struct.pack("<Q", len(text)) + text)
-        shutil.copyfileobj(source, target, 1 << 24)
-        target.flush()
-        os.fsync(target.fileno())
-    os.replace(partial, file)
-
-
-def read_header_metadata(file: Path) -> dict[str, str]:
-    """The text entries in the header of a safetensors file."""
-    with safe_open(file, framework="pt") as opened:
-        return dict(opened.metadata() or {})
 
 
 @contextmanager

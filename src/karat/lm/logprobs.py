@@ -23,6 +23,7 @@ from karat.lm.attention import tree_layout
 from karat.lm.final_block import only_rows
 from karat.lm.kernels import linear, matmul
 from karat.lm.memory import KEPT_NUMBERS, rows_at_a_time
+from karat.lm.narrow import narrowed, products_of
 from karat.lm.trees import Batch, TreeBatch
 
 
@@ -137,7 +138,7 @@ def token_logprobs(
     learns = torch.is_grad_enabled() and (hidden.requires_grad or head.weight.requires_grad)
     keeps = KEPT_NUMBERS if learns and softcap is None else 0
     logprobs, entropy = _ChunkedLogprobs.apply(
-        hidden, head.weight, head.bias, token_ids, (temperature, softcap, rows, with_entropy, keeps)
+        hidden, head.weight, head.bias, token_ids, (temperature, softcap, rows, with_entropy, keeps), products_of(head)
     )
     return logprobs, entropy if with_entropy else None
 
@@ -152,7 +153,9 @@ def vocabulary_logprobs(
     head, softcap = head_of(model)
     if not isinstance(head, nn.Linear):
         raise InputError(f"vocabulary_logprobs: found an output layer {type(head).__name__}; expected a linear one")
-    return _logits(hidden, head.weight, head.bias, (temperature, softcap, 0, False)).log_softmax(1)
+    products = products_of(head) or hidden.dtype
+    factors = hidden.to(products), narrowed(head.weight, products)
+    return _logits(*factors, head.bias, (temperature, softcap, 0, False, 0)).log_softmax(1)
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
@@ -166,8 +169,12 @@ class _ChunkedLogprobs(torch.autograd.Function):
         bias: Tensor | None,
         token_ids: Tensor,
         options: tuple[float, float | None, int, bool, int],
+        products: torch.dtype | None,
     ) -> tuple[Tensor, Tensor]:
         rows, with_entropy, room = options[2:]
+        ctx.dtypes = hidden.dtype, weight.dtype
+        if products is not None:  # both factors are rounded once for all chunks and for the gradient
+            hidden, weight = hidden.to(products), narrowed(weight, products)
         kept: list[Tensor] = []  # of each of the first chunks: the logits, or without entropy exp(logit − peak)
         totals: list[Tensor] = []
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
@@ -200,7 +207,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
         grad_logprob, grad_entropy = grads
         hidden, weight, bias, token_ids, normaliser, entropy = ctx.saved_tensors
         temperature, softcap, rows, with_entropy, _ = ctx.options
-        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        of_hidden, of_weight = ctx.dtypes
+        grad_hidden = torch.empty_like(hidden, dtype=of_hidden) if ctx.needs_input_grad[0] else None
         # the weight's gradient as [d, V]: hidden states are less to turn round than logits; summed over chunks in float32
         # even where the weights are narrower
         turned: Tensor | None = None
@@ -234,8 +242,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
                 grad_bias += grad.sum(0).to(grad_bias.dtype)
         grad_weight = None
         if ctx.needs_input_grad[1]:
-            grad_weight = torch.zeros_like(weight) if turned is None else turned.t().to(weight.dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None
+            grad_weight = torch.zeros_like(weight, dtype=of_weight) if turned is None else turned.t().to(of_weight)
+        return grad_hidden, grad_weight, grad_bias, None, None, None
 
 
 def _logit_gradient(log_probs: Tensor, grad_logprob: Tensor, uncertain: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -256,9 +264,12 @@ def _logits(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[float, float | None, int, bool, int]
 ) -> Tensor:
     temperature, softcap = options[:2]
-    logits = linear(hidden, weight, bias)
+    narrow = bias is not None and bias.dtype != weight.dtype  # products narrower than the weights: the sum is not
+    logits = linear(hidden, weight, None if narrow else bias)
     if logits.dtype != torch.float64:
         logits = logits.float()
+    if narrow:
+        logits = logits.add_(bias)
     if softcap is not None:
         logits = logits.div_(softcap).tanh_().mul_(softcap)
     return logits.div_(temperature) if temperature != 1.0 else logits

@@ -21,6 +21,10 @@ LOGIT_COPIES = 3
 SAVED_WIDE, SAVED_HEADS, SAVED_MLP = 4, 3, 4
 """Tensors that a block keeps for the backward pass: as wide as the residual stream (two norms, before and after), as
 the heads (before and after rotation, the attention's output), as the MLP (gate, up, activated, product)."""
+NARROW_WIDE, NARROW_HEADS, NARROW_MLP = 4.5, 2.0, 4.0
+"""The same where products are bfloat16: what goes into one is kept in half as many bytes, once for each product."""
+ROUNDED_BYTES = 2
+"""Of a weight's rounded copy, kept from forward to backward pass."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class ModelSize:
     """Tokens."""
     bytes_per_number: int = 4
     """4 = float32."""
+    narrow: bool = False
+    """True = matrix products in training take bfloat16 (`narrow`): two bytes more a weight, fewer an activation."""
 
     @property
     def weight_bytes(self) -> int:
@@ -82,8 +88,9 @@ def activation_bytes(size: ModelSize, n_tokens: int) -> int:
 
     layers · tokens · (4·hidden + 3·(queries + keys) + 4·mlp) · bytes
     """
-    kept = SAVED_WIDE * size.hidden + SAVED_HEADS * (size.query_width + size.key_width) + SAVED_MLP * size.mlp
-    return size.layers * n_tokens * kept * size.bytes_per_number
+    wide, heads, mlp = (NARROW_WIDE, NARROW_HEADS, NARROW_MLP) if size.narrow else (SAVED_WIDE, SAVED_HEADS, SAVED_MLP)
+    kept = wide * size.hidden + heads * (size.query_width + size.key_width) + mlp * size.mlp
+    return round(size.layers * n_tokens * kept * size.bytes_per_number)
 
 
 def training_bytes(size: ModelSize, *, n_trained: int, n_tokens: int, n_copies: int = 0) -> int:
@@ -94,6 +101,7 @@ def training_bytes(size: ModelSize, *, n_trained: int, n_tokens: int, n_copies: 
         n_copies: further models in memory that are not trained (a reference policy, a reward model).
     """
     held = size.weight_bytes * (1 + n_copies) + 3 * n_trained * size.bytes_per_number
+    held += ROUNDED_BYTES * size.parameters * size.narrow
     logits = LOGIT_COPIES * max(CHUNK_NUMBERS, LEAST_ROWS * size.vocabulary) + KEPT_NUMBERS
     return held + activation_bytes(size, n_tokens) + logits * 4
 

@@ -10,7 +10,7 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from karat.errors import KaratError
 from karat.lm.chat import prompt_tokens
 from karat.lm.load import LoadedLM, load_lm
 from karat.lm.memory import ModelSize, size_of
+from karat.lm.narrow import fast_here
 from karat.lm.trackers import check_trackers
 from karat.pipeline.data import read_demonstrations, read_prompts
 from karat.pipeline.dead import cautions, contradictions, dead_settings
@@ -74,6 +75,7 @@ def check_config(path: Path, overrides: list[str], *, directory: Path, progress:
                 Check("source", True, f"{counts.policy_prompts} prompts, {counts.demonstrations} demonstrations"),
                 Check("model", True, f"{lm.path if config.sandbox is None else 'from nothing'}: EOS {lm.eos_ids[0]}, "
                       f"PAD {lm.pad_id}, context {lm.context_length} tokens"),
+                _dtype(config),
                 _context(config, counts, lm),
                 _prompts_enough(config, counts),
             ]  # fmt: skip
@@ -123,7 +125,8 @@ def _look_at_source(config: RunConfig, place: Workplace) -> tuple[Counts, Loaded
         votes=votes,
         longest_prompt=max((len(prompt_tokens(lm.tokenizer, prompt.turns)) for prompt in asked), default=0),
     )
-    return counts, lm, size_of(lm.model.config, _parameters(model))
+    size = size_of(lm.model.config, _parameters(model))
+    return counts, lm, replace(size, narrow=config.dtype == "bfloat16")
 
 
 def _parameters(model: Path) -> int:
@@ -131,6 +134,16 @@ def _parameters(model: Path) -> int:
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model, local_files_only=True))
     return sum(parameter.numel() for parameter in empty.parameters())
+
+
+def _dtype(config: RunConfig) -> Check:
+    if config.dtype == "float32":
+        return Check("dtype", True, "float32")
+    if fast_here():
+        return Check("dtype", True, "bfloat16 in matrix products; weights, moments and what is saved are float32")
+    return Check(
+        "dtype", False, "bfloat16 on a processor without arithmetic for it: slower than float32", needed=False
+    )  # fmt: skip
 
 
 def _context(config: RunConfig, counts: Counts, lm: LoadedLM) -> Check:

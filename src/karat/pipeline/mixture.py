@@ -21,6 +21,7 @@ from karat.lm.load import load_encoder, load_lm
 from karat.pipeline.beside import fit_token_rewards
 from karat.pipeline.data import check_raters, one_rater
 from karat.pipeline.gating import GATE_FRAC, calibration_bins, gate_split, main_votes, through_gate
+from karat.pipeline.model_settings import PRODUCTS, Dtype
 from karat.progress import Progress
 from karat.reading import Said, statements_of
 from karat.records import Finding, Response, Vote
@@ -68,6 +69,8 @@ class RewardRequest:
     them, everything is trained on, and the gate is not measured."""
     seed: int = 0
     """Everything random follows from it."""
+    dtype: Dtype = "float32"
+    """Of the matrix products in training: float32 or bfloat16. Weights, moments and what is saved are float32 in any case."""
     allow_one_rater: bool = False
     """True = fit the reward although one rater gave everything."""
 
@@ -159,7 +162,7 @@ def reward_from(request: RewardRequest, *, progress: Progress) -> dict[str, Any]
         if request.reward.checkpoint_every:
             bar.reach(n_steps_done(request.reward, training))
         fitted = fit_reward(
-            lambda: open_trunk(request.model), train, *texts, config=request.reward, seed=request.seed,
+            lambda: open_trunk(request.model, request.dtype), train, *texts, config=request.reward, seed=request.seed,
             validation=held or None, directory=training, reporters=[bar],
         )  # fmt: skip
     fitted, factors, cooling = cooled_on_new_prompts(fitted, gate, *texts)
@@ -226,7 +229,7 @@ def gate_verdict(findings: Sequence[Finding]) -> str:
     return next((status for status in ("fail", "not measured") if status in found), "pass")
 
 
-def open_trunk(path: Path) -> Trunk:
+def open_trunk(path: Path, dtype: Dtype = "float32") -> Trunk:
     """A decoder as a trunk, or an encoder where the checkpoint says that it is a bare model (`BertModel`).
 
     Raises: CheckpointError for a directory that holds neither.
@@ -235,8 +238,8 @@ def open_trunk(path: Path) -> Trunk:
     named = json.loads(config.read_text(encoding="utf-8")).get("architectures") if config.is_file() else None
     kind = named[0] if named else ""
     if kind.endswith("Model") and not kind.endswith("LMHeadModel"):
-        return EncoderTrunk(load_encoder(path))
-    return DecoderTrunk(load_lm(path, for_training=True))
+        return EncoderTrunk(load_encoder(path, products=PRODUCTS[dtype]))
+    return DecoderTrunk(load_lm(path, for_training=True, products=PRODUCTS[dtype]))
 
 
 def _snapshot(request: RewardRequest) -> Snapshot:

@@ -25,6 +25,7 @@ from karat.overopt import distinct_frac
 from karat.pipeline.beside import beside_the_score, paid_by
 from karat.pipeline.data import practised, read_demonstrations, read_prompts, read_texts, write_rows
 from karat.pipeline.methods import Around, Material, Trained, n_steps, run_method
+from karat.pipeline.model_settings import PRODUCTS, dtype_key
 from karat.pipeline.models import load_for_training
 from karat.pipeline.panel import Panel
 from karat.pipeline.populations import OF_GROUPS, open_scorer
@@ -69,7 +70,7 @@ def train(
     lengths = [float(n) for row in samples.lengths for n in row]
     watcher = Watcher(watch_rules(config, usual, lengths), directory=place.checkpoints / "watcher")
     # 2. the method
-    lm = load_for_training(sft, config.lora, seed=child_seed(run.seed, "ppo", "lora"))
+    lm = load_for_training(sft, config.lora, seed=child_seed(run.seed, "ppo", "lora"), dtype=config.dtype)
     score = (
         asked_once(named_score(config.score, http=config.score_http))
         if config.score
@@ -94,7 +95,7 @@ def train(
     look = looker(
         scorer, splits["validation"], config, source.gold, seed=seed, panel=panel,
         novel_frac=novelty_of(scorer, run.directory / given["reward"].path),
-        reference=None if config.rollout is not None else load_lm(sft),
+        reference=None if config.rollout is not None else load_lm(sft, products=PRODUCTS[config.dtype]),
     )  # fmt: skip
     with training_reporters(place, name, n_steps(config, material)) as reporters:
         seed = child_seed(run.seed, "ppo")
@@ -175,9 +176,9 @@ def check_demonstrations(config: RunConfig, path: Path) -> None:
 
 
 def further_settings(config: RunConfig) -> list[Any]:
-    """What else the policy depends on, where it is set: what pays it, and what charges it."""
+    """What else the policy depends on, where it is set: what pays and charges it, and the dtype it is trained in."""
     settings: list[Any] = [config.score, source_hash(config.score)] if config.score else []
-    settings += [config.dense] if config.dense.weights else []
+    settings += ([config.dense] if config.dense.weights else []) + dtype_key(config.dtype)
     settings += [config.constraint] if config.constraint is not None else []
     cost = config.constraint.cost if config.constraint is not None else ""
     return settings + ([source_hash(cost)] if cost else [])

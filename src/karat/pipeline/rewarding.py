@@ -107,7 +107,7 @@ def train(
     n_done = n_steps_done(config.reward, place.training)
     with training_reporters(place, "reward model", n_steps, n_done=n_done) as reporters:
         fitted = fit_reward(
-            lambda: DecoderTrunk(load_for_training(path, config.lora, seed=lora_seed)), parts.fit, prompts, responses,
+            lambda: DecoderTrunk(load_for_training(path, config.lora, seed=lora_seed, dtype=config.dtype)), parts.fit, prompts, responses,
             config=config.reward, seed=seed, validation=parts.held or None, directory=place.training,
             reporters=reporters,
         )  # fmt: skip

@@ -36,6 +36,7 @@ from karat.pipeline.data import (
     vote_figures,
     write_texts,
 )
+from karat.pipeline.model_settings import dtype_key
 from karat.pipeline.models import load_for_training
 from karat.pipeline.people import add_for_later, as_a_page_asks
 from karat.pipeline.settings import CollectSettings, RunConfig
@@ -75,9 +76,8 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     *_, base = source.base(run, done["source"])
     # 3. supervised fine-tuning
     work = partial(fine_tune, run, base, config)
-    done["sft"] = run.stage(
-        "sft", inputs=(base, demonstrations), config=[config.sft, config.lora], work=work, together=True
-    )
+    settings = [config.sft, config.lora, *dtype_key(config.dtype)]
+    done["sft"] = run.stage("sft", inputs=(base, demonstrations), config=settings, work=work, together=True)
     sft = output(done["sft"], "model")
     if until == "sft":
         return done
@@ -96,7 +96,7 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     check_raters(done["collect"].metrics.get("one_rater", False), allow_one=config.allow_one_rater)
     # 5. the reward model and its gate
     settings = [config.reward, config.objectives, config.aggregator, config.gate, config.pluralism]
-    settings += [config.lora] if config.lora else []
+    settings += ([config.lora] if config.lora else []) + dtype_key(config.dtype)
     settings += [config.dense] if config.dense.weights else []
     station = rewarding.train if given is None else rewarding.take
     start = sft if given is None else given
@@ -161,7 +161,9 @@ def fine_tune(run: Run, base: ArtifactRef, config: RunConfig, place: Workplace) 
             notes=["without demonstrations the supervised policy is the checkpoint itself"],
         )
     train, held_out = practised(demonstrations)
-    lm = load_for_training(run.directory / base.path, config.lora, seed=child_seed(run.seed, "sft", "lora"))
+    lm = load_for_training(
+        run.directory / base.path, config.lora, seed=child_seed(run.seed, "sft", "lora"), dtype=config.dtype
+    )
     with training_reporters(place, "sft", config.sft.n_steps(len(train))) as reporters:
         result = train_sft(
             lm, train, config.sft, seed=child_seed(run.seed, "sft"), held_out=held_out, directory=place.training,

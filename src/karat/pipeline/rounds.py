@@ -21,6 +21,7 @@ from karat.lm import parallel
 from karat.pipeline import optimise, rewarding
 from karat.pipeline.data import vote_figures
 from karat.pipeline.gating import gate_split
+from karat.pipeline.model_settings import dtype_key
 from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Source
 from karat.pipeline.stages import Output, Run, StageResult, Workplace, findings_of, output
@@ -79,7 +80,7 @@ def run_rounds(
         # 2. the reward, fitted to the votes of all rounds
         replay = output(done, "replay")
         settings = [config.reward, config.objectives, config.aggregator, config.gate, config.lora]
-        settings += [config.dense] if config.dense.weights else []
+        settings += ([config.dense] if config.dense.weights else []) + dtype_key(config.dtype)
         newest = output(done, "samples")
         work = partial(rewarding.train, run, config, source, sft, replay, samples, newest=newest)
         fitted = stage("reward", inputs=(sft, replay, samples, newest), config=settings, work=work, together=True)

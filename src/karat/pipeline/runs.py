@@ -23,6 +23,7 @@ from karat.lm import parallel
 from karat.lm.trackers import check_trackers
 from karat.pipeline import people, preferences, sandbox, votes
 from karat.pipeline.arenas import take_run_arenas
+from karat.pipeline.model_settings import dtype_key
 from karat.pipeline.payment import check_payment
 from karat.pipeline.reporting import REPORT, write_report
 from karat.pipeline.river import run_river
@@ -188,7 +189,7 @@ def source_of(config: RunConfig, seed: int, desk: Desk | None = None) -> Source:
 
 def _trained_base(config: RunConfig, seed: int, run: Run, source: Manifest) -> tuple[ArtifactRef, ...]:
     assert config.sandbox is not None
-    settings = [config.sandbox.world, config.sandbox.model, config.base]
+    settings = [config.sandbox.world, config.sandbox.model, config.base, *dtype_key(config.dtype)]
     texts = output(source, "base_texts")
     work = partial(sandbox.train_base, config, seed)
     manifest = run.stage("base", inputs=(texts,), config=settings, work=work, together=True)

@@ -18,8 +18,9 @@ from karat.feedback.store import Store
 from karat.ledger.artifacts import write_text
 from karat.lm import parallel
 from karat.lm.fresh import word_tokenizer, write_fresh_decoder
-from karat.lm.load import load_lm, save_lm
+from karat.lm.load import save_lm
 from karat.pipeline.data import write_demonstrations, write_prompts
+from karat.pipeline.models import load_for_training
 from karat.pipeline.people import collect_from_people, open_to_people
 from karat.pipeline.settings import CollectSettings, RunConfig, SandboxSettings
 from karat.pipeline.sources import Gold
@@ -107,7 +108,7 @@ def write_untrained(config: RunConfig, seed: int, directory: Path) -> Path:
 def train_base(config: RunConfig, seed: int, place: Workplace) -> StageResult:
     """A decoder with random weights, trained on the world's texts until it writes them."""
     fresh = parallel.from_main(lambda: write_untrained(config, seed, place.checkpoints / "fresh"))
-    lm = load_lm(fresh, for_training=True)
+    lm = load_for_training(fresh, None, seed=0, dtype=config.dtype)
     texts = (place.directory / "data" / "base_texts.txt").read_text(encoding="utf-8").splitlines()
     with training_reporters(place, "base model", config.base.n_steps(len(texts))) as reporters:
         result = train_on_texts(

@@ -15,6 +15,7 @@ from karat.feedback.acquisition import LEAST_RANDOM, STRATEGIES, Strategy
 from karat.lm.fresh import DecoderShape
 from karat.lm.trackers import TrackerName
 from karat.pipeline.beside_settings import ConstraintConfig, DenseSettings, check_beside_settings, check_measurable
+from karat.pipeline.model_settings import Dtype, LoraSettings
 from karat.pipeline.served import ServedPolicy, check_served
 from karat.pipeline.watch_settings import WatchSettings
 from karat.policy.method_settings import (
@@ -156,20 +157,6 @@ class EvaluateSettings:
             raise ConfigError(f"evaluate.best_of: found {self.best_of}; expected numbers in 1 … {self.n_best_of}")
 
 
-@dataclass(frozen=True)
-class LoraSettings:
-    """Low-rank adapters instead of all weights; the reference policy is then the adapter switched off."""
-
-    rank: int = 16
-    """r, ≥ 1."""
-    alpha: float = 32.0
-    """The update is scaled by alpha/r."""
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0:
-            raise ConfigError(f"lora: found rank={self.rank}, alpha={self.alpha}; expected ≥ 1 and > 0")
-
-
 Algorithm = Literal[
     "ppo", "rloo", "grpo", "reinforce_pp", "online_dpo", "expert_iteration", "dpo", "ipo", "kto", "ilql"
 ]
@@ -204,6 +191,8 @@ class RunConfig:
     lora: LoraSettings | None = None
     """Adapters for fine-tuning, the reward model and the optimiser; None = all weights are trained. What is saved is
     merged."""
+    dtype: Dtype = "float32"
+    """Of the matrix products in training: float32 or bfloat16. Weights, moments and what is saved are float32 in any case."""
     collect: CollectSettings = field(default_factory=CollectSettings)
     """Questions put to raters."""
     reward: RewardConfig = field(default_factory=RewardConfig)

@@ -27,6 +27,7 @@ from karat.lm import parallel
 from karat.lm.load import load_encoder, load_lm
 from karat.lm.trackers import TrackerName, check_trackers
 from karat.pipeline.data import check_raters, one_rater
+from karat.pipeline.model_settings import PRODUCTS, Dtype, dtype_key
 from karat.pipeline.reporting import write_report
 from karat.pipeline.settings import ONE_RATER
 from karat.pipeline.stages import (
@@ -92,6 +93,8 @@ class VotesConfig:
     """Directory of a decoder, instead of an encoder."""
     max_tokens: int = 160
     """Encoder only: longer texts are cut."""
+    dtype: Dtype = "float32"
+    """Of the matrix products in training: float32 or bfloat16. Weights, moments and what is saved are float32 in any case."""
     n_folds: int = 4
     """Folds by topic."""
     ngram_l2: float = 4.0
@@ -149,11 +152,18 @@ def run_once(config: VotesConfig, *, seed: int, directory: Path, progress: Progr
                 str(config.decoder),
                 fold,
                 config.n_folds,
+                *dtype_key(config.dtype),
             ]
             folds.append(run.stage(f"fold-{fold}", inputs=(snapshot, consensus), config=key, work=work, together=True))
         work = partial(fit_all, run, config, snapshot, [output(manifest, "rows") for manifest in folds])
-        rows = tuple(output(manifest, "rows") for manifest in folds)
-        run.stage("reward", inputs=(snapshot, *rows), config=config.reward, work=work, together=True)
+        rows, more = tuple(output(manifest, "rows") for manifest in folds), dtype_key(config.dtype)
+        run.stage(
+            "reward",
+            inputs=(snapshot, *rows),
+            config=[config.reward, *more] if more else config.reward,
+            work=work,
+            together=True,
+        )
         return parallel.from_main(lambda: write_report(directory))
 
 
@@ -311,7 +321,7 @@ def load_trunk(config: VotesConfig) -> Trunk:
     Raises: ConfigError when the default encoder's package is not installed.
     """
     if config.decoder is not None:
-        return DecoderTrunk(load_lm(config.decoder, for_training=True))
+        return DecoderTrunk(load_lm(config.decoder, for_training=True, products=PRODUCTS[config.dtype]))
     path = config.encoder
     if path is None:
         package = importlib.util.find_spec(PACKAGED_ENCODER)
@@ -321,7 +331,7 @@ def load_trunk(config: VotesConfig) -> Trunk:
                 "or set encoder to a directory"
             )
         path = Path(package.origin).parent / "model"
-    return EncoderTrunk(load_encoder(path), max_tokens=config.max_tokens)
+    return EncoderTrunk(load_encoder(path, products=PRODUCTS[config.dtype]), max_tokens=config.max_tokens)
 
 
 def _majority(snapshot: Snapshot) -> list[Consensus]:

@@ -22,6 +22,7 @@ from karat.lm import parallel
 from karat.lm.adapters import merged
 from karat.lm.load import LoadedLM, save_lm
 from karat.lm.loop import LoopConfig, Reporter, TrainState, run_loop
+from karat.lm.narrow import described
 from karat.policy.epochs import POLICY, StepCounts
 from karat.policy.watcher import Watcher, WatchRules
 from karat.records import Prompt
@@ -155,7 +156,9 @@ def identity_of(config: Any, seed: int, inputs: Mapping[str, Any], *modules: nn.
     hashed = {
         name: dict(value) if isinstance(value, Mapping) else content_id(name, value) for name, value in inputs.items()
     }
-    return {"settings": settings, "seed": seed, **hashed, "starting weights": digest.hexdigest()}
+    narrow = [name for module in modules if module is not None for name in described(module)]
+    products = {"products": narrow[0]} if narrow else {}  # absent where it is float32, as it always was
+    return {"settings": settings, "seed": seed, **hashed, "starting weights": digest.hexdigest(), **products}
 
 
 def prompt_ids(prompts: Sequence[Prompt]) -> list[str]:

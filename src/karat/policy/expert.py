@@ -16,6 +16,7 @@ from karat.lm.load import LoadedLM
 from karat.lm.logprobs import response_logprobs
 from karat.lm.loop import Reporter, TrainState, linear_warmup_decay
 from karat.lm.losses import token_nll
+from karat.lm.narrow import tolerance
 from karat.lm.trees import Tree
 from karat.policy.actor import Policy, build_policy
 from karat.policy.beside import Beside
@@ -120,7 +121,7 @@ def expert_iteration(
         seed=child_seed(seed, "ppo", "sample", iteration),
     )
     if iteration == 0:
-        check_start_at_reference(rollout, config.update.ratio_tolerance)
+        check_start_at_reference(rollout, tolerance(policy.lm.model, config.update.ratio_tolerance))
     # 2. the best of each prompt
     paid = paid_scores(rollout, config.reward)
     groups = paid.unflatten(0, (-1, rollout.n_samples))

@@ -20,6 +20,7 @@ from karat.lm import parallel
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import response_logprobs
 from karat.lm.loop import Reporter, TrainState, linear_warmup_decay
+from karat.lm.narrow import tolerance
 from karat.lm.trees import TreeBatch, branch_sums, flat_of
 from karat.policy.actor import Policy, build_policy
 from karat.policy.beside import Beside, check_beside, data_losses, dense_metrics, dense_rewards, response_costs
@@ -141,7 +142,7 @@ def group_iteration(
         with_logprobs=not one_pass,
     )
     if iteration == 0 and not one_pass:
-        check_start_at_reference(rollout, config.update.ratio_tolerance)
+        check_start_at_reference(rollout, tolerance(policy.lm.model, config.update.ratio_tolerance))
     # 2. advantages
     coef = controller.coef
     inside = dense_rewards(rollout, beside, lm=policy.lm)
@@ -171,7 +172,7 @@ def group_iteration(
     if own is not None:
         rollout = replace(rollout, logprobs=torch.stack(parallel.gathered(own)).sum(0).to(own.device))
         if iteration == 0:
-            check_start_at_reference(rollout, config.update.ratio_tolerance)
+            check_start_at_reference(rollout, tolerance(policy.lm.model, config.update.ratio_tolerance))
     kl = kl_summary(rollout.logprobs, rollout.ref_logprobs, rollout.response_mask)
     controller.update(kl.k1_per_sequence, config.n_sequences)
     metrics = rollout_metrics(rollout, paid, kl) | group_metrics(work, paid)
@@ -299,7 +300,7 @@ class GroupUpdate:
                 self.own_logprobs[minibatch.rows[batch.branch_id[batch.branch_of]], batch.offset_of] = logprobs.detach()
             yield self._loss(minibatch, batch, logprobs, first=first)
         if first:
-            check_first_ratio(self.stats, self.config.update.ratio_tolerance)
+            check_first_ratio(self.stats, tolerance(self.policy.lm.model, self.config.update.ratio_tolerance))
         yield from self.extra(self.stats)
         del name
 

@@ -18,6 +18,7 @@ from karat.lm import parallel
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import response_logprobs
 from karat.lm.loop import Reporter, TrainState, linear_warmup_decay
+from karat.lm.narrow import tolerance
 from karat.lm.trees import Tree
 from karat.policy.actor import Policy, build_policy
 from karat.policy.beside import Beside, check_beside, data_losses
@@ -126,7 +127,7 @@ def online_dpo_iteration(
         seed=child_seed(seed, "ppo", "sample", iteration),
     )
     if iteration == 0:
-        check_start_at_reference(rollout, config.update.ratio_tolerance)
+        check_start_at_reference(rollout, tolerance(policy.lm.model, config.update.ratio_tolerance))
     # 2. pairs
     paid = paid_scores(rollout, config.reward)
     compared = compared_responses(rollout, paid, config)

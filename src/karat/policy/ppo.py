@@ -19,6 +19,7 @@ from karat.errors import ConfigError, InputError, InvariantError
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import trunk_of
 from karat.lm.loop import Reporter, TrainState, linear_warmup_decay
+from karat.lm.narrow import tolerance
 from karat.policy.actor import ActorCritic, build_actor
 from karat.policy.advantages import Advantages, gae_advantages
 from karat.policy.beside import (
@@ -161,7 +162,7 @@ def ppo_iteration(
     )
     kl = kl_summary(rollout.logprobs, rollout.ref_logprobs, rollout.response_mask)
     if iteration == 0:
-        check_start_at_reference(rollout, config.update.ratio_tolerance)
+        check_start_at_reference(rollout, tolerance(actor.lm.model, config.update.ratio_tolerance))
     # 2. rewards and advantages
     coef = controller.coef
     inside = dense_rewards(rollout, beside, lm=actor.lm)

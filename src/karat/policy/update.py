@@ -13,6 +13,7 @@ from torch import Tensor
 
 from karat.lm.logprobs import response_logprobs
 from karat.lm.loop import TrainState
+from karat.lm.narrow import tolerance
 from karat.lm.trees import TreeBatch, flat_of
 from karat.policy.actor import ActorCritic, token_scores, token_values
 from karat.policy.advantages import Advantages
@@ -127,7 +128,7 @@ def minibatch_losses(update: _Update, minibatch: Minibatch, name: str) -> Iterat
             value_loss = _value_part(update, minibatch, batch, scores.values)
             yield policy_loss + update.config.value.vf_coef * value_loss
     if first:
-        check_first_ratio(update.stats, update.config.update.ratio_tolerance)
+        check_first_ratio(update.stats, tolerance(actor.lm.model, update.config.update.ratio_tolerance))
     if update.train_policy and name == POLICY:
         yield from update.extra(update.stats)
 

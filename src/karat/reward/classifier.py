@@ -24,7 +24,7 @@ from karat.belief import ScoreScale
 from karat.choice import RaterParams
 from karat.errors import InputError
 from karat.lm.classifiers import LoadedClassifier, classifier_tokens, load_classifier
-from karat.lm.load import add_header_metadata
+from karat.lm.headers import add_header_metadata
 from karat.records import Finding, Prompt
 from karat.reward.calibration import LOG_TEMPERATURE_BOUND, VoteModel
 from karat.reward.data import VoteData

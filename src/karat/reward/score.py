@@ -33,7 +33,8 @@ from karat.errors import CheckpointError, ConfigError, InputError
 from karat.lm.adapters import merged_trunk
 from karat.lm.attention import NAME as TREE_ATTENTION
 from karat.lm.classifiers import is_classifier, load_classifier
-from karat.lm.load import LoadedEncoder, LoadedLM, add_header_metadata, load_encoder, save_encoder
+from karat.lm.headers import add_header_metadata
+from karat.lm.load import LoadedEncoder, LoadedLM, load_encoder, save_encoder
 from karat.records import Prompt, ScoreFn
 from karat.reward.calibration import VoteModel
 from karat.reward.classifier import PLAIN_VOTES, UNSCALED, ClassifierTrunk, classifier_model, copy_classifier

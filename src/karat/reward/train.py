@@ -27,6 +27,7 @@ from karat.errors import ConfigError, InputError
 from karat.feedback_columns import Channel, FeedbackParams
 from karat.identity import content_id
 from karat.lm.loop import LoopConfig, Reporter, TrainState, check_skipped, run_loop
+from karat.lm.narrow import described, products_of, use_narrow_products
 from karat.records import Estimate, Finding, Prompt, Response
 from karat.reward.calibration import LOG_TEMPERATURE_BOUND, VoteModel
 from karat.reward.contributions import Contribution, contributions
@@ -143,7 +144,8 @@ def train_reward(
     run = _start(trunk, data, held, config, seed)
 
     # 3. gradient steps, raters by turns, best epoch kept
-    fingerprint = content_id("reward", [dataclasses.asdict(config), seed, [v.judgement_id for v in train]])
+    about = [dataclasses.asdict(config), seed, [v.judgement_id for v in train], *described(trunk.module)]
+    fingerprint = content_id("reward", about)
     if directory is not None and config.checkpoint_every == 0:
         directory = None
     loop = LoopConfig(n_steps=run.n_steps, checkpoint_every=config.checkpoint_every)
@@ -155,7 +157,10 @@ def train_reward(
     if held is not None:
         run.copy.give(trained_weights(run.model))
 
-    # 4. raters and temperature for the final weights
+    # 4. raters and temperature for the final weights, whose products are float32 wherever they are used from here on
+    if products_of(trunk.module) is not None:
+        use_narrow_products(run.model, None)
+        run.held_scores = None
     return _finish(run, how=how, stopped=stopped)
 
 

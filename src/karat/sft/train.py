@@ -21,6 +21,7 @@ from karat.lm.load import LoadedLM
 from karat.lm.logprobs import response_logprobs
 from karat.lm.loop import LoopConfig, Reporter, TrainState, check_skipped, linear_warmup_decay, optimiser_step, run_loop
 from karat.lm.losses import token_nll
+from karat.lm.narrow import described
 from karat.lm.trees import Tree, cut_trees, pack_trees
 from karat.records import Demonstration
 from karat.seeding import torch_generator
@@ -175,7 +176,7 @@ def train_on_pairs(
         return {"nll_per_token": last_nll, "grad_norm": norm, "learning_rate": rate, "n_tokens": float(n_tokens)}
 
     # 3. the loop, then what was kept out
-    fingerprint = content_id("sft", [config, seed, [list(map(list, pair)) for pair in pairs]])
+    fingerprint = content_id("sft", [config, seed, [list(map(list, pair)) for pair in pairs], *described(lm.model)])
     loop = LoopConfig(n_steps, config.checkpoint_every)
     run_loop(state, step, loop, directory=directory, fingerprint=fingerprint, reporters=reporters)
     kept_out = mean_nll(lm, held_out, config.token_budget) if held_out else None

@@ -1,0 +1,112 @@
+"""Matrix products in bfloat16 under float32 weights.
+
+A model that is marked here takes the products of its linear layers, its attention over trees and its output layer in
+bfloat16: both factors are rounded, sums inside a product are float32. Everything else stays in float32: weights, their
+gradients and moments, the residual stream, norms, softmax, log-probabilities and losses. Weights are rounded anew in
+every pass, so that a step of 1e-6 is not lost, and nothing more than the float32 weights has to be saved for an exact
+resume (docs/decisions/0020). Knows modules and tensors; knows nothing about language.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+MARK = "karat_products"
+"""Attribute of the modules of a model whose products are narrower than its weights; copies of the model keep it."""
+ROUNDING = 0.1
+"""Largest difference in nats expected between two computations of one log-probability whose products are bfloat16."""
+_KEPT: ContextVar[dict[tuple[Any, ...], tuple[Tensor, Tensor]] | None] = ContextVar("karat_kept_weights", default=None)
+
+
+def use_narrow_products(model: nn.Module, products: torch.dtype | None) -> None:
+    """Mark a model and all its modules; None = products in the dtype of the weights."""
+    for module in model.modules():
+        setattr(module, MARK, products)
+
+
+def products_of(module: nn.Module) -> torch.dtype | None:
+    """The dtype that a module takes its products in; None = that of its weights."""
+    return getattr(module, MARK, None)
+
+
+def described(module: nn.Module) -> list[str]:
+    """The dtype of a module's products for a fingerprint; [] where it is that of the weights, as it always was."""
+    products = products_of(module)
+    return [] if products is None else [str(products).removeprefix("torch.")]
+
+
+def tolerance(module: nn.Module, stated: float) -> float:
+    """What two computations of one log-probability may differ by: as stated, or the rounding of narrow products."""
+    return stated if products_of(module) is None else max(stated, ROUNDING)
+
+
+def fast_here() -> bool:
+    """Whether this machine multiplies bfloat16 faster than float32, as far as PyTorch can tell."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(question() for question in asked if question is not None)
+
+
+@contextmanager
+def weights_kept() -> Iterator[None]:
+    """Within the block rounded weights are kept and used again: for passes between which no weight changes."""
+    token = _KEPT.set({})
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
+
+
+def narrowed(weight: Tensor, products: torch.dtype) -> Tensor:
+    """A weight rounded for a product, without gradient."""
+    kept = _KEPT.get()
+    if kept is None:
+        return weight.detach().to(products)
+    # by its place in memory, for a transposed view is another object each time
+    key = (weight.data_ptr(), weight.shape, weight.stride(), products)
+    if key not in kept:
+        kept[key] = (weight, weight.detach().to(products))  # with the weight, so that its place stays its own
+    return kept[key][1]
+
+
+def narrow_linear(
+    x: Float[Tensor, "*rows i"], weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None, products: torch.dtype
+) -> Float[Tensor, "*rows o"]:
+    """x·weightᵀ + bias, the product and those of its gradient in a narrower dtype; in the dtype of x."""
+    return _NarrowLinear.apply(x, weight, bias, products)
+
+
+class _NarrowLinear(torch.autograd.Function):
+    """Keeps the rounded factors; gradients come back in the dtypes of x and of the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, products: torch.dtype) -> Tensor:
+        rounded, narrow = x.to(products), narrowed(weight, products)
+        ctx.save_for_backward(rounded, narrow)
+        ctx.dtypes = x.dtype, weight.dtype
+        output = F.linear(rounded, narrow).to(x.dtype)
+        return output if bias is None else output.add_(bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rounded, narrow = ctx.saved_tensors
+        of_x, of_weight = ctx.dtypes
+        wide = grads[0].reshape(-1, grads[0].shape[-1])
+        grad = wide.to(narrow.dtype)
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad @ narrow).to(of_x).view(rounded.shape)
+        if ctx.needs_input_grad[1]:
+            grad_weight = (grad.t() @ rounded.reshape(-1, rounded.shape[-1])).to(of_weight)
+        if ctx.needs_input_grad[2]:
+            grad_bias = wide.sum(0)
+        return grad_x, grad_weight, grad_bias, None
