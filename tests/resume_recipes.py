@@ -176,6 +176,7 @@ RECIPES: dict[str, Callable[[Path, JsonlReporter], None]] = {
     "ppo": _ppo,
     "ppo-lora": lambda place, metrics: _ppo(place, metrics, lora=True),
     "ppo-bfloat16": lambda place, metrics: _ppo(place, metrics, products=torch.bfloat16),
+    "ppo-lora-critic": lambda place, metrics: _ppo(place, metrics, lora=True, critic=True),
     "ppo-critic": lambda place, metrics: _ppo(place, metrics, critic=True),
     "rloo": _online(GroupConfig, train_group, method="rloo"),
     "grpo": _online(GroupConfig, train_group, method="grpo"),

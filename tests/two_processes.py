@@ -179,8 +179,8 @@ def ppo_critic(place: Path, reporters: list, model: Path) -> nn.Module:
         value=ValueSettings(critic="separate"),
     )
     lm = lora(toy_lm())
-    train_ppo(lm, PROMPTS, share_of_w3, config, seed=3, reporters=reporters)
-    return lm.model
+    result = train_ppo(lm, PROMPTS, share_of_w3, config, seed=3, reporters=reporters)
+    return nn.ModuleList([lm.model, result.actor.critic])
 
 
 def group(method: str) -> Callable[[Path, list, Path], nn.Module]:

@@ -94,6 +94,22 @@ def test_the_count_of_adapters_is_that_of_peft(tmp_path):
     assert lora_parameters(size_of(lm.model.config, 0), 4) == trained
 
 
+def test_a_critic_of_its_own_counts_its_adapters_alone_where_there_are_any(tmp_path):
+    counts = Counts(demonstrations=100, policy_prompts=28, collect_prompts=50, votes=400, longest_prompt=30)
+    size = size_of(load_lm(tiny_checkpoint("llama", tmp_path)).model.config, 1000)
+
+    def more(**lora):
+        shared, separate = (
+            {one.name: one.value for one in derived(config(ppo={"value": {"critic": critic}}, **lora), counts, size)}
+            for critic in ("shared", "separate")
+        )
+        return separate["memory.ppo"] - shared["memory.ppo"]
+
+    # weights, gradient and Adam's two moments
+    assert more() == 4 * size.weight_bytes
+    assert more(lora={"rank": 4, "alpha": 8.0}) == 4 * lora_parameters(size, 4) * size.bytes_per_number
+
+
 def memory(key: str) -> int:
     return int(re.search(key + r":\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -78,6 +79,26 @@ def reference_mode(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def is_adapted(module: nn.Module) -> bool:
+    """Whether a model, or its trunk alone, carries adapters."""
+    return any(isinstance(part, BaseTunerLayer) for part in module.modules())
+
+
+def trunk_beside(model: PeftModel) -> nn.Module:
+    """A second trunk on the model's frozen weights, the same memory, with adapters of its own that start as the model's are."""
+    trunk = trunk_of(model)
+    shared = {id(p): p for name, p in trunk.named_parameters() if not _in_adapter(name)}
+    return copy.deepcopy(trunk, shared)
+
+
+def train_adapters(module: nn.Module) -> nn.Module:
+    """Have the adapters learn and nothing else; all of it where there are none."""
+    adapted = is_adapted(module)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(not adapted or _in_adapter(name))
+    return module
+
+
 def merged(lm: LoadedLM) -> LoadedLM:
     """A copy of the model with its adapters added into the weights, ready for `save_lm`."""
     if not isinstance(lm.model, PeftModel):
@@ -121,3 +142,7 @@ def load_adapter(lm: LoadedLM, directory: str | Path, *, for_training: bool = Fa
             f"{directory}: the adapters do not fit {lm.path} ({said}); expected those that were trained on that model"
         ) from error
     return replace(lm, model=adapted.eval())
+
+
+def _in_adapter(name: str) -> bool:
+    return "lora_" in name  # as peft names what it adds

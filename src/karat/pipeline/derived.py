@@ -159,7 +159,8 @@ def _memory(config: RunConfig, counts: Counts, size: ModelSize) -> list[Derived]
         keeps = isinstance(method, DirectConfig) and (method.loss == "kto" or not method.precompute_reference)
         copies = 2 + (keeps and not config.lora)
     separate = isinstance(method, PPOConfig) and method.value.critic == "separate"
-    critic = 4 * size.weight_bytes if separate else 0
+    # weights, gradient and two moments; of adapters alone where the trunk is the policy's
+    critic = 4 * (trained if config.lora else size.parameters) * size.bytes_per_number if separate else 0
     policy = training_bytes(size, n_trained=trained, n_tokens=budget, n_copies=copies) + critic
     drawn = rollout or RolloutSettings(n_samples=config.watch.n_samples)
     cache = cache_bytes(

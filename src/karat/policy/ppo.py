@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from karat.errors import ConfigError, InputError, InvariantError
+from karat.lm.adapters import train_adapters, trunk_beside
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import trunk_of
 from karat.lm.loop import Reporter, TrainState, linear_warmup_decay
@@ -92,7 +94,8 @@ def train_ppo(
         reporters: get the metrics of each iteration (docs/ppo.md defines them).
         watcher: keeps the best policy and stops by its rules.
         evaluate: called before the first and after every `evaluate_every`-th iteration and after the last.
-        critic: trunk for a separate critic (a reward model's, say), trained in place; None = a copy of the policy.
+        critic: trunk for a separate critic (a reward model's, say), trained in place, of one with adapters these alone;
+            None = a copy of the policy, or with LoRA a copy of its adapters on the same frozen weights.
         beside: a cost to keep below a limit, rewards inside a response, demonstrations for `update.ptx_coef`.
     Returns: PPOResult.
     Raises: InvariantError where the run is not what it claims; ConfigError, InputError, LedgerError as their names say.
@@ -263,7 +266,9 @@ def _critic_trunk(lm: LoadedLM, config: PPOConfig, critic: nn.Module | None) -> 
     if config.value.critic == "shared":
         return None
     if critic is not None:
-        return critic.requires_grad_(True).eval()
+        return train_adapters(critic).eval()
+    if isinstance(lm.model, PeftModel):
+        return train_adapters(trunk_beside(lm.model))
     return copy.deepcopy(trunk_of(lm.model)).requires_grad_(True)
 
 

@@ -181,7 +181,7 @@ class ValueSettings:
     """The critic."""
 
     critic: Literal["shared", "separate"] = "shared"
-    """A head on the policy's trunk, or a model of its own."""
+    """A head on the policy's trunk, or a model of its own: with LoRA, adapters of its own on the same frozen weights."""
     zero_head: bool = True
     """True = the head starts at 0 (lm-human-preferences); False = N(0, 1/√(d+1))."""
     start_at_mean: bool = True
