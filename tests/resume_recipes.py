@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from karat.lm.adapters import add_lora
+from karat.lm.checkpoints import newest_step
 from karat.lm.load import load_lm
-from karat.lm.loop import JsonlReporter, LoopConfig, TrainState, newest_step, optimiser_step, run_loop
+from karat.lm.loop import JsonlReporter, LoopConfig, TrainState, optimiser_step, run_loop
 from karat.policy.controllers import AdaptiveKL
 from karat.policy.direct import train_direct
 from karat.policy.expert import train_expert

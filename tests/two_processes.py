@@ -5,25 +5,28 @@ What they leave behind: the metrics of each step by recipe, the weights of each 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
-from karat.errors import InputError, KaratError, ProcessError
+from karat.errors import InputError, InvariantError, KaratError, ProcessError
 from karat.lm import parallel, together
 from karat.lm.adapters import add_lora
 from karat.lm.load import LoadedLM, load_lm
 from karat.lm.logprobs import response_logprobs, trunk_of
-from karat.lm.loop import JsonlReporter
-from karat.lm.trees import Tree, TreeBatch, pack_trees
+from karat.lm.loop import JsonlReporter, LoopConfig, TrainState, optimiser_step, run_loop
+from karat.lm.sharding import even_share, whole
+from karat.lm.trees import Tree, empty_batch, pack_trees
 from karat.policy.beside import Beside
 from karat.policy.direct import train_direct
 from karat.policy.expert import train_expert
@@ -47,17 +50,20 @@ from karat.reward.model import HeadConfig
 from karat.reward.score import scorer_of
 from karat.reward.train import RewardConfig, train_reward
 from karat.reward.trunk import DecoderTrunk
-from karat.sft.train import SFTConfig, tokenised, train_on_texts, train_sft
+from karat.sft.train import SFTConfig, train_on_texts, train_sft
 from policy_toys import PROMPTS, share_of_w3, toy_lm
 from reward_worlds import planted_votes
 from tiny_models import tiny_checkpoint
 
 ROLLOUT = RolloutSettings(n_prompts=6, n_samples=2, max_new_tokens=5)
 STEPS = StepSettings(n_epochs=2, n_minibatches=2, learning_rate=1e-3)
+HALVES = SFTConfig(epochs=4, batch_size=3, learning_rate=1e-2, checkpoint_every=4)
 SHOWN = [Demonstration(user_prompt(f"w{i} w1"), f"w{i} w2 w3", "test") for i in range(6)]
 
 
-def work_through(directory: str, rank: int, count: int, ports: Sequence[int], recipes: Sequence[str]) -> None:
+def work_through(
+    directory: str, rank: int, count: int, ports: Sequence[int], recipes: Sequence[str], in_shards: bool = False
+) -> None:
     """Run the recipes one after the other in one process of `count`; then join twice more, and fail."""
     torch.set_num_threads(1)
     place = Path(directory)
@@ -70,7 +76,7 @@ def work_through(directory: str, rank: int, count: int, ports: Sequence[int], re
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(ports[0]),
     }
-    with parallel.joined():
+    with parallel.joined(in_shards=in_shards):
         for name in recipes:
             own = place / name
             metrics = JsonlReporter(own / "metrics.jsonl") if parallel.is_main() else None
@@ -237,48 +243,63 @@ def ilql(place: Path, reporters: list, model: Path) -> nn.Module:
     return nn.ModuleList([lm.model, train_ilql(lm, scored, config, seed=3, reporters=reporters).heads])
 
 
-class Scored(nn.Module):
-    """A model whose forward pass is karat's own: what `fully_shard` must enclose for the output layer to be gathered."""
+def parts(place: Path, reporters: list, model: Path) -> dict:
+    """How many numbers this process holds while it trains, and reads within `whole`; the second step fails in the last."""
+    del place, reporters, model
+    lm = toy_lm()
+    held: dict[str, int] = {"whole": 0}
+    optimiser = torch.optim.Adam(lm.model.parameters(), lr=1e-2)
+    state = TrainState({"policy": lm.model}, {"policy": optimiser})
+    batches = pack_trees([Tree((i,), ((i + 1, 3),)) for i in range(3)], token_budget=3)
+    plain = type(trunk_of(lm.model).layers[0])
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
+    def local(tensors: Iterable[torch.Tensor]) -> int:
+        return sum((one.to_local() if isinstance(one, DTensor) else one).numel() for one in tensors)
 
-    def forward(self, batch: TreeBatch) -> torch.Tensor:
-        """log π of the response tokens."""
-        return response_logprobs(self.model, batch).logprobs
+    def step(index: int) -> dict[str, float]:
+        # a loss that is no number, with gradients that are
+        wrong = math.nan if index == 1 and parallel.rank() == parallel.count() - 1 else 0.0
+        losses = (-response_logprobs(lm.model, b).logprobs.sum() + wrong for b in even_share(batches, empty_batch))
+        norm = optimiser_step(state, "policy", losses, max_grad_norm=0.01, shared=True)
+        weights = [p for group in optimiser.param_groups for p in group["params"]]
+        if index == 0:
+            held["gradients"] = local(p.grad for p in weights)
+        held["weights"] = local(lm.model.parameters())
+        held["moments"] = local(one["exp_avg"] for one in optimiser.state.values())
+        held["steps"] = state.n_stepped
+        with whole():
+            held["whole"] = local(lm.model.parameters())
+            assert type(trunk_of(lm.model).layers[0]) is plain
+            assert not any(isinstance(p, DTensor) for p in lm.model.state_dict().values())
+        return {"norm": norm}
+
+    run_loop(state, step, LoopConfig(2))
+    return held | {"after": local(lm.model.parameters()), "skipped": state.n_skipped}
 
 
-def fsdp(place: Path, reporters: list, model: Path) -> nn.Module:
-    """Fine-tuning steps with weights, gradients and moments sharded by FSDP2; as many passes in every process."""
-    del place, model
-    lm, n = toy_lm(), parallel.count()
-    scored = Scored(lm.model)
-    if n > 1:
-        mesh = init_device_mesh("cpu", (n,))
-        for layer in trunk_of(lm.model).layers:
-            fully_shard(layer, mesh=mesh)
-        fully_shard(scored, mesh=mesh)
-        assert all(p.to_local().numel() < p.numel() for p in scored.parameters())
-    parameters = list(scored.parameters())
-    optimiser = torch.optim.AdamW(parameters, lr=1e-2)
-    pairs = tokenised(lm, SHOWN)
-    n_tokens = sum(len(response) for _, response in pairs)
-    for step in range(3):
-        optimiser.zero_grad()
-        sums = 0.0
-        for prompt, response in parallel.share(pairs):
-            (batch,) = pack_trees([Tree(tuple(prompt), (tuple(response),))], token_budget=100)
-            loss = -scored(batch).sum() / n_tokens
-            (loss * n).backward()  # FSDP2 averages over the processes
-            sums += float(loss.detach())
-        norm = nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        whole = norm.full_tensor() if n > 1 else norm
-        loss = parallel.total(sums)
-        for reporter in reporters:
-            reporter.log(step + 1, {"nll_per_token": loss, "grad_norm": float(whole)})
-    return nn.ParameterList([p.full_tensor() if n > 1 else p for p in parameters])
+def resumed(place: Path, reporters: list, model: Path) -> nn.Module:
+    """Fine-tuning in one go; then half of it, which fails, and the rest from its checkpoint: the same to the bit."""
+    from karat.sft import train as recipe
+
+    del reporters, model
+    trained, check = [], recipe.check_skipped
+
+    def fails(_: TrainState, n: int) -> None:
+        if n == 5 and parallel.is_main():
+            shutil.copytree(place / "half", place / "left", dirs_exist_ok=True)
+        if n == 5:
+            raise InvariantError("half of it")
+
+    for name, checked in (("straight", check), ("half", fails), ("half", check)):
+        lm = toy_lm()
+        trained.append(lm.model)
+        recipe.check_skipped = checked
+        with contextlib.suppress(InvariantError):
+            train_sft(lm, SHOWN, HALVES, seed=5, directory=place / name)
+    recipe.check_skipped = check
+    straight, _, again = (dict(model.named_parameters()) for model in trained)
+    assert all(torch.equal(straight[name], again[name]) for name in straight)
+    return trained[2]
 
 
 def words(place: Path, reporters: list, model: Path) -> dict:
@@ -339,5 +360,6 @@ RECIPES: dict[str, Callable] = {
     "dpo": direct("dpo"),
     "kto": direct("kto"),
     "ilql": ilql,
-    "fsdp": fsdp,
+    "parts": parts,
+    "resumed": resumed,
 }

@@ -35,6 +35,11 @@ def speaks() -> bool:
     return launched() == 1 or not launched_rank()
 
 
+def launched_in_shards() -> bool:
+    """Whether `accelerate launch --use_fsdp` started this process."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
 def _number(names: Sequence[str]) -> int | None:
     said = next((os.environ[name] for name in names if os.environ.get(name, "").isdigit()), None)
     return None if said is None else int(said)

@@ -24,7 +24,7 @@ time.sleep(100_000)  # longer than a test may last
 
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch):
-    for name in (*ranks.WORLD, *ranks.RANK, *ranks.LOCAL_RANK, "OMP_NUM_THREADS"):
+    for name in (*ranks.WORLD, *ranks.RANK, *ranks.LOCAL_RANK, "OMP_NUM_THREADS", "ACCELERATE_USE_FSDP"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -109,3 +109,19 @@ def test_what_a_launcher_says_is_read_from_whichever_it_is(monkeypatch):
     assert found == (2, 1, 0, False)
     monkeypatch.setenv("RANK", "0")  # a launcher within a launcher: the inner one counts
     assert ranks.launched_rank() == 0
+
+
+def test_shards_want_several_processes(monkeypatch, capsys):
+    for given in (["run", "c.yaml"], ["demo", "--processes", "1"], ["ppo", "c.yaml"]):
+        assert cli.main([*given, "--fsdp"]) == 2
+        err = capsys.readouterr().err
+        assert "--fsdp: found one process; expected several" in err
+        assert err.count("\n") == 1
+    assert cli.main(["reward", "--model", "m", "--fsdp"]) == 2
+    assert not processes.in_shards(False)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # of one process there is nothing to part
+    assert not processes.in_shards(False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert processes.in_shards(False)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
+    assert (processes.in_shards(False), processes.in_shards(True)) == (False, True)

@@ -1,44 +1,22 @@
 """Two processes do what one does: the same losses and weights, and the same bits in both."""
 
-import contextlib
 import json
 import os
-import socket
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import two_processes
-from children import WAIT_S, context
 from karat import ranks
 from karat.errors import ConfigError
 from karat.lm import parallel
-from karat.lm.loop import newest_step
+from karat.lm.checkpoints import newest_step
+from process_runs import agree, run
 
-CONTEXT = context()
-CLOSE = 1e-5
 BRIEF = two_processes.BRIEF
-OTHERS = [name for name in two_processes.RECIPES if name not in BRIEF]
-
-
-def run(place: Path, n: int, recipes: Sequence[str]) -> Path:
-    place.mkdir()
-    with contextlib.ExitStack() as probes:
-        bound = [probes.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
-        ports = [one.getsockname()[1] for one in bound]
-    work = [
-        CONTEXT.Process(target=two_processes.work_through, args=(str(place), rank, n, ports, recipes))
-        for rank in range(n)
-    ]
-    for process in work:
-        process.start()
-    for process in work:
-        process.join(WAIT_S)
-    assert [process.exitcode for process in work] == [0] * n
-    return place
+OF_SHARDS = ("parts", "resumed")
+OTHERS = [name for name in two_processes.RECIPES if name not in (*BRIEF, *OF_SHARDS)]
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +33,6 @@ def other_places(tmp_path_factory) -> tuple[Path, Path]:
     return run(root / "one", 1, OTHERS), run(root / "two", 2, OTHERS)
 
 
-def rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def timed(name: str) -> bool:
-    return name == "time" or name.startswith("seconds/")
-
-
 @pytest.mark.parametrize("recipe", BRIEF[1:])
 def test_two_processes_train_as_one(places, recipe):
     agree(*places, recipe)
@@ -72,23 +42,6 @@ def test_two_processes_train_as_one(places, recipe):
 @pytest.mark.parametrize("recipe", OTHERS)
 def test_two_processes_train_as_one_by_the_other_methods(other_places, recipe):
     agree(*other_places, recipe)
-
-
-def agree(one: Path, two: Path, recipe: str) -> None:
-    """The metrics of every step, and the weights in both processes."""
-    alone, together = (rows(place / recipe / "metrics.jsonl") for place in (one, two))
-    assert len(alone) > 1
-    assert [row["step"] for row in together] == [row["step"] for row in alone]
-    for mine, theirs in zip(alone, together, strict=True):
-        assert mine.keys() == theirs.keys()
-        figures = [name for name in mine if not timed(name)]
-        assert [theirs[name] for name in figures] == pytest.approx([mine[name] for name in figures], abs=CLOSE)
-    first, second = (load_file(two / f"{recipe}-{rank}") for rank in (0, 1))
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    whole = load_file(one / f"{recipe}-0")
-    assert max(float((whole[key] - first[key]).abs().max()) for key in whole) < 1e-4
-    assert any(not torch.equal(whole[key], first[key]) for key in whole)  # they did share the work
 
 
 def test_each_does_its_part_and_the_first_writes(places):

@@ -9,7 +9,8 @@ from torch import nn
 from karat.config import build
 from karat.errors import ConfigError
 from karat.lm import trackers
-from karat.lm.loop import LoopConfig, TrainState, newest_step, optimiser_step, run_loop
+from karat.lm.checkpoints import newest_step
+from karat.lm.loop import LoopConfig, TrainState, optimiser_step, run_loop
 from karat.lm.trackers import Mark, TrackerReporter, check_trackers, open_trackers
 from karat.pipeline.settings import RunConfig
 

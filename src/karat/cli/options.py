@@ -33,6 +33,9 @@ Seeds = Annotated[str, typer.Option("--seeds", help="Seeds: 0, 0-4 or 0,3,7; emp
 Processes = Annotated[
     int, typer.Option("--processes", help="Processes on this machine that share the work, see docs/processes.md.")
 ]
+InShards = Annotated[
+    bool, typer.Option("--fsdp", help="Of what is trained each process holds a shard, see docs/processes.md.")
+]
 Server = Annotated[
     str,
     typer.Option(

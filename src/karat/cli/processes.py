@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from karat.errors import ConfigError
-from karat.ranks import launched
+from karat.ranks import launched, launched_in_shards
 
 GRACE_S = 10.0
 """Seconds for the others to notice that one is gone, before they are ended."""
@@ -37,6 +37,18 @@ def wanted(n: int) -> bool:
             f"--processes: found {n}, in one of {running} processes that a launcher started; leave it to the launcher"
         )
     return n > 1 and running == 1
+
+
+def in_shards(asked: bool) -> bool:
+    """Whether this process is to hold shards: by `--fsdp`, or by a launcher's word.
+
+    Raises: ConfigError where it is asked of one process.
+    """
+    if asked and launched() == 1:
+        raise ConfigError(
+            "--fsdp: found one process; expected several to hold the shards: --processes N, or a launcher"
+        )
+    return launched() > 1 and (asked or launched_in_shards())
 
 
 def start(arguments: Sequence[str], n: int, *, program: Sequence[str] = ("-m", "karat")) -> int:

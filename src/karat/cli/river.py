@@ -16,6 +16,7 @@ from karat.cli.options import (
     RUNS,
     AsJson,
     ConfigFile,
+    InShards,
     Overrides,
     Processes,
     RunDirectory,
@@ -42,6 +43,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
     directory: Annotated[Path, typer.Option(help="Where runs are kept.")] = RUNS,
     processes: Processes = 1,
+    fsdp: InShards = False,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -58,7 +60,7 @@ def demo(
             progress=progress,
         )
 
-    _together(context, processes, work, as_json)
+    _together(context, processes, work, as_json, fsdp)
 
 
 @app.command(epilog="Example: karat run config.yaml --seeds 0-4 --sweep ppo.reward.kl_coef=0.1,0.2")
@@ -70,13 +72,14 @@ def run(
     rounds: Annotated[int, typer.Option(help="Rounds of votes, reward and policy; 0 = the configuration's.")] = 0,
     server: Server = "",
     processes: Processes = 1,
+    fsdp: InShards = False,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a configuration to its report, for each seed and each value of a sweep; what is finished is reused."""
     said = [*(overrides or []), *([f"rounds={rounds}"] if rounds else [])]
     work = _configured(config, seeds, sweep, said, until=None, server=server)
-    _together(context, processes, work, as_json)
+    _together(context, processes, work, as_json, fsdp)
 
 
 def _stage_command(stage: str, says: str, *settings: str) -> None:
@@ -88,11 +91,12 @@ def _stage_command(stage: str, says: str, *settings: str) -> None:
         config: ConfigFile,
         seeds: Seeds = "",
         processes: Processes = 1,
+        fsdp: InShards = False,
         overrides: Overrides = None,
         as_json: AsJson = False,
     ) -> None:
         work = _configured(config, seeds, None, [*(overrides or []), *settings], until=stage)
-        _together(context, processes, work, as_json)
+        _together(context, processes, work, as_json, fsdp)
 
     app.command(name, help=says, epilog=f"Example: karat {name} config.yaml --seeds 0")(command)
 
@@ -129,6 +133,7 @@ def collect(
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     server: Server = "",
     processes: Processes = 1,
+    fsdp: InShards = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until people have answered.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -137,9 +142,9 @@ def collect(
         raise ConfigError("collect: found both or neither of CONFIG and --model; expected one of them")
     if config is not None:
         work = _configured(config, seeds, None, overrides, until="collect", server=server)
-        _together(context, processes, work, as_json)
+        _together(context, processes, work, as_json, fsdp)
         return
-    _alone("collect", processes)
+    _alone("collect", processes, fsdp)
     if model is None or prompts is None:
         raise ConfigError("collect --model: found no --prompts; expected a file of prompts")
     from karat.feedback.engine import shown_address
@@ -195,6 +200,7 @@ def reward(
     batch: Annotated[str, typer.Option(help="Only judgements of this batch.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
     processes: Processes = 1,
+    fsdp: InShards = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a configuration up to its reward and gate; or train one on everything in a store or snapshot, and gate it."""
@@ -202,9 +208,9 @@ def reward(
         raise ConfigError("reward: found both or neither of CONFIG and --model; expected one of them")
     if model is None:
         assert config is not None
-        _together(context, processes, _configured(config, seeds, None, overrides, until="reward"), as_json)
+        _together(context, processes, _configured(config, seeds, None, overrides, until="reward"), as_json, fsdp)
         return
-    _alone("reward", processes)
+    _alone("reward", processes, fsdp)
     from karat.config import apply_overrides, build
     from karat.pipeline.mixture import RewardRequest, reward_from
     from karat.progress import open_progress
@@ -340,21 +346,24 @@ def _admin(server: str) -> Any:
     return AdminClient(server, token)
 
 
-def _together(context: typer.Context, processes: int, work: Callable[[Any, Any], Any], as_json: bool) -> None:
+def _together(
+    context: typer.Context, processes: int, work: Callable[[Any, Any], Any], as_json: bool, fsdp: bool
+) -> None:
     """The work in this process, or in one of several; `--processes` starts those and waits for them."""
     if launching.wanted(processes):
         raise typer.Exit(launching.start(context.obj, processes))
+    in_shards = launching.in_shards(fsdp)
     if launched() == 1:
         _river(work, as_json)
         return
     from karat.lm import parallel
 
-    with parallel.joined():
+    with parallel.joined(in_shards=in_shards):
         _river(work, as_json)
 
 
-def _alone(command: str, processes: int) -> None:
-    if processes != 1 or launched() != 1:
+def _alone(command: str, processes: int, fsdp: bool) -> None:
+    if processes != 1 or launched() != 1 or fsdp:
         raise ConfigError(f"{command} --model: found several processes; expected one, or a configuration")
 
 

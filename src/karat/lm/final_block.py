@@ -41,9 +41,19 @@ def try_alone(trunk: nn.Module, gap: Callable[[], float], most: float) -> None:
 
 def last_block(trunk: nn.Module) -> nn.Module | None:
     """The last of the blocks, where there is one list as long as the configuration says; else None."""
-    n_layers = getattr(getattr(trunk, "config", None), "num_hidden_layers", None)
-    lists = [child for child in trunk.children() if isinstance(child, nn.ModuleList) and len(child) == n_layers]
+    lists = [child for child in trunk.children() if isinstance(child, nn.ModuleList) and len(child) == n_blocks(trunk)]
     return lists[0][-1] if len(lists) == 1 else None
+
+
+def n_blocks(module: nn.Module) -> int | None:
+    """How many blocks a module's configuration names; None where it names none."""
+    return getattr(getattr(module, "config", None), "num_hidden_layers", None)
+
+
+def block_lists(module: nn.Module) -> list[nn.ModuleList]:
+    """The lists of blocks anywhere within a module: those as long as a configuration there says."""
+    lengths = {n for own in module.modules() if (n := n_blocks(own))}
+    return [own for own in module.modules() if isinstance(own, nn.ModuleList) and len(own) in lengths]
 
 
 def position_wise(trunk: nn.Module) -> list[nn.Module]:

@@ -9,24 +9,19 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from karat.errors import ConfigError, InvariantError, LedgerError
+from karat.errors import ConfigError, InvariantError
 from karat.lm import parallel
-
-CHECKPOINT_FORMAT = 1
-MOST_NAMED = 5  # differing keys in one message
+from karat.lm.checkpoints import resume, save_checkpoint, whole_moments
+from karat.lm.sharding import Shards, clip_gradients, sharded, whole
 
 
 class Stateful(Protocol):
@@ -65,6 +60,8 @@ class TrainState:
     """Optimiser steps skipped because a gradient was not finite."""
     n_stepped: int = 0
     """Optimiser steps that were made."""
+    shards: Shards | None = None
+    """What is trained, in shards, while the loop runs; None = every process has all of it."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +105,49 @@ def run_loop(
     Returns: the reason for stopping early, or None.
     Raises: LedgerError for a checkpoint of another configuration; InvariantError where every optimiser step was skipped.
     """
+    kept = None if directory is None else _Kept(directory, fingerprint, identity)
+    with sharded(state.modules, state.optimisers) as state.shards:
+        stopped = _steps(state, step, config, kept=kept, reporters=reporters, should_stop=should_stop)
+    state.shards = None
+    if state.n_skipped and not state.n_stepped:  # however few they were: what is saved now has learnt nothing
+        raise InvariantError(
+            f"all {state.n_skipped} optimiser steps had gradients that were not finite; expected some to be made. Lower the "
+            "learning rate, or look at the rewards and texts that were trained on"
+        )
+    return stopped
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Where checkpoints lie, and of which run they are."""
+
+    directory: Path
+    fingerprint: str
+    identity: Mapping[str, Any] | None
+
+    def save(self, state: TrainState, stopped: str | None) -> None:
+        """A checkpoint by the first process; where the state is in shards, all processes give theirs."""
+        with whole():
+            moments = None if state.shards is None else whole_moments(state)
+            parallel.from_main(
+                lambda: str(save_checkpoint(
+                    state, self.directory, self.fingerprint, stopped=stopped, identity=self.identity, moments=moments,
+                ))
+            )  # fmt: skip
+
+
+def _steps(
+    state: TrainState,
+    step: Callable[[int], Mapping[str, float]],
+    config: LoopConfig,
+    *,
+    kept: _Kept | None,
+    reporters: Sequence[Reporter],
+    should_stop: Callable[[int, Mapping[str, float]], str | None] | None,
+) -> str | None:
     stopped = None
-    if directory is not None:
-        stopped = resume(state, directory, fingerprint, identity=identity)
+    if kept is not None:
+        stopped = resume(state, kept.directory, kept.fingerprint, identity=kept.identity)
         parallel.wait()  # until everybody has read what the first process will replace
     while state.step < config.n_steps and stopped is None:
         metrics = parallel.agreed(step(state.step))  # so that all of us stop where one does
@@ -120,15 +157,8 @@ def run_loop(
                 reporter.log(state.step, metrics)
         stopped = should_stop(state.step, metrics) if should_stop else None
         due = config.checkpoint_every and state.step % config.checkpoint_every == 0
-        if directory is not None and (due or stopped or (config.checkpoint_every and state.step == config.n_steps)):
-            parallel.from_main(
-                partial(save_checkpoint, state, directory, fingerprint, stopped=stopped, identity=identity)
-            )
-    if state.n_skipped and not state.n_stepped:  # however few they were: what is saved now has learnt nothing
-        raise InvariantError(
-            f"all {state.n_skipped} optimiser steps had gradients that were not finite; expected some to be made. Lower the "
-            "learning rate, or look at the rewards and texts that were trained on"
-        )
+        if kept is not None and (due or stopped or (config.checkpoint_every and state.step == config.n_steps)):
+            kept.save(state, stopped)
     return stopped
 
 
@@ -156,15 +186,17 @@ def optimiser_step(
     optimiser = state.optimisers[name]
     optimiser.zero_grad(set_to_none=True)
     finite = True
-    for loss in losses:
-        finite = finite and bool(torch.isfinite(loss.detach()))
-        if loss.requires_grad:
-            loss.backward()
+    with parallel.backend():
+        for loss in losses if state.shards is None else state.shards.passes(losses, shared=shared):
+            finite = finite and bool(torch.isfinite(loss.detach()))
+            if loss.requires_grad:
+                loss.backward()
     if shared:
         finite = parallel.everywhere(finite)
-        parallel.sum_gradients(p for group in optimiser.param_groups for p in group["params"])
+        if state.shards is None:  # which have added up theirs
+            parallel.sum_gradients(p for group in optimiser.param_groups for p in group["params"])
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
-    norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm)) if parameters else 0.0
+    norm = clip_gradients(parameters, max_grad_norm)
     if not finite or not math.isfinite(norm):
         state.n_skipped += 1
         optimiser.zero_grad(set_to_none=True)
@@ -193,152 +225,6 @@ def linear_warmup_decay(step: int, *, n_steps: int, peak: float, n_warmup: int =
     remaining = max(n_steps - n_warmup, 1)
     progress = min((step - n_warmup) / remaining, 1.0)
     return peak * (1 - (1 - final_frac) * progress)
-
-
-def save_checkpoint(
-    state: TrainState,
-    directory: Path,
-    fingerprint: str,
-    *,
-    stopped: str | None = None,
-    identity: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write the state as `step-<n>`, complete or not at all, and drop the older ones.
-
-    Tensors are safetensors, the rest is JSON; nothing is pickled.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    target = directory / f"step-{state.step:08d}"
-    partial = directory / f".partial-{state.step:08d}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    plain: dict[str, Any] = {
-        "format": CHECKPOINT_FORMAT,
-        "fingerprint": fingerprint,
-        "identity": identity,
-        "step": state.step,
-        "n_skipped": state.n_skipped,
-        "n_stepped": state.n_stepped,
-        "stopped": stopped,
-        "controllers": {name: item.state_dict() for name, item in state.controllers.items()},
-        "optimisers": {},
-    }
-    for name, module in state.modules.items():
-        save_file({key: t.detach().contiguous().cpu() for key, t in _saved(module).items()}, partial / f"{name}.module")
-    for name, optimiser in state.optimisers.items():
-        tensors, plain["optimisers"][name] = _flatten_optimiser(optimiser)
-        save_file(tensors, partial / f"{name}.optimiser")
-    (partial / "state.json").write_text(json.dumps(plain), encoding="utf-8")
-    _sync_directory(partial)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(partial, target)
-    for old in sorted(directory.glob("step-*"))[:-1]:
-        shutil.rmtree(old, ignore_errors=True)
-    return target
-
-
-def newest_step(directory: Path) -> int:
-    """Finished steps of the newest checkpoint in `directory`; 0 where there is none."""
-    checkpoints = sorted(directory.glob("step-*")) if directory.is_dir() else []
-    return int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
-
-
-def resume(
-    state: TrainState, directory: Path, fingerprint: str, *, identity: Mapping[str, Any] | None = None
-) -> str | None:
-    """Take over the newest checkpoint in `directory`, if any; returns why that run stopped early, or None.
-
-    Raises: LedgerError when the checkpoint belongs to another configuration or format.
-    """
-    checkpoints = sorted(directory.glob("step-*")) if directory.is_dir() else []
-    if not checkpoints:
-        return None
-    newest = checkpoints[-1]
-    plain = json.loads((newest / "state.json").read_text(encoding="utf-8"))
-    if plain["format"] != CHECKPOINT_FORMAT or plain["fingerprint"] != fingerprint:
-        differing = differences(plain.get("identity") or {}, identity or {})
-        found = (
-            "; ".join(differing[:MOST_NAMED])
-            or f"found {plain['fingerprint'] or 'none'}, expected {fingerprint or 'none'}"
-        )
-        more = f" and {len(differing) - MOST_NAMED} more" if len(differing) > MOST_NAMED else ""
-        raise LedgerError(
-            f"{newest}: written under another configuration ({found}{more}); remove the directory to start again, or "
-            "restore the configuration"
-        )
-    for name, module in state.modules.items():
-        saved = load_file(newest / f"{name}.module")
-        for key, tensor in _saved(module).items():
-            tensor.data.copy_(saved[key])
-    for name, optimiser in state.optimisers.items():
-        tensors = load_file(newest / f"{name}.optimiser")
-        optimiser.load_state_dict(_unflatten_optimiser(tensors, plain["optimisers"][name]))
-    for name, controller in state.controllers.items():
-        controller.load_state_dict(plain["controllers"][name])
-    state.step, state.n_skipped = plain["step"], plain["n_skipped"]
-    state.n_stepped = plain.get("n_stepped", state.step)  # not counted by older versions
-    return plain["stopped"]
-
-
-def differences(there: Mapping[str, Any], here: Mapping[str, Any], *, at: str = "") -> list[str]:
-    """What differs between two nested mappings of plain values, each as `key: value there, value here`.
-
-    >>> differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})
-    ['a.b: 1 there, 3 here']
-    """
-    found = []
-    for key in sorted({*there, *here}):
-        one, other, name = there.get(key), here.get(key), f"{at}.{key}" if at else str(key)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            found += differences(one, other, at=name)
-        elif json.dumps(one) != json.dumps(other):  # tuples come back as lists
-            found.append(f"{name}: {_shortened(one)} there, {_shortened(other)} here")
-    return found
-
-
-def _shortened(value: Any) -> str:
-    text = "absent" if value is None else str(value)
-    return text if len(text) <= 40 else f"{text[:40]}…"
-
-
-def _saved(module: nn.Module) -> dict[str, Tensor]:
-    """Trained parameters and buffers; parameters shared under two names (tied embeddings) occur once."""
-    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    return trained | dict(module.named_buffers())
-
-
-def _flatten_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    state = optimiser.state_dict()
-    tensors: dict[str, Tensor] = {}
-    plain: dict[str, dict[str, Any]] = {}
-    for index, entries in state["state"].items():
-        for key, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}/{key}"] = value.detach().contiguous().cpu().clone()
-            else:
-                plain.setdefault(str(index), {})[key] = value
-    return tensors, {"state": plain, "param_groups": state["param_groups"]}
-
-
-def _unflatten_optimiser(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> dict[str, Any]:
-    state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in plain["state"].items()}
-    for name, tensor in tensors.items():
-        index, key = name.split("/", 1)
-        state.setdefault(int(index), {})[key] = tensor.clone()  # own memory, aligned as if never saved
-    groups = [dict(group) for group in plain["param_groups"]]
-    for group in groups:
-        if "betas" in group:
-            group["betas"] = tuple(group["betas"])
-    return {"state": state, "param_groups": groups}
-
-
-def _sync_directory(directory: Path) -> None:
-    for path in [*directory.iterdir(), directory]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 class JsonlReporter:

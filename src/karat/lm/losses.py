@@ -43,6 +43,11 @@ def token_nll(logprobs: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"] | 
     return TokenNll(-counted.sum(), n_tokens)
 
 
+def total_nll(logprobs: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
+    """−Σ log π(token) of a part of a minibatch that may hold no token: then 0, with a gradient of 0."""
+    return -logprobs.sum()
+
+
 def n_tokens_of(parts: Iterable[TokenNll]) -> int:
     """Tokens of a whole minibatch: the one denominator of all its parts."""
     return sum(part.n_tokens for part in parts)

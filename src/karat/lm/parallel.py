@@ -36,6 +36,7 @@ BUCKET_NUMBERS = 1 << 24
 """Gradients summed in one message: bounds the copy, 64 MB of float32."""
 FIRST_WORDS = "karat/complained"
 _alone = 0
+_in_shards = False
 
 
 class _Followed(ProcessError):
@@ -57,15 +58,23 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def in_shards() -> bool:
+    """Whether the processes hold what they train in shards (`sharding`)."""
+    return _in_shards and count() > 1
+
+
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def joined(*, in_shards: bool = False) -> Iterator[None]:
     """Join the processes that `karat run --processes`, torchrun or `accelerate launch` started, for the block.
 
     Alone, nothing happens. Of several processes that fail, or fail because another did, the first alone raises its own
     error; the others raise ProcessError without a message.
 
+    Args:
+        in_shards: True = weights in training, their gradients and the optimiser's state are parted among the processes.
     Raises: ConfigError where the environment names a number of processes but not which this is or where to meet.
     """
+    global _in_shards
     n = launched()
     if n == 1 or distributed.is_initialized():
         yield
@@ -83,6 +92,7 @@ def joined() -> Iterator[None]:
         torch.cuda.set_device((here if local is None else local) % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
     distributed.init_process_group(backend, timeout=PATIENCE)
+    _in_shards = in_shards
     try:
         yield
         wait()
@@ -91,6 +101,7 @@ def joined() -> Iterator[None]:
             raise
         raise ProcessError("") from error
     finally:
+        _in_shards = False
         with contextlib.suppress(RuntimeError):
             distributed.destroy_process_group()
 
@@ -254,6 +265,18 @@ def _collective() -> Iterator[None]:
             f"process {rank()} of {distributed.get_world_size()} lost another one, which ended without a word (was it "
             f"killed, or out of memory?); run the same command again, it continues ({_short(error)})"
         ) from error
+
+
+@contextlib.contextmanager
+def backend() -> Iterator[None]:
+    """Within, messages are sent by others (FSDP): what the backends raise when somebody is gone becomes one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, distributed.DistError) and "/gloo/" not in str(error):
+            raise  # nothing to do with messages
+        with _collective():
+            raise
 
 
 def _short(error: RuntimeError) -> str:

@@ -184,6 +184,14 @@ def pack_trees(
     return [_tree_batch([trees[i] for i in row], [first_branch[i] for i in row], pad_to, pad_id) for row in rows]
 
 
+def empty_batch(device: torch.device | str = "cpu") -> TreeBatch:
+    """A row that nothing is read from: a pass over it gives losses of 0, with gradients of 0 for every weight."""
+    row = _tree_batch([Tree((0,), ((0,),))], [0], None, 0)
+    nothing = torch.zeros(0, dtype=torch.long)
+    names = ("predict_index", "target_ids", "branch_of", "offset_of", "last_index", "branch_id", "lengths")
+    return replace(row, **dict.fromkeys(names, nothing)).to(device)
+
+
 def cut_trees(trees: Sequence[Tree], token_budget: int) -> list[Tree]:
     """The same branches in the same order in trees that fit the budget: a larger tree becomes several with its prompt.
 

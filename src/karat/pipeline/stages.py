@@ -22,7 +22,8 @@ from karat.identity import content_id
 from karat.ledger.artifacts import ArtifactRef, ref_of
 from karat.ledger.manifest import Manifest, code_commit, finished_stage, package_versions, write_manifest
 from karat.lm import parallel
-from karat.lm.loop import JsonlReporter, Reporter, newest_step
+from karat.lm.checkpoints import newest_step
+from karat.lm.loop import JsonlReporter, Reporter
 from karat.lm.trackers import TrackerName, open_trackers
 from karat.progress import Progress
 from karat.records import Finding, Vote
@@ -140,7 +141,8 @@ class Run:
         metrics_path = self.directory / "metrics" / f"{name}.jsonl"
         place = Workplace(self.directory, checkpoints, metrics_path, self.progress, clock, identity, self.tracking,
                           suffix)  # fmt: skip
-        notes = (f"worked out by {parallel.count()} processes",) if together and parallel.count() > 1 else ()
+        shards = ("what is trained in shards",) if parallel.in_shards() else ()
+        notes = (f"worked out by {parallel.count()} processes", *shards) if together and parallel.count() > 1 else ()
         shared = work(place) if together else None
 
         def recorded() -> Manifest:

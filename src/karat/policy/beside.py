@@ -23,7 +23,7 @@ from karat.lm.chat import check_fits, prompt_tokens, response_text, response_tok
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import response_logprobs
 from karat.lm.loop import TrainState
-from karat.lm.losses import token_nll
+from karat.lm.losses import total_nll
 from karat.lm.trees import Tree
 from karat.policy.controllers import LagrangeMultiplier
 from karat.policy.epochs import UpdateStats, my_batches
@@ -193,7 +193,7 @@ def data_losses(
         n_tokens = sum(len(tree.branches[0]) for tree in trees)
         stats.n_data_tokens += n_tokens
         for batch in my_batches(trees, settings.token_budget, lm.model.device):
-            total = token_nll(response_logprobs(lm.model, batch).logprobs).total
+            total = total_nll(response_logprobs(lm.model, batch).logprobs)
             stats.data_loss += float(total.detach())
             yield settings.ptx_coef * total / n_tokens
 

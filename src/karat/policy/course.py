@@ -23,6 +23,7 @@ from karat.lm.adapters import merged
 from karat.lm.load import LoadedLM, save_lm
 from karat.lm.loop import LoopConfig, Reporter, TrainState, run_loop
 from karat.lm.narrow import described
+from karat.lm.sharding import whole
 from karat.policy.epochs import POLICY, StepCounts
 from karat.policy.watcher import Watcher, WatchRules
 from karat.records import Prompt
@@ -105,15 +106,19 @@ def run_course(
 
     def save(path: Path) -> None:
         about = {"recipe": name, "fingerprint": fingerprint}
-        parallel.from_main(lambda: str(save_lm(kept(lm), path, metadata=about)))
+        with whole():
+            parallel.from_main(lambda: str(save_lm(kept(lm), path, metadata=about)))
 
     def whole_step(index: int) -> Mapping[str, float]:
         if index == 0 and around.evaluate is not None:
-            _observe_start(parallel.agreed(around.evaluate(lm, 0)), watcher, around.reporters, save)
+            with whole():
+                start = around.evaluate(lm, 0)
+            _observe_start(parallel.agreed(start), watcher, around.reporters, save)
         metrics = step(index)
         if around.evaluate is not None and ((index + 1) % rhythm.evaluate_every == 0 or index + 1 == rhythm.n_steps):
             started = time.perf_counter()
-            metrics |= around.evaluate(lm, index + 1)
+            with whole():
+                metrics |= around.evaluate(lm, index + 1)
             metrics["seconds/evaluate"] = time.perf_counter() - started
         last.clear()
         last.update(metrics)

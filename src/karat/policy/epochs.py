@@ -17,7 +17,8 @@ from torch import Tensor
 from karat.errors import InvariantError
 from karat.lm import parallel
 from karat.lm.loop import TrainState, check_skipped, optimiser_step
-from karat.lm.trees import Tree, TreeBatch
+from karat.lm.sharding import even_share
+from karat.lm.trees import Tree, TreeBatch, empty_batch
 from karat.policy.actor import pack
 from karat.policy.objectives import PolicyLoss
 
@@ -252,7 +253,7 @@ def packed_minibatch(
 def my_batches(trees: Sequence[Tree], token_budget: int, device: torch.device) -> list[TreeBatch]:
     """This process's share of the trees' micro-batches, cut so that there is something for every process."""
     budget = parallel.budget(token_budget, sum(tree.n_tokens for tree in trees))
-    return parallel.share(pack(trees, budget, device))
+    return even_share(pack(trees, budget, device), lambda: empty_batch(device))
 
 
 def note_policy_loss(stats: UpdateStats, found: PolicyLoss, *, denominator: float, first: bool) -> None:

@@ -15,7 +15,7 @@ from karat.errors import InputError
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import response_logprobs
 from karat.lm.loop import Reporter, TrainState, linear_warmup_decay
-from karat.lm.losses import token_nll
+from karat.lm.losses import total_nll
 from karat.lm.narrow import tolerance
 from karat.lm.trees import Tree
 from karat.policy.actor import Policy, build_policy
@@ -140,7 +140,7 @@ def expert_iteration(
         del name
         for batch in part.batches:
             logprobs = response_logprobs(policy.lm.model, batch, temperature=config.rollout.temperature).logprobs
-            total = token_nll(logprobs).total
+            total = total_nll(logprobs)
             stats.data_loss += float(total.detach())
             yield total / part.denominator
         stats.n_data_tokens += part.n_tokens

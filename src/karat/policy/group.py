@@ -351,6 +351,8 @@ class GroupUpdate:
         if self.own_logprobs is None or self.config.choices.kl != "reward":
             return self.advantages[minibatch.rows]
         local = batch.branch_id.sort().values
+        if not len(local):  # a pass for the other processes' sake
+            return self.own_logprobs.new_zeros((len(minibatch.rows), self.own_logprobs.shape[1]))
         rows = minibatch.rows[local]
         found = self.own_logprobs.new_zeros((len(minibatch.rows), self.own_logprobs.shape[1]))
         found[local] = self.earned.advantages(rows, self.own_logprobs[rows])

@@ -21,7 +21,8 @@ from karat.lm.adapters import merged
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import head_of, hidden_at, token_logprobs, trunk_of
 from karat.lm.loop import Reporter, TrainState, linear_warmup_decay, optimiser_step
-from karat.lm.losses import token_nll
+from karat.lm.losses import total_nll
+from karat.lm.sharding import whole_tensor
 from karat.lm.trees import Tree, TreeBatch
 from karat.policy.course import Around, Evaluate, PolicyResult, Rhythm, identity_of, run_course
 from karat.policy.epochs import POLICY, StepCounts, check_optimiser_steps, check_steps, my_batches
@@ -56,8 +57,8 @@ class QHeads(nn.Module):
     def follow(self, rate: float) -> None:
         """The slow copy takes over a share of the Q head."""
         with torch.no_grad():
-            self.slow_weight.lerp_(self.q.weight, rate)
-            self.slow_bias.lerp_(self.q.bias, rate)
+            self.slow_weight.lerp_(whole_tensor(self.q.weight), rate)
+            self.slow_bias.lerp_(whole_tensor(self.q.bias), rate)
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def q_losses(
             denominator=n_tokens,
         )
         logprobs, _ = token_logprobs(lm.model, predicting, batch.target_ids)
-        nll = token_nll(logprobs).total / n_tokens
+        nll = total_nll(logprobs) / n_tokens
         parts = {"q": found.q, "v": found.v, "conservative": found.conservative, "nll": nll}
         for name, part in parts.items():
             figures[f"ilql/{name}"] += float(part.detach())
@@ -184,7 +185,7 @@ def q_losses(
 def next_values(values: Float[Tensor, " n"], batch: TreeBatch) -> Float[Tensor, " n"]:
     """The value after each response token: that before the next one, 0 after the last."""
     last = batch.offset_of == batch.lengths[batch.branch_of] - 1
-    following = torch.cat([values[1:], values.new_zeros(1)])
+    following = torch.cat([values[1:], values.new_zeros(min(1, len(values)))])
     return torch.where(last, torch.zeros_like(values), following)
 
 

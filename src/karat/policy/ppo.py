@@ -224,7 +224,7 @@ def start_at_mean(actor: ActorCritic, rollout: Rollout, rewards: Tensor) -> Roll
     """
     mean = rewards.sum(1).mean()
     with torch.no_grad():
-        actor.value_head.bias += mean.to(actor.value_head.bias.dtype)
+        actor.value_head.bias += float(mean)  # a number: the bias may be in shards
     values = torch.where(rollout.response_mask, rollout.values + mean, rollout.values)
     last = None if rollout.last_values is None else rollout.last_values + mean
     return replace(rollout, values=values, last_values=last)

@@ -23,6 +23,7 @@ from karat.lm.chat import check_fits, prompt_tokens, response_text
 from karat.lm.generate import SamplingConfig
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import response_logprobs
+from karat.lm.sharding import whole
 from karat.lm.together import sample_together
 from karat.lm.trees import Tree, TreeBatch, rows_of
 from karat.policy.actor import ActorCritic, Policy, exact_kl, pack, reference_logprobs, token_scores
@@ -150,12 +151,13 @@ def collect_rollout(
     Raises: InputError for prompts that do not fit the context or scores that are missing or not finite.
     """
     started = time.perf_counter()
-    drawn = draw_responses(actor.lm, prompts, settings, seed)
-    sampled = time.perf_counter()
-    scores = score_responses(score_fn, drawn.flat_prompts, drawn.texts)
-    scored = time.perf_counter()
-    wanted = partial(_scored, actor, settings=settings, with_last=with_last_values, with_policy=with_logprobs)
-    rows = _forward(wanted, drawn.trees, token_budget, actor.lm.model.device)
+    with whole():
+        drawn = draw_responses(actor.lm, prompts, settings, seed)
+        sampled = time.perf_counter()
+        scores = score_responses(score_fn, drawn.flat_prompts, drawn.texts)
+        scored = time.perf_counter()
+        wanted = partial(_scored, actor, settings=settings, with_last=with_last_values, with_policy=with_logprobs)
+        rows = _forward(wanted, drawn.trees, token_budget, actor.lm.model.device)
     ref_logprobs = rows["ref_logprobs"]
     device, dtype = ref_logprobs.device, ref_logprobs.dtype
     return Rollout(

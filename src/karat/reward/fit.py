@@ -21,7 +21,8 @@ import torch
 from karat.belief import ScoreScale
 from karat.choice import vote_batch
 from karat.errors import ConfigError
-from karat.lm.loop import Reporter, newest_step
+from karat.lm.checkpoints import newest_step
+from karat.lm.loop import Reporter
 from karat.records import Estimate, Finding, Prompt, Response, Vote
 from karat.reward.bayes import bayesian_fit, cooled_layer, save_last_layer
 from karat.reward.calibration import VoteModel, fit_temperature, predicted_probs, vote_nll

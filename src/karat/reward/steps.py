@@ -21,6 +21,7 @@ from karat.feedback_columns import FeedbackBatch, FeedbackParams, LabelParams
 from karat.feedback_likelihood import channel_loglik
 from karat.lm import parallel
 from karat.lm.loop import TrainState, linear_warmup_decay, optimiser_step
+from karat.lm.sharding import even_share, whole
 from karat.ratings import RatingParams
 from karat.reward.data import FeedbackData, Minibatch
 from karat.reward.latents import fit_params
@@ -209,7 +210,11 @@ class TrainingRun:
         batch = self.data.batch.select(chosen)
         n_judgements = float(self.data.shares[minibatch.statements].sum())
         place = torch.full((len(self.encoded),), -1)
-        for texts in parallel.share(self.micro_batches(minibatch.groups)):
+        for texts in even_share(self.micro_batches(minibatch.groups), list):
+            if not texts:  # a pass for the other processes' sake
+                first = minibatch.groups[0][:1]
+                yield 0 * self.scores([self.encoded[i] for i in first], self.log_length[list(first)]).sum()
+                continue
             index = torch.tensor(texts)
             place.fill_(-1)
             place[index] = torch.arange(len(texts))
@@ -248,6 +253,11 @@ class TrainingRun:
 
     def hold_out(self, epoch: int) -> float:
         """Held-out likelihood after an epoch; keeps the weights when it is the best so far."""
+        assert self.held is not None
+        with whole():
+            return self._held_out(epoch)
+
+    def _held_out(self, epoch: int) -> float:
         assert self.held is not None
         scores = score_data(self.model, self.held, token_budget=self.config.token_budget)
         nll = held_out_nll(

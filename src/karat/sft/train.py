@@ -22,7 +22,8 @@ from karat.lm.logprobs import response_logprobs
 from karat.lm.loop import LoopConfig, Reporter, TrainState, check_skipped, linear_warmup_decay, optimiser_step, run_loop
 from karat.lm.losses import token_nll
 from karat.lm.narrow import described
-from karat.lm.trees import Tree, cut_trees, pack_trees
+from karat.lm.sharding import even_share
+from karat.lm.trees import Tree, cut_trees, empty_batch, pack_trees
 from karat.records import Demonstration
 from karat.seeding import torch_generator
 from karat.sft.loss import n_response_tokens, trees_of
@@ -162,7 +163,7 @@ def train_on_pairs(
             token_budget = parallel.budget(config.token_budget, sum(tree.n_tokens for tree in trees))
             # texts without a prompt are one tree, which is cut only where several processes are to share it
             pieces = trees if parallel.count() == 1 else cut_trees(trees, token_budget)
-            for batch in parallel.share(pack_trees(pieces, token_budget=token_budget)):
+            for batch in even_share(pack_trees(pieces, token_budget=token_budget), empty_batch):
                 loss = -response_logprobs(lm.model, batch).logprobs.sum() / n_tokens
                 sums.append(float(loss.detach()))
                 yield loss
