@@ -10,7 +10,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,16 @@ def row(
         "n_repeats": len(turns),
         "spread": {name: _quartiles(values) for name, values in (*rates.items(), ("ratio", ratios))},
     }
+
+
+def beside_the_faster(rows: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The row of the peer that was faster, with the figures of all of them.
+
+    Args: rows: by the dtype that the peer trained in.
+    """
+    faster = max(rows, key=lambda peer: rows[peer]["theirs"])
+    about = {peer: {key: one[key] for key in ("ours", "theirs", "ratio", "spread")} for peer, one in rows.items()}
+    return rows[faster] | {"peer_dtype": faster, "beside": about}
 
 
 def machine() -> dict[str, Any]:

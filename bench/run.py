@@ -1,6 +1,6 @@
 """The benches: karat beside its peers, the same weights, inputs, threads and optimiser steps on both sides.
 
-    python bench/run.py [--work reward|ppo|ppo-k4|rloo|grpo|dpo|sft|sample|sample-150k|efficiency-reward|efficiency-ppo|load|all] [--quick]
+    python bench/run.py [--work reward|ppo|ppo-k4|ppo-bf16|ppo-k4-bf16|rloo|grpo|dpo|sft|sample|sample-150k|efficiency-reward|efficiency-ppo|load|all] [--quick]
     python bench/run.py --long [--work ranking|time-to-score|ukp|real-data|methods|hybrid|process|growth|gao|asking|bounds|coverage|people|last-layer|all]
 
 Standard output has one JSON object a row; progress goes to standard error. docs/benchmarks.md says what each figure
@@ -25,7 +25,7 @@ if __package__ in (None, ""):  # started as a file, not as `python -m bench`
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.environments import PPO_PEER, REWARD_PEER, trl_python
-from bench.rows import row, take_turns
+from bench.rows import beside_the_faster, row, take_turns
 from bench.turns import ROOT, WORK, Worker, start_pair
 
 THREADS = int(os.environ.get("KARAT_BENCH_THREADS", "2"))
@@ -39,7 +39,7 @@ PPO_WORK = {
 }
 TARGETS = {
     "reward": 5.0, "ppo": 2.5, "ppo-k4": 4.5, "rloo": 4.0, "grpo": 4.0, "dpo": 4.0, "dpo-both": 4.0, "sft": 1.3,
-    "sample": 3.5, "sample-150k": 3.0, "ranking": 3.0,
+    "sample": 3.5, "sample-150k": 3.0, "ranking": 3.0, "ppo-bf16": 6.0, "ppo-k4-bf16": 10.0,
 }  # fmt: skip
 
 
@@ -78,7 +78,9 @@ def ranking_row(*, quick: bool) -> dict[str, Any]:
     return row("ranking", "rankings/s", turns[n_warm:], ours, theirs, target=TARGETS["ranking"], threads=THREADS)
 
 
-def ppo_row(name: str, n_prompts: int, n_samples: int, *, quick: bool) -> dict[str, Any]:
+def ppo_row(
+    name: str, n_prompts: int, n_samples: int, *, quick: bool, dtype: str = "float32", peer_dtype: str = "float32"
+) -> dict[str, Any]:
     """One PPO iteration: samples a second, and the seconds of its parts on our side."""
     from bench.inputs import hh_prompts
     from bench.models import checkpoint, classifier
@@ -95,6 +97,8 @@ def ppo_row(name: str, n_prompts: int, n_samples: int, *, quick: bool) -> dict[s
         "seed": 0,
         "threads": THREADS,
         "output": str(WORK / "trl_ppo"),
+        "dtype": dtype,
+        "peer_dtype": peer_dtype,
     }
     ours, theirs = _pair(name, work, "bench.ours.ppo", "bench.peers.trl_ppo", trl_python(PPO_PEER))
     turns = take_turns(ours, theirs, n_warm=n_warm, n_turns=n_iterations - n_warm, label=name)
@@ -110,6 +114,15 @@ def ppo_row(name: str, n_prompts: int, n_samples: int, *, quick: bool) -> dict[s
         "optimiser_steps": steps["ours"],
         "seconds_ours": {part: round(seconds, 3) for part, seconds in parts.items()},
     }
+
+
+def narrow_ppo_row(name: str, n_prompts: int, n_samples: int, *, quick: bool) -> dict[str, Any]:
+    """The same with our products in bfloat16, beside the peer in float32 and in its mixed precision: the faster peer counts.
+
+    Weights are float32 everywhere: those of a peer whose weights are bfloat16 do not move at this learning rate.
+    """
+    row_beside = partial(ppo_row, name, n_prompts, n_samples, quick=quick, dtype="bfloat16")
+    return beside_the_faster({peer: row_beside(peer_dtype=peer) for peer in ("float32", "bfloat16")})
 
 
 def group_row(name: str, *, quick: bool) -> dict[str, Any]:
@@ -292,6 +305,8 @@ ROWS: dict[str, Callable[..., dict[str, Any]]] = {
     "reward": reward_row,
     "ppo": partial(ppo_row, "ppo", 64, 1),
     "ppo-k4": partial(ppo_row, "ppo-k4", 16, 4),
+    "ppo-bf16": partial(narrow_ppo_row, "ppo-bf16", 64, 1),
+    "ppo-k4-bf16": partial(narrow_ppo_row, "ppo-k4-bf16", 16, 4),
     "rloo": partial(group_row, "rloo"),
     "grpo": partial(group_row, "grpo"),
     "dpo": partial(dpo_row, "dpo", precompute=True),

@@ -3,7 +3,8 @@
     python -m bench.ours.ppo WORK.json
 
 WORK.json: {model, n_prompts, n_samples, max_new_tokens, n_epochs, n_minibatches, learning_rate, kl_coef,
-n_iterations, reward: "model" or a name of text_rewards, adam_eps, seed, threads, …}; docs/benchmarks.md says what they mean.
+n_iterations, reward: "model" or a name of text_rewards, adam_eps, seed, threads, dtype of the products (float32 if absent), …};
+docs/benchmarks.md says what they mean.
 With `probes` (responses as token ids) it also says how it scores those.
 """
 
@@ -66,7 +67,8 @@ def main() -> None:
     turns = Turns()
     work = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(work["threads"])
-    lm = load_lm(work["model"], for_training=True)
+    products = torch.bfloat16 if work.get("dtype") == "bfloat16" else None
+    lm = load_lm(work["model"], for_training=True, products=products)
     prompts, _ = hh_prompts(work["n_prompts"])
     config = ppo_config(work)
     score = score_of(work["reward"])

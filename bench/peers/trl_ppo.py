@@ -3,7 +3,8 @@
 Run inside TRL's own environment: python -m bench.peers.trl_ppo WORK.json
 
 WORK.json: {model, classifier, prompts: [[ids], …], n_samples, max_new_tokens, n_epochs, n_minibatches, learning_rate,
-kl_coef, n_iterations, reward: "model" or a name of text_rewards, seed, threads, output}. TRL has no several samples a
+kl_coef, n_iterations, reward: "model" or a name of text_rewards, seed, threads, output, peer_dtype: float32, or bfloat16 for
+the trainer's mixed precision under float32 weights (float32 if absent)}. TRL has no several samples a
 prompt: the prompts are repeated. A device batch is the whole rollout, and no gradients are accumulated, because the
 trainer steps once in `gradient_accumulation_steps` micro-batches whatever `num_mini_batches` is (trl#5645): this way
 every minibatch is one optimiser step, as it is meant. With `probes` (responses as token ids) it also says how it scores
@@ -69,7 +70,7 @@ def config_of(work, n_sequences: int) -> PPOConfig:
         temperature=1.0,
         stop_token="eos",
         gradient_checkpointing=False,  # on by default; off is faster
-        bf16=False,
+        bf16=work.get("peer_dtype") == "bfloat16",
         use_cpu=True,
         seed=work["seed"],
         num_sample_generations=0,

@@ -10,6 +10,7 @@ import torch
 
 from karat.config import build
 from karat.errors import ConfigError, LedgerError
+from karat.lm import narrow_logprobs
 from karat.lm.adapters import add_lora, reference_mode
 from karat.lm.generate import SamplingConfig, sample
 from karat.lm.kernels import linear
@@ -131,6 +132,36 @@ def test_log_probabilities_and_gradients_are_near_those_of_float32(kind, tmp_pat
     rows = vocabulary_logprobs(narrow.model, found[1].hidden.detach())
     own = rows.gather(1, batch.target_ids[:, None])[:, 0]
     assert (own - found[1].logprobs).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("room", [1 << 23, 0, 30])  # of numbers that are kept: all, none, the first block
+def test_log_probabilities_in_small_pieces_are_those_of_one(monkeypatch, temperature, room):
+    monkeypatch.setattr(narrow_logprobs, "KEPT_NUMBERS", room * 15)
+    monkeypatch.setattr(narrow_logprobs, "LEAST_ROWS", 24)
+    monkeypatch.setattr(narrow_logprobs, "CACHED_NUMBERS", 0)
+    monkeypatch.setattr(narrow_logprobs, "FEWEST_ROWS", 10)
+    leaves = [t.requires_grad_() for t in (draws(70, 16), draws(30, 16, seed=1), draws(30, seed=2))]
+    ids, upstream = torch.arange(70) % 30, draws(70, seed=3)
+    found = narrow_logprobs.NarrowLogprobs.apply(*leaves, ids, (temperature, BF16, True))
+    found.backward(upstream)
+    grads = [leaf.grad.clone() for leaf in leaves]
+    rounded, narrow = (t.detach().to(BF16).requires_grad_() for t in leaves[:2])
+    bias = leaves[2].detach().clone().requires_grad_()
+    logits = ((rounded @ narrow.t()).float() + bias) / temperature
+    expected = logits.log_softmax(1).gather(1, ids[:, None])[:, 0]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    expected.backward(upstream)
+    for mine, other in zip(grads, (rounded.grad, narrow.grad, bias.grad), strict=True):
+        assert mine.dtype == torch.float32
+        assert (mine - other.float()).norm() < 3 * EPS * other.float().norm()
+
+
+def test_a_token_that_is_next_to_impossible_keeps_its_log_probability():
+    weight = torch.eye(4) * 16
+    hidden = torch.tensor([[16.0, 0, 0, 0], [4.0, 0, 0, 0]])
+    found = narrow_logprobs.NarrowLogprobs.apply(hidden, weight, None, torch.tensor([1, 2]), (1.0, BF16, False))
+    assert found.tolist() == pytest.approx([-256.0, -64.0])
 
 
 def test_the_sampler_sees_the_same_distribution():

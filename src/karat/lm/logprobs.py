@@ -24,6 +24,7 @@ from karat.lm.final_block import only_rows
 from karat.lm.kernels import linear, matmul
 from karat.lm.memory import KEPT_NUMBERS, rows_at_a_time
 from karat.lm.narrow import narrowed, products_of
+from karat.lm.narrow_logprobs import NarrowLogprobs
 from karat.lm.trees import Batch, TreeBatch
 
 
@@ -136,9 +137,13 @@ def token_logprobs(
         raise InputError(f"token_logprobs: found an output layer {type(head).__name__}; expected a linear one")
     rows = chunk_rows or rows_at_a_time(head.weight.shape[0])
     learns = torch.is_grad_enabled() and (hidden.requires_grad or head.weight.requires_grad)
+    products = products_of(head)
+    if products is not None and softcap is None and not with_entropy:
+        narrow = (temperature, products, learns)
+        return NarrowLogprobs.apply(hidden, head.weight, head.bias, token_ids, narrow), None
     keeps = KEPT_NUMBERS if learns and softcap is None else 0
     logprobs, entropy = _ChunkedLogprobs.apply(
-        hidden, head.weight, head.bias, token_ids, (temperature, softcap, rows, with_entropy, keeps), products_of(head)
+        hidden, head.weight, head.bias, token_ids, (temperature, softcap, rows, with_entropy, keeps), products
     )
     return logprobs, entropy if with_entropy else None
 
