@@ -1,6 +1,7 @@
 """Every method on the same votes: gold at equal KL to the supervised policy (docs/optimisers.md).
 
     python bench/methods_study.py [--seeds 0 1] [--methods ppo dpo …] [--out bench/results/methods_study.json] [--quick]
+    python bench/methods_study.py --tables        # writes what is in the results into docs/optimisers.md, and stops
 
 A seed is one run of the sandbox as `karat demo` configures it, up to its reward model. Every method then starts from a
 copy of that run: the same policy, votes, reward and, online, as many iterations, samples and optimiser steps; only its
@@ -26,6 +27,7 @@ import numpy as np
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.pages import put_between
 from bench.rows import machine
 from bench.turns import ROOT, WORK
 
@@ -57,6 +59,9 @@ QUICK = (
     "reward.n_epochs=1", "allow_ungated_reward=true", "evaluate.n_prompts=24",
 )  # fmt: skip
 Row = dict[str, Any]
+RESULTS = ROOT / "bench" / "results" / "methods_study.json"
+PAGE = ROOT / "docs" / "optimisers.md"
+MARKS = ("<!-- methods_study: begin -->", "<!-- methods_study: end -->")
 
 
 def run_base(seed: int, directory: Path, overrides: Sequence[str]) -> Path:
@@ -127,10 +132,45 @@ def table(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
+def tables(found: Mapping[str, Any]) -> str:
+    """Gains at equal KL, the best first at half a nat, and where each strength came to rest."""
+    seeds = sorted({row["seed"] for row in found["rows"]})
+    lines = [
+        f"Seeds {', '.join(map(str, seeds))}; gain in gold over the supervised policy, mean over the seeds that reach the KL and, where "
+        f"there are two or more, its 95 % t interval; {found['machine']['processor']}, 1 thread, shared.",
+        "",
+        f"| method | {' | '.join(f'at {kl} nats' for kl in KLS)} | KL and gain at each strength, by seed |",
+        f"|---|{'---|' * len(KLS)}---|",
+    ]
+
+    def at_half(line: Row) -> float:
+        gain = line["gain at 0.5 nats"]
+        return -math.inf if gain is None else gain[0]
+
+    for line in sorted(found["table"], key=at_half, reverse=True):
+        rests = "; ".join(", ".join(f"{kl:.2f}: {number(gain)}" for kl, gain in own) for own in line["points"].values())
+        cells = " | ".join(gain_cell(line[f"gain at {kl} nats"], len(seeds)) for kl in KLS)
+        lines.append(f"| {line['method'].replace('_', ' ')} | {cells} | {rests} |")
+    return "\n".join(lines)
+
+
+def gain_cell(gain: Sequence[Any] | None, n_seeds: int) -> str:
+    """`.48 [.31, .65]`; how many seeds where not all reach so far; – where none does."""
+    if gain is None:
+        return "–"
+    value, low, high, n = gain
+    interval = "" if low is None else f" [{number(low)}, {number(high)}]"
+    return f"{number(value)}{interval}" + (f" ({n} of {n_seeds})" if n < n_seeds else "")
+
+
+def number(value: float) -> str:
+    """Two digits behind the point, with a true minus."""
+    return f"{value:.2f}".replace("-", "−")
+
+
 def methods_row(*, quick: bool) -> Row:
     """The study as a row of the long benches."""
-    out = ROOT / "bench" / "results" / "methods_study.json"
-    return {"work": "methods"} | study([0, 1], list(METHODS), out=out, quick=quick)
+    return {"work": "methods"} | study([0, 1], list(METHODS), out=RESULTS, quick=quick)
 
 
 def study(seeds: Sequence[int], methods: Sequence[str], *, out: Path, quick: bool) -> Row:
@@ -157,10 +197,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "methods_study.json")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--quick", action="store_true", help="tiny runs: does it work?")
+    parser.add_argument("--tables", action="store_true", help="write what was found into the page, and stop")
     options = parser.parse_args()
+    if options.tables:
+        return put_between(PAGE, MARKS, tables(json.loads(RESULTS.read_text(encoding="utf-8"))))
     print(json.dumps(study(options.seeds, options.methods, out=options.out, quick=options.quick), indent=1))
+    return None
 
 
 if __name__ == "__main__":
