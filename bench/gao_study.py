@@ -29,6 +29,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.gao_picture import picture
+from bench.pages import put_between
 from bench.rows import machine
 from bench.turns import ROOT, WORK
 
@@ -59,7 +60,7 @@ LEAST_R_SQUARED = 0.95
 RESULTS = ROOT / "bench" / "results" / "gao_study.json"
 PLOT = ROOT / "docs" / "images" / "gao.svg"
 DOCS = ROOT / "docs" / "watcher.md"
-START, END = "<!-- gao study -->", "<!-- end of gao study -->"
+MARKS = ("<!-- gao_study: begin -->", "<!-- gao_study: end -->")
 Row = dict[str, Any]
 Drawn = dict[str, Any]
 
@@ -264,16 +265,6 @@ def tables(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def write_docs(text: str) -> None:
-    """Put the tables between the marks of docs/watcher.md."""
-    page = DOCS.read_text(encoding="utf-8")
-    head, _, rest = page.partition(START + "\n")
-    _, found, tail = rest.partition(END)
-    if not found:
-        sys.exit(f"gao_study: found no marks {START} … {END} in {DOCS.name}; put them where the tables belong")
-    DOCS.write_text(f"{head}{START}\n{text}\n{END}{tail}", encoding="utf-8")
-
-
 def gao_row(*, quick: bool) -> Row:
     """The study as a row of the long benches."""
     return {"work": "gao"} | study(SEEDS, out=RESULTS, plot=PLOT, quick=quick)
@@ -291,7 +282,7 @@ def main() -> None:
     if options.tables:
         rows = json.loads(options.out.read_text(encoding="utf-8"))["rows"]
         options.plot.write_text(picture(rows), encoding="utf-8")
-        write_docs(tables(rows))
+        put_between(DOCS, MARKS, tables(rows))
         return
     print(json.dumps(study(options.seeds, out=options.out, plot=options.plot, quick=options.quick), indent=1))
 

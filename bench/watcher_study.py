@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,11 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
+if __package__ in (None, ""):  # started as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.pages import put_between
+
 from karat.policy.watcher import Watcher, WatchRules
 from karat.stats import wilson
 
@@ -32,6 +38,7 @@ ROOT = Path(__file__).parent.parent
 WORK = ROOT / "bench" / "work" / "watcher_study"
 RESULTS = ROOT / "bench" / "results" / "watcher_study.json"
 DOCS = ROOT / "docs" / "watcher.md"
+MARKS = ("<!-- watcher_study: begin -->", "<!-- watcher_study: end -->")
 TUNING, TEST = range(1000, 1020), range(3000, 3100)
 N_PROMPTS, N_RESPONSES, N_FEATURES, N_HEADS, N_SAMPLES, N_LOOKS = 24, 400, 6, 5, 4, 40
 ETA_MAX, KEPT_FRAC, MOST_FALSE = 5.0, 0.85, 0.10
@@ -303,10 +310,7 @@ def main() -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(found, indent=1) + "\n")
     if options.full:
-        text = DOCS.read_text(encoding="utf-8")
-        head, _, rest = text.partition("<!-- study -->\n")
-        _, _, tail = rest.partition("<!-- end of study -->")
-        DOCS.write_text(f"{head}<!-- study -->\n{table(found)}\n<!-- end of study -->{tail}", encoding="utf-8")
+        put_between(DOCS, MARKS, table(found))
 
 
 if __name__ == "__main__":
