@@ -9,6 +9,8 @@ import pytest
 from journeys import SANDBOX, STAGES, inside, karat, manifests, weights, write_config
 from transformers import AutoModelForCausalLM
 
+from karat.reward import score
+
 
 def test_a_finished_run_has_every_stage_its_summary_and_its_report(finished: Path):
     run = finished / "runs" / "tiny"
@@ -143,9 +145,14 @@ def test_replicates_give_a_table_with_intervals_and_reuse_what_is_done(here: Pat
     assert "ppo.update.learning_rate=0.001" in plain.out
 
 
-def test_with_adapters_the_reference_is_the_adapter_off_and_what_is_saved_is_merged(here: Path):
+def test_with_adapters_the_reference_is_the_adapter_off_and_what_is_saved_is_merged(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+):
+    lent, lend = [], score.borrowed_trunk
+    monkeypatch.setattr(score, "borrowed_trunk", lambda *given: lent.append(lend(*given)) or lent[-1])
     adapted = write_config({**SANDBOX, "lora": {"rank": 4, "alpha": 8.0}}, name="adapted")
     assert karat("run", adapted).code == 0
+    assert [trunk is not None for trunk in lent] == [True]  # the reward stood on the policy's frozen weights
     model = AutoModelForCausalLM.from_pretrained(here / "runs/adapted/models/ppo")
     assert not [name for name, _ in model.named_parameters() if "lora" in name]
     rows = [json.loads(line) for line in (here / "runs/adapted/metrics/ppo.jsonl").read_text().splitlines()]

@@ -1,6 +1,7 @@
 """Every figure that a training stage logs is in the documentation, and nothing else is."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from karat.belief import Belief, ScoreScale
 from karat.config import build
+from karat.lm.adapters import add_lora
 from karat.lm.load import load_lm
 from karat.pipeline.optimise import looker
 from karat.pipeline.settings import RunConfig
@@ -72,3 +74,18 @@ def test_figures_of_the_watchers_look():
         Unsure(), PROMPTS[:2], config, lambda *_: 1.0, seed=0, panel=lambda *_: asked, novel_frac=lambda *_: 0.0
     )
     assert set(look(toy_lm(), 0)) == documented("Optimiser")
+
+
+def test_the_look_measures_the_kl_of_a_policy_with_adapters_from_the_model_without_them():
+    config = build(RunConfig, {"sandbox": {}, "watch": {"n_samples": 2}, "ppo": {"rollout": {"max_new_tokens": 4}}})
+    lm = toy_lm()
+    lm = replace(lm, model=add_lora(lm.model, 2, 4.0))
+    with torch.no_grad():
+        for name, parameter in lm.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(0))
+    found = [
+        looker(Unsure(), PROMPTS[:2], config, None, seed=0, reference=reference)(lm, 0)["validation/kl"]
+        for reference in (toy_lm(), lm)
+    ]
+    assert found[0] == found[1] != 0

@@ -94,7 +94,7 @@ def test_the_count_of_adapters_is_that_of_peft(tmp_path):
     assert lora_parameters(size_of(lm.model.config, 0), 4) == trained
 
 
-def test_a_critic_of_its_own_counts_its_adapters_alone_where_there_are_any(tmp_path):
+def test_with_adapters_critic_and_reward_are_counted_without_a_trunk_of_their_own(tmp_path):
     counts = Counts(demonstrations=100, policy_prompts=28, collect_prompts=50, votes=400, longest_prompt=30)
     size = size_of(load_lm(tiny_checkpoint("llama", tmp_path)).model.config, 1000)
 
@@ -105,6 +105,12 @@ def test_a_critic_of_its_own_counts_its_adapters_alone_where_there_are_any(tmp_p
         )
         return separate["memory.ppo"] - shared["memory.ppo"]
 
+    def held(**given):
+        return {one.name: one.value for one in derived(config(**given), counts, size)}["memory.ppo"]
+
+    # a reward model from elsewhere is a second trunk, one that learnt by adapters is not
+    lora = {"lora": {"rank": 4, "alpha": 8.0}}
+    assert held(**lora, reward_model="elsewhere") - held(**lora) == size.weight_bytes
     # weights, gradient and Adam's two moments
     assert more() == 4 * size.weight_bytes
     assert more(lora={"rank": 4, "alpha": 8.0}) == 4 * lora_parameters(size, 4) * size.bytes_per_number

@@ -84,10 +84,15 @@ def is_adapted(module: nn.Module) -> bool:
     return any(isinstance(part, BaseTunerLayer) for part in module.modules())
 
 
+def in_adapter(name: str) -> bool:
+    """Whether the parameter of that name belongs to an adapter, by peft's names."""
+    return "lora_" in name
+
+
 def trunk_beside(model: PeftModel) -> nn.Module:
     """A second trunk on the model's frozen weights, the same memory, with adapters of its own that start as the model's are."""
     trunk = trunk_of(model)
-    shared = {id(p): p for name, p in trunk.named_parameters() if not _in_adapter(name)}
+    shared = {id(p): p for name, p in trunk.named_parameters() if not in_adapter(name)}
     return copy.deepcopy(trunk, shared)
 
 
@@ -95,7 +100,7 @@ def train_adapters(module: nn.Module) -> nn.Module:
     """Have the adapters learn and nothing else; all of it where there are none."""
     adapted = is_adapted(module)
     for name, parameter in module.named_parameters():
-        parameter.requires_grad_(not adapted or _in_adapter(name))
+        parameter.requires_grad_(not adapted or in_adapter(name))
     return module
 
 
@@ -142,7 +147,3 @@ def load_adapter(lm: LoadedLM, directory: str | Path, *, for_training: bool = Fa
             f"{directory}: the adapters do not fit {lm.path} ({said}); expected those that were trained on that model"
         ) from error
     return replace(lm, model=adapted.eval())
-
-
-def _in_adapter(name: str) -> bool:
-    return "lora_" in name  # as peft names what it adds

@@ -247,7 +247,7 @@ def model_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 def model_weights(path: Path, kind: Any, config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
     """The model of a directory, all weights found in it but for a pooler's; kind: a transformers Auto class."""
-    with _quiet():
+    with quiet():
         try:
             model, info = kind.from_pretrained(
                 path, config=config, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
@@ -353,7 +353,7 @@ def _save(
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = directory.with_name(f".partial-{directory.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    with _quiet():
+    with quiet():
         model.save_pretrained(partial, max_shard_size="4GB")
         tokenizer.save_pretrained(partial)
     plain = json.loads((partial / "config.json").read_text(encoding="utf-8"))
@@ -367,13 +367,19 @@ def _save(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars of transformers: karat draws its own, and only there where it is asked for one."""
-    shown = transformers_logging.is_progress_bar_enabled()
+def quiet(*, silent: bool = False) -> Iterator[None]:
+    """No progress bars of transformers: karat draws its own, and only there where it is asked for one.
+
+    Args: silent: nor reports of heads that were left out.
+    """
+    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    if silent:
+        transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if shown:
             transformers_logging.enable_progress_bar()
 

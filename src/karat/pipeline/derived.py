@@ -153,11 +153,14 @@ def _memory(config: RunConfig, counts: Counts, size: ModelSize) -> list[Derived]
     name, method, rollout = config.section, config.method, config.rollout
     longest = counts.longest_prompt + config.policy_tokens * (1 if rollout is None else rollout.n_samples)
     budget = max((method.token_budget if rollout is None else method.update.token_budget), longest)  # type: ignore[union-attr]
-    # the reward model, and the policy's reference, which is the adapter switched off where there is one
-    copies, held_beside = 1 + (not config.lora), "reference policy and reward model beside them"
-    if rollout is None:  # a reference to measure the KL from, and the loss's own where it keeps one
-        keeps = isinstance(method, DirectConfig) and (method.loss == "kto" or not method.precompute_reference)
-        copies = 2 + (keeps and not config.lora)
+    # the reward model, which is adapters on the policy's weights where both learn by adapters, and the policy's reference,
+    # which is the adapter switched off where there is one
+    copies, held_beside = 2, "reference policy and reward model beside them"
+    if config.lora:
+        copies = int(config.reward_model is not None)
+        held_beside = "reward model beside them" if copies else "reference policy and reward model on the same weights"
+    elif rollout is None:  # a reference to measure the KL from, and the loss's own where it keeps one
+        copies += isinstance(method, DirectConfig) and (method.loss == "kto" or not method.precompute_reference)
     separate = isinstance(method, PPOConfig) and method.value.critic == "separate"
     # weights, gradient and two moments; of adapters alone where the trunk is the policy's
     critic = 4 * (trained if config.lora else size.parameters) * size.bytes_per_number if separate else 0

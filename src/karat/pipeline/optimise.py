@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from karat.feedback.snapshot import read_snapshot, snapshot_place, write_snapsho
 from karat.feedback.store import open_store
 from karat.ledger.artifacts import ArtifactRef, ref_of
 from karat.lm import parallel
-from karat.lm.adapters import merged
+from karat.lm.adapters import is_adapted, merged, reference_mode
 from karat.lm.load import LoadedLM, load_lm, save_lm
 from karat.overopt import distinct_frac
 from karat.pipeline.beside import beside_the_score, paid_by
@@ -60,7 +61,8 @@ def train(
     """
     name = config.algorithm
     sft = run.directory / given["sft"].path
-    scorer = open_scorer(run.directory / given["reward"].path, config, lambda: load_lm(sft), run.seed)
+    lm = load_for_training(sft, config.lora, seed=child_seed(run.seed, "ppo", "lora"), dtype=config.dtype)
+    scorer = open_scorer(run.directory / given["reward"].path, config, lambda: load_lm(sft), run.seed, on=lm)
     splits = read_prompts(place.directory / "data" / "prompts.jsonl")
     samples = read_texts(run.directory / given["samples"].path)
     # 1. what is usual: the ensemble's disagreement on the reference policy's own responses; one head has none
@@ -70,7 +72,6 @@ def train(
     lengths = [float(n) for row in samples.lengths for n in row]
     watcher = Watcher(watch_rules(config, usual, lengths), directory=place.checkpoints / "watcher")
     # 2. the method
-    lm = load_for_training(sft, config.lora, seed=child_seed(run.seed, "ppo", "lora"), dtype=config.dtype)
     score = (
         asked_once(named_score(config.score, http=config.score_http))
         if config.score
@@ -90,12 +91,14 @@ def train(
     labels = read_snapshot(run.directory / given["labels"].path) if "labels" in given else None
     measuring = frozenset(prompt.id for name in ("validation", "evaluation") for prompt in splits[name])
     material = Material(splits["policy"], score, snapshot, samples, beside, labels, measuring)
-    seed = child_seed(run.seed, "look")
+    seed, start = child_seed(run.seed, "look"), None
+    if config.rollout is None:
+        start = lm if config.lora else load_lm(sft, products=PRODUCTS[config.dtype])
     panel = open_panel(config, source, place, splits["validation"], sft, run_seed=run.seed, look_seed=seed)
     look = looker(
         scorer, splits["validation"], config, source.gold, seed=seed, panel=panel,
         novel_frac=novelty_of(scorer, run.directory / given["reward"].path),
-        reference=None if config.rollout is not None else load_lm(sft, products=PRODUCTS[config.dtype]),
+        reference=start,
     )  # fmt: skip
     with training_reporters(place, name, n_steps(config, material)) as reporters:
         seed = child_seed(run.seed, "ppo")
@@ -266,7 +269,8 @@ def looker(
     Args:
         panel: fresh votes on the responses of a look; None = nobody is asked.
         novel_frac: the share of some responses that are unlike those judged; None = it is not recorded.
-        reference: from which the KL is measured, for methods that draw no responses themselves; None = not measured.
+        reference: from which the KL is measured, for methods that draw no responses themselves, of a model with adapters
+            the model without them; None = not measured.
     """
     aggregate = AGGREGATORS[config.aggregator]
 
@@ -289,7 +293,8 @@ def looker(
         if novel_frac is not None:
             figures["validation/novel_frac"] = novel_frac(asked, texts)
         if reference is not None:
-            figures["validation/kl"] = float(sequence_kl(reference, drawn).mean())
+            with reference_mode(reference.model) if is_adapted(reference.model) else nullcontext():
+                figures["validation/kl"] = float(sequence_kl(reference, drawn).mean())
         differ = [share for group in grouped if (share := distinct_frac(group)) is not None]
         if differ:
             figures["validation/diversity"] = float(np.mean(differ))

@@ -144,15 +144,17 @@ def sampled_references(lm: LoadedLM, *, max_new_tokens: int, seed: int) -> Refer
     return references
 
 
-def open_scorer(reward: Path, config: RunConfig, reference: Callable[[], LoadedLM], seed: int) -> Scorer | GroupScorer:
+def open_scorer(
+    reward: Path, config: RunConfig, reference: Callable[[], LoadedLM], seed: int, *, on: LoadedLM | None = None
+) -> Scorer | GroupScorer:
     """What the optimiser and the measurement score with: the reward, or its groups where the aggregator is one of groups.
 
     Args:
         reference: loads the reference policy; called only where references have to be sampled.
-        seed: of the run.
+        seed: of the run.    on: as in `load_scorer`.
     Raises: CheckpointError for an aggregator of groups and a reward without a population.
     """
-    scorer = load_scorer(reward)
+    scorer = load_scorer(reward, on=on)
     if config.aggregator not in OF_GROUPS or not has_groups(scorer):
         return scorer
     model = load_people(reward)

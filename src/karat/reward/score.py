@@ -15,8 +15,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from karat.belief import AGGREGATORS, Belief, ScoreScale, apply_scale, fit_scale
 from karat.errors import CheckpointError, ConfigError, InputError
@@ -34,8 +32,9 @@ from karat.lm.adapters import merged_trunk
 from karat.lm.attention import NAME as TREE_ATTENTION
 from karat.lm.classifiers import is_classifier, load_classifier
 from karat.lm.headers import add_header_metadata
-from karat.lm.load import LoadedEncoder, LoadedLM, load_encoder, save_encoder
+from karat.lm.load import LoadedEncoder, LoadedLM, load_encoder, quiet, save_encoder
 from karat.records import Prompt, ScoreFn
+from karat.reward.borrowed import borrowed_trunk, save_adapters
 from karat.reward.calibration import VoteModel
 from karat.reward.classifier import PLAIN_VOTES, UNSCALED, ClassifierTrunk, classifier_model, copy_classifier
 from karat.reward.contributions import contribution_rows
@@ -253,11 +252,12 @@ def save_reward(
     return directory
 
 
-def load_scorer(directory: str | Path, *, device: str = "cpu") -> Scorer:
+def load_scorer(directory: str | Path, *, device: str = "cpu", on: LoadedLM | None = None) -> Scorer:
     """The scorer in a directory that `save_reward` wrote, or of a sequence classifier with one output, as TRL saves it.
 
     A classifier from elsewhere has one head, temperature 1 and Bradley–Terry votes without ties.
 
+    Args: on: a policy with adapters. A reward whose adapters were trained on the same weights stands on the policy's.
     Raises: CheckpointError (one line) for a missing, foreign, half-written or newer directory.
     """
     directory = Path(directory)
@@ -281,9 +281,9 @@ def load_scorer(directory: str | Path, *, device: str = "cpu") -> Scorer:
     scale, objectives_config = ScoreScale(**card["scale"]), ObjectivesConfig(**card.get("objectives_config", {}))
     optimised = {"objectives": objectives_config, "length_removed": card.get("length_removed", 0.0)}
     if members:
-        loaded = [load_scorer(directory / name, device=device) for name in members]
+        loaded = [load_scorer(directory / name, device=device, on=on) for name in members]
         return dataclasses.replace(joined_scorer(loaded, vote_model, scale), **optimised)
-    trunk = _load_trunk(directory, card, device)
+    trunk = _load_trunk(directory, card, device, on)
     trunk.module.requires_grad_(False).eval()
     objectives = card.get("objectives", [PREFERENCE])
     model = RewardModel(trunk, HeadConfig(**card["heads"]), seed=0, objectives=objectives)
@@ -309,7 +309,7 @@ def _save_classifier(model: RewardModel, lm: LoadedLM, directory: Path, metadata
         )
     head.weight.data.copy_(model.mean_weight().unsqueeze(0))
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with _quiet():
+    with quiet(silent=True):
         classifier.save_pretrained(directory, max_shard_size="4GB")
     lm.tokenizer.save_pretrained(directory)
     plain = json.loads((directory / "config.json").read_text(encoding="utf-8"))
@@ -317,9 +317,10 @@ def _save_classifier(model: RewardModel, lm: LoadedLM, directory: Path, metadata
     (directory / "config.json").write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for file in sorted(directory.glob("*.safetensors")):
         add_header_metadata(file, metadata)
+    save_adapters(lm, directory, metadata=metadata)
 
 
-def _load_trunk(directory: Path, card: Mapping[str, Any], device: str) -> Trunk:
+def _load_trunk(directory: Path, card: Mapping[str, Any], device: str, on: LoadedLM | None) -> Trunk:
     described = dict(card["trunk"])
     kind = described.pop("kind")
     if kind == "encoder":
@@ -332,9 +333,10 @@ def _load_trunk(directory: Path, card: Mapping[str, Any], device: str) -> Trunk:
             f"{directory}: found a trunk of kind {kind!r}; expected decoder, encoder or classifier"
         )  # fmt: skip
     tokenizer = described.pop("tokenizer")
+    trunk = borrowed_trunk(on, directory) if on is not None and described["use_trees"] else None
     try:
-        with _quiet():
-            trunk = AutoModel.from_pretrained(
+        with quiet(silent=True):
+            trunk = trunk or AutoModel.from_pretrained(
                 directory, attn_implementation=TREE_ATTENTION if described["use_trees"] else None, use_safetensors=True
             )
         loaded = AutoTokenizer.from_pretrained(directory)
@@ -349,20 +351,6 @@ def _load_trunk(directory: Path, card: Mapping[str, Any], device: str) -> Trunk:
         path=str(directory),
     )
     return DecoderTrunk(lm, **described)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers draws no progress bars and reports no heads left out: standard error belongs to karat's own."""
-    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def _card(fit: RewardFit, metadata: Mapping[str, str], scale: ScoreScale) -> dict[str, Any]:
