@@ -6,7 +6,7 @@ import pytest
 
 from journeys_kinds import store_of_sandbox
 from karat.cli import main
-from karat.cli.river import finding_lines
+from karat.cli.findings import finding_lines
 from karat.feedback.documents import add_questions
 from karat.feedback.store import open_store
 from karat.feedback.tasks import answer

@@ -197,7 +197,7 @@ def test_weighting_the_minority_flips_what_only_the_majority_wanted():
     assert found.flips == (0, 2)
     assert found.flip_share.value == pytest.approx(2 / 3)
     assert found.noise_share < found.flip_share.low + 0.35
-    rows = named_flips(found, pairs, [("a", "b"), ("c", "d"), ("e", "f")], 1)
+    rows = named_flips(found, pairs, [{"a": "a", "b": "b"}, {"a": "c", "b": "d"}, {"a": "e", "b": "f"}], 1)
     assert rows == [{"a": "a", "b": "b", "unweighted": rows[0]["unweighted"], "weighted": rows[0]["weighted"]}]
     assert rows[0]["unweighted"] > 0 > rows[0]["weighted"]
     same = side_by_side(votes, np.ones(40), pairs, np.random.default_rng(0), n_draws=10)

@@ -10,7 +10,7 @@ import torch
 from karat.belief import to_reference, worst_group
 from karat.errors import CheckpointError, ConfigError, InputError
 from karat.lm.load import load_lm
-from karat.records import Response, Vote, user_prompt
+from karat.records import user_prompt
 from karat.reward.model import HeadConfig
 from karat.reward.people import (
     common_group_scale,
@@ -21,14 +21,8 @@ from karat.reward.people import (
     load_people,
     save_people,
 )
-from karat.reward.people_fit import (
-    PluralismConfig,
-    enough_votes,
-    fit_people,
-    not_measured,
-    people_findings,
-    people_metrics,
-)
+from karat.reward.people_fit import PluralismConfig, enough_votes, fit_people
+from karat.reward.people_report import not_measured, people_findings, people_metrics
 from karat.reward.person_file import CARD, SavedPerson, load_person, save_person
 from karat.reward.personal import new_person, standing, updated
 from karat.reward.score import load_scorer, save_reward, scorer_of
@@ -36,29 +30,10 @@ from karat.reward.train import RewardConfig, train_reward
 from karat.reward.trunk import DecoderTrunk
 from karat.reward.users import Posterior
 from tiny_models import tiny_checkpoint
+from two_groups import GROUPS, opinions
 
 CONFIG = RewardConfig(heads=HeadConfig(n_heads=2), learning_rate=3e-3, head_learning_rate=1e-2, n_refits=1)
-GROUPS = {f"rater{i}": "left" if i % 3 else "right" for i in range(12)}
 PLURALISM = PluralismConfig(n_features=6, max_rank=2, max_kinds=2, n_starts=1, floors={"preference": -50.0})
-
-
-def opinions(seed=0, n_prompts=30):
-    """Two groups: the left likes the letter a, the right likes the letter b; both like short texts."""
-    rng = np.random.default_rng(seed)
-    prompts, responses, votes = {}, {}, []
-    for number in range(n_prompts):
-        prompt = user_prompt(f"q{number}")
-        prompts[prompt.id] = prompt
-        texts = {"".join(rng.choice(list("abcd"), size=int(rng.integers(2, 7)))) for _ in range(4)}
-        own = [Response(prompt.id, text, "planted") for text in sorted(texts)]
-        responses |= {one.id: one for one in own}
-        for rater, group in GROUPS.items():
-            i, j = rng.choice(len(own), 2, replace=False)
-            letter = "a" if group == "left" else "b"
-            gap = sum(s * (1.5 * own[k].text.count(letter) - 0.2 * len(own[k].text)) for s, k in ((1, i), (-1, j)))
-            level = int(rng.logistic() + gap > -0.4) + int(rng.logistic() + gap > 0.4)
-            votes.append(Vote(f"j{len(votes)}", prompt.id, own[i].id, own[j].id, level, 3, 0, rater))
-    return votes, prompts, responses
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +155,14 @@ def test_the_report_hears_of_groups_tenths_juries_and_flips(made):
     assert 0 < fit.raking.flip_share.value < 1
     assert fit.verdicts.jury_change.n == 30
     metrics = people_metrics(fit)
+    rows = metrics["raking"]["flips"]
+    assert metrics["raking"]["n_flips"] == len(fit.raking.flips) >= len(rows) > 0
+    assert all(one["unweighted"] * one["weighted"] < 0 for one in rows)
+    changes = [abs(one["unweighted"] - one["weighted"]) for one in rows]
+    assert changes == sorted(changes, reverse=True)
+    told = found["people.raking_flips"].detail
+    assert f"{metrics['raking']['n_flips']} pairs flip" in told
+    assert f"“{rows[0]['prompt']}”: “" in told
     assert metrics["rank"] == fit.rank.rank
     assert set(metrics["one_reward"]["by_group"]) == {"left", "right"}
     assert not_measured("why")[0].status == "not measured"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from karat.cli import processes as launching
+from karat.cli.findings import finding_lines, people_lines
 from karat.cli.options import (
     RUNS,
     AsJson,
@@ -227,18 +228,8 @@ def reward(
     table = aligned(contribution_table(done["contributions"]))
     table += aligned(mark_table(done["marks"])) if done["marks"] else []
     gate = f"gate: {done['gate']}, {done['n_gate']} votes on prompts kept from training"
-    answer(as_json, done, [*table, *silent, *finding_lines(done["findings"]), gate, f"reward: {out}"])
-
-
-def finding_lines(findings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for each finding that somebody must know of: all but those that only inform, and those that passed."""
-    lines = []
-    for one in findings:
-        if one["status"] not in ("info", "pass"):
-            estimate = one["estimate"] or {}
-            said = one["detail"] or estimate.get("method") or one["question"]
-            lines.append(f"{one['status']:<12} {one['name']}: {said}")
-    return lines
+    found = [*people_lines(done["findings"]), *finding_lines(done["findings"])]
+    answer(as_json, done, [*table, *silent, *found, gate, f"reward: {out}; made from: karat trace {out} --judgements"])
 
 
 def _rating_noise(sd: Any) -> str:

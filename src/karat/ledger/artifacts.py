@@ -33,6 +33,8 @@ __all__ = [
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+ABOUT = ("manifests", "erased.jsonl", ".lock")
+"""What a directory with manifests of its own says about itself: no part of it where it is an artefact as a whole."""
 
 
 def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:
@@ -136,7 +138,8 @@ def ref_of(run_dir: Path, path: Path, kind: str = "file", name: str = "") -> Art
     """The reference of a file or directory as it is now.
 
     Args:
-        path: absolute, or relative to `run_dir`.    kind: `file`, `directory` or a narrower word.
+        path: absolute, or relative to `run_dir`; of a directory with
+            manifests of its own all but ABOUT.    kind: `file`, `directory` or a narrower word.
         name: what it is to the stage; empty = the path's last part without its ending.
     Raises: LedgerError where nothing is there.
     """
@@ -145,6 +148,8 @@ def ref_of(run_dir: Path, path: Path, kind: str = "file", name: str = "") -> Art
     try:
         if place.is_dir():
             files = directory_files(place)
+            if (place / ABOUT[0]).is_dir():
+                files = tuple(one for one in files if one[0].partition("/")[0] not in ABOUT)
             return ArtifactRef(name or place.stem, shown, tree_hash(files), kind, files)
         return ArtifactRef(name or place.stem, shown, file_hash(place), kind)
     except FileNotFoundError:

@@ -8,36 +8,42 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from karat.belief import training_scale
+from karat.belief import AGGREGATORS, ScoreScale, training_scale
+from karat.config import plain
 from karat.errors import ConfigError, InputError
-from karat.feedback.snapshot import Snapshot, read_snapshot, write_snapshot
+from karat.feedback.snapshot import Snapshot, read_snapshot, snapshot_place, write_snapshot
 from karat.feedback.store import open_store
+from karat.ledger.artifacts import ref_of
 from karat.lm.load import load_encoder, load_lm
 from karat.pipeline.beside import fit_token_rewards
 from karat.pipeline.data import check_raters, one_rater
-from karat.pipeline.gating import GATE_FRAC, calibration_bins, gate_split, main_votes, through_gate
+from karat.pipeline.gating import GATE_FRAC, Texts, calibration_bins, gate_split, main_votes, through_gate
 from karat.pipeline.model_settings import PRODUCTS, Dtype
+from karat.pipeline.populations import OF_GROUPS, check_population, fit_population, judged_samples
+from karat.pipeline.stages import Output, StageResult, jsonable, record, utc_now
 from karat.progress import Progress
 from karat.reading import Said, statements_of
 from karat.records import Finding, Response, Vote
 from karat.reward.contributions import contribution_rows
 from karat.reward.cooling import CrossedScorer, cooled_on_new_prompts
 from karat.reward.data import check_objectives, feedback_data, split_votes
-from karat.reward.fit import fit_reward, n_steps_done, n_steps_planned, optimised_scorer, save_fitted
+from karat.reward.fit import FittedReward, fit_reward, n_steps_done, n_steps_planned, optimised_scorer, save_fitted
 from karat.reward.gate import gate_checks
 from karat.reward.mark_quality import MarkQuality, mark_rows
 from karat.reward.objectives import ObjectivesConfig
-from karat.reward.score import aggregate
+from karat.reward.people_fit import PluralismConfig
+from karat.reward.score import Scorer, aggregate
 from karat.reward.settings import RewardConfig
 from karat.reward.thresholds import GateSettings
 from karat.reward.trunk import DecoderTrunk, EncoderTrunk, Trunk
 from karat.seeding import child_seed
-from karat.statements import Statement
+from karat.statements import Marked, Statement
 
 MARKS_APART = "reward.marks"
 NAMED = 3
@@ -64,6 +70,11 @@ class RewardRequest:
     """What the optimiser gets of several objectives."""
     gate: GateSettings = field(default_factory=GateSettings)
     """What the gate asks for."""
+    pluralism: PluralismConfig = field(default_factory=PluralismConfig)
+    """The people beside it: whether a population is fitted, and what is asked of it."""
+    aggregator: str = "mean_score"
+    """What an optimiser will make of it; for one of groups (worst_group, jury_median) groups can differ whatever held-out
+    votes say."""
     gate_frac: float = GATE_FRAC
     """Share of the prompts that is kept for the gate, [0, 0.9]; 0, or where `gate.min_votes` comparisons are not to be had on
     them, everything is trained on, and the gate is not measured."""
@@ -79,6 +90,17 @@ class RewardRequest:
             raise ConfigError("reward: found both or neither of --store and --snapshot; expected one of them")
         if not 0 <= self.gate_frac <= 0.9:
             raise ConfigError(f"gate_frac: found {self.gate_frac:g}; expected a share from 0 to 0.9")
+        if self.aggregator not in AGGREGATORS:
+            raise ConfigError(
+                f"aggregator: found {self.aggregator!r}; expected one of {', '.join(sorted(AGGREGATORS))}"
+            )
+        if self.aggregator in OF_GROUPS and not self.pluralism.enabled:
+            raise ConfigError(f"aggregator: found {self.aggregator} without people; expected pluralism.enabled: true")
+
+    @property
+    def training(self) -> Path:
+        """Where its checkpoints are while it is trained."""
+        return self.out.with_name(f".training-{self.out.name}")
 
 
 def said_in(
@@ -143,41 +165,29 @@ def reward_from(request: RewardRequest, *, progress: Progress) -> dict[str, Any]
     """Train a reward on everything in a store or snapshot, save it, and say what each kind contributed.
 
     With `reward.checkpoint_every` an interrupted call goes on where it was; of an ensemble, what each kind contributed and
-    the rewards of single tokens are its first model's.
+    the rewards of single tokens are its first model's. The manifest beside it names the snapshot that it was fitted to.
 
     Returns: plain values: out, counts, metrics, contributions, findings, and which classes of marks have token rewards.
     Raises: InputError, StoreError, LedgerError or CheckpointError for what cannot be used.
     """
+    started_at, begun = utc_now(), time.monotonic()
     # 1. what was said
-    snapshot = _snapshot(request)
+    place, snapshot = _snapshot(request)
     check_raters(one_rater(snapshot.annotators), allow_one=request.allow_one_rater)
     said = said_in(snapshot, request.reward, request.objectives)
     trained, gate = kept_for_gate(said.statements, request.gate_frac, request.gate.min_votes)
     train, held, _ = split_votes(trained, holdout_frac=request.reward.holdout_frac)
+    voted = main_votes([*train, *held])
+    check_population(voted, snapshot.annotators, request.pluralism)
     # 2. fit
     texts = (snapshot.prompts, said.responses)
-    n_steps = n_steps_planned(train, *texts, config=request.reward, seed=request.seed)
-    training = request.out.with_name(f".training-{request.out.name}")
-    with progress.stage("reward model", n_steps, "steps") as bar:
-        if request.reward.checkpoint_every:
-            bar.reach(n_steps_done(request.reward, training))
-        fitted = fit_reward(
-            lambda: open_trunk(request.model, request.dtype), train, *texts, config=request.reward, seed=request.seed,
-            validation=held or None, directory=training, reporters=[bar],
-        )  # fmt: skip
-    fitted, factors, cooling = cooled_on_new_prompts(fitted, gate, *texts)
-    fit = fitted.members[0]
-    # 3. the optimiser's scale, on the training responses: there is no policy yet
-    scorer = optimised_scorer(fitted, request.objectives)
-    scale = fitted.scorer.scale
-    if request.objectives.combines:
-        data = feedback_data(train, *texts)
-        belief = scorer(data.prompts, data.texts)
-        scale = training_scale(aggregate(belief, "mean_score"), belief.prompt_index)
+    fitted, factors, cooling = cooled_on_new_prompts(_fit(request, train, held, texts, progress), gate, *texts)
+    fit, scorer = fitted.members[0], optimised_scorer(fitted, request.objectives)
     metadata = {"stage": "reward", "snapshot_root": snapshot.root}
+    scale = _scale(fitted, scorer, train, texts, request.objectives)
     save_fitted(fitted, request.out, metadata=metadata, scale=scale, objectives=request.objectives)
-    shutil.rmtree(training, ignore_errors=True)
-    # 4. the gate: what an optimiser would be told to make more of
+    shutil.rmtree(request.training, ignore_errors=True)
+    # 3. the gate: what an optimiser would be told to make more of
     crossed = CrossedScorer(scorer, factors)
     with progress.stage("gate", unit="checks") as bar:
         checks, words = through_gate(
@@ -185,29 +195,81 @@ def reward_from(request: RewardRequest, *, progress: Progress) -> dict[str, Any]
             seed=child_seed(request.seed, "gate"), progress=lambda n_done: bar.reach(n_done),
         )  # fmt: skip
     findings = [*fitted.findings, cooling, *said_findings(said), *checks]
-    # 5. rewards of single tokens, on the trained trunk held fixed
-    quality: list[MarkQuality] = []
-    marks, kept = gate_split(said.marks, frac=request.gate_frac if gate else 0.0)
-    if marks and isinstance(fit.model.trunk, DecoderTrunk):
-        _, quality = fit_token_rewards(
-            fit.model.trunk, marks, kept, texts, request.out, metadata=metadata, seed=request.seed
-        )
-    return {
-        "out": str(request.out),
-        "posterior": fitted.kind,
-        "objectives": list(fit.model.objectives),
-        "n_judgements": said.n_judgements,
-        "silent": said.silent,
-        "marked": [one.name for one in quality],
-        "marks": mark_rows(quality),
-        "metrics": fitted.metrics,
-        "contributions": contribution_rows(fit.contributions),
-        "gate": gate_verdict(findings),
-        "n_gate": len(gate),
-        "suspects": words,
+    # 4. the people behind it, and rewards of single tokens, on the trained trunk held fixed
+    people: dict[str, Any] = {}
+    if request.pluralism.enabled:
+        with progress.stage("people", unit="fits"):
+            about, people = fit_population(
+                scorer, fit, voted, gate, snapshot, judged_samples(voted, snapshot), pluralism=request.pluralism,
+                aggregator=request.aggregator, seed=request.seed, directory=request.out, metadata=metadata,
+            )  # fmt: skip
+        findings += about
+    quality = _token_rewards(request, fit.model.trunk, said.marks, texts, metadata, kept=bool(gate))
+    result = {
+        "posterior": fitted.kind, "objectives": list(fit.model.objectives), "n_judgements": said.n_judgements,
+        "silent": said.silent, "marked": [one.name for one in quality], "marks": mark_rows(quality),
+        "metrics": fitted.metrics, "contributions": contribution_rows(fit.contributions),
+        "gate": gate_verdict(findings), "n_gate": len(gate), "suspects": words, "people": jsonable(people),
         "calibration": calibration_bins(crossed, gate, texts),
-        "findings": [dataclasses.asdict(finding) for finding in findings],
+    }  # fmt: skip
+    _record(request, place, StageResult((), result, findings), started_at, time.monotonic() - begun)
+    return {"out": str(request.out), **result, "findings": [dataclasses.asdict(finding) for finding in findings]}
+
+
+def _fit(
+    request: RewardRequest, train: Sequence[Statement], held: Sequence[Statement], texts: Texts, progress: Progress
+) -> FittedReward:
+    """Train what the request asks for, where it was left."""
+    n_steps = n_steps_planned(train, *texts, config=request.reward, seed=request.seed)
+    with progress.stage("reward model", n_steps, "steps") as bar:
+        if request.reward.checkpoint_every:
+            bar.reach(n_steps_done(request.reward, request.training))
+        return fit_reward(
+            lambda: open_trunk(request.model, request.dtype), train, *texts, config=request.reward, seed=request.seed,
+            validation=held or None, directory=request.training, reporters=[bar],
+        )  # fmt: skip
+
+
+def _scale(
+    fitted: FittedReward, scorer: Scorer, train: Sequence[Statement], texts: Texts, objectives: ObjectivesConfig
+) -> ScoreScale:
+    """The optimiser's scale, on the training responses: there is no policy yet."""
+    if not objectives.combines:
+        return fitted.scorer.scale
+    data = feedback_data(train, *texts)
+    belief = scorer(data.prompts, data.texts)
+    return training_scale(aggregate(belief, "mean_score"), belief.prompt_index)
+
+
+def _token_rewards(
+    request: RewardRequest,
+    trunk: Trunk,
+    marked: Sequence[Marked],
+    texts: Texts,
+    metadata: Mapping[str, str],
+    *,
+    kept: bool,
+) -> list[MarkQuality]:
+    """Fit and save rewards of single tokens where something was marked and the trunk has tokens in order."""
+    marks, apart = gate_split(marked, frac=request.gate_frac if kept else 0.0)
+    if not marks or not isinstance(trunk, DecoderTrunk):
+        return []
+    _, quality = fit_token_rewards(trunk, marks, apart, texts, request.out, metadata=metadata, seed=request.seed)
+    return quality
+
+
+def _record(request: RewardRequest, snapshot: Path, result: StageResult, started_at: str, seconds: float) -> None:
+    """The manifest of the reward, in its own directory: the last thing that is written."""
+    out = request.out.resolve()
+    read = [ref_of(out, request.model.resolve(), "model", "base"), ref_of(out, snapshot.resolve(), "snapshot")]
+    asked = {
+        key: value for key, value in plain(request).items() if key not in ("model", "out", "store", "snapshot", "seed")
     }
+    result = dataclasses.replace(result, outputs=(Output("model", out, "model"),))
+    record(
+        out, result, run_id=out.name, stage="reward", inputs=read, settings={"settings": asked},
+        seeds={"reward": request.seed}, started_at=started_at, seconds=seconds,
+    )  # fmt: skip
 
 
 def kept_for_gate(statements: Sequence[Statement], frac: float, n_least: int) -> tuple[list[Statement], list[Vote]]:
@@ -242,11 +304,11 @@ def open_trunk(path: Path, dtype: Dtype = "float32") -> Trunk:
     return DecoderTrunk(load_lm(path, for_training=True, products=PRODUCTS[dtype]))
 
 
-def _snapshot(request: RewardRequest) -> Snapshot:
+def _snapshot(request: RewardRequest) -> tuple[Path, Snapshot]:
     if request.snapshot is not None:
-        return read_snapshot(request.snapshot)
+        return request.snapshot, read_snapshot(request.snapshot)
     assert request.store is not None
     with open_store(request.store) as store:
-        path = request.out.with_name(f"{request.out.name}-snapshot")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return write_snapshot(store, path, batch=request.batch)
+        request.out.parent.mkdir(parents=True, exist_ok=True)
+        path = snapshot_place(store, request.out.with_name(f"{request.out.name}-snapshot"), batch=request.batch)
+        return path, write_snapshot(store, path, batch=request.batch)

@@ -6,11 +6,14 @@ Knows both rooms; computes nothing itself.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from karat.belief import ScoreScale, fit_scale
 from karat.errors import ConvergenceError
@@ -18,9 +21,10 @@ from karat.evaluate.measure import draw, texts_of
 from karat.feedback.quality.population import rake
 from karat.feedback.snapshot import Snapshot
 from karat.lm.load import LoadedLM
-from karat.pipeline.data import Texts
 from karat.pipeline.settings import RunConfig
 from karat.records import Annotator, Finding, Prompt, Vote
+from karat.reward.jury import JuryComposition, empanel
+from karat.reward.people import CARD as PEOPLE_CARD
 from karat.reward.people import (
     GroupScorer,
     PeopleModel,
@@ -29,13 +33,8 @@ from karat.reward.people import (
     load_people,
     save_people,
 )
-from karat.reward.people_fit import (
-    enough_votes,
-    fit_people,
-    not_measured,
-    people_findings,
-    people_metrics,
-)
+from karat.reward.people_fit import PluralismConfig, enough_votes, fit_people, groups_of
+from karat.reward.people_report import not_measured, people_findings, people_metrics
 from karat.reward.score import Scorer, aggregate, load_scorer
 from karat.reward.train import RewardFit
 from karat.seeding import child_seed
@@ -49,88 +48,149 @@ JURY_PROMPTS = 200
 """Prompts whose responses the jury judges."""
 
 
+Samples = Sequence[tuple[Prompt, Sequence[str]]]
+"""Prompts with some responses to each."""
+
+
 def fit_population(
     scorer: Scorer,
     fit: RewardFit,
     votes: Sequence[Vote],
     held_out: Sequence[Vote],
     snapshot: Snapshot,
-    samples: Texts,
+    samples: Samples,
     *,
-    config: RunConfig,
+    pluralism: PluralismConfig,
+    aggregator: str,
     seed: int,
     directory: Path,
     metadata: Mapping[str, str],
+    given: Path | None = None,
 ) -> tuple[list[Finding], dict[str, Any]]:
     """Fit the population, save it beside the reward model, and say what is known of whom it serves.
 
     Args:
         scorer: of that fit, as it will be loaded.
         votes: of all raters, on prompts that are not held out.    held_out: votes on prompts nobody trained on.
-        samples: the reference policy's responses: the jury's cases, and the zero of the groups' scale.
-    Returns: findings and metrics; one finding "not measured" where the votes are too few.
+        samples: the reference policy's responses, or what was judged where there is no policy yet: the jury's cases, and
+            the zero of the groups' scale.
+        aggregator: what the optimiser will maximise; where it is one of groups, they can differ whatever the votes say.
+        given: a reward model from elsewhere that this one is a copy of; its population is taken where none is fitted.
+    Returns: findings and metrics; one finding "not measured" where there is no population.
     """
-    if not config.pluralism.enabled or not votes:
-        return not_measured("pluralism.enabled is false" if votes else "no votes"), {}
     scales = Counter(vote.n_levels for vote in votes).most_common(1)  # cutpoints are those of one scale
     votes, held_out = ([vote for vote in some if vote.n_levels == scales[0][0]] for some in (votes, held_out))
-    lacking = enough_votes(votes, config.pluralism)
-    if lacking is not None:
+    lacking = why_none(votes, pluralism)
+    if lacking is None:
+        bias = dict(zip(fit.annotators, fit.raters.side_bias.tolist(), strict=False))
+        who = sorted({vote.annotator for vote in votes})
+        try:
+            found = fit_people(
+                scorer, votes, held_out, snapshot.prompts, snapshot.responses,
+                groups={name: snapshot.annotators[name].group for name in who}, side_bias=bias,
+                weights=raked_weights(who, snapshot.annotators, pluralism), reference=some_samples(samples),
+                config=pluralism, seed=child_seed(seed, "population"), group_rank=1 if aggregator in OF_GROUPS else 0,
+            )  # fmt: skip
+        except ConvergenceError as error:  # the reward stands without its population, and the report says why
+            lacking = str(error)
+        else:
+            _save_scaled(found.model, scorer, samples, aggregator, directory, metadata)
+            return people_findings(found), people_metrics(found)
+    if given is None or not (given / PEOPLE_CARD).is_file():
         return not_measured(lacking), {}
-    bias = dict(zip(fit.annotators, fit.raters.side_bias.tolist(), strict=False))
+    model = at_temperature(load_people(given), load_scorer(given), scorer)
+    _save_scaled(model, scorer, samples, aggregator, directory, metadata)
+    return taken_population(model, lacking)
+
+
+def why_none(votes: Sequence[Vote], pluralism: PluralismConfig) -> str | None:
+    """Why no population is fitted to these votes, in words; None = one is."""
+    if not pluralism.enabled:
+        return "pluralism.enabled is false"
+    return enough_votes(votes, pluralism) if votes else "no votes"
+
+
+def check_population(votes: Sequence[Vote], annotators: Mapping[str, Annotator], pluralism: PluralismConfig) -> None:
+    """Say before training what would go wrong after it: a target or a jury of groups that these raters are not in.
+
+    Raises: InputError.
+    """
+    if why_none(votes, pluralism) is not None:
+        return
     who = sorted({vote.annotator for vote in votes})
-    weights = raked_weights(who, snapshot.annotators, config)
-    try:
-        found = fit_people(
-            scorer, votes, held_out, snapshot.prompts, snapshot.responses,
-            groups={name: snapshot.annotators[name].group for name in who}, side_bias=bias, weights=weights,
-            reference=some_samples(samples), config=config.pluralism, seed=child_seed(seed, "population"),
-            group_rank=1 if config.aggregator in OF_GROUPS else 0,
-        )  # fmt: skip
-    except ConvergenceError as error:  # the reward stands without its population, and the report says why there is none
-        return not_measured(str(error)), {}
-    model = found.model
+    with contextlib.suppress(ConvergenceError):  # said where it is fitted: the reward can do without
+        raked_weights(who, annotators, pluralism)
+    names, code = groups_of(who, {name: annotators[name].group for name in who})
+    if pluralism.jury is not None:
+        members = {name: np.flatnonzero(code == number).tolist() for number, name in enumerate(names)}
+        empanel(JuryComposition(pluralism.jury, pluralism.n_jurors), members, np.random.default_rng(0))
+
+
+def judged_samples(votes: Sequence[Vote], snapshot: Snapshot) -> list[tuple[Prompt, list[str]]]:
+    """The responses that were compared, by prompt: what people are measured on where no policy has written yet."""
+    by_prompt: dict[str, dict[str, None]] = {}
+    for vote in votes:
+        texts = dict.fromkeys(snapshot.responses[one].text for one in (vote.a, vote.b))
+        by_prompt[vote.prompt_id] = by_prompt.get(vote.prompt_id, {}) | texts
+    return [(snapshot.prompts[name], list(texts)) for name, texts in by_prompt.items()]
+
+
+def at_temperature(model: PeopleModel, before: Scorer, after: Scorer) -> PeopleModel:
+    """A population of one scorer for the same reward at another temperature: nobody's taste changes with it.
+
+    ψ₀ = logits, which the temperature divides, so that the weights of ψ₀ are multiplied by T_after/T_before
+    """
+    ratio = float(after.model.temperature / before.model.temperature)
+    shared, basis, centre = model.users.shared.copy(), model.users.basis.copy(), model.features.centre.copy()
+    shared[0], basis[:, 0], centre[0] = shared[0] * ratio, basis[:, 0] * ratio, centre[0] / ratio
+    users = replace(model.users, shared=shared, basis=basis)
+    return replace(model, users=users, features=replace(model.features, centre=centre))
+
+
+def taken_population(model: PeopleModel, reason: str) -> tuple[list[Finding], dict[str, Any]]:
+    """What is said of a population that came with a given reward."""
+    detail = f"that of the given reward, {len(model.annotators)} raters; none fitted here: {reason}"
+    metrics = {"n_people": len(model.annotators), "groups": list(model.users.groups), "rank": model.users.rank}
+    return [Finding("people.given", "Whose population is it?", "info", detail=detail)], metrics | {"given": True}
+
+
+def _save_scaled(
+    model: PeopleModel, scorer: Scorer, samples: Samples, aggregator: str, directory: Path, metadata: Mapping[str, str]
+) -> None:
     if len(model.users.groups) > 1:
-        model = replace(model, scale=group_scale(scorer, model, samples, config.aggregator))
+        model = replace(model, scale=group_scale(scorer, model, samples, aggregator))
     save_people(model, directory, metadata=metadata)
-    return people_findings(found), people_metrics(found)
 
 
 def raked_weights(
-    who: Sequence[str], annotators: Mapping[str, Annotator], config: RunConfig
+    who: Sequence[str], annotators: Mapping[str, Annotator], pluralism: PluralismConfig
 ) -> dict[str, float] | None:
     """Weights of the raters for the target population; None where none is given.
 
     Raises: InputError for fields other than `group`, or categories that raters lack; ConvergenceError.
     """
-    target = config.pluralism.target
-    if target is None:
+    if pluralism.target is None:
         return None
-    raking = rake({"group": [annotators[name].group for name in who]}, target)
+    raking = rake({"group": [annotators[name].group for name in who]}, pluralism.target)
     return dict(zip(who, raking.weights.tolist(), strict=True))
 
 
-def some_samples(samples: Texts) -> tuple[list[Prompt], list[str]]:
+def some_samples(samples: Samples) -> tuple[list[Prompt], list[str]]:
     """The first prompts with all their different responses, one row a response."""
-    rows = [
-        (prompt, text)
-        for prompt, texts in zip(samples.prompts[:JURY_PROMPTS], samples.texts[:JURY_PROMPTS], strict=True)
-        for text in dict.fromkeys(texts)
-    ]
+    rows = [(prompt, text) for prompt, texts in samples[:JURY_PROMPTS] for text in dict.fromkeys(texts)]
     return [prompt for prompt, _ in rows], [text for _, text in rows]
 
 
-def group_scale(scorer: Scorer, model: PeopleModel, samples: Texts, aggregator: str) -> ScoreScale:
+def group_scale(scorer: Scorer, model: PeopleModel, samples: Samples, aggregator: str) -> ScoreScale:
     """The optimiser's scale of the groups' score, on the reference policy's own responses.
 
     Args:
         aggregator: the run's; that of the worst group where it is none of groups.
     """
-    written = {prompt.id: texts for prompt, texts in zip(samples.prompts, samples.texts, strict=True)}
+    written = {prompt.id: texts for prompt, texts in samples}
     scorer_of_groups = group_scorer(scorer, model).with_references(lambda asked: [written[p.id] for p in asked])
-    prompts = [prompt for prompt, texts in zip(samples.prompts, samples.texts, strict=True) for _ in texts]
-    texts = [text for own in samples.texts for text in own]
-    belief = scorer_of_groups(prompts, texts)
+    prompts = [prompt for prompt, texts in samples for _ in texts]
+    belief = scorer_of_groups(prompts, [text for _, own in samples for text in own])
     return fit_scale(aggregate(belief, aggregator if aggregator in OF_GROUPS else WORST_GROUP), belief.prompt_index)
 
 

@@ -243,7 +243,8 @@ def judged(
     # 4. the people behind it
     about_people, people = fit_population(
         scorer.less_length(removed), fit, [*parts.train, *parts.validation], parts.gate, snapshot,
-        read_texts(run.directory / samples.path), config=config, seed=run.seed, directory=directory, metadata=metadata,
+        by_prompt(read_texts(run.directory / samples.path)), pluralism=config.pluralism, aggregator=config.aggregator,
+        seed=run.seed, directory=directory, metadata=metadata, given=given,
     )  # fmt: skip
     metrics = _metrics(fitted, scale, parts, seed=child_seed(run.seed, "reward"))
     metrics |= {"length_removed": removed, "suspects": words}
@@ -305,6 +306,11 @@ def thinned(samples: Texts, n_prompts: int) -> Texts:
     keep = slice(None, None, -(-len(samples.prompts) // n_prompts) or 1)
     columns = (samples.prompts, samples.texts, samples.lengths, samples.stopped)
     return Texts(*(column[keep] for column in columns))
+
+
+def by_prompt(samples: Texts) -> list[tuple[Prompt, Sequence[str]]]:
+    """Each prompt with its responses."""
+    return list(zip(samples.prompts, samples.texts, strict=True))
 
 
 def flat_texts(samples: Texts) -> tuple[list[Prompt], list[str]]:

@@ -79,7 +79,8 @@ def run_rounds(
         collected.append(done)
         # 2. the reward, fitted to the votes of all rounds
         replay = output(done, "replay")
-        settings = [config.reward, config.objectives, config.aggregator, config.gate, config.lora]
+        settings = [config.reward, config.objectives, config.aggregator, config.gate, config.pluralism]
+        settings += [config.lora] if config.lora else []
         settings += ([config.dense] if config.dense.weights else []) + dtype_key(config.dtype)
         newest = output(done, "samples")
         work = partial(rewarding.train, run, config, source, sft, replay, samples, newest=newest)

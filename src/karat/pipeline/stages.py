@@ -136,7 +136,7 @@ class Run:
             return done
         checkpoints = self.directory / "checkpoints" / name
         clock = Clock(checkpoints)
-        started_at = _now()
+        started_at = utc_now()
         identity = content_id("stage", [[[one.name, one.hash] for one in inputs], settings, seeds])
         metrics_path = self.directory / "metrics" / f"{name}.jsonl"
         place = Workplace(self.directory, checkpoints, metrics_path, self.progress, clock, identity, self.tracking,
@@ -147,23 +147,10 @@ class Run:
 
         def recorded() -> Manifest:
             result = work(place) if shared is None else shared
-            manifest = Manifest(
-                run_id=self.id,
-                stage=name,
-                inputs=tuple(inputs),
-                outputs=tuple(ref_of(self.directory, one.path, one.kind, one.name) for one in result.outputs),
-                config=settings,
-                seeds=seeds,
-                versions=package_versions(),
-                commit=code_commit(),
-                started_at=started_at,
-                finished_at=_now(),
-                seconds=round(clock.seconds(), 3),
-                metrics=jsonable(result.metrics),
-                findings=tuple(jsonable(dataclasses.asdict(finding)) for finding in result.findings),
-                notes=(*result.notes, *notes),
-            )
-            write_manifest(self.directory, manifest)
+            manifest = record(
+                self.directory, result, run_id=self.id, stage=name, inputs=inputs, settings=settings, seeds=seeds,
+                started_at=started_at, seconds=clock.seconds(), notes=notes,
+            )  # fmt: skip
             shutil.rmtree(checkpoints, ignore_errors=True)
             return manifest
 
@@ -192,6 +179,40 @@ def training_reporters(
         done = newest_step(place.training) if n_done is None else n_done
         written = JsonlReporter(place.metrics_path, resumed_step=done)
         yield [written, bar, place.clock, *tracked]
+
+
+def record(
+    directory: Path,
+    result: StageResult,
+    *,
+    run_id: str,
+    stage: str,
+    inputs: Sequence[ArtifactRef],
+    settings: Mapping[str, Any],
+    seeds: Mapping[str, int],
+    started_at: str,
+    seconds: float,
+    notes: Sequence[str] = (),
+) -> Manifest:
+    """Write the manifest of a finished stage: what it read, what it wrote and was told, its figures and findings."""
+    manifest = Manifest(
+        run_id=run_id,
+        stage=stage,
+        inputs=tuple(inputs),
+        outputs=tuple(ref_of(directory, one.path, one.kind, one.name) for one in result.outputs),
+        config=settings,
+        seeds=seeds,
+        versions=package_versions(),
+        commit=code_commit(),
+        started_at=started_at,
+        finished_at=utc_now(),
+        seconds=round(seconds, 3),
+        metrics=jsonable(result.metrics),
+        findings=tuple(jsonable(dataclasses.asdict(finding)) for finding in result.findings),
+        notes=(*result.notes, *notes),
+    )
+    write_manifest(directory, manifest)
+    return manifest
 
 
 def output(manifest: Manifest, name: str) -> ArtifactRef:
@@ -247,6 +268,7 @@ class Clock:
             self.file.write_text(f"{self.seconds():.3f}")
 
 
-def _now() -> str:
+def utc_now() -> str:
+    """The time as manifests have it, ISO 8601 to the millisecond."""
     # which of two stages ended last is read from this, and small ones follow one another within a second
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")

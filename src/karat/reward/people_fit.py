@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from karat.errors import ConfigError
-from karat.records import Estimate, Finding, Prompt, Response, Vote
+from karat.records import Prompt, Response, Vote
 from karat.reward.data import VoteData, vote_data
 from karat.reward.jury import N_JURORS, JuryComposition, Verdicts, verdicts
 from karat.reward.linear_votes import LinearVotes
@@ -29,7 +29,7 @@ from karat.reward.people import (
     trunk_features,
 )
 from karat.reward.personal import Limits
-from karat.reward.population import SideBySide, side_by_side
+from karat.reward.population import MOST_FLIPS, SideBySide, named_flips, side_by_side
 from karat.reward.score import Scorer
 from karat.reward.served import Served, correct, predicted_side, served
 from karat.reward.user_em import RankChoice, UserPriors, choose_rank, fit_users
@@ -106,6 +106,8 @@ class PeopleFit:
     """What a jury and elections would change; None without declared groups of reference responses."""
     raking: SideBySide | None = None
     """The unweighted and the raked fit; None without a target."""
+    flipped: tuple[dict[str, Any], ...] = ()
+    """The pairs whose preference flips between them, the largest changes first, at most MOST_FLIPS."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +169,7 @@ def fit_people(
     features = fit_feature_map(phi, scores, index, config.n_features)
     psi = np.concatenate([scores[:, None], phi @ features.directions.T], axis=1)
     mine = people_data(data, psi, side_bias)
-    names, code = _groups(data.annotators, groups)
+    names, code = groups_of(data.annotators, groups)
     priors = UserPriors(shared_mean=(1.0, *[0.0] * len(features.directions)))
     # 1. how people differ
     ranks = range(config.max_rank + 1)
@@ -187,15 +189,23 @@ def fit_people(
     # 3. whom it serves
     one, own = _whom_it_serves(scorer, model, held_out, prompts, responses, side_bias, rng)
     jury = _jury(scorer, model, reference, config, rng)
-    raking = None
+    raking, flipped = None, ()
     if weights is not None:
         weight = np.array([weights[name] for name in data.annotators])
-        pairs = np.unique(np.stack([data.columns.a.numpy(), data.columns.b.numpy()], axis=1), axis=0)
-        differences = psi[pairs[:, 0]] - psi[pairs[:, 1]]
-        raking = side_by_side(
-            mine.votes, weight, differences, rng, prior_mean=np.array(priors.shared_mean), precision=1.0
-        )  # fmt: skip
-    return PeopleFit(model, rank, kinds, mixture, one, own, jury, raking)
+        raking, flipped = _raked(data, psi, mine.votes, weight, rng, np.array(priors.shared_mean))
+    return PeopleFit(model, rank, kinds, mixture, one, own, jury, raking, flipped)
+
+
+def _raked(
+    data: VoteData, psi: np.ndarray, votes: LinearVotes, weight: np.ndarray, rng: np.random.Generator, prior: np.ndarray
+) -> tuple[SideBySide, tuple[dict[str, Any], ...]]:
+    """The two fits side by side over the pairs that were judged, each once whichever way round, and what flips."""
+    both = np.stack([data.columns.a.numpy(), data.columns.b.numpy()], axis=1)
+    pairs = np.unique(np.sort(both, axis=1), axis=0)
+    differences = psi[pairs[:, 0]] - psi[pairs[:, 1]]
+    side = side_by_side(votes, weight, differences, rng, prior_mean=prior, precision=1.0)
+    names = [{"prompt": data.prompts[a].text, "a": data.texts[a], "b": data.texts[b]} for a, b in pairs.tolist()]
+    return side, tuple(named_flips(side, differences, names, MOST_FLIPS))
 
 
 def people_data(
@@ -270,7 +280,8 @@ def _jury(
     return verdicts(model.person_theta() @ psi.T, psi[:, 0], index, composition, members, rng)
 
 
-def _groups(annotators: Sequence[str], declared: Mapping[str, str | None]) -> tuple[tuple[str, ...], np.ndarray]:
+def groups_of(annotators: Sequence[str], declared: Mapping[str, str | None]) -> tuple[tuple[str, ...], np.ndarray]:
+    """The groups that some people declared, and which one each is in; one of everybody where fewer than two were named."""
     said = [declared.get(name) for name in annotators]
     if len({one for one in said if one is not None}) < 2:
         return (EVERYBODY,), np.zeros(len(annotators), dtype=np.int64)
@@ -286,114 +297,4 @@ def _prompt_index(data: VoteData) -> np.ndarray:
     return index
 
 
-def people_findings(fit: PeopleFit) -> list[Finding]:
-    """What the report says about the people."""
-    found = [_rank_finding(fit), _kinds_finding(fit)]
-    if fit.one_reward is not None and fit.own_reward is not None:
-        found += _served_findings(fit.one_reward, fit.own_reward)
-    else:
-        reason = "no held-out vote is by a rater of the population"
-        found.append(
-            Finding("people.worst_group", "How often does one reward predict votes?", "not measured", detail=reason)
-        )
-    if fit.verdicts is not None:
-        found += _jury_findings(fit.verdicts)
-    if fit.raking is not None:
-        chance = (
-            "" if fit.raking.noise_share is None else f"; drawing other raters alone flips {fit.raking.noise_share:.3f}"
-        )
-        found.append(
-            Finding(
-                "people.raking_flips", "How many preferences flip when raters are weighted to the target population?",
-                "info", fit.raking.flip_share, detail=f"{len(fit.raking.flips)} pairs flip{chance}",
-            )
-        )  # fmt: skip
-    return found
-
-
-def not_measured(reason: str) -> list[Finding]:
-    """The one finding of a reward without a population."""
-    return [Finding("people.rank", "In how many directions do people differ?", "not measured", detail=reason)]
-
-
-SAME_VOTES = "chosen and measured on the same held-out votes of the random arm"
-
-
-def _rank_finding(fit: PeopleFit) -> Finding:
-    sds = ", ".join(f"{sd:.2f}" for sd in np.sqrt(np.diag(fit.model.users.cov)))
-    return Finding(
-        "people.rank", "In how many directions do people differ, by held-out votes?", "info", fit.rank.gain[0],
-        detail=f"rank {fit.rank.rank}" + (f"; sds between people {sds} logits" if sds else "")
-        + f"; the figure is the gain over one reward for all, nats a vote; {SAME_VOTES}",
-    )  # fmt: skip
-
-
-def _kinds_finding(fit: PeopleFit) -> Finding:
-    shares = ", ".join(f"{share:.0%}" for share in fit.mixture.shares)
-    return Finding(
-        "people.kinds", "How many kinds of people do held-out votes ask for?", "info", fit.kinds.gain[0],
-        detail=f"{fit.kinds.n_kinds} ({shares}); the figure is the gain over one kind, nats a vote; {SAME_VOTES}",
-    )  # fmt: skip
-
-
-def _served_findings(one: Served, own: Served) -> list[Finding]:
-    rows = [
-        ("people.overall", "How often does one reward predict a person's vote?", one.overall, own.overall),
-        ("people.worst_group", "How often does it in the worst-served group?", one.worst_group, own.worst_group),
-        ("people.worst_decile", "How often does it for the worst-served tenth?", one.worst_decile, own.worst_decile),
-    ]
-    found = []
-    for name, question, estimate, other in rows:
-        own_figure = (
-            "not estimable" if other.value is None else f"{other.value:.3f} [{other.low:.3f}, {other.high:.3f}]"
-        )
-        detail = f"with a reward of her own: {own_figure}"
-        if name == "people.worst_decile" and one.if_equal is not None:
-            detail += f"; equal service would show {one.if_equal:.3f} by chance"
-        found.append(Finding(name, question, "info", estimate, detail=detail))
-    known = [(name, one_group) for name, one_group in one.by_group if one_group.value is not None]
-    if len(known) > 1:
-        values = [estimate.value for _, estimate in known]
-        gap = Estimate(max(values) - min(values), None, None, len(known), "best minus worst group's accuracy")
-        said = ", ".join(f"{name} {estimate.value:.3f}" for name, estimate in known)
-        found.append(Finding("people.group_gap", "How far apart are the groups?", "info", gap, detail=said))
-    return found
-
-
-def _jury_findings(verdict: Verdicts) -> list[Finding]:
-    rows = [
-        ("jury_change", "On how many pairs would a jury prefer the other response?", verdict.jury_change),
-        ("jury_best_change", "For how many prompts would a jury choose another response?", verdict.jury_best_change),
-        ("jury_split", "On how many pairs do two such juries disagree?", verdict.jury_split),
-        ("borda_change", "For how many prompts is the Borda winner another?", verdict.borda_change),
-        ("condorcet_change", "For how many prompts is the Condorcet winner another?", verdict.condorcet_change),
-        ("no_condorcet", "For how many prompts does no response beat all others?", verdict.no_condorcet),
-    ]
-    return [Finding(f"people.{name}", question, "info", estimate) for name, question, estimate in rows]
-
-
-def people_metrics(fit: PeopleFit) -> dict[str, Any]:
-    """The same as plain values for the manifest and `karat reward --json`."""
-    found: dict[str, Any] = {
-        "n_people": len(fit.model.annotators), "groups": list(fit.model.users.groups),
-        "rank": fit.rank.rank, "rank_loglik": list(fit.rank.loglik), "kinds": fit.kinds.n_kinds,
-        "kinds_loglik": list(fit.kinds.loglik), "kinds_shares": fit.mixture.shares.tolist(),
-        "sd_between_people": np.sqrt(np.diag(fit.model.users.cov)).tolist(),
-    }  # fmt: skip
-    for name, one in (("one_reward", fit.one_reward), ("own_reward", fit.own_reward)):
-        if one is not None:
-            found[name] = {
-                "overall": one.overall, "worst_group": one.worst_group, "worst_decile": one.worst_decile,
-                "worst_decile_if_equal": one.if_equal, "by_group": dict(one.by_group),
-            }  # fmt: skip
-    if fit.verdicts is not None:
-        found["jury"] = fit.verdicts
-    if fit.raking is not None:
-        found["raking"] = {"flip_share": fit.raking.flip_share, "by_chance": fit.raking.noise_share}
-    return found
-
-
-__all__ = [
-    "FeatureMap", "PeopleFit", "PluralismConfig", "enough_votes", "fit_people", "not_measured", "people_findings",
-    "people_metrics",
-]  # fmt: skip
+__all__ = ["FeatureMap", "PeopleFit", "PluralismConfig", "enough_votes", "fit_people", "groups_of"]

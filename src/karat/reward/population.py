@@ -8,8 +8,9 @@ Dimension letters: C comparisons, P pairs, d features, U people.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from karat.errors import InputError
 from karat.records import Estimate
 from karat.resampling import percentile_interval
 from karat.reward.linear_votes import LinearFit, LinearVotes, fit_linear
+
+MOST_FLIPS = 20
+"""Pairs that are named of those that flip."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,11 +82,16 @@ def side_by_side(
     )  # fmt: skip
 
 
-def named_flips(side: SideBySide, pairs: np.ndarray, names: Sequence[tuple[str, str]], most: int) -> list[dict]:
-    """The largest flips in words: which two responses, and the difference of rewards before and after."""
+def named_flips(
+    side: SideBySide, pairs: np.ndarray, names: Sequence[Mapping[str, str]], most: int
+) -> list[dict[str, Any]]:
+    """The largest flips in words: what each pair is called, and its difference of rewards, a − b, in both fits.
+
+    Args:
+        pairs: as given to `side_by_side`.    names: of every pair: prompt, a and b.    most: how many are named.
+    """
     rows = []
     for place in side.flips[:most]:
-        a, b = names[place]
         before, after = float(pairs[place] @ side.unweighted.theta), float(pairs[place] @ side.weighted.theta)
-        rows.append({"a": a, "b": b, "unweighted": round(before, 4), "weighted": round(after, 4)})
+        rows.append({**names[place], "unweighted": round(before, 4), "weighted": round(after, 4)})
     return rows

@@ -1,0 +1,36 @@
+"""Findings as lines of a terminal: what somebody must know of, and what was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def finding_lines(findings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each finding that somebody must know of: all but those that only inform, and those that passed."""
+    lines = []
+    for one in findings:
+        if one["status"] not in ("info", "pass"):
+            estimate = one["estimate"] or {}
+            said = one["detail"] or estimate.get("method") or one["question"]
+            lines.append(f"{one['status']:<12} {one['name']}: {said}")
+    return lines
+
+
+def people_lines(findings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each figure about the people behind a reward, which was asked for and is no warning."""
+    told = [one for one in findings if one["name"].startswith("people.") and one["status"] == "info"]
+    return [f"{one['name']}: {_joined(_figure(one['estimate']), one['detail'])}" for one in told]
+
+
+def _joined(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)
+
+
+def _figure(estimate: Mapping[str, Any] | None) -> str:
+    if estimate is None:
+        return ""
+    if estimate["value"] is None:
+        return f"not estimable ({estimate['method']})"
+    between = "" if estimate["low"] is None else f" [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+    return f"{estimate['value']:.3f}{between}, n = {estimate['n']}"

@@ -1,0 +1,206 @@
+"""`karat reward --store` with raters of two groups: its population, what can be done with it, and what it was made from."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from karat.cli import main
+from karat.config import build
+from karat.feedback.snapshot import read_snapshot
+from karat.lm.load import load_lm
+from karat.pipeline.populations import at_temperature, open_scorer
+from karat.pipeline.settings import RunConfig
+from karat.records import user_prompt
+from karat.reward.people import GroupScorer, features_of, group_scorer, load_people
+from karat.reward.score import aggregate, load_scorer
+from tiny_models import tiny_checkpoint
+from two_groups import GROUPS, vote_rows
+
+SETTINGS = {
+    "reward.heads.n_heads": 2, "reward.n_refits": 1, "reward.learning_rate": 3e-3, "reward.head_learning_rate": 1e-2,
+    "pluralism.enabled": "true", "pluralism.n_features": 6, "pluralism.max_rank": 2, "pluralism.max_kinds": 2,
+    "pluralism.n_starts": 1, "aggregator": "worst_group", "gate.min_votes": 10, "gate.attack_words": 0,
+    "pluralism.target": "{group: {left: 0.2, right: 0.8}}",
+}  # fmt: skip
+
+
+def reward(place, out, *options, source=("--store", "votes.db"), **settings):
+    pairs = [part for key, value in (SETTINGS | settings).items() for part in ("--set", f"{key}={value}")]
+    where = (source[0], str(place / source[1]))
+    return main(["reward", *where, "--model", str(place / "model"), "--out", str(out), *pairs, *options])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    path = tmp_path_factory.mktemp("two-groups")
+    rows = "".join(json.dumps(row) + "\n" for row in vote_rows())
+    (path / "votes.jsonl").write_text(rows, encoding="utf-8")
+    assert main(["import", str(path / "votes.jsonl"), "--format", "votes", "--store", str(path / "votes.db")]) == 0
+    tiny_checkpoint("qwen3", path / "model")
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(place, tmp_path_factory):
+    import contextlib
+    import io
+
+    out, told = tmp_path_factory.mktemp("made") / "reward", io.StringIO()
+    with contextlib.redirect_stdout(told):
+        assert reward(place, out, "--json") == 0
+    return out, json.loads(told.getvalue())
+
+
+def test_both_groups_want_what_was_planted(made):
+    out, done = made
+    people, scorer = load_people(out), load_scorer(out)
+    assert done["people"]["groups"] == list(people.users.groups) == ["left", "right"]
+    assert {name: people.users.groups[g] for name, g in zip(people.annotators, people.group, strict=True)} == GROUPS
+    belief = group_scorer(scorer, people)([user_prompt("q1")] * 2, ["aaa", "bbb"])
+    left, right = (belief.draws[..., group].mean(0) for group in (0, 1))
+    assert left[0] > left[1]
+    assert right[1] > right[0]
+    found = {one["name"]: one for one in done["findings"]}
+    assert found["people.worst_group"]["status"] == "info"
+    assert (
+        found["people.jury_change"]["estimate"]["n"] == len({row["prompt"] for row in vote_rows()}) - 4
+    )  # the gate keeps four
+    assert people.scale.scale > 0
+
+
+def test_the_pairs_that_flip_under_the_target_are_named(made):
+    raking = made[1]["people"]["raking"]
+    assert 0 < len(raking["flips"]) <= min(raking["n_flips"], 20)
+    for one in raking["flips"]:
+        assert one["unweighted"] * one["weighted"] < 0
+        a, b = ([one[side].count(letter) for letter in "ab"] for side in ("a", "b"))
+        assert one["prompt"].startswith("q")
+        assert a != b or len(one["a"]) != len(one["b"])
+    [told] = [one["detail"] for one in made[1]["findings"] if one["name"] == "people.raking_flips"]
+    assert f"{raking['n_flips']} pairs flip" in told
+
+
+def test_an_optimiser_of_groups_scores_with_it(place, made):
+    config = build(RunConfig, {"sandbox": {}, "aggregator": "worst_group", "pluralism": {"enabled": True}})
+    scorer = open_scorer(made[0], config, lambda: load_lm(place / "model"), 0)
+    assert isinstance(scorer, GroupScorer)
+    assert scorer.scale == load_people(made[0]).scale
+    belief = scorer([user_prompt("q1")] * 2, ["aaa", "ab"])
+    assert aggregate(belief, "worst_group").shape == aggregate(belief, "jury_median").shape == (2,)
+
+
+def test_the_command_says_whom_it_serves_and_a_person_gets_a_reward_of_her_own(place, made, tmp_path, capsys):
+    assert reward(place, tmp_path / "r") == 0
+    told = capsys.readouterr().out
+    assert "people.worst_group: 0." in told
+    assert "people.raking_flips: 0." in told
+    answers = tmp_path / "hers.jsonl"
+    rows = [{"prompt": f"q{i}", "a": "bb" + "c" * i, "b": "aa" + "c" * i, "answer": "a"} for i in range(8)]
+    answers.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for name, more in (("new", ("--group", "right")), ("unknown", ())):
+        assert main(["personalise", str(made[0]), "--out", str(tmp_path / name), "--answers", str(answers), *more]) == 0
+    responses = tmp_path / "responses.jsonl"
+    rows = [{"prompt": "q1", "response": text} for text in ("aaa", "bbb", "ab")]
+    responses.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    asked = ["--out", str(tmp_path / "sim"), "--simulate", "rater0", "--questions", "3"]
+    assert main(["personalise", str(made[0]), str(responses), *asked]) == 0
+    capsys.readouterr()
+    person = ("--person", str(tmp_path / "new"))
+    assert main(["score", str(made[0]), str(responses), *person, "--out", str(tmp_path / "s.jsonl")]) == 0
+    scored = {row["response"]: row for row in map(json.loads, (tmp_path / "s.jsonl").read_text().splitlines())}
+    assert scored["bbb"]["person_score"] > scored["aaa"]["person_score"]
+    assert (
+        main(["personalise", str(made[0]), "--out", str(tmp_path / "x"), "--answers", str(answers), "--group", "up"])
+        == 2
+    )
+    assert "--group up: expected one of left, right" in capsys.readouterr().err
+
+
+def test_groups_that_nobody_is_in_are_refused_before_training(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("karat.pipeline.mixture.fit_reward", lambda *_, **__: pytest.fail("trained"))
+    assert reward(place, tmp_path / "r", **{"pluralism.jury": "{up: 1}"}) == 2
+    assert "found no member of 'up' for its 12 seats" in capsys.readouterr().err
+    assert reward(place, tmp_path / "r", **{"pluralism.target": "{group: {up: 0.5, left: 0.5}}"}) == 2
+    assert "up" in capsys.readouterr().err
+    assert reward(place, tmp_path / "r", **{"pluralism.enabled": "false"}) == 2
+    assert "aggregator: found worst_group without people; expected pluralism.enabled: true" in capsys.readouterr().err
+    assert reward(place, tmp_path / "r", aggregator="median") == 2
+    assert "aggregator: found 'median'" in capsys.readouterr().err
+
+
+def test_a_rater_in_two_groups_is_named(place, made, tmp_path, capsys):
+    snapshot = shutil.copytree(made[0].with_name("reward-snapshot"), tmp_path / "snap")
+    lines = (snapshot / "annotators.jsonl").read_text().splitlines()
+    twice = next(line for line in lines if '"rater3"' in line).replace("right", "left")
+    (snapshot / "annotators.jsonl").write_text("\n".join([*lines, twice]) + "\n")
+    capsys.readouterr()
+    assert reward(place, tmp_path / "r", source=("--snapshot", snapshot)) == 2
+    assert "rater 'rater3': found in two groups, 'right' and 'left'" in capsys.readouterr().err
+
+
+def test_too_few_votes_make_a_reward_without_a_population(place, tmp_path, capsys):
+    assert reward(place, tmp_path / "r", **{"pluralism.min_votes": 1000, "aggregator": "mean_score"}) == 0
+    assert "not measured people.rank: a median of" in capsys.readouterr().out
+    assert main(["personalise", str(tmp_path / "r"), "--out", str(tmp_path / "x"), "--answers", "none"]) == 2
+    assert "expected a reward model with a population" in capsys.readouterr().err
+
+
+def test_at_another_temperature_everybody_wants_the_same(made):
+    people, before = load_people(made[0]), load_scorer(made[0])
+    after = load_scorer(made[0])
+    after.model.temperature.mul_(1.7)
+    moved = at_temperature(people, before, after)
+    prompts, texts = [user_prompt("q1")] * 3, ["aaa", "bbb", "ab"]
+    psi = [features_of(scorer, one.features, prompts, texts) for scorer, one in ((before, people), (after, moved))]
+    assert np.abs(psi[0][:, 0] - psi[1][:, 0]).max() > 1e-3
+    assert psi[0] @ people.person_theta().T == pytest.approx(psi[1] @ moved.person_theta().T, abs=1e-4)
+    assert psi[0] @ people.group_theta().T == pytest.approx(psi[1] @ moved.group_theta().T, abs=1e-4)
+
+
+def test_it_can_be_traced_to_the_judgements_that_made_it_and_verified(place, made, capsys):
+    out = made[0]
+    capsys.readouterr()
+    assert main(["verify", str(out)]) == 0
+    assert "1 stages, 1 artefacts, every recorded byte as it was" in capsys.readouterr().out
+    assert main(["trace", str(out), "--judgements", "--json"]) == 0
+    [tree] = json.loads(capsys.readouterr().out)["trees"]
+    base, votes = tree["fed_by"]
+    snapshot = read_snapshot(votes["artefact"]["path"])
+    assert votes["facts"]["judgements"] == sorted(vote.judgement_id for vote in snapshot.votes)
+    assert (votes["facts"]["votes"], votes["facts"]["raters"]) == (360, 12)
+    assert base["artefact"]["path"] == str((place / "model").resolve())
+    manifest = json.loads((out / "manifests" / "reward.json").read_text())
+    assert manifest["config"]["settings"]["pluralism"]["enabled"] is True
+    assert manifest["metrics"]["people"] == made[1]["people"]
+    assert [one["name"] for one in manifest["findings"]] == [one["name"] for one in made[1]["findings"]]
+
+
+@pytest.mark.parametrize(
+    "altered", ["reward/people.safetensors", "reward-snapshot/votes.npz", "reward-snapshot/annotators.jsonl"]
+)
+def test_what_was_altered_is_named(made, altered, capsys):
+    path = made[0].parent / altered
+    before = path.read_bytes()
+    path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    try:
+        capsys.readouterr()
+        assert main(["verify", str(made[0])]) == 1
+        [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("altered")]
+        assert altered.split("/")[1] in line
+    finally:
+        path.write_bytes(before)
+
+
+def test_the_same_command_after_more_votes_leaves_the_earlier_snapshot(place, tmp_path):
+    shutil.copy(place / "votes.db", tmp_path / "more.db")
+    quick = {"pluralism.enabled": "false", "aggregator": "mean_score", "pluralism.target": "null"}
+    shutil.copytree(place / "model", tmp_path / "model")
+    assert reward(tmp_path, tmp_path / "r", source=("--store", "more.db"), **quick) == 0
+    row = vote_rows()[0] | {"prompt": "another?", "annotator": "rater99"}
+    (tmp_path / "one.jsonl").write_text(json.dumps(row) + "\n")
+    assert main(["import", str(tmp_path / "one.jsonl"), "--format", "votes", "--store", str(tmp_path / "more.db")]) == 0
+    assert reward(tmp_path, tmp_path / "r", source=("--store", "more.db"), **quick) == 0
+    assert len(list(tmp_path.glob("r-snapshot*"))) == 2
+    assert main(["verify", str(tmp_path / "r")]) == 0
