@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 
 from karat import cli
 from karat.errors import InputError, StoreError
@@ -269,6 +270,22 @@ def test_an_admin_sees_who_a_participant_is_and_nobody_else_does(served, tmp_pat
     assert "give a new path" in capsys.readouterr().err
     assert cli.main(["people", "participants", address, "pilots"]) == 2
     assert "there is none of that name; found pilot" in capsys.readouterr().err
+
+
+def test_a_long_list_of_participants_takes_no_more_questions_to_the_store_than_a_short_one(served):
+    store = served.store
+    study = open_study(store, "pilot", now=NOW, ends=ALL_ENDS)
+    asked = []
+    with store.connection() as connection:
+        event.listen(connection.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
+    counts = []
+    for n in (2, 9):
+        for number in range(n):
+            join(store, study, Participant(f"p{number}"), now=NOW)
+        asked.clear()
+        assert len(participants(store, "pilot")) == n
+        counts.append(len(asked))
+    assert counts[0] >= counts[1] > 0
 
 
 def _exported(address: str, folder: Path) -> list[Path]:

@@ -34,7 +34,7 @@ from karat.reward.contributions import contribution_rows
 from karat.reward.cooling import CrossedScorer, cooled_on_new_prompts
 from karat.reward.data import check_objectives, feedback_data, split_votes
 from karat.reward.fit import FittedReward, fit_reward, n_steps_done, n_steps_planned, optimised_scorer, save_fitted
-from karat.reward.gate import gate_checks
+from karat.reward.gate import gate_verdict
 from karat.reward.mark_quality import MarkQuality, mark_rows
 from karat.reward.objectives import ObjectivesConfig
 from karat.reward.people_fit import PluralismConfig
@@ -283,12 +283,6 @@ def kept_for_gate(statements: Sequence[Statement], frac: float, n_least: int) ->
     unknown = [one for one in kept if one.objective not in known]
     gate = main_votes([one for one in kept if one.objective in known and one.strategy == "random"])
     return (list(statements), []) if len(gate) < n_least else ([*trained, *unknown], gate)
-
-
-def gate_verdict(findings: Sequence[Finding]) -> str:
-    """pass, fail, or not measured: the worst of the gate's checks."""
-    found = {finding.status for finding in gate_checks(findings)}
-    return next((status for status in ("fail", "not measured") if status in found), "pass")
 
 
 def open_trunk(path: Path, dtype: Dtype = "float32") -> Trunk:

@@ -163,6 +163,17 @@ def gate_checks(findings: Sequence[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.name.startswith(OWN) or finding.name in PREMISES]
 
 
+def unpassed(checks: Sequence[Finding]) -> list[Finding]:
+    """Those of some checks for which a reward is refused: what is not measured does not pass either."""
+    return [check for check in checks if check.status in ("fail", "not measured")]
+
+
+def gate_verdict(findings: Sequence[Finding]) -> str:
+    """pass, fail, or not measured: the worst of the gate's checks among some findings."""
+    found = {check.status for check in unpassed(gate_checks(findings))}
+    return "fail" if "fail" in found else "not measured" if found else "pass"
+
+
 def check_gate(findings: Sequence[Finding], *, allow_ungated: bool = False) -> None:
     """Raise GateError unless every check passed.
 
@@ -171,7 +182,7 @@ def check_gate(findings: Sequence[Finding], *, allow_ungated: bool = False) -> N
         allow_ungated: True = go on although the reward may not mean what people want; a policy trained on it can get
             better by its own account and worse by theirs. The flag belongs into manifest and report.
     """
-    failed = [finding for finding in findings if finding.status in ("fail", "not measured")]
+    failed = unpassed(findings)
     if failed and not allow_ungated:
         reasons: dict[str, list[str]] = {}  # few votes stop every check for one and the same reason, said once
         for finding in failed:

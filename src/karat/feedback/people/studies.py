@@ -14,8 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from sqlalchemy import Connection
+
 from karat.errors import InputError, StoreError
-from karat.feedback.documents import Document, document, documents, project_settings, put_document
+from karat.feedback.documents import Document, Shelf, document, documents, put_document, shelf
 from karat.feedback.keys import keyed_hash, secret_key
 from karat.feedback.people.accounts import Account, account, account_by_annotator, make_account
 from karat.feedback.store import Store
@@ -132,11 +134,16 @@ def way_out(store: Store, account_id: str, end: str) -> str:
     Raises: StoreError for an unknown account.
     """
     name = account(store, account_id).outside.get("link", "")
-    newest = document(store, PREFIX + name) if name else None
-    ends = _ends_of(newest)
+    with store.connection() as connection:
+        return read_way_out(connection, name, end, shelf(connection))
+
+
+def read_way_out(connection: Connection, study: str, end: str, papers: Shelf) -> str:
+    """`way_out` of a study by name, "" = by none, inside a transaction whose documents are at hand."""
+    ends = _ends_of(papers.find(connection, PREFIX + study) if study else None)
     if end == "declined":
         return ends.get(end, "")
-    return ends.get(end) or ends.get("completed") or project_settings(store).completion_url
+    return ends.get(end) or ends.get("completed") or papers.settings(connection).completion_url
 
 
 def studies(store: Store) -> list[Study]:

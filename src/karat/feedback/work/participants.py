@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 
 from karat.errors import StoreError
+from karat.feedback.documents import shelf
 from karat.feedback.people.accounts import Account, accounts
-from karat.feedback.people.care import consent_of
-from karat.feedback.people.standing import standing_of
-from karat.feedback.people.studies import studies, way_out
+from karat.feedback.people.care import ConsentState, read_consents
+from karat.feedback.people.standing import Standing, read_standings
+from karat.feedback.people.studies import read_way_out, studies
 from karat.feedback.schema import judgements
 from karat.feedback.store import Store
-from karat.feedback.work.rates import BY_PEOPLE, own_pay
+from karat.feedback.work.rates import BY_PEOPLE, every_pay
 
 
 @dataclass(frozen=True)
@@ -58,20 +59,26 @@ def participants(store: Store, study: str = "") -> list[Came]:
     """
     if study and study not in (known := [one.name for one in studies(store)]):
         raise StoreError(f"study {study!r}: there is none of that name; found {', '.join(known) or 'none at all'}")
+    came = [one for one in accounts(store) if one.outside and study in ("", one.outside.get("link", ""))]
+    named = {one.annotator: one for one in came if one.annotator}
     with store.connection() as connection:
         question = select(judgements.c.annotator, func.count()).where(BY_PEOPLE).group_by(judgements.c.annotator)
         answered: dict[str, int] = dict(map(tuple, connection.execute(question)))
-    return [
-        _came(store, one, answered.get(one.annotator, 0))
-        for one in accounts(store)
-        if one.annotator and one.outside and study in ("", one.outside.get("link", ""))
-    ]
+        consents = read_consents(connection, [one.id for one in named.values()])
+        standings, pay, papers = read_standings(connection, named), every_pay(connection, named), shelf(connection)
+        rows = []
+        for annotator, account in named.items():
+            n_answers = answered.get(annotator, 0)
+            state, end = _state(account, n_answers, consents[account.id], standings[annotator])
+            out = read_way_out(connection, account.outside.get("link", ""), end, papers)
+            rows.append(_came(annotator, account, state, n_answers, pay[annotator], out))
+    return rows
 
 
-def _came(store: Store, account: Account, n_answers: int) -> Came:
-    annotator = account.annotator or ""
-    state, end = _state(store, account, n_answers)
-    money, seconds = own_pay(store, annotator)
+def _came(
+    annotator: str, account: Account, state: str, n_answers: int, pay: tuple[float | None, float], out: str
+) -> Came:
+    money, seconds = pay
     return Came(
         participant=account.outside.get("participant", ""),
         study=account.outside.get("link", ""),
@@ -83,13 +90,12 @@ def _came(store: Store, account: Account, n_answers: int) -> Came:
         n_answers=n_answers,
         active_s=round(seconds, 1),
         earned=None if money is None else round(money, 4),
-        way_out=way_out(store, account.id, end),
+        way_out=out,
     )
 
 
-def _state(store: Store, account: Account, n_answers: int) -> tuple[str, str]:
+def _state(account: Account, n_answers: int, consent: ConsentState, standing: Standing) -> tuple[str, str]:
     """How she stands, and the end of `studies.ENDS` that her page offers."""
-    consent, standing = consent_of(store, account.id), standing_of(store, account.annotator or "")
     done = "completed" if n_answers else "no work"
     if account.state != "active":
         return "locked", done

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, and_, case, func, literal, select
 
 from karat.feedback.arm_changes import change_of
-from karat.feedback.documents import SETTINGS, ProjectSettings, project_settings, settings_of
+from karat.feedback.documents import SETTINGS, ProjectSettings, read_settings, settings_of
 from karat.feedback.openings import is_live
 from karat.feedback.people_tables import arms, documents
 from karat.feedback.schema import assignments, judgements
@@ -105,14 +105,31 @@ def own_pay(store: Store, annotator: str) -> tuple[float | None, float]:
 
     The same figures on her own page and on the admin's. Seconds that cannot be said count as none.
     """
-    settings = project_settings(store)
     with store.connection() as connection:
-        found = paid(connection, now=0.0, annotator=annotator)
-        typical_s = None
-        if any(one.n > one.n_timed == 0 for one in found):
-            typical_s = connection.execute(select(func.avg(judgements.c.active_s)).where(BY_PEOPLE)).scalar()
-    money = None if settings.pay is None else sum(earned(one, typical_s) or 0.0 for one in found)
-    return money, sum(paid_seconds(one, typical_s) or 0.0 for one in found)
+        return _pays(connection, paid(connection, now=0.0, annotator=annotator)).get(annotator, _nothing(connection))
+
+
+def every_pay(connection: Connection, annotators: Iterable[str]) -> dict[str, tuple[float | None, float]]:
+    """`own_pay` for many raters, by one query for all."""
+    known, nothing = _pays(connection, paid(connection, now=0.0)), _nothing(connection)
+    return {one: known.get(one, nothing) for one in annotators}
+
+
+def _nothing(connection: Connection) -> tuple[float | None, float]:
+    """The pay of a rater who gave nothing."""
+    return (None if read_settings(connection).pay is None else 0.0), 0.0
+
+
+def _pays(connection: Connection, found: Sequence[Paid]) -> dict[str, tuple[float | None, float]]:
+    typical_s = None
+    if any(one.n > one.n_timed == 0 for one in found):
+        typical_s = connection.execute(select(func.avg(judgements.c.active_s)).where(BY_PEOPLE)).scalar()
+    pays, (nothing, _) = {}, _nothing(connection)
+    for one in found:
+        money, seconds = pays.get(one.annotator, (nothing, 0.0))
+        more = None if money is None else money + (earned(one, typical_s) or 0.0)
+        pays[one.annotator] = more, seconds + (paid_seconds(one, typical_s) or 0.0)
+    return pays
 
 
 def rates(settings: ProjectSettings) -> Mapping[tuple[str, str], float]:
