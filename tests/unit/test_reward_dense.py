@@ -16,6 +16,7 @@ from karat.reward.dense import (
     fit_dense,
     load_dense,
     marks_loglik,
+    sample_marks,
     save_dense,
     token_spans,
 )
@@ -73,6 +74,30 @@ def test_the_likelihood_is_that_of_the_slow_loop_and_its_gradient_that_of_finite
         expected += math.log(p if is_in else 1 - p) / 5
     assert float(marks_loglik(scores, one, names, threshold, cuts).detach()) == pytest.approx(expected, rel=1e-9)
     assert torch.autograd.gradcheck(lambda s: marks_loglik(s, one, names, threshold, cuts), (scores,))
+
+
+def test_drawn_marks_have_the_frequencies_of_the_likelihood():
+    """2,000 tokens, each a step of its own with the same score; 5 standard errors."""
+    n, names = 2000, ("step", "rude", "wrong")
+    threshold, cuts = (torch.tensor(x, dtype=torch.float64) for x in ([0.0, 0.4, -0.2], [-0.4, 0.9]))
+    scores = torch.tensor([[0.3, 1.1, -1.5]], dtype=torch.float64).expand(n, 3)
+    nothing = torch.zeros(n, dtype=torch.bool)
+    asked = MarkedTokens(
+        torch.zeros(n, 1), torch.eye(n, dtype=torch.bool), torch.zeros(n, dtype=torch.long), {"wrong": nothing}
+    )
+    drawn = sample_marks(scores, asked, names, threshold, cuts, generator=torch.Generator().manual_seed(0))
+    assert (drawn.steps is asked.steps, list(drawn.inside)) == (True, ["wrong"])  # rude was not on offer
+    upto = [1 / (1 + math.exp(0.3 - cut)) for cut in (-0.4, 0.9)]
+    expected = [upto[0], upto[1] - upto[0], 1 - upto[1], 1 / (1 + math.exp(1.5 - 0.2))]
+    found = [*((drawn.marks == mark).double().mean() for mark in range(3)), drawn.inside["wrong"].double().mean()]
+    for share, p in zip(found, expected, strict=True):
+        assert abs(float(share) - p) < 5 * math.sqrt(p * (1 - p) / n)
+    again = sample_marks(scores, asked, names, threshold, cuts, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(again.marks, drawn.marks)
+    spans = MarkedTokens(torch.zeros(n, 1), nothing.expand(0, -1), torch.zeros(0, dtype=torch.long), {"wrong": nothing})
+    only = sample_marks(scores, spans, names, threshold, cuts, generator=torch.Generator().manual_seed(1))
+    assert len(only.marks) == 0
+    assert 0 < only.inside["wrong"].sum() < n
 
 
 def test_all_judgements_at_once_are_as_likely_as_one_after_the_other():

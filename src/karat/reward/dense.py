@@ -14,7 +14,7 @@ Differs: linear on a frozen trunk; a step's score is the mean over its tokens, n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -28,7 +28,7 @@ from torch.nn import functional
 from karat.errors import CheckpointError, InputError
 from karat.lm.logprobs import hidden_at
 from karat.lm.trees import Tree, padded_batch
-from karat.ratings import ordinal_logprobs
+from karat.ratings import draw_level, ordinal_logprobs
 from karat.records import DenseScoreFn, Prompt, Response
 from karat.reward.raters import minimise
 from karat.reward.trunk import DecoderTrunk
@@ -166,14 +166,44 @@ def marks_loglik(
     """Log-likelihood of the marks in one response: the mean over its steps plus, for each class, over its tokens."""
     total = scores.new_zeros(())
     if len(marked.steps):
-        column = scores[:, list(names).index(STEP)]
-        share = marked.steps.to(column) / marked.steps.sum(1, keepdim=True)
-        logprobs = ordinal_logprobs(share @ column, cutpoints)
+        logprobs = _step_logprobs(scores, marked, names, cutpoints)
         total = total + logprobs.gather(1, marked.marks.unsqueeze(1)).mean()
     for name, inside in marked.inside.items():
         margin = scores[:, list(names).index(name)] - threshold[list(names).index(name)]
         total = total + functional.logsigmoid(torch.where(inside, margin, -margin)).mean()
     return total
+
+
+def sample_marks(
+    scores: Float[Tensor, "T names"],
+    marked: MarkedTokens,
+    names: Sequence[str],
+    threshold: Float[Tensor, " names"],
+    cutpoints: Float[Tensor, " 2"],
+    *,
+    generator: torch.Generator,
+) -> MarkedTokens:
+    """The same steps and classes of the same response with marks drawn anew, from one uniform number a step and a token.
+
+    `marks_loglik` counts a judgement once, whatever its length; what is drawn is each step and each token by itself.
+    """
+    marks, inside = marked.marks, {}
+    if len(marked.steps):
+        marks = draw_level(_step_logprobs(scores, marked, names, cutpoints), generator)
+    for name in marked.inside:
+        margin = scores[:, list(names).index(name)] - threshold[list(names).index(name)]
+        uniform = torch.rand(len(margin), generator=generator, dtype=torch.float64)
+        inside[name] = uniform < margin.detach().double().sigmoid()
+    return replace(marked, marks=marks, inside=inside)
+
+
+def _step_logprobs(
+    scores: Float[Tensor, "T names"], marked: MarkedTokens, names: Sequence[str], cutpoints: Float[Tensor, " 2"]
+) -> Float[Tensor, "steps 3"]:
+    """log P of each mark of each step, whose score is the mean over its tokens."""
+    column = scores[:, list(names).index(STEP)]
+    share = marked.steps.to(column) / marked.steps.sum(1, keepdim=True)
+    return ordinal_logprobs(share @ column, cutpoints)
 
 
 def fit_dense(
