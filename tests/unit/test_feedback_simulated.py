@@ -1,5 +1,6 @@
 """Simulated raters: clients of the queue, reproducible whatever interrupts them, true to the likelihood."""
 
+import datetime
 import os
 import signal
 import subprocess
@@ -143,6 +144,20 @@ def test_the_likelihood_of_choice_is_the_default(tmp_path):
         cutpoints=CUTPOINTS, seed=3,
     )  # fmt: skip
     assert first.judgements() == second.judgements()
+
+
+def test_the_moment_of_an_answer_is_when_its_rater_perceives(tmp_path):
+    store, seen = small_store(tmp_path / "k.db", n_prompts=4, n_tasks=12, overlap=2), []
+
+    def later_is_longer(_annotator, _prompt, texts, _rng, *, time):
+        seen.append(time)
+        return [40 * (time - 0.5) * len(text.split()) for text in texts]
+
+    assert collect(store, utilities=later_is_longer, over_time=True) == 24
+    year = [datetime.datetime.fromisoformat(one.created_at) for one in store.judgements()]
+    days = [(when - datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)).total_seconds() for when in year]
+    assert sorted(day / 31_536_000 for day in days) == pytest.approx(sorted(seen), abs=1e-12)
+    assert min(seen) < 0.2 < 0.8 < max(seen)
 
 
 def test_progress_counts_up_to_the_plan(tmp_path):

@@ -28,6 +28,8 @@ SECONDS_PER_WORD = 0.25
 
 EPOCH = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 """Simulated raters live in a year of their own, so that two runs write the same times."""
+YEAR_S = 31_536_000
+"""Seconds of that year."""
 
 
 class Traits(Protocol):
@@ -110,6 +112,7 @@ def collect_simulated(
     progress: Callable[[int, int], None] | None = None,
     until: int | None = None,
     level_probs: LevelProbs | None = None,
+    over_time: bool = False,
 ) -> int:
     """Let simulated raters answer the open comparisons of a store, or of the store behind a server.
 
@@ -124,6 +127,7 @@ def collect_simulated(
         progress: called with (answers so far, answers planned).
         until: stop when this many of the planned answers are in the store; None = all of them.
         level_probs: the likelihood; None = `choice.comparison_probs`.
+        over_time: True = utilities also gets time=, when the answer is given, from 0 to 1 over the year of the raters.
     Returns: how many of the planned answers are in the store.
     Raises: ConfigError where a task needs more raters than there are, or the cutpoints do not ascend.
     """
@@ -133,13 +137,24 @@ def collect_simulated(
     n_planned, todo = open_work(store, annotators, ("comparison",), seed=seed, batch=batch, overlap=overlap)
     limit = n_planned if until is None else min(until, n_planned)
     n_done = n_planned - len(todo)
-    rater = _Rater(store, utilities, traits, cuts, seed, level_probs or _choice_probs)
+    perceived = utilities if over_time else _timeless(utilities)
+    rater = _Rater(store, perceived, traits, cuts, seed, level_probs or _choice_probs)
     while todo and n_done < limit:
         some, todo = todo[: min(CHUNK, limit - n_done)], todo[min(CHUNK, limit - n_done) :]
         n_done += _carry_out(store, some, rater.judge)
         if progress is not None:
             progress(n_done, limit)
     return n_done
+
+
+def _timeless(utilities: Utilities) -> Utilities:
+    def at_any_time(
+        annotator: Annotator, prompt: Prompt, texts: Sequence[str], rng: np.random.Generator, *, time: float
+    ):
+        del time
+        return utilities(annotator, prompt, texts, rng)
+
+    return at_any_time
 
 
 Marks = Callable[[Annotator, Prompt, str, np.random.Generator], list[tuple[int, int, int]]]
@@ -179,7 +194,7 @@ def _marked(
     seed: int,
 ) -> Judgement:
     rng = _generator(seed, "marks", task.id, who.id)
-    haste, moment = float(np.exp(0.35 * rng.standard_normal())), int(rng.integers(31_536_000))
+    haste, moment = float(np.exp(0.35 * rng.standard_normal())), int(rng.integers(YEAR_S))
     prompt, text = prompts[task.prompt_id], responses[task.response_ids[0]].text
     steps = marks(who, prompt, text, rng)
     if task.kind == "span_marks":
@@ -305,11 +320,11 @@ class _Rater:
         uniform, haste, moment = (
             rng.random(),
             float(np.exp(0.35 * rng.standard_normal())),
-            int(rng.integers(31_536_000)),
+            int(rng.integers(YEAR_S)),
         )
         prompt = self._prompts[task.prompt_id]
         texts = [self._responses[one].text for one in task.response_ids]
-        a, b = self._utilities(who, prompt, texts, rng)
+        a, b = self._utilities(who, prompt, texts, rng, time=moment / YEAR_S)
         seconds = _active_s(haste, prompt, texts)
         return _View(float(a) - float(b), (first, 1 - first), uniform, seconds, _created_at(moment))
 

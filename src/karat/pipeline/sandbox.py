@@ -144,6 +144,7 @@ def collect_votes(
             batch=batch,
             overlap=n_simulated,
             progress=lambda done, _: bar.reach(done),
+            over_time=True,  # tastes drift, where the raters' configuration lets them
         )
     n_marked = 0
     if collect.n_step_marks + collect.n_span_marks:
