@@ -10,6 +10,7 @@ Dimension letters: S draws (ensemble members or posterior samples), B responses,
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from karat.errors import InputError
+from karat.errors import ConfigError, InputError
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,6 +224,34 @@ AGGREGATORS: dict[str, Callable[..., Tensor]] = {
     "jury_median": jury_median,
 }
 """The aggregators that need no argument besides the belief, by the name that a manifest records."""
+NUMBERED = {"lower_bound": "quantile", "mean_minus_sd": "n_sd"}
+"""Those that take a number: what it is."""
+
+
+def aggregator_of(name: str) -> Callable[[Belief], Tensor]:
+    """The aggregator that a configuration names: one of `AGGREGATORS`, with its number after a colon where it takes one.
+
+    `mean_minus_sd:2` is the mean less two sd, `lower_bound:0.05` the 5 % quantile; without a number both keep their own.
+
+    Raises: ConfigError for an unknown name, or a number that does not fit.
+    """
+    base, colon, number = name.partition(":")
+    if base not in AGGREGATORS or (colon and base not in NUMBERED):
+        raise ConfigError(
+            f"aggregator: found {name!r}; expected one of {', '.join(sorted(AGGREGATORS))}, with a number as in "
+            "mean_minus_sd:2 or lower_bound:0.05 only for these two"
+        )
+    if not colon:
+        return AGGREGATORS[base]
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    fits = 0 < value < 1 if base == "lower_bound" else 0 <= value < math.inf
+    if not fits:
+        wanted = "a quantile between 0 and 1" if base == "lower_bound" else "a number of sd ≥ 0"
+        raise ConfigError(f"aggregator: found {name!r}; expected {wanted} after the colon")
+    return functools.partial(AGGREGATORS[base], **{NUMBERED[base]: value})
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 
 from karat import belief as beliefs
 from karat.belief import Belief
-from karat.errors import InputError
+from karat.errors import ConfigError, InputError
 
 F64 = torch.float64
 RELATIVE = {name: fn for name, fn in beliefs.AGGREGATORS.items() if name not in ("mean_score", "weighted_objectives")}
@@ -65,6 +65,21 @@ def test_aggregators_equal_hand_computed_values():
     assert beliefs.mean_minus_sd(belief, n_sd=2).tolist() == pytest.approx([-1.0, 3 - 2 * math.sqrt(3)])
     assert beliefs.lower_bound(belief, quantile=0.25).tolist() == pytest.approx([0.5, 2.5])
     assert torch.equal(beliefs.lower_bound(belief, n_sd=2), beliefs.mean_minus_sd(belief, n_sd=2))
+
+
+def test_a_configuration_sets_the_quantile_and_the_number_of_sd():
+    belief = some_belief(n_draws=9)
+    relative = beliefs.to_reference(belief)[..., 0]
+    assert torch.equal(beliefs.aggregator_of("mean_minus_sd:2")(belief), relative.mean(0) - 2 * relative.std(0))
+    assert torch.equal(beliefs.aggregator_of("lower_bound:0.25")(belief), torch.quantile(relative, 0.25, dim=0))
+    for name, own in beliefs.AGGREGATORS.items():
+        assert torch.equal(beliefs.aggregator_of(name)(belief), own(belief))
+    for name in ("lower_bound:1", "lower_bound:", "mean_minus_sd:-1", "mean_minus_sd:much", "mean_minus_sd:inf"):
+        with pytest.raises(ConfigError, match=f"aggregator: found '{name}'; expected .* after the colon"):
+            beliefs.aggregator_of(name)
+    for name in ("wisdom", "worst_member:2", "jury_median:0.5"):
+        with pytest.raises(ConfigError, match=f"aggregator: found '{name}'; expected one of jury_median"):
+            beliefs.aggregator_of(name)
 
 
 def test_objectives_are_weighted_guarded_and_the_worst_group_found():

@@ -61,6 +61,13 @@ def test_what_could_not_be_measured_after_training_is_refused_before_it():
     with pytest.raises(ConfigError, match="jury_median without people to sit on the jury"):
         build(RunConfig, {"sandbox": {}, "aggregator": "jury_median"})
     assert build(RunConfig, {"sandbox": {}, "aggregator": "jury_median", "pluralism": {"enabled": True}})
+    with pytest.raises(ConfigError, match="worst_group without groups of people"):
+        build(RunConfig, {"sandbox": {}, "aggregator": "worst_group"})
+    assert build(RunConfig, {"sandbox": {}, "aggregator": "worst_group", "pluralism": {"enabled": True}})
+    assert build(RunConfig, {"sandbox": {}, "aggregator": "worst_group", "reward_model": "several-objectives"})
+    assert build(RunConfig, {"sandbox": {}, "aggregator": "mean_minus_sd:2"}).aggregator == "mean_minus_sd:2"
+    with pytest.raises(ConfigError, match="a quantile between 0 and 1 after the colon"):
+        build(RunConfig, {"sandbox": {}, "aggregator": "lower_bound:5"})
     with pytest.raises(ConfigError, match="a bound where nothing can be measured"):
         build(RunConfig, people | {"gate": {"max_sycophancy": 0.5}})
     assert build(RunConfig, people | {"gate": {"max_sycophancy": 0.5}, "allow_ungated_reward": True})

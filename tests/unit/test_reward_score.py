@@ -115,7 +115,7 @@ def test_the_score_function_is_the_scaled_aggregate(qwen):
     scores = torch.tensor(score_fn(scorer, "worst_member", scale)(prompts, texts))
     assert float(scores.mean()) == pytest.approx(0, abs=1e-5)
     assert float(scores.std()) == pytest.approx(1, abs=1e-5)
-    with pytest.raises(ConfigError, match="found 'best'; expected one of mean_score"):
+    with pytest.raises(ConfigError, match="found 'best'; expected one of jury_median"):
         score_fn(scorer, "best")
 
 

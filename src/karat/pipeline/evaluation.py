@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from karat.belief import AGGREGATORS, apply_scale
+from karat.belief import aggregator_of, apply_scale
 from karat.evaluate.frontiers import FrontierPoint, interpolate_gold
 from karat.evaluate.measure import draw, draw_served, sequence_kl, texts_of
 from karat.evaluate.table import (
@@ -141,7 +141,7 @@ def measured_policy(
     asked = [prompt for prompt in prompts for _ in range(n_samples)]
     flat = [text for group in texts for text in group]
     shape = (len(prompts), n_samples)
-    proxy = apply_scale(AGGREGATORS[config.aggregator](scorer(asked, flat)), scorer.scale).double().numpy()
+    proxy = apply_scale(aggregator_of(config.aggregator)(scorer(asked, flat)), scorer.scale).double().numpy()
     return PolicySamples(
         name=name,
         texts=tuple(map(tuple, texts)),

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from karat.belief import AGGREGATORS, Belief, disagreement, lower_bound
+from karat.belief import Belief, aggregator_of, disagreement, lower_bound
 from karat.errors import ConfigError
 from karat.evaluate.measure import draw, sequence_kl, texts_of
 from karat.feedback.snapshot import read_snapshot, snapshot_place, write_snapshot
@@ -272,7 +272,7 @@ def looker(
         reference: from which the KL is measured, for methods that draw no responses themselves, of a model with adapters
             the model without them; None = not measured.
     """
-    aggregate = AGGREGATORS[config.aggregator]
+    aggregate = aggregator_of(config.aggregator)
 
     def look(lm: LoadedLM, step: int) -> Mapping[str, float]:
         drawn = draw(lm, prompts, n_samples=config.watch.n_samples, max_new_tokens=config.policy_tokens, seed=seed)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from karat.belief import AGGREGATORS
+from karat.belief import aggregator_of
 from karat.errors import ConfigError
 from karat.feedback.acquisition import LEAST_RANDOM, STRATEGIES, Strategy
 from karat.lm.fresh import DecoderShape
@@ -210,7 +210,8 @@ class RunConfig:
     pluralism: PluralismConfig = field(default_factory=PluralismConfig)
     """The people beside the reward: how they differ, whom it serves, a jury, a target population, limits."""
     aggregator: str = "mean_score"
-    """How the reward's belief becomes one score for the optimiser; a name in `belief.AGGREGATORS`."""
+    """How the reward's belief becomes one score for the optimiser: a name in `belief.AGGREGATORS`; `lower_bound:0.05` and
+    `mean_minus_sd:2` with another quantile or λ than theirs."""
     score: str = ""
     """What the optimiser is paid instead of the reward model: `module:function`, or an http address; "" = the reward
     model. Gate, watcher and evaluation stay with the reward model."""
@@ -288,9 +289,10 @@ class RunConfig:
                 f"collect.acquisition: found {self.collect.acquisition} in one round without a reward model to choose "
                 "with; expected rounds > 1, or a reward_model"
             )
-        if self.aggregator not in AGGREGATORS:
+        _ = aggregator_of(self.aggregator)
+        if self.aggregator == "worst_group" and not self.pluralism.enabled and self.reward_model is None:
             raise ConfigError(
-                f"aggregator: found {self.aggregator!r}; expected one of {', '.join(sorted(AGGREGATORS))}"
+                "aggregator: found worst_group without groups of people; expected pluralism.enabled: true"
             )
         pairs = self.sandbox is not None or self.allow_ungated_reward
         check_measurable(self.aggregator, self.gate.max_sycophancy, people=self.pluralism.enabled, pairs=pairs)

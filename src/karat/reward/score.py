@@ -26,8 +26,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from karat.belief import AGGREGATORS, Belief, ScoreScale, apply_scale, fit_scale
-from karat.errors import CheckpointError, ConfigError, InputError
+from karat.belief import Belief, ScoreScale, aggregator_of, apply_scale, fit_scale
+from karat.errors import CheckpointError, InputError
 from karat.lm.adapters import merged_trunk
 from karat.lm.attention import NAME as TREE_ATTENTION
 from karat.lm.classifiers import is_classifier, load_classifier
@@ -169,13 +169,11 @@ def joined_scorer(members: Sequence[Scorer], vote_model: VoteModel, scale: Score
 
 
 def aggregate(belief: Belief, name: str) -> Float[Tensor, " B"]:
-    """One number a response by the aggregator of that name.
+    """One number a response by the aggregator of that name, as `aggregator_of` reads it.
 
     Raises: ConfigError for an unknown name.
     """
-    if name not in AGGREGATORS:
-        raise ConfigError(f"aggregator: found {name!r}; expected one of {', '.join(AGGREGATORS)}")
-    return AGGREGATORS[name](belief)
+    return aggregator_of(name)(belief)
 
 
 def reference_scale(scorer: Scorer, prompts: Sequence[Prompt], texts: Sequence[str], aggregator: str) -> ScoreScale:
@@ -192,15 +190,14 @@ def score_fn(scorer: Scorer, aggregator: str = "mean_score", scale: ScoreScale |
     """The `ScoreFn` that an optimiser gets: (aggregate − shift)/scale.
 
     Args:
-        aggregator: a name in `belief.AGGREGATORS`.    scale: None = the scorer's own, fitted on the mean score.
+        aggregator: as `aggregator_of` reads it.    scale: None = the scorer's own, fitted on the mean score.
     Raises: ConfigError for an unknown aggregator.
     """
-    if aggregator not in AGGREGATORS:
-        raise ConfigError(f"aggregator: found {aggregator!r}; expected one of {', '.join(AGGREGATORS)}")
+    combine = aggregator_of(aggregator)
     used = scorer.scale if scale is None else scale
 
     def score(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        return apply_scale(aggregate(scorer(prompts, responses), aggregator), used).tolist()
+        return apply_scale(combine(scorer(prompts, responses)), used).tolist()
 
     return score
 
