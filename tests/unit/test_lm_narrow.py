@@ -12,6 +12,8 @@ from karat.config import build
 from karat.errors import ConfigError, LedgerError
 from karat.lm import narrow_logprobs
 from karat.lm.adapters import add_lora, reference_mode
+from karat.lm.cache import DecodeCache
+from karat.lm.dense_attention import DenseTreeAttention, is_short
 from karat.lm.generate import SamplingConfig, sample
 from karat.lm.kernels import linear
 from karat.lm.load import load_lm, save_lm
@@ -155,6 +157,32 @@ def test_log_probabilities_in_small_pieces_are_those_of_one(monkeypatch, tempera
     for mine, other in zip(grads, (rounded.grad, narrow.grad, bias.grad), strict=True):
         assert mine.dtype == torch.float32
         assert (mine - other.float()).norm() < 3 * EPS * other.float().norm()
+
+
+def test_attention_over_trees_is_near_that_of_float32_with_its_gradients():
+    trees = [Tree(tuple(range(90)), tuple(tuple(range(n)) for n in (120, 70))), Tree((1, 2), ((3, 4, 5),))]
+    (batch,) = pack_trees(trees, token_budget=1000)
+    shapes = [(1, heads, batch.layout.n_positions, 16) for heads in (4, 2, 2)]
+    found = []
+    for dtype in (torch.float32, BF16):
+        assert is_short(batch.layout, dtype) == (dtype == BF16)  # 210 keys: for float32 another kernel is as fast
+        leaves = [draws(*shape, seed=i).to(dtype).float().requires_grad_() for i, shape in enumerate(shapes)]
+        output = DenseTreeAttention.apply(*(t.to(dtype) for t in leaves), batch.layout, 0.25, None)
+        assert output.dtype == dtype
+        (output.float() * draws(*output.shape, seed=9)).sum().backward()
+        found.append([output.float().detach(), *(leaf.grad for leaf in leaves)])
+    for wide, narrow in zip(*found, strict=True):
+        assert 0 < (wide - narrow).norm() < 5 * EPS * wide.norm()
+
+
+def test_the_decode_cache_is_kept_in_the_dtype_of_products(monkeypatch):
+    made = []
+    real = DecodeCache._buffers
+    monkeypatch.setattr(DecodeCache, "_buffers", staticmethod(lambda *a: made.append(real(*a)) or made[-1]))
+    for products, dtype in ((BF16, BF16), (None, torch.float32)):
+        made.clear()
+        sample(toy_lm(products=products), [[5, 6]], n_samples=2, config=SamplingConfig(3), seed=0)
+        assert {buffer.dtype for pair in made for buffer in pair} == {dtype}
 
 
 def test_a_token_that_is_next_to_impossible_keeps_its_log_probability():

@@ -85,7 +85,7 @@ def tree_attention(
     window = options.get("sliding_window")
     if softcap is None and query.device.type == "cpu":
         products = products_of(module) or query.dtype
-        if products in DENSE and is_short(layout):
+        if products in DENSE and is_short(layout, products):
             narrow = (states.to(products) for states in (query, key, value))
             return DenseTreeAttention.apply(*narrow, layout, scale, window).to(query.dtype), None
         return _TreeAttention.apply(query, key, value, layout, scale, window), None

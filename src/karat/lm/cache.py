@@ -92,7 +92,11 @@ class DecodeCache:
     given and never asked for.
     """
 
-    def __init__(self, *, n_slots: int, prompt_tokens: int, n_rows: int, response_tokens: int) -> None:
+    def __init__(
+        self, *, n_slots: int, prompt_tokens: int, n_rows: int, response_tokens: int, dtype: torch.dtype | None = None
+    ) -> None:
+        """Args: dtype: that keys and values are kept in; None = as they come."""
+        self.dtype = dtype
         self.n_slots, self.n_rows = n_slots, n_rows
         self.prompt_tokens, self.response_tokens = prompt_tokens, max(response_tokens, 1)
         self.prompts: list[tuple[Tensor, Tensor]] = []
@@ -105,7 +109,9 @@ class DecodeCache:
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """Store what a layer has computed, [1, kv heads, N, d] each, and hand it back as it came."""
+        """Store what a layer has computed, [1, kv heads, N, d] each, and hand it back in the dtype it is kept in."""
+        if self.dtype is not None:
+            key_states, value_states = key_states.to(self.dtype), value_states.to(self.dtype)
         while len(self.prompts) <= layer_idx:
             self.prompts.append(self._buffers(self.n_slots, self.prompt_tokens, key_states, value_states))
             self.responses.append(self._buffers(self.n_rows, self.response_tokens, key_states, value_states))
@@ -190,13 +196,14 @@ def decode_attention(
                 f"{type(module).__name__}: found attention with {name}; expected plain softmax attention, with or "
                 "without a window and a soft cap; use another model"
             )
-    cache = _CACHE.get()
+    cache, wide = _CACHE.get(), query.dtype
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query = query.to(key.dtype)  # keys and values are kept narrower where products are
     if isinstance(cache.now, PrefillLayout):
         mixed = _attend_prompts(query, key, value, cache.now, scale, sliding_window, softcap)
     else:
         mixed = _attend_rows(query * scale, cache, cache.now, module.layer_idx, sliding_window, softcap)
-    return mixed.unsqueeze(0), None
+    return mixed.unsqueeze(0).to(wide), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, decode_attention)

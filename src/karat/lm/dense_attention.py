@@ -24,6 +24,8 @@ from karat.lm.trees import TreeLayout
 
 MOST_KEYS = 160
 """Keys of the longest piece for which this route is taken: at 200 it takes as long as the flash kernel (docs/LOG.md)."""
+MOST_NARROW_KEYS = 512
+"""The same for bfloat16, whose products are five times as fast here; more would keep many probabilities (docs/LOG.md)."""
 MOST_WASTE = 1.35
 """Padded over true scores of a head within a group …"""
 FREE_WASTE = 2048
@@ -70,9 +72,10 @@ def pieces_of(layout: TreeLayout) -> tuple[Piece, ...]:
     return tuple(pieces)
 
 
-def is_short(layout: TreeLayout) -> bool:
-    """Whether every piece of the layout is short enough for this route."""
-    return max(piece.n_keys for piece in pieces_of(layout)) <= MOST_KEYS
+def is_short(layout: TreeLayout, products: torch.dtype) -> bool:
+    """Whether every piece of the layout is short enough for this route with products of that dtype."""
+    most = MOST_NARROW_KEYS if products == torch.bfloat16 else MOST_KEYS
+    return max(piece.n_keys for piece in pieces_of(layout)) <= most
 
 
 @dataclass(frozen=True, eq=False)

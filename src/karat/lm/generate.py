@@ -22,7 +22,7 @@ from karat.lm.cache import DecodeCache, DecodeStep, PrefillLayout, RowLayout, de
 from karat.lm.final_block import only_rows
 from karat.lm.kernels import for_few_rows
 from karat.lm.logprobs import head_of, trunk_of
-from karat.lm.narrow import weights_kept
+from karat.lm.narrow import products_of, weights_kept
 from karat.lm.sampling import draw_tokens, forbid, likeliest_tokens, token_uniforms, truncate_logits
 from karat.records import Sample
 
@@ -228,6 +228,7 @@ class _Decoder:
             prompt_tokens=max(map(len, prompts), default=0),
             n_rows=min(batch_rows, self.n_total),
             response_tokens=max_new_tokens - 1,  # the last token is never fed back
+            dtype=products_of(lm.model),
         )
 
     def run(self, on_token: OnToken | None = None) -> None:

@@ -55,14 +55,14 @@ class NarrowLogprobs(torch.autograd.Function):
                 logprobs[part] = _log_of(probs, logits, token_ids[part, None])
                 if room >= 0:
                     kept[-1][part.start - block.start : part.stop - block.start] = probs
-        ctx.save_for_backward(rounded, narrow, bias, token_ids)
+        ctx.save_for_backward(rounded, narrow, bias, token_ids, logprobs)
         ctx.kept, ctx.temperature, ctx.dtypes = kept, temperature, (hidden.dtype, weight.dtype)
         return logprobs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of hidden states, weight and bias in their own dtypes."""
-        rounded, narrow, bias, token_ids = ctx.saved_tensors
+        rounded, narrow, bias, token_ids, logprobs = ctx.saved_tensors
         (grad,), temperature, (of_hidden, of_weight) = grads, ctx.temperature, ctx.dtypes
         kept, ctx.kept = ctx.kept, []  # overwritten below; a second pass through this graph makes them again
         grad_hidden = torch.empty_like(rounded, dtype=of_hidden) if ctx.needs_input_grad[0] else None
@@ -73,14 +73,17 @@ class NarrowLogprobs(torch.autograd.Function):
             of_logits = kept[number] if known else rounded.new_empty(block.stop - block.start, len(narrow))
             for part in _pieces(block, _few_rows(len(narrow))):
                 own = of_logits[part.start - block.start : part.stop - block.start]
-                wide = own.float() if known else _logits(rounded[part], narrow, bias, temperature).softmax(1)
-                upstream = grad[part, None] if temperature == 1.0 else grad[part, None] / temperature
-                wide.mul_(-upstream).scatter_add_(1, token_ids[part, None], upstream)
-                own.copy_(wide)
+                if not known:
+                    own.copy_(_logits(rounded[part], narrow, bias, temperature).softmax(1))
+                upstream = (grad[part] / temperature).to(own.dtype)
+                own.mul_(-upstream[:, None])
+                # 1 − π in float32: the difference of two rounded numbers would be nothing where π is near 1
+                chosen = (upstream * -torch.expm1(logprobs[part])).to(own.dtype)
+                own.scatter_(1, token_ids[part, None], chosen[:, None])
                 if grad_hidden is not None:
                     grad_hidden[part] = own @ narrow
                 if grad_bias is not None:
-                    grad_bias += wide.sum(0)
+                    grad_bias += own.sum(0, dtype=torch.float32)
             if ctx.needs_input_grad[1]:
                 product = (of_logits.t() @ rounded[block]).to(of_weight)
                 grad_weight = product if grad_weight is None else grad_weight.add_(product)
