@@ -147,7 +147,7 @@ def worst_group(belief: Belief) -> Float[Tensor, "B"]:
 
 
 def jury_median(belief: Belief) -> Float[Tensor, "B"]:
-    """The median over objectives (one a group of people) of each one's mean, all brought to one scale.
+    """The median over objectives (one a juror) of each one's mean, all brought to one scale.
 
         z_jb = (m_jb − m̄_j,ref(b)) / s_j        s_j = belief.unit, m the mean over draws
 
@@ -163,7 +163,7 @@ def jury_median(belief: Belief) -> Float[Tensor, "B"]:
     if belief.unit is None:
         if len(belief.objectives) > 1:
             raise InputError(
-                f"jury_median: found {len(belief.objectives)} jurors without a common scale; expected groups of people "
+                f"jury_median: found {len(belief.objectives)} jurors without a common scale; expected people "
                 "(pluralism.enabled), or a unit for each"
             )
         return relative[:, 0]

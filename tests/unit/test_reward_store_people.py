@@ -5,15 +5,20 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
+from karat.belief import Belief, lower_bound
 from karat.cli import main
 from karat.config import build
 from karat.feedback.snapshot import read_snapshot
 from karat.lm.load import load_lm
-from karat.pipeline.populations import at_temperature, open_scorer
+from karat.pipeline.gating import gate_split
+from karat.pipeline.optimise import lowest_bound
+from karat.pipeline.populations import at_temperature, fit_population, judged_samples, open_scorer, scaled
 from karat.pipeline.settings import RunConfig
 from karat.records import user_prompt
 from karat.reward.people import GroupScorer, features_of, group_scorer, load_people
+from karat.reward.people_fit import PluralismConfig
 from karat.reward.score import aggregate, load_scorer
 from tiny_models import tiny_checkpoint
 from two_groups import GROUPS, vote_rows
@@ -87,8 +92,75 @@ def test_an_optimiser_of_groups_scores_with_it(place, made):
     scorer = open_scorer(made[0], config, lambda: load_lm(place / "model"), 0)
     assert isinstance(scorer, GroupScorer)
     assert scorer.scale == load_people(made[0]).scale
-    belief = scorer([user_prompt("q1")] * 2, ["aaa", "ab"])
-    assert aggregate(belief, "worst_group").shape == aggregate(belief, "jury_median").shape == (2,)
+    assert scorer([user_prompt("q1")] * 2, ["aaa", "ab"]).objectives == ("left", "right")
+
+
+def test_the_jury_of_an_optimiser_is_the_report_s_persons_drawn_to_the_composition(place, made):
+    def opened(seed, **jury):
+        asked = {"enabled": True, "n_jurors": 5} | jury
+        config = build(RunConfig, {"sandbox": {}, "aggregator": "jury_median", "pluralism": asked})
+        return open_scorer(made[0], config, lambda: load_lm(place / "model"), seed)
+
+    prompts, texts = [user_prompt("q1")] * 3, ["aaa", "bbb", "ab"]
+    model, scorer = load_people(made[0]), load_scorer(made[0])
+    jury = opened(0, jury={"left": 0.2, "right": 0.8})
+    assert [voice.partition(",")[0] for voice in jury.voices] == ["left"] + ["right"] * 4
+    belief = jury(prompts, texts)
+    assert belief.draws.shape == (16, 3, 5)
+    psi = features_of(scorer, model.features, prompts, texts)
+    own = psi @ (model.person_theta() * model.person_scale[:, None]).T
+    for seat in range(5):  # each is a rater of the group that the seat is for
+        gaps = np.abs(belief.draws[..., seat].mean(0).double().numpy()[:, None] - own).max(0)
+        assert gaps.min() < 1e-3
+        assert model.users.groups[model.group[gaps.argmin()]] == jury.voices[seat].partition(",")[0]
+    right, left = (aggregate(opened(0, jury=one)(prompts, texts), "jury_median") for one in ({"right": 1}, {"left": 1}))
+    assert right[1] > right[0]
+    assert left[0] > left[1]
+    again = opened(0, jury={"left": 0.2, "right": 0.8})
+    assert np.array_equal(again.draws, jury.draws)
+    assert not np.array_equal(opened(1, jury={"left": 0.2, "right": 0.8}).draws, jury.draws)
+
+
+def test_a_jury_has_its_own_scale_and_a_bound_of_the_median(place, tmp_path):
+    assert reward(place, tmp_path / "r", aggregator="jury_median") == 0
+    model = load_people(tmp_path / "r")
+    snapshot = read_snapshot(tmp_path / "r-snapshot")
+    samples = judged_samples(gate_split(snapshot.votes)[0], snapshot)
+    config = build(RunConfig, {"sandbox": {}, "aggregator": "jury_median", "pluralism": {"enabled": True}})
+    again = scaled(model, load_scorer(tmp_path / "r"), samples, "jury_median", config.pluralism, seed=0)
+    assert again.scale.scale == pytest.approx(model.scale.scale, rel=1e-3)
+    assert again.scale.shift == pytest.approx(model.scale.shift, abs=1e-3)
+    groups = scaled(model, load_scorer(tmp_path / "r"), samples, "worst_group", config.pluralism, seed=0)
+    assert abs(groups.scale.shift - model.scale.shift) > 1e-3
+    draws, reference = torch.randn(8, 4, 3), torch.randn(8, 1, 3)
+    belief = Belief(draws, reference, torch.zeros(4, dtype=torch.long), ("a", "b", "c"), torch.ones(3))
+    each = torch.stack([lower_bound(belief, objective=o) for o in range(3)])
+    assert torch.equal(lowest_bound(belief, "jury_median"), each.median(0).values)
+    assert torch.equal(lowest_bound(belief, "worst_group"), each.amin(0))
+
+
+def test_a_run_that_fits_no_population_takes_the_given_reward_s(made, tmp_path):
+    snapshot = read_snapshot(made[0].with_name("reward-snapshot"))
+    samples = judged_samples(snapshot.votes, snapshot)
+    (tmp_path / "r").mkdir()
+    scorer = load_scorer(made[0])
+    scorer.model.temperature.mul_(2.0)  # the run's votes on new prompts said so
+    told, people = fit_population(
+        scorer, None, snapshot.votes, [], snapshot, samples, pluralism=PluralismConfig(), aggregator="worst_group", seed=0,
+        directory=tmp_path / "r", metadata={}, given=made[0],
+    )  # fmt: skip
+    assert [one.name for one in told] == ["people.given"]
+    assert "none fitted here: pluralism.enabled is false" in told[0].detail
+    assert people == {
+        "n_people": 12,
+        "groups": ["left", "right"],
+        "rank": load_people(made[0]).users.rank,
+        "given": True,
+    }
+    assert load_people(tmp_path / "r").annotators == load_people(made[0]).annotators
+    nothing = {"pluralism": PluralismConfig(), "aggregator": "mean_score", "seed": 0, "metadata": {}}
+    told, people = fit_population(scorer, None, [], [], snapshot, [], directory=tmp_path, given=tmp_path, **nothing)
+    assert (told[0].status, people) == ("not measured", {})
 
 
 def test_the_command_says_whom_it_serves_and_a_person_gets_a_reward_of_her_own(place, made, tmp_path, capsys):

@@ -29,7 +29,7 @@ from karat.pipeline.methods import Around, Material, Trained, n_steps, run_metho
 from karat.pipeline.model_settings import PRODUCTS, dtype_key
 from karat.pipeline.models import load_for_training
 from karat.pipeline.panel import Panel
-from karat.pipeline.populations import OF_GROUPS, open_scorer
+from karat.pipeline.populations import JURY, OF_GROUPS, open_scorer
 from karat.pipeline.rewarding import flat_texts
 from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Gold, Source
@@ -318,10 +318,11 @@ def novelty_of(scorer: Scorer | GroupScorer, reward: Path) -> Callable[[Sequence
 
 
 def lowest_bound(belief: Belief, aggregator: str) -> Tensor:
-    """Lower bound of the difference to the reference; of the group for which it is lowest, where groups count."""
+    """Lower bound of the difference to the reference; of the group for which it is lowest, of a jury the jurors' median."""
     if aggregator not in OF_GROUPS:
         return lower_bound(belief)
-    return torch.stack([lower_bound(belief, objective=o) for o in range(len(belief.objectives))]).amin(0)
+    each = torch.stack([lower_bound(belief, objective=o) for o in range(len(belief.objectives))])
+    return torch.quantile(each, 0.5, dim=0) if aggregator == JURY else each.amin(0)
 
 
 def spread_of(belief: Belief, aggregator: str) -> Tensor:

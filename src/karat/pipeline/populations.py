@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from karat.belief import ScoreScale, fit_scale
+from karat.belief import fit_scale
 from karat.errors import ConvergenceError
 from karat.evaluate.measure import draw, texts_of
 from karat.feedback.quality.population import rake
@@ -30,6 +30,7 @@ from karat.reward.people import (
     PeopleModel,
     References,
     group_scorer,
+    jury_scorer,
     load_people,
     save_people,
 )
@@ -39,9 +40,9 @@ from karat.reward.score import Scorer, aggregate, load_scorer
 from karat.reward.train import RewardFit
 from karat.seeding import child_seed
 
-WORST_GROUP = "worst_group"
-OF_GROUPS = (WORST_GROUP, "jury_median")
-"""Aggregators whose objectives are groups of people."""
+WORST_GROUP, JURY = "worst_group", "jury_median"
+OF_GROUPS = (WORST_GROUP, JURY)
+"""Aggregators whose objectives are people: groups, or the members of a jury."""
 N_REFERENCES = 4
 """Responses of the reference policy from which a prompt's group scores are measured."""
 JURY_PROMPTS = 200
@@ -94,12 +95,13 @@ def fit_population(
         except ConvergenceError as error:  # the reward stands without its population, and the report says why
             lacking = str(error)
         else:
-            _save_scaled(found.model, scorer, samples, aggregator, directory, metadata)
+            model = scaled(found.model, scorer, samples, aggregator, pluralism, seed=seed)
+            save_people(model, directory, metadata=metadata)
             return people_findings(found), people_metrics(found)
     if given is None or not (given / PEOPLE_CARD).is_file():
         return not_measured(lacking), {}
     model = at_temperature(load_people(given), load_scorer(given), scorer)
-    _save_scaled(model, scorer, samples, aggregator, directory, metadata)
+    save_people(scaled(model, scorer, samples, aggregator, pluralism, seed=seed), directory, metadata=metadata)
     return taken_population(model, lacking)
 
 
@@ -154,12 +156,32 @@ def taken_population(model: PeopleModel, reason: str) -> tuple[list[Finding], di
     return [Finding("people.given", "Whose population is it?", "info", detail=detail)], metrics | {"given": True}
 
 
-def _save_scaled(
-    model: PeopleModel, scorer: Scorer, samples: Samples, aggregator: str, directory: Path, metadata: Mapping[str, str]
-) -> None:
-    if len(model.users.groups) > 1:
-        model = replace(model, scale=group_scale(scorer, model, samples, aggregator))
-    save_people(model, directory, metadata=metadata)
+def voices_of(
+    scorer: Scorer, model: PeopleModel, aggregator: str, pluralism: PluralismConfig, *, seed: int
+) -> GroupScorer:
+    """The scorer of what an aggregator of people goes by: one jury of persons, drawn to the composition, or the groups."""
+    if aggregator != JURY:
+        return group_scorer(scorer, model)
+    shares = pluralism.jury or dict.fromkeys(model.users.groups, 1.0)
+    return jury_scorer(scorer, model, JuryComposition(shares, pluralism.n_jurors), seed=child_seed(seed, "jury"))
+
+
+def scaled(
+    model: PeopleModel, scorer: Scorer, samples: Samples, aggregator: str, pluralism: PluralismConfig, *, seed: int
+) -> PeopleModel:
+    """The population with the optimiser's scale of its aggregator, on the reference policy's own responses.
+
+    For an aggregator that is none of people the scale is the worst group's, where there are groups.
+    """
+    if aggregator != JURY and len(model.users.groups) < 2:
+        return model
+    written = {prompt.id: texts for prompt, texts in samples}
+    voices = voices_of(scorer, model, aggregator, pluralism, seed=seed)
+    voices = voices.with_references(lambda asked: [written[p.id] for p in asked])
+    prompts = [prompt for prompt, texts in samples for _ in texts]
+    belief = voices(prompts, [text for _, own in samples for text in own])
+    used = aggregator if aggregator in OF_GROUPS else WORST_GROUP
+    return replace(model, scale=fit_scale(aggregate(belief, used), belief.prompt_index))
 
 
 def raked_weights(
@@ -179,19 +201,6 @@ def some_samples(samples: Samples) -> tuple[list[Prompt], list[str]]:
     """The first prompts with all their different responses, one row a response."""
     rows = [(prompt, text) for prompt, texts in samples[:JURY_PROMPTS] for text in dict.fromkeys(texts)]
     return [prompt for prompt, _ in rows], [text for _, text in rows]
-
-
-def group_scale(scorer: Scorer, model: PeopleModel, samples: Samples, aggregator: str) -> ScoreScale:
-    """The optimiser's scale of the groups' score, on the reference policy's own responses.
-
-    Args:
-        aggregator: the run's; that of the worst group where it is none of groups.
-    """
-    written = {prompt.id: texts for prompt, texts in samples}
-    scorer_of_groups = group_scorer(scorer, model).with_references(lambda asked: [written[p.id] for p in asked])
-    prompts = [prompt for prompt, texts in samples for _ in texts]
-    belief = scorer_of_groups(prompts, [text for _, own in samples for text in own])
-    return fit_scale(aggregate(belief, aggregator if aggregator in OF_GROUPS else WORST_GROUP), belief.prompt_index)
 
 
 def sampled_references(lm: LoadedLM, *, max_new_tokens: int, seed: int) -> References:
@@ -221,8 +230,8 @@ def open_scorer(
     references = sampled_references(
         reference(), max_new_tokens=config.ppo.rollout.max_new_tokens, seed=child_seed(seed, "references")
     )  # fmt: skip
-    groups = group_scorer(scorer, model).with_references(references)
-    return groups if model.scale is None else groups.with_scale(model.scale)
+    voices = voices_of(scorer, model, config.aggregator, config.pluralism, seed=seed).with_references(references)
+    return voices if model.scale is None else voices.with_scale(model.scale)
 
 
 def has_groups(scorer: Scorer) -> bool:

@@ -187,7 +187,7 @@ def check_jury(said: Sequence[Statement], config: RunConfig) -> None:
     if config.aggregator == "jury_median" and len(objectives) > 1:
         raise ConfigError(
             f"aggregator: found jury_median and the objectives {', '.join(objectives)}; expected one objective, whose "
-            "jurors are groups of people"
+            "jurors are people"
         )
 
 

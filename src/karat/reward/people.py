@@ -24,6 +24,7 @@ from safetensors.numpy import load_file, save_file
 from karat.belief import Belief, ScoreScale
 from karat.errors import CheckpointError, InputError
 from karat.records import Prompt
+from karat.reward.jury import JuryComposition, empanel
 from karat.reward.model import RewardModel
 from karat.reward.personal import Limits
 from karat.reward.score import Scorer
@@ -69,11 +70,17 @@ class PeopleModel:
     limits: Limits = field(default_factory=lambda: Limits({}))
     """What personal taste cannot override."""
     scale: ScoreScale | None = None
-    """The optimiser's scale of the worst group's score; None = not fitted, as where there is one group."""
+    """The optimiser's scale of the groups' or the jury's score; None = not fitted, as where there is one group."""
+    person_scale: np.ndarray | None = None
+    """[U] the same as `group_scale` for each rater, who may sit on a jury; None = fitted before they were kept."""
 
     def group_theta(self) -> np.ndarray:
         """[G, 1 + k] weights of each group, on the common scale."""
         return (self.users.shared + self.users.mean @ self.users.basis) * self.group_scale[:, None]
+
+    def members(self) -> dict[str, list[int]]:
+        """Group → rows of its people."""
+        return {name: np.flatnonzero(self.group == g).tolist() for g, name in enumerate(self.users.groups)}
 
     def person_theta(self) -> np.ndarray:
         """[U, 1 + k] most probable weights of each rater."""
@@ -139,14 +146,16 @@ def common_group_scale(theta: np.ndarray, psi: np.ndarray, prompt_index: np.ndar
 
 @dataclass(frozen=True, eq=False)
 class GroupScorer:
-    """Scores texts as a belief whose objectives are the groups."""
+    """Scores texts as a belief whose objectives are the groups, or the members of a jury."""
 
     scorer: Scorer
     """The reward model."""
     people: PeopleModel
     """Its people."""
     draws: np.ndarray
-    """[S, G, 1 + k] joint draws of the groups' weights, on the common scale."""
+    """[S, G, 1 + k] joint draws of the weights of each group or juror, on the common scale."""
+    voices: tuple[str, ...]
+    """[G] whose they are: the groups' names, or the seats of a jury."""
     scale: ScoreScale
     """The optimiser's scale of the aggregate that it is used with."""
     references: References | None = None
@@ -168,9 +177,8 @@ class GroupScorer:
         place = {name: column for column, name in enumerate(by_id)}
         psi = features_of(self.scorer, self.people.features, prompts, texts)
         index = torch.tensor([place[prompt.id] for prompt in prompts])
-        groups = self.people.users.groups
-        one = torch.ones(len(groups))  # `group_scale` has brought them to one within-prompt sd
-        return Belief(self._scores(psi), self._scores(rows), index, groups, one)
+        one = torch.ones(len(self.voices))  # their scales have brought them to one within-prompt sd
+        return Belief(self._scores(psi), self._scores(rows), index, self.voices, one)
 
     def with_references(self, references: References) -> GroupScorer:
         """The same scorer, measured from these responses."""
@@ -213,7 +221,32 @@ def group_draws(model: PeopleModel, rng: np.random.Generator, n_draws: int = N_D
 
 def group_scorer(scorer: Scorer, model: PeopleModel, *, seed: int = 0) -> GroupScorer:
     """The scorer of a population's groups; the draws follow from the seed."""
-    return GroupScorer(scorer, model, group_draws(model, np.random.default_rng(seed)), scorer.scale)
+    draws = group_draws(model, np.random.default_rng(seed))
+    return GroupScorer(scorer, model, draws, model.users.groups, scorer.scale)
+
+
+def jury_scorer(scorer: Scorer, model: PeopleModel, composition: JuryComposition | None, *, seed: int) -> GroupScorer:
+    """The scorer of one jury: people drawn to a composition, each with her own posterior; they follow from the seed.
+
+        w_u ~ N(m_u, C_u)        r_u(x, y) = (θ + Vᵀw_u)·ψ(x, y), on one within-prompt scale for all
+
+    Args:
+        composition: None = equal seats for all groups.
+    Raises: InputError for a seat of a group that nobody is in; CheckpointError for a population without scales of persons.
+    """
+    if model.person_scale is None:
+        raise CheckpointError("jury: this population was fitted before persons had a scale; fit the reward again")
+    rng = np.random.default_rng(seed)
+    composition = composition or JuryComposition(dict.fromkeys(model.users.groups, 1.0))
+    jurors = empanel(composition, model.members(), rng)
+    who, seat = np.unique(jurors, return_inverse=True)  # whoever sits twice is of one mind
+    users, people, half = model.users, model.people, N_DRAWS // 2
+    root = np.linalg.cholesky(people.cov[who] + 1e-12 * np.eye(users.rank)) if users.rank else people.cov[who]
+    moved = np.einsum("uij,suj->sui", root, rng.standard_normal((half, len(who), users.rank)))
+    w = np.concatenate([people.mean[who] + moved, people.mean[who] - moved])
+    draws = (users.shared + w @ users.basis) * model.person_scale[who][:, None]
+    names = tuple(f"{model.users.groups[model.group[one]]}, seat {n}" for n, one in enumerate(jurors.tolist(), 1))
+    return GroupScorer(scorer, model, draws[:, seat], names, scorer.scale)
 
 
 def save_people(model: PeopleModel, directory: Path, *, metadata: Mapping[str, str]) -> None:
@@ -224,7 +257,7 @@ def save_people(model: PeopleModel, directory: Path, *, metadata: Mapping[str, s
         "basis": users.basis, "mean": users.mean, "mean_cov": users.mean_cov, "cov": users.cov, "steps": users.steps,
         "person_mean": people.mean, "person_cov": people.cov, "n_votes": people.n_votes, "group": model.group,
         "group_scale": model.group_scale,
-    }  # fmt: skip
+    } | ({} if model.person_scale is None else {"person_scale": model.person_scale})  # fmt: skip
     save_file({name: np.ascontiguousarray(one) for name, one in tensors.items()}, directory / TENSORS, dict(metadata))
     card = {
         "format": CARD_FORMAT,
@@ -270,7 +303,7 @@ def load_people(directory: Path) -> PeopleModel:
     return PeopleModel(
         FeatureMap(found["directions"], found["centre"]), users, people, tuple(card["annotators"]), found["group"],
         found["group_scale"], limits_of(card["limits"], str(directory / CARD)),
-        ScoreScale(**card["scale"]) if card["scale"] else None,
+        ScoreScale(**card["scale"]) if card["scale"] else None, found.get("person_scale"),
     )  # fmt: skip
 
 

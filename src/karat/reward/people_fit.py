@@ -180,7 +180,8 @@ def fit_people(
     people = posterior_of(users, mine.votes, code)
     bare = PeopleModel(features, users, people, data.annotators, code, np.ones(len(names)), config.limits)
     scale = common_group_scale(bare.group_theta(), psi, index)
-    model = PeopleModel(features, users, people, data.annotators, code, scale, config.limits)
+    own = common_group_scale(bare.person_theta(), psi, index)
+    model = PeopleModel(features, users, people, data.annotators, code, scale, config.limits, person_scale=own)
     # 2. kinds, whatever anybody declared
     prior = {"prior_mean": np.array(priors.shared_mean), "precision": 1.0, "n_starts": config.n_starts}
     most = min(config.max_kinds, mine.votes.n_users)
@@ -272,12 +273,11 @@ def _jury(
         return None
     names = model.users.groups
     composition = JuryComposition(config.jury or dict.fromkeys(names, 1.0), config.n_jurors)
-    members = {name: np.flatnonzero(model.group == g).tolist() for g, name in enumerate(names)}
     prompts, texts = reference
     psi = features_of(scorer, model.features, prompts, texts)
     ids = {name: i for i, name in enumerate(dict.fromkeys(prompt.id for prompt in prompts))}
     index = np.array([ids[prompt.id] for prompt in prompts])
-    return verdicts(model.person_theta() @ psi.T, psi[:, 0], index, composition, members, rng)
+    return verdicts(model.person_theta() @ psi.T, psi[:, 0], index, composition, model.members(), rng)
 
 
 def groups_of(annotators: Sequence[str], declared: Mapping[str, str | None]) -> tuple[tuple[str, ...], np.ndarray]:
