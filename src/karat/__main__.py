@@ -1,8 +1,7 @@
 """`python -m karat`, which launchers of several processes start: the command line."""
 
-import sys
-
 from karat.cli import main
+from karat.cli.processes import leave
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -16,9 +16,9 @@ from policy_toys import toy_lm
 from process_runs import agree, rows, run
 from two_processes import HALVES, SHOWN
 
-BRIEF = ("sft", "reward", "ppo", "dpo", "parts", "resumed")
+BRIEF = ("sft", "reward", "ppo", "dpo", "ppo-critic", "parts", "resumed")
 OTHERS = [name for name in two_processes.RECIPES if name not in (*BRIEF, "words")]
-TRAINED = BRIEF[:4]
+TRAINED = BRIEF[:5]
 
 
 @pytest.fixture(scope="module")

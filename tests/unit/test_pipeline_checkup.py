@@ -85,6 +85,43 @@ def test_batches_and_steps_of_every_method(tmp_path, algorithm, section, expecte
     assert not [name for name in found if "ppo" in name]
 
 
+def test_shards_part_what_is_trained_but_the_whole_is_read_between_steps(tmp_path):
+    lm = load_lm(tiny_checkpoint("llama", tmp_path))
+    size = size_of(lm.model.config, 100_000_000)  # beside which activations are nothing
+    options = {"n_trained": size.parameters, "n_tokens": 1, "n_copies": 1}
+    alone, apart = (training_bytes(size, n_shards=n, **options) for n in (1, 4))
+    weights = size.weight_bytes
+    assert 5 * weights <= alone < 6 * weights  # weights, gradients, moments, a copy
+    assert apart >= 3 * weights  # its quarter of four, the whole weights to read, the copy
+    assert apart < alone
+    counts = Counts(demonstrations=100, policy_prompts=28, collect_prompts=50, votes=400, longest_prompt=30)
+    whole, parted = ({one.name: one for one in derived(config(), counts, size, n_shards=n)} for n in (1, 4))
+    for name in ("memory.sft", "memory.reward", "memory.ppo"):
+        assert parted[name].value < whole[name].value
+        assert "of each process" in parted[name].how
+
+
+def test_doctor_counts_the_memory_of_several_processes(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text(json.dumps({"sandbox": {"n_base_texts": 50, "n_demonstrations": 40}}))
+    wanted = {}
+    for options in ((), ("--processes", "2"), ("--processes", "2", "--fsdp")):
+        main(["doctor", "c.yaml", *options, "--json"])
+        found = json.loads(capsys.readouterr().out)
+        (check,) = (one for one in found["checks"] if one["name"] == "memory")
+        wanted[options] = found["derived"]["memory.sft"]["value"]
+        assert ("by 2 processes" in check["found"]) == bool(options)
+    alone, both, parted = wanted.values()
+    assert alone == both > parted
+    for given, says in (
+        (["c.yaml", "--fsdp"], "found --processes 1 with --fsdp; expected at least 2"),
+        (["c.yaml", "--processes", "0"], "found --processes 0; expected at least 1"),
+        (["--processes", "2"], "found --processes without a CONFIG"),
+    ):
+        assert main(["doctor", *given]) == 2
+        assert says in capsys.readouterr().err
+
+
 def test_the_count_of_adapters_is_that_of_peft(tmp_path):
     from karat.lm.adapters import add_lora
 

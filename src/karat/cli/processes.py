@@ -51,6 +51,19 @@ def in_shards(asked: bool) -> bool:
     return launched() > 1 and (asked or launched_in_shards())
 
 
+def leave(code: int) -> None:
+    """End this process with the command's exit code.
+
+    torch's caches keep the group of processes that held shards, and with it threads that can abort a process in which
+    the interpreter is being taken apart: there the process ends at once, all that was to be written being written.
+    """
+    if in_shards("--fsdp" in sys.argv and launched() > 1):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def start(arguments: Sequence[str], n: int, *, program: Sequence[str] = ("-m", "karat")) -> int:
     """Run `python -m karat ARGUMENTS` n times at once; returns the exit code of the first that failed, or 0.
 

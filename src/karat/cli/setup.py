@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from karat.cli.options import RUNS, AsJson, Overrides, answer, app
+from karat.cli.options import RUNS, AsJson, InShards, Overrides, Processes, answer, app
 from karat.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,16 +47,21 @@ def _is_blank(line: str, placeholder: str) -> bool:
 def doctor(
     config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="A configuration to look over.")] = None,
     overrides: Overrides = None,
+    processes: Processes = 1,
+    fsdp: InShards = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what this machine offers, or what a configuration comes to and what would stop it; exit code 1 if anything."""
     from karat.doctor import examine
 
+    if processes < 1 or (fsdp and processes == 1):
+        raise ConfigError(f"doctor: found --processes {processes}{' with --fsdp' * fsdp}; expected at least {1 + fsdp}")
     if config is not None:
-        _check_config(config, overrides or [], as_json)
+        _check_config(config, overrides or [], processes, fsdp, as_json)
         return
-    if overrides:
-        raise ConfigError("doctor: found --set without a CONFIG; expected a configuration to override")
+    if overrides or processes > 1:
+        given = "--set" if overrides else "--processes"
+        raise ConfigError(f"doctor: found {given} without a CONFIG; expected a configuration to look over")
     checks = examine()
     lines = [f"{'ok' if check.ok else 'missing':<8} {check.name}: {check.found}" for check in checks]
     answer(as_json, {check.name: dataclasses.asdict(check) for check in checks}, lines)
@@ -64,12 +69,12 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _check_config(config: Path, overrides: list[str], as_json: bool) -> None:
+def _check_config(config: Path, overrides: list[str], processes: int, fsdp: bool, as_json: bool) -> None:
     from karat.pipeline.checkup import check_config
     from karat.progress import open_progress
 
     with open_progress() as progress:
-        found = check_config(config, overrides, directory=RUNS, progress=progress)
+        found = check_config(config, overrides, directory=RUNS, progress=progress, processes=processes, in_shards=fsdp)
     lines = [f"{one.name:<24} {one.value:>16,} {one.unit}   ({one.how})" for one in found.derived]
     lines += [f"{_verdict(check):<8} {check.name}: {check.found}" for check in found.checks]
     derived = {one.name: {"value": one.value, "unit": one.unit, "how": one.how} for one in found.derived}

@@ -93,17 +93,35 @@ def activation_bytes(size: ModelSize, n_tokens: int) -> int:
     return round(size.layers * n_tokens * kept * size.bytes_per_number)
 
 
-def training_bytes(size: ModelSize, *, n_trained: int, n_tokens: int, n_copies: int = 0) -> int:
+def gathered_bytes(size: ModelSize) -> int:
+    """What of parted weights is there in a training pass: embeddings and output layer with their gradients, two blocks, and
+    the gradients of one."""
+    block = 2 * size.hidden * (size.query_width + size.key_width) + 3 * size.hidden * size.mlp
+    outside = max(0, size.parameters - size.layers * block)
+    return (2 * outside + min(3, size.layers) * block) * size.bytes_per_number
+
+
+def training_bytes(
+    size: ModelSize, *, n_trained: int, n_tokens: int, n_copies: int = 0, n_shards: int = 1, n_beside: int = 0
+) -> int:
     """Peak of a training step: weights and copies, gradients and two moments, activations, logits.
 
     Args:
         n_trained: numbers that get a gradient.    n_tokens: in one micro-batch.
         n_copies: further models in memory that are not trained (a reference policy, a reward model).
+        n_shards: processes among which weights, gradients and moments are parted; of one of them, which also reads the
+            whole weights between steps.
+        n_beside: bytes of weights, gradients and moments of a further model that is trained with it.
     """
-    held = size.weight_bytes * (1 + n_copies) + 3 * n_trained * size.bytes_per_number
+    trained = size.weight_bytes + 3 * n_trained * size.bytes_per_number + n_beside
+    held = trained if n_shards == 1 else trained // n_shards + gathered_bytes(size)
+    held += n_copies * size.weight_bytes
     held += ROUNDED_BYTES * size.parameters * size.narrow
     logits = LOGIT_COPIES * max(CHUNK_NUMBERS, LEAST_ROWS * size.vocabulary) + KEPT_NUMBERS
-    return held + activation_bytes(size, n_tokens) + logits * 4
+    step = held + activation_bytes(size, n_tokens) + logits * 4
+    if n_shards == 1:
+        return step
+    return max(step, trained // n_shards + (1 + n_copies) * size.weight_bytes + n_beside // 4)
 
 
 def cache_bytes(size: ModelSize, *, n_prompts: int, prompt_tokens: int, n_rows: int, response_tokens: int) -> int:

@@ -52,7 +52,7 @@ class Shards:
         self.depth = 0
         # Blocks are sharded as copies that stand in for them in training, so that the modules themselves keep their
         # class and stay free of hooks; all that is not in a block belongs to the root, and is gathered with it.
-        self.lists = [blocks for module in modules for blocks in block_lists(module)]
+        self.lists, self.left = _apart(modules)
         self.plain = [list(blocks) for blocks in self.lists]
         self.units = [[_copied(block) for block in blocks] for blocks in self.plain]
         pairs = [(own, own) for module in modules for own in module.modules()]
@@ -66,6 +66,7 @@ class Shards:
             (own, stand_in.get(id(own), own), name, p)
             for own, _ in pairs
             for name, p in own.named_parameters(recurse=False)
+            if p not in self.left
         ]
         hooked = [own for own, _ in pairs if id(own) not in stand_in]
         before = [[list(hooks) for hooks in _state_dict_hooks(own)] for own in hooked]
@@ -84,11 +85,6 @@ class Shards:
                     raise InvariantError("sharding: found an optimiser that has begun, or trains what is in no module")
                 group["params"] = [part_of[id(p)] for p in group["params"]]
         self._empty()
-
-    @property
-    def parts(self) -> list[DTensor]:
-        """Every weight once, as this process holds it."""
-        return list({id(p): p for p in self.root.parameters()}.values())  # type: ignore[misc]
 
     def passes(self, losses: Iterable[Tensor], *, shared: bool) -> Iterator[Tensor]:
         """The losses one after the other, each made with weights gathered block by block; afterwards all are in shards.
@@ -121,18 +117,28 @@ class Shards:
                     unit.reshard()
 
     def dissolve(self) -> None:
-        """Leave the modules as they were given, whole, with what was learnt."""
-        self._gather()
-        own: dict[int, Tensor] = {}
-        for _, _, _, parameter in self.slots:  # memory of their own: what is gathered belongs to the shards
-            if id(parameter) not in own:
-                own[id(parameter)] = parameter.data = parameter.data.clone()
+        """Leave the modules as they were given, whole, with what was learnt; a block at a time, so that nothing is held twice."""
+        done: set[int] = set()
+        own: set[int] = set()
+        for unit in reversed(self._every()):  # the root, which encloses the blocks, last
+            with parallel.backend():
+                unit.unshard()
+            inside = {id(module) for module in unit.modules()} - done
+            for _, there, name, parameter in self.slots:
+                if id(there) in inside and id(parameter) not in own:
+                    parameter.data = getattr(there, name).detach().clone()
+                    own.add(id(parameter))
+            unit.reshard()
+            done |= inside
+        for module, _, name, parameter in self.slots:
+            setattr(module, name, parameter)
+        self._stand_back()
 
     def _shard(self) -> None:
         for units in self.units:
             for unit in units:
-                fully_shard(unit, mesh=self.mesh)
-        fully_shard(self.root, mesh=self.mesh)
+                fully_shard(unit, mesh=self.mesh, ignored_params=self.left)
+        fully_shard(self.root, mesh=self.mesh, ignored_params=self.left)
         assert isinstance(self.root, FSDPModule)
         # embeddings and output layer serve every pass of a step: gathered once, and parted by `passes`
         self.root.set_reshard_after_backward(False, recurse=False)
@@ -159,6 +165,9 @@ class Shards:
         for own, there, name, parameter in self.slots:
             if own is there:
                 setattr(own, name, parameter)
+        self._stand_back()
+
+    def _stand_back(self) -> None:
         for blocks, plain in zip(self.lists, self.plain, strict=True):
             for index, block in enumerate(plain):
                 blocks[index] = block
@@ -257,6 +266,27 @@ class _Scaled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return grads[0] * ctx.factor, None
+
+
+def _apart(modules: Sequence[nn.Module]) -> tuple[list[nn.ModuleList], set[nn.Parameter]]:
+    """The lists of blocks that can be gathered one by one, and the frozen weights that stay whole: FSDP2 wants each weight
+    in one place, and a policy and its critic may have theirs from one memory.
+
+    Blocks that share what is trained belong to the root.
+    """
+    found = [blocks for module in modules for blocks in block_lists(module)]
+    places: dict[nn.Parameter, set[int]] = {}
+    for blocks in found:
+        for block in blocks:
+            for parameter in block.parameters():
+                places.setdefault(parameter, set()).add(id(block))
+    lists = [
+        blocks
+        for blocks in found
+        if len(set(blocks)) == len(blocks)
+        and not any(p.requires_grad and len(places[p]) > 1 for block in blocks for p in block.parameters())
+    ]
+    return lists, {p for p, where in places.items() if len(where) > 1 and not p.requires_grad}
 
 
 def _copied(block: nn.Module) -> nn.Module:

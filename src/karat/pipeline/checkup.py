@@ -48,11 +48,20 @@ class Checkup:
     """What follows from it; empty where the source cannot be read."""
 
 
-def check_config(path: Path, overrides: list[str], *, directory: Path, progress: Progress) -> Checkup:
+def check_config(
+    path: Path,
+    overrides: list[str],
+    *,
+    directory: Path,
+    progress: Progress,
+    processes: int = 1,
+    in_shards: bool = False,
+) -> Checkup:
     """Everything about a configuration that can be known without training.
 
     Args:
         directory: where runs are kept: its disk is looked at.
+        processes: on this machine, whose memory they share.    in_shards: whether they part what is trained.
     Returns: Checkup; a check that is `needed` and not `ok` would stop the run.
     Raises: ConfigError for a file that is no configuration at all.
     """
@@ -82,8 +91,8 @@ def check_config(path: Path, overrides: list[str], *, directory: Path, progress:
             if config.ptx_coef:
                 path = place.directory / "data" / "demonstrations.jsonl"
                 checks.append(_passes("ptx", lambda: check_demonstrations(config, path), "there are demonstrations"))
-            numbers = derived(config, counts, size)
-            checks += [_memory(numbers), _disk(numbers, directory)]
+            numbers = derived(config, counts, size, n_shards=processes if in_shards else 1)
+            checks += [_memory(numbers, processes), _disk(numbers, directory)]
     wrong = [Check("payment", False, problem) for problem in payment_problems(config)]
     checks += wrong or [Check("payment", True, "what pays and charges the policy is there")]
     checks += _settings(config, given)
@@ -163,13 +172,14 @@ def _prompts_enough(config: RunConfig, counts: Counts) -> Check:
     )  # fmt: skip
 
 
-def _memory(numbers: list[Derived]) -> Check:
-    wanted = max(one.value for one in numbers if one.name.startswith("memory."))
+def _memory(numbers: list[Derived], processes: int) -> Check:
+    wanted = processes * max(one.value for one in numbers if one.name.startswith("memory."))
+    by = "" if processes == 1 else f" by {processes} processes"
     free = _available_bytes()
     if free is None:
-        return Check("memory", True, f"about {_gib(wanted)} wanted; what is free is not known here", needed=False)
+        return Check("memory", True, f"about {_gib(wanted)} wanted{by}; what is free is not known here", needed=False)
     advice = "" if wanted <= free else "; lower token_budget (same result), or use lora"
-    return Check("memory", wanted <= free, f"about {_gib(wanted)} wanted at the peak, {_gib(free)} free{advice}")
+    return Check("memory", wanted <= free, f"about {_gib(wanted)} wanted at the peak{by}, {_gib(free)} free{advice}")
 
 
 def _available_bytes() -> int | None:

@@ -48,13 +48,16 @@ class Counts:
     """Tokens."""
 
 
-def derived(config: RunConfig, counts: Counts, size: ModelSize) -> list[Derived]:
-    """Batches, steps, tokens, memory and disk of every stage, in the order of the river."""
+def derived(config: RunConfig, counts: Counts, size: ModelSize, *, n_shards: int = 1) -> list[Derived]:
+    """Batches, steps, tokens, memory and disk of every stage, in the order of the river.
+
+    Args: n_shards: processes that part what is trained among them; memory is then that of one of them.
+    """
     return [
         *_sft(config, counts),
         *_reward(config, counts),
         *(_offline(config, counts) if config.rollout is None else _online(config, counts)),
-        *_memory(config, counts, size),
+        *_memory(config, counts, size, n_shards),
     ]
 
 
@@ -148,7 +151,7 @@ def _offline(config: RunConfig, counts: Counts) -> list[Derived]:
     ]  # fmt: skip
 
 
-def _memory(config: RunConfig, counts: Counts, size: ModelSize) -> list[Derived]:
+def _memory(config: RunConfig, counts: Counts, size: ModelSize, n_shards: int) -> list[Derived]:
     trained = lora_parameters(size, config.lora.rank) if config.lora else size.parameters
     name, method, rollout = config.section, config.method, config.rollout
     longest = counts.longest_prompt + config.policy_tokens * (1 if rollout is None else rollout.n_samples)
@@ -164,15 +167,19 @@ def _memory(config: RunConfig, counts: Counts, size: ModelSize) -> list[Derived]
     separate = isinstance(method, PPOConfig) and method.value.critic == "separate"
     # weights, gradient and two moments; of adapters alone where the trunk is the policy's
     critic = 4 * (trained if config.lora else size.parameters) * size.bytes_per_number if separate else 0
-    policy = training_bytes(size, n_trained=trained, n_tokens=budget, n_copies=copies) + critic
+    policy = training_bytes(
+        size, n_trained=trained, n_tokens=budget, n_copies=copies, n_shards=n_shards, n_beside=critic
+    )
     drawn = rollout or RolloutSettings(n_samples=config.watch.n_samples)
     cache = cache_bytes(
         size, n_prompts=max(1, drawn.decode_rows // drawn.n_samples), prompt_tokens=counts.longest_prompt,
         n_rows=drawn.decode_rows, response_tokens=config.policy_tokens,
     )  # fmt: skip
-    sft = training_bytes(size, n_trained=trained, n_tokens=config.sft.token_budget)
-    reward = training_bytes(size, n_trained=trained, n_tokens=config.reward.token_budget)
+    sft = training_bytes(size, n_trained=trained, n_tokens=config.sft.token_budget, n_shards=n_shards)
+    reward = training_bytes(size, n_trained=trained, n_tokens=config.reward.token_budget, n_shards=n_shards)
     held = "weights, gradients, Adam, activations of token_budget tokens, logits"
+    if n_shards > 1:
+        held = f"of each process: 1/{n_shards} of weights, gradients and Adam; a block, embeddings, activations, logits"
     checkpoint = size.weight_bytes + 2 * trained * size.bytes_per_number
     return [
         Derived("model.parameters", size.parameters, "numbers", "tied weights once"),
