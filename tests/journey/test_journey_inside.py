@@ -40,6 +40,16 @@ def test_what_is_inside_is_found_kept_and_shown():
 
 
 @pytest.mark.usefixtures("copied")
+def test_the_policy_of_whichever_method_is_looked_at():
+    few = {"n_iterations": 2, "rollout": {"n_prompts": 8, "n_samples": 2, "max_new_tokens": 24}}
+    few["update"] = {"n_epochs": 1, "n_minibatches": 2, "learning_rate": 1.0e-3}
+    assert karat("rloo", write_config(SANDBOX, group=few)).code == 0
+    assert karat(*LOOK).code == 0
+    cells = json.loads(Path("runs/tiny/inside.json").read_text())["cells"]
+    assert {name for cell in cells for name, _ in cell["source_fracs"]} == {"sft", "rloo"}
+
+
+@pytest.mark.usefixtures("copied")
 def test_questions_that_cannot_be_asked_are_said():
     assert "found no question; expected --look-inside" in karat("audit", "runs/tiny").complaint
     assert "found n_attributed=0" in karat("audit", "runs/tiny", "--look-inside", "--attributed", "0").complaint

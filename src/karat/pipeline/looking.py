@@ -17,7 +17,7 @@ from karat.ledger.manifest import Manifest, lock_run, read_manifests
 from karat.lm.load import load_lm
 from karat.pipeline.current import newest_round
 from karat.pipeline.data import read_prompts, read_texts
-from karat.pipeline.reporting import write_report
+from karat.pipeline.reporting import optimised, write_report
 from karat.pipeline.rewarding import flat_texts
 from karat.pipeline.runs import source_of
 from karat.pipeline.settings import RunConfig
@@ -60,24 +60,27 @@ def inspect_run(directory: Path, settings: LookSettings, *, progress: Progress) 
             output(done["collect"], "samples"),
             output(done["source"], "prompts"),
         ]
-        policy = output(done[newest_round(done, "ppo")], "model") if "ppo" in done else None
-        work = partial(_look, run, config, settings, reward, policy)
+        name = optimised(done)
+        policy = output(done[newest_round(done, name)], "model") if name in done else None
+        work = partial(_look, run, config, settings, reward, None if policy is None else (name, policy))
         manifest = run.stage(STAGE, inputs=(*inputs, *([policy] if policy else [])), config=settings, work=work)
         summary = write_report(directory)
     return {"findings": list(manifest.findings), "report": summary["report"], "directory": str(directory)}
 
 
 def _look(
-    run: Run, config: RunConfig, settings: LookSettings, reward: Manifest, policy: ArtifactRef | None, place: Workplace
-) -> StageResult:
+    run: Run, config: RunConfig, settings: LookSettings, reward: Manifest,
+    policy: tuple[str, ArtifactRef] | None, place: Workplace,
+) -> StageResult:  # fmt: skip
     scorer = load_scorer(run.directory / output(reward, "model").path)
     prompts, texts = flat_texts(read_texts(run.directory / "data" / "sft_samples.jsonl"))
     prompts, texts = prompts[:N_REFERENCE], texts[:N_REFERENCE]
     sources = ["sft"] * len(texts)
     if policy is not None:
         asked = read_prompts(place.directory / "data" / "prompts.jsonl")["policy"][:N_POLICY]
-        written = _written(run, config, policy, asked, place)
-        prompts, texts, sources = prompts + asked, texts + written, sources + ["ppo"] * len(asked)
+        name, model = policy
+        written = _written(run, config, model, asked, place)
+        prompts, texts, sources = prompts + asked, texts + written, sources + [name] * len(asked)
     gold = source_of(config, run.seed).gold
     seen = LookedAt(
         prompts, texts, sources, None if gold is None else [gold(p, t) for p, t in zip(prompts, texts, strict=True)],
@@ -101,7 +104,7 @@ def _written(run: Run, config: RunConfig, policy: ArtifactRef, prompts: list[Pro
     lm = load_lm(run.directory / policy.path)
     with place.progress.stage("policy", len(prompts), "responses") as bar:
         drawn = draw(
-            lm, prompts, n_samples=1, max_new_tokens=config.ppo.rollout.max_new_tokens, seed=child_seed(run.seed, STAGE),
+            lm, prompts, n_samples=1, max_new_tokens=config.policy_tokens, seed=child_seed(run.seed, STAGE),
             progress=lambda _, n_done, __: bar.reach(n_done),
         )  # fmt: skip
     return [group[0] for group in texts_of(lm, drawn)]
