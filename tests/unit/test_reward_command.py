@@ -10,6 +10,7 @@ from karat.cli.findings import finding_lines
 from karat.feedback.documents import add_questions
 from karat.feedback.store import open_store
 from karat.feedback.tasks import answer
+from karat.pipeline import mixture
 from karat.questions import Question
 from karat.records import Annotator, Response, Task, user_prompt
 from karat.reward import fit as fitting
@@ -129,6 +130,10 @@ def test_comparisons_on_prompts_kept_from_training_decide_the_gate(place, tmp_pa
         each for name, each in status.items() if name.startswith("gate.")
     }
     assert 0 < sum(one["n"] for one in done["calibration"]) <= done["n_gate"]
+    assert [(name, one["n"]) for name, one in done["calibration_slices"]["kind"].items()] == [
+        (main, done["n_gate"]) for main in done["calibration_slices"]["kind"] if main.startswith("comparison/")
+    ]
+    assert any(name.startswith("reward.calibration.kind.comparison/") for name in status)
     assert run(place, tmp_path / "all", "--json", store=tmp_path / "more.db", gate_frac=0, **only) == 0
     everything = json.loads(capsys.readouterr().out)
     assert (everything["gate"], everything["n_gate"]) == ("not measured", 0)
@@ -137,3 +142,34 @@ def test_comparisons_on_prompts_kept_from_training_decide_the_gate(place, tmp_pa
     assert kept["n_judgements"] <= trained["n_judgements"] - 0.5 * done["n_gate"]  # some of them of held-out raters
     assert run(place, tmp_path / "all", gate_frac=1.5) == 2
     assert "gate_frac: found 1.5" in capsys.readouterr().err
+
+
+def test_demonstrations_are_held_against_what_a_file_says_that_the_newest_policy_writes(
+    place, tmp_path, capsys, monkeypatch
+):
+    read, say = [], mixture.said_in
+    monkeypatch.setattr(mixture, "said_in", lambda *given, **named: read.append(say(*given, **named)) or read[-1])
+    samples = tmp_path / "samples.jsonl"
+    rows = [{"prompt": f"about {i}?", "response": f"of this round {n}"} for i in range(5) for n in range(2)]
+    samples.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": "else?", "response": "x"}]))
+    only = {"reward.kinds": "[demonstration]", "objectives.names": "{}", "reward.holdout_frac": 0}
+    assert run(place, tmp_path / "r", "--json", samples=samples, **only) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done["n_judgements"] == {"demonstration": 10}
+    manifest = json.loads((tmp_path / "r" / "manifests" / "reward.json").read_text())
+    assert "samples" in [one["name"] for one in manifest["inputs"]]
+    (said,) = read
+    against = {said.responses[one.response_ids[1]].text for one in said.statements}
+    assert against == {"of this round 0", "of this round 1"}
+    samples.write_text(json.dumps({"prompt": "else?", "response": "x"}) + "\n")
+    assert run(place, tmp_path / "other", samples=samples, **only) == 2
+    assert "found 1 responses, none to one of the 5 prompts that were judged" in capsys.readouterr().err
+
+
+def test_what_is_in_only_the_gates_prompts_is_calibrated_by_kind(tmp_path, capsys, place):
+    store_of_sandbox(tmp_path / "more.db", n_prompts=24).close()
+    kinds = {"reward.kinds": "[comparison,label,ranking]", "gate.min_votes": 10, "gate.attack_words": 0}
+    assert run(place, tmp_path / "r", "--json", store=tmp_path / "more.db", gate_frac=0.4, **kinds) == 0
+    found = json.loads(capsys.readouterr().out)["calibration_slices"]["kind"]
+    assert {name.split("/")[0] for name in found} == {"comparison", "label", "ranking"}
+    assert all(one["n"] > 0 for one in found.values())

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from karat.belief import AGGREGATORS, ScoreScale, training_scale
+from karat.belief import ScoreScale, aggregator_of, training_scale
 from karat.config import plain
 from karat.errors import ConfigError, InputError
 from karat.feedback.snapshot import Snapshot, read_snapshot, snapshot_place, write_snapshot
@@ -22,6 +22,7 @@ from karat.feedback.store import open_store
 from karat.ledger.artifacts import ref_of
 from karat.lm.load import load_encoder, load_lm
 from karat.pipeline.beside import fit_token_rewards
+from karat.pipeline.calibrating import Slices, calibration_slices, slice_findings, slice_rows
 from karat.pipeline.data import check_raters, one_rater
 from karat.pipeline.gating import GATE_FRAC, Texts, calibration_bins, gate_split, main_votes, through_gate
 from karat.pipeline.model_settings import PRODUCTS, Dtype
@@ -42,6 +43,7 @@ from karat.reward.score import Scorer, aggregate
 from karat.reward.settings import RewardConfig
 from karat.reward.thresholds import GateSettings
 from karat.reward.trunk import DecoderTrunk, EncoderTrunk, Trunk
+from karat.rowfiles import prompt_in, read_rows
 from karat.seeding import child_seed
 from karat.statements import Marked, Statement
 
@@ -64,6 +66,9 @@ class RewardRequest:
     """A snapshot's directory, instead of a store."""
     batch: str | None = None
     """Only tasks of this batch; None = all."""
+    samples: Path | None = None
+    """What the newest policy writes, as `karat generate` leaves it: demonstrations are held against these responses, on
+    prompts that have some; None = against all of the policy's in the store."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     """How it is trained."""
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
@@ -90,10 +95,7 @@ class RewardRequest:
             raise ConfigError("reward: found both or neither of --store and --snapshot; expected one of them")
         if not 0 <= self.gate_frac <= 0.9:
             raise ConfigError(f"gate_frac: found {self.gate_frac:g}; expected a share from 0 to 0.9")
-        if self.aggregator not in AGGREGATORS:
-            raise ConfigError(
-                f"aggregator: found {self.aggregator!r}; expected one of {', '.join(sorted(AGGREGATORS))}"
-            )
+        _ = aggregator_of(self.aggregator)
         if self.aggregator in OF_GROUPS and not self.pluralism.enabled:
             raise ConfigError(f"aggregator: found {self.aggregator} without people; expected pluralism.enabled: true")
 
@@ -144,6 +146,25 @@ def said_in(
     return dataclasses.replace(said, misfits=unfit)
 
 
+def newest_samples(path: Path, snapshot: Snapshot) -> dict[str, list[Response]]:
+    """Responses of a file by Prompt.id, of the snapshot's prompts; the others have nothing to be held against.
+
+    Raises: InputError naming file and line, or where no prompt of the file is one of the snapshot's.
+    """
+    found: dict[str, list[Response]] = {}
+    rows = read_rows(path)
+    for number, row in enumerate(rows):
+        prompt_id = prompt_in(row).id
+        if prompt_id in snapshot.prompts:
+            found.setdefault(prompt_id, []).append(Response(prompt_id, row.need("response", str), "policy", number))
+    if not found:
+        raise InputError(
+            f"{path}: found {len(rows)} responses, none to one of the {len(snapshot.prompts)} prompts that were judged; "
+            "expected responses to some of them (karat generate)"
+        )
+    return found
+
+
 def said_findings(said: Said) -> list[Finding]:
     """What was not trained on, in words: silent judgements by reason, and marks inside responses."""
     findings = [
@@ -174,7 +195,8 @@ def reward_from(request: RewardRequest, *, progress: Progress) -> dict[str, Any]
     # 1. what was said
     place, snapshot = _snapshot(request)
     check_raters(one_rater(snapshot.annotators), allow_one=request.allow_one_rater)
-    said = said_in(snapshot, request.reward, request.objectives)
+    newest = None if request.samples is None else newest_samples(request.samples, snapshot)
+    said = said_in(snapshot, request.reward, request.objectives, samples=newest)
     trained, gate = kept_for_gate(said.statements, request.gate_frac, request.gate.min_votes)
     train, held, _ = split_votes(trained, holdout_frac=request.reward.holdout_frac)
     voted = main_votes([*train, *held])
@@ -194,7 +216,8 @@ def reward_from(request: RewardRequest, *, progress: Progress) -> dict[str, Any]
             crossed, main_votes(train), gate, texts, priors=fit.vote_model.priors, settings=request.gate,
             seed=child_seed(request.seed, "gate"), progress=lambda n_done: bar.reach(n_done),
         )  # fmt: skip
-    findings = [*fitted.findings, cooling, *said_findings(said), *checks]
+    slices = _slices(request, fitted, crossed, gate, said, snapshot)
+    findings = [*fitted.findings, cooling, *said_findings(said), *checks, *slice_findings(slices)]
     # 4. the people behind it, and rewards of single tokens, on the trained trunk held fixed
     people: dict[str, Any] = {}
     if request.pluralism.enabled:
@@ -210,7 +233,7 @@ def reward_from(request: RewardRequest, *, progress: Progress) -> dict[str, Any]
         "silent": said.silent, "marked": [one.name for one in quality], "marks": mark_rows(quality),
         "metrics": fitted.metrics, "contributions": contribution_rows(fit.contributions),
         "gate": gate_verdict(findings), "n_gate": len(gate), "suspects": words, "people": jsonable(people),
-        "calibration": calibration_bins(crossed, gate, texts),
+        "calibration": calibration_bins(crossed, gate, texts), "calibration_slices": slice_rows(slices),
     }  # fmt: skip
     _record(request, place, StageResult((), result, findings), started_at, time.monotonic() - begun)
     return {"out": str(request.out), **result, "findings": [dataclasses.asdict(finding) for finding in findings]}
@@ -228,6 +251,23 @@ def _fit(
             lambda: open_trunk(request.model, request.dtype), train, *texts, config=request.reward, seed=request.seed,
             validation=held or None, directory=request.training, reporters=[bar],
         )  # fmt: skip
+
+
+def _slices(
+    request: RewardRequest,
+    fitted: FittedReward,
+    crossed: CrossedScorer,
+    gate: Sequence[Vote],
+    said: Said,
+    snapshot: Snapshot,
+) -> Slices:
+    """Calibration by group of raters and by kind, on what the gate keeps, of the random arm."""
+    kept: list[Statement] = []
+    if gate and fitted.kind != "laplace":
+        kept = [one for one in gate_split(said.statements, frac=request.gate_frac)[1] if one.strategy == "random"]
+    texts = (snapshot.prompts, said.responses)
+    ordinal = request.reward.ratings == "ordinal"
+    return calibration_slices(crossed, fitted.members[0], gate, kept, texts, snapshot.annotators, ordinal=ordinal)
 
 
 def _scale(
@@ -262,8 +302,11 @@ def _record(request: RewardRequest, snapshot: Path, result: StageResult, started
     """The manifest of the reward, in its own directory: the last thing that is written."""
     out = request.out.resolve()
     read = [ref_of(out, request.model.resolve(), "model", "base"), ref_of(out, snapshot.resolve(), "snapshot")]
+    read += [] if request.samples is None else [ref_of(out, request.samples.resolve(), name="samples")]
     asked = {
-        key: value for key, value in plain(request).items() if key not in ("model", "out", "store", "snapshot", "seed")
+        key: value
+        for key, value in plain(request).items()
+        if key not in ("model", "out", "store", "snapshot", "samples", "seed")
     }
     result = dataclasses.replace(result, outputs=(Output("model", out, "model"),))
     record(
