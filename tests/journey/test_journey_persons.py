@@ -48,10 +48,13 @@ def test_the_report_says_whom_the_reward_serves(rewarded):
     assert people["rank"] in (0, 1)
     assert people["jury"]["jury_change"]["n"] > 0
     assert people["raking"]["flip_share"]["value"] is not None
+    assert len(people["raking"]["flips"]) == min(people["raking"]["n_flips"], 20)
+    assert all(one["unweighted"] * one["weighted"] < 0 for one in people["raking"]["flips"])
     page = (rewarded / "runs/tiny/report.html").read_text(encoding="utf-8")
     card = json.loads((rewarded / "runs/tiny/card.json").read_text(encoding="utf-8"))
     assert "would a jury prefer the other response" in page
     assert "weighted to the target population" in page
+    assert f"{people['raking']['n_flips']} pairs flip" in page
     assert card["pluralism"]["jury_change"]["value"] == people["jury"]["jury_change"]["value"]
     assert card["pluralism"]["worst_group"]["stage"] == "reward"
 

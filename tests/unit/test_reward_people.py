@@ -165,6 +165,10 @@ def test_the_report_hears_of_groups_tenths_juries_and_flips(made):
     assert f"“{rows[0]['prompt']}”: “" in told
     assert metrics["rank"] == fit.rank.rank
     assert set(metrics["one_reward"]["by_group"]) == {"left", "right"}
+    chosen = dataclasses.replace(fit, rank=dataclasses.replace(fit.rank, rank=0))
+    assert people_findings(chosen)[0].detail.startswith(
+        f"rank 0, {fit.model.users.rank} kept so that groups can differ"
+    )
     assert not_measured("why")[0].status == "not measured"
     unknown = people_findings(dataclasses.replace(fit, one_reward=None, own_reward=None, verdicts=None, raking=None))
     assert [(one.name, one.status) for one in unknown][-1] == ("people.worst_group", "not measured")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from journeys_kinds import store_of_sandbox
 from karat.belief import Belief, lower_bound
 from karat.cli import main
 from karat.config import build
@@ -247,6 +248,24 @@ def test_it_can_be_traced_to_the_judgements_that_made_it_and_verified(place, mad
     assert manifest["config"]["settings"]["pluralism"]["enabled"] is True
     assert manifest["metrics"]["people"] == made[1]["people"]
     assert [one["name"] for one in manifest["findings"]] == [one["name"] for one in made[1]["findings"]]
+
+
+def test_words_that_were_erased_on_request_are_said_to_be_and_nothing_else(place, tmp_path, capsys):
+    store_of_sandbox(tmp_path / "kinds.db", n_prompts=5).close()
+    kinds = {"pluralism.enabled": "false", "aggregator": "mean_score", "pluralism.target": "null"}
+    assert reward(place, tmp_path / "r", source=("--store", tmp_path / "kinds.db"), **kinds) == 0
+    again = ("--snapshot", tmp_path / "r-snapshot")
+    assert reward(place, tmp_path / "second", source=again, **kinds) == 0
+    asked = ["--reason", "asked by mail", "--runs", str(tmp_path), "--yes"]
+    capsys.readouterr()
+    assert main(["erase", str(tmp_path / "kinds.db"), "r0", *asked]) == 0
+    assert f"taken out of {tmp_path / 'r-snapshot' / 'words.jsonl'}" in capsys.readouterr().out
+    for out in ("r", "second"):
+        assert main(["verify", str(tmp_path / out)]) == 0
+        [first, last] = capsys.readouterr().out.splitlines()
+        assert first.startswith(f"erased     {tmp_path / 'r-snapshot' / 'words.jsonl'}")
+        assert "asked by mail" in first
+        assert "every recorded byte as it was" in last
 
 
 @pytest.mark.parametrize(

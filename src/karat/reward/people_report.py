@@ -52,9 +52,15 @@ def _rank_finding(fit: PeopleFit) -> Finding:
     sds = ", ".join(f"{sd:.2f}" for sd in np.sqrt(np.diag(fit.model.users.cov)))
     return Finding(
         "people.rank", "In how many directions do people differ, by held-out votes?", "info", fit.rank.gain[0],
-        detail=f"rank {fit.rank.rank}" + (f"; sds between people {sds} logits" if sds else "")
+        detail=f"rank {fit.rank.rank}{_kept(fit)}" + (f"; sds between people {sds} logits" if sds else "")
         + f"; the figure is the gain over one reward for all, nats a vote; {SAME_VOTES}",
     )  # fmt: skip
+
+
+def _kept(fit: PeopleFit) -> str:
+    """That more directions were kept than votes ask for, for an optimiser that goes by groups."""
+    rank = fit.model.users.rank
+    return f", {rank} kept so that groups can differ" if rank > fit.rank.rank else ""
 
 
 def _kinds_finding(fit: PeopleFit) -> Finding:

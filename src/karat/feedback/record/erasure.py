@@ -157,10 +157,12 @@ def erase_from_snapshots(
     """
     wanted = set(judgement_ids)
     changed = []
+    places: dict[Path, list[Fed]] = {}
     for fed in artefacts:
         path = fed.run / fed.path / WORDS_FILE
-        if not fed.has_words or not path.is_file():
-            continue
+        if fed.has_words and path.is_file():
+            places.setdefault(path, []).append(fed)
+    for path, readers in places.items():  # several rewards may have been fitted to one snapshot outside of them
         before = file_hash(path)
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = "".join(line for line in lines if json.loads(line)["id"] not in wanted)
@@ -168,7 +170,8 @@ def erase_from_snapshots(
         if after == before:
             continue
         # noted first: a note without its change is harmless, a change without its note would look like tampering
-        note_erased(fed.run, ErasedWords(f"{fed.path}/{WORDS_FILE}", before, after, reason, float(now)))
+        for fed in readers:
+            note_erased(fed.run, ErasedWords(f"{fed.path}/{WORDS_FILE}", before, after, reason, float(now)))
         write_text(path, kept)
         changed.append(path)
     return tuple(changed)
@@ -232,7 +235,10 @@ def _runs_in(directories: Iterable[Path]) -> list[Path]:
 
 def _snapshots(manifests: Sequence[Manifest]) -> Iterator[tuple[str, ArtifactRef]]:
     for manifest in manifests:
-        for reference in manifest.outputs:
+        outside = [
+            reference for reference in manifest.inputs if reference.path.startswith("/")
+        ]  # of no stage of the run
+        for reference in (*outside, *manifest.outputs):
             if reference.kind in SNAPSHOTS:
                 yield manifest.stage, reference
 
