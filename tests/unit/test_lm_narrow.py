@@ -109,7 +109,7 @@ def test_a_changed_weight_is_rounded_anew_but_within_a_pass_that_changes_none():
     weight.grad = torch.ones_like(weight)
     optimiser.step()  # fused steps leave no trace on a tensor's version
     assert not torch.equal(narrowed(weight, BF16), before)
-    with weights_kept():
+    with torch.inference_mode(), weights_kept():
         assert narrowed(weight, BF16) is narrowed(weight, BF16)
         assert narrowed(weight.t(), BF16) is narrowed(weight.t(), BF16)
     assert narrowed(weight, BF16) is not narrowed(weight, BF16)

@@ -71,10 +71,11 @@ def narrowed(weight: Tensor, products: torch.dtype) -> Tensor:
     kept = _KEPT.get()
     if kept is None:
         return weight.detach().to(products)
-    # by its place in memory, for a transposed view is another object each time
-    key = (weight.data_ptr(), weight.shape, weight.stride(), products)
+    # a transposed view is another object each time; a place in memory may be another weight's where weights are sharded
+    own = weight._base if weight._base is not None else weight
+    key = (id(own), weight.storage_offset(), weight.shape, weight.stride(), products)
     if key not in kept:
-        kept[key] = (weight, weight.detach().to(products))  # with the weight, so that its place stays its own
+        kept[key] = (own, weight.detach().to(products))  # with the weight itself, so that its id stays its own
     return kept[key][1]
 
 
