@@ -96,6 +96,24 @@ def test_an_optimiser_of_groups_scores_with_it(place, made):
     assert scorer([user_prompt("q1")] * 2, ["aaa", "ab"]).objectives == ("left", "right")
 
 
+def test_references_are_as_long_as_the_method_s_responses(place, made, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "karat.pipeline.populations.sampled_references",
+        lambda lm, *, max_new_tokens, seed: asked.append(max_new_tokens) or (lambda prompts: [["a"]] * len(prompts)),  # noqa: ARG005
+    )
+    for changes in ({"algorithm": "rloo", "group": {"rollout": {"max_new_tokens": 7}}}, {"algorithm": "dpo"}):
+        given = {
+            "sandbox": {},
+            "aggregator": "worst_group",
+            "pluralism": {"enabled": True},
+            "collect": {"max_new_tokens": 5},
+        }
+        config = build(RunConfig, given | changes)
+        open_scorer(made[0], config, lambda: load_lm(place / "model"), 0)
+    assert asked == [7, 5]
+
+
 def test_the_jury_of_an_optimiser_is_the_report_s_persons_drawn_to_the_composition(place, made):
     def opened(seed, **jury):
         asked = {"enabled": True, "n_jurors": 5} | jury

@@ -228,7 +228,7 @@ def open_scorer(
         return scorer
     model = load_people(reward)
     references = sampled_references(
-        reference(), max_new_tokens=config.ppo.rollout.max_new_tokens, seed=child_seed(seed, "references")
+        reference(), max_new_tokens=config.policy_tokens, seed=child_seed(seed, "references")
     )  # fmt: skip
     voices = voices_of(scorer, model, config.aggregator, config.pluralism, seed=seed).with_references(references)
     return voices if model.scale is None else voices.with_scale(model.scale)
