@@ -99,6 +99,20 @@ def row(
     }
 
 
+def equal_steps(name: str, turns: Sequence[Turn]) -> float:
+    """Optimiser steps an iteration, from the first turn on.
+
+    Raises: SystemExit where the two sides did not make as many.
+    """
+    steps = {
+        "ours": sum(turn.ours["n_steps"] for turn in turns) / len(turns),
+        "theirs": turns[-1].theirs["n_steps_so_far"] / len(turns),
+    }
+    if steps["ours"] != steps["theirs"]:
+        raise SystemExit(f"bench: {name} made {steps} optimiser steps an iteration; expected the same on both sides")
+    return steps["ours"]
+
+
 def beside_the_faster(rows: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """The row of the peer that was faster, with the figures of all of them.
 

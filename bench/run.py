@@ -25,7 +25,7 @@ if __package__ in (None, ""):  # started as a file, not as `python -m bench`
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.environments import PPO_PEER, REWARD_PEER, trl_python
-from bench.rows import beside_the_faster, row, take_turns
+from bench.rows import beside_the_faster, equal_steps, row, take_turns
 from bench.turns import ROOT, WORK, Worker, start_pair
 
 THREADS = int(os.environ.get("KARAT_BENCH_THREADS", "2"))
@@ -102,16 +102,11 @@ def ppo_row(
     }
     ours, theirs = _pair(name, work, "bench.ours.ppo", "bench.peers.trl_ppo", trl_python(PPO_PEER))
     turns = take_turns(ours, theirs, n_warm=n_warm, n_turns=n_iterations - n_warm, label=name)
-    steps = {
-        "ours": sum(turn.ours["n_steps"] for turn in turns) / n_iterations,
-        "theirs": turns[-1].theirs["n_steps_so_far"] / n_iterations,
-    }
-    if steps["ours"] != steps["theirs"]:
-        raise SystemExit(f"bench: {name} made {steps} optimiser steps an iteration; expected the same on both sides")
+    n_steps = equal_steps(name, turns)
     timed = turns[n_warm:]
     parts = {part: statistics.median(turn.ours["parts"][part] for turn in timed) for part in timed[0].ours["parts"]}
     return row(name, "samples/s", timed, ours, theirs, target=TARGETS[name], threads=THREADS) | {
-        "optimiser_steps": steps["ours"],
+        "optimiser_steps": n_steps,
         "seconds_ours": {part: round(seconds, 3) for part, seconds in parts.items()},
     }
 
@@ -152,17 +147,12 @@ def group_row(name: str, *, quick: bool) -> dict[str, Any]:
     }
     ours, theirs = _pair(name, work, "bench.ours.group", "bench.peers.trl_group", trl_python(REWARD_PEER))
     turns = take_turns(ours, theirs, n_warm=n_warm, n_turns=n_iterations - n_warm, label=name)
-    steps = {
-        "ours": sum(turn.ours["n_steps"] for turn in turns) / n_iterations,
-        "theirs": turns[-1].theirs["n_steps_so_far"] / n_iterations,
-    }
-    if steps["ours"] != steps["theirs"]:
-        raise SystemExit(f"bench: {name} made {steps} optimiser steps an iteration; expected the same on both sides")
+    n_steps = equal_steps(name, turns)
     timed = turns[n_warm:]
     parts = {part: statistics.median(turn.ours["parts"][part] for turn in timed) for part in timed[0].ours["parts"]}
     scores = {side: statistics.mean(getattr(turn, side)["score"] for turn in turns) for side in ("ours", "theirs")}
     return row(name, "samples/s", timed, ours, theirs, target=TARGETS[name], threads=THREADS) | {
-        "optimiser_steps": steps["ours"],
+        "optimiser_steps": n_steps,
         "seconds_ours": {part: round(seconds, 3) for part, seconds in parts.items()},
         "mean_score": {side: round(score, 4) for side, score in scores.items()},
     }
