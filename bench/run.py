@@ -366,6 +366,7 @@ LONG_ROWS: dict[str, Callable[..., dict[str, Any]]] = {
     "hybrid": partial(module_row, "hybrid"),
     "process": partial(module_row, "process"),
     "growth": growth_row,
+    "lora_memory": partial(module_row, "lora_memory"),
     "gao": partial(module_row, "gao"),
     **{
         work: partial(study_row, work, script)
