@@ -2,17 +2,17 @@
 
 import time
 
-from karat.pipeline.stages import _now
+from karat.pipeline.stages import utc_now
 
 
 def test_what_follows_within_a_second_is_later():
-    first = _now()
+    first = utc_now()
     time.sleep(0.002)
-    assert first < _now()
+    assert first < utc_now()
 
 
 def test_a_time_of_an_older_manifest_in_the_same_second_is_earlier():
-    now = _now()
+    now = utc_now()
     older = f"{now[: len('2026-11-29T03:00:01')]}+00:00"  # as they were written, without milliseconds
     assert older < now
     assert now < older.replace("+00:00", ".999+00:01")
