@@ -1,7 +1,7 @@
 """The benches: karat beside its peers, the same weights, inputs, threads and optimiser steps on both sides.
 
     python bench/run.py [--work reward|ppo|ppo-k4|ppo-bf16|ppo-k4-bf16|rloo|grpo|dpo|sft|sample|sample-150k|efficiency-reward|efficiency-ppo|load|all] [--quick]
-    python bench/run.py --long [--work ranking|time-to-score|ukp|real-data|methods|hybrid|process|growth|gao|asking|bounds|coverage|people|last-layer|all]
+    python bench/run.py --long [--work ranking|time-to-score|ukp|real-data|methods|hybrid|process|dense|growth|gao|asking|bounds|coverage|people|last-layer|all]
 
 Standard output has one JSON object a row; progress goes to standard error. docs/benchmarks.md says what each figure
 means.
@@ -365,6 +365,7 @@ LONG_ROWS: dict[str, Callable[..., dict[str, Any]]] = {
     "methods": partial(module_row, "methods"),
     "hybrid": partial(module_row, "hybrid"),
     "process": partial(module_row, "process"),
+    "dense": partial(module_row, "dense"),
     "growth": growth_row,
     "lora_memory": partial(module_row, "lora_memory"),
     "gao": partial(module_row, "gao"),
