@@ -34,7 +34,7 @@ if __package__ in (None, ""):  # started as a file
 from bench.by_seed import by_seed
 from bench.methods_study import METHODS, QUICK, gain_at
 from bench.pages import put_between
-from bench.process_tables import figure, table
+from bench.process_tables import figure, short, table
 from bench.rows import machine
 from bench.turns import WORK
 
@@ -211,8 +211,12 @@ def tables(found: Mapping[str, Any]) -> str:
 
 
 def shown(one: Sequence[Any], *, sign: bool = False) -> str:
-    """`.812 [.803, .821]`, and how many seeds where there are fewer than asked."""
-    return "–" if one[0] is None else figure(one[:3], sign=sign) + (f" ({one[3]})" if one[3] < N_SEEDS else "")
+    """`.812 [.803, .821]`, and how many seeds where there are fewer than asked; – where none reaches so far."""
+    value, low, _, n = one
+    if value is None:
+        return "–"
+    told = short(value, sign=sign) if low is None else figure(one[:3], sign=sign)
+    return told + (f" ({n})" if n < N_SEEDS else "")
 
 
 def study(seeds: Sequence[int], out: Path | None, minutes: float, *, quick: bool = False) -> dict:
