@@ -22,8 +22,8 @@ from karat.policy.score_sources import HttpSettings, asked_once, named_score, so
 from karat.policy.scores import score_responses
 from karat.records import Finding, Prompt, Response, ScoreFn
 from karat.reward.contributions import figure
-from karat.reward.dense import DENSE, DenseReward, dense_score_fn, fit_dense, load_dense, save_dense
-from karat.reward.mark_quality import MarkQuality, mark_quality
+from karat.reward.dense import DENSE, DenseReward, dense_score_fn, fit_read, load_dense, marked_tokens, save_dense
+from karat.reward.mark_quality import MarkQuality, held_out_quality
 from karat.reward.objectives import ObjectivesConfig
 from karat.reward.people import GroupScorer
 from karat.reward.score import Scorer
@@ -166,10 +166,12 @@ def fit_token_rewards(
     seed: int,
 ) -> tuple[DenseReward, list[MarkQuality]]:
     """Fit token rewards, keep them beside the model, and say how well they predict the marks that were kept apart."""
-    heads = fit_dense(trunk, marks, *texts)
-    save_dense(heads, directory, metadata=metadata)
     asked_at_random = [mark for mark in kept if mark.strategy == "random"]
-    return heads, mark_quality(heads, marks, asked_at_random, texts, seed=seed)
+    read, read_kept = ([marked_tokens(trunk, mark, *texts) for mark in side] for side in (marks, asked_at_random))
+    heads = fit_read(trunk, marks, read)
+    save_dense(heads, directory, metadata=metadata)
+    annotators = [mark.annotator for mark in asked_at_random]
+    return heads, held_out_quality(heads, heads.names, read, read_kept, annotators, seed=seed)
 
 
 def gain_words(quality: MarkQuality) -> str:

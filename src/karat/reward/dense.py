@@ -215,10 +215,14 @@ def fit_dense(
 
     Raises: InputError for no marks, or a part that no token belongs to.
     """
+    return fit_read(trunk, marks, [marked_tokens(trunk, mark, prompts, responses) for mark in marks])
+
+
+def fit_read(trunk: DecoderTrunk, marks: Sequence[Marked], read: Sequence[MarkedTokens]) -> DenseReward:
+    """The same where the marked responses have been read already (`marked_tokens`), which is most of the time it takes."""
     if not marks:
         raise InputError("dense rewards: found no span marks, step marks or corrections; expected at least one")
     names = tuple(sorted({name for mark in marks for name in mark.names}))
-    read = [marked_tokens(trunk, mark, prompts, responses) for mark in marks]
     return DenseReward(trunk, names, *fit_marks(read, names))
 
 

@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from karat.records import Estimate, Prompt, Response
+from karat.records import Estimate
 from karat.reward.contributions import figure
-from karat.reward.dense import STEP, DenseReward, MarkedTokens, TokenHeads, marked_tokens, marks_loglik
+from karat.reward.dense import STEP, DenseReward, MarkedTokens, TokenHeads, marks_loglik
 from karat.seeding import numpy_generator
-from karat.statements import Marked
 from karat.stats import mean_estimate, paired_difference
 
 NOT_HELD_OUT = "no marks of this class were kept from training"
@@ -42,26 +41,8 @@ class MarkQuality:
     where marks lie."""
 
 
-def mark_quality(
-    dense: DenseReward,
-    trained: Sequence[Marked],
-    kept: Sequence[Marked],
-    texts: tuple[Mapping[str, Prompt], Mapping[str, Response]],
-    *,
-    seed: int,
-) -> list[MarkQuality]:
-    """Each class of marks, held against responses whose prompts were kept from training.
-
-    Args:
-        trained: what `dense` was fitted to.    kept: what it was not.    texts: prompts and responses by id.
-    """
-    sides = [[marked_tokens(dense.trunk, mark, *texts) for mark in side] for side in (trained, kept)]
-    heads = TokenHeads(dense.weight, dense.threshold, dense.cutpoints)
-    return held_out_quality(heads, dense.names, *sides, [mark.annotator for mark in kept], seed=seed)
-
-
 def held_out_quality(
-    heads: TokenHeads,
+    heads: TokenHeads | DenseReward,
     names: Sequence[str],
     trained: Sequence[MarkedTokens],
     kept: Sequence[MarkedTokens],
@@ -69,10 +50,10 @@ def held_out_quality(
     *,
     seed: int,
 ) -> list[MarkQuality]:
-    """The same for responses whose tokens have their features.
+    """Each class of marks, held against responses whose prompts were kept from training.
 
     Args:
-        annotators: who marked each of `kept`.
+        trained: what `heads` were fitted to.    kept: what they were not.    annotators: who marked each of `kept`.
     """
     found = []
     for name in names:
@@ -103,7 +84,7 @@ def only(one: MarkedTokens, name: str) -> MarkedTokens:
     return dataclasses.replace(one, steps=one.steps[:0], marks=one.marks[:0], inside={name: one.inside[name]})
 
 
-def nll(heads: TokenHeads, one: MarkedTokens, names: Sequence[str]) -> float:
+def nll(heads: TokenHeads | DenseReward, one: MarkedTokens, names: Sequence[str]) -> float:
     """−log P of its marks."""
     scores = one.features.double() @ heads.weight.double().T
     return -float(marks_loglik(scores, one, names, heads.threshold.double(), heads.cutpoints.double()))
