@@ -11,7 +11,6 @@ that of the candidate that each score chooses among the first n, mean over 40 pr
 Every finished seed is kept in the file; the same command goes on where it stopped.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ import torch
 if __package__ in (None, ""):  # started as a file
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.by_seed import by_seed
+from bench.by_seed import by_seed, interval, seed_options
 from bench.pages import put_between
 from bench.rows import machine
 from bench.worlds.bounds import WORLDS, BoundsWorld, draw_bounds, draw_candidates, gold
@@ -31,7 +30,6 @@ from bench.worlds.bounds import WORLDS, BoundsWorld, draw_bounds, draw_candidate
 from karat.belief import Belief, lower_bound, mean_minus_sd, mean_score, worst_member
 from karat.reward.last_layer import LastLayer, Observations, fit_last_layer, ordinal_derivatives
 from karat.seeding import numpy_generator
-from karat.stats import Estimate, mean_estimate
 
 N_MEMBERS, N_HIDDEN, N_DRAWS = 5, 256, 64
 N_PROMPTS = 40
@@ -111,16 +109,11 @@ def summary(world: BoundsWorld, runs: Sequence[dict[str, list[float]]]) -> dict:
         last = table[:, -1]
         rows["scores"][name] = {
             "gold": {str(n): round(float(x), 3) for n, x in zip(SIZES, table.mean(0), strict=True)},
-            "gold_at_largest": interval(mean_estimate(last)),
-            "minus_single": interval(mean_estimate(last - single)),
-            "minus_claim": interval(mean_estimate(last - CLAIMED * single)),
+            "gold_at_largest": interval(last),
+            "minus_single": interval(last - single),
+            "minus_claim": interval(last - CLAIMED * single),
         }
     return rows
-
-
-def interval(found: Estimate) -> list[float | None]:
-    """Value and 95 % interval; one seed has none."""
-    return [None if one is None else round(one, 3) for one in (found.value, found.low, found.high)]
 
 
 def study(seeds: Sequence[int], out: Path | None, minutes: float) -> dict:
@@ -162,14 +155,9 @@ def number(one: float | None, sign: str = "") -> str:
 
 def main() -> None:
     """Run the study and write it down."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two seeds: does it run?")
-    parser.add_argument("--seeds", type=int, default=N_SEEDS)
-    parser.add_argument("--first-seed", type=int, default=0, help="settings were tried on seeds from 1000 on")
-    parser.add_argument("--minutes", type=float, default=600, help="start no further seed after these")
-    parser.add_argument("--out", type=Path, default=None)
-    parser.add_argument("--tables", action="store_true", help="write what was found into the page, and stop")
-    options = parser.parse_args()
+    options = seed_options(
+        __doc__, n_seeds=N_SEEDS, quick="two seeds: does it run?", first="settings were tried on seeds from 1000 on"
+    )
     if options.tables:
         return put_between(PAGE, MARKS, tables(json.loads(RESULTS.read_text(encoding="utf-8"))))
     n_seeds = 2 if options.quick else options.seeds

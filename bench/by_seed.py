@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from karat.stats import mean_estimate
 
 
 class World(Protocol):
@@ -74,3 +79,24 @@ def _write(out: Path | None, found: Mapping[str, Any]) -> None:
     beside = out.with_suffix(".part")
     beside.write_text(json.dumps(found, ensure_ascii=False) + "\n", encoding="utf-8")
     beside.replace(out)
+
+
+def interval(column: np.ndarray) -> list[float | None]:
+    """Mean with the 95 % t interval over seeds; one seed has none."""
+    found = mean_estimate(column)
+    return [None if one is None else round(one, 4) for one in (found.value, found.low, found.high)]
+
+
+def seed_options(description: str | None, *, n_seeds: int, quick: str, first: str) -> argparse.Namespace:
+    """What every such study is asked on the command line.
+
+    Args: quick, first: help of --quick and --first-seed.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--seeds", type=int, default=n_seeds)
+    parser.add_argument("--first-seed", type=int, default=0, help=first)
+    parser.add_argument("--minutes", type=float, default=600, help="start no further seed after these")
+    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--tables", action="store_true", help="write what was found into the page, and stop")
+    return parser.parse_args()

@@ -17,7 +17,6 @@ Gold is the run's own evaluation, read at equal KL as methods_study.py has it. E
 same command goes on where it stopped.
 """
 
-import argparse
 import json
 import shutil
 import sys
@@ -31,7 +30,7 @@ import numpy as np
 if __package__ in (None, ""):  # started as a file
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.by_seed import by_seed
+from bench.by_seed import by_seed, interval, seed_options
 from bench.methods_study import METHODS, QUICK, gain_at
 from bench.pages import put_between
 from bench.process_tables import figure, short, table
@@ -42,7 +41,6 @@ from karat.config import apply_overrides, build, load_yaml
 from karat.pipeline.runs import DEMO, FAULTS, run_once
 from karat.pipeline.settings import RunConfig
 from karat.progress import LineDisplay
-from karat.stats import mean_estimate
 
 RESULTS = Path(__file__).parent / "results" / "dense_study.json"
 PAGE = Path(__file__).parent.parent / "docs" / "process.md"
@@ -188,8 +186,7 @@ def estimated(values: Sequence[float]) -> list[float | None]:
     """Mean and interval, and how many seeds reach so far."""
     if not values:
         return [None, None, None, 0]
-    found = mean_estimate(np.array(values))
-    return [*(None if one is None else round(one, 4) for one in (found.value, found.low, found.high)), len(values)]
+    return [*interval(np.array(values)), len(values)]
 
 
 def tables(found: Mapping[str, Any]) -> str:
@@ -237,14 +234,9 @@ def dense_row(*, quick: bool) -> dict:
 
 def main() -> None:
     """Run the study and write it down."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one seed, tiny runs: does it run?")
-    parser.add_argument("--seeds", type=int, default=N_SEEDS)
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=600, help="start no further seed after these")
-    parser.add_argument("--out", type=Path, default=None)
-    parser.add_argument("--tables", action="store_true", help="write what was found into the page, and stop")
-    options = parser.parse_args()
+    options = seed_options(
+        __doc__, n_seeds=N_SEEDS, quick="one seed, tiny runs: does it run?", first="the seeds after it follow"
+    )
     if options.tables:
         return put_between(PAGE, MARKS, tables(json.loads(RESULTS.read_text(encoding="utf-8"))))
     seeds = [0] if options.quick else range(options.first_seed, options.first_seed + options.seeds)

@@ -20,7 +20,6 @@ trunk that pools can see. The reward of steps scores a chain by P(every step rig
 Every finished seed is kept in the file; the same command goes on where it stopped.
 """
 
-import argparse
 import functools
 import json
 import sys
@@ -34,7 +33,7 @@ from scipy import stats
 if __package__ in (None, ""):  # started as a file
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.by_seed import by_seed
+from bench.by_seed import by_seed, interval, seed_options
 from bench.rows import machine
 from bench.worlds.process import WORLDS, Chains, ProcessWorld, draw_chains, draw_directions, outcome_marks, step_marks
 
@@ -43,7 +42,6 @@ from karat.ratings import ordinal_logprobs
 from karat.reward.dense import STEP, MarkedTokens, TokenHeads, fit_marks
 from karat.reward.last_layer import Observations, comparison_observations, fit_last_layer, ordinal_derivatives
 from karat.seeding import numpy_generator
-from karat.stats import mean_estimate
 
 RESULTS = Path(__file__).parent / "results" / "process_study.json"
 PAGE = Path(__file__).parent.parent / "docs" / "process.md"
@@ -218,12 +216,6 @@ def summary(world: ProcessWorld, rows: Sequence[dict[str, Found]]) -> dict:
     return found
 
 
-def interval(column: np.ndarray) -> list[float | None]:
-    """Mean with the 95 % t interval over seeds; one seed has none."""
-    found = mean_estimate(column)
-    return [None if one is None else round(one, 4) for one in (found.value, found.low, found.high)]
-
-
 def study(seeds: Sequence[int], out: Path | None, minutes: float, *, n_test: int = N_TEST, scale: float = 1.0) -> dict:
     """All worlds and seeds that are not there yet, until the time is over; then the summaries of what there is."""
     about = {"step_seconds": STEP_SECONDS, "ratio": RATIO, "machine": machine()}
@@ -244,14 +236,12 @@ def quick_study() -> dict:
 
 def main() -> None:
     """Run the study and write it down."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two seeds of a tenth of the time: does it run?")
-    parser.add_argument("--seeds", type=int, default=N_SEEDS)
-    parser.add_argument("--first-seed", type=int, default=0, help="it was tried on seeds from 1000 on")
-    parser.add_argument("--minutes", type=float, default=600, help="start no further seed after these")
-    parser.add_argument("--out", type=Path, default=None)
-    parser.add_argument("--tables", action="store_true", help="write what was found into the page, and stop")
-    options = parser.parse_args()
+    options = seed_options(
+        __doc__,
+        n_seeds=N_SEEDS,
+        quick="two seeds of a tenth of the time: does it run?",
+        first="it was tried on seeds from 1000 on",
+    )
     if options.tables:
         from bench.process_tables import write_tables
 
