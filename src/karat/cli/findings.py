@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from karat.figures import figure
+
 
 def finding_lines(findings: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line for each finding that somebody must know of: all but those that only inform, and those that passed."""
@@ -32,5 +34,4 @@ def _figure(estimate: Mapping[str, Any] | None) -> str:
         return ""
     if estimate["value"] is None:
         return f"not estimable ({estimate['method']})"
-    between = "" if estimate["low"] is None else f" [{estimate['low']:.3f}, {estimate['high']:.3f}]"
-    return f"{estimate['value']:.3f}{between}, n = {estimate['n']}"
+    return f"{figure(estimate['value'], estimate['low'], estimate['high'])}, n = {estimate['n']}"

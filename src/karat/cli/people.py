@@ -14,6 +14,7 @@ import typer
 
 from karat.cli.options import AsJson, answer, app
 from karat.errors import ConfigError, StoreError
+from karat.figures import figure
 
 Role = Literal["annotator", "expert", "auditor", "admin"]
 StoreOrRun = Annotated[
@@ -142,8 +143,7 @@ def arena_results(
 def _words(rate: dict[str, Any]) -> str:
     if rate["value"] is None:
         return str(rate["method"])
-    between = "" if rate["low"] is None else f" [{rate['low']:.3f}, {rate['high']:.3f}]"
-    return f"{rate['value']:.3f}{between}, {rate['n']} units; {rate['method']}"
+    return f"{figure(rate['value'], rate['low'], rate['high'])}, {rate['n']} units; {rate['method']}"
 
 
 def _arena_lines(figures: dict[str, Any]) -> list[str]:

@@ -5,7 +5,6 @@ Knows saved reward models and the policy room's `Beside`; knows nothing about ho
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from karat.belief import to_reference
 from karat.config import plain
 from karat.errors import ConfigError, InputError
+from karat.figures import figure
 from karat.ledger.artifacts import ArtifactRef
 from karat.pipeline.beside_settings import ConstraintConfig, DenseSettings
 from karat.pipeline.settings import RunConfig
@@ -21,7 +21,6 @@ from karat.policy.beside import Beside
 from karat.policy.score_sources import HttpSettings, asked_once, named_score, source_hash
 from karat.policy.scores import score_responses
 from karat.records import Finding, Prompt, Response, ScoreFn
-from karat.reward.contributions import figure
 from karat.reward.dense import DENSE, DenseReward, dense_score_fn, fit_read, load_dense, marked_tokens, save_dense
 from karat.reward.mark_quality import MarkQuality, held_out_quality
 from karat.reward.objectives import ObjectivesConfig
@@ -179,7 +178,7 @@ def gain_words(quality: MarkQuality) -> str:
     gain = quality.gain
     if gain.value is None:
         return f"{quality.name}: {gain.method}"
-    return f"{quality.name}: {figure(dataclasses.asdict(gain))} nats gained over equal scores on prompts kept from training"
+    return f"{quality.name}: {figure(gain.value, gain.low, gain.high)} nats gained over equal scores on prompts kept from training"
 
 
 def _decoder(trunk: Trunk) -> DecoderTrunk:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from karat.feedback_columns import Channel, FeedbackBatch, FeedbackParams
 from karat.feedback_likelihood import channel_information
+from karat.figures import figure
 from karat.records import Estimate, Finding
 from karat.reward.data import FeedbackData
 from karat.reward.latents import fit_params
@@ -121,12 +122,9 @@ def contribution_findings(found: Sequence[Contribution]) -> list[Finding]:
     ]
 
 
-def figure(estimate: Mapping[str, Any]) -> str:
+def estimate_text(estimate: Mapping[str, Any]) -> str:
     """`0.123 [0.100, 0.150]` of an estimate as plain values, or a dash."""
-    value, low, high = (estimate[key] for key in ("value", "low", "high"))
-    if value is None:
-        return "–"
-    return f"{value:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
+    return figure(estimate["value"], estimate["low"], estimate["high"])
 
 
 def contribution_table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -135,7 +133,7 @@ def contribution_table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     cells = [
         [
             str(row["objective"]), str(row["kind"]), str(row["n_judgements"]), f"{row['information_frac']:.2f}",
-            figure(row["nll"]), figure(row["gain"]),
+            estimate_text(row["nll"]), estimate_text(row["gain"]),
         ]
         for row in rows
     ]  # fmt: skip

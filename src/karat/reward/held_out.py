@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from karat.errors import InputError
+from karat.figures import figure
 from karat.records import Estimate, Prompt
 from karat.reward.calibration import VoteModel
 from karat.reward.data import VoteData
@@ -118,6 +119,4 @@ def within_prompt_sd(scores: Float[Tensor, " N"], groups: Sequence[Sequence[int]
 
 def said(estimate: Estimate) -> str:
     """`0.123 [0.100, 0.150]`, or why there is no number."""
-    if estimate.value is None or estimate.low is None or estimate.high is None:
-        return f"not estimable ({estimate.method})"
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+    return figure(estimate.value, estimate.low, estimate.high, missing=f"not estimable ({estimate.method})")

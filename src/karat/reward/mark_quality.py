@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from karat.records import Estimate
-from karat.reward.contributions import figure
+from karat.reward.contributions import estimate_text
 from karat.reward.dense import STEP, DenseReward, MarkedTokens, TokenHeads, marks_loglik
 from karat.seeding import numpy_generator
 from karat.stats import mean_estimate, paired_difference
@@ -109,7 +109,13 @@ def constant(trained: Sequence[MarkedTokens], name: str, names: Sequence[str]) -
 def mark_table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Rows of `mark_rows` as cells under their headings."""
     head = ["marks of", "judgements", "−log P held out", "gain over equal scores"]
-    return [head, *([row["name"], str(row["n_judgements"]), figure(row["nll"]), figure(row["gain"])] for row in rows)]
+    return [
+        head,
+        *(
+            [row["name"], str(row["n_judgements"]), estimate_text(row["nll"]), estimate_text(row["gain"])]
+            for row in rows
+        ),
+    ]
 
 
 def mark_rows(found: Sequence[MarkQuality]) -> list[dict[str, Any]]:

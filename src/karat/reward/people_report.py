@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from karat.figures import figure
 from karat.records import Estimate, Finding
 from karat.reward.jury import Verdicts
 from karat.reward.people_fit import PeopleFit
@@ -79,9 +80,7 @@ def _served_findings(one: Served, own: Served) -> list[Finding]:
     ]
     found = []
     for name, question, estimate, other in rows:
-        own_figure = (
-            "not estimable" if other.value is None else f"{other.value:.3f} [{other.low:.3f}, {other.high:.3f}]"
-        )
+        own_figure = figure(other.value, other.low, other.high, missing="not estimable")
         detail = f"with a reward of her own: {own_figure}"
         if name == "people.worst_decile" and one.if_equal is not None:
             detail += f"; equal service would show {one.if_equal:.3f} by chance"
