@@ -71,7 +71,10 @@ def _accelerator() -> Check:
         import torch  # here only: no other check should wait for it
     except ImportError:
         return Check("accelerator", False, "torch is not installed", needed=False)
-    if torch.cuda.is_available():
-        found = f"{torch.cuda.get_device_name(0)}; not used: every command works on the processor in float32"
-        return Check("accelerator", True, found, needed=False)
-    return Check("accelerator", True, f"none; {torch.get_num_threads()} threads of the CPU", needed=False)
+    from karat.devices import accelerator, described
+
+    found = accelerator()
+    if found is None:
+        return Check("accelerator", True, f"none; {torch.get_num_threads()} threads of the CPU", needed=False)
+    cards = [torch.device(found.type, index) for index in range(torch.accelerator.device_count())]
+    return Check("accelerator", True, "; ".join(map(described, cards)), needed=False)

@@ -43,6 +43,9 @@ Server = Annotated[
         help="A running server of the store, to work through instead of the store; KARAT_TOKEN holds an admin's token.",
     ),
 ]
+Device = Annotated[
+    str, typer.Option("--device", help="Where models work: auto, cpu, cuda, cuda:1, mps …; see docs/processes.md.")
+]
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 
 

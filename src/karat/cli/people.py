@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from karat.cli.options import AsJson, answer, app
+from karat.cli.options import AsJson, Device, answer, app
 from karat.errors import ConfigError, StoreError
 from karat.figures import figure
 
@@ -77,6 +77,7 @@ def serve(
     runs: Annotated[
         list[Path] | None, typer.Option(help="Runs, or directories of runs, that an erasure looks through; repeatable.")
     ] = None,
+    device: Device = "auto",
 ) -> None:
     """Let people judge: the page for raters, experts, auditors and admins. Ctrl-C ends it; nothing is lost."""
     from karat.feedback.web.serve import serve as run_server
@@ -87,31 +88,30 @@ def serve(
             "serve: found --policy without --prompts, or --prompts alone; expected --policy P --prompts F"
         )
     settings = ServerSettings(
-        host=host,
-        port=port,
-        public_url=public_url,
-        trusted_proxies=tuple(trusted_proxy or ()),
+        host=host, port=port, public_url=public_url, trusted_proxies=tuple(trusted_proxy or ()),
         runs=_run_directories(run_or_store, runs or []),
-    )
+    )  # fmt: skip
     address = store_or_new(run_or_store)
     if policy is None and arena is None:
         run_server(address, settings, workers=workers, say=typer.echo)
         return
+    from karat.devices import on_device
     from karat.pipeline.asking import Asking
     from karat.pipeline.serving import beside, filler, live_policies, policy_names
     from karat.prompts.sources import read_prompts
 
     asked = read_prompts(prompts) if prompts is not None else []
     jobs: dict[str, Any] = {}
-    if arena is not None:
-        settings = dataclasses.replace(settings, arena=policy_names(arena))
-        asking = Asking(n_tasks=keep, n_samples=2, max_new_tokens=max_new_tokens)
-        jobs["the arena"] = live_policies(arena, asked, asking, n_waiting_least=keep)
-    if policy is not None:
-        asking = Asking(n_tasks=keep, max_new_tokens=max_new_tokens, batch=f"live:{policy.name}")
-        jobs["the filling of the queue"] = filler(policy, asked, asking, n_waiting_least=keep)
-    with beside(address, jobs, lambda line: typer.echo(line, err=True)):
-        run_server(address, settings, workers=workers, say=typer.echo)
+    with on_device(device):
+        if arena is not None:
+            settings = dataclasses.replace(settings, arena=policy_names(arena))
+            asking = Asking(n_tasks=keep, n_samples=2, max_new_tokens=max_new_tokens)
+            jobs["the arena"] = live_policies(arena, asked, asking, n_waiting_least=keep)
+        if policy is not None:
+            asking = Asking(n_tasks=keep, max_new_tokens=max_new_tokens, batch=f"live:{policy.name}")
+            jobs["the filling of the queue"] = filler(policy, asked, asking, n_waiting_least=keep)
+        with beside(address, jobs, lambda line: typer.echo(line, err=True)):
+            run_server(address, settings, workers=workers, say=typer.echo)
 
 
 def _run_directories(run_or_store: str, runs: list[Path]) -> tuple[str, ...]:

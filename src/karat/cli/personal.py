@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from karat.cli.options import AsJson, Out, answer, app
+from karat.cli.options import AsJson, Device, Out, answer, app
 
 if TYPE_CHECKING:
     from karat.pipeline.personalise import Pair
@@ -35,14 +35,17 @@ def personalise(
     ] = None,
     simulate: Annotated[str | None, typer.Option(help="A rater of the population who answers instead.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the pairs considered and of simulated answers.")] = 0,
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Ask one person the questions that tell most about her taste, and keep a reward of her own."""
+    from karat.devices import on_device
     from karat.pipeline.personalise import Asking
     from karat.pipeline.personalise import personalise as work
 
     asking = Asking(questions, name, group, answers, simulate, seed)
-    done = work(model, responses, out, ask_in_terminal, asking)
+    with on_device(device):
+        done = work(model, responses, out, ask_in_terminal, asking)
     told = f"{done.directory}: {done.name}, {done.standing}"
     repeated = [f"{done.n_repeated} answers not counted: their question was answered before, or again further down"]
     answer(

@@ -17,6 +17,7 @@ from karat.cli.options import (
     RUNS,
     AsJson,
     ConfigFile,
+    Device,
     InShards,
     Overrides,
     Processes,
@@ -136,6 +137,7 @@ def collect(
     processes: Processes = 1,
     fsdp: InShards = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until people have answered.")] = False,
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Run a configuration up to its votes; or put questions about a checkpoint's samples into a store, or its server."""
@@ -148,6 +150,7 @@ def collect(
     _alone("collect", processes, fsdp)
     if model is None or prompts is None:
         raise ConfigError("collect --model: found no --prompts; expected a file of prompts")
+    from karat.devices import on_device
     from karat.feedback.engine import shown_address
     from karat.pipeline.asking import Asking, arena_batch, asked_question, collect_from
     from karat.pipeline.choosing import parse_budget
@@ -167,7 +170,7 @@ def collect(
         stop_after=stop_after,
         n_samples=samples, max_new_tokens=max_new_tokens, batch=batch or arena_batch(models), seed=seed,
     )  # fmt: skip
-    with open_progress() as progress, contextlib.ExitStack() as stack:
+    with on_device(device), open_progress() as progress, contextlib.ExitStack() as stack:
         place = stack.enter_context(_admin(server)) if server else store
         done = collect_from(place, models, prompts, asking, wait=wait, progress=progress)
     shown = shown_address(store)
@@ -289,17 +292,19 @@ def audit(
     ] = False,
     attributed: Annotated[int, typer.Option(help="Responses attributed to their words.")] = 48,
     activations: Annotated[int, typer.Option(help="Responses that concept vectors are made of.")] = 400,
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Ask a finished run a question; the answers are findings, kept with a manifest and shown in the report."""
     if not look_inside:
         raise ConfigError("audit: found no question; expected --look-inside")
     from karat.audit.inside import LookSettings
+    from karat.devices import on_device
     from karat.pipeline.looking import inspect_run
     from karat.progress import open_progress
 
     settings = LookSettings(n_attributed=attributed, n_activations=activations)
-    with open_progress() as progress:
+    with on_device(device), open_progress() as progress:
         found = inspect_run(run_dir, settings, progress=progress)
     lines = [f"{one['status']:<12} {one['name']}: {one['detail']}" for one in found["findings"]]
     answer(as_json, found, [*lines, f"report: {found['directory']}/{found['report']}"])

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from karat.cli.options import AsJson, Out, answer, app
+from karat.cli.options import AsJson, Device, Out, answer, app
 from karat.cli.people import StoreOrRun, store_address
 from karat.errors import ConfigError
 
@@ -27,10 +27,12 @@ def generate(
     temperature: Annotated[float, typer.Option(help="1 = the policy's own distribution.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     endpoint: EndpointAddress = "",
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Sample responses of a policy, from a directory or from a server that speaks OpenAI's chat protocol."""
     from karat.batches import generate_file, generate_from
+    from karat.devices import on_device
     from karat.lm.generate import SamplingConfig
     from karat.progress import open_progress
 
@@ -42,7 +44,11 @@ def generate(
         answer(as_json, {"out": str(out), "n_responses": n}, [f"{out}: {n} responses"])
         return
     config = SamplingConfig(max_new_tokens=max_new_tokens or MAX_NEW_TOKENS, temperature=temperature)
-    with open_progress() as progress, progress.stage("generate", unit="responses", announced=False) as bar:
+    with (
+        on_device(device),
+        open_progress() as progress,
+        progress.stage("generate", unit="responses", announced=False) as bar,
+    ):
         n = generate_file(
             model,
             prompts,
@@ -72,10 +78,12 @@ def best_of_n(
     temperature: Annotated[float, typer.Option(help="Of an endpoint's draws; a directory's are at 1.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     endpoint: EndpointAddress = "",
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Sample, score and keep the best of n responses; says what that costs in KL, where scores tie too."""
     from karat.batches import best_of_n_file
+    from karat.devices import on_device
     from karat.lm.endpoint import Endpoint
     from karat.progress import open_progress
 
@@ -85,7 +93,11 @@ def best_of_n(
         )
     server = Endpoint(endpoint, str(model), max_new_tokens, temperature) if endpoint else None
 
-    with open_progress() as progress, progress.stage("best of n", unit="responses", announced=False) as bar:
+    with (
+        on_device(device),
+        open_progress() as progress,
+        progress.stage("best of n", unit="responses", announced=False) as bar,
+    ):
         found = best_of_n_file(
             model,
             prompts,

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from karat.cli.options import AsJson, Out, answer, app
+from karat.cli.options import AsJson, Device, Out, answer, app
 from karat.errors import ConfigError
 
 SuiteName = Literal["rewardbench", "rewardbench2", "rmbench"]
@@ -24,17 +24,19 @@ def score(
     out: Out,
     suite: Annotated[SuiteName | None, typer.Option(help="Judge by a benchmark's own rules.")] = None,
     person: Annotated[Path | None, typer.Option(help="Score and rerank for this person (karat personalise).")] = None,
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Score responses with a reward model, in logits: a file of them, for one person, or a benchmark's by its own rules."""
     from karat.batches import score_file, suite_file
+    from karat.devices import on_device
     from karat.progress import open_progress
 
     if suite is not None and person is not None:
         raise ConfigError("score: found --suite and --person; expected one of them")
 
     unit = "items" if suite else "responses"
-    with open_progress() as progress, progress.stage("score", unit=unit, announced=False) as bar:
+    with on_device(device), open_progress() as progress, progress.stage("score", unit=unit, announced=False) as bar:
         if person is not None:
             from karat.pipeline.personalise import score_for_person
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from karat.cli.options import AsJson, StorePath, answer, app
+from karat.cli.options import AsJson, Device, StorePath, answer, app
 from karat.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,9 +34,11 @@ def chat(
     top_k: TopK = 0,
     top_p: TopP = 1.0,
     seed: Seed = 0,
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Talk to a checkpoint: words as they are drawn, /reset, /system TEXT, /help, /quit."""
+    from karat.devices import on_device
     from karat.lm.load import load_lm
     from karat.talk.conversation import Conversation, TalkSettings
     from karat.talk.script import talk
@@ -44,7 +46,8 @@ def chat(
     settings = TalkSettings(max_new_tokens, temperature, top_k, top_p, seed)
     typed = turns is None and sys.stdin.isatty()
     lines = _typed_lines("> ") if typed else _given_lines(turns)
-    conversation = Conversation(load_lm(model), settings, system)
+    with on_device(device):
+        conversation = Conversation(load_lm(model), settings, system)
     exchanges = talk(
         conversation, lines, heard=None if as_json else _say, note=lambda text: print(text, file=sys.stderr),
         forgiving=typed,
@@ -68,9 +71,11 @@ def compare(
     top_k: TopK = 0,
     top_p: TopP = 1.0,
     seed: Seed = 0,
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Vote blindly between two checkpoints: 1, 2, t (tie), s (skip), /quit. Votes are judgements in the store."""
+    from karat.devices import on_device
     from karat.feedback.store import open_store
     from karat.lm.load import load_lm
     from karat.talk.conversation import TalkSettings
@@ -80,7 +85,7 @@ def compare(
     settings = TalkSettings(max_new_tokens, temperature, top_k, top_p, seed)
     typed = answers is None and sys.stdin.isatty()
     lines = _typed_lines("") if typed else _given_lines(answers)
-    with open_store(store) as opened:
+    with on_device(device), open_store(store) as opened:
         models = {name: load_lm(path) for name, path in zip(names, (first, second), strict=True)}
         duel = Duel(opened, arena or arena_name(names), models, rater, settings)
         ballots = run_duel(

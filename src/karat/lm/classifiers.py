@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from karat import devices
 from karat.errors import CheckpointError, InputError
 from karat.lm.load import model_config, model_tokenizer, model_weights
 from karat.records import Turn
@@ -40,9 +42,10 @@ def is_classifier(path: Path) -> bool:
     return any(name.endswith("ForSequenceClassification") for name in model_config(path).architectures or ())
 
 
-def load_classifier(path: Path, *, device: str = "cpu") -> LoadedClassifier:
+def load_classifier(path: Path, *, device: str | torch.device | None = None) -> LoadedClassifier:
     """Load a sequence classifier with one output and check that all of it is there.
 
+    Args: device: None = where this process works.
     Raises: CheckpointError (one line) for what `load_lm` refuses, more than one output, an encoder-decoder, or a head that
         is not one linear layer at the end.
     """
@@ -55,7 +58,7 @@ def load_classifier(path: Path, *, device: str = "cpu") -> LoadedClassifier:
     # transformers' SDPA leaves out the soft cap on attention scores (Gemma 2)
     attention = "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None
     model = model_weights(path, AutoModelForSequenceClassification, config, attn_implementation=attention)
-    model.to(device).eval().requires_grad_(False)
+    model.to(device or devices.current()).eval().requires_grad_(False)
     return LoadedClassifier(model, tokenizer, _head(model, path), _longest(model, tokenizer), str(path))
 
 

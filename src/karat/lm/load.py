@@ -33,6 +33,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from karat import devices
 from karat.errors import CheckpointError, InputError
 from karat.lm.attention import NAME as TREE_ATTENTION
 from karat.lm.final_block import try_alone
@@ -86,7 +87,7 @@ def load_lm(
     path: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
+    device: str | torch.device | None = None,
     attention: Attention = "tree",
     for_training: bool = False,
     fast: bool = True,
@@ -95,6 +96,7 @@ def load_lm(
     """Load a causal language model directory and check that it is what the rest of karat relies on.
 
     Args:
+        device: where it is put; None = where this process works (`devices`).
         attention: "tree" = flat rows of trees, and plain SDPA otherwise; "sdpa" = what transformers chooses.
         for_training: True = parameters require gradients; dropout is off either way.
         fast: route linear layers and norms through `kernels` (same values to rounding, different last bits).
@@ -113,7 +115,7 @@ def load_lm(
     plain = "eager" if getattr(config, "attn_logit_softcapping", None) else None
     implementation = TREE_ATTENTION if attention == "tree" else plain
     model = model_weights(path, AutoModelForCausalLM, config, dtype=dtype, attn_implementation=implementation)
-    model.to(device).eval().requires_grad_(for_training)
+    model.to(device or devices.current()).eval().requires_grad_(for_training)
     eos_ids = _eos_ids(model, tokenizer)
     lm = LoadedLM(
         model=model,
@@ -147,12 +149,12 @@ def load_encoder(
     path: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
+    device: str | torch.device | None = None,
     products: torch.dtype | None = None,
 ) -> LoadedEncoder:
     """Load a BERT-like encoder directory (sentence-transformers layout included).
 
-    Args: products: as in `load_lm`, but for the attention's; None = `dtype`.
+    Args: device, products: as in `load_lm`, but for the attention's; None = `dtype`.
     Raises: CheckpointError (one line) for a missing, pickled or damaged checkpoint or a decoder.
     """
     path = Path(path)
@@ -161,7 +163,7 @@ def load_encoder(
         raise CheckpointError(f"{path}: unsupported kind: found an encoder-decoder; expected a BERT-like encoder")
     tokenizer = model_tokenizer(path)
     model = model_weights(path, AutoModel, config, dtype=dtype, attn_implementation=None)
-    model.to(device).eval()
+    model.to(device or devices.current()).eval()
     if not _sees_ahead(model):
         raise CheckpointError(f"{path}: unsupported kind: found a decoder; expected a BERT-like encoder")
     if products is not None:

@@ -48,10 +48,11 @@ def tolerance(module: nn.Module, stated: float) -> float:
     return stated if products_of(module) is None else max(stated, ROUNDING)
 
 
-def fast_here() -> bool:
-    """Whether this machine multiplies bfloat16 faster than float32, as far as PyTorch can tell."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+def fast_on(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 faster than float32, as far as PyTorch can tell."""
+    if device.type != "cpu":
+        own = getattr(torch.get_device_module(device), "is_bf16_supported", None)
+        return own is None or own()
     asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(question() for question in asked if question is not None)
 

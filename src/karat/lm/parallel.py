@@ -23,8 +23,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
+from karat.devices import backends
 from karat.errors import ConfigError, ProcessError
-from karat.ranks import launched, launched_local_rank, launched_rank
+from karat.ranks import launched, launched_rank
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -86,12 +87,7 @@ def joined(*, in_shards: bool = False) -> Iterator[None]:
             "environment; expected both: use `karat run --processes`, torchrun or `accelerate launch`"
         )
     os.environ |= {"RANK": str(here), "WORLD_SIZE": str(n)}
-    backend = "gloo"
-    if torch.cuda.is_available():
-        local = launched_local_rank()
-        torch.cuda.set_device((here if local is None else local) % torch.cuda.device_count())
-        backend = "cpu:gloo,cuda:nccl"
-    distributed.init_process_group(backend, timeout=PATIENCE)
+    distributed.init_process_group(backends(), timeout=PATIENCE)
     _in_shards = in_shards
     try:
         yield

@@ -18,12 +18,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from karat.config import apply_overrides, build, load_yaml
+from karat.devices import chosen, described, memory_bytes
 from karat.doctor import Check
 from karat.errors import KaratError
 from karat.lm.chat import prompt_tokens
 from karat.lm.load import LoadedLM, load_lm
 from karat.lm.memory import ModelSize, size_of
-from karat.lm.narrow import fast_here
+from karat.lm.narrow import fast_on
 from karat.lm.trackers import check_trackers
 from karat.pipeline.data import read_demonstrations, read_prompts
 from karat.pipeline.dead import cautions, contradictions, dead_settings
@@ -70,6 +71,8 @@ def check_config(
         return _check_votes(build(VotesConfig, given))
     config = build(RunConfig, given)
     checks = [_passes("tracking", lambda: check_trackers(config.tracking), "packages of the trackers are there")]
+    device, look = _device(config.device)
+    checks.append(look)
     numbers: list[Derived] = []
     with tempfile.TemporaryDirectory(prefix="karat-doctor-") as temporary:
         place = Workplace(
@@ -84,7 +87,7 @@ def check_config(
                 Check("source", True, f"{counts.policy_prompts} prompts, {counts.demonstrations} demonstrations"),
                 Check("model", True, f"{lm.path if config.sandbox is None else 'from nothing'}: EOS {lm.eos_ids[0]}, "
                       f"PAD {lm.pad_id}, context {lm.context_length} tokens"),
-                _dtype(config),
+                _dtype(config, device),
                 _context(config, counts, lm),
                 _prompts_enough(config, counts),
             ]  # fmt: skip
@@ -92,7 +95,7 @@ def check_config(
                 path = place.directory / "data" / "demonstrations.jsonl"
                 checks.append(_passes("ptx", lambda: check_demonstrations(config, path), "there are demonstrations"))
             numbers = derived(config, counts, size, n_shards=processes if in_shards else 1)
-            checks += [_memory(numbers, processes), _disk(numbers, directory)]
+            checks += [_memory(numbers, processes, device), _disk(numbers, directory)]
     wrong = [Check("payment", False, problem) for problem in payment_problems(config)]
     checks += wrong or [Check("payment", True, "what pays and charges the policy is there")]
     checks += _settings(config, given)
@@ -145,13 +148,22 @@ def _parameters(model: Path) -> int:
     return sum(parameter.numel() for parameter in empty.parameters())
 
 
-def _dtype(config: RunConfig) -> Check:
+def _device(asked: str) -> tuple[torch.device, Check]:
+    """Where the run would work, or the processor where that is not there."""
+    try:
+        device = chosen(asked)
+    except KaratError as error:
+        return torch.device("cpu"), Check("device", False, str(error))
+    return device, Check("device", True, described(device))
+
+
+def _dtype(config: RunConfig, device: torch.device) -> Check:
     if config.dtype == "float32":
         return Check("dtype", True, "float32")
-    if fast_here():
+    if fast_on(device):
         return Check("dtype", True, "bfloat16 in matrix products; weights, moments and what is saved are float32")
     return Check(
-        "dtype", False, "bfloat16 on a processor without arithmetic for it: slower than float32", needed=False
+        "dtype", False, "bfloat16 on a device without arithmetic for it: slower than float32", needed=False
     )  # fmt: skip
 
 
@@ -172,10 +184,13 @@ def _prompts_enough(config: RunConfig, counts: Counts) -> Check:
     )  # fmt: skip
 
 
-def _memory(numbers: list[Derived], processes: int) -> Check:
+def _memory(numbers: list[Derived], processes: int, device: torch.device) -> Check:
+    """Of the machine, which its processes share; of an accelerator for the one process that has it."""
+    free = _available_bytes()
+    if device.type != "cpu":
+        processes, free = 1, (memory_bytes(device) or (None,))[0]
     wanted = processes * max(one.value for one in numbers if one.name.startswith("memory."))
     by = "" if processes == 1 else f" by {processes} processes"
-    free = _available_bytes()
     if free is None:
         return Check("memory", True, f"about {_gib(wanted)} wanted{by}; what is free is not known here", needed=False)
     advice = "" if wanted <= free else "; lower token_budget (same result), or use lora"
@@ -205,6 +220,7 @@ def _check_votes(config: VotesConfig) -> Checkup:
         for path in files
     ]
     checks.append(_passes("model", lambda: load_trunk(config), "loads"))
+    checks.append(_device(config.device)[1])
     checks.append(_passes("tracking", lambda: check_trackers(config.tracking), "packages of the trackers are there"))
     return Checkup(tuple(checks), ())
 

@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from karat import devices
 from karat.belief import ScoreScale, aggregator_of, training_scale
 from karat.config import plain
+from karat.devices import named, on_device
 from karat.errors import ConfigError, InputError
 from karat.feedback.snapshot import Snapshot, read_snapshot, snapshot_place, write_snapshot
 from karat.feedback.store import open_store
@@ -87,6 +89,8 @@ class RewardRequest:
     """Everything random follows from it."""
     dtype: Dtype = "float32"
     """Of the matrix products in training: float32 or bfloat16. Weights, moments and what is saved are float32 in any case."""
+    device: str = "auto"
+    """Where models work: auto = the accelerator that torch reports, else the processor; or cpu, cuda, cuda:1, mps, xpu."""
     allow_one_rater: bool = False
     """True = fit the reward although one rater gave everything."""
 
@@ -95,7 +99,7 @@ class RewardRequest:
             raise ConfigError("reward: found both or neither of --store and --snapshot; expected one of them")
         if not 0 <= self.gate_frac <= 0.9:
             raise ConfigError(f"gate_frac: found {self.gate_frac:g}; expected a share from 0 to 0.9")
-        _ = aggregator_of(self.aggregator)
+        _ = aggregator_of(self.aggregator), named(self.device)
         if self.aggregator in OF_GROUPS and not self.pluralism.enabled:
             raise ConfigError(f"aggregator: found {self.aggregator} without people; expected pluralism.enabled: true")
 
@@ -191,6 +195,11 @@ def reward_from(request: RewardRequest, *, progress: Progress) -> dict[str, Any]
     Returns: plain values: out, counts, metrics, contributions, findings, and which classes of marks have token rewards.
     Raises: InputError, StoreError, LedgerError or CheckpointError for what cannot be used.
     """
+    with on_device(request.device):
+        return _reward_from(request, progress)
+
+
+def _reward_from(request: RewardRequest, progress: Progress) -> dict[str, Any]:
     started_at, begun = utc_now(), time.monotonic()
     # 1. what was said
     place, snapshot = _snapshot(request)
@@ -306,12 +315,12 @@ def _record(request: RewardRequest, snapshot: Path, result: StageResult, started
     asked = {
         key: value
         for key, value in plain(request).items()
-        if key not in ("model", "out", "store", "snapshot", "samples", "seed")
+        if key not in ("model", "out", "store", "snapshot", "samples", "seed", "device")
     }
     result = dataclasses.replace(result, outputs=(Output("model", out, "model"),))
     record(
         out, result, run_id=out.name, stage="reward", inputs=read, settings={"settings": asked},
-        seeds={"reward": request.seed}, started_at=started_at, seconds=seconds,
+        seeds={"reward": request.seed}, started_at=started_at, seconds=seconds, notes=devices.notes((devices.current().type,)),
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from karat.config import apply_overrides, build, load_yaml, plain
+from karat.devices import on_device
 from karat.errors import ConfigError, GateError
 from karat.feedback.simulated import Desk
 from karat.ledger.artifacts import ArtifactRef, ref_of, write_json
@@ -129,7 +130,7 @@ def run_once(
     source = source_of(config, seed, desk)
     check_trackers(config.tracking)
     check_payment(config)
-    with lock_run(directory) if parallel.is_main() else contextlib.nullcontext():
+    with on_device(config.device), lock_run(directory) if parallel.is_main() else contextlib.nullcontext():
         about = {"title": config.title, "unsafe": list(config.unsafe)}
         plainly = {**about, "config": plain(config), "seed": seed}
         parallel.from_main(lambda: write_json(directory / "config.json", plainly))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from karat.belief import aggregator_of
+from karat.devices import named
 from karat.errors import ConfigError
 from karat.feedback.acquisition import LEAST_RANDOM, STRATEGIES, Strategy
 from karat.lm.fresh import DecoderShape
@@ -193,6 +194,9 @@ class RunConfig:
     merged."""
     dtype: Dtype = "float32"
     """Of the matrix products in training: float32 or bfloat16. Weights, moments and what is saved are float32 in any case."""
+    device: str = "auto"
+    """Where models work: auto = the accelerator that torch reports, else the processor; or cpu, cuda, cuda:1, mps, xpu. Of
+    several processes each gets the card of its number."""
     collect: CollectSettings = field(default_factory=CollectSettings)
     """Questions put to raters."""
     reward: RewardConfig = field(default_factory=RewardConfig)
@@ -257,6 +261,7 @@ class RunConfig:
                 f"configuration: found {' and '.join(given) or 'none'} of `sandbox`, `preferences` and `people`; "
                 "expected exactly one section"
             )
+        _ = named(self.device)
         check_served(self.evaluate.served, self.algorithm)
         if self.people is not None and self.collect.people not in (0, self.collect.overlap):
             raise ConfigError(

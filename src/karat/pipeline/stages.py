@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from karat import devices
 from karat.config import plain
 from karat.identity import content_id
 from karat.ledger.artifacts import ArtifactRef, ref_of
@@ -141,6 +142,9 @@ class Run:
         metrics_path = self.directory / "metrics" / f"{name}.jsonl"
         place = Workplace(self.directory, checkpoints, metrics_path, self.progress, clock, identity, self.tracking,
                           suffix)  # fmt: skip
+        kinds = parallel.from_main(lambda: devices.marked(checkpoints / "devices", devices.current().type))
+        if len(kinds) > 1:
+            self.progress.note(f"{name}: {' and '.join(devices.notes(kinds))}: equal to rounding, not to the bit")
         shards = ("what is trained in shards",) if parallel.in_shards() else ()
         notes = (f"worked out by {parallel.count()} processes", *shards) if together and parallel.count() > 1 else ()
         shared = work(place) if together else None
@@ -149,7 +153,7 @@ class Run:
             result = work(place) if shared is None else shared
             manifest = record(
                 self.directory, result, run_id=self.id, stage=name, inputs=inputs, settings=settings, seeds=seeds,
-                started_at=started_at, seconds=clock.seconds(), notes=notes,
+                started_at=started_at, seconds=clock.seconds(), notes=(*notes, *devices.notes(kinds)),
             )  # fmt: skip
             shutil.rmtree(checkpoints, ignore_errors=True)
             return manifest

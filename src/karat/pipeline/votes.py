@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from karat.config import build, plain
+from karat.devices import named, on_device
 from karat.errors import ConfigError, InputError
 from karat.feedback.exchange.importers import import_ukp, import_votes, ukp_texts
 from karat.feedback.quality.agreement import alpha, pairwise_agreement
@@ -95,6 +96,8 @@ class VotesConfig:
     """Encoder only: longer texts are cut."""
     dtype: Dtype = "float32"
     """Of the matrix products in training: float32 or bfloat16. Weights, moments and what is saved are float32 in any case."""
+    device: str = "auto"
+    """Where models work: auto = the accelerator that torch reports, else the processor; or cpu, cuda, cuda:1, mps, xpu."""
     n_folds: int = 4
     """Folds by topic."""
     ngram_l2: float = 4.0
@@ -109,6 +112,7 @@ class VotesConfig:
     def __post_init__(self) -> None:
         if self.encoder is not None and self.decoder is not None:
             raise ConfigError("configuration: found both `encoder` and `decoder`; expected one of them")
+        _ = named(self.device)
         if self.n_folds < 2:
             raise ConfigError(f"n_folds: found {self.n_folds}; expected at least 2")
 
@@ -120,7 +124,8 @@ def run_votes(settings: Mapping[str, Any], *, seeds: Sequence[int] | None, progr
     seeds = [config.seed] if seeds is None else seeds
     for seed in seeds:
         name = config.name if len(seeds) == 1 else f"{config.name}-seed-{seed}"
-        summary = run_once(config, seed=seed, directory=Path("runs") / name, progress=progress)
+        with on_device(config.device):
+            summary = run_once(config, seed=seed, directory=Path("runs") / name, progress=progress)
     return summary
 
 

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
+from karat import devices
 from karat.belief import Belief, ScoreScale, aggregator_of, apply_scale, fit_scale
 from karat.errors import CheckpointError, InputError
 from karat.lm.adapters import merged_trunk
@@ -249,15 +250,17 @@ def save_reward(
     return directory
 
 
-def load_scorer(directory: str | Path, *, device: str = "cpu", on: LoadedLM | None = None) -> Scorer:
+def load_scorer(
+    directory: str | Path, *, device: str | torch.device | None = None, on: LoadedLM | None = None
+) -> Scorer:
     """The scorer in a directory that `save_reward` wrote, or of a sequence classifier with one output, as TRL saves it.
 
     A classifier from elsewhere has one head, temperature 1 and Bradley–Terry votes without ties.
 
-    Args: on: a policy with adapters. A reward whose adapters were trained on the same weights stands on the policy's.
+    Args: device: None = where this process works.    on: a policy with adapters. A reward whose adapters were trained on the same weights stands on the policy's.
     Raises: CheckpointError (one line) for a missing, foreign, half-written or newer directory.
     """
-    directory = Path(directory)
+    directory, device = Path(directory), device or devices.current()
     if not (directory / CARD).is_file() and is_classifier(directory):
         return Scorer(classifier_model(directory, device=device), PLAIN_VOTES, UNSCALED, torch.zeros(1, 1))
     try:
@@ -317,7 +320,7 @@ def _save_classifier(model: RewardModel, lm: LoadedLM, directory: Path, metadata
     save_adapters(lm, directory, metadata=metadata)
 
 
-def _load_trunk(directory: Path, card: Mapping[str, Any], device: str, on: LoadedLM | None) -> Trunk:
+def _load_trunk(directory: Path, card: Mapping[str, Any], device: str | torch.device, on: LoadedLM | None) -> Trunk:
     described = dict(card["trunk"])
     kind = described.pop("kind")
     if kind == "encoder":
