@@ -53,6 +53,17 @@ def test_conversations_nobody_can_continue_are_refused() -> None:
         prompt_tokens(tokenizer, TURNS[:2])
 
 
+def test_turns_that_the_models_template_refuses_are_one_line() -> None:
+    tokenizer = tiny_models.tiny_tokenizer("qwen3")
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        + tiny_models.CHAT_TEMPLATE
+    )
+    assert prompt_tokens(tokenizer, TURNS)
+    with pytest.raises(InputError, match=r"turns of system, user, which .* refuses \(System role not supported\)"):
+        prompt_tokens(tokenizer, [Turn("system", "Be brief."), Turn("user", "hi")])
+
+
 def test_prompts_beyond_the_context_are_refused() -> None:
     check_fits([1] * 100, 28, 128)
     with pytest.raises(InputError, match=r"a prompt of 101 tokens .* at most 128 in all"):

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertMo
 import tiny_models
 from karat.errors import CheckpointError
 from karat.lm.chat import prompt_tokens
+from karat.lm.generate import SamplingConfig, sample
 from karat.lm.headers import read_header_metadata
 from karat.lm.load import load_encoder, load_lm, mean_pooled, save_encoder, save_lm
 from karat.records import Turn
@@ -192,6 +193,42 @@ def test_a_model_whose_logits_are_scaled_behind_the_head_is_refused(qwen: Path) 
     )
     CohereForCausalLM(config).save_pretrained(qwen)
     with pytest.raises(CheckpointError, match="unsupported kind: log-probabilities of CohereForCausalLM differ"):
+        load_lm(qwen)
+
+
+def test_a_model_that_asks_its_cache_for_a_length_is_sampled_like_any_other(qwen: Path) -> None:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    shape = {
+        "hidden_size": 32,
+        "ffn_dim": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "word_embed_proj_dim": 32,
+    }
+    config = OPTConfig(vocab_size=272, max_position_embeddings=128, eos_token_id=2, init_std=0.3, **shape)
+    OPTForCausalLM(config).save_pretrained(qwen)
+    lm = load_lm(qwen)
+    (drawn,) = sample(lm, [[5, 9, 40]], n_samples=1, config=SamplingConfig(8), seed=0)[0]
+    tokens = torch.tensor([[5, 9, 40, *drawn.response_tokens]])
+    plain = plain_model(qwen)(input_ids=tokens).logits.log_softmax(-1)[0, 2:-1]
+    expected = plain.gather(1, tokens[0, 3:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor(drawn.logprobs), expected, rtol=0, atol=1e-4)
+
+
+def test_a_model_that_samples_from_other_logits_than_it_is_trained_on_is_refused(
+    qwen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
+
+    plain = Qwen3RotaryEmbedding.forward
+
+    def counts_anew(self: Qwen3RotaryEmbedding, x: torch.Tensor, position_ids: torch.Tensor) -> object:
+        alone = position_ids.shape[1] == 1  # a model that numbers what it is given itself, as ALiBi's biases do
+        return plain(self, x, torch.zeros_like(position_ids) if alone else position_ids)
+
+    monkeypatch.setattr(Qwen3RotaryEmbedding, "forward", counts_anew)
+    with pytest.raises(CheckpointError, match=r"unsupported kind: log-probabilities to sample from .* differ"):
         load_lm(qwen)
 
 

@@ -88,8 +88,8 @@ class DecodeStep:
 class DecodeCache:
     """Preallocated keys and values of running prompts and responses, for every layer.
 
-    Handed to the model as `past_key_values`; of that interface it needs `update` only, since positions and masks are
-    given and never asked for.
+    Handed to the model as `past_key_values`; of that interface it needs `update` only, since positions are given and the
+    masks that models make are not read.
     """
 
     def __init__(
@@ -124,6 +124,10 @@ class DecodeCache:
             for buffer, states in zip(self.responses[layer_idx], (key_states, value_states), strict=True):
                 buffer[rows, :, self.now.offsets] = states[0].transpose(0, 1)
         return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 - the interface of transformers
+        """0: some models ask even where they are told positions, for a mask that is not read."""
+        return 0
 
     def move_rows(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy the responses of some rows over those of others."""
@@ -169,6 +173,35 @@ def decoding(model: PreTrainedModel, cache: DecodeCache) -> Iterator[None]:
         if training:
             model.train()
         _CACHE.reset(token)
+
+
+@torch.no_grad()
+def decoded_logits(
+    model: PreTrainedModel, prompt: Int[Tensor, " L"], response: Int[Tensor, " T"], dtype: torch.dtype | None
+) -> Float[Tensor, "T V"]:
+    """The logits from which each token of one response would be drawn, as the sampler computes them.
+
+    Args:
+        dtype: that keys and values are kept in.
+    """
+    length, device = len(prompt), prompt.device
+    cache = DecodeCache(n_slots=1, prompt_tokens=length, n_rows=1, response_tokens=len(response), dtype=dtype)
+    columns, first = torch.arange(length, device=device), torch.zeros(1, dtype=torch.long, device=device)
+    row = RowLayout(torch.full_like(first, length), first, first, first, first.unsqueeze(0), length)
+    steps: list[tuple[PrefillLayout | DecodeStep, Tensor, Tensor]] = [
+        (PrefillLayout(first, columns.unsqueeze(0), torch.zeros_like(columns), columns), prompt, columns)
+    ]
+    for i, token in enumerate(response[:-1]):
+        steps.append((DecodeStep(row, first + i, i + 1), token.unsqueeze(0), first + length + i))
+    found = []
+    with decoding(model, cache):
+        for cache.now, token_ids, positions in steps:
+            output = model(
+                input_ids=token_ids.unsqueeze(0), position_ids=positions.unsqueeze(0), past_key_values=cache,
+                use_cache=True, logits_to_keep=1,
+            )  # fmt: skip
+            found.append(output.logits[0, -1])
+    return torch.stack(found)
 
 
 def decode_attention(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Sequence
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from karat.errors import InputError
@@ -23,14 +24,22 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> 
     blank lines and ending in "Assistant:", behind the tokenizer's BOS token if it has one; text that spells a special
     token is split into pieces. (In a chat template it is read as that token, because the template writes them as text.)
 
-    Raises: InputError for no turn or a conversation that ends with the assistant's turn.
+    Raises: InputError for no turn, a conversation that ends with the assistant's turn, or one that the template refuses.
     """
     if not turns or turns[-1].role == "assistant":
         found = "no turn" if not turns else "an assistant turn at the end"
         raise InputError(f"prompt_tokens: found {found}; expected a conversation that the assistant is to continue")
     if tokenizer.chat_template is not None:
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-        encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
+        options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+        try:
+            encoded = tokenizer.apply_chat_template(messages, **options)
+        except TemplateError as error:  # templates refuse what their model was not trained on
+            roles = ", ".join(turn.role for turn in turns)
+            raise InputError(
+                f"chat template: found turns of {roles}, which the model's template refuses ({error}); expected turns as it "
+                "wants them (some know no system turn)"
+            ) from error
         return list(encoded["input_ids"])
     parts = [f"{PLAIN_LABELS[turn.role]}: {turn.content}" for turn in turns]
     text = "\n\n".join([*parts, "Assistant:"])

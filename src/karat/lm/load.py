@@ -36,6 +36,7 @@ from transformers.utils import logging as transformers_logging
 from karat import devices
 from karat.errors import CheckpointError, InputError
 from karat.lm.attention import NAME as TREE_ATTENTION
+from karat.lm.cache import decoded_logits
 from karat.lm.final_block import try_alone
 from karat.lm.headers import add_header_metadata
 from karat.lm.kernels import use_fast_kernels
@@ -307,7 +308,7 @@ def _context_length(path: Path, config: PreTrainedConfig, tokenizer: PreTrainedT
 
 
 def _probe(lm: LoadedLM, attention: Attention) -> None:
-    """Compare karat's hidden states and logits with the model's own on a small tree."""
+    """Compare karat's hidden states and logits, and those it samples from, with the model's own on a small tree."""
     n_vocabulary = lm.model.get_input_embeddings().weight.shape[0]
     ids = [(7 * i + 3) % n_vocabulary for i in range(9)]
     tree = Tree(tuple(ids[:4]), (tuple(ids[4:7]), tuple(ids[7:])))
@@ -324,6 +325,10 @@ def _probe(lm: LoadedLM, attention: Attention) -> None:
             wide = logits if logits.dtype == torch.float64 else logits.float()
             own = wide.log_softmax(-1).gather(1, batch.target_ids[:, None])[:, 0]
             _agree(lm, "log-probabilities", found, own, most)
+            first = len(tree.branches[0])
+            prompt, response = (torch.tensor(part, device=device) for part in (ids[:4], ids[4 : 4 + first]))
+            drawn = decoded_logits(lm.model, prompt, response, products_of(lm.model)).to(wide.dtype).log_softmax(-1)
+            _agree(lm, "log-probabilities to sample from", drawn, wide[:first].log_softmax(-1), most)
             try_alone(trunk_of(lm.model), lambda: _gap(hidden_at(lm.model, batch, batch.predict_index), hidden), most)
             if attention == "tree":
                 packed = pack_trees([tree], token_budget=tree.n_tokens)[0].to(device)
