@@ -12,6 +12,7 @@ from scipy.optimize import minimize
 from karat.choice import RaterParams, VoteBatch, comparison_loglik
 from karat.errors import InputError, PosteriorError
 from karat.reward.last_layer import Observations, comparison_observations, fit_last_layer, ordinal_derivatives
+from karat.reward.linear_answers import LinearAnswers
 
 CUTPOINTS = {2: [0.0], 3: [-0.5, 0.5], 5: [-1.5, -0.4, 0.4, 1.5]}
 
@@ -151,6 +152,37 @@ def test_hessians_over_answers_and_over_texts_agree_and_a_warm_start_changes_not
     warm = fit_last_layer(features, [comparison_observations(votes, raters)], prior_precision=few.prior_precision)
     # above 10 answers the mode is found to 1e-4 nats, √(2·1e-4) posterior standard deviations
     assert np.abs(warm.mean - again.mean).max() < math.sqrt(2e-4) * np.sqrt(np.diag(again.covariance)).max()
+
+
+@pytest.mark.parametrize("lapse", [0.0, 0.2])
+def test_a_mode_found_with_a_sketch_of_the_curvature_is_the_same(monkeypatch, lapse):
+    """Lapses bend some answers' likelihood upwards, which must not be lost where curvature is a difference of squares."""
+    features, votes, raters, _ = planted(n_texts=1200, n_votes=600, d=20, lapse=lapse)
+    answers = [comparison_observations(votes, raters)]
+    _, _, exact, _ = answers[0].derivatives(np.linspace(-8, 8, 600), np.arange(600))
+    assert (exact < 0).any() == (lapse > 0)
+    whole = fit_last_layer(features, answers, tolerance=1e-12)
+    sizes = []
+    real = LinearAnswers.hessian
+
+    def counted(self, curvature, *, every=1):
+        sizes.append(len(self.a) // every)
+        found = real(self, curvature, every=every)
+        delta = np.concatenate([rows for _, rows in self.deltas(every)])
+        assert found == pytest.approx(delta.T @ (every * curvature[::every, None] * delta), abs=1e-9)
+        return found
+
+    monkeypatch.setattr(LinearAnswers, "hessian", counted)
+    monkeypatch.setattr("karat.reward.last_layer.WARM_ABOVE", 100)
+    sketched = fit_last_layer(features, answers, tolerance=1e-12)
+    assert set(sizes) == {60, 150, 600}
+    sd = np.sqrt(np.diag(whole.covariance))
+    # both find the mode of their own prior precision, which is settled to 1 %: it moves mean and spread by less
+    assert abs(sketched.prior_precision / whole.prior_precision - 1) < 0.0101
+    again = fit_last_layer(features, answers, prior_precision=whole.prior_precision, tolerance=1e-12)
+    assert np.abs((again.mean - whole.mean) / sd).max() < 1e-6
+    assert again.covariance == pytest.approx(whole.covariance, abs=1e-8)
+    assert again.log_evidence == pytest.approx(whole.log_evidence, abs=1e-6)
 
 
 def test_one_more_answer_is_a_rank_one_update_and_can_be_taken_out_again():

@@ -17,48 +17,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import linalg, sparse
+from scipy import linalg
 from scipy.optimize import minimize_scalar
 
 from karat.choice import RaterParams, VoteBatch
 from karat.errors import ConvergenceError, InputError, PosteriorError
+from karat.reward.linear_answers import Derivatives, LinearAnswers, Observations
 
-CHUNK = 8192
-"""Rows multiplied at a time: 48 MB at 768 features."""
 WARM_ABOVE = 20_000
 """With more answers than this the first steps are taken on every tenth one: they only have to find the neighbourhood."""
+SKETCHED_EVERY, NEAR = 4, 1e-5
+"""Then steps with all slopes but the curvature of every fourth answer lead within so many nats of the mode: what is left to
+do with the whole curvature, which is nearly all of the cost, is done once or twice."""
 MAX_ROUNDS, MAX_LAMBDA_ROUNDS, MAX_CHORDS = 80, 12, 12
 DAMPED_EVERY = 8
 """Rounds after which the steps of the spread are halved, twice at most."""
-N_NODES = 15  # Gauss–Hermite; log P of an answer is smooth, and nearly straight in its tails
 SPREAD_STEP = 1e-3  # relative to the largest spread
 LAMBDA_STEP = 0.01  # relative; the evidence is flat at its maximum
-
-Derivatives = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""Of log P(answer) by η: the value, the first derivative, the exact curvature κ = −∂², and a curvature ≥ max(κ, 0)."""
-
-
-@dataclass(frozen=True, eq=False)
-class Observations:
-    """Answers that each depend on the weights through one number: η = slope·(φ_a − φ_b)·w + offset."""
-
-    a: np.ndarray
-    """Row of φ_a in the features, [C]."""
-    b: np.ndarray
-    """Row of φ_b, [C]; −1 = nothing is subtracted (a rating or a label of one response)."""
-    slope: np.ndarray
-    """The rater's competence or gain, [C]."""
-    offset: np.ndarray
-    """The rater's bias in logits, [C]."""
-    derivatives: Callable[[np.ndarray, np.ndarray], Derivatives]
-    """derivatives(η, rows) of the answers at these rows."""
-
-    def __len__(self) -> int:
-        return len(self.a)
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,78 +183,15 @@ def fit_last_layer(
     if prior_precision is not None and not prior_precision > 0:
         raise InputError(f"last layer: found prior precision {prior_precision}; expected > 0")
     w = np.zeros(features.shape[1]) if start is None else np.array(start, dtype=np.float64)
+    problem, first = LinearAnswers(features, observations), math.nan
     if n_answers > WARM_ABOVE:
-        w = _climb(_Problem(features, observations, every=10), w, prior_precision, tolerance=1e-2).w
-    problem = _Problem(features, observations)
+        w = _climb(LinearAnswers(features, observations, every=10), w, prior_precision, tolerance=1e-2).w
+        if SKETCHED_EVERY * len(features) >= 2 * n_answers:  # with fewer texts the whole curvature is cheap
+            near = _climb(problem, w, prior_precision, tolerance=NEAR, every=SKETCHED_EVERY, n_rounds=2)
+            w, first = near.w, near.precision
     chosen = (1e-4 if n_answers > WARM_ABOVE else 1e-10) if tolerance is None else tolerance
-    return _posterior(problem, _climb(problem, w, prior_precision, averaged=averaged, tolerance=chosen))
-
-
-class _Problem:
-    """The answers with the features they depend on; one pass gives η, one gives a Hessian."""
-
-    def __init__(self, features: np.ndarray, observations: Sequence[Observations], *, every: int = 1) -> None:
-        self.features = features
-        self.parts = [(one, np.arange(0, len(one), every)) for one in observations]
-        self.a, self.b, self.slope, self.offset = (
-            np.concatenate([getattr(one, name)[kept] for one, kept in self.parts])
-            for name in ("a", "b", "slope", "offset")
-        )
-        n, number, paired = len(self.a), np.arange(len(self.a)), self.b >= 0
-        entries = np.concatenate([self.slope, -self.slope[paired]])
-        places = np.concatenate([number, number[paired]]), np.concatenate([self.a, self.b[paired]])
-        self.incidence = sparse.csr_matrix((entries, places), shape=(n, len(features)), dtype=np.float64)
-        self.spread: np.ndarray | None = None
-
-    def at(self, w: np.ndarray) -> Derivatives:
-        """log P, ∂, κ and working κ of every answer; averaged over η's spread where there is one."""
-        eta = self.incidence @ (self.features @ w) + self.offset
-        if self.spread is None:
-            return self._derivatives(eta)
-        nodes, weights = np.polynomial.hermite_e.hermegauss(N_NODES)
-        columns = zip(
-            *(self._derivatives(eta + node * self.spread) for node in nodes), strict=True
-        )  # of each column, one a node
-        value, first, exact, working = (np.tensordot(weights / weights.sum(), column, 1) for column in columns)
-        return value, first, exact, working
-
-    def _derivatives(self, eta: np.ndarray) -> Derivatives:
-        found, n_before = [], 0
-        for one, kept in self.parts:
-            found.append(one.derivatives(eta[n_before : n_before + len(kept)], kept))
-            n_before += len(kept)
-        value, first, exact, working = (np.concatenate(column) for column in zip(*found, strict=True))
-        return value, first, exact, working
-
-    def gradient(self, first: np.ndarray) -> np.ndarray:
-        """Σ_c ∂_c·Δφ_c."""
-        return self.features.T @ (self.incidence.T @ first)
-
-    def deltas(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """slope·Δφ of some answers at a time."""
-        for begin in range(0, len(self.a), CHUNK):
-            part = slice(begin, begin + CHUNK)
-            delta, paired = self.features[self.a[part]], self.b[part] >= 0
-            delta[paired] -= self.features[self.b[part][paired]]
-            delta *= self.slope[part, None]
-            yield part, delta
-
-    def hessian(self, curvature: np.ndarray) -> np.ndarray:
-        """Σ_c κ_c·Δφ_cΔφ_cᵀ, over answers or over texts, whichever are fewer."""
-        d = self.features.shape[1]
-        total = np.zeros((d, d))
-        if len(self.a) <= len(self.features):
-            for part, delta in self.deltas():
-                total += delta.T @ (delta * curvature[part, None])
-            return total
-        laplacian = (self.incidence.T @ sparse.diags(curvature) @ self.incidence).tocsr()
-        for begin in range(0, len(self.features), CHUNK):
-            total += self.features[begin : begin + CHUNK].T @ (laplacian[begin : begin + CHUNK] @ self.features)
-        return (total + total.T) / 2
-
-    def spread_under(self, factor: np.ndarray) -> np.ndarray:
-        """Standard deviation of η where the weights have the covariance factor·factorᵀ."""
-        return np.sqrt(np.concatenate([((delta @ factor) ** 2).sum(1) for _, delta in self.deltas()]))
+    mode = _climb(problem, w, prior_precision, averaged=averaged, tolerance=chosen, first_precision=first)
+    return _posterior(problem, mode)
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,16 +203,30 @@ class _Mode:
 
 
 def _climb(
-    problem: _Problem, w: np.ndarray, prior_precision: float | None, *, tolerance: float, averaged: bool = False
+    problem: LinearAnswers,
+    w: np.ndarray,
+    prior_precision: float | None,
+    *,
+    tolerance: float,
+    averaged: bool = False,
+    every: int = 1,
+    first_precision: float = math.nan,
+    n_rounds: int | None = None,
 ) -> _Mode:
-    settled, precision = prior_precision is not None, prior_precision or math.nan
-    for number in range(MAX_ROUNDS):
+    """The mode, by Newton steps and a precision of the highest evidence by turns.
+
+    Args:
+        every: above 1 the curvature is estimated from every so manieth answer; slopes are always everyone's.
+        first_precision: λ to begin from where it is to be found.    n_rounds: stop after so many, found or not.
+    """
+    settled, precision = prior_precision is not None, prior_precision or first_precision
+    for number in range(n_rounds or MAX_ROUNDS):
         value, first, exact, working = problem.at(w)
-        hessian = problem.hessian(exact)
+        hessian = problem.hessian(exact, every=every)
         eigenvalues, basis = linalg.eigh(hessian)
         is_exact = eigenvalues[0] >= 0
         if not is_exact:
-            eigenvalues, basis = linalg.eigh(problem.hessian(working))
+            eigenvalues, basis = linalg.eigh(problem.hessian(working, every=every))
             eigenvalues = eigenvalues.clip(min=0)
         gradient = problem.gradient(first)
         if prior_precision is None:
@@ -315,7 +245,7 @@ def _climb(
                 problem.spread = (
                     spread if problem.spread is None else problem.spread + share * (spread - problem.spread)
                 )
-        if settled and steady and gained <= tolerance:
+        if (settled and steady and gained <= tolerance) or number + 1 == n_rounds:
             return _Mode(w, precision, hessian)
     raise ConvergenceError(
         f"last layer: the mode was not found in {MAX_ROUNDS} rounds; expected it in a few. Look for features that "
@@ -324,7 +254,7 @@ def _climb(
 
 
 def _chords(
-    problem: _Problem,
+    problem: LinearAnswers,
     w: np.ndarray,
     loglik: float,
     gradient: np.ndarray,
@@ -376,7 +306,7 @@ def _best_precision(eigenvalues: np.ndarray, b: np.ndarray) -> float:
     return math.exp(float(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-4}).x))
 
 
-def _posterior(problem: _Problem, mode: _Mode) -> LastLayer:
+def _posterior(problem: LinearAnswers, mode: _Mode) -> LastLayer:
     w, precision, d = mode.w, mode.precision, len(mode.w)
     hessian = mode.hessian + precision * np.eye(d)
     try:
