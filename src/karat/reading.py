@@ -18,6 +18,8 @@ from karat.statements import PREFERENCE, Best, Labelled, Marked, Part, Preferred
 
 WORDS_ONLY = "words only"
 """Why a critique without aspects says nothing that a likelihood can read."""
+SAME_AS_POLICY = "the policy writes the same"
+"""Why a demonstration says nothing: there is no other response of the policy that it could be preferred to."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,9 @@ class _Reader:
         check_targets(f"{judgement.kind} {judgement.id}", judgement.kind, len(judgement.response_ids))
         n_marks = len(self.marks)
         said = getattr(self, f"_{judgement.kind}")(judgement)
-        return said, None if said or len(self.marks) > n_marks else WORDS_ONLY
+        if said or len(self.marks) > n_marks:
+            return said, None
+        return said, SAME_AS_POLICY if judgement.kind == "demonstration" else WORDS_ONLY
 
     def both(self, vote: Vote) -> list[Statement]:
         """The two labels in "both good" or "both bad"."""
@@ -182,8 +186,9 @@ class _Reader:
 
     def _demonstration(self, judgement: Judgement) -> list[Statement]:
         shown = Response(judgement.prompt_id, judgement.value["text"], "demonstration")
-        against = [one for one in self.samples.get(judgement.prompt_id, ()) if one.id != shown.id]
-        if not against:
+        written = self.samples.get(judgement.prompt_id, ())
+        against = [one for one in written if one.id != shown.id]
+        if not written:
             raise InputError(
                 f"demonstration {judgement.id}: no response of the policy to its prompt {judgement.prompt_id}; "
                 "sample the policy on the prompts that were demonstrated, or leave demonstrations out (kinds)"

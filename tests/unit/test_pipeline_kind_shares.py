@@ -1,4 +1,4 @@
-"""Time is parted between comparisons and ratings by what the answers in the store say of both."""
+"""Time is parted between comparisons, ratings and labels by what the answers in the store say of each."""
 
 from types import SimpleNamespace
 
@@ -9,9 +9,9 @@ import torch
 from karat.belief import Belief
 from karat.errors import ConfigError
 from karat.feedback.allocation import break_even_sd
-from karat.pipeline.asking import Asking, asked_question
+from karat.pipeline.asking import Asking, asked_beside, asked_question
 from karat.pipeline.choosing import assumed_seconds
-from karat.pipeline.kind_shares import kind_shares
+from karat.pipeline.kind_shares import KINDS_PARTED, kind_shares
 from karat.records import Response, user_prompt
 
 PROMPTS = {p.id: p for p in (user_prompt(f"about {i}?") for i in range(60))}
@@ -47,8 +47,22 @@ def judged(sd, n=240, seed=1):
     return found
 
 
-def shares(judgements):
-    return kind_shares(scorer, judgements, (PROMPTS, BY_ID), PROMPTS, RESPONSES, np.random.default_rng(0))
+def labelled(gain, n=400, seed=2):
+    """Labels whose logit rises by `gain` for one of score, above a threshold that differs between raters."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for i in range(n):
+        one = RESPONSES[int(rng.integers(len(RESPONSES)))]
+        good = gain * (SCORE[one.id] - 0.5) - (i % 3 - 1) > rng.logistic()
+        value = {"good": bool(good)}
+        row = {"origin": "simulated", "prompt_id": one.prompt_id, "annotator": f"r{i % 3}", "active_s": None}
+        found.append(SimpleNamespace(kind="label", response_ids=(one.id,), value=value, **row))
+    return found
+
+
+def shares(judgements, kinds=("comparison", "rating")):
+    stored, rng = (PROMPTS, BY_ID), np.random.default_rng(0)
+    return kind_shares(scorer, judgements, stored, PROMPTS, RESPONSES, rng, kinds=kinds)
 
 
 def test_noise_and_ties_are_estimated_from_what_was_answered():
@@ -80,10 +94,32 @@ def test_without_ratings_nothing_is_known_of_them_and_a_little_is_tried():
     assert found.shares == {"comparison": 0.95, "rating": 0.05}
 
 
+def test_labels_get_the_time_where_they_rise_steeply_with_the_score():
+    """Break-even of labels with comparisons: g²·E[p(1 − p)]/2 for two labels against E[I(Δ)] for one comparison."""
+    found = shares([*judged(3.0), *labelled(4.0)], KINDS_PARTED)
+    assert found.label_scale.low < 1 / 4 < found.label_scale.high
+    assert found.shares == {"comparison": 0.05, "rating": 0.05, "label": 0.9}
+    rates = {one.kind: one.information for one in found.rates}
+    p = 1 / (1 + np.exp(-(np.array(list(SCORE.values())) - 0.5) / found.label_scale.value))
+    by_hand = np.mean(p * (1 - p)) / found.label_scale.value**2 / 2
+    assert 0.9 < rates["label"] / by_hand < 1.1  # the threshold is estimated, here it is known
+    noisy = shares([*judged(3.0), *labelled(1.0)], KINDS_PARTED)
+    assert noisy.shares == {"comparison": 0.9, "rating": 0.05, "label": 0.05}
+    assert noisy.label_scale.value > found.label_scale.value
+
+
+def test_labels_that_say_nothing_of_the_score_have_no_price():
+    found = shares([*judged(3.0), *labelled(0.0)], KINDS_PARTED)
+    assert found.label_scale.value is None
+    assert "label" not in {one.kind for one in found.rates}
+    assert found.shares["label"] == 0.05
+    assert shares(judged(3.0), KINDS_PARTED).label_scale.n == 0
+
+
 def test_kinds_are_only_parted_where_there_is_time_to_part(tmp_path):
-    beside = asked_question("rating")
+    beside = (asked_beside("rating"), asked_beside("label"))
     with pytest.raises(ConfigError, match="a budget of time to part"):
         Asking(reward=tmp_path, strategy="bald", beside=beside)
-    with pytest.raises(ConfigError, match="found comparison and label together"):
-        Asking(reward=tmp_path, strategy="bald", seconds=60.0, beside=asked_question("label"))
+    with pytest.raises(ConfigError, match="found comparison and ranking together"):
+        Asking(reward=tmp_path, strategy="bald", seconds=60.0, beside=(asked_question("ranking"),))
     assert Asking(reward=tmp_path, strategy="bald", seconds=60.0, beside=beside).beside == beside

@@ -117,7 +117,7 @@ def collect(
     prompts: Annotated[Path | None, typer.Option(help="Prompts for --model: text lines or JSON lines.")] = None,
     store: StorePath = "karat.db",
     kind: Annotated[
-        str, typer.Option(help="What is asked: comparison, ranking, …; comparison,rating parts a budget of time.")
+        str, typer.Option(help="What is asked: comparison, ranking, …; comparison,rating,label parts a budget of time.")
     ] = "",
     principle: Annotated[str, typer.Option(help="A written principle to judge by.")] = "",
     question: Annotated[Path | None, typer.Option(help="YAML: a question in full, instead of --kind.")] = None,
@@ -152,7 +152,7 @@ def collect(
         raise ConfigError("collect --model: found no --prompts; expected a file of prompts")
     from karat.devices import on_device
     from karat.feedback.engine import shown_address
-    from karat.pipeline.asking import Asking, arena_batch, asked_question, collect_from
+    from karat.pipeline.asking import Asking, arena_batch, asked_beside, asked_question, collect_from
     from karat.pipeline.choosing import parse_budget
     from karat.progress import open_progress
 
@@ -162,9 +162,9 @@ def collect(
     if reward is None and (budget or strategy not in ("", "random")):
         raise ConfigError("collect: found --budget or --strategy without --reward; expected a reward model's directory")
     n_asked, seconds = parse_budget(budget) if budget else (tasks, None)
-    kind, _, second = kind.partition(",")
+    kind, *others = (one.strip() for one in kind.split(","))
     asking = Asking(
-        beside=asked_question(second.strip(), principle) if second else None,
+        beside=tuple(asked_beside(one, principle) for one in others),
         strategy=strategy or ("random" if reward is None else "bald"), reward=reward, seconds=seconds,
         question=asked_question(kind, principle, question), n_tasks=n_asked or tasks, overlap=overlap,
         stop_after=stop_after,
@@ -184,7 +184,7 @@ def collect(
     if done.kinds is not None:
         parts = ", ".join(f"{share:.0%} {name}" for name, share in done.kinds.shares.items())
         why = ", ".join(f"{one.kind} {one.rate:.4f}" for one in done.kinds.rates)
-        lines.insert(1, f"time: {parts}; information a second: {why}, {_rating_noise(done.kinds.rating_sd)}")
+        lines.insert(1, f"time: {parts}; information a second: {why}" + _noises(done.kinds))
     where = {"server": server} if server else {"store": shown}
     answer(as_json, {**where, **dataclasses.asdict(done)}, lines)
 
@@ -235,10 +235,17 @@ def reward(
     answer(as_json, done, [*table, *silent, *found, gate, f"reward: {out}; made from: karat trace {out} --judgements"])
 
 
-def _rating_noise(sd: Any) -> str:
-    if sd.value is None:
-        return f"noise of ratings not known yet ({sd.method})"
-    return f"noise of a rating {sd.value:.2f} logits [{sd.low:.2f}, {sd.high:.2f}] on {sd.n}"
+def _noises(kinds: Any) -> str:
+    """What is known of the noise of ratings and labels, where they share the time."""
+    said = []
+    for kind, noise in (("rating", kinds.rating_sd), ("label", kinds.label_scale)):
+        if kind not in kinds.shares:
+            continue
+        if noise.value is None:
+            said.append(f"noise of {kind}s not known yet ({noise.method})")
+        else:
+            said.append(f"noise of a {kind} {noise.value:.2f} logits [{noise.low:.2f}, {noise.high:.2f}] on {noise.n}")
+    return "".join(f", {one}" for one in said)
 
 
 def gain_line(gain: Any) -> str:

@@ -3,9 +3,10 @@
 Two responses compared cost the reading of both; rated or labelled one by one, each is read once. Noise and ties are
 estimated from the answers that came in. Knows numbers; knows nothing about texts, stores or models.
 
-    comparison: E[I(Δ)]        ratings of both: ½·(1/σ² + 1/(σ² + 2τ²))        labels of both: E[p(1 − p)]/2
+    comparison: E[I(Δ)]        ratings of both: ½·(1/σ² + 1/(σ² + 2τ²))        labels of both: g²·E[p(1 − p)]/2
 
-I(Δ) is the Fisher information of a comparison with ties, σ the noise of a rating in logits, p the share of "good". Two
+I(Δ) is the Fisher information of a comparison with ties, σ the noise of a rating in logits, p the share of "good" and g how
+steeply it rises with the score: 1/g is the scale of a label's noise. Two
 ratings say something of the difference of the responses, with noise 2σ², and of their sum, with noise 2σ² + 4τ², τ being
 the sd of what all ratings of one prompt share besides the scores. A sum helps where the reward is learnt from features
 that all responses share; it says nothing where every prompt has a level of its own (τ = ∞), and then 1/(2σ²) is left.
@@ -26,6 +27,12 @@ from karat.stats import not_estimable
 
 PRICED = ("comparison", "rating", "label")
 """Kinds whose information has a formula here; the others are asked for what they say besides."""
+
+
+FEWEST_LABELS, THRESHOLD_SD = 8, 1.0
+"""Labels below which nothing is said of their noise; sd of raters' thresholds, logits (the prior of the reward's labels)."""
+MOST_STEPS, LONGEST_STEP = 100, 4.0
+"""Newton's: a step is cut where separable labels would throw it far."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +75,17 @@ def kind_rates(
     rating_sd: float | None = None,
     level_sd: float | None = None,
     label_threshold: float | None = None,
+    label_gain: float = 1.0,
 ) -> list[KindRate]:
     """Information and time of each kind that can be priced, best first.
 
     Args:
         delta: differences of the pairs that could be asked, logits, draws of the belief included, any shape.
-        scores: scores of the responses, centred, logits.    seconds: of one answer, by kind.
+        scores: scores of the responses, logits, on the zero of `label_threshold`.    seconds: of one answer, by kind.
         tie_width: half-width of ties, logits.    rating_sd: σ, noise of a rating in logits; None = not known.
         level_sd: τ, sd of what a prompt's ratings share besides the scores, logits; None = unlimited: nothing is learnt
             from sums. 0 where a model without levels is fitted and σ is its whole residual.
-        label_threshold: score at which half say "good"; None = not known.
+        label_threshold: score at which half say "good"; None = not known.    label_gain: g, logits of a label for one of score.
     Raises: InputError for a time that is not positive.
     """
     if any(not value > 0 for value in seconds.values()):
@@ -89,8 +97,8 @@ def kind_rates(
     if "rating" in seconds and rating_sd is not None:
         found.append(KindRate("rating", _ratings_fisher(rating_sd, level_sd), 2 * seconds["rating"]))
     if "label" in seconds and label_threshold is not None:
-        p = _sigmoid(np.asarray(scores) - label_threshold)
-        found.append(KindRate("label", float((p * (1 - p)).mean()) / 2, 2 * seconds["label"]))
+        p = _sigmoid(label_gain * (np.asarray(scores) - label_threshold))
+        found.append(KindRate("label", label_gain**2 * float((p * (1 - p)).mean()) / 2, 2 * seconds["label"]))
     return sorted(found, key=lambda one: -one.rate)
 
 
@@ -188,6 +196,41 @@ def tie_width(delta: np.ndarray, tied: np.ndarray) -> Estimate:
     return Estimate(
         math.exp(at), math.exp(at - half), math.exp(at + half), n, "maximum likelihood of ties, Wald on log c, 90 %"
     )
+
+
+def label_link(good: np.ndarray, scores: np.ndarray, annotator: np.ndarray) -> tuple[Estimate, float | None]:
+    """Noise scale 1/g of labels in logits of score, and the score at which half of them are good.
+
+        P(good) = σ(g·r − t − u_w), u_w ~ N(0, THRESHOLD_SD²)        1/g, t/g
+
+    Args:
+        good: the labels, [C].    scores: r of the labelled responses, logits.    annotator: who labelled.
+    Returns: 1/g with a 90 % interval from the curvature (delta method on its log), and t/g; (None, None) where labels do not
+        rise with the scores or there are too few.
+    """
+    _, who = np.unique(annotator, return_inverse=True)
+    n, n_raters = len(good), int(who.max()) + 1 if len(who) else 0
+    if n < FEWEST_LABELS or bool(np.all(good)) or not bool(np.any(good)):
+        return not_estimable(
+            f"found {n} labels, {int(np.sum(good))} of them good; expected {FEWEST_LABELS} of both", n
+        ), None
+    design = np.concatenate([scores[:, None], -np.ones((n, 1)), -np.eye(n_raters)[who]], axis=1)
+    ridge = np.concatenate([[1e-6, 1e-6], np.full(n_raters, THRESHOLD_SD**-2.0)])
+    at = np.zeros(len(ridge))
+    for _ in range(MOST_STEPS):
+        p = _sigmoid(design @ at)
+        slope = design.T @ (good - p) - ridge * at
+        curvature = (design * (p * (1 - p))[:, None]).T @ design + np.diag(ridge)
+        step = np.linalg.solve(curvature, slope)
+        at += step * min(1.0, LONGEST_STEP / max(float(np.abs(step).max()), 1e-300))
+        if float(np.abs(step).max()) < 1e-8:
+            break
+    gain, se = float(at[0]), math.sqrt(float(np.linalg.inv(curvature)[0, 0]))
+    if gain <= 1.645 * se:
+        return not_estimable("labels do not rise with the scores", n), None
+    half = math.exp(1.645 * se / gain)
+    method = "logistic fit of labels with each rater's threshold, one over the gain; delta method, 90 %"
+    return Estimate(1 / gain, 1 / gain / half, half / gain, n, method), float(at[1] / gain)
 
 
 def _ratings_fisher(rating_sd: float, level_sd: float | None) -> float:

@@ -141,7 +141,7 @@ def collect_simulated(
     rater = _Rater(store, perceived, traits, cuts, seed, level_probs or _choice_probs)
     while todo and n_done < limit:
         some, todo = todo[: min(CHUNK, limit - n_done)], todo[min(CHUNK, limit - n_done) :]
-        n_done += _carry_out(store, some, rater.judge)
+        n_done += carry_out(store, some, rater.judge)
         if progress is not None:
             progress(n_done, limit)
     return n_done
@@ -182,7 +182,7 @@ def collect_simulated_marks(
         return [_marked(task, who, prompts, responses, marks, seed) for _, task, who in pairs]
 
     chunks = (todo[begin : begin + CHUNK] for begin in range(0, len(todo), CHUNK))
-    return n_planned - len(todo) + sum(_carry_out(store, some, judge) for some in chunks)
+    return n_planned - len(todo) + sum(carry_out(store, some, judge) for some in chunks)
 
 
 def _marked(
@@ -193,7 +193,7 @@ def _marked(
     marks: Marks,
     seed: int,
 ) -> Judgement:
-    rng = _generator(seed, "marks", task.id, who.id)
+    rng = task_generator(seed, "marks", task.id, who.id)
     haste, moment = float(np.exp(0.35 * rng.standard_normal())), int(rng.integers(YEAR_S))
     prompt, text = prompts[task.prompt_id], responses[task.response_ids[0]].text
     steps = marks(who, prompt, text, rng)
@@ -207,7 +207,7 @@ def _marked(
         value = missing("nothing to mark")
     return answer(
         task, value, annotator=who.id, shown_order=(0,), origin="simulated",
-        created_at=_created_at(moment), submission=f"simulated:{seed}:{task.id}:{who.id}",
+        created_at=moment_of(moment), submission=f"simulated:{seed}:{task.id}:{who.id}",
         active_s=_active_s(haste, prompt, [text]),
     )  # fmt: skip
 
@@ -229,7 +229,7 @@ def open_work(
     return len(plan), [(task_ids[task], task, who) for task, who in plan if (task_ids[task], who.id) not in closed]
 
 
-def _carry_out(store: Desk, pairs: Sequence[Work], judge: Callable[[Sequence[Work]], Sequence[Judgement]]) -> int:
+def carry_out(store: Desk, pairs: Sequence[Work], judge: Callable[[Sequence[Work]], Sequence[Judgement]]) -> int:
     """Lease, answer and submit; returns how many answers were stored."""
     leases = store.lease_many([(task_id, who.id) for task_id, _, who in pairs], now=0.0)
     held = [pair for pair, lease in zip(pairs, leases, strict=True) if lease is not None]
@@ -238,13 +238,19 @@ def _carry_out(store: Desk, pairs: Sequence[Work], judge: Callable[[Sequence[Wor
     return len(held)
 
 
-def _created_at(moment: int) -> str:
+def moment_of(moment: int) -> str:
+    """A second of the raters' year, as judgements have it."""
     return (EPOCH + datetime.timedelta(seconds=moment)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _active_s(haste: float, prompt: Prompt, texts: Sequence[str]) -> float:
+def seconds_read(prompt: Prompt, texts: Sequence[str]) -> float:
+    """What reading a question and deciding takes a rater without haste."""
     n_words = len(prompt.text.split()) + sum(len(text.split()) for text in texts)
-    return round(haste * (2.0 + SECONDS_PER_WORD * n_words), 1)
+    return 2.0 + SECONDS_PER_WORD * n_words
+
+
+def _active_s(haste: float, prompt: Prompt, texts: Sequence[str]) -> float:
+    return round(haste * seconds_read(prompt, texts), 1)
 
 
 def assignment_plan(
@@ -267,7 +273,7 @@ def assignment_plan(
                 f"task {task.id}: needs {n_raters} different raters, found {len(people)}; "
                 "lower the overlap or add raters"
             )
-        chosen = _generator(seed, "who", task.id).choice(len(people), size=n_raters, replace=False)
+        chosen = task_generator(seed, "who", task.id).choice(len(people), size=n_raters, replace=False)
         rounds += [(turn, i, int(who)) for turn, who in enumerate(chosen)]
     return [(tasks[i], people[who]) for _, i, who in sorted(rounds)]
 
@@ -315,7 +321,7 @@ class _Rater:
         ]
 
     def _look(self, task_id: str, task: Task, who: Annotator) -> _View:
-        rng = _generator(self._seed, "vote", task_id, who.id)
+        rng = task_generator(self._seed, "vote", task_id, who.id)
         first = int(rng.random() < 0.5)
         uniform, haste, moment = (
             rng.random(),
@@ -326,7 +332,7 @@ class _Rater:
         texts = [self._responses[one].text for one in task.response_ids]
         a, b = self._utilities(who, prompt, texts, rng, time=moment / YEAR_S)
         seconds = _active_s(haste, prompt, texts)
-        return _View(float(a) - float(b), (first, 1 - first), uniform, seconds, _created_at(moment))
+        return _View(float(a) - float(b), (first, 1 - first), uniform, seconds, moment_of(moment))
 
     def _traits_of(self, who: Annotator) -> Traits:
         return self._traits[who.id] if isinstance(self._traits, Mapping) else self._traits(who)
@@ -341,7 +347,8 @@ class _View:
     created_at: str
 
 
-def _generator(seed: int, *path: str) -> np.random.Generator:
+def task_generator(seed: int, *path: str) -> np.random.Generator:
+    """Randomness of one answer, by the names on its way."""
     # seeding.numpy_generator would do, but it imports torch, which this room does not need
     digest = hashlib.sha256("\x1f".join([str(seed), "feedback.simulated", *path]).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "big"))

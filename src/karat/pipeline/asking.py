@@ -66,8 +66,8 @@ class Asking:
     """Raters' time to spend, instead of `n_tasks`; None = `n_tasks` questions."""
     random_frac: float = 0.2
     """Share of questions drawn at random all the same, ≥ 0.1: held-out figures come from them alone."""
-    beside: Question | None = None
-    """Ratings that share the time with comparisons, by what either says for a second; None = only `question`."""
+    beside: tuple[Question, ...] = ()
+    """Ratings or labels that share the time with comparisons, by what each says for a second; () = only `question`."""
 
     def __post_init__(self) -> None:
         if min(self.n_tasks, self.overlap, self.n_samples, self.max_new_tokens) < 1:
@@ -80,12 +80,12 @@ class Asking:
                 f"questions: found strategy {self.strategy} for a {self.question.kind} "
                 f"{'without' if self.reward is None else 'with'} a reward model; expected comparisons and a reward model"
             )
-        if self.beside is not None and (
-            (self.question.kind, self.beside.kind) != KINDS_PARTED or self.beside.attributes or self.seconds is None
-        ):
+        kinds = [one.kind for one in (self.question, *self.beside)]
+        unfit = set(kinds[1:]) - set(KINDS_PARTED[1:]) or len(set(kinds)) < len(kinds) or kinds[0] != KINDS_PARTED[0]
+        if self.beside and (unfit or any(one.attributes for one in self.beside) or self.seconds is None):
             raise ConfigError(
-                f"questions: found {self.question.kind} and {self.beside.kind} together; expected comparison and rating (one "
-                "overall score), and a budget of time to part between them"
+                f"questions: found {' and '.join(kinds)} together; expected comparison and rating or label (one overall score "
+                "or verdict), and a budget of time to part between them"
             )
 
 
@@ -169,10 +169,10 @@ def ask_about(
         else:
             tasks = _within(written, asking)
         asked = [replace(task, **plan) for task in tasks if task.kind == asking.question.kind]
-        if asking.beside is not None:
-            queue.add_questions([asking.beside])
-            plan |= {"question": asking.beside.id, "stop_after": 0}
-            asked += [replace(task, **plan) for task in tasks if task.kind == asking.beside.kind]
+        for one in asking.beside:
+            queue.add_questions([one])
+            plan |= {"question": one.id, "stop_after": 0}
+            asked += [replace(task, **plan) for task in tasks if task.kind == one.kind]
         n_new = queue.add_tasks(asked)
     return Asked(len(prompts), len({one.id for one in responses}), n_new, 0, asking.batch, gain, pace, kinds)
 
@@ -235,6 +235,11 @@ def asked_question(kind: str, principle: str = "", file: Path | None = None) -> 
         raise ConfigError(f"{file}: {error}") from None
 
 
+def asked_beside(kind: str, principle: str = "") -> Question:
+    """The question of a kind that shares time with comparisons: one overall score or verdict, so that one reward is fitted."""
+    return replace(asked_question(kind, principle), flags=())
+
+
 def arena_batch(models: Sequence[Path]) -> str:
     """The batch of questions about these checkpoints: one = live, two = an arena."""
     names = "-".join(path.name for path in models)
@@ -245,31 +250,34 @@ def arena_batch(models: Sequence[Path]) -> str:
 def _by_reward(
     store: Store | Queue, prompts: Sequence[Prompt], responses: Sequence[Response], asking: Asking, pace: Pace
 ) -> tuple[list[Task], Estimate, KindShares | None]:
-    """Comparisons chosen with the belief of a saved reward model, and what that is expected to gain; and ratings beside."""
+    """Comparisons chosen with the belief of a saved reward model, and what that is expected to gain; and other kinds beside."""
     assert asking.reward is not None
     scorer, known = load_scorer(asking.reward), {prompt.id: prompt for prompt in prompts}
     by_prompt: dict[str, list[Response]] = {}
     for one in responses:
         by_prompt.setdefault(one.prompt_id, []).append(one)
-    seconds, ratings, kinds = asking.seconds, [], None
-    if asking.beside is not None and seconds is not None:
+    seconds, kinds = asking.seconds, None
+    others: list[Task] = []
+    if asking.beside and seconds is not None:
+        names = ("comparison", *(one.kind for one in asking.beside))
         if not isinstance(store, Store):
             raise ConfigError(
-                "--kind comparison,rating: found a server; expected a store, whose answers say how to part time"
+                f"--kind {','.join(names)}: found a server; expected a store, whose answers say how to part time"
             )
         rng = numpy_generator(asking.seed, "kinds")
         stored = store.prompts(), store.responses()
-        kinds = kind_shares(scorer, store.judgements(), stored, known, responses, rng)
-        n_rated = int(seconds * kinds.shares["rating"] / (asking.overlap * kinds.seconds["rating"]))
+        kinds = kind_shares(scorer, store.judgements(), stored, known, responses, rng, kinds=names)
         ids = {name: [one.id for one in own] for name, own in by_prompt.items()}
-        ratings = random_tasks(ids, "rating", n_rated, rng) if n_rated else []
+        for kind in (one.kind for one in asking.beside):
+            n_asked = int(seconds * kinds.shares[kind] / (asking.overlap * kinds.seconds[kind]))
+            others += random_tasks(ids, kind, n_asked, rng) if n_asked else []
         seconds *= kinds.shares["comparison"]
     chosen = choose_comparisons(
         scorer, known, by_prompt, numpy_generator(asking.seed, "tasks", asking.strategy), strategy=asking.strategy,
         n_tasks=None if seconds is not None else asking.n_tasks, seconds=seconds,
         seconds_factor=asking.overlap * pace.factor, random_frac=asking.random_frac,
     )  # fmt: skip
-    tasks = [replace(task, overlap=asking.overlap, batch=asking.batch) for task in (*chosen.tasks, *ratings)]
+    tasks = [replace(task, overlap=asking.overlap, batch=asking.batch) for task in (*chosen.tasks, *others)]
     return tasks, chosen.gain, kinds
 
 

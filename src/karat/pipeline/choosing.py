@@ -15,9 +15,10 @@ import torch
 from karat.belief import difference
 from karat.errors import ConfigError, InputError
 from karat.feedback.acquisition import STRATEGIES, Choice, choose_batch, pairs_from_draws
+from karat.feedback.simulated_kinds import SECONDS_PER_WRITTEN, n_written
 from karat.feedback.tasks import random_pairs
-from karat.pipeline.settings import CollectSettings
-from karat.records import Estimate, Finding, Judgement, Prompt, Response, Task
+from karat.pipeline.collect_settings import CollectSettings
+from karat.records import WORD_KINDS, Estimate, Finding, Judgement, Prompt, Response, Task
 from karat.reward.score import Scorer
 from karat.stats import not_estimable
 
@@ -64,7 +65,10 @@ def pace_of(
     assumed, taken = [], []
     for one in judgements:
         if one.kind == kind and one.origin == "person" and one.active_s:
-            expected = assumed_seconds(prompts[one.prompt_id], *(responses[response] for response in one.response_ids))
+            read = [responses[response] for response in one.response_ids]
+            expected = assumed_seconds(prompts[one.prompt_id], *read)
+            if kind in WORD_KINDS:
+                expected += SECONDS_PER_WRITTEN * n_written(kind, one.value, read[0].text if read else "")
             assumed.append(expected)
             taken.append(min(one.active_s, MOST_TIMES * expected))
     return Pace(sum(taken) / sum(assumed), len(taken)) if len(taken) >= FEWEST_TIMED else Pace()
@@ -96,23 +100,25 @@ def comparisons(
     rng: np.random.Generator,
     *,
     scorer: Scorer | None,
+    n_tasks: int | None = None,
 ) -> tuple[list[Task], list[Finding]]:
-    """The questions of a round of a run: `settings.n_tasks` pairs of a prompt's responses, or all where there are fewer.
+    """The comparisons of a round of a run: `n_tasks` pairs of a prompt's responses, or all where there are fewer.
 
     Args:
-        scorer: what questions are chosen with; None = all are drawn at random.
+        scorer: what questions are chosen with; None = all are drawn at random.    n_tasks: None = `settings.n_tasks`.
     Returns: tasks with their strategy and propensity, and what choosing is expected to gain.
     """
     by_prompt: dict[str, list[Response]] = {}
+    n_tasks = settings.n_tasks if n_tasks is None else n_tasks
     for response in responses:
         by_prompt.setdefault(response.prompt_id, []).append(response)
     if scorer is None:
         ids = {prompt_id: [one.id for one in own] for prompt_id, own in by_prompt.items()}
         n_pairs = sum(len(set(own)) * (len(set(own)) - 1) // 2 for own in ids.values())
-        return random_pairs(ids, min(settings.n_tasks, n_pairs), rng), []
+        return random_pairs(ids, min(n_tasks, n_pairs), rng), []
     known = {prompt.id: prompt for prompt in prompts}
     chosen = choose_comparisons(
-        scorer, known, by_prompt, rng, strategy=settings.acquisition, n_tasks=settings.n_tasks,
+        scorer, known, by_prompt, rng, strategy=settings.acquisition, n_tasks=n_tasks,
         random_frac=settings.random_frac,
     )  # fmt: skip
     detail = f"{settings.acquisition}: {chosen.n_random} of {len(chosen.tasks)} questions are the random arm"

@@ -30,8 +30,8 @@ from karat.pipeline.stages import Output, StageResult, Workplace
 from karat.progress import Progress
 from karat.prompts.sources import ANSWER_FIELDS, read_prompts, rows_with_answers
 from karat.prompts.splits import split
-from karat.questions import Question
-from karat.records import Task
+from karat.questions import Question, plain_question
+from karat.records import Kind, Task
 
 N_LEVELS = 3
 """Levels of a comparison: b better, tie, a better. The reward's likelihood takes one scale for all votes."""
@@ -151,20 +151,27 @@ def _raters_needed(store: Store, batch: str) -> int:
 
 
 def as_a_page_asks(store: Store, new: Sequence[Task], principle: str) -> list[Task]:
-    """The same comparisons, naming the question and the guideline that the page shows.
+    """The same tasks, naming the questions and the guideline that the page shows.
 
     A batch that was begun keeps its guideline: under a newer one its questions would be other tasks, and a run that is
     started again would ask all of them a second time.
     """
-    question = Question(n_levels=N_LEVELS, principle=principle)
-    add_questions(store, [question])
+    questions = {kind: _page_question(kind, principle) for kind in dict.fromkeys(task.kind for task in new)}
+    add_questions(store, questions.values())
     begun = select(tasks.c.guideline).where(tasks.c.batch.in_({task.batch for task in new})).order_by(tasks.c.seq)
     with store.connection() as connection:
         version = connection.execute(begun.limit(1)).scalar()
     if version is None and (current := document(store, "guideline")) is not None:
         version = current.version
     guideline = {} if version is None else {"guideline": version}
-    return [replace(task, question=question.id, **guideline) for task in new]
+    return [replace(task, question=questions[task.kind].id, **guideline) for task in new]
+
+
+def _page_question(kind: Kind, principle: str) -> Question:
+    """What a page asks for a run: one reward is trained, so that no flag or attribute makes a second objective."""
+    if kind == "comparison":
+        return Question(n_levels=N_LEVELS, principle=principle)
+    return replace(plain_question(kind), flags=(), principle=principle)
 
 
 def add_for_later(store: Store, new: Sequence[Task]) -> None:

@@ -7,17 +7,14 @@ the votes come from is the source's business; from the reward model on there is 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from karat.config import plain
 from karat.evaluate.measure import draw, texts_of
 from karat.feedback.snapshot import snapshot_place, write_snapshot
-from karat.feedback.store import Store, open_store
-from karat.feedback.tasks import random_tasks
+from karat.feedback.store import open_store
 from karat.identity import content_id
 from karat.ledger.artifacts import ArtifactRef, content_hash, ref_of, write_json
 from karat.ledger.manifest import Manifest
@@ -25,7 +22,6 @@ from karat.lm import parallel
 from karat.lm.adapters import merged
 from karat.lm.load import load_lm, save_lm
 from karat.pipeline import evaluation, optimise, rewarding, rounds
-from karat.pipeline.choosing import comparisons
 from karat.pipeline.data import (
     Texts,
     check_raters,
@@ -38,8 +34,8 @@ from karat.pipeline.data import (
 )
 from karat.pipeline.model_settings import dtype_key
 from karat.pipeline.models import load_for_training
-from karat.pipeline.people import add_for_later, as_a_page_asks
-from karat.pipeline.settings import CollectSettings, RunConfig
+from karat.pipeline.round_questions import Advice, ask_round
+from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Source
 from karat.pipeline.stages import (
     Output,
@@ -51,10 +47,10 @@ from karat.pipeline.stages import (
     training_reporters,
 )
 from karat.prompts.splits import check_no_leakage
-from karat.records import Finding, Kind, Prompt, Response, Task
+from karat.records import Finding, Prompt
 from karat.reward.gate import check_gate, gate_checks
-from karat.reward.score import Scorer, load_scorer
-from karat.seeding import child_seed, numpy_generator
+from karat.reward.score import load_scorer
+from karat.seeding import child_seed
 from karat.sft.train import train_sft
 
 
@@ -88,7 +84,7 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     own = [reference for reference in done["source"].outputs if reference.name == "judgements"]
     own += [adviser] if adviser is not None else []
     done["collect"] = run.stage(
-        "collect", inputs=(sft, prompts, *own), config=[source.settings, config.collect], work=work, together=True
+        "collect", inputs=(sft, prompts, *own), config=[source.settings, config.collect.key], work=work, together=True
     )
     snapshot, samples = output(done["collect"], "snapshot"), output(done["collect"], "samples")
     if until == "collect":
@@ -187,19 +183,23 @@ def collect(
     *,
     number: int = 1,
     adviser: ArtifactRef | None = None,
+    answered: Collection[str] = (),
 ) -> StageResult:
     """Sample the policy, put questions about the samples into the store, have them answered, take the snapshot.
 
     Args:
         number: of the round; from the second on the policy is the one that the round before ended with.
-        adviser: the reward model that `collect.acquisition` chooses questions with; None = all are drawn at random.
+        adviser: the reward model that questions and kinds are chosen with; None = all are drawn at random.
+        answered: judgements of the rounds before, by which `kinds: auto` parts the time.
     """
     splits = read_prompts(place.directory / "data" / "prompts.jsonl")
     check_no_leakage(*([prompt.id for prompt in splits[name]] for name in ("policy", "evaluation")))
     path = place.directory / "data" / (f"samples{place.suffix}.jsonl" if number > 1 else "sft_samples.jsonl")
     later = [number] if number > 1 else []
     samples = policy_samples(run, policy, splits["collect"], config, place, path=path, purpose=["samples", *later])
-    work = partial(judge, run, source, config, samples, place, path=path, number=number, adviser=adviser)
+    work = partial(
+        judge, run, source, config, samples, place, path=path, number=number, adviser=adviser, answered=answered
+    )
     return parallel.from_main(work)
 
 
@@ -213,23 +213,28 @@ def judge(
     path: Path,
     number: int,
     adviser: ArtifactRef | None,
+    answered: Collection[str] = (),
 ) -> StageResult:
     """Put questions about samples into the store, have them answered, take the snapshot.
 
     Args:
-        path: of the samples.    number, adviser: as `collect` has them.
+        path: of the samples.    number, adviser, answered: as `collect` has them.
     """
     later = [number] if number > 1 else []
     metrics: dict[str, Any] = {"stopped_frac": _mean([flag for row in samples.stopped for flag in row])}
     # other settings under the same name are another batch of questions; the votes on the old ones stay in the store
     by = [adviser.hash] if adviser is not None else []
-    batch = content_id("batch", [samples.texts, plain(config.collect), run.seed, *later, *by])
+    batch = content_id("batch", [samples.texts, config.collect.key, run.seed, *later, *by])
     findings: list[Finding] = []
     with open_store(place.directory / "karat.db") as store:
         if source.asks:
             writer = "sft" if number == 1 else f"ppo-{number - 1}"
             scorer = load_scorer(run.directory / adviser.path) if adviser is not None else None
-            findings = _ask(store, samples, config, seed=run.seed, batch=batch, writer=writer, scorer=scorer)
+            advice = Advice(scorer, answered)
+            findings, asked_kinds = ask_round(
+                store, samples, config, seed=run.seed, batch=batch, writer=writer, advice=advice
+            )
+            metrics |= {"kinds": asked_kinds} if asked_kinds else {}
         metrics |= source.votes(store, place, batch)
         first = not source.asks or store.tasks()[0].batch == batch
         name = "votes" if first else f"votes-{batch[-12:]}"
@@ -295,46 +300,6 @@ def _drawn_before(path: Path, mark: Path, identity: str) -> Texts | None:
         return None
     said = json.loads(mark.read_text(encoding="utf-8"))
     return read_texts(path) if said == {"stage": identity, "samples": content_hash(path)} else None
-
-
-def _ask(
-    store: Store, samples: Texts, config: RunConfig, *, seed: int, batch: str, writer: str, scorer: Scorer | None
-) -> list[Finding]:
-    responses = [
-        Response(prompt.id, text, writer, number)
-        for prompt, texts in zip(samples.prompts, samples.texts, strict=True)
-        for number, text in enumerate(texts)
-    ]
-    # simulated raters answer first; the people's part is opened when theirs is in, so that neither takes the other's
-    overlap = config.collect.overlap - config.n_people or config.collect.overlap
-    tasks, findings = comparisons(
-        config.collect, samples.prompts, responses, numpy_generator(seed, "tasks"), scorer=scorer
-    )
-    tasks = [replace(task, overlap=overlap, batch=batch) for task in tasks]
-    tasks += _marks_asked(config.collect, responses, seed=seed, batch=batch)
-    if config.n_people:
-        tasks = as_a_page_asks(store, tasks, config.collect.principle)
-        tasks = [replace(task, stop_after=config.collect.stop_after) for task in tasks]
-    store.add_prompts(samples.prompts)
-    store.add_responses(responses)
-    if 0 < config.n_people < config.collect.overlap:
-        add_for_later(store, tasks)
-    else:
-        store.add_tasks(tasks)
-    return findings
-
-
-def _marks_asked(collect: CollectSettings, responses: Sequence[Response], *, seed: int, batch: str) -> list[Task]:
-    """Responses drawn at random to be marked inside, one rater each."""
-    by_prompt: dict[str, list[str]] = {}
-    for response in responses:
-        by_prompt.setdefault(response.prompt_id, []).append(response.id)
-    wanted: dict[Kind, int] = {"step_marks": collect.n_step_marks, "span_marks": collect.n_span_marks}
-    return [
-        task
-        for kind, n_tasks in wanted.items() if n_tasks
-        for task in random_tasks(by_prompt, kind, n_tasks, numpy_generator(seed, "tasks", kind), batch=batch)
-    ]  # fmt: skip
 
 
 def _mean(values: list[bool]) -> float:

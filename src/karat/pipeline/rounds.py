@@ -19,6 +19,7 @@ from karat.ledger.artifacts import ArtifactRef
 from karat.ledger.manifest import Manifest
 from karat.lm import parallel
 from karat.pipeline import optimise, rewarding
+from karat.pipeline.collect_settings import AUTO
 from karat.pipeline.data import vote_figures
 from karat.pipeline.gating import gate_split
 from karat.pipeline.model_settings import dtype_key
@@ -74,7 +75,7 @@ def run_rounds(
             number=number,
         )  # fmt: skip
         inputs = (policies[-1], rewards[-1], prompts, *(output(one, "snapshot") for one in collected))
-        settings = [source.settings, config.collect]
+        settings = [source.settings, config.collect.key]
         done = stage("collect", inputs=inputs, config=settings, work=work, together=True)
         collected.append(done)
         # 2. the reward, fitted to the votes of all rounds
@@ -119,8 +120,11 @@ def judged(
     Args:
         before: manifests of the rounds' votes so far.    policy, reward: of the round before.
     """
-    adviser = reward if config.collect.acquisition != "random" else None
-    result = collect(run, policy, source, config, place, number=number, adviser=adviser)
+    chosen = config.collect.acquisition != "random" or AUTO in config.collect.time_shares
+    result = collect(
+        run, policy, source, config, place, number=number, adviser=reward if chosen else None,
+        answered=_judgement_ids(read_snapshot(run.directory / _so_far(before, number).path)),
+    )  # fmt: skip
     return parallel.from_main(partial(_with_old_reward, run, before, place, result, reward=reward, number=number))
 
 
@@ -128,7 +132,7 @@ def _with_old_reward(
     run: Run, before: list[Manifest], place: Workplace, result: StageResult, *, reward: ArtifactRef, number: int
 ) -> StageResult:
     new = read_snapshot(next(one.path for one in result.outputs if one.name == "snapshot"))
-    old = read_snapshot(run.directory / output(before[-1], "replay" if number > 2 else "snapshot").path)
+    old = read_snapshot(run.directory / _so_far(before, number).path)
     ids = _judgement_ids(old) | _judgement_ids(new)
     path = place.directory / "snapshots" / f"replay{place.suffix}"
     with open_store(place.directory / "karat.db") as store:
@@ -167,6 +171,11 @@ def online_figures(scorer: Scorer, old: Snapshot, new: Snapshot) -> dict[str, Es
         "offline_accuracy": _over_prompts(list(offline.values())),
         "gap": _over_prompts(gaps),
     }
+
+
+def _so_far(before: list[Manifest], number: int) -> ArtifactRef:
+    """The snapshot of everything that was said before a round."""
+    return output(before[-1], "replay" if number > 2 else "snapshot")
 
 
 def _judgement_ids(snapshot: Snapshot) -> set[str]:

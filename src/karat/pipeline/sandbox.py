@@ -14,6 +14,7 @@ import numpy as np
 
 from karat.errors import ConfigError
 from karat.feedback.simulated import Desk, collect_simulated, collect_simulated_marks
+from karat.feedback.simulated_kinds import Minds, collect_simulated_kinds
 from karat.feedback.store import Store
 from karat.ledger.artifacts import write_text
 from karat.lm import parallel
@@ -29,6 +30,7 @@ from karat.records import Annotator, Demonstration, Prompt
 from karat.sandbox.marking import rater_marks
 from karat.sandbox.raters import RaterPopulation
 from karat.sandbox.world import World
+from karat.sandbox.writing import Scales, corrected, demonstrated
 from karat.seeding import child_seed, numpy_generator
 from karat.sft.train import train_on_texts
 
@@ -143,7 +145,7 @@ def collect_votes(
             seed=child_seed(seed, "votes"),
             batch=batch,
             overlap=n_simulated,
-            progress=lambda done, _: bar.reach(done),
+            progress=lambda done, planned: bar.reach(done, of=planned),
             over_time=True,  # tastes drift, where the raters' configuration lets them
         )
     n_marked = 0
@@ -152,10 +154,25 @@ def collect_votes(
         n_marked = collect_simulated_marks(
             at, population.annotators(), mark, seed=child_seed(seed, "marks"), batch=batch
         )
+    n_answers: dict[str, int] = {}
+    if collect.kinds and n_simulated:
+        seeded = child_seed(seed, "kinds")
+        n_answers = collect_simulated_kinds(
+            at, population.annotators(), minds_of(population), seed=seeded, batch=batch, tie_width=collect.tie_width
+        )
     if collect.people:
         open_to_people(store, batch, collect.overlap)
         n_votes = collect_from_people(store, place, batch)["n_votes"]
-    return {"n_votes": n_votes, "n_marked": n_marked, "n_raters": len(population.annotators())}
+    said = {"n_votes": n_votes, "n_marked": n_marked, "n_raters": len(population.annotators())}
+    return {**said, "n_answers": n_answers} if n_answers else said
+
+
+def minds_of(population: RaterPopulation) -> Minds:
+    """The population as raters of every kind."""
+    return Minds(
+        population.utilities, population.rater_params, Scales(population).of, partial(corrected, population),
+        partial(demonstrated, population),
+    )  # fmt: skip
 
 
 def ask_panel(

@@ -12,10 +12,10 @@ from typing import Literal
 from karat.belief import aggregator_of
 from karat.devices import named
 from karat.errors import ConfigError
-from karat.feedback.acquisition import LEAST_RANDOM, STRATEGIES, Strategy
 from karat.lm.fresh import DecoderShape
 from karat.lm.trackers import TrackerName
 from karat.pipeline.beside_settings import ConstraintConfig, DenseSettings, check_beside_settings, check_measurable
+from karat.pipeline.collect_settings import CollectSettings
 from karat.pipeline.model_settings import Dtype, LoraSettings
 from karat.pipeline.served import ServedPolicy, check_served
 from karat.pipeline.watch_settings import WatchSettings
@@ -82,58 +82,6 @@ class PeopleSettings:
     """A decoder's directory, as `AutoModelForCausalLM` loads it."""
     max_prompt_tokens: int = 256
     """Longer prompts are left out, and counted."""
-
-
-@dataclass(frozen=True)
-class CollectSettings:
-    """Which questions are put to raters."""
-
-    n_prompts: int = 700
-    """Prompts whose responses are judged."""
-    n_samples: int = 4
-    """Responses sampled from the policy for each."""
-    n_tasks: int = 2400
-    """Comparisons asked."""
-    overlap: int = 2
-    """Different raters who answer each."""
-    tie_width: float = 0.4
-    """Half-width of the tie region in logits: levels are cut at ± this."""
-    max_new_tokens: int = 40
-    """Longest sampled response."""
-    people: int = 0
-    """Of the `overlap` answers to each question, how many people give in the page of `karat serve`; simulated raters
-    give the rest. The run waits for them. A run of `people` asks people for all answers, whatever is said here."""
-    stop_after: int = 0
-    """This many equal answers and no other suffice for a question; 0 = always the whole overlap."""
-    acquisition: Strategy = "random"
-    """How questions are chosen where there is a reward model to choose with (from the second round on; from the first
-    with a given `reward_model`): bald = by expected information, variance = by spread, random = not at all."""
-    random_frac: float = 0.2
-    """Share of the questions that is drawn at random all the same, [0.1, 1]; held-out figures come from it alone."""
-    principle: str = ""
-    """The written principle that people judge by; "" = overall preference under the guideline."""
-    n_step_marks: int = 0
-    """Sandbox: responses that one simulated rater each marks sentence by sentence as right, neutral or wrong (`step`)."""
-    n_span_marks: int = 0
-    """Sandbox: responses in which one simulated rater each marks what is `wrong` and what is `good`."""
-
-    def __post_init__(self) -> None:
-        if min(self.n_step_marks, self.n_span_marks) < 0 or (self.people and self.n_step_marks + self.n_span_marks):
-            raise ConfigError(
-                f"collect: found n_step_marks={self.n_step_marks}, n_span_marks={self.n_span_marks}, people={self.people}; "
-                "expected counts ≥ 0, and no marks where people answer: simulated raters give them"
-            )
-        if not 0 <= self.people <= self.overlap:
-            raise ConfigError(f"collect.people: found {self.people}; expected 0 … {self.overlap}, the overlap")
-        if min(self.n_prompts, self.n_samples - 1, self.n_tasks, self.overlap, self.max_new_tokens) < 1:
-            raise ConfigError(f"collect: found {self}; expected every count ≥ 1 and n_samples ≥ 2")
-        if self.acquisition not in STRATEGIES or not LEAST_RANDOM <= self.random_frac <= 1:
-            raise ConfigError(
-                f"collect: found acquisition={self.acquisition}, random_frac={self.random_frac}; expected one of "
-                f"{', '.join(STRATEGIES)}, and {LEAST_RANDOM} … 1"
-            )
-        if self.tie_width <= 0:
-            raise ConfigError(f"collect.tie_width: found {self.tie_width}; expected > 0")
 
 
 @dataclass(frozen=True)
@@ -277,6 +225,8 @@ class RunConfig:
             raise ConfigError(
                 "collect: found n_step_marks or n_span_marks without `sandbox`; its raters alone give them"
             )
+        if self.collect.kinds and self.preferences is not None:
+            raise ConfigError("collect.kinds: found it in a run of `preferences`, where nobody is asked; expected none")
         if self.watch.panel is not None and self.preferences is not None:
             raise ConfigError(
                 "watch.panel: found it in a run of `preferences`, where nobody answers questions; expected none"

@@ -13,6 +13,7 @@ from karat.sandbox.raters import (
     unchecked_facts,
 )
 from karat.sandbox.world import World, WorldConfig
+from karat.sandbox.writing import Scale, Scales, corrected, demonstrated
 
 __all__ = [
     "PARTS",
@@ -24,12 +25,16 @@ __all__ = [
     "Question",
     "RaterPopulation",
     "RaterTraits",
+    "Scale",
+    "Scales",
     "Sentence",
     "Tastes",
     "World",
     "WorldConfig",
     "careful_population",
+    "corrected",
     "default_population",
+    "demonstrated",
     "length_liking",
     "rater_marks",
     "true_marks",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -35,6 +35,24 @@ UNCHECKED_ANSWER = 0.5
 HURRY_LAPSE = 0.2
 """Added lapse of a rater who thinks of nothing but pay per item."""
 REFERENCE_WORDS = 12
+
+
+@dataclass(frozen=True)
+class ScaleConfig:
+    """How differently people use scales; all in logits of utility."""
+
+    gain_sd: float = 0.25
+    """sd of the log of how far a rater spreads her ratings."""
+    offset_sd: float = 0.6
+    """sd of raters' kindness in ratings."""
+    noise: float = 1.5
+    """sd of a rating's noise, > 0."""
+    threshold_sd: float = 0.6
+    """sd of how good a response must be for a rater to call it good."""
+
+    def __post_init__(self) -> None:
+        if min(self.gain_sd, self.offset_sd, self.threshold_sd) < 0 or not self.noise > 0:
+            raise ConfigError(f"PopulationConfig.scales: found {self}; expected sds ≥ 0 and noise > 0")
 
 
 @dataclass(frozen=True)
@@ -75,6 +93,8 @@ class PopulationConfig:
     """Probability of a click that has nothing to do with the question."""
     drift: float = 0.0
     """How far tastes move from truth to length and confidence between time 0 and time 1; 1 = all the way."""
+    scales: ScaleConfig = field(default_factory=ScaleConfig)
+    """How they use the scales of ratings and labels."""
     pay_per_item: float = 0.0
     """Hurry, 0 … 1: attention is multiplied by 1 − hurry, and lapses rise by 0.2·hurry."""
     spam_frac: float = 0.0
@@ -99,13 +119,15 @@ class PopulationConfig:
                 f"expected {len(GROUPS)} shares ({', '.join(GROUPS)}) ≥ 0 that sum to 1"
             )
         for item in fields(self):
+            if item.name in ("group_fracs", "scales"):
+                continue
             value = getattr(self, item.name)
             bounded = item.name.endswith("_frac") or item.name in ("attention", "lapse", "drift", "pay_per_item")
             if bounded and not 0 <= value <= 1:
                 raise ConfigError(f"PopulationConfig.{item.name}: found {value}; expected 0 … 1")
             if (item.name.endswith("_sd") or item.name == "group_divergence") and not value >= 0:
                 raise ConfigError(f"PopulationConfig.{item.name}: found {value}; expected ≥ 0")
-            if item.name != "group_fracs" and not math.isfinite(value):
+            if not math.isfinite(value):
                 raise ConfigError(f"PopulationConfig.{item.name}: found {value}; expected a finite number")
         if self.utility_scale <= 0:
             raise ConfigError(f"PopulationConfig.utility_scale: found {self.utility_scale}; expected > 0")
@@ -196,6 +218,7 @@ class RaterPopulation:
         """prefix: of the raters' ids; two populations in one store need different ones."""
         self.world = world
         self.config = config
+        self.seed = seed
         rng = np.random.default_rng((seed, 1))
         groups = _shares(dict(zip(GROUPS, config.group_fracs, strict=True)), "plain", config.n_raters, rng)
         kinds = _shares(config.kind_fracs, "honest", config.n_raters, rng)
