@@ -98,6 +98,19 @@ def test_offsets_gains_and_noise_of_ratings_are_recovered():
     assert float((found.sd[:N_RATERS] - true.sd).abs().max()) < 0.03
 
 
+def test_raters_with_one_rating_each_do_not_explain_the_noise_away():
+    """Noise .2 and offsets of sd .15 of the scale: apart they cannot be told, but their sum of squares can."""
+    rng, n = np.random.default_rng(0), 60
+    asked = questions("rating", n, n_raters=n)
+    columns = dataclasses.replace(asked.columns, annotator=torch.arange(n))
+    clean = 0.5 + RATING_GAIN * SCORES[columns.response] + 0.15 * torch.tensor(rng.standard_normal(n)).float()
+    columns = dataclasses.replace(columns, value=clean + 0.2 * torch.tensor(rng.standard_normal(n)).float())
+    channel = dataclasses.replace(asked, columns=columns, rater=torch.arange(n))
+    start = prior_params([channel], n, PRIORS)
+    found = fit_params(SCORES.unsqueeze(1), FeedbackBatch((channel,)), start, PRIORS).ratings["rating"]
+    assert 0.15 < float(found.sd[-1]) < 0.27
+
+
 def test_thresholds_of_labels_are_recovered():
     found = fitted(answered("label", 2000)).labels["label"]
     assert float((found.threshold[:N_RATERS] - TRUE.labels["label"].threshold).abs().max()) < 0.35

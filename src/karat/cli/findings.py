@@ -35,3 +35,26 @@ def _figure(estimate: Mapping[str, Any] | None) -> str:
     if estimate["value"] is None:
         return f"not estimable ({estimate['method']})"
     return f"{figure(estimate['value'], estimate['low'], estimate['high'])}, n = {estimate['n']}"
+
+
+def noises(kinds: Any) -> str:
+    """What is known of the noise of ratings and labels, where they share the time."""
+    said = []
+    for kind, noise in (("rating", kinds.rating_sd), ("label", kinds.label_scale)):
+        if kind not in kinds.shares:
+            continue
+        if noise.value is None:
+            said.append(f"noise of {kind}s not known yet ({noise.method})")
+        else:
+            said.append(f"noise of a {kind} {noise.value:.2f} logits [{noise.low:.2f}, {noise.high:.2f}] on {noise.n}")
+    return "".join(f", {one}" for one in said)
+
+
+def gain_line(gain: Any) -> str:
+    """What choosing is expected to gain, in one line."""
+    if gain.value is None:
+        return f"expected gain of a chosen question over a random one: not estimable, {gain.method}"
+    return (
+        f"expected gain of a chosen question over a random one: {gain.value:+.3f} bits "
+        f"[{gain.low:+.3f}, {gain.high:+.3f}], {gain.n} questions"
+    )

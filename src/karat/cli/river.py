@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from karat.cli import processes as launching
-from karat.cli.findings import finding_lines, people_lines
+from karat.cli.findings import finding_lines, gain_line, noises, people_lines
 from karat.cli.options import (
     RUNS,
     AsJson,
@@ -184,7 +184,7 @@ def collect(
     if done.kinds is not None:
         parts = ", ".join(f"{share:.0%} {name}" for name, share in done.kinds.shares.items())
         why = ", ".join(f"{one.kind} {one.rate:.4f}" for one in done.kinds.rates)
-        lines.insert(1, f"time: {parts}; information a second: {why}" + _noises(done.kinds))
+        lines.insert(1, f"time: {parts}; information a second: {why}" + noises(done.kinds))
     where = {"server": server} if server else {"store": shown}
     answer(as_json, {**where, **dataclasses.asdict(done)}, lines)
 
@@ -233,29 +233,6 @@ def reward(
     gate = f"gate: {done['gate']}, {done['n_gate']} votes on prompts kept from training"
     found = [*people_lines(done["findings"]), *finding_lines(done["findings"])]
     answer(as_json, done, [*table, *silent, *found, gate, f"reward: {out}; made from: karat trace {out} --judgements"])
-
-
-def _noises(kinds: Any) -> str:
-    """What is known of the noise of ratings and labels, where they share the time."""
-    said = []
-    for kind, noise in (("rating", kinds.rating_sd), ("label", kinds.label_scale)):
-        if kind not in kinds.shares:
-            continue
-        if noise.value is None:
-            said.append(f"noise of {kind}s not known yet ({noise.method})")
-        else:
-            said.append(f"noise of a {kind} {noise.value:.2f} logits [{noise.low:.2f}, {noise.high:.2f}] on {noise.n}")
-    return "".join(f", {one}" for one in said)
-
-
-def gain_line(gain: Any) -> str:
-    """What choosing is expected to gain, in one line."""
-    if gain.value is None:
-        return f"expected gain of a chosen question over a random one: not estimable, {gain.method}"
-    return (
-        f"expected gain of a chosen question over a random one: {gain.value:+.3f} bits "
-        f"[{gain.low:+.3f}, {gain.high:+.3f}], {gain.n} questions"
-    )
 
 
 _METHODS = {

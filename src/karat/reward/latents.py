@@ -218,7 +218,11 @@ class _FreeRaters:
 def _fit_rating(
     scores: Float[Tensor, " N"], channel: Channel, start: FeedbackParams, priors: RaterPriors, *, free_gain: bool
 ) -> RatingParams:
-    """Offsets, gains and noise of all raters around the population's, by non-centred variables."""
+    """Offsets, gains and noise of all raters around the population's, by non-centred variables.
+
+    Offsets of Gaussian ratings are integrated, not only maximised: of raters with a rating each, offsets would explain all of
+    it and leave no noise. ½ Σ_w log(1 + n_w·τ²/s_w²) is the exact difference, for the likelihood is normal in the offset.
+    """
     before = start.ratings[channel.name]
     n, dtype = len(before.offset), before.offset.dtype
     ordinal = before.cutpoints is not None
@@ -234,6 +238,8 @@ def _fit_rating(
     raw = torch.cat([cuts[:1], cuts.diff().log()]).requires_grad_(ordinal)
     wide = _double(channel)
     local = scores[channel.texts]
+    assert isinstance(wide.columns, RatingBatch)
+    n_ratings = torch.zeros(n, dtype=torch.float64).index_add(0, wide.columns.annotator, wide.weight)
 
     def current() -> RatingParams:
         z = deviations * free_raters
@@ -245,6 +251,9 @@ def _fit_rating(
     def objective() -> Tensor:
         params = dataclasses.replace(start, ratings={channel.name: current()})
         total = (local_loglik(local, wide, params) * wide.weight).sum() - deviations.square().sum() / 2
+        if not ordinal:
+            sd = params.ratings[channel.name].sd
+            total = total - (n_ratings * (offset_sd * free_raters / sd).square()).log1p().sum() / 2
         total = total - ((log_gain - math.log(gain_prior)) / LOG_GAIN_SD).square() / 2
         return -(total - (raw / 10).square().sum() / 2) / len(channel)
 
