@@ -204,13 +204,33 @@ def test_what_is_not_a_run_says_so(tmp_path: Path):
 
 
 def test_trace_run_describes_artefacts_through_the_caller(run: Path):
-    def describe(reference, place: Path) -> dict:
-        return {"votes": len((place / "votes.jsonl").read_text().split())} if reference.kind == "snapshot" else {}
+    def describe(reference, place: Path, reader: str | None) -> dict:
+        if reference.kind != "snapshot":
+            return {}
+        return {"votes": len((place / "votes.jsonl").read_text().split()), "read by": reader}
 
     (policy,) = trace_run(run, describe=describe)
     assert policy.artefact.path == "models/ppo"
     reward, _ = policy.fed_by
-    assert reward.fed_by[0].facts == {"votes": 2}
+    assert reward.fed_by[0].facts == {"votes": 2, "read by": "reward"}
+
+
+def test_what_lies_beside_a_run_moves_with_it_and_what_lies_farther_away_does_not(tmp_path: Path):
+    run, far = tmp_path / "place" / "runs" / "r", tmp_path / "far.txt"
+    for path in (run / "made.txt", run.parent / "beside" / "given.txt", far):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("words")
+    beside, away = (artifacts.ref_of(run, path) for path in (run.parent / "beside", far))
+    assert (beside.path, away.path) == ("../beside", str(far.resolve()))
+    assert (beside.outside, away.outside) == (True, True)
+    write_manifest(run, manifest_of("reward", [beside, away], [artifacts.ref_of(run, run / "made.txt")]))
+    moved = tmp_path / "elsewhere"
+    (tmp_path / "place").rename(moved)
+    assert verify_run(moved / "runs" / "r") == []
+    (moved / "runs" / "beside" / "given.txt").write_text("other")
+    assert [one.kind for one in verify_run(moved / "runs" / "r")] == ["altered"]
+    (moved / "runs" / "r").rename(tmp_path / "alone")
+    assert [one.kind for one in verify_run(tmp_path / "alone")] == ["unchecked"]
 
 
 def test_a_run_is_held_by_one_process(tmp_path: Path):

@@ -1,5 +1,6 @@
 """`karat reward --store` with raters of two groups: its population, what can be done with it, and what it was made from."""
 
+import dataclasses
 import json
 import shutil
 
@@ -12,6 +13,7 @@ from karat.belief import Belief, lower_bound
 from karat.cli import main
 from karat.config import build
 from karat.feedback.snapshot import read_snapshot
+from karat.ledger.manifest import read_manifests, write_manifest
 from karat.lm.load import load_lm
 from karat.pipeline.gating import gate_split
 from karat.pipeline.optimise import lowest_bound
@@ -258,7 +260,8 @@ def test_it_can_be_traced_to_the_judgements_that_made_it_and_verified(place, mad
     assert main(["trace", str(out), "--judgements", "--json"]) == 0
     [tree] = json.loads(capsys.readouterr().out)["trees"]
     base, votes = tree["fed_by"]
-    snapshot = read_snapshot(votes["artefact"]["path"])
+    assert votes["artefact"]["path"] == "../reward-snapshot"
+    snapshot = read_snapshot(out / votes["artefact"]["path"])
     assert votes["facts"]["judgements"] == sorted(vote.judgement_id for vote in snapshot.votes)
     assert (votes["facts"]["votes"], votes["facts"]["raters"]) == (360, 12)
     assert base["artefact"]["path"] == str((place / "model").resolve())
@@ -281,9 +284,69 @@ def test_words_that_were_erased_on_request_are_said_to_be_and_nothing_else(place
     for out in ("r", "second"):
         assert main(["verify", str(tmp_path / out)]) == 0
         [first, last] = capsys.readouterr().out.splitlines()
-        assert first.startswith(f"erased     {tmp_path / 'r-snapshot' / 'words.jsonl'}")
+        assert first.startswith("erased     ../r-snapshot/words.jsonl")
         assert "asked by mail" in first
         assert "every recorded byte as it was" in last
+
+
+def test_a_reward_is_moved_with_its_snapshot_and_old_records_still_hold(made, tmp_path, capsys):
+    moved = tmp_path / "moved"
+    shutil.copytree(made[0].parent, moved)
+    capsys.readouterr()
+    assert main(["verify", str(moved / "reward")]) == 0
+    assert "unchecked  ../reward-snapshot" not in capsys.readouterr().out
+    (moved / "reward-snapshot" / "annotators.jsonl").write_text("{}")
+    assert main(["verify", str(moved / "reward")]) == 1  # it is this one that was checked, not the first
+    # a record of an earlier version names its snapshot by an absolute path
+    [manifest] = read_manifests(made[0])
+    inputs = tuple(dataclasses.replace(one, path=str((made[0] / one.path).resolve())) for one in manifest.inputs)
+    other = shutil.copytree(made[0], tmp_path / "old" / "reward")
+    write_manifest(other, dataclasses.replace(manifest, inputs=inputs))
+    capsys.readouterr()
+    assert main(["verify", str(other)]) == 0
+    assert main(["trace", str(other), "--judgements", "--json"]) == 0
+    [tree] = json.loads(capsys.readouterr().out.split("\n", 1)[1])["trees"]
+    assert len(tree["fed_by"][1]["facts"]["judgements"]) == 360
+
+
+def test_the_judgements_of_a_reward_are_those_of_the_kinds_it_was_fitted_to(place, tmp_path, capsys):
+    store_of_sandbox(tmp_path / "kinds.db", n_prompts=5).close()
+    only = {"pluralism.enabled": "false", "aggregator": "mean_score", "pluralism.target": "null"}
+    only["reward.kinds"] = "[comparison, label]"
+    assert reward(place, tmp_path / "r", source=("--store", tmp_path / "kinds.db"), **only) == 0
+    snapshot = read_snapshot(tmp_path / "r-snapshot")
+    capsys.readouterr()
+    assert main(["trace", str(tmp_path / "r"), "--judgements", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)["trees"][0]["fed_by"][1]["facts"]
+    labels = [one.id for one in snapshot.judgements if one.kind == "label"]
+    assert facts["judgements"] == sorted([*(vote.judgement_id for vote in snapshot.votes), *labels])
+    n = len(snapshot.votes) + len(snapshot.judgements)
+    assert facts["used"] == f"{len(facts['judgements'])} of {n} judgements: comparison, label"
+
+
+def test_a_stores_reward_can_be_looked_into_and_stays_as_it_was(place, tmp_path, capsys):
+    store_of_sandbox(tmp_path / "kinds.db", n_prompts=12).close()
+    plainly = {"pluralism.enabled": "false", "aggregator": "mean_score", "pluralism.target": "null"}
+    out = tmp_path / "r"
+    assert reward(place, out, source=("--store", tmp_path / "kinds.db"), **plainly) == 0
+    look = ["audit", str(out), "--look-inside", "--attributed", "2", "--activations", "20"]
+    capsys.readouterr()
+    assert main([*look, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"inside.completeness", "inside.concept_length", "inside.atlas"} <= {
+        one["name"] for one in found["findings"]
+    }
+    beside = tmp_path / "r-inside"
+    assert found["directory"] == str(beside)
+    cells = json.loads((beside / "inside.json").read_text())["cells"]
+    assert {name for cell in cells for name, _ in cell["source_fracs"]} == {"policy"}
+    assert {cell["gold"] for cell in cells} == {None}
+    assert "Inside the reward model" in (beside / "report.html").read_text()
+    for place_ in (out, beside):
+        assert main(["verify", str(place_)]) == 0
+    before = (beside / "manifests" / "inside.json").read_bytes()
+    assert main(look) == 0
+    assert (beside / "manifests" / "inside.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(

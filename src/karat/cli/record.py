@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +13,8 @@ import typer
 from karat.cli.options import AsJson, Out, RunDirectory, answer, app
 from karat.cli.people import StoreOrRun, store_address
 from karat.errors import ConfigError
+from karat.ledger.lineage import Manifest
+from karat.records import KINDS
 
 
 @app.command(epilog="Example: karat verify runs/demo")
@@ -162,11 +164,21 @@ def trace(
         lines = [f"{row['path']}  [{lineage.short(row['hash'])}] written by {row['stage']}" for row in rows]
         answer(as_json, {"artefact": artefact, "affected": rows}, lines or [f"{artefact}: nothing was made from it"])
         return
-    nodes = trace_run(run_dir, artefact, describe=lambda ref, place: _snapshot_facts(ref.kind, place, judgements))
+    by_stage = {manifest.stage: manifest for manifest in read_manifests(run_dir)}
+
+    def describe(reference: Any, place: Path, reader: str | None) -> Mapping[str, Any]:
+        return _snapshot_facts(reference.kind, place, judgements, kinds_read(by_stage.get(reader or "")))
+
+    nodes = trace_run(run_dir, artefact, describe=describe)
     answer(as_json, {"trees": [dataclasses.asdict(node) for node in nodes]}, lineage.trace_lines(nodes))
 
 
-def _snapshot_facts(kind: str, place: Path, with_ids: bool) -> Mapping[str, Any]:
+def _snapshot_facts(kind: str, place: Path, with_ids: bool, kinds: Collection[str] | None) -> Mapping[str, Any]:
+    """What a stage read in a snapshot.
+
+    Args:
+        kinds: it read what these kinds of judgements say, and nothing that does not fit its question; None = all.
+    """
     from karat.ledger.lineage import SNAPSHOTS
 
     if kind not in SNAPSHOTS or not place.is_dir():
@@ -174,9 +186,25 @@ def _snapshot_facts(kind: str, place: Path, with_ids: bool) -> Mapping[str, Any]
     from karat.feedback.snapshot import read_snapshot
 
     snapshot = read_snapshot(place)
-    ids = sorted([vote.judgement_id for vote in snapshot.votes] + [judgement.id for judgement in snapshot.judgements])
+    said = [(vote.judgement_id, vote.kind) for vote in snapshot.votes]
+    said += [(judgement.id, judgement.kind) for judgement in snapshot.judgements]
     facts: dict[str, Any] = {"root": snapshot.root, "votes": len(snapshot.votes), "raters": len(snapshot.annotators)}
     if len(snapshot.by_origin) > 1:  # whose they are, where people were not alone
         for origin, n in snapshot.by_origin.items():
             facts[f"of origin {origin}"] = f"{n['votes']} votes by {n['raters']}"
-    return facts | ({"judgements": ids} if with_ids else {})
+    used = sorted(
+        one for one, its_kind in said
+        if kinds is None or (its_kind in (kinds or KINDS) and one not in snapshot.misfits)
+    )  # fmt: skip
+    if len(used) < len(said):
+        facts["used"] = f"{len(used)} of {len(said)} judgements" + (f": {', '.join(kinds)}" if kinds else "")
+    return facts | ({"judgements": used} if with_ids else {})
+
+
+def kinds_read(reader: Manifest | None) -> Collection[str] | None:
+    """`reward.kinds` of the stage that trained a reward on a snapshot; None = the stage trained none."""
+    if reader is None or reader.stage.partition("-")[0] != "reward":
+        return None
+    settings = reader.config.get("settings")
+    own = settings.get("reward") if isinstance(settings, Mapping) else settings[0] if settings else None
+    return own.get("kinds") if isinstance(own, Mapping) else None

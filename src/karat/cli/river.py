@@ -279,7 +279,7 @@ def audit(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Ask a finished run a question; the answers are findings, kept with a manifest and shown in the report."""
+    """Ask a finished run, or a reward of `karat reward --store`, a question; the answers are findings, kept with a manifest and shown in the report."""
     if not look_inside:
         raise ConfigError("audit: found no question; expected --look-inside")
     from karat.audit.inside import LookSettings

@@ -176,6 +176,9 @@ def _shown(run_dir: Path, place: Path) -> str:
     resolved, root = place.resolve(), run_dir.resolve()
     if resolved.is_relative_to(root):
         return resolved.relative_to(root).as_posix()
+    beside = root.parent
+    if beside != beside.parent and resolved.is_relative_to(beside):  # moved together, it is found again
+        return f"../{resolved.relative_to(beside).as_posix()}"
     return resolved.as_posix()
 
 

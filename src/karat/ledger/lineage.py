@@ -32,13 +32,18 @@ class ArtifactRef:
     name: str
     """What it is to the stage: `model`, `snapshot`, `metrics`."""
     path: str
-    """Relative to the run's directory, with `/`; absolute where it lies outside the run."""
+    """Relative to the run's directory, with `/`; `../…` where it lies beside the run, absolute farther away."""
     hash: str
     """`sha256:…` of a file, `tree:…` of a directory."""
     kind: str
     """file, directory, or a narrower word of the stage's own (`snapshot`, `model`)."""
     files: tuple[tuple[str, str], ...] = ()
     """(relative name, hash) of every file of a directory, sorted, so that the altered one can be named."""
+
+    @property
+    def outside(self) -> bool:
+        """True = it lies outside the run."""
+        return self.path.startswith(("/", "../"))
 
 
 @dataclass(frozen=True)
@@ -222,7 +227,7 @@ def stale_stages(manifests: Sequence[Manifest]) -> dict[str, str]:
 def compare(recorded: ArtifactRef, found: ArtifactRef | None, stage: str) -> list[Problem]:
     """The problems of one artefact, each file of a directory named on its own."""
     if found is None:
-        kind: ProblemKind = "unchecked" if recorded.path.startswith("/") else "missing"
+        kind: ProblemKind = "unchecked" if recorded.outside else "missing"
         return [Problem(recorded.path, kind, f"recorded as {recorded.hash}; nothing is there", stage)]
     if found.hash == recorded.hash:
         return []

@@ -58,6 +58,10 @@ PACKAGES = ("karat", "torch", "transformers", "tokenizers", "peft", "accelerate"
 STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
+Describe = Callable[[ArtifactRef, Path, str | None], Mapping[str, Any]]
+"""describe(artefact, its place on disk, the stage that read it) → facts."""
+
+
 def write_manifest(run_dir: Path, manifest: Manifest) -> Path:
     """Write `manifests/<stage>.json` atomically, after checking that every output is there; returns its path.
 
@@ -184,13 +188,14 @@ def trace_run(
     run_dir: Path,
     artefact: str | None = None,
     *,
-    describe: Callable[[ArtifactRef, Path], Mapping[str, Any]] | None = None,
+    describe: Describe | None = None,
 ) -> tuple[TraceNode, ...]:
     """What an artefact of a run was made from, down to what came from outside.
 
     Args:
         artefact: as for `lineage.trace`; None = all that no other stage read.
-        describe: what to say about an artefact at a place on disk (for a snapshot: its root, votes and raters).
+        describe: what to say about an artefact at a place on disk, as a stage read it (for a snapshot: its root, votes and
+            raters); the stage is None where no other artefact of the tree was made from it.
     Raises: LedgerError when the directory is not a run or no artefact answers to the name.
     """
     nodes = trace(read_manifests(run_dir), artefact)
@@ -253,9 +258,9 @@ def _file_hashes(references: Iterable[ArtifactRef | None]) -> dict[str, str]:
     return inside | {each.path: each.hash for each in known if not each.files}
 
 
-def _described(node: TraceNode, run_dir: Path, describe: Callable[[ArtifactRef, Path], Mapping[str, Any]]) -> TraceNode:
-    facts = describe(node.artefact, run_dir / node.artefact.path)
-    below = tuple(_described(source, run_dir, describe) for source in node.fed_by)
+def _described(node: TraceNode, run_dir: Path, describe: Describe, reader: str | None = None) -> TraceNode:
+    facts = describe(node.artefact, run_dir / node.artefact.path, reader)
+    below = tuple(_described(source, run_dir, describe, node.stage) for source in node.fed_by)
     return dataclasses.replace(node, facts=dict(facts), fed_by=below)
 
 

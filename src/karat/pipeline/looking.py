@@ -1,4 +1,4 @@
-"""The station that looks inside a finished run's reward model; the report shows what it found."""
+"""The station that looks inside a reward model, of a finished run or fitted to a store; a report shows what it found."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from karat.audit.inside import Inside, LookedAt, LookSettings, look_inside
 from karat.config import build
 from karat.errors import ConfigError, LedgerError
 from karat.evaluate.measure import draw, texts_of
-from karat.ledger.artifacts import ArtifactRef, write_json
+from karat.feedback.snapshot import read_snapshot
+from karat.ledger.artifacts import ArtifactRef, ref_of, write_json
 from karat.ledger.manifest import Manifest, lock_run, read_manifests
 from karat.lm.load import load_lm
 from karat.pipeline.current import newest_round
@@ -24,7 +25,7 @@ from karat.pipeline.settings import RunConfig
 from karat.pipeline.stages import Output, Run, StageResult, Workplace, jsonable, output
 from karat.progress import Progress
 from karat.records import Prompt
-from karat.reward.score import load_scorer
+from karat.reward.score import Scorer, load_scorer
 from karat.seeding import child_seed
 
 STAGE = "inside"
@@ -37,11 +38,16 @@ N_POLICY = 300
 def inspect_run(directory: Path, settings: LookSettings, *, progress: Progress) -> dict[str, Any]:
     """Look inside the reward model of a run, keep the findings with a manifest, and write the report again.
 
+    Args:
+        directory: of a run; or of a reward model that `karat reward --store` wrote, on the responses that were judged: what
+            is found is kept in a directory beside it, `…-inside`, for nothing is added to a model that was recorded.
     Returns: {"findings", "report", "directory"}.
     Raises: LedgerError where the run has no reward model; ConfigError for a run of given votes, which has no samples.
     """
     directory = directory.resolve()
     done = {manifest.stage: manifest for manifest in read_manifests(directory)}
+    if "reward" in done and output(done["reward"], "model").path == ".":
+        return _inspect_fitted(directory, done["reward"], settings, progress)
     if "reward" not in done:
         raise LedgerError(
             f"{directory}: found no finished reward model; expected a run up to its reward, `karat reward`"
@@ -68,6 +74,39 @@ def inspect_run(directory: Path, settings: LookSettings, *, progress: Progress) 
     return {"findings": list(manifest.findings), "report": summary["report"], "directory": str(directory)}
 
 
+def _inspect_fitted(directory: Path, reward: Manifest, settings: LookSettings, progress: Progress) -> dict[str, Any]:
+    """The same for a reward that stands for itself, in a small run of its own beside it."""
+    place = directory.with_name(f"{directory.name}-inside")
+    judged = next(directory / one.path for one in reward.inputs if one.kind == "snapshot")
+    seed = reward.seeds["reward"]
+    with lock_run(place):
+        about = {"title": f"Inside the reward {directory.name}", "unsafe": [], "config": {}, "seed": seed}
+        write_json(place / "config.json", about)
+        inputs = [ref_of(place, directory, "model", "reward"), ref_of(place, judged.resolve(), "snapshot")]
+        work = partial(_look_at_judged, directory, judged, settings, reward)
+        manifest = Run(place, seed, progress).stage(STAGE, inputs=inputs, config=settings, work=work)
+        summary = write_report(place)
+    return {"findings": list(manifest.findings), "report": summary["report"], "directory": str(place)}
+
+
+def _look_at_judged(
+    directory: Path, judged: Path, settings: LookSettings, reward: Manifest, place: Workplace
+) -> StageResult:
+    """Look at what raters were shown, prompts in the order of their hashes, whole."""
+    snapshot = read_snapshot(judged)
+    shown = sorted(snapshot.responses.values(), key=lambda one: (one.prompt_id, one.id))[:N_REFERENCE]
+    if not shown:
+        raise LedgerError(f"{judged}: found no response in the snapshot; expected some to look at")
+    seen = LookedAt(
+        [snapshot.prompts[one.prompt_id] for one in shown], [one.text for one in shown],
+        [one.source or UNKNOWN_WRITER for one in shown], None, tuple(reward.metrics.get("suspects", ())),
+    )  # fmt: skip
+    return _looked(load_scorer(directory), seen, settings, place)
+
+
+UNKNOWN_WRITER = "unknown"
+
+
 def _look(
     run: Run, config: RunConfig, settings: LookSettings, reward: Manifest,
     policy: tuple[str, ArtifactRef] | None, place: Workplace,
@@ -86,6 +125,11 @@ def _look(
         prompts, texts, sources, None if gold is None else [gold(p, t) for p, t in zip(prompts, texts, strict=True)],
         tuple(reward.metrics.get("suspects", ())),
     )  # fmt: skip
+    return _looked(scorer, seen, settings, place)
+
+
+def _looked(scorer: Scorer, seen: LookedAt, settings: LookSettings, place: Workplace) -> StageResult:
+    """Look, and write down what was found."""
     parts: dict[str, int] = {}
     with place.progress.stage("look inside", unit="texts") as bar:
 
@@ -96,7 +140,7 @@ def _look(
         found = look_inside(scorer, seen, settings, progress=tell)
     target = place.directory / "inside.json"
     write_json(target, jsonable(_record(found)))
-    metrics = {"n_texts": len(texts), "explained_frac": found.atlas.explained_frac}
+    metrics = {"n_texts": len(seen.texts), "explained_frac": found.atlas.explained_frac}
     return StageResult([Output("inside", target)], metrics, found.findings)
 
 

@@ -159,7 +159,7 @@ def erase_from_snapshots(
     changed = []
     places: dict[Path, list[Fed]] = {}
     for fed in artefacts:
-        path = fed.run / fed.path / WORDS_FILE
+        path = (fed.run / fed.path / WORDS_FILE).resolve()  # each reader has a way of its own to what lies beside it
         if fed.has_words and path.is_file():
             places.setdefault(path, []).append(fed)
     for path, readers in places.items():  # several rewards may have been fitted to one snapshot outside of them
@@ -235,9 +235,7 @@ def _runs_in(directories: Iterable[Path]) -> list[Path]:
 
 def _snapshots(manifests: Sequence[Manifest]) -> Iterator[tuple[str, ArtifactRef]]:
     for manifest in manifests:
-        outside = [
-            reference for reference in manifest.inputs if reference.path.startswith("/")
-        ]  # of no stage of the run
+        outside = [reference for reference in manifest.inputs if reference.outside]  # of no stage of the run
         for reference in (*outside, *manifest.outputs):
             if reference.kind in SNAPSHOTS:
                 yield manifest.stage, reference
