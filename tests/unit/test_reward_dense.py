@@ -14,12 +14,16 @@ from karat.reward.dense import (
     MarkedTokens,
     dense_score_fn,
     fit_dense,
+    fit_marks,
     load_dense,
+    marked_tokens,
     marks_loglik,
     sample_marks,
     save_dense,
     token_spans,
 )
+from karat.reward.mark_quality import nll
+from karat.reward.mark_ridges import fit_beside, rows_of, with_side
 from karat.reward.trunk import DecoderTrunk
 from karat.statements import Marked, Part
 from tiny_models import tiny_checkpoint
@@ -204,6 +208,53 @@ def test_it_is_saved_and_loaded_whole(dense, tmp_path):
         assert torch.equal(old, new)
     with pytest.raises(CheckpointError, match=r"found no dense\.safetensors"):
         load_dense(tmp_path / "none", dense.trunk)
+
+
+def test_heads_that_read_words_and_places_find_what_stands_last_and_are_saved_whole(trunk, tmp_path):
+    """A mark on the last word, whatever it is: the place says it, and no trunk with random weights does."""
+    rng = np.random.default_rng(4)
+    marks, responses = [], {}
+    prompts = {}
+    for number in range(24):
+        prompt = user_prompt(f"mark {number}")
+        prompts[prompt.id] = prompt
+        text = " ".join("".join(rng.choice(list("abc"), size=3)) for _ in range(4)) + ". ab"
+        one = Response(prompt.id, text, "policy", number)
+        responses[one.id] = one
+        last = (Part(len(text) - 2, len(text), 1, "last"),)
+        marks.append(Marked(f"s{number}", prompt.id, (one.id,), last, ("last",), "ann", "span_marks"))
+    read = [marked_tokens(trunk, mark, prompts, responses) for mark in marks]
+    rows = rows_of(trunk, marks, prompts, responses)
+    found, heads, side = fit_beside(trunk, marks[:18], read[:18], rows[:18], ("ngrams", "place", "overlap"))
+    alone = fit_dense(trunk, marks[:18], prompts, responses)
+    kept = with_side(side, read[18:], rows[18:])
+    ours = np.mean([nll(heads, one, ("last",)) for one in kept])
+    theirs = np.mean([nll(alone, one, ("last",)) for one in read[18:]])
+    assert ours < theirs
+    texts, own = [responses[mark.response_ids[0]].text for mark in marks], [prompts[mark.prompt_id] for mark in marks]
+    scores = found.token_scores(own[18:], texts[18:])
+    for one, column in zip(kept, scores, strict=True):  # as saved: single n-grams and columns
+        assert column[:, 0].numpy() == pytest.approx(
+            (one.features @ heads.weight.T - heads.threshold)[:, 0].numpy(), abs=1e-3
+        )
+    save_dense(found, tmp_path, metadata={})
+    again = load_dense(tmp_path, trunk).token_scores(own[18:], texts[18:])
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(scores, again, strict=True))
+
+
+def test_a_ridge_of_each_weight_is_the_plain_one_where_they_are_alike_and_shrinks_where_it_is_large():
+    generator = torch.Generator().manual_seed(0)
+    read = []
+    for _ in range(12):
+        features = torch.randn(9, 4, generator=generator)
+        inside = {"x": features[:, 0] + features[:, 1] > 0.5}
+        read.append(
+            MarkedTokens(features, torch.zeros(0, 9, dtype=torch.bool), torch.zeros(0, dtype=torch.long), inside)
+        )
+    plain, alike = fit_marks(read, ("x",)), fit_marks(read, ("x",), ridge=torch.ones(1, 4))
+    assert torch.allclose(plain.weight, alike.weight, atol=1e-4)
+    uneven = fit_marks(read, ("x",), ridge=torch.tensor([[1.0, 1e4, 1.0, 1.0]]))
+    assert abs(float(uneven.weight[0, 1])) < 0.01 < abs(float(plain.weight[0, 1]))
 
 
 def test_nothing_marked_is_an_error(trunk):

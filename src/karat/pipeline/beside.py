@@ -21,11 +21,22 @@ from karat.policy.beside import Beside
 from karat.policy.score_sources import HttpSettings, asked_once, named_score, source_hash
 from karat.policy.scores import score_responses
 from karat.records import Finding, Prompt, Response, ScoreFn
-from karat.reward.dense import DENSE, DenseReward, dense_score_fn, fit_read, load_dense, marked_tokens, save_dense
+from karat.reward.dense import (
+    DENSE,
+    DenseReward,
+    TokenHeads,
+    dense_score_fn,
+    fit_read,
+    load_dense,
+    marked_tokens,
+    save_dense,
+)
 from karat.reward.mark_quality import MarkQuality, held_out_quality
+from karat.reward.mark_ridges import fit_beside, rows_of, with_side
 from karat.reward.objectives import ObjectivesConfig
 from karat.reward.people import GroupScorer
 from karat.reward.score import Scorer
+from karat.reward.side import Beside as SideBlock
 from karat.reward.trunk import DecoderTrunk, Trunk
 from karat.statements import Marked
 
@@ -107,6 +118,7 @@ def keep_token_rewards(
     *,
     metadata: Mapping[str, str],
     kept: Sequence[Marked] = (),
+    beside: Sequence[SideBlock] = (),
     seed: int = 0,
     given: Path | None = None,
 ) -> list[Finding]:
@@ -115,6 +127,7 @@ def keep_token_rewards(
     Args:
         marks: those that may be trained on.    texts: prompts and responses by id.    directory: of the reward model.
         kept: marks on prompts that nothing was trained on; they say how well the others predict them.
+        beside: plain features that the heads read beside the trunk's (`reward.beside`).
         given: of the reward model that it was copied from; its token rewards count where nothing was marked.
     Returns: one finding; none where the configuration weighs nothing.
     Raises: InputError where neither has marks; ConfigError for a class that was never marked.
@@ -123,7 +136,9 @@ def keep_token_rewards(
         return []
     decoder = _decoder(trunk)
     if marks:
-        heads, quality = fit_token_rewards(decoder, marks, kept, texts, directory, metadata=metadata, seed=seed)
+        heads, quality = fit_token_rewards(
+            decoder, marks, kept, texts, directory, metadata=metadata, seed=seed, beside=beside
+        )
         where = "; ".join([f"{len(marks)} marked responses", *map(gain_words, quality)])
     elif given is not None and (given / DENSE).is_file():
         shutil.copyfile(given / DENSE, directory / DENSE)
@@ -163,14 +178,25 @@ def fit_token_rewards(
     *,
     metadata: Mapping[str, str],
     seed: int,
+    beside: Sequence[SideBlock] = (),
 ) -> tuple[DenseReward, list[MarkQuality]]:
-    """Fit token rewards, keep them beside the model, and say how well they predict the marks that were kept apart."""
+    """Fit token rewards, keep them beside the model, and say how well they predict the marks that were kept apart.
+
+    Args:
+        beside: plain features that they read beside the trunk's.
+    """
     asked_at_random = [mark for mark in kept if mark.strategy == "random"]
     read, read_kept = ([marked_tokens(trunk, mark, *texts) for mark in side] for side in (marks, asked_at_random))
-    heads = fit_read(trunk, marks, read)
-    save_dense(heads, directory, metadata=metadata)
+    heads: DenseReward | TokenHeads
+    if beside:
+        rows, rows_kept = (rows_of(trunk, side, *texts) for side in (marks, asked_at_random))
+        dense, heads, side = fit_beside(trunk, marks, read, rows, beside)
+        read, read_kept = with_side(side, read, rows), with_side(side, read_kept, rows_kept)
+    else:
+        heads = dense = fit_read(trunk, marks, read)
+    save_dense(dense, directory, metadata=metadata)
     annotators = [mark.annotator for mark in asked_at_random]
-    return heads, held_out_quality(heads, heads.names, read, read_kept, annotators, seed=seed)
+    return dense, held_out_quality(heads, dense.names, read, read_kept, annotators, seed=seed)
 
 
 def gain_words(quality: MarkQuality) -> str:

@@ -303,7 +303,9 @@ def _token_rewards(
     marks, apart = gate_split(marked, frac=request.gate_frac if kept else 0.0)
     if not marks or not isinstance(trunk, DecoderTrunk):
         return []
-    _, quality = fit_token_rewards(trunk, marks, apart, texts, request.out, metadata=metadata, seed=request.seed)
+    _, quality = fit_token_rewards(
+        trunk, marks, apart, texts, request.out, metadata=metadata, seed=request.seed, beside=request.reward.beside
+    )
     return quality
 
 

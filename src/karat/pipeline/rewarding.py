@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,9 @@ def _taken(
         raw = scorer.logits(data.prompts, data.texts) * scorer.model.temperature
         vote_model = fit_vote_model(scorer.model, raw.mean(0), data)
     fits = tuple(
-        given_fit(one.model, vote_model, one.scale, one.every(data.prompts, data.texts), findings)
+        replace(
+            given_fit(one.model, vote_model, one.scale, one.every(data.prompts, data.texts), findings), side=one.side
+        )
         for one in scorer.members or (scorer,)
     )
     joint = scorer_of(fits[0])
@@ -224,7 +226,7 @@ def judged(
     )  # fmt: skip
     dense = keep_token_rewards(
         config.dense, fit.model.trunk, parts.marks, (snapshot.prompts, parts.said.responses), directory,
-        metadata=metadata, kept=parts.gate_marks, seed=run.seed, given=given,
+        metadata=metadata, kept=parts.gate_marks, beside=config.reward.beside, seed=run.seed, given=given,
     )  # fmt: skip
     # 2. the gate, on prompts never trained on; it looks at the whole reward, length included
     crossed = CrossedScorer(scorer, factors)  # each prompt at the temperature of the other half's votes

@@ -24,12 +24,14 @@ from karat.belief import fit_scale
 from karat.choice import RaterParams, VoteBatch, vote_batch
 from karat.errors import CheckpointError, ConfigError
 from karat.records import Estimate, Finding, Prompt, Response, Vote
+from karat.reward.block_layer import block_scales
 from karat.reward.calibration import VoteModel, fit_temperature, predicted_probs, vote_nll
 from karat.reward.last_layer import LastLayer, centred_raters, comparison_observations, fit_last_layer
 from karat.reward.model import RewardModel, log_lengths
 from karat.reward.raters import fit_raters
 from karat.reward.sampled_layer import MIXED, sample_population
 from karat.reward.settings import RewardConfig
+from karat.reward.side import SideFeatures, side_features, side_reward
 from karat.reward.tastes import fit_population
 from karat.reward.train import RewardFit
 from karat.reward.trunk import micro_batches
@@ -49,6 +51,14 @@ class _Seen:
     columns: VoteBatch
     prompt: Tensor
     phi: np.ndarray
+    prompts: list[Prompt]
+    texts: list[str]
+
+    def beside(self, side: SideFeatures | None) -> _Seen:
+        """The same with the side features' columns behind the others."""
+        if side is None:
+            return self
+        return dataclasses.replace(self, phi=np.concatenate([self.phi, side.of(self.prompts, self.texts)], axis=1))
 
 
 def bayesian_fit(
@@ -75,10 +85,12 @@ def bayesian_fit(
     # 1. features, once
     names = {name: place for place, name in enumerate(fit.annotators)}
     seen = _features(model, votes, prompts, responses, names, config.token_budget)
+    own_width, side = seen.phi.shape[1], _side(seen, fit.raters, config)
+    seen = seen.beside(side)
     # 2. head and raters by turns
     averaged = len(votes) <= AVERAGED_UP_TO
     raters = fit.raters
-    start = _whole_weight(model)
+    start = np.concatenate([_whole_weight(model), np.zeros(seen.phi.shape[1] - own_width)])
     for turn in range(settings.n_turns):
         last = turn + 1 == settings.n_turns
         posterior = fit_last_layer(
@@ -92,7 +104,7 @@ def bayesian_fit(
     # 3. draws as heads
     population = _of_population(posterior, seen, raters, config, seed)
     posterior, drawn = population.posterior, population.draws
-    heads = _with_heads(model, torch.from_numpy(drawn).float())
+    heads = _with_heads(model, torch.from_numpy(drawn[:, :own_width]).float())
     vote_model = VoteModel(config.raters, tuple(raters.cutpoints.tolist()))
     # 4. temperature, reference and scale
     metrics = dict(fit.metrics) | {
@@ -102,7 +114,7 @@ def bayesian_fit(
     held_votes = [vote for vote in fit.held_out if isinstance(vote, Vote)]
     if held_votes:
         everyone = {vote.annotator: 0 for vote in held_votes}
-        held = _features(model, held_votes, prompts, responses, everyone, config.token_budget)
+        held = _features(model, held_votes, prompts, responses, everyone, config.token_budget).beside(side)
         raw = torch.from_numpy(drawn @ held.phi.T)
         temperature = fit_temperature(raw, held.columns, vote_model)
         heads.temperature.fill_(temperature)
@@ -115,7 +127,9 @@ def bayesian_fit(
         fit, model=heads, raters=raters, vote_model=vote_model, metrics=metrics,
         scale=fit_scale(logits.mean(0), seen.prompt),
         reference=reference if fit.reference.ndim == 1 else reference.unsqueeze(-1),
-        findings=[*fit.findings, _finding(posterior, seen.phi.shape[1], len(votes)), *population.findings],
+        findings=[*fit.findings, _finding(posterior, seen.phi.shape[1], len(votes)), *population.findings,
+                  *_about_side(side, len(votes))],
+        side=None if side is None else side_reward(side, drawn[:, own_width:]),
     )  # fmt: skip
     return fitted, cooled_layer(posterior, temperature)
 
@@ -212,7 +226,35 @@ def _features(
     prompt = torch.empty(len(own), dtype=torch.long)
     for number, members in enumerate(by_prompt.values()):
         prompt[members] = number
-    return _Seen(vote_batch(votes, index, names), prompt, phi.numpy())
+    own_prompts, texts = [prompts[one.prompt_id] for one in own], [one.text for one in own]
+    return _Seen(vote_batch(votes, index, names), prompt, phi.numpy(), own_prompts, texts)
+
+
+def _side(seen: _Seen, raters: RaterParams, config: RewardConfig) -> SideFeatures | None:
+    """The plain features that the configuration asks for, each block as large as makes the votes most probable."""
+    if not config.beside:
+        return None
+    side = side_features(config.beside, seen.prompts, seen.texts)
+    blocks = [seen.phi, *side.blocks(seen.prompts, seen.texts)]
+    observed = [comparison_observations(seen.columns, raters)]
+    scales, _ = block_scales(np.concatenate(blocks, axis=1), [block.shape[1] for block in blocks], observed)
+    return side.scaled(scales[1:])
+
+
+def _about_side(side: SideFeatures | None, n_votes: int) -> list[Finding]:
+    if side is None:
+        return []
+    sizes = ", ".join(f"{name} {scale:.3g}" for name, scale in zip(side.names, side.scales, strict=True))
+    return [
+        Finding(
+            "reward.beside",
+            "What does the reward read beside the trunk?",
+            "warn",
+            Estimate(float(len(side.names)), None, None, n_votes, "blocks; prior precisions by marginal likelihood"),
+            detail=f"prior standard deviations relative to the trunk's weights: {sizes}. Words and lengths can be had for "
+            "nothing: an optimiser will find them.",
+        )
+    ]
 
 
 def _whole_weight(model: RewardModel) -> np.ndarray:

@@ -31,6 +31,7 @@ from karat.lm.trees import Tree, padded_batch
 from karat.ratings import draw_level, ordinal_logprobs
 from karat.records import DenseScoreFn, Prompt, Response
 from karat.reward.raters import minimise
+from karat.reward.token_side import TokenSideReward
 from karat.reward.trunk import DecoderTrunk
 from karat.segments import steps_of
 from karat.statements import Marked
@@ -41,6 +42,9 @@ StepPay = Literal["mean", "every"]
 """How steps are paid: by the mean mark of all tokens, or each step at its end by log P(it is not wrong)."""
 RIDGE = 1.0
 """λ of λ/2·‖w‖²: features have variance of order 1, so a weight of 1 is one logit a standard deviation."""
+
+DOUBLED_CELLS = 1 << 26
+"""Features that are held in double precision during a fit (512 MB); more are converted response by response."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,10 +86,16 @@ class DenseReward:
     """θ_c; 0 for `step`."""
     cutpoints: Float[Tensor, " 2"]
     """c_1 < c_2 of steps."""
+    side: TokenSideReward | None = None
+    """What plain features of a token add; None = the trunk alone."""
 
     def token_scores(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Float[Tensor, "T names"]]:
         """Logits of each token: for a class log-odds of being of it, for `step` the score that its cutpoints read."""
-        return [features @ self.weight.T - self.threshold for features in token_features(self.trunk, prompts, texts)]
+        found = [features @ self.weight.T - self.threshold for features in token_features(self.trunk, prompts, texts)]
+        if self.side is not None:
+            for prompt, text, scores in zip(prompts, texts, found, strict=True):
+                scores += self.side.scores(prompt.text, text, token_spans(self.trunk, text).numpy())
+        return found
 
     def rewards(
         self,
@@ -226,24 +236,29 @@ def fit_read(trunk: DecoderTrunk, marks: Sequence[Marked], read: Sequence[Marked
     return DenseReward(trunk, names, *fit_marks(read, names))
 
 
-def fit_marks(read: Sequence[MarkedTokens], names: Sequence[str]) -> TokenHeads:
+def fit_marks(
+    read: Sequence[MarkedTokens], names: Sequence[str], *, ridge: Float[Tensor, "names d"] | float = RIDGE
+) -> TokenHeads:
     """The same for tokens whose features are already there, of any model.
 
     Args:
         read: one entry a judgement.    names: all classes in them, in the order of the rows of the weights.
+        ridge: λ, of each weight or of all.
     """
     width, every = read[0].features.shape[1], AllMarks(read, names)
     weight = torch.zeros(len(names), width, dtype=torch.float64, requires_grad=True)
     threshold = torch.zeros(len(names), dtype=torch.float64, requires_grad=True)
     raw = torch.tensor([-0.5, 0.0], dtype=torch.float64, requires_grad=True)
     free_mask = torch.tensor([name != STEP for name in names])
+    held = sum(one.features.numel() for one in read) <= DOUBLED_CELLS
+    doubled = [torch.cat([one.features for one in read]).double()] if held else [one.features for one in read]
 
     def objective() -> Tensor:
         cutpoints = torch.stack([raw[0], raw[0] + raw[1].exp()])
         own = threshold * free_mask
-        scores = torch.cat([one.features.double() @ weight.T for one in read])
+        scores = torch.cat([own.double() @ weight.T for own in doubled])
         total = every.loglik(scores, own, cutpoints)
-        prior = RIDGE * weight.square().sum() + (threshold / 10).square().sum() + (raw / 10).square().sum()
+        prior = (ridge * weight.square()).sum() + (threshold / 10).square().sum() + (raw / 10).square().sum()
         return (prior / 2 - total) / len(read)
 
     minimise(objective, [weight, threshold, raw], 60)
@@ -315,7 +330,10 @@ def token_spans(trunk: DecoderTrunk, text: str) -> Int[Tensor, "T 2"]:
 def save_dense(dense: DenseReward, directory: Path, *, metadata: Mapping[str, str]) -> None:
     """Write the token scores beside the trunk that they belong to."""
     tensors = {name: getattr(dense, name).contiguous() for name in ("weight", "threshold", "cutpoints")}
-    save_file(tensors, directory / DENSE, {**metadata, "names": "\n".join(dense.names)})
+    about = {**metadata, "names": "\n".join(dense.names)}
+    if dense.side is not None:
+        tensors, about = tensors | dense.side.tensors(), about | {"beside": "\n".join(dense.side.names)}
+    save_file(tensors, directory / DENSE, about)
 
 
 def load_dense(directory: Path, trunk: DecoderTrunk) -> DenseReward:
@@ -327,8 +345,11 @@ def load_dense(directory: Path, trunk: DecoderTrunk) -> DenseReward:
     if not path.is_file():
         raise CheckpointError(f"{directory}: found no {DENSE}; expected a reward trained on marks inside responses")
     with safe_open(path, "pt") as file:
-        names = tuple(file.metadata()["names"].split("\n"))
-    return DenseReward(trunk, names, **load_file(path))
+        about = file.metadata()
+    tensors = load_file(path)
+    heads = {name: tensors[name] for name in ("weight", "threshold", "cutpoints")}
+    side = TokenSideReward.from_tensors(about["beside"].split("\n"), tensors) if about.get("beside") else None
+    return DenseReward(trunk, tuple(about["names"].split("\n")), **heads, side=side)
 
 
 def marked_tokens(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from karat.reward.model import RewardModel
 
 
@@ -16,14 +18,20 @@ def loads_with(model: RewardModel) -> str:
     )
 
 
-def not_expressed(model: RewardModel) -> list[str]:
-    """What AutoModelForSequenceClassification cannot say about this model."""
+def not_expressed(model: RewardModel, *, beside: Sequence[str] = ()) -> list[str]:
+    """What AutoModelForSequenceClassification cannot say about this model.
+
+    Args:
+        beside: blocks of plain features that it reads beside the trunk's.
+    """
     first = "the spread of the heads" if model.n_heads > 1 else "the temperature"
     missing = [first, "the rater parameters and cutpoints", "the optimiser's scale"]
     if len(model.objectives) > 1:
         missing.append(f"the objectives {', '.join(model.objectives[1:])}")
     if model.config.length_term:
         missing.append("the length term γ·log(1 + characters)")
+    if beside:
+        missing.append(f"what it reads beside the trunk: {', '.join(beside)}")
     if model.trunk.kind == "encoder":
         missing.append("mean pooling with layer normalisation, so not the score at all")
     return missing

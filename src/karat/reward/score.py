@@ -44,6 +44,7 @@ from karat.reward.model import HeadConfig, RewardModel, log_lengths
 from karat.reward.objectives import ObjectivesConfig, check_known, combined, plain_objectives
 from karat.reward.posterior import prompt_reference
 from karat.reward.raters import RaterPriors
+from karat.reward.side import SideReward, load_side, save_side
 from karat.reward.steps import score_encoded
 from karat.reward.train import RewardFit
 from karat.reward.trunk import DecoderTrunk, EncoderTrunk, Trunk, check_texts
@@ -75,6 +76,8 @@ class Scorer:
     """γ whose product with log(1 + characters) is taken off every logit of the first objective; 0 = nothing is."""
     members: tuple[Scorer, ...] = ()
     """The models of an ensemble, whose draws are joined; () = `model` alone."""
+    side: SideReward | None = None
+    """What plain features add to the raw score of each head; None = the trunk alone."""
 
     def __call__(self, prompts: Sequence[Prompt], texts: Sequence[str], *, with_length: bool = True) -> Belief:
         """Joint draws [S, B, O] in logits (O = 1 where `objectives` combines them), relative to each prompt's reference responses where it has any.
@@ -124,6 +127,8 @@ class Scorer:
             self.model, encoded, log_lengths(own_texts), list(groups.values()), token_budget=TOKEN_BUDGET,
             with_length=with_length,
         )  # fmt: skip
+        if self.side is not None:
+            raw[..., 0] += self.side.scores(own_prompts, own_texts)
         logits = self.model.calibrated(raw)
         if self.length_removed:
             logits[..., 0] -= self.length_removed * log_lengths(own_texts)
@@ -160,7 +165,7 @@ def scorer_of(fit: RewardFit, objectives: ObjectivesConfig | None = None) -> Sco
     objectives = ObjectivesConfig() if objectives is None else objectives
     check_known(objectives, fit.model.objectives)
     reference = fit.reference.view(-1, len(fit.model.objectives))
-    return Scorer(fit.model, fit.vote_model, fit.scale, reference, objectives=objectives)
+    return Scorer(fit.model, fit.vote_model, fit.scale, reference, objectives=objectives, side=fit.side)
 
 
 def joined_scorer(members: Sequence[Scorer], vote_model: VoteModel, scale: ScoreScale) -> Scorer:
@@ -241,6 +246,8 @@ def save_reward(
     if len(model.objectives) > 1:
         tensors |= {"further_weight": model.further_weight, "further_prior": model.further_prior}
     save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, partial / HEADS, dict(metadata))
+    if fit.side is not None:
+        save_side(fit.side, partial, metadata=metadata)
     card = _card(fit, metadata, fit.scale if scale is None else scale)
     card["objectives_config"] = plain_objectives(objectives or ObjectivesConfig())
     card["length_removed"] = length_removed
@@ -291,7 +298,8 @@ def load_scorer(
     for name in ("weight", "prior", "length_coef", "temperature", *further):
         getattr(model, name).data.copy_(heads[name])
     model.requires_grad_(False).to(device).eval()
-    return Scorer(model, vote_model, scale, heads["reference"].view(-1, len(objectives)), **optimised)
+    reference = heads["reference"].view(-1, len(objectives))
+    return Scorer(model, vote_model, scale, reference, side=load_side(directory, card.get("beside", ())), **optimised)
 
 
 def _save_classifier(model: RewardModel, lm: LoadedLM, directory: Path, metadata: Mapping[str, str]) -> None:
@@ -354,8 +362,8 @@ def _load_trunk(directory: Path, card: Mapping[str, Any], device: str | torch.de
 
 
 def _card(fit: RewardFit, metadata: Mapping[str, str], scale: ScoreScale) -> dict[str, Any]:
-    model = fit.model
-    raters = fit.raters
+    model, raters = fit.model, fit.raters
+    beside = () if fit.side is None else fit.side.names
     return {
         "format": CARD_FORMAT,
         "metadata": dict(metadata),
@@ -380,5 +388,6 @@ def _card(fit: RewardFit, metadata: Mapping[str, str], scale: ScoreScale) -> dic
         "contributions": contribution_rows(fit.contributions),
         "findings": [dataclasses.asdict(finding) for finding in fit.findings],
         "loads_with": loads_with(model),
-        "not_expressed": not_expressed(model),
+        "beside": list(beside),
+        "not_expressed": not_expressed(model, beside=beside),
     }

@@ -9,6 +9,7 @@ from karat.errors import ConfigError
 from karat.records import KINDS
 from karat.reward.model import Bootstrap, HeadConfig
 from karat.reward.raters import RaterPriors
+from karat.reward.side import Beside
 
 Posterior = Literal["heads", "ensemble", "laplace"]
 
@@ -95,6 +96,9 @@ class RewardConfig:
     """Read where `posterior` is ensemble."""
     laplace: LaplaceConfig = field(default_factory=LaplaceConfig)
     """Read where `posterior` is laplace."""
+    beside: tuple[Beside, ...] = ()
+    """Plain features that the Bayesian last layer reads beside the trunk's, each block with a prior of its own: ngrams,
+    place (lengths), overlap (what prompt and response said before). Easily gamed: words and lengths can be had for nothing."""
 
     def __post_init__(self) -> None:
         if self.n_epochs < 1 or self.batch_responses < 2 or self.token_budget < 1 or self.patience < 1:
@@ -106,6 +110,11 @@ class RewardConfig:
             raise ConfigError(
                 f"reward: found holdout_frac={self.holdout_frac}, dropout={self.dropout}, "
                 f"warmup_frac={self.warmup_frac}; expected all in [0, 1)"
+            )
+        if self.beside and (self.posterior != "laplace" or len(set(self.beside)) < len(self.beside)):
+            raise ConfigError(
+                f"reward.beside: found {', '.join(self.beside)} with posterior {self.posterior}; expected each block once, "
+                "and posterior laplace"
             )
         if unknown := [kind for kind in self.kinds if kind not in KINDS]:
             raise ConfigError(f"reward.kinds: found {unknown[0]!r}; expected some of {', '.join(KINDS)}")

@@ -44,6 +44,7 @@ from karat.reward.model import RewardModel, bootstrap_weights, log_lengths
 from karat.reward.prediction import fit_feedback_temperature, held_out_nll
 from karat.reward.raters import fit_slope
 from karat.reward.settings import RewardConfig
+from karat.reward.side import SideReward
 from karat.reward.steps import (
     BestEpoch,
     RaterTable,
@@ -95,6 +96,8 @@ class RewardFit:
     """`raters` for every kind, with virtual raters and thresholds, in raw score units; None = not fitted here."""
     contributions: tuple[Contribution, ...] = ()
     """What each kind of feedback contributed, and its held-out likelihood."""
+    side: SideReward | None = None
+    """What plain features add to each head's score; None = the trunk alone."""
 
 
 def train_reward(

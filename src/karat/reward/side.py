@@ -1,0 +1,196 @@
+"""Plain features beside the trunk's: n-grams, place and overlap of whole responses, and of their tokens.
+
+A reward that reads them is told by words and lengths what a small trunk does not see, and can be gamed by the same words and
+lengths; the gate looks at it like at any other. N-grams go through a basis of the training texts: z(x) = n(x)·Nᵀ·U·Λ^−½
+with N·Nᵀ = U·Λ·Uᵀ, so that a normal prior on z's weights is one on n-grams, in the span of those texts. Knows texts and
+arrays; knows nothing about votes.
+
+Dimension letters: N texts, F n-grams, q features, S draws, T tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from scipy import linalg
+from torch import Tensor
+
+from karat.errors import CheckpointError
+from karat.ngrams import HASH_BITS, column_weights, ngram_counts, weighted_counts
+from karat.plain_features import response_overlap, response_place
+from karat.records import Prompt
+
+SIDE = "beside.safetensors"
+Beside = Literal["ngrams", "place", "overlap"]
+BASIS_TEXTS, BASIS_WIDTH = 1500, 400
+"""Training texts that make the basis of n-grams, spread evenly over them, and how many directions are kept."""
+LEAST = 1e-6
+"""Share of the largest eigenvalue below which a direction is noise."""
+
+
+@dataclass(frozen=True, eq=False)
+class NgramBasis:
+    """n-grams of a text in the directions in which training texts differ."""
+
+    columns: np.ndarray
+    """Hashed n-grams that occur there, ascending, [F]."""
+    column_weight: np.ndarray
+    """Weight of each, [F]."""
+    projection: np.ndarray
+    """Nᵀ·U·Λ^−½, float32 [F, q]."""
+
+    def of(self, texts: Sequence[str]) -> np.ndarray:
+        """[N, q]; texts that are equal are read once."""
+        place = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        counts = weighted_counts(ngram_counts(list(place))[:, self.columns], self.column_weight)
+        return (counts @ self.projection)[[place[text] for text in texts]]
+
+
+def ngram_basis(texts: Sequence[str], width: int = BASIS_WIDTH) -> NgramBasis:
+    """The basis of some training texts."""
+    distinct = list(dict.fromkeys(texts))
+    counts = ngram_counts(distinct)
+    weight = column_weights(counts)
+    kept = np.unique(np.linspace(0, len(distinct) - 1, min(len(distinct), BASIS_TEXTS)).round().astype(int))
+    some = weighted_counts(counts[kept], weight)
+    columns = np.unique(some.indices)
+    some = some[:, columns]
+    values, vectors = linalg.eigh((some @ some.T).toarray())
+    order = np.argsort(values)[::-1][:width]
+    order = order[values[order] > LEAST * max(values[order[0]], 1e-12)]
+    projection = some.T @ (vectors[:, order] / np.sqrt(values[order]))
+    return NgramBasis(columns, weight[columns], np.asarray(projection, dtype=np.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class SideFeatures:
+    """Plain features of responses, as a fit found their basis, mean, spread and scale."""
+
+    names: tuple[Beside, ...]
+    """Blocks, in order."""
+    ngrams: NgramBasis | None
+    """None = not among the blocks."""
+    centre: Mapping[str, np.ndarray]
+    """Of the other blocks: mean of each column over the training texts."""
+    spread: Mapping[str, np.ndarray]
+    """Their standard deviations."""
+    scales: np.ndarray
+    """What each block is multiplied by (`block_layer`), one a name."""
+
+    def blocks(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[np.ndarray]:
+        """Each block [N, q_k], without its scale."""
+        found = []
+        for name in self.names:
+            if name == "ngrams":
+                assert self.ngrams is not None
+                found.append(self.ngrams.of(texts))
+            else:
+                found.append((_raw(name, prompts, texts) - self.centre[name]) / self.spread[name])
+        return found
+
+    def of(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> np.ndarray:
+        """All blocks with their scales, [N, q]."""
+        scaled = [block * scale for block, scale in zip(self.blocks(prompts, texts), self.scales, strict=True)]
+        return np.concatenate(scaled, axis=1)
+
+    def scaled(self, scales: np.ndarray) -> SideFeatures:
+        """The same features with other scales."""
+        return dataclasses.replace(self, scales=scales)
+
+
+def side_features(names: Sequence[Beside], prompts: Sequence[Prompt], texts: Sequence[str]) -> SideFeatures:
+    """The features of training texts; every block has the scale 1."""
+    raw = {name: _raw(name, prompts, texts) for name in names if name != "ngrams"}
+    return SideFeatures(
+        tuple(names), ngram_basis(texts) if "ngrams" in names else None,
+        {name: column.mean(0) for name, column in raw.items()},
+        {name: np.maximum(column.std(0), 1e-6) for name, column in raw.items()}, np.ones(len(names)),
+    )  # fmt: skip
+
+
+def _raw(name: str, prompts: Sequence[Prompt], texts: Sequence[str]) -> np.ndarray:
+    if name == "place":
+        return response_place(texts)
+    return response_overlap([prompt.text for prompt in prompts], texts)
+
+
+@dataclass(frozen=True, eq=False)
+class SideReward:
+    """What each draw adds to the score of a response: linear in its plain features, raw as the heads are."""
+
+    names: tuple[Beside, ...]
+    """Blocks read."""
+    columns: np.ndarray
+    """Hashed n-grams with a weight, [F]; empty without n-grams."""
+    ngram_weight: np.ndarray
+    """Weight of each of them times log(1 + count), of each draw, float32 [S, F]."""
+    plain_weight: np.ndarray
+    """Of the columns of the other blocks, of each draw, [S, q]."""
+    offset: np.ndarray
+    """Of each draw, [S]: what measures those columns from their training mean."""
+
+    def scores(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Float[Tensor, "S N"]:
+        """Raw scores: divide by the temperature as for the heads."""
+        total = np.repeat(self.offset[:, None], len(texts), axis=1)
+        plain = [_raw(name, prompts, texts) for name in self.names if name != "ngrams"]
+        if plain:
+            total = total + self.plain_weight @ np.concatenate(plain, axis=1).T
+        if len(self.columns):
+            counts = weighted_counts(ngram_counts(texts)[:, self.columns], np.ones(len(self.columns)))
+            total = total + (counts @ self.ngram_weight.T).T
+        return torch.from_numpy(np.asarray(total, dtype=np.float32))
+
+
+def side_reward(features: SideFeatures, drawn: np.ndarray) -> SideReward:
+    """The weights [S, q] of `SideFeatures.of` as weights of single n-grams and columns."""
+    columns, on_ngrams = np.zeros(0, dtype=np.int64), np.zeros((len(drawn), 0), dtype=np.float32)
+    plain, offset, begin = [np.zeros((len(drawn), 0))], np.zeros(len(drawn)), 0
+    for name, scale in zip(features.names, features.scales, strict=True):
+        if name == "ngrams":
+            assert features.ngrams is not None
+            basis = features.ngrams
+            own = drawn[:, begin : begin + basis.projection.shape[1]] * scale
+            columns = basis.columns.astype(np.int64)
+            on_ngrams = ((own @ basis.projection.T) * basis.column_weight).astype(np.float32)
+        else:
+            own = drawn[:, begin : begin + len(features.spread[name])] * scale / features.spread[name]
+            plain.append(own)
+            offset = offset - own @ features.centre[name]
+        begin += own.shape[1]
+    return SideReward(features.names, columns, on_ngrams, np.concatenate(plain, axis=1), offset)
+
+
+def save_side(side: SideReward, directory: Path, *, metadata: Mapping[str, str]) -> None:
+    """Write it beside the trunk and heads that it belongs to."""
+    names = ("columns", "ngram_weight", "plain_weight", "offset")
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(getattr(side, name))) for name in names}
+    about = {**metadata, "names": "\n".join(side.names), "hash_bits": str(HASH_BITS)}
+    save_file(tensors, directory / SIDE, about)
+
+
+def load_side(directory: Path, names: Sequence[str]) -> SideReward | None:
+    """What stands beside a saved reward whose card names these blocks; None = it names none.
+
+    Raises: CheckpointError where it is not there, or was hashed otherwise.
+    """
+    if not names:
+        return None
+    path = directory / SIDE
+    if not path.is_file():
+        raise CheckpointError(f"{directory}: found no {SIDE}; expected one, the reward reads {', '.join(names)}")
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    if about["hash_bits"] != str(HASH_BITS):
+        raise CheckpointError(f"{path}: found n-grams of {about['hash_bits']} bits; expected {HASH_BITS}")
+    return SideReward(
+        tuple(about["names"].split("\n")), **{name: tensor.numpy() for name, tensor in load_file(path).items()}
+    )
