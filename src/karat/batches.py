@@ -16,7 +16,7 @@ from karat.evaluate.suites import Suite, SuiteResult, suite_result
 from karat.lm.chat import prompt_tokens, response_text
 from karat.lm.endpoint import Endpoint
 from karat.lm.generate import SamplingConfig, sample
-from karat.lm.load import load_lm
+from karat.lm.load import LoadedLM, load_lm
 from karat.policy.best_of_n import best_of_n
 from karat.policy.score_sources import named_score
 from karat.records import Prompt, ScoreFn
@@ -51,9 +51,7 @@ def generate_file(
     asked = [prompt_in(row) for row in rows]
     lm = load_lm(model)
     tokens = [prompt_tokens(lm.tokenizer, prompt.turns) for prompt in asked]
-    room = lm.context_length - max(map(len, tokens), default=0)
-    if fit and 0 < room < config.max_new_tokens:
-        config = replace(config, max_new_tokens=room)
+    config = _fitting(config, lm, tokens) if fit else config
     drawn = sample(lm, tokens, n_samples=n_samples, config=config, seed=seed, progress=progress)
     return write_rows(
         out,
@@ -68,6 +66,12 @@ def generate_file(
             for entry in group
         ),
     )
+
+
+def _fitting(config: SamplingConfig, lm: LoadedLM, tokens: Sequence[Sequence[int]]) -> SamplingConfig:
+    """With no longer responses than the longest prompt leaves room for; unchanged where it leaves none."""
+    room = lm.context_length - max(map(len, tokens), default=0)
+    return replace(config, max_new_tokens=room) if 0 < room < config.max_new_tokens else config
 
 
 def generate_from(endpoint: Endpoint, prompts: Path, out: Path, *, n_samples: int, seed: int) -> int:
@@ -141,6 +145,7 @@ def best_of_n_file(
     n_samples: int,
     max_new_tokens: int,
     seed: int,
+    fit: bool = False,
     endpoint: Endpoint | None = None,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> dict[str, float]:
@@ -149,7 +154,7 @@ def best_of_n_file(
     Args:
         out: JSON lines {"prompt", "response", "score", "n"} in the order of the prompts.
         score_by: directory of a reward model (its mean score, in logits), `module:function`, or an http address.
-        n: competitors.    n_samples: drawn, ≥ n.    progress: as `generate_file` has it.
+        n: competitors.    n_samples: drawn, ≥ n.    fit, progress: as `generate_file` has them.
         endpoint: draws the responses instead of the model in the directory `model`, which is then not read.
     Raises: InputError naming file and line; CheckpointError for a model, ConfigError for a score that cannot be used.
     """
@@ -161,6 +166,7 @@ def best_of_n_file(
         assert lm is not None
         tokens = [prompt_tokens(lm.tokenizer, prompt.turns) for prompt in wanted]
         config = SamplingConfig(max_new_tokens=max_new_tokens)
+        config = _fitting(config, lm, tokens) if fit else config
         drawn = sample(lm, tokens, n_samples=n_samples, config=config, seed=seed, progress=progress)
         return [[response_text(lm.tokenizer, one.response_tokens, lm.eos_ids) for one in group] for group in drawn]
 

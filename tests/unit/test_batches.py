@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from karat.batches import generate_file, score_file
+from karat.batches import best_of_n_file, generate_file, score_file
 from karat.belief import disagreement, mean_score
 from karat.errors import CheckpointError, InputError
 from karat.lm.generate import SamplingConfig
@@ -72,6 +72,14 @@ def test_a_short_context_gets_the_responses_that_fit_where_nobody_named_a_length
     with pytest.raises(InputError, match="lower max_new_tokens"):
         generate_file(base, prompts, tmp_path / "a.jsonl", n_samples=1, config=long, seed=1)
     assert generate_file(base, prompts, tmp_path / "a.jsonl", n_samples=1, config=long, seed=1, fit=True) == 2
+    options = {"score_by": "test_batches:lengths", "n": 2, "n_samples": 2, "max_new_tokens": 128, "seed": 1}
+    with pytest.raises(InputError, match="lower max_new_tokens"):
+        best_of_n_file(base, prompts, tmp_path / "b.jsonl", **options)
+    assert best_of_n_file(base, prompts, tmp_path / "b.jsonl", **options, fit=True)["n_prompts"] == 2
+
+
+def lengths(_, texts):
+    return [float(len(text)) for text in texts]
 
 
 def test_scores_are_the_scorers_and_other_fields_are_kept(reward, tmp_path, monkeypatch):

@@ -142,6 +142,14 @@ def test_a_checkpoint_of_other_inputs_is_refused(tmp_path):
             train_ppo(lm, prompts, share_of_w3, config, seed=seed, directory=tmp_path)
 
 
+def test_a_run_goes_on_only_under_the_rules_it_began_with(tmp_path):
+    config = small(1, checkpoint_every=1)
+    options = {"seed": 5, "directory": tmp_path}
+    train_ppo(toy_lm(), PROMPTS, share_of_w3, config, watcher=Watcher(WatchRules(kl_budget=20.0)), **options)
+    with pytest.raises(LedgerError, match=r"watch\.kl_budget: 20\.0 there, 5\.0 here"):
+        train_ppo(toy_lm(), PROMPTS, share_of_w3, config, watcher=Watcher(WatchRules(kl_budget=5.0)), **options)
+
+
 def test_the_watcher_stops_the_run_and_keeps_the_best(tmp_path):
     bounds = iter([0.1, 0.3, 0.2, 0.25])
     watcher = Watcher(WatchRules(patience=2), tmp_path)

@@ -159,6 +159,18 @@ def test_an_alarm_can_ask_for_fresh_labels():
     assert watcher.alarms[0]["action"] == "ask"
 
 
+def test_a_rule_that_the_untrained_policy_breaks_does_nothing_yet():
+    rules = WatchRules(length_limit_sd=1.0, reference_lengths=(9.0, 11.0), on_alarm="raise_kl")
+    watcher = Watcher(rules)
+    watcher.kl = FixedKL(0.1)
+    long = bound(0.0, **{"validation/length": 30.0})
+    saved, reasons = feed(watcher, [long])
+    assert (saved, reasons, watcher.alarms, watcher.kl.coef) == ([], [None], [], 0.1)
+    feed(watcher, [long], start=1)
+    assert [alarm["step"] for alarm in watcher.alarms] == [1]
+    assert watcher.kl.coef == 0.2
+
+
 def test_the_new_rules_refuse_what_cannot_be():
     with pytest.raises(ConfigError, match=r"kl_factor: found 1\.0; expected > 1"):
         WatchRules(on_alarm="raise_kl", kl_factor=1.0)

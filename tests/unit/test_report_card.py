@@ -144,6 +144,20 @@ def test_the_terminal_table_is_aligned_and_leaves_out_what_nobody_measured():
     assert lines[-1] == "report: runs/demo/report.html"
 
 
+def test_the_terminal_says_what_the_watcher_did_and_how_to_ask_for_labels():
+    raised = {"step": 2, "action": "raise_kl", "reason": "length: long", "kl_coef": 0.3}
+    asked = {"step": 5, "action": "ask", "reason": "length: long"}
+    watcher = {"kept_step": 4, "stop_reason": "fresh labels wanted: length: long", "n_iterations": 5}
+    content = {"algorithm": "rloo", "watcher": {**watcher, "alarms": [raised, asked]}}
+    assert summary_lines(content) == [
+        "watcher: raised β 1 times, last to 0.3",
+        "watcher: rloo ended after 5 steps, fresh labels wanted: length: long",
+        "to ask raters about what it writes now: karat run CONFIG with one round more (--rounds)",
+    ]
+    quiet = {"kept_step": 4, "stop_reason": None, "n_iterations": 5, "alarms": []}
+    assert summary_lines({"algorithm": "rloo", "watcher": quiet}) == []
+
+
 def test_a_sweep_is_a_table_in_which_a_figure_may_be_missing():
     fields = {"value": 0.41, "low": 0.35, "high": 0.47, "n": 5, "method": "t"}
     table = [{"setting": "kl=1", "seeds": 5, "ppo gold": fields}, {"setting": "kl=20", "seeds": 1}]

@@ -12,6 +12,7 @@ from karat.cli.people import StoreOrRun, store_address
 from karat.errors import ConfigError
 
 MAX_NEW_TOKENS = 128
+MaxNewTokens = Annotated[int | None, typer.Option(help="Longest response; none = 128, or what fits.")]
 EndpointAddress = Annotated[
     str, typer.Option("--endpoint", metavar="URL", help="An OpenAI-compatible server; MODEL is its name there.")
 ]
@@ -23,7 +24,7 @@ def generate(
     prompts: Annotated[Path, typer.Argument(help='JSON lines: {"prompt": text or [{"role", "content"}]}.')],
     out: Out,
     samples: Annotated[int, typer.Option(help="Responses for each prompt.")] = 1,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longest response; none = 128, or what fits.")] = None,
+    max_new_tokens: MaxNewTokens = None,
     temperature: Annotated[float, typer.Option(help="1 = the policy's own distribution.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     endpoint: EndpointAddress = "",
@@ -74,7 +75,7 @@ def best_of_n(
     out: Out,
     n: Annotated[int, typer.Option("--n", help="Responses that compete for each prompt.")] = 8,
     samples: Annotated[int, typer.Option(help="Responses drawn, ≥ n, for a better KL figure; 0 = n.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest response.")] = 128,
+    max_new_tokens: MaxNewTokens = None,
     temperature: Annotated[float, typer.Option(help="Of an endpoint's draws; a directory's are at 1.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     endpoint: EndpointAddress = "",
@@ -91,7 +92,8 @@ def best_of_n(
         raise ConfigError(
             f"best-of-n: found --temperature {temperature:g} without --endpoint; expected 1: its KL is from the model"
         )
-    server = Endpoint(endpoint, str(model), max_new_tokens, temperature) if endpoint else None
+    longest = max_new_tokens or MAX_NEW_TOKENS
+    server = Endpoint(endpoint, str(model), longest, temperature) if endpoint else None
 
     with (
         on_device(device),
@@ -105,8 +107,9 @@ def best_of_n(
             score_by=score_by,
             n=n,
             n_samples=samples or n,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=longest,
             seed=seed,
+            fit=max_new_tokens is None,
             endpoint=server,
             progress=lambda tokens, done, total: bar.reach(done, of=total, tokens=tokens),
         )

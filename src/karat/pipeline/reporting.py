@@ -386,7 +386,7 @@ def _extra(directory: Path, manifests: Sequence[Manifest]) -> dict[str, Any]:
     if algorithm in by_stage:
         metrics = by_stage[newest_round(by_stage, algorithm)].metrics
         extra["algorithm"] = algorithm
-        extra["watcher"] = {name: metrics[name] for name in ("kept_step", "stop_reason", "n_iterations")}
+        extra["watcher"] = {name: metrics[name] for name in ("kept_step", "stop_reason", "n_iterations", "alarms")}
     return extra
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,7 @@ def run_course(
     watcher = around.watcher or Watcher(WatchRules())
     state.controllers["watcher"] = watcher
     watcher.kl = state.controllers.get("kl")  # an alarm may raise its β, where the method has one
+    identity = {**identity, "watch": _stated(watcher.rules)}
     fingerprint = content_id(name, identity)
     last: dict[str, float] = {}
 
@@ -135,6 +136,14 @@ def run_course(
         should_stop=lambda done, metrics: watcher.observe(done, metrics, save),
     )
     return PolicyResult(state.step, reason, watcher.best_step, watcher.best_path, state.n_skipped, last)
+
+
+def _stated(rules: WatchRules) -> dict[str, Any]:
+    """The watcher's rules as plain values, long ones by their hash: half a run under others would be no run of these."""
+    return {
+        name: content_id(name, list(value)) if isinstance(value, tuple) else value
+        for name, value in asdict(rules).items()
+    }
 
 
 def policy_state(lm: LoadedLM, *, learning_rate: float, adam_eps: float, controllers: dict[str, Any]) -> TrainState:

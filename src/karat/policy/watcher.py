@@ -139,7 +139,8 @@ class Watcher:
         """Take note of one iteration.
 
         Args:
-            step: finished iterations.    metrics: of that iteration; missing ones are not judged.
+            step: finished iterations; at 0 nothing is done about an alarm.
+            metrics: of that iteration; missing ones are not judged.
             save: writes the policy as it is now into a directory (atomically).
         Returns: the reason to stop, or None.
         """
@@ -147,7 +148,8 @@ class Watcher:
         watched = {name: float(metrics[name]) for name in rules.watched if name in metrics}
         self.history.append({"step": float(step), **watched})
         broken = next((decision for decision in self._decisions(watched) if decision.stop), None)
-        self.stop_reason = self._act(step, broken) if broken is not None else None
+        # before the first step nothing has been optimised that could be stopped or held back
+        self.stop_reason = self._act(step, broken) if broken is not None and step else None
         if broken is None and rules.best_metric in watched:
             self._compare(step, self._recent(rules.best_metric), save)
         return self.stop_reason

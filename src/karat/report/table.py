@@ -38,6 +38,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
             f"people, blind: {row['policies'][0]} against {row['policies'][1]}, win rate {value} (95 % interval {interval}; "
             f"{won} won, {ties} ties, {lost} lost)"
         )
+    lines += _watched(summary)
     gate = summary.get("gate", {}).get("findings", ())
     if gate:
         lines.append(
@@ -49,6 +50,18 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     if summary.get("report"):
         place = f"{summary['directory']}/" if summary.get("directory") else ""
         lines.append(f"report: {place}{summary['report']}")
+    return lines
+
+
+def _watched(summary: Mapping[str, Any]) -> list[str]:
+    """What the watcher did to the optimiser, and how to get the labels that it asks for."""
+    watcher, name = summary.get("watcher", {}), summary.get("algorithm", "")
+    raised = [alarm for alarm in watcher.get("alarms", ()) if alarm["action"] == "raise_kl"]
+    lines = [f"watcher: raised β {len(raised)} times, last to {raised[-1]['kl_coef']:g}"] if raised else []
+    if reason := watcher.get("stop_reason"):
+        lines.append(f"watcher: {name} ended after {watcher['n_iterations']} steps, {reason}")
+        if any(alarm["action"] == "ask" for alarm in watcher.get("alarms", ())):
+            lines.append("to ask raters about what it writes now: karat run CONFIG with one round more (--rounds)")
     return lines
 
 
