@@ -59,10 +59,11 @@ class DeviceTensor(torch.Tensor):
     def __new__(cls, raw: torch.Tensor) -> DeviceTensor:
         if raw.dtype == torch.float64 and not _state.double:
             raise Mixed("float64 on a device that has none")
-        made = torch.Tensor._make_wrapper_subclass(
-            cls, raw.size(), strides=raw.stride(), storage_offset=raw.storage_offset(), dtype=raw.dtype,
-            device=torch.device(NAME, 0),
-        )  # fmt: skip
+        with torch.inference_mode(False):  # a view of an ordinary tensor is ordinary, also in inference mode
+            made = torch.Tensor._make_wrapper_subclass(
+                cls, raw.size(), strides=raw.stride(), storage_offset=raw.storage_offset(), dtype=raw.dtype,
+                device=torch.device(NAME, 0),
+            )  # fmt: skip
         made.raw = raw
         return made
 
@@ -89,23 +90,23 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     flat, _ = tree_flatten((args, kwargs))
     tensors = [value for value in flat if isinstance(value, torch.Tensor)]
     ours = [tensor for tensor in tensors if isinstance(tensor, DeviceTensor)]
-    asked = kwargs.get("device")
-    to_device = asked is not None and torch.device(asked).type == NAME
+    asked = next((value for value in flat if isinstance(value, torch.device)), None)
+    to_device = asked is not None and asked.type == NAME
     if not ours and not to_device:
         return func(*args, **kwargs)
+    if torch.is_inference_mode_enabled():  # there operations arrive whole that are made of others
+        made = func.decompose(*args, **kwargs)
+        if made is not NotImplemented:
+            return made
     _state.n_operations += 1
     _refuse_mixture(func, tensors, ours, flat)
     leaves = asked is not None and not to_device
     _state.n_reads += func in READS or (leaves and func in TRANSFERS)
     own = {id(tensor.raw): tensor for tensor in ours}
-    plain_args, plain_kwargs = tree_map(
-        lambda value: value.raw if isinstance(value, DeviceTensor) else value, (args, kwargs)
-    )
+    plain_args, plain_kwargs = tree_map(_plain, (args, kwargs))
     if func is aten._copy_from.default:
         args[1].raw.copy_(plain_args[0])
         return args[1]
-    if asked is not None:
-        plain_kwargs = {**plain_kwargs, "device": torch.device("cpu")}
     made = func(*plain_args, **plain_kwargs)
     if leaves:
         return made
@@ -122,6 +123,12 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return own[id(value)] if id(value) in own else DeviceTensor(value)
 
     return tree_map(wrapped, made)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, DeviceTensor):
+        return value.raw
+    return torch.device("cpu") if isinstance(value, torch.device) else value
 
 
 def _refuse_mixture(func: Any, tensors: list[torch.Tensor], ours: list[DeviceTensor], flat: list[Any]) -> None:
@@ -212,9 +219,13 @@ def pretend_device(*, double: bool = True) -> Iterator[_State]:
     """
     _install()
     _state.on, _state.double, _state.n_operations, _state.n_reads = True, double, 0, 0
+    # else `module.to` makes a new parameter for each place where a shared one stands, which no accelerator's does
+    swaps = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
     try:
         # in one thread: an error of the backward pass then reaches the test instead of ending the process
         with _Everything(), torch.autograd.set_multithreading_enabled(False):
             yield _state
     finally:
         _state.on = False
+        torch.__future__.set_swap_module_params_on_conversion(swaps)

@@ -112,6 +112,15 @@ def memory_bytes(device: torch.device) -> tuple[int, int] | None:
     return None if look is None else look(device)
 
 
+def has_float64(device: torch.device) -> bool:
+    """Whether a device computes in float64: Apple's do not."""
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
 def backends() -> str:
     """What processes send their messages with, as `init_process_group` takes it: gloo, and beside it the accelerator's."""
     found = accelerator()

@@ -90,7 +90,7 @@ def integrated_gradients(
             )
         half = (high - low) / 2
         gradients = _gradients(score_at, start, delta, low + half * (nodes + 1))
-        own = half * (weights[:, None] * (gradients * delta).sum(2)).sum(0).double().cpu()
+        own = half * (weights[:, None] * (gradients * delta).sum(2)).sum(0).cpu().double()
         own_gap = float(own.sum()) - (at_high - at_low)
         if abs(own_gap) <= allowed * (high - low):
             shares += own
@@ -157,7 +157,7 @@ def randomisation_finding(own: Sequence[Sequence[float]], shuffled: Sequence[Seq
 def _values(score_at: ScoreAt, start: Tensor, delta: Tensor, places: Sequence[float]) -> list[float]:
     alphas = torch.tensor(places, dtype=start.dtype, device=start.device)
     with torch.no_grad():
-        return score_at(start + alphas[:, None, None] * delta).double().tolist()
+        return score_at(start + alphas[:, None, None] * delta).tolist()
 
 
 def _gradients(score_at: ScoreAt, start: Tensor, delta: Tensor, alphas: Tensor) -> Tensor:

@@ -130,8 +130,8 @@ def layer_activations(
             if not 0 <= chosen < len(hidden):
                 raise InputError(f"layer_activations: found layer {chosen}; expected 0 … {len(hidden) - 1}")
             (gradient,) = torch.autograd.grad((features @ weight.to(features)).sum(), hidden[chosen])
-        values.append(hidden[chosen][0, read.places].detach().double().mean(0).cpu())
-        gradients.append(gradient[0, read.places].double().sum(0).cpu())
+        values.append(hidden[chosen][0, read.places].detach().cpu().double().mean(0))
+        gradients.append(gradient[0, read.places].cpu().double().sum(0))
         if progress is not None:
             progress(number, len(reads))
     return Activations(torch.stack(values).numpy(), torch.stack(gradients).numpy())

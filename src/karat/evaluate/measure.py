@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from karat.lm import parallel
 from karat.lm.chat import check_fits, prompt_tokens, response_text, response_tokens
@@ -18,7 +19,7 @@ from karat.lm.generate import SamplingConfig
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import response_logprobs
 from karat.lm.together import sample_together
-from karat.lm.trees import Tree, pack_trees
+from karat.lm.trees import Tree, TreeBatch, pack_trees
 from karat.records import Prompt, Sample
 
 Array = NDArray[np.float64]
@@ -90,7 +91,11 @@ def _logprobs(lm: LoadedLM, trees: Sequence[Tree], *, token_budget: int = 8192) 
     found: list[list[float]] = [[] for tree in trees for _ in tree.branches]
     budget = parallel.budget(token_budget, sum(tree.n_tokens for tree in trees))
     batches = pack_trees(trees, token_budget=budget)
-    passes = parallel.each(batches, lambda batch: response_logprobs(lm.model, batch).logprobs.double())
+
+    def one_pass(batch: TreeBatch) -> Tensor:
+        return response_logprobs(lm.model, batch.to(lm.model.device)).logprobs.cpu().double()
+
+    passes = parallel.each(batches, one_pass)
     for batch, logprobs in zip(batches, passes, strict=True):
         for branch, value in zip(batch.branch_id[batch.branch_of].tolist(), logprobs.tolist(), strict=True):
             found[branch].append(value)

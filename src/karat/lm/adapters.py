@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from karat.errors import CheckpointError, InputError
-from karat.lm.headers import add_header_metadata
+from karat.lm.headers import add_header_metadata, state_on_processor
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import trunk_of
 
@@ -122,7 +122,7 @@ def save_adapter(model: PeftModel, directory: str | Path, *, metadata: Mapping[s
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = directory.with_name(f".partial-{directory.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
+    model.save_pretrained(partial, state_dict=state_on_processor(model, in_adapter))
     for file in sorted(partial.glob("*.safetensors")):
         add_header_metadata(file, metadata)
     shutil.rmtree(directory, ignore_errors=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -93,8 +94,7 @@ def tree_attention(
     sizes = [span.stop - span.start for span in layout.spans]
     filler = layout.n_positions - sum(sizes)
     parts = (t[:, :, : sum(sizes)].split(sizes, dim=2) for t in (query, key, value))
-    for span, q, k, v in zip(layout.spans, *parts, strict=True):
-        mask = _tree_mask(span, window, query.device)
+    for mask, q, k, v in zip(_tree_masks(layout, window, query.device), *parts, strict=True):
         outputs.append((_sdpa if softcap is None else _eager)(q, k, v, mask, scale, softcap).transpose(1, 2))
     if filler:
         outputs.append(outputs[-1].new_zeros((1, filler, query.shape[1], value.shape[-1])))
@@ -106,15 +106,22 @@ def tree_mask(*args: Any, **kwargs: Any) -> Tensor | None:
     return sdpa_mask(*args, **kwargs) if _LAYOUT.get() is None else None
 
 
-def _tree_mask(span: TreeSpan, window: int | None, device: torch.device) -> Bool[Tensor, "l l"]:
+@lru_cache(maxsize=4)
+def _tree_masks(layout: TreeLayout, window: int | None, device: torch.device) -> tuple[Bool[Tensor, "l l"], ...]:
+    """The mask of each tree; kept, as each layer of a model asks for the same."""
+    with torch.inference_mode(False):  # else a pass without gradients would leave masks that no other pass can keep
+        return tuple(_tree_mask(span, window).to(device) for span in layout.spans)
+
+
+def _tree_mask(span: TreeSpan, window: int | None) -> Bool[Tensor, "l l"]:
     """True = query (row) sees key (column): causal by position within the prompt and the query's own branch."""
     n = span.stop - span.start
     lengths = torch.tensor([span.n_prompt, *span.branch_lengths])
-    part = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(device)
+    part = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     begin = torch.tensor([0, *[span.n_prompt] * len(span.branch_lengths)])
     index = torch.arange(n)
-    offset = index - (lengths.cumsum(0) - lengths)[part.cpu()]
-    position = (offset + begin[part.cpu()]).to(device)
+    offset = index - (lengths.cumsum(0) - lengths)[part]
+    position = offset + begin[part]
     same = (part[:, None] == part[None, :]) | (part[None, :] == 0)
     distance = position[:, None] - position[None, :]
     seen = same & (distance >= 0)

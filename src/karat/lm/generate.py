@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from karat.devices import CPU, has_float64
 from karat.errors import ConfigError, InputError, InvariantError
 from karat.lm.cache import DecodeCache, DecodeStep, PrefillLayout, RowLayout, decoding
 from karat.lm.final_block import only_rows
@@ -102,9 +103,12 @@ def sample(
     keys = default_keys(prompts) if prompt_keys is None else list(prompt_keys)
     if len(keys) != len(prompts):
         raise InputError(f"sample: found {len(keys)} prompt keys for {len(prompts)} prompts; expected one each")
-    stops = torch.tensor(sorted(lm.eos_ids), device=lm.model.device)
+    # cumulative sums are float64: a device that has none hands its logits over
+    device = lm.model.device if has_float64(lm.model.device) else CPU
+    stops = torch.tensor(sorted(lm.eos_ids), device=device)
 
     def choose(logits: Tensor, rows: list[_Row]) -> tuple[Tensor, Tensor]:
+        logits = logits.to(device)
         if config.temperature != 1:
             logits = logits / config.temperature
         if config.min_new_tokens:
@@ -312,7 +316,7 @@ class _Decoder:
 
     def _record(self, rows: list[_Row], tokens: Tensor, logprobs: Tensor) -> None:
         """Append what was drawn; rows that were done before are left alone."""
-        for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
+        for row, token, logprob in zip(rows, *_read(tokens, logprobs), strict=True):
             if row.done:
                 continue
             if logprob != logprob:
@@ -365,6 +369,12 @@ class _Decoder:
 
     def _tensor(self, numbers: np.ndarray | list[int]) -> Tensor:
         return torch.as_tensor(numbers, dtype=torch.int64).to(self.device)
+
+
+def _read(tokens: Tensor, logprobs: Tensor) -> tuple[list[int], list[float]]:
+    """What was drawn, in one message: each one waits for the device."""
+    together = torch.stack([tokens, logprobs.view(torch.int32).long()]).cpu()
+    return together[0].tolist(), together[1].int().view(torch.float32).tolist()
 
 
 def _close_gaps(items: list, keep: list[bool]) -> tuple[list, tuple[list[int], list[int]]]:

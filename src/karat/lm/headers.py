@@ -1,4 +1,7 @@
-"""The headers of safetensors files: who made the tensors stands beside them. Knows the file format; no tensor is read."""
+"""What goes into safetensors files: the tensors of a model, wherever it works, and in the header who made them.
+
+Knows the file format and modules; knows nothing about language.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,11 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors import safe_open
+from torch import Tensor, nn
 
 HEADER_ALIGNMENT = 64  # bytes, as torch aligns its own memory
 
@@ -40,3 +44,12 @@ def read_header_metadata(file: Path) -> dict[str, str]:
     """The text entries in the header of a safetensors file."""
     with safe_open(file, framework="pt") as opened:
         return dict(opened.metadata() or {})
+
+
+def state_on_processor(model: nn.Module, wanted: Callable[[str], bool] = lambda _: True) -> dict[str, Tensor] | None:
+    """What is to be saved of a model that works elsewhere, each wanted tensor once; None = the model is here."""
+    there = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if wanted(name)}
+    if all(tensor.device.type == "cpu" for tensor in there.values()):
+        return None
+    here = {id(tensor): tensor.detach().cpu() for tensor in there.values()}
+    return {name: here[id(tensor)] for name, tensor in there.items()}

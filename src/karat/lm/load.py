@@ -38,7 +38,7 @@ from karat.errors import CheckpointError, InputError
 from karat.lm.attention import NAME as TREE_ATTENTION
 from karat.lm.cache import decoded_logits
 from karat.lm.final_block import try_alone
-from karat.lm.headers import add_header_metadata
+from karat.lm.headers import add_header_metadata, state_on_processor
 from karat.lm.kernels import use_fast_kernels
 from karat.lm.logprobs import hidden_at, hidden_states, token_logprobs, trunk_of
 from karat.lm.narrow import products_of, use_narrow_products
@@ -361,7 +361,7 @@ def _save(
     partial = directory.with_name(f".partial-{directory.name}")
     shutil.rmtree(partial, ignore_errors=True)
     with quiet():
-        model.save_pretrained(partial, max_shard_size="4GB")
+        model.save_pretrained(partial, state_dict=state_on_processor(model), max_shard_size="4GB")
         tokenizer.save_pretrained(partial)
     plain = json.loads((partial / "config.json").read_text(encoding="utf-8"))
     plain["karat"] = dict(metadata)

@@ -149,7 +149,7 @@ def _taken(
                 f"reward_model: found an ensemble for votes of {vote_model.n_levels} levels; expected votes of "
                 f"{data.n_levels} levels, or one model, whose scale can be found anew"
             )
-        raw = scorer.logits(data.prompts, data.texts) * scorer.model.temperature
+        raw = scorer.logits(data.prompts, data.texts) * float(scorer.model.temperature)
         vote_model = fit_vote_model(scorer.model, raw.mean(0), data)
     fits = tuple(
         replace(

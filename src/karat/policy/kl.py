@@ -98,7 +98,8 @@ def kl_summary(
     logprobs: Float[Tensor, "B T"], ref_logprobs: Float[Tensor, "B T"], response_mask: Bool[Tensor, "B T"]
 ) -> KlSummary:
     """All three estimators, per sequence and per token, masked and unclamped, summed in float64."""
-    new, ref = logprobs.double(), ref_logprobs.double()
+    # on the processor: a dozen numbers are read one by one, and not every device has float64
+    new, ref, response_mask = logprobs.cpu().double(), ref_logprobs.cpu().double(), response_mask.cpu()
     figures: dict[str, float] = {}
     for name, estimator in ESTIMATORS.items():
         figures[f"{name}_per_sequence"] = float(sequence_kl(new, ref, response_mask, estimator=name).mean())

@@ -45,8 +45,9 @@ def rollout_metrics(
     if rollout.entropy is not None:
         metrics["policy/entropy"] = float(masked_mean(rollout.entropy, mask))
     if rollout.exact_kl is not None:
-        metrics["kl/exact_per_sequence"] = float(rollout.exact_kl.double().sum(1).mean())
-        metrics["kl/exact_per_token"] = float(masked_mean(rollout.exact_kl.double(), mask))
+        exact = rollout.exact_kl.cpu().double()
+        metrics["kl/exact_per_sequence"] = float(exact.sum(1).mean())
+        metrics["kl/exact_per_token"] = float(masked_mean(exact, mask.cpu()))
     if targets is None or rollout.values is None:
         return metrics
     metrics["value/mean"] = float(masked_mean(rollout.values, mask))

@@ -166,7 +166,7 @@ def collect_rollout(
         trees=drawn.trees,
         logprobs=rows["logprobs"] if with_logprobs else torch.full_like(ref_logprobs, torch.nan),
         ref_logprobs=ref_logprobs,
-        sampler_logprobs=_sampler_rows(drawn.samples, rows["response_mask"]).to(dtype),
+        sampler_logprobs=_sampler_rows(drawn.samples, rows["response_mask"]).to(device, dtype),
         values=rows.get("values"),
         last_values=rows.get("last_values"),
         entropy=rows.get("entropy"),
@@ -261,4 +261,4 @@ def _sampler_rows(samples: Sequence[Sample], mask: Bool[Tensor, "B T"]) -> Float
     rows = torch.zeros(mask.shape, dtype=torch.float64)
     for i, (drawn, n) in enumerate(zip(samples, mask.sum(1).tolist(), strict=True)):
         rows[i, :n] = torch.tensor(drawn.logprobs[:n], dtype=torch.float64)
-    return rows.to(mask.device)
+    return rows

@@ -220,7 +220,7 @@ def _features(
     phi = torch.zeros(len(own), model.trunk.width, dtype=torch.float64)
     model.eval()
     for part in micro_batches(list(by_prompt.values()), lambda i: encoded[i].n_tokens, token_budget=token_budget):
-        phi[part] = model.features([encoded[i] for i in part], token_budget=token_budget).double().cpu()
+        phi[part] = model.features([encoded[i] for i in part], token_budget=token_budget).cpu().double()
     if model.config.length_term:
         phi = torch.cat([phi, log_lengths([one.text for one in own]).double().unsqueeze(1)], dim=1)
     prompt = torch.empty(len(own), dtype=torch.long)
@@ -258,10 +258,10 @@ def _about_side(side: SideFeatures | None, n_votes: int) -> list[Finding]:
 
 
 def _whole_weight(model: RewardModel) -> np.ndarray:
-    mean = (model.weight + model.prior).mean(0).detach().double()
+    mean = (model.weight + model.prior).mean(0).detach().cpu().double()
     if model.config.length_term:
-        mean = torch.cat([mean, model.length_coef.detach().double().mean().view(1)])
-    return mean.cpu().numpy()
+        mean = torch.cat([mean, model.length_coef.detach().cpu().double().mean().view(1)])
+    return mean.numpy()
 
 
 def _with_heads(model: RewardModel, drawn: Float[Tensor, "S d"]) -> RewardModel:

@@ -124,7 +124,7 @@ def classifier_model(directory: str | Path, *, device: str | torch.device | None
     model = RewardModel(trunk, HeadConfig(n_heads=1, prior_scale=0.0, init_scale=0.0), seed=0)
     row = head.weight.detach().float()
     model.weight.data.copy_(torch.cat([row, head.bias.detach().float().view(1, 1)], 1) if trunk.has_bias else row)
-    return model.requires_grad_(False).to(next(trunk.module.parameters()).device).eval()
+    return model.requires_grad_(False).eval()
 
 
 def fit_vote_model(model: RewardModel, scores: Float[Tensor, " N"], data: VoteData) -> VoteModel:

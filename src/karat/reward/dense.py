@@ -311,7 +311,8 @@ def token_features(trunk: DecoderTrunk, prompts: Sequence[Prompt], texts: Sequen
     found = []
     for item in trunk.encode(prompts, texts):
         batch = padded_batch([Tree(item.prompt, (item.response,))], trunk.lm.pad_id)
-        rows = torch.arange(len(item.prompt), item.n_tokens)
+        batch = batch.to(trunk.lm.model.device)
+        rows = torch.arange(len(item.prompt), item.n_tokens, device=trunk.lm.model.device)
         found.append(hidden_at(trunk.lm.model, batch, rows).float().cpu())
     return found
 

@@ -70,18 +70,20 @@ class RewardModel(nn.Module):
         scale = 1 / math.sqrt(trunk.width + 1)
         initial = torch.randn(shape, generator=torch_generator(seed, "reward", "heads")) * (scale * config.init_scale)
         prior = torch.randn(shape, generator=torch_generator(seed, "reward", "prior")) * (scale * config.prior_scale)
-        self.weight = nn.Parameter(initial)
-        self.length_coef = nn.Parameter(torch.zeros(config.n_heads), requires_grad=config.length_term)
-        self.register_buffer("prior", prior)
-        self.register_buffer("temperature", torch.ones(()))
+        # drawn on the processor, so that a seed draws the same wherever the trunk works
+        device = next(trunk.module.parameters()).device
+        self.weight = nn.Parameter(initial.to(device))
+        self.length_coef = nn.Parameter(torch.zeros(config.n_heads, device=device), requires_grad=config.length_term)
+        self.register_buffer("prior", prior.to(device))
+        self.register_buffer("temperature", torch.ones((), device=device))
         n_further = len(self.objectives) - 1
         generators = (
             torch_generator(seed, "reward", "heads", "further"),
             torch_generator(seed, "reward", "prior", "further"),
         )
         drawn = [torch.randn(n_further, *shape, generator=generator) * scale for generator in generators]
-        self.further_weight = nn.Parameter(drawn[0] * config.init_scale, requires_grad=n_further > 0)
-        self.register_buffer("further_prior", drawn[1] * config.prior_scale)
+        self.further_weight = nn.Parameter((drawn[0] * config.init_scale).to(device), requires_grad=n_further > 0)
+        self.register_buffer("further_prior", (drawn[1] * config.prior_scale).to(device))
 
     @property
     def n_heads(self) -> int:
@@ -123,8 +125,8 @@ class RewardModel(nn.Module):
         return torch.cat([first, further.permute(1, 2, 0)], dim=-1)
 
     def calibrated(self, raw: Float[Tensor, "S N O"]) -> Float[Tensor, "S N O"]:
-        """Logits of raw scores: the first objective divided by T, the others as they are."""
-        return torch.cat([raw[..., :1] / self.temperature, raw[..., 1:]], dim=-1)
+        """Logits of raw scores, wherever those are: the first objective divided by T, the others as they are."""
+        return torch.cat([raw[..., :1] / self.temperature.to(raw.device), raw[..., 1:]], dim=-1)
 
     def mean_weight(self) -> Float[Tensor, " d"]:
         """The one linear layer that gives the mean of the first objective's logits, without the length term."""

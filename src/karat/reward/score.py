@@ -297,7 +297,7 @@ def load_scorer(
     further = ("further_weight", "further_prior") if len(objectives) > 1 else ()
     for name in ("weight", "prior", "length_coef", "temperature", *further):
         getattr(model, name).data.copy_(heads[name])
-    model.requires_grad_(False).to(device).eval()
+    model.requires_grad_(False).eval()
     reference = heads["reference"].view(-1, len(objectives))
     return Scorer(model, vote_model, scale, reference, side=load_side(directory, card.get("beside", ())), **optimised)
 

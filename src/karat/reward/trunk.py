@@ -57,7 +57,7 @@ class Trunk(Protocol):
         ...
 
     def features(self, items: Sequence[Encoded], *, token_budget: int) -> Tensor:
-        """Features [N, d], in the order given."""
+        """Features [N, d], in the order given, on the trunk's device."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -103,7 +103,8 @@ class DecoderTrunk:
             batches = [padded_batch(trees, self.lm.pad_id)]
         found, numbers = [], []
         for batch in batches:
-            found.append(hidden_at(self.lm.model, batch, batch.last_index).float())
+            there = batch.to(self.lm.model.device)
+            found.append(hidden_at(self.lm.model, there, there.last_index).float())
             numbers.append(order[batch.branch_id])
         return in_order(torch.cat(found), torch.cat(numbers))
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from karat.errors import ConfigError, InputError
 from karat.identity import content_id
@@ -157,15 +158,15 @@ def train_on_pairs(
         nonlocal last_nll
         trees = minibatch_trees(pairs, config.batch_size, seed=seed, step=index)
         n_tokens = n_response_tokens(trees)
-        sums: list[float] = []
+        sums: list[Tensor] = []
 
         def micro_losses():
             token_budget = parallel.budget(config.token_budget, sum(tree.n_tokens for tree in trees))
             # texts without a prompt are one tree, which is cut only where several processes are to share it
             pieces = trees if parallel.count() == 1 else cut_trees(trees, token_budget)
             for batch in even_share(pack_trees(pieces, token_budget=token_budget), empty_batch):
-                loss = -response_logprobs(lm.model, batch).logprobs.sum() / n_tokens
-                sums.append(float(loss.detach()))
+                loss = -response_logprobs(lm.model, batch.to(lm.model.device)).logprobs.sum() / n_tokens
+                sums.append(loss.detach())  # read when all are under way: to read is to wait for the device
                 yield loss
 
         rate = linear_warmup_decay(index, n_steps=n_steps, peak=config.learning_rate, n_warmup=n_warmup)
@@ -173,7 +174,7 @@ def train_on_pairs(
             state, "policy", micro_losses(), max_grad_norm=config.max_grad_norm, learning_rate=rate, shared=True
         )
         check_skipped(state, index + 1)
-        last_nll = parallel.total(sum(sums))
+        last_nll = parallel.total(sum(map(float, sums)))
         return {"nll_per_token": last_nll, "grad_norm": norm, "learning_rate": rate, "n_tokens": float(n_tokens)}
 
     # 3. the loop, then what was kept out
@@ -201,5 +202,5 @@ def minibatch_trees(
 def mean_nll(lm: LoadedLM, pairs: Sequence[tuple[list[int], list[int]]], token_budget: int) -> float:
     """Mean negative log-likelihood per response token, in nats, without training."""
     trees = trees_of([prompt for prompt, _ in pairs], [response for _, response in pairs])
-    batches = pack_trees(trees, token_budget=token_budget)
-    return losses.mean_nll(token_nll(response_logprobs(lm.model, batch).logprobs.double()) for batch in batches)
+    batches = [batch.to(lm.model.device) for batch in pack_trees(trees, token_budget=token_budget)]
+    return losses.mean_nll(token_nll(response_logprobs(lm.model, batch).logprobs.cpu().double()) for batch in batches)
