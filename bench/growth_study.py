@@ -1,12 +1,16 @@
 """Whether anything grows faster than its arithmetic: passes and sampling over prompt, samples, vocabulary and model.
 
     python bench/growth_study.py [--quick] [--out bench/results/growth_study.json] [--plot docs/images/growth.svg]
+    python bench/growth_study.py --ends [--threads 1] [--axes vocabulary samples]
 
 Four axes go through one base point (8 prompts of 96 tokens × 4 samples of 48, "small"): prompts of 64 to 2,048 tokens, 1
 to 16 samples, vocabularies of 8k to 152k, models of 5 to 146 million parameters. Each point times, with random tokens
 and weights, what training is made of: `update` (log-probabilities of the responses and their gradient), `forward` (the
 same without gradient) and `sample` (`lm.generate.sample`, no early end). The cost is seconds an operation; operations
 are those of arithmetic.py. A point that is done is not run again.
+
+`--ends` takes the two ends of each axis in turns and counts processor seconds, so that other programs on the same cores
+disturb both alike; results/growth_ends.json.
 """
 
 from __future__ import annotations
@@ -215,6 +219,40 @@ def study(*, out: Path, plot: Path | None, quick: bool) -> dict[str, Any]:
     return {"summary": lines, "worst": max(line["cost_ratio"] for line in lines), "met": all(x["met"] for x in lines)}
 
 
+def ends(axes: Sequence[str], *, n_turns: int, out: Path) -> list[dict[str, Any]]:
+    """Seconds an operation at the last point of each axis over the first, the median of some turns and their range."""
+    known: list[dict[str, Any]] = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.exists() else []
+    for axis in axes:
+        own = [point for point in points(quick=False) if point.axis == axis]
+        pair = (own[0], own[-1])
+        benches = [bench_of(point) for point in pair]
+        rows = []
+        for part in PARTS:
+            costs: tuple[list[float], list[float]] = ([], [])
+            for turn in range(n_turns + 1):
+                for bench, point, found in zip(benches, pair, costs, strict=True):
+                    started = time.process_time()
+                    getattr(bench, part)()
+                    spent = (time.process_time() - started) / point.operations(part)
+                    if turn:  # the first is for warming up
+                        found.append(spent)
+            ratios = sorted(last / first for first, last in zip(*costs, strict=True))
+            rows.append(
+                {
+                    "axis": axis, "part": part, "from": pair[0].value, "to": pair[1].value, "n_turns": n_turns,
+                    "operations_ratio": round(pair[1].operations(part) / pair[0].operations(part), 2),
+                    "cost_ratio": round(statistics.median(ratios), 3),
+                    "range": [round(ratios[0], 3), round(ratios[-1], 3)],
+                    "gflops": [round(1e-9 / statistics.median(found), 1) for found in costs],
+                }
+            )  # fmt: skip
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+        known = [row for row in known if row["axis"] != axis] + rows
+        done = {"rows": known, "machine": machine(), "threads": torch.get_num_threads()}
+        out.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+    return known
+
+
 def growth_row(*, quick: bool, threads: int) -> dict[str, Any]:
     """The study as a row of the long benches."""
     torch.set_num_threads(threads)
@@ -223,6 +261,7 @@ def growth_row(*, quick: bool, threads: int) -> dict[str, Any]:
 
 
 RESULTS = ROOT / "bench" / "results" / "growth_study.json"
+ENDS = ROOT / "bench" / "results" / "growth_ends.json"
 PLOT = ROOT / "docs" / "images" / "growth.svg"
 COLOURS = {"update": "#1f6feb", "forward": "#8250df", "sample": "#bf5700"}
 PANEL, MARGIN, GAP = (230, 190), 46, 26
@@ -284,8 +323,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--plot", type=Path, default=PLOT)
     parser.add_argument("--threads", type=int, default=int(os.environ.get("KARAT_BENCH_THREADS", "2")))
+    parser.add_argument("--ends", action="store_true", help="the ends of each axis in turns, in processor seconds")
+    parser.add_argument("--axes", nargs="+", default=["prompt", "samples", "vocabulary", "model"], help="with --ends")
+    parser.add_argument("--turns", type=int, default=5, help="with --ends")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.ends:
+        print(json.dumps(ends(options.axes, n_turns=options.turns, out=ENDS), ensure_ascii=False))
+        return
     print(json.dumps(study(out=options.out, plot=options.plot, quick=options.quick), ensure_ascii=False))
 
 

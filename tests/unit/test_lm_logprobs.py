@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import tiny_models
 from karat.errors import InputError
-from karat.lm import logprobs
+from karat.lm import logits, logprobs, tiled_logprobs
 from karat.lm.load import LoadedLM, load_lm
 from karat.lm.logprobs import head_of, hidden_states, response_logprobs, response_logprobs_and_hidden, token_logprobs
 from karat.lm.trees import Batch, Tree, pack_trees, padded_batch, rows_of
@@ -185,8 +185,8 @@ def test_what_is_kept_for_the_gradient_saves_products_and_changes_nothing(with_e
     asked = torch.randn(2, len(hidden), generator=generator, dtype=torch.float64)
     made: list[int] = []
     monkeypatch.setattr(logprobs, "KEPT_NUMBERS", room)
-    own = logprobs.linear
-    monkeypatch.setattr(logprobs, "linear", lambda x, *rest: (made.append(len(x)), own(x, *rest))[1])
+    own = logits.linear
+    monkeypatch.setattr(logits, "linear", lambda x, *rest: (made.append(len(x)), own(x, *rest))[1])
 
     def gradients(*, plain: bool) -> list[torch.Tensor]:
         lm.model.zero_grad()
@@ -224,16 +224,72 @@ def test_a_second_pass_through_a_kept_graph_gives_the_same_gradients(with_entrop
         torch.testing.assert_close(one, other)
 
 
-def test_a_large_vocabulary_is_not_read_anew_for_every_few_tokens(monkeypatch) -> None:
-    """Each product reads the whole output layer: 200 rows over 100,000 tokens take two, not five."""
+def test_a_large_vocabulary_is_read_once_for_all_tokens(monkeypatch) -> None:
+    """Each product reads its part of the output layer: whole rows of 100,000 numbers would be 128 at a time."""
     made = []
-    product = logprobs.linear
-    monkeypatch.setattr(logprobs, "linear", lambda hidden, *rest: made.append(len(hidden)) or product(hidden, *rest))
+    product = logits.linear
+    monkeypatch.setattr(logits, "linear", lambda x, w, b: made.append((len(x), len(w))) or product(x, w, b))
     head = torch.nn.Linear(2, 100_000, bias=False)
     monkeypatch.setattr(logprobs, "head_of", lambda _: (head, None))
     with torch.no_grad():
         found, _ = token_logprobs(head, hidden := torch.randn(200, 2), ids := torch.arange(200))
-    assert made == [128, 72]
+    assert {rows for rows, _ in made} == {200}
+    assert sum(columns for _, columns in made) == 100_000
     expected = head(hidden).log_softmax(1)[torch.arange(200), ids]
     torch.testing.assert_close(found, expected)
-    assert logprobs.rows_at_a_time(8192) == 512
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("trained", ["both", "hidden", "weight"])
+def test_tiles_are_the_whole_with_its_gradients(monkeypatch, softcap, bias, trained) -> None:
+    monkeypatch.setattr(logprobs, "KEPT_NUMBERS", 0)
+    monkeypatch.setattr(logprobs, "LEAST_ROWS", logprobs.rows_at_a_time(30))  # the tiles' sign of a wide vocabulary
+    monkeypatch.setattr(tiled_logprobs, "COLUMNS", 7)
+    monkeypatch.setattr(tiled_logprobs, "ROWS", 3)
+    generator = torch.Generator().manual_seed(1)
+    head = torch.nn.Linear(5, 30, bias=bias, dtype=torch.float64)
+    hidden = (4 * torch.randn(11, 5, generator=generator, dtype=torch.float64)).requires_grad_(trained != "weight")
+    head.weight.requires_grad_(trained != "hidden")
+    leaves = [t for t in (hidden, *head.parameters()) if t.requires_grad]
+    ids = torch.arange(11) * 29 // 10
+    asked = torch.randn(11, generator=generator, dtype=torch.float64)
+    monkeypatch.setattr(logprobs, "head_of", lambda _: (head, softcap))
+    made = []
+    own = tiled_logprobs.logits_of
+    monkeypatch.setattr(tiled_logprobs, "logits_of", lambda *a: made.append(len(a[1])) or own(*a))
+    found, _ = token_logprobs(head, hidden, ids, temperature=0.7)
+    assert sum(made) == 4 * 30  # four blocks of rows
+    raw = head(hidden)
+    whole = (raw if softcap is None else softcap * (raw / softcap).tanh()) / 0.7
+    expected = whole.log_softmax(1)[torch.arange(11), ids]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    right = torch.autograd.grad(expected, leaves, asked)
+    for _ in range(2):  # nothing is written over
+        for mine, other in zip(torch.autograd.grad(found, leaves, asked, retain_graph=True), right, strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("products", [None, torch.bfloat16])
+def test_tokens_next_to_impossible_or_certain_keep_their_digits(products, monkeypatch) -> None:
+    weight = torch.eye(4) * 16
+    hidden = torch.tensor([[16.0, 0, 0, 0], [4.0, 0, 0, 0], [4.0, 0, 0, 0]], requires_grad=True)
+    head = torch.nn.Linear(4, 4, bias=False)
+    head.weight.data = weight
+    head.karat_products = products
+    monkeypatch.setattr(logprobs, "head_of", lambda _: (head, None))
+    for least in (logprobs.LEAST_ROWS, logprobs.rows_at_a_time(4)):
+        monkeypatch.setattr(logprobs, "LEAST_ROWS", least)
+        monkeypatch.setattr(logprobs, "KEPT_NUMBERS", 0)
+        found, _ = token_logprobs(head, hidden, torch.tensor([1, 2, 0]))
+        assert found.tolist() == pytest.approx([-256.0, -64.0, 0.0])
+        (grad,) = torch.autograd.grad(found.sum(), hidden)
+        torch.testing.assert_close(grad, torch.tensor([[-16.0, 16, 0, 0], [-16.0, 0, 16, 0], [0.0, 0, 0, 0]]))
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (5, 63), (4, 8192), (2, 100_001)])
+def test_a_softmax_written_over_its_logits_is_the_same(shape) -> None:
+    drawn = 9 * torch.randn(*shape, generator=torch.Generator().manual_seed(2))
+    for wide in (drawn, drawn.double(), drawn.t().contiguous().t()):
+        expected = wide.clone().softmax(1)
+        assert torch.equal(logits.softmax_(wide), expected)

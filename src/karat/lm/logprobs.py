@@ -1,8 +1,9 @@
 """Log-probabilities of response tokens: one trunk pass, logits only where a response token is predicted.
 
 The logits are made in chunks of rows, in float32 whatever the model's dtype; what they leave behind is kept for the
-gradient up to KEPT_NUMBERS and made again beyond, so that [n, V] numbers exist at once only where they are few. Knows
-causal language models and batches; knows nothing of what the numbers are for.
+gradient up to KEPT_NUMBERS and made again beyond, so that [n, V] numbers exist at once only where they are few. Where
+the vocabulary is so wide that a chunk would be a few rows, they are made in tiles (`tiled_logprobs`). Knows causal
+language models and batches; knows nothing of what the numbers are for.
 
 Dimension letters: L flat positions, n response tokens of a batch, d hidden size, V vocabulary.
 """
@@ -21,10 +22,12 @@ from transformers import PreTrainedModel
 from karat.errors import InputError
 from karat.lm.attention import tree_layout
 from karat.lm.final_block import only_rows
-from karat.lm.kernels import linear, matmul
-from karat.lm.memory import KEPT_NUMBERS, rows_at_a_time
+from karat.lm.kernels import matmul
+from karat.lm.logits import cap_slope, chosen_logprobs, logits_of, pieces, softmax_
+from karat.lm.memory import KEPT_NUMBERS, LEAST_ROWS, rows_at_a_time
 from karat.lm.narrow import narrowed, products_of
 from karat.lm.narrow_logprobs import NarrowLogprobs
+from karat.lm.tiled_logprobs import TiledLogprobs
 from karat.lm.trees import Batch, TreeBatch
 
 
@@ -135,9 +138,13 @@ def token_logprobs(
     head, softcap = head_of(model)
     if not isinstance(head, nn.Linear):
         raise InputError(f"token_logprobs: found an output layer {type(head).__name__}; expected a linear one")
-    rows = chunk_rows or rows_at_a_time(head.weight.shape[0])
+    n_tokens, products = len(head.weight), products_of(head)
+    rows = chunk_rows or rows_at_a_time(n_tokens)
     learns = torch.is_grad_enabled() and (hidden.requires_grad or head.weight.requires_grad)
-    products = products_of(head)
+    few = learns and len(hidden) * n_tokens <= KEPT_NUMBERS  # all is kept, nothing made again
+    if hidden.device.type == "cpu" and rows == LEAST_ROWS and not (chunk_rows or with_entropy or few):
+        tiled = (temperature, softcap, products)
+        return TiledLogprobs.apply(hidden, head.weight, head.bias, token_ids, tiled), None
     if products is not None and softcap is None and not with_entropy:
         narrow = (temperature, products, learns)
         return NarrowLogprobs.apply(hidden, head.weight, head.bias, token_ids, narrow), None
@@ -160,7 +167,7 @@ def vocabulary_logprobs(
         raise InputError(f"vocabulary_logprobs: found an output layer {type(head).__name__}; expected a linear one")
     products = products_of(head) or hidden.dtype
     factors = hidden.to(products), narrowed(head.weight, products)
-    return _logits(*factors, head.bias, (temperature, softcap, 0, False, 0)).log_softmax(1)
+    return logits_of(*factors, head.bias, temperature, softcap).log_softmax(1)
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
@@ -176,105 +183,92 @@ class _ChunkedLogprobs(torch.autograd.Function):
         options: tuple[float, float | None, int, bool, int],
         products: torch.dtype | None,
     ) -> tuple[Tensor, Tensor]:
-        rows, with_entropy, room = options[2:]
-        ctx.dtypes = hidden.dtype, weight.dtype
+        temperature, softcap, rows, with_entropy, room = options
+        ctx.of_weight = weight.dtype
+        factor = hidden
         if products is not None:  # both factors are rounded once for all chunks and for the gradient
-            hidden, weight = hidden.to(products), narrowed(weight, products)
-        kept: list[Tensor] = []  # of each of the first chunks: the logits, or without entropy exp(logit − peak)
-        totals: list[Tensor] = []
+            factor, weight = hidden.to(products), narrowed(weight, products)
+        kept: list[Tensor] = []  # of each of the first chunks: the logits, or without entropy the probabilities
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         n = hidden.shape[0]
-        chosen, normaliser = hidden.new_empty(n, dtype=wide), hidden.new_empty(n, dtype=wide)
-        entropy = hidden.new_zeros(n if with_entropy else 0, dtype=wide)
-        for start in range(0, n, rows):
-            part = slice(start, min(start + rows, n))
-            logits = _logits(hidden[part], weight, bias, options)
-            chosen[part] = logits.gather(1, token_ids[part, None]).squeeze(1)
-            peak = logits.amax(1, keepdim=True)
+        logprobs, normaliser = hidden.new_empty(n, dtype=wide), hidden.new_empty(n if with_entropy else 0, dtype=wide)
+        entropy = torch.zeros_like(normaliser)
+        for part in pieces(0, n, rows):
+            tokens, own = token_ids[part], factor[part]
+            logits = logits_of(own, weight, bias, temperature, softcap)
             if with_entropy:
+                peak = logits.amax(1, keepdim=True)
                 weights = (logits - peak).exp_()
                 total = weights.sum(1)
                 normaliser[part] = peak.squeeze(1) + total.log()
                 entropy[part] = normaliser[part] - torch.linalg.vecdot(weights, logits) / total
+                logprobs[part] = logits.gather(1, tokens[:, None]).squeeze(1) - normaliser[part]
             else:
-                total = logits.sub_(peak).exp_().sum(1)
-                normaliser[part] = peak.squeeze(1) + total.log()
+                logits = softmax_(logits)
+
+                def again(rows: Tensor, own: Tensor = own) -> Tensor:
+                    return logits_of(own[rows], weight, bias, temperature, softcap)
+
+                logprobs[part] = chosen_logprobs(logits, tokens, again)
             room -= logits.numel()
             if room >= 0:
                 kept.append(logits)
-                totals.append(total)
         ctx.save_for_backward(hidden, weight, bias, token_ids, normaliser, entropy)
-        ctx.options, ctx.kept, ctx.totals = options, kept, totals
-        return chosen - normaliser, entropy
+        ctx.options, ctx.kept = options, kept
+        return logprobs, entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_logprob, grad_entropy = grads
         hidden, weight, bias, token_ids, normaliser, entropy = ctx.saved_tensors
         temperature, softcap, rows, with_entropy, _ = ctx.options
-        of_hidden, of_weight = ctx.dtypes
-        grad_hidden = torch.empty_like(hidden, dtype=of_hidden) if ctx.needs_input_grad[0] else None
+        factor = hidden.to(weight.dtype)
+        # what each row's gradient is multiplied by: taken to the hidden states, which are fewer than logits
+        scale = torch.full_like(grad_logprob, 1 / temperature) if with_entropy else grad_logprob / -temperature
+        scaled = (hidden * scale[:, None]).to(weight.dtype)
+        grad_hidden = torch.empty_like(hidden, dtype=grad_logprob.dtype) if ctx.needs_input_grad[0] else None
         # the weight's gradient as [d, V]: hidden states are less to turn round than logits; summed over chunks in float32
         # even where the weights are narrower
         turned: Tensor | None = None
         kept, ctx.kept = ctx.kept, []  # overwritten below; a second pass through this graph makes them again
         grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
-        for start in range(0, hidden.shape[0], rows):
-            part = slice(start, min(start + rows, hidden.shape[0]))
-            known = kept[start // rows] if start // rows < len(kept) else None
-            slope = None
+        for number, part in enumerate(pieces(0, hidden.shape[0], rows)):
+            known, slope = kept[number] if number < len(kept) else None, None
             if known is not None and not with_entropy:
-                grad = known.mul_((-grad_logprob[part] / ctx.totals[start // rows])[:, None])
+                grad = known
             else:
-                logits = _logits(hidden[part], weight, bias, ctx.options) if known is None else known
+                grad = logits_of(factor[part], weight, bias, temperature, softcap) if known is None else known
                 if softcap is not None:
-                    slope = 1 - (logits * (temperature / softcap)).square_()
-                logits.sub_(normaliser[part, None])
-                uncertain = (grad_entropy[part, None], entropy[part, None]) if with_entropy else None
-                grad = _logit_gradient(logits, grad_logprob[part, None], uncertain)
-            grad.scatter_add_(1, token_ids[part, None], grad_logprob[part, None])
+                    slope = cap_slope(grad, temperature, softcap)
+                grad = grad.sub_(normaliser[part, None]) if with_entropy else softmax_(grad)
+            tokens = token_ids[part, None]
+            if with_entropy:
+                own = grad_logprob[part, None], grad_entropy[part, None], entropy[part, None]
+                grad = _with_entropy(grad, *own).scatter_add_(1, tokens, own[0])
+            else:
+                grad = grad.scatter_add_(1, tokens, grad.new_full(tokens.shape, -1.0))
             if slope is not None:
                 grad.mul_(slope)
-            if temperature != 1.0:
-                grad.div_(temperature)
-            narrow = grad.to(hidden.dtype)
+            narrow = grad.to(weight.dtype)
             if grad_hidden is not None:
                 grad_hidden[part] = matmul(narrow, weight)
             if ctx.needs_input_grad[1]:
-                product = matmul(hidden[part].t(), narrow).to(normaliser.dtype)
+                product = matmul(scaled[part].t(), narrow).to(grad_logprob.dtype)
                 turned = product if turned is None else turned.add_(product)
             if grad_bias is not None:
-                grad_bias += grad.sum(0).to(grad_bias.dtype)
+                grad_bias += (scale[part] @ grad).to(grad_bias.dtype)
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden.mul_(scale[:, None]).to(hidden.dtype)
         grad_weight = None
         if ctx.needs_input_grad[1]:
-            grad_weight = torch.zeros_like(weight, dtype=of_weight) if turned is None else turned.t().to(of_weight)
+            grad_weight = (
+                torch.zeros_like(weight, dtype=ctx.of_weight) if turned is None else turned.t().to(ctx.of_weight)
+            )
         return grad_hidden, grad_weight, grad_bias, None, None, None
 
 
-def _logit_gradient(log_probs: Tensor, grad_logprob: Tensor, uncertain: tuple[Tensor, Tensor] | None) -> Tensor:
-    """What each row asks of its logits, but for the chosen token's own share; in place.
-
-    Args:
-        uncertain: the gradient of each row's entropy, and the entropy; None = nobody asked for it.
-    """
-    if uncertain is None:
-        return log_probs.exp_().mul_(-grad_logprob)
-    grad_entropy, entropy = uncertain
+def _with_entropy(log_probs: Tensor, grad_logprob: Tensor, grad_entropy: Tensor, entropy: Tensor) -> Tensor:
+    """What each row asks of its logits, but for the chosen token's own share; in place."""
     probs = log_probs.exp()
     # dH/dlogit = −p·(log p + H)
     return log_probs.add_(entropy).mul_(-grad_entropy).sub_(grad_logprob).mul_(probs)
-
-
-def _logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[float, float | None, int, bool, int]
-) -> Tensor:
-    temperature, softcap = options[:2]
-    narrow = bias is not None and bias.dtype != weight.dtype  # products narrower than the weights: the sum is not
-    logits = linear(hidden, weight, None if narrow else bias)
-    if logits.dtype != torch.float64:
-        logits = logits.float()
-    if narrow:
-        logits = logits.add_(bias)
-    if softcap is not None:
-        logits = logits.div_(softcap).tanh_().mul_(softcap)
-    return logits.div_(temperature) if temperature != 1.0 else logits

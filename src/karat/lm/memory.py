@@ -13,7 +13,8 @@ from typing import Any
 CHUNK_NUMBERS = 1 << 22
 """Logits made at a time where no chunk size is given, 16 MB in float32, but at least LEAST_ROWS rows of them."""
 LEAST_ROWS = 128
-"""With fewer rows a product does little more than read the output layer: over 150,000 tokens 27 rows took three times as long a row."""
+"""With fewer rows a product does little more than read the output layer: over 150,000 tokens 27 rows took three times as long a row.
+On a processor a vocabulary of CHUNK_NUMBERS / LEAST_ROWS or more goes through tiles instead, which need less."""
 KEPT_NUMBERS = 1 << 23
 """Numbers kept of a pass for its gradient, 32 MB in float32: each chunk that is kept saves one of its four products."""
 LOGIT_COPIES = 3
