@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import shutil
 
@@ -22,7 +23,7 @@ from karat.plain_features import (
     token_overlap,
     token_place,
 )
-from karat.records import user_prompt
+from karat.records import Vote, user_prompt
 from karat.reward import last_layer
 from karat.reward.block_layer import block_scales, spread
 from karat.reward.fit import fit_reward, save_fitted
@@ -160,6 +161,39 @@ def test_a_reward_that_reads_ngrams_finds_a_letter_that_an_untrained_trunk_does_
     (tmp_path / "bare" / "beside.safetensors").unlink()
     with pytest.raises(CheckpointError, match="reads ngrams, place"):
         load_scorer(tmp_path / "bare")
+
+
+def test_effects_of_texts_keep_features_from_explaining_single_texts(tmp_path_factory, monkeypatch):
+    """Utilities that no feature says, voted on by many: without effects of their own the features take them, with them not."""
+    path = tiny_checkpoint("qwen3", tmp_path_factory.mktemp("qwen"))
+    _, prompts, responses = planted_votes(6, n_raters=6)
+    rng = np.random.default_rng(5)
+    utility = {one: rng.normal(0, 2) for one in responses}
+    votes = []
+    for a, b in itertools.combinations(responses.values(), 2):
+        if a.prompt_id == b.prompt_id:
+            for rater in range(6):
+                won = rng.random() < 1 / (1 + np.exp(utility[b.id] - utility[a.id]))
+                votes.append(Vote(f"v{len(votes)}", a.prompt_id, a.id, b.id, int(won), 2, 1, f"rater{rater}"))
+    config = RewardConfig(
+        heads=HeadConfig(n_heads=2, length_term=True), learning_rate=1e-5, head_learning_rate=1e-4, n_refits=1,
+        posterior="laplace", laplace=LaplaceConfig(n_draws=16, tastes=False),
+    )  # fmt: skip
+
+    def spread_of(text_effects):
+        own = dataclasses.replace(config, laplace=dataclasses.replace(config.laplace, text_effects=text_effects))
+        trunk = lambda: DecoderTrunk(load_lm(path, for_training=True))  # noqa: E731
+        found = fit_reward(trunk, votes, prompts, responses, config=own, seed=0)
+        new = ["hgf", "bbbb", "cdcdcdcd", "aeb", "fffgh", "dd"]
+        raw = found.scorer.logits([prompts[next(iter(prompts))]] * 6, new).mean(0) * found.scorer.model.temperature
+        return float(raw.std()), found
+
+    (without, _), (with_effects, found) = spread_of(False), spread_of(True)
+    assert with_effects < without / 2
+    assert found.last_layer.mean.shape == (found.scorer.model.trunk.width + 1,)
+    monkeypatch.setattr("karat.reward.bayes.MOST_EFFECTS", 5)
+    with pytest.raises(ConfigError, match="text_effects"):
+        spread_of(True)
 
 
 def test_blocks_are_read_from_a_configuration_and_refused_where_nothing_reads_them():

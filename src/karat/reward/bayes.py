@@ -40,6 +40,8 @@ from karat.seeding import numpy_generator
 LAST_LAYER = "last_layer.safetensors"
 SAMPLED_UP_TO = 5_000
 """Comparisons up to which raters who differ are drawn with the weights; beyond, that takes minutes and moments serve."""
+MOST_EFFECTS = 3_000
+"""Training texts that may have effects of their own."""
 AVERAGED_UP_TO = 20_000
 """Comparisons up to which slopes and curvatures are averaged over the posterior; beyond, it is narrow and costs more."""
 
@@ -85,23 +87,27 @@ def bayesian_fit(
     # 1. features, once
     names = {name: place for place, name in enumerate(fit.annotators)}
     seen = _features(model, votes, prompts, responses, names, config.token_budget)
-    own_width, side = seen.phi.shape[1], _side(seen, fit.raters, config)
+    own_width = seen.phi.shape[1]
+    side, effects = _further(seen, fit.raters, config)
     seen = seen.beside(side)
+    width = seen.phi.shape[1]
+    phi = np.concatenate([seen.phi, effects], axis=1)
     # 2. head and raters by turns
     averaged = len(votes) <= AVERAGED_UP_TO
     raters = fit.raters
-    start = np.concatenate([_whole_weight(model), np.zeros(seen.phi.shape[1] - own_width)])
+    start = np.concatenate([_whole_weight(model), np.zeros(phi.shape[1] - own_width)])
     for turn in range(settings.n_turns):
         last = turn + 1 == settings.n_turns
         posterior = fit_last_layer(
-            seen.phi, [comparison_observations(seen.columns, raters)], prior_precision=settings.prior_precision,
-            start=start, averaged=averaged and last and not settings.tastes,
+            phi, [comparison_observations(seen.columns, raters)], prior_precision=settings.prior_precision,
+            start=start, averaged=averaged and last and (not settings.tastes or settings.text_effects),
         )  # fmt: skip
         start = posterior.mean
         if not last:
-            scores = torch.from_numpy(seen.phi @ start).float()
+            scores = torch.from_numpy(phi @ start).float()
             raters = centred_raters(fit_raters(scores, seen.columns, raters, config.raters))
-    # 3. draws as heads
+    # 3. draws as heads; effects of training texts are integrated out
+    posterior = _without_effects(posterior, width)
     population = _of_population(posterior, seen, raters, config, seed)
     posterior, drawn = population.posterior, population.draws
     heads = _with_heads(model, torch.from_numpy(drawn[:, :own_width]).float())
@@ -115,11 +121,7 @@ def bayesian_fit(
     if held_votes:
         everyone = {vote.annotator: 0 for vote in held_votes}
         held = _features(model, held_votes, prompts, responses, everyone, config.token_budget).beside(side)
-        raw = torch.from_numpy(drawn @ held.phi.T)
-        temperature = fit_temperature(raw, held.columns, vote_model)
-        heads.temperature.fill_(temperature)
-        probs = predicted_probs(raw, held.columns, vote_model, temperature=temperature)
-        metrics |= {"temperature": temperature, "held_out_nll": float(vote_nll(probs, held.columns).mean())}
+        metrics |= _warmed(heads, drawn, held, vote_model)
     temperature = float(heads.temperature)
     logits = torch.from_numpy(drawn @ seen.phi.T).float() / temperature
     reference = logits.mean(1)
@@ -132,6 +134,15 @@ def bayesian_fit(
         side=None if side is None else side_reward(side, drawn[:, own_width:]),
     )  # fmt: skip
     return fitted, cooled_layer(posterior, temperature)
+
+
+def _warmed(heads: RewardModel, drawn: np.ndarray, held: _Seen, vote_model: VoteModel) -> dict[str, float]:
+    """Give the heads the temperature that fits held-out raters; returns it, with how likely their votes then are."""
+    raw = torch.from_numpy(drawn @ held.phi.T)
+    temperature = fit_temperature(raw, held.columns, vote_model)
+    heads.temperature.fill_(temperature)
+    probs = predicted_probs(raw, held.columns, vote_model, temperature=temperature)
+    return {"temperature": temperature, "held_out_nll": float(vote_nll(probs, held.columns).mean())}
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +164,7 @@ def _of_population(
     """What raters who differ do to a posterior of one taste: drawn with it, by moments, or nothing."""
     settings, votes = config.laplace, seen.columns
     rng = numpy_generator(seed, "reward", "last layer")
-    if not settings.tastes or len(raters.competence) < 2 or len(votes) > AVERAGED_UP_TO:
+    if not settings.tastes or settings.text_effects or len(raters.competence) < 2 or len(votes) > AVERAGED_UP_TO:
         none = {"taste_sd": 0.0, "competence_sd": 0.0}
         return _Population(posterior, posterior.draws(settings.n_draws, rng), none)
     if len(votes) > SAMPLED_UP_TO:
@@ -173,6 +184,13 @@ def _of_population(
                "waver_sd": sampled.spreads["waver_sd"], "rhat": sampled.rhat}  # fmt: skip
     findings = () if sampled.rhat <= MIXED else (_not_mixed(sampled.rhat, len(votes)),)
     return _Population(sampled.posterior, drawn, figures, findings)
+
+
+def _without_effects(posterior: LastLayer, width: int) -> LastLayer:
+    """The posterior of the first weights alone."""
+    covariance = posterior.covariance[:width, :width]
+    n_effective = width - posterior.prior_precision * float(np.trace(covariance))
+    return dataclasses.replace(posterior, mean=posterior.mean[:width], covariance=covariance, n_effective=n_effective)
 
 
 def cooled_layer(posterior: LastLayer, factor: float) -> LastLayer:
@@ -230,15 +248,27 @@ def _features(
     return _Seen(vote_batch(votes, index, names), prompt, phi.numpy(), own_prompts, texts)
 
 
-def _side(seen: _Seen, raters: RaterParams, config: RewardConfig) -> SideFeatures | None:
-    """The plain features that the configuration asks for, each block as large as makes the votes most probable."""
-    if not config.beside:
-        return None
-    side = side_features(config.beside, seen.prompts, seen.texts)
-    blocks = [seen.phi, *side.blocks(seen.prompts, seen.texts)]
+def _further(seen: _Seen, raters: RaterParams, config: RewardConfig) -> tuple[SideFeatures | None, np.ndarray]:
+    """Plain features and effects of single texts [N, N], where asked for, each block as large as makes the votes most probable.
+
+    Raises: ConfigError for effects of too many texts.
+    """
+    n_texts, with_effects = len(seen.texts), config.laplace.text_effects
+    if with_effects and n_texts > MOST_EFFECTS:
+        raise ConfigError(
+            f"reward.laplace.text_effects: found {n_texts:,} texts; expected at most {MOST_EFFECTS:,}, its time grows with their cube"
+        )
+    side = side_features(config.beside, seen.prompts, seen.texts) if config.beside else None
+    blocks = [seen.phi, *([] if side is None else side.blocks(seen.prompts, seen.texts))]
+    blocks += [np.eye(n_texts)] if with_effects else []
+    if len(blocks) == 1:
+        return None, np.zeros((n_texts, 0))
     observed = [comparison_observations(seen.columns, raters)]
     scales, _ = block_scales(np.concatenate(blocks, axis=1), [block.shape[1] for block in blocks], observed)
-    return side.scaled(scales[1:])
+    effects = scales[-1] * np.eye(n_texts) if with_effects else np.zeros((n_texts, 0))
+    if side is not None:
+        side = side.scaled(scales[1 : 1 + len(side.names)])
+    return side, effects
 
 
 def _about_side(side: SideFeatures | None, n_votes: int) -> list[Finding]:
