@@ -115,6 +115,7 @@ def test_what_has_no_marks_is_one_clear_line(scorer, marks, tmp_path):
         ({"constraint": {"objective": "a", "learning_rate": 0}}, r"constraint\.learning_rate: found 0"),
         ({"constraint": {"objective": "a"}, "algorithm": "dpo"}, "constraint: found with algorithm=dpo"),
         ({"dense": {"weights": {"step": 1.0}}, "algorithm": "online_dpo"}, "found with algorithm=online_dpo"),
+        ({"score": "a:b", "algorithm": "kto"}, "score: found 'a:b' with algorithm=kto, which learns from votes"),
         ({"dense": {"weights": {"step": 0.0}}}, "expected finite numbers, not all 0"),
         (
             {"dense": {"weights": {"step": 1.0}, "step_pay": "sum"}},

@@ -199,6 +199,8 @@ def test_settings_of_another_method_have_no_effect():
         "group.reward.kl_target": "kl_controller is fixed",
         "ppo": "algorithm is rloo, whose settings are in `group`",
     }
+    queue = {"algorithm": "kto", "watch": {"odd_quantile": 0.9}}
+    assert dict(dead_settings(config(**queue), queue)) == {"watch.odd_quantile": "kto asks for no scores"}
     assert "`ppo`" in dict(dead_settings(config(group={}), {"group": {}}))["group"]
 
 

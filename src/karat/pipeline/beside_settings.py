@@ -14,6 +14,8 @@ from karat.policy.settings import ConstraintSettings
 
 METHODS = ("ppo", "rloo", "grpo", "reinforce_pp")
 """Methods that can pay inside a response and keep a cost within a limit."""
+VOTE_METHODS = ("dpo", "ipo", "kto")
+"""Methods that ask for no score: they learn from votes and labels."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,15 @@ class ConstraintConfig:
         return ConstraintSettings(self.sign * self.limit, self.start, self.learning_rate, self.largest)
 
 
-def check_beside_settings(algorithm: str, dense: DenseSettings, constraint: ConstraintConfig | None) -> None:
-    """Raise ConfigError where the method can do neither."""
+def check_beside_settings(
+    algorithm: str, dense: DenseSettings, constraint: ConstraintConfig | None, score: str = ""
+) -> None:
+    """Raise ConfigError for what the method cannot do: nothing that was asked for is passed over."""
+    if score and algorithm in VOTE_METHODS:
+        raise ConfigError(
+            f"score: found {score!r} with algorithm={algorithm}, which learns from votes and is paid by nobody; expected none, "
+            "or a method that is paid (ppo, rloo, …, ilql)"
+        )
     named = ["dense.weights"] * bool(dense.weights) + ["constraint"] * (constraint is not None)
     if named and algorithm not in METHODS:
         raise ConfigError(f"{named[0]}: found with algorithm={algorithm}; expected one of {', '.join(METHODS)}")

@@ -52,6 +52,7 @@ def _rules(config: RunConfig) -> list[tuple[str, bool, str]]:
         ("reward.patience", config.reward.holdout_frac == 0 or config.reward.n_epochs == 1,
          "there are no held-out votes, or only one epoch, to be patient with"),
     ]  # fmt: skip
+    found.append(("watch.odd_quantile", config.section == "direct", f"{config.algorithm} asks for no scores"))
     found.append(("labels", config.algorithm != "kto", "only kto reads labels"))
     for name in ("ppo", "group"):
         fixed = getattr(config, name).reward.kl_controller == "fixed"

@@ -252,7 +252,7 @@ class RunConfig:
         pairs = self.sandbox is not None or self.allow_ungated_reward
         check_measurable(self.aggregator, self.gate.max_sycophancy, people=self.pluralism.enabled, pairs=pairs)
         _ = self.method  # contradictions between `algorithm` and its section
-        check_beside_settings(self.algorithm, self.dense, self.constraint)
+        check_beside_settings(self.algorithm, self.dense, self.constraint, self.score)
         if self.ppo.constraint is not None or self.group.constraint is not None:
             raise ConfigError(
                 "constraint: found it within the method's section, which names no cost; expected `constraint: {objective "
