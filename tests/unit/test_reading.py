@@ -108,6 +108,8 @@ def test_a_demonstration_is_one_judgement_against_all_that_the_policy_wrote():
     refreshed = said(shown, samples={PROMPT.id: newest})
     assert [one.response_ids[1] for one in refreshed.statements] == [newest[0].id]
     assert refreshed.responses[newest[0].id] == newest[0]
+    reached = said(shown, samples={PROMPT.id: [Response(PROMPT.id, "like this", "policy-9")]})
+    assert (reached.statements, reached.silent) == ((), {"the policy writes the same": 1})
     with pytest.raises(InputError, match="no response of the policy to its prompt"):
         said(shown, samples={})
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -16,6 +19,7 @@ from transformers import (
 from karat.batches import score_file, suite_file
 from karat.belief import disagreement, mean_score
 from karat.errors import CheckpointError, InputError
+from karat.lm.adapters import peft_at_peace
 from karat.lm.classifiers import classifier_tokens, load_classifier
 from karat.records import Turn, user_prompt
 from karat.reward.baselines import length_baseline
@@ -86,6 +90,53 @@ def check_scores(kind, path):
     assert alone == pytest.approx(expected, abs=1e-4)
     with pytest.raises(InputError, match="found 1 draw"):
         disagreement(belief)
+
+
+def saved_as_adapters(directory, *, seed=0):
+    """What TRL's trainer writes with a peft_config: adapters, the head beside them, a tokenizer, no config.json."""
+    base = tiny_checkpoint("qwen3", directory / "base")
+    torch.manual_seed(seed)
+    classifier = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    lora = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj", "v_proj"])
+    with peft_at_peace():
+        model = get_peft_model(classifier, lora).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or "score" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model.save_pretrained(directory / "rm")
+    tokenizer.save_pretrained(directory / "rm")
+    rows = [
+        tokenizer(WRITTEN["qwen3"].format(p.text, t), return_tensors="pt") for p, t in zip(PROMPTS, TEXTS, strict=True)
+    ]
+    with torch.no_grad():
+        expected = [float(model(**row).logits[0, 0]) for row in rows]
+    return directory / "rm", expected
+
+
+def test_adapters_of_a_classifier_score_as_they_did_where_they_were_trained(tmp_path):
+    path, expected = saved_as_adapters(tmp_path)
+    assert not (path / "config.json").exists()
+    scorer = load_scorer(path)
+    assert mean_score(scorer(PROMPTS, TEXTS)).tolist() == pytest.approx(expected, abs=1e-4)
+    # a copy stands for itself, without the model that the adapters were trained on
+    fit = given_fit(scorer.model, scorer.vote_model, scorer.scale, scorer.every(PROMPTS, TEXTS), [])
+    copy = save_reward(fit, tmp_path / "copy", metadata={"run_id": "r"})
+    shutil.rmtree(tmp_path / "base")
+    assert mean_score(load_scorer(copy)(PROMPTS, TEXTS)).tolist() == pytest.approx(expected, abs=1e-4)
+    with pytest.raises(CheckpointError, match=r"found adapters of .*base, which is no directory here"):
+        load_scorer(path)
+
+
+def test_adapters_without_their_head_are_refused(tmp_path):
+    path, _ = saved_as_adapters(tmp_path)
+    kept = {key: value for key, value in load_file(path / "adapter_model.safetensors").items() if "score" not in key}
+    save_file(kept, path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"1 weights are missing or misshapen \(first: score.weight\)"):
+        load_scorer(path)
+    (path / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"found no adapter_model\.safetensors"):
+        load_scorer(path)
 
 
 def test_an_encoder_with_a_bias_reads_prompt_and_response_as_a_pair(tmp_path):

@@ -7,18 +7,21 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from journeys_kinds import store_of_sandbox
 from karat.belief import Belief, lower_bound
 from karat.cli import main
 from karat.config import build
-from karat.feedback.snapshot import read_snapshot
+from karat.feedback.snapshot import read_snapshot, write_snapshot
+from karat.feedback.store import open_store
 from karat.ledger.manifest import read_manifests, write_manifest
 from karat.lm.load import load_lm
 from karat.pipeline.gating import gate_split
 from karat.pipeline.optimise import lowest_bound
 from karat.pipeline.populations import at_temperature, fit_population, judged_samples, open_scorer, scaled
 from karat.pipeline.settings import RunConfig
+from karat.prompts.splits import split
 from karat.records import user_prompt
 from karat.reward.people import GroupScorer, features_of, group_scorer, load_people
 from karat.reward.people_fit import PluralismConfig
@@ -287,6 +290,26 @@ def test_words_that_were_erased_on_request_are_said_to_be_and_nothing_else(place
         assert first.startswith("erased     ../r-snapshot/words.jsonl")
         assert "asked by mail" in first
         assert "every recorded byte as it was" in last
+
+
+def test_the_panels_raters_might_as_well_never_have_judged(place, tmp_path, capsys):
+    plainly = {"pluralism.enabled": "false", "aggregator": "mean_score", "pluralism.target": "null"}
+    capsys.readouterr()
+    kept = {"reward.panel_frac": 0.25}
+    assert reward(place, tmp_path / "with", "--json", **plainly, **kept) == 0
+    found = {one["name"]: one for one in json.loads(capsys.readouterr().out)["findings"]}
+    panel = set(split({row["annotator"] for row in vote_rows()}, {"fit": 0.75, "panel": 0.25}, salt="panel")["panel"])
+    assert 0 < len(panel) < 6
+    assert found["panel.accuracy"]["estimate"]["n"] == len(panel)
+    assert found["panel.accuracy"]["detail"].startswith(f"{30 * len(panel)} votes of {len(panel)} raters")
+    with open_store(place / "votes.db", create=False) as store:
+        others = [one.id for one in store.records() if one.judgement.annotator not in panel]
+        write_snapshot(store, tmp_path / "others", only=others)
+    assert reward(place, tmp_path / "without", source=("--snapshot", tmp_path / "others"), **plainly) == 0
+    for name in ("heads.safetensors", "model.safetensors"):
+        first, second = (load_file(tmp_path / out / name) for out in ("with", "without"))
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_a_reward_is_moved_with_its_snapshot_and_old_records_still_hold(made, tmp_path, capsys):

@@ -27,6 +27,7 @@ from karat.pipeline.beside import fit_token_rewards
 from karat.pipeline.calibrating import Slices, calibration_slices, slice_findings, slice_rows
 from karat.pipeline.data import check_raters, one_rater
 from karat.pipeline.gating import GATE_FRAC, Texts, calibration_bins, gate_split, main_votes, through_gate
+from karat.pipeline.kept_raters import panel_findings, without_panel
 from karat.pipeline.model_settings import PRODUCTS, Dtype
 from karat.pipeline.populations import OF_GROUPS, check_population, fit_population, judged_samples
 from karat.pipeline.stages import Output, StageResult, jsonable, record, utc_now
@@ -46,7 +47,7 @@ from karat.reward.settings import RewardConfig
 from karat.reward.thresholds import GateSettings
 from karat.reward.trunk import DecoderTrunk, EncoderTrunk, Trunk
 from karat.rowfiles import prompt_in, read_rows
-from karat.seeding import child_seed
+from karat.seeding import child_seed, numpy_generator
 from karat.statements import Marked, Statement
 
 MARKS_APART = "reward.marks"
@@ -206,6 +207,7 @@ def _reward_from(request: RewardRequest, progress: Progress) -> dict[str, Any]:
     check_raters(one_rater(snapshot.annotators), allow_one=request.allow_one_rater)
     newest = None if request.samples is None else newest_samples(request.samples, snapshot)
     said = said_in(snapshot, request.reward, request.objectives, samples=newest)
+    said, panel = without_panel(said, request.reward.panel_frac)
     trained, gate = kept_for_gate(said.statements, request.gate_frac, request.gate.min_votes)
     train, held, _ = split_votes(trained, holdout_frac=request.reward.holdout_frac)
     voted = main_votes([*train, *held])
@@ -227,6 +229,9 @@ def _reward_from(request: RewardRequest, progress: Progress) -> dict[str, Any]:
         )  # fmt: skip
     slices = _slices(request, fitted, crossed, gate, said, snapshot)
     findings = [*fitted.findings, cooling, *said_findings(said), *checks, *slice_findings(slices)]
+    if request.reward.panel_frac:
+        apart, rng = {vote.prompt_id for vote in gate}, numpy_generator(request.seed, "panel of raters")
+        findings += panel_findings(crossed, panel, apart, texts, rng)
     # 4. the people behind it, and rewards of single tokens, on the trained trunk held fixed
     people: dict[str, Any] = {}
     if request.pluralism.enabled:

@@ -17,6 +17,7 @@ from karat.pipeline.beside import keep_token_rewards
 from karat.pipeline.calibrating import calibration_slices, slice_findings, slice_rows
 from karat.pipeline.data import Texts, read_prompts, read_texts
 from karat.pipeline.gating import calibration_bins, gate_split, main_votes, through_gate
+from karat.pipeline.kept_raters import panel_findings, without_panel
 from karat.pipeline.mixture import said_findings, said_in
 from karat.pipeline.models import load_for_training
 from karat.pipeline.populations import fit_population
@@ -78,6 +79,8 @@ class VoteParts:
     """What was marked inside responses, on prompts that the gate does not keep."""
     gate_marks: list[Marked]
     """The same on those that it keeps."""
+    panel: list[Vote]
+    """Comparisons of the raters who are kept for evaluation, the random arm; they are in none of the above."""
 
 
 def train(
@@ -175,12 +178,14 @@ def vote_parts(run: Run, config: RunConfig, votes: ArtifactRef, samples: Artifac
         for prompt, texts in zip(written.prompts, written.texts, strict=True)
     }
     said = said_in(snapshot, config.reward, config.objectives, samples=newest)
+    said, apart = without_panel(said, config.reward.panel_frac)
+    panel = [one for one in apart if one.prompt_id in practice]
     kept = [one for one in said.statements if one.prompt_id in practice]
     trained, kept_back = gate_split(kept)
     marks = gate_split([one for one in said.marks if one.prompt_id in practice])
     fit, held, how = split_votes(trained, holdout_frac=config.reward.holdout_frac)
     gate = [one for one in kept_back if one.strategy == "random"]  # chosen questions are no fair sample
-    return VoteParts(snapshot, *map(main_votes, (fit, held, gate)), how, said, fit, held, gate, *marks)
+    return VoteParts(snapshot, *map(main_votes, (fit, held, gate)), how, said, fit, held, gate, *marks, panel)
 
 
 def check_jury(said: Sequence[Statement], config: RunConfig) -> None:
@@ -238,6 +243,7 @@ def judged(
         )  # fmt: skip
     pairs = source.wrong_belief_pairs() if source.wrong_belief_pairs else ()
     findings.append(sycophancy_finding(scorer, pairs, config.gate.max_sycophancy))
+    findings += _of_the_panel(run, config, crossed, parts)
     # 3. what the watcher needs to see when the policy leaves the texts that were judged
     data = vote_data(parts.train, *texts)
     held_data = vote_data(parts.gate, *texts) if parts.gate else None
@@ -269,6 +275,14 @@ def judged(
         *about_people,
     ]
     return StageResult(_outputs(fitted, directory), metrics, found)
+
+
+def _of_the_panel(run: Run, config: RunConfig, scorer: CrossedScorer, parts: VoteParts) -> list[Finding]:
+    """How well raters are predicted who are kept for evaluation, where some are."""
+    if not config.reward.panel_frac:
+        return []
+    texts, rng = (parts.snapshot.prompts, parts.snapshot.responses), numpy_generator(run.seed, "panel of raters")
+    return panel_findings(scorer, parts.panel, {vote.prompt_id for vote in parts.gate}, texts, rng)
 
 
 def removed_length(scorer: Scorer, prompts: Sequence[Prompt], texts: Sequence[str]) -> float:
@@ -330,6 +344,7 @@ def _outputs(fitted: FittedReward, directory: Path) -> list[Output]:
 def _metrics(fitted: FittedReward, scale: ScoreScale, parts: VoteParts, *, seed: int) -> dict[str, Any]:
     """Figures of the fit; of an ensemble also those of each model, with the seed that it can be trained again from."""
     counts = {"train": len(parts.train), "validation": len(parts.validation), "gate": len(parts.gate)}
+    counts |= {"panel": len(parts.panel)} if parts.panel else {}
     metrics: dict[str, Any] = {**fitted.metrics, "scale": {"shift": scale.shift, "scale": scale.scale}}
     metrics["votes"] = counts | {"split": parts.how}
     if len(fitted.members) > 1:

@@ -93,9 +93,9 @@ def _plan(
         even = dict.fromkeys(KINDS_PARTED, 1 / len(KINDS_PARTED))  # nothing is known of anybody yet
         if advice.scorer is not None and known:
             parted = kind_shares(advice.scorer, known, stored, prompts, responses, rng)
-        for kind, share in (even if parted is None else parted.shares).items():
+        for kind, share in with_comparisons(even if parted is None else parted.shares, collect.random_frac).items():
             shares[kind] = shares.get(kind, 0.0) + auto * share
-    shares = with_comparisons({"comparison": shares.pop("comparison"), **shares}, collect.random_frac)
+    shares = {"comparison": shares.pop("comparison"), **shares}
     seconds = {kind: _seconds(kind, known, stored, prompts, responses) for kind in shares}
     budget = collect.n_tasks * collect.overlap * seconds["comparison"]
     plan: dict[str, dict[str, Any]] = {}

@@ -113,6 +113,10 @@ class VotesConfig:
         if self.encoder is not None and self.decoder is not None:
             raise ConfigError("configuration: found both `encoder` and `decoder`; expected one of them")
         _ = named(self.device)
+        if self.reward.panel_frac:
+            raise ConfigError(
+                "reward.panel_frac: found it in a configuration of `votes`, whose folds keep whole topics; expected 0"
+            )
         if self.n_folds < 2:
             raise ConfigError(f"n_folds: found {self.n_folds}; expected at least 2")
 

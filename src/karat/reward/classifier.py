@@ -160,9 +160,15 @@ def given_fit(
 
 
 def copy_classifier(classifier: LoadedClassifier, directory: Path, metadata: Mapping[str, str]) -> None:
-    """Copy a classifier's files as they are, but for the metadata that say who made the copy; pickles stay behind."""
+    """Copy a classifier's files as they are, but for the metadata that say who made the copy; pickles stay behind.
+
+    Of adapters the whole classifier is written, so that it can be read without the model that they were trained on.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    for file in sorted(Path(classifier.path).iterdir()):
+    if classifier.was_adapter:
+        classifier.model.save_pretrained(directory)
+        classifier.tokenizer.save_pretrained(directory)
+    for file in [] if classifier.was_adapter else sorted(Path(classifier.path).iterdir()):
         if file.is_file() and file.suffix in (".json", ".safetensors", ".txt", ".model", ".jinja"):
             shutil.copyfile(file, directory / file.name)
     for file in sorted(directory.glob("*.safetensors")):

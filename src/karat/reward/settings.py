@@ -85,6 +85,9 @@ class RewardConfig:
     """Exact fits of the raters an epoch, besides the one at the end."""
     holdout_frac: float = 0.1
     """Share of the raters held out where no validation votes are given."""
+    panel_frac: float = 0.0
+    """Share of the raters, by hash, who are kept for evaluation alone, [0, 0.5]: what they said trains and sets nothing, and the
+    report says how well their votes are predicted. 0 = nobody."""
     patience: int = 1
     """Epochs without a better held-out likelihood after which training stops; the best epoch is kept."""
     kinds: tuple[str, ...] = ()
@@ -121,5 +124,7 @@ class RewardConfig:
                 f"reward.beside: found {', '.join(self.beside)} with posterior {self.posterior}; expected each block once, "
                 "and posterior laplace"
             )
+        if not 0 <= self.panel_frac <= 0.5:
+            raise ConfigError(f"reward.panel_frac: found {self.panel_frac:g}; expected a share from 0 to 0.5")
         if unknown := [kind for kind in self.kinds if kind not in KINDS]:
             raise ConfigError(f"reward.kinds: found {unknown[0]!r}; expected some of {', '.join(KINDS)}")
