@@ -166,7 +166,7 @@ class _Module:
 
     @staticmethod
     def device_count() -> int:
-        return N_DEVICES
+        return N_DEVICES if _state.on else 0
 
     @staticmethod
     def current_device() -> int:

@@ -298,8 +298,8 @@ def test_a_reward_is_the_same_from_training_to_the_scores_of_what_was_saved(post
 
     here, there = on_both(work)
     for one, other in zip(here[:-1], there[:-1], strict=True):
-        torch.testing.assert_close(torch.as_tensor(other), torch.as_tensor(one), rtol=1e-4, atol=1e-4)
-    assert there[-1] == pytest.approx(here[-1], rel=1e-4, abs=1e-4)
+        torch.testing.assert_close(torch.as_tensor(other), torch.as_tensor(one), rtol=1e-3, atol=1e-3)
+    assert there[-1] == pytest.approx(here[-1], rel=1e-3, abs=1e-3)
 
 
 def trunks(directory):
@@ -371,7 +371,33 @@ def test_the_kl_of_samples_and_adapters_on_disk_are_the_same(tmp_path):
     torch.testing.assert_close(there, here, **CLOSE)
 
 
+def test_commands_write_the_same_there(tmp_path):
+    """`--device` names it; without it is found, as `auto` does."""
+    trunks(tmp_path)
+    (tmp_path / "p.jsonl").write_text('{"prompt": "what?"}\n{"prompt": "and why?"}\n')
+    decoder, classifier = tmp_path / "decoder", tmp_path / "classifier"
+
+    def rows(*further):
+        karat("generate", decoder, "p.jsonl", "--out", "r.jsonl", "--samples", 2, "--max-new-tokens", 5, *further)
+        karat("score", classifier, "r.jsonl", "--out", "s.jsonl", *further)
+        best = ("best-of-n", decoder, "p.jsonl", "--score", classifier, "--n", 2, "--max-new-tokens", 4)
+        karat(*best, "--out", "b.jsonl", *further)
+        return [json.loads(line) for name in ("r", "s", "b") for line in Path(f"{name}.jsonl").read_text().splitlines()]
+
+    with inside(tmp_path):
+        here = rows()
+        for further in ((), ("--device", "pretend")):
+            with pretend_device(double=False) as counts:
+                there = rows(*further)
+            assert counts.n_operations > 100
+            assert len(here) == len(there) == 4 + 4 + 2
+            for one, other in zip(here, there, strict=True):
+                assert other.get("response") == one.get("response")
+                assert other.get("score") == pytest.approx(one.get("score"), abs=1e-5)
+
+
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_a_whole_run_reports_the_same(tmp_path):
     """Adapters, rewards of single tokens, groups of people, a bound, the look inside."""
     settings = {

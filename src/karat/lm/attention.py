@@ -11,10 +11,10 @@ Dimension letters: H query heads, K key heads, D head size, L flat positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -26,13 +26,16 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from karat.errors import InvariantError
+from karat.lm import flex_trees
 from karat.lm.dense_attention import DenseTreeAttention, Piece, is_short, pieces_of
+from karat.lm.flex_trees import flex_tree_attention
 from karat.lm.narrow import products_of
 from karat.lm.trees import TreeLayout, TreeSpan
 
 NAME = "karat_tree"
 _LAYOUT: ContextVar[TreeLayout | None] = ContextVar("karat_tree_layout", default=None)
 DENSE = (torch.float64, torch.float32, torch.bfloat16)  # what `DenseTreeAttention` takes
+FLEX_GAP = {torch.float64: 1e-6, torch.float32: 1e-3}  # relative; narrower dtypes are allowed 3e-2
 # Arguments some architectures pass that change the result and that are not implemented here.
 UNSUPPORTED = ("s_aux", "position_bias", "head_mask", "alibi")
 
@@ -84,12 +87,32 @@ def tree_attention(
     if options.get("dropout"):
         raise InvariantError(f"tree attention: found dropout {options['dropout']}; expected 0 (karat.lm.load sets it)")
     window = options.get("sliding_window")
+    if query.device.type in flex_trees.DEVICES:
+        products = products_of(module) or query.dtype
+        if _flex_works(query.device, products, (query.shape[1], key.shape[1], query.shape[3]), softcap):
+            narrow = (states.to(products) for states in (query, key, value))
+            found = flex_tree_attention(*narrow, layout, scale=scale, window=window, softcap=softcap)
+            return found.to(query.dtype), None
     if softcap is None and query.device.type == "cpu":
         products = products_of(module) or query.dtype
         if products in DENSE and is_short(layout, products):
             narrow = (states.to(products) for states in (query, key, value))
             return DenseTreeAttention.apply(*narrow, layout, scale, window).to(query.dtype), None
         return _TreeAttention.apply(query, key, value, layout, scale, window), None
+    return _by_tree(query, key, value, layout, scale=scale, window=window, softcap=softcap), None
+
+
+def _by_tree(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: TreeLayout,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Float[Tensor, "1 L H D"]:
+    """The same tree by tree, each under a mask of its own: on any device, with any head size."""
     outputs = []
     sizes = [span.stop - span.start for span in layout.spans]
     filler = layout.n_positions - sum(sizes)
@@ -98,7 +121,33 @@ def tree_attention(
         outputs.append((_sdpa if softcap is None else _eager)(q, k, v, mask, scale, softcap).transpose(1, 2))
     if filler:
         outputs.append(outputs[-1].new_zeros((1, filler, query.shape[1], value.shape[-1])))
-    return torch.cat(outputs, dim=1), None
+    return torch.cat(outputs, dim=1)
+
+
+@cache
+def _flex_works(device: torch.device, dtype: torch.dtype, sizes: tuple[int, int, int], softcap: float | None) -> bool:
+    """Whether FlexAttention runs here for such heads and gives, with its gradients, what `_by_tree` gives.
+
+    Tried once: which head sizes, dtypes and devices it takes differs between releases, and it needs a compiler.
+    """
+    n_heads, n_key_heads, size = sizes
+    layout = TreeLayout((TreeSpan(0, 90, (30, 41)), TreeSpan(161, 3, (5,))), 180)
+    shapes = [(1, heads, layout.n_positions, size) for heads in (n_heads, n_key_heads, n_key_heads)]
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
+
+    def tried(attend: Callable[..., Tensor]) -> list[Tensor]:
+        states = [one.clone().requires_grad_() for one in drawn]
+        found = attend(*states, layout, scale=size**-0.5, window=64, softcap=softcap)[:, : layout.spans[-1].stop]
+        return [found.detach(), *torch.autograd.grad(found.square().sum(), states)]
+
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            pairs = list(zip(tried(flex_tree_attention), tried(_by_tree), strict=True))
+    except Exception:  # whatever a compiler or a kernel raises: then each tree is attended by itself
+        return False
+    most = FLEX_GAP.get(dtype, 3e-2)
+    return all(float((one - other).abs().max()) <= most * float(other.abs().max()) for one, other in pairs)
 
 
 def tree_mask(*args: Any, **kwargs: Any) -> Tensor | None:
