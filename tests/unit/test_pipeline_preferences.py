@@ -1,8 +1,12 @@
 """A file of preferences that changed under the same run name: a new snapshot by content, the old one untouched."""
 
+import pytest
+
 from karat.config import build
+from karat.errors import InputError
 from karat.feedback.snapshot import read_snapshot
 from karat.ledger.artifacts import directory_hash
+from karat.ledger.manifest import read_manifests
 from karat.pipeline.runs import run_once
 from karat.pipeline.settings import RunConfig
 from karat.progress import open_progress
@@ -39,3 +43,21 @@ def test_a_changed_file_makes_a_new_snapshot_of_its_own_votes(tmp_path):
     assert len(read_snapshot(second).votes) == 34
     assert "fine 0" in texts
     assert "good 39" not in texts
+
+
+def test_rows_of_two_equal_texts_are_said_to_be_left_out(tmp_path):
+    tiny_checkpoint("qwen3", tmp_path / "model")
+    alike = [{"chosen": row["chosen"], "rejected": row["chosen"]} for row in rows(50)]
+    settings = {"preferences": {"path": str(tmp_path / "rows.jsonl"), "model": str(tmp_path / "model")}}
+    settings |= {"sft": {"epochs": 0.1}, "collect": {"max_new_tokens": 4}, "ppo": {"rollout": {"max_new_tokens": 4}}}
+
+    def read(content):
+        write_rows(tmp_path / "rows.jsonl", content)
+        with open_progress() as progress:
+            run_once(build(RunConfig, settings), seed=0, directory=tmp_path / "run", progress=progress, until="sft")
+
+    with pytest.raises(InputError, match=r"0 of 50 prompts have a comparison .* \(50 rows have two equal texts"):
+        read(alike)
+    read([*rows(40), *alike[40:43]])
+    (source,) = (manifest for manifest in read_manifests(tmp_path / "run") if manifest.stage == "source")
+    assert list(source.notes) == ["3 rows have two equal texts and were left out"]

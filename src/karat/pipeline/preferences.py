@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from karat.errors import InputError
-from karat.feedback.exchange.importers import import_hh, import_preferences
+from karat.feedback.exchange.importers import ImportSummary, import_hh, import_preferences
 from karat.feedback.store import Store, open_store
 from karat.ledger.artifacts import write_json
 from karat.lm.chat import prompt_tokens, response_tokens
@@ -37,7 +37,7 @@ def write_source(config: RunConfig, place: Workplace) -> StageResult:
     with open_store(place.directory / "karat.db") as store:
         fill(store, settings)
     with tempfile.TemporaryDirectory() as apart, open_store(Path(apart) / "file.db") as store:
-        n_rows = fill(store, settings)  # the run's store may also hold what the file said before it was changed
+        rows = fill(store, settings)  # the run's store may also hold what the file said before it was changed
         prompts, responses, records = store.prompts(), store.responses(), store.records()
     judgements = [record.judgement for record in records]
     write_json(place.directory / "data" / IDS, [record.id for record in records])
@@ -47,8 +47,9 @@ def write_source(config: RunConfig, place: Workplace) -> StageResult:
     parts = split(kept.values(), FRACTIONS, key=lambda prompt: prompt.id)
     if not parts["practice"] or not parts["evaluation"] or not parts["validation"]:
         raise InputError(
-            f"{settings.path}: {len(kept)} of {len(prompts)} prompts fit into {settings.max_prompt_tokens} prompt and "
-            f"{settings.max_response_tokens} response tokens; expected enough for training, validation and evaluation"
+            f"{settings.path}: {len(kept)} of {len(prompts)} prompts have a comparison within {settings.max_prompt_tokens} "
+            f"prompt and {settings.max_response_tokens} response tokens ({rows.n_identical} rows have two equal texts and say "
+            "nothing); expected enough for training, validation and evaluation, some dozens"
         )
     practice = {prompt.id for prompt in parts["practice"]}
     splits = {
@@ -68,13 +69,11 @@ def write_source(config: RunConfig, place: Workplace) -> StageResult:
     write_demonstrations(data / "demonstrations.jsonl", chosen)
     outputs = [Output("prompts", data / "prompts.jsonl"), Output("demonstrations", data / "demonstrations.jsonl")]
     outputs.append(Output("judgements", data / IDS))
-    counts = {"n_rows": n_rows, "n_prompts": {name: len(group) for name, group in splits.items()}}
+    counts = {"n_rows": rows.n_rows, "n_prompts": {name: len(group) for name, group in splits.items()}}
     left_out = len(judgements) - len(fits)
-    notes = (
-        [f"{left_out} of {len(judgements)} comparisons are longer than the limits and were left out"]
-        if left_out
-        else []
-    )
+    notes = [f"{rows.n_identical} rows have two equal texts and were left out"] if rows.n_identical else []
+    if left_out:
+        notes.append(f"{left_out} of {len(judgements)} comparisons are longer than the limits and were left out")
     return StageResult(outputs, {**counts, "n_left_out": left_out}, notes=notes)
 
 
@@ -89,10 +88,10 @@ def check_context(lm: LoadedLM, prompts: Sequence[Prompt], config: RunConfig) ->
         )
 
 
-def fill(store: Store, settings: PreferencesSettings) -> int:
+def fill(store: Store, settings: PreferencesSettings) -> ImportSummary:
     """Import the file into the store; importing it again changes nothing."""
     read = import_hh if settings.format == "hh" else import_preferences
-    return read(store, settings.path).n_rows
+    return read(store, settings.path)
 
 
 def judgement_ids(place: Workplace) -> set[str]:

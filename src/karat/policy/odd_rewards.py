@@ -1,7 +1,7 @@
 """Scores that no training response had: queued for a person, who can veto; a vetoed response earns the bottom score.
 
 Two files in one directory. `odd.jsonl` is the queue, one row a response, written here. `vetoes.jsonl` holds what people
-said, one row a response, written by `karat veto` and read again before every scoring. What was replaced is logged in
+said, one row a response, written by `karat odd --veto` and read again before every scoring. What was replaced is logged in
 `replaced.jsonl`. Knows scores and files; knows nothing about who scores or who looks.
 """
 
