@@ -1,6 +1,7 @@
 """The figures of docs/people-models.md: kinds of people, personal rewards, competence, and a million votes.
 
     KARAT_DATA=… python bench/people_study.py --out bench/results/people_study.json [--quick] [--only NAME …]
+    python bench/people_study.py --out bench/results/people_study.json --tables     # of competence, into the page; no more
 
 Every part is seeded; a second run writes the same figures but for the seconds. Intervals are over seeds (Student t)
 unless said otherwise.
@@ -22,13 +23,15 @@ from scipy import stats as distributions
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from bench.competence_bound import SIDE_BIAS_SD, known_scores_competence
+from bench.pages import put_between
 from bench.worlds.people import COMPETENCE, GROUPS, PERSONAL, CompetenceWorld, TasteWorld
 
 from karat.feedback.quality.answer_table import AnswerTable, answer_table
 from karat.feedback.quality.consensus import dawid_skene, majority, one_coin
 from karat.feedback.quality.joint_posterior import Priors
 from karat.feedback.quality.ordinal import Comparisons, level_probs
-from karat.feedback.quality.reliability import fit_reliability
+from karat.feedback.quality.reliability import fit_reliability, rescaled
 from karat.reward.linear_votes import LinearVotes, edges, fit_linear
 from karat.reward.mixtures import choose_kinds, fit_mixture
 from karat.reward.personal import PersonReward, choose_questions, new_person, updated
@@ -36,6 +39,8 @@ from karat.reward.served import worst_decile
 from karat.reward.user_em import choose_rank, fit_users
 from karat.reward.users import UserModel, posterior_of
 
+PAGE = Path(__file__).parent.parent / "docs" / "people-models.md"
+MARKS = ("<!-- people_study, competence: begin -->", "<!-- people_study, competence: end -->")
 TIE = 0.4
 N_TEST, N_POOL = 300, 1000
 ARGUMENT_SPREAD = 0.449
@@ -144,7 +149,11 @@ def told(model: UserModel, x: np.ndarray, level: np.ndarray) -> PersonReward:
 
 
 def planted_competence(world: CompetenceWorld, seed: int) -> Row:
-    """One seed: Spearman correlation of fitted and planted competence; the agreement with the majority beside it."""
+    """One seed: Spearman correlation of fitted and planted competence, and beside it the most that votes let anybody know.
+
+    The bound knows what was planted but for the raters: scores, cutpoints, lapses and both spreads. It is the mean of each
+    rater's own posterior under the likelihood that drew her votes: no estimator has a smaller expected squared error.
+    """
     rng = np.random.default_rng(seed)
     n, k = world.n_raters * world.n_votes, world.n_scores
     scores, competence = rng.normal(0, world.score_sd, k), rng.normal(1, world.competence_sd, world.n_raters)
@@ -154,14 +163,22 @@ def planted_competence(world: CompetenceWorld, seed: int) -> Row:
     a, b = base + i, base + (i + rng.integers(1, group, n)) % group
     w, side = np.arange(n) % world.n_raters, rng.choice([-1, 1], n)
     cuts = np.array([-1.5, -0.5, 0.5, 1.5]) if world.n_levels == 5 else np.array([-0.5, 0.5])
-    eta = competence[w] * (scores[a] - scores[b]) + rng.normal(0, 0.2, world.n_raters)[w] * side
+    delta = scores[a] - scores[b]
+    eta = competence[w] * delta + rng.normal(0, SIDE_BIAS_SD, world.n_raters)[w] * side
     level = (level_probs(eta, cuts, 0.05).cumsum(1) < rng.random((n, 1))).sum(1)
     votes = Comparisons(a, b, level, world.n_levels, side, w, k, world.n_raters)
     fit = fit_reliability(votes, Priors(competence_sd=world.competence_sd, side_bias_sd=0.3))
-    z = (fit.competence - competence) / fit.competence_sd
+    own = rescaled(fit)
+    at_mode, z = ((one.competence - competence) / one.competence_sd for one in (fit, own))
+    bound = known_scores_competence(votes, delta, cuts, world.competence_sd)
     return {
         "Spearman": float(distributions.spearmanr(fit.competence, competence).statistic),
-        "sd of z": float(z.std()),
+        "rms of z": float(np.sqrt((z**2).mean())),
+        "rms of z, at the mode": float(np.sqrt((at_mode**2).mean())),
+        "error": float(np.sqrt(((own.competence - competence) ** 2).mean())),
+        "error, at the mode": float(np.sqrt(((fit.competence - competence) ** 2).mean())),
+        "Spearman, scores known": float(distributions.spearmanr(bound, competence).statistic),
+        "error, scores known": float(np.sqrt(((bound - competence) ** 2).mean())),
     }
 
 
@@ -319,6 +336,17 @@ def lines(path: Path) -> list[dict]:
         return [json.loads(line) for line in file]
 
 
+def competence_table(found: dict) -> str:
+    """Of the planted worlds: correlations with what was planted, and errors beside what they claim to be."""
+    names = ("Spearman", "Spearman, scores known", "rms of z", "rms of z, at the mode", "error", "error, at the mode")
+    rows = ["| world | seeds | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
+    for world, one in found.items():
+        figures = (one["summary"][name] for name in names)
+        cells = " | ".join(f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, low, high in figures).replace("0.", ".")
+        rows.append(f"| {world} | {len(one['rows'])} | {cells} |")
+    return "\n".join(rows)
+
+
 def main() -> None:
     """Compute the figures that are asked for and write them beside those that are there."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -327,7 +355,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=None, help="names of the figures to compute; all if left out")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="of the planted worlds; those in the file are kept")
     parser.add_argument("--worlds", nargs="*", default=None, help="names of the worlds; all if left out")
+    parser.add_argument("--tables", action="store_true", help="write the table of competence into the page, and stop")
+    parser.add_argument("--anew", action="store_true", help="planted worlds: do the seeds again that are in the file")
     options = parser.parse_args()
+    if options.tables:
+        found = json.loads(options.out.read_text(encoding="utf-8"))
+        put_between(PAGE, MARKS, competence_table(found["competence"]))
+        return
     quick = options.quick
     numbers = range(2) if quick else [int(one) for one in options.seeds.split(",")]
 
@@ -336,7 +370,7 @@ def main() -> None:
         for world in worlds:
             if options.worlds is None or world.name in options.worlds:
                 rows = found.get(world.name, {}).get("rows", {})
-                rows |= {str(seed): study(world, seed) for seed in numbers if str(seed) not in rows}
+                rows |= {str(seed): study(world, seed) for seed in numbers if options.anew or str(seed) not in rows}
                 found[world.name] = {"summary": over_seeds(list(rows.values())), "rows": rows}
         return found
 

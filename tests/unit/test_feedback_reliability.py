@@ -13,7 +13,7 @@ from karat.feedback.quality import joint_posterior, reliability
 from karat.feedback.quality.expectation import direction_probs, expected_agreement, predicted_probs
 from karat.feedback.quality.joint_posterior import JointPosterior, Priors
 from karat.feedback.quality.ordinal import Comparisons, level_probs
-from karat.feedback.quality.reliability import fit_priors, fit_reliability
+from karat.feedback.quality.reliability import fit_priors, fit_reliability, rescaled
 from reference.slow_reliability import negative_log_posterior, vote_probability
 
 CUTS = {2: [0.0], 3: [-0.6, 0.6], 4: [-0.9, 0.0, 0.9], 5: [-1.5, -0.5, 0.5, 1.5]}
@@ -231,6 +231,35 @@ def test_errors_are_as_large_as_the_mistakes():
         assert abs(np.std(z) - 1) < 2.6 / np.sqrt(2 * len(z)) + 0.03
     assert abs(np.mean(common)) < 0.4
     assert abs(np.mean(z_b)) < 2.6 / np.sqrt(len(z_b))
+
+
+def test_on_the_raters_common_scale_errors_are_as_large_as_the_mistakes_and_answers_as_likely():
+    """z of competence over 10 worlds of many raters with 30 votes each, their common scale included; the mode fails it."""
+    at_mode, scaled = [], []
+    for seed in range(10):
+        rng = np.random.default_rng(300 + seed)
+        competence = rng.normal(1, 0.5, 60)
+        votes, *_ = world(rng, n_scores=20, n_raters=60, n_votes=1800, competence=competence)
+        fit = fit_reliability(votes, Priors(lapse=0.0))
+        own = rescaled(fit)
+        assert own.competence[0] * own.difference(2, 3)[0] == pytest.approx(fit.competence[0] * fit.difference(2, 3)[0])
+        for one, found in ((fit, at_mode), (own, scaled)):
+            found.append(float((((one.competence - competence) / one.competence_sd) ** 2).mean()))
+        problem = JointPosterior(votes, fit.priors)
+        steps = votes.scales.log_steps(own.cutpoints)
+        x = np.concatenate([own.scores, steps, own.competence, own.side_bias])
+        assert own.log_posterior == pytest.approx(-problem.value_and_gradient(x)[0], abs=1e-6)
+    assert np.mean(at_mode) > 1.3
+    # worlds are independent, raters of one share its scale: three standard errors over worlds
+    assert abs(np.mean(scaled) - 1) < 3 * np.std(scaled, ddof=1) / 10**0.5
+
+
+def test_rescaling_leaves_a_rater_without_votes_at_the_prior():
+    votes, *_ = world(np.random.default_rng(9))
+    more = replace(votes, n_annotators=votes.n_annotators + 1)
+    own = rescaled(fit_reliability(more))
+    assert own.competence[-1] == 1
+    assert own.rater_cov[-1] == pytest.approx(np.diag([0.25, 0.25]))
 
 
 def test_sides_order_and_names_do_not_matter():

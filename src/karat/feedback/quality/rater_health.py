@@ -22,7 +22,7 @@ from karat.feedback.quality.answer_table import vote_table
 from karat.feedback.quality.expectation import ExpectedAgreement, expected_agreement
 from karat.feedback.quality.ordinal import Comparisons
 from karat.feedback.quality.rater_drift import drift_alarms
-from karat.feedback.quality.reliability import Reliability, fit_reliability
+from karat.feedback.quality.reliability import Reliability, fit_reliability, rescaled
 from karat.feedback.schema import UNKNOWN_ANNOTATOR, StoredJudgement, annotators
 from karat.feedback.snapshot import current_judgements
 from karat.feedback.store import Store
@@ -206,7 +206,7 @@ def rater_models(store: Store, current: Sequence[Judgement]) -> RaterModels:
     record = vote_record(named, store.responses())
     columns = comparisons_of(record)
     try:
-        fit = fit_reliability(columns)
+        fit = rescaled(fit_reliability(columns))
         alarms = drift_alarms(record)
     except (ConvergenceError, InputError) as error:
         return RaterModels(why=str(error))
@@ -278,7 +278,7 @@ def _fitted(fit: Reliability, rater: int, which: int) -> Estimate:
     value = float((fit.competence, fit.side_bias)[which][rater])
     sd = float(np.sqrt(fit.rater_cov[rater, which, which]))
     prior = f"N({1 - which}, {(fit.priors.competence_sd, fit.priors.side_bias_sd)[which]:g}²)"
-    method = f"posterior mode, ± 1.96 standard errors ({fit.errors}), prior {prior}"
+    method = f"posterior mode on the raters' common scale, ± 1.96 standard errors ({fit.errors}), prior {prior}"
     return Estimate(value, value - 1.96 * sd, value + 1.96 * sd, int(fit.n_votes[rater]), method)
 
 

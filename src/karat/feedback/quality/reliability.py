@@ -142,6 +142,42 @@ def fit_reliability(
     return _result(problem, x)
 
 
+def rescaled(fit: Reliability) -> Reliability:
+    """The same fit with the common scale of scores and competences where the raters are integrated out, not at their mode.
+
+        s → f·s,  a → a/f        max_f −f²·Σs²/2s₀² − Σ((a/f − 1)² + Var(a)/f²)/2τ² − W·log f
+
+    Every answer stays as likely with any f. The mode makes the scores too large, because competences that are all small lie
+    close together, and their density is high where there is least room: the errors come out too small for the mistakes.
+
+    Returns: scores and competences, with their errors, of raters with votes; log_posterior is what it is there.
+    Source: MacKay 1999, Neural Computation 11(5), pp. 1035–1068: integrate over the many, maximise over what is left.
+    Differs: one direction only, by the normal approximation at the mode; scores stay at their mode.
+    """
+    voted, tau2 = fit.n_votes > 0, fit.priors.competence_sd**2
+    a, spread = fit.competence[voted], float(fit.rater_cov[voted, 0, 0].sum())
+    size = float(fit.scores @ fit.scores) / fit.priors.score_sd**2
+
+    def loss(log_factor: float) -> float:
+        f = np.exp(log_factor)
+        raters = (((a / f - 1) ** 2).sum() + spread / f**2) / tau2
+        return float(f**2 * size + raters) / 2 + len(a) * log_factor
+
+    f = float(np.exp(optimize.minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x))
+    competence, cov = np.where(voted, fit.competence / f, fit.competence), fit.rater_cov.copy()
+    cov[voted] /= np.array([[f**2, f], [f, 1.0]])
+    lost = (f**2 - 1) * size + float(((competence - 1) ** 2 - (fit.competence - 1) ** 2).sum()) / tau2
+    return replace(
+        fit,
+        scores=fit.scores * f,
+        score_cov=None if fit.score_cov is None else fit.score_cov * f**2,
+        score_precision=None if fit.score_precision is None else fit.score_precision / f**2,
+        competence=competence,
+        rater_cov=cov,
+        log_posterior=fit.log_posterior - lost / 2,
+    )
+
+
 def fit_priors(votes: Comparisons, priors: Priors | None = None, *, n_rounds: int = 15) -> tuple[Priors, Reliability]:
     """The spreads τ and τ_b that the raters themselves show, and the fit under them.
 
