@@ -175,6 +175,12 @@ def test_encoder_decoders_and_encoders_are_unsupported_kinds(qwen: Path) -> None
         load_lm(qwen)
 
 
+def test_a_classifier_is_no_policy(qwen: Path) -> None:
+    edit_json(qwen / "config.json", architectures=["Qwen3ForSequenceClassification"])
+    with pytest.raises(CheckpointError, match=r"model: found Qwen3ForSequenceClassification, which writes nothing"):
+        load_lm(qwen)
+
+
 def test_a_model_whose_logits_are_scaled_behind_the_head_is_refused(qwen: Path) -> None:
     from transformers import CohereConfig, CohereForCausalLM
 

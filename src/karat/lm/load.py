@@ -109,6 +109,10 @@ def load_lm(
     config = model_config(path)
     if config.is_encoder_decoder:
         raise CheckpointError(f"{path}: unsupported kind: found an encoder-decoder; expected a decoder-only model")
+    if (kind := (config.architectures or [""])[0]).endswith("Classification"):
+        raise CheckpointError(
+            f"{path}: found {kind}, which writes nothing (a reward model?); expected a language model"
+        )
     tokenizer = model_tokenizer(path)
     if tokenizer.eos_token_id is None:
         raise CheckpointError(f"{path}: the tokenizer has no EOS token; set eos_token in tokenizer_config.json")
@@ -328,10 +332,9 @@ def _probe(lm: LoadedLM, attention: Attention) -> None:
             wide = logits if logits.dtype == torch.float64 else logits.float()
             own = wide.log_softmax(-1).gather(1, batch.target_ids[:, None])[:, 0]
             _agree(lm, "log-probabilities", found, own, most)
-            first = len(tree.branches[0])
-            prompt, response = (torch.tensor(part, device=device) for part in (ids[:4], ids[4 : 4 + first]))
+            prompt, response = (torch.tensor(part, device=device) for part in (tree.prompt, tree.branches[0]))
             drawn = decoded_logits(lm.model, prompt, response, products_of(lm.model)).to(wide.dtype).log_softmax(-1)
-            _agree(lm, "log-probabilities to sample from", drawn, wide[:first].log_softmax(-1), most)
+            _agree(lm, "log-probabilities to sample from", drawn, wide[: len(response)].log_softmax(-1), most)
             try_alone(trunk_of(lm.model), lambda: _gap(hidden_at(lm.model, batch, batch.predict_index), hidden), most)
             if attention == "tree":
                 packed = pack_trees([tree], token_budget=tree.n_tokens)[0].to(device)
