@@ -52,6 +52,8 @@ class RatingBatch:
     """Index of the rater."""
     n_levels: int | None = None
     """Steps of an ordinal scale; None = Gaussian."""
+    step: float = 0.0
+    """Gaussian: distance of two ratings where all are whole steps of their scale, as a share of it; 0 = they are not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,7 +243,8 @@ def _columns(
         response = torch.tensor(texts)[:, 0]
         if ordinal:
             return RatingBatch(response, value, rater, round(first.high - first.low) + 1)
-        return RatingBatch(response, value / (first.high - first.low), rater)
+        step = 1 / (first.high - first.low) if all(one == round(one) for one in values) else 0.0
+        return RatingBatch(response, value / (first.high - first.low), rater, step=step)
     if isinstance(first, Ranked | Best):
         return _rank_columns(own, texts, rater)  # type: ignore[arg-type]
     pairs = torch.tensor(texts)
@@ -289,7 +292,7 @@ def _select(columns: Columns, index: Tensor) -> Columns:
         return columns.select(index)
     if isinstance(columns, RatingBatch):
         kept = (columns.response[index], columns.value[index], columns.annotator[index])
-        return RatingBatch(*kept, columns.n_levels)
+        return RatingBatch(*kept, columns.n_levels, columns.step)
     return type(columns)(*(getattr(columns, name)[index] for name in vars(columns)))
 
 
@@ -300,5 +303,5 @@ def _renumbered(columns: Columns, place: Int[Tensor, "N"]) -> Columns:
     if isinstance(columns, RankBatch):
         return RankBatch(place[columns.responses], columns.mask, columns.ranks, columns.annotator)
     if isinstance(columns, RatingBatch):
-        return RatingBatch(place[columns.response], columns.value, columns.annotator, columns.n_levels)
+        return RatingBatch(place[columns.response], columns.value, columns.annotator, columns.n_levels, columns.step)
     return LabelBatch(place[columns.response], columns.good, columns.annotator)

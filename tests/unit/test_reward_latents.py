@@ -111,6 +111,15 @@ def test_raters_with_one_rating_each_do_not_explain_the_noise_away():
     assert 0.15 < float(found.sd[-1]) < 0.27
 
 
+def test_ratings_in_whole_steps_are_no_more_precise_than_their_rounding():
+    """Seven steps, all ratings at the lowest, as of responses worse than any that the scale was made for."""
+    asked = questions("rating", 40)
+    for step, least in ((1 / 6, 1 / 6 / 12**0.5), (0.0, 0.01)):
+        columns = dataclasses.replace(asked.columns, value=torch.zeros(40), step=step)
+        found = fitted(dataclasses.replace(asked, columns=columns)).ratings["rating"]
+        assert least <= float(found.sd.min()) < least + 0.02
+
+
 def test_thresholds_of_labels_are_recovered():
     found = fitted(answered("label", 2000)).labels["label"]
     assert float((found.threshold[:N_RATERS] - TRUE.labels["label"].threshold).abs().max()) < 0.35

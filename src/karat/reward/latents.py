@@ -241,10 +241,13 @@ def _fit_rating(
     assert isinstance(wide.columns, RatingBatch)
     n_ratings = torch.zeros(n, dtype=torch.float64).index_add(0, wide.columns.annotator, wide.weight)
 
+    # a rating in whole steps is no more precise than its rounding, whose sd is that of a uniform draw
+    least = max(LEAST_NOISE, wide.columns.step / math.sqrt(12))
+
     def current() -> RatingParams:
         z = deviations * free_raters
         gain = log_gain.exp() * (1 + priors.gain_sd * z[1])
-        sd = (log_sd + priors.noise_sd * z[2]).exp() + LEAST_NOISE
+        sd = (log_sd + priors.noise_sd * z[2]).exp() + least
         cutpoints = torch.cat([raw[:1], raw[:1] + raw[1:].exp().cumsum(0)]) if ordinal else None
         return RatingParams(mean + offset_sd * z[0], gain, sd, cutpoints)
 
