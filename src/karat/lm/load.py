@@ -97,9 +97,8 @@ def load_lm(
     """Load a causal language model directory and check that it is what the rest of karat relies on.
 
     Args:
-        device: where it is put; None = where this process works (`devices`).
         attention: "tree" = flat rows of trees, and plain SDPA otherwise; "sdpa" = what transformers chooses.
-        for_training: True = parameters require gradients; dropout is off either way.
+        device: None = where this process works.    for_training: True = weights require gradients; dropout is off either way.
         fast: route linear layers and norms through `kernels` (same values to rounding, different last bits).
         products: dtype of the matrix products under weights of `dtype` (`narrow`); None = `dtype`. Needs `fast`.
     Raises: CheckpointError (one line) for a missing or pickled or damaged checkpoint, no tokenizer, no EOS, an

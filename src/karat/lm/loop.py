@@ -185,12 +185,13 @@ def optimiser_step(
     """
     optimiser = state.optimisers[name]
     optimiser.zero_grad(set_to_none=True)
-    finite = True
+    flags: list[Tensor] = []  # looked at when all passes are under way: to look is to wait for the device
     with parallel.backend():
         for loss in losses if state.shards is None else state.shards.passes(losses, shared=shared):
-            finite = finite and bool(torch.isfinite(loss.detach()))
+            flags.append(torch.isfinite(loss.detach()))
             if loss.requires_grad:
                 loss.backward()
+    finite = all(map(bool, flags))
     if shared:
         finite = parallel.everywhere(finite)
         if state.shards is None:  # which have added up theirs

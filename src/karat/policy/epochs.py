@@ -262,12 +262,20 @@ def note_policy_loss(stats: UpdateStats, found: PolicyLoss, *, denominator: floa
     Args:
         denominator: of its minibatch.    first: True = before the first optimiser step of the rollout.
     """
-    stats.policy_loss += float(found.loss.detach()) * denominator
-    stats.n_clipped += float(found.n_clipped)
-    stats.approx_kl += float(found.approx_kl_sum)
-    stats.ratio_max = max(stats.ratio_max, float(found.ratio_max))
+    figures = (found.loss, found.n_clipped, found.approx_kl_sum, found.ratio_max, found.ratio_error)
+    loss, n_clipped, approx_kl, ratio_max, ratio_error = read_together(*figures)
+    stats.policy_loss += loss * denominator
+    stats.n_clipped += n_clipped
+    stats.approx_kl += approx_kl
+    stats.ratio_max = max(stats.ratio_max, ratio_max)
     if first:
-        stats.ratio_error_first = max(stats.ratio_error_first or 0.0, float(found.ratio_error))
+        stats.ratio_error_first = max(stats.ratio_error_first or 0.0, ratio_error)
+
+
+def read_together(*figures: Tensor) -> list[float]:
+    """Scalars as numbers, in one message: each one waits for the device."""
+    first = figures[0].detach()
+    return torch.stack([first, *(one.detach().to(first.dtype) for one in figures[1:])]).tolist()
 
 
 def check_first_ratio(stats: UpdateStats, tolerance: float) -> None:

@@ -95,7 +95,7 @@ def ppo_policy_loss(
     loss = torch.where(response_mask, token_loss, zeros).sum() / denominator
     with torch.no_grad():
         raw = log_ratio.exp()
-        counts = response_mask.any()
+        counts = response_mask.numel() > 0  # of none that counts the largest is 0 by the masking
         return PolicyLoss(
             loss=loss,
             n_clipped=(chosen_clip & response_mask).sum().float(),

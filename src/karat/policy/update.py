@@ -26,6 +26,7 @@ from karat.policy.epochs import (
     check_first_ratio,
     note_policy_loss,
     packed_minibatch,
+    read_together,
     run_epochs,
 )
 from karat.policy.objectives import ppo_policy_loss, ppo_value_loss
@@ -157,6 +158,7 @@ def _value_part(update: _Update, minibatch: Minibatch, batch: TreeBatch, values:
         denominator=minibatch.n_tokens,
         clip_range=update.config.value.clip_range,
     )
-    update.stats.value_loss += float(found.loss.detach()) * minibatch.n_tokens
-    update.stats.n_value_clipped += float(found.n_clipped)
+    loss, n_clipped = read_together(found.loss, found.n_clipped)
+    update.stats.value_loss += loss * minibatch.n_tokens
+    update.stats.n_value_clipped += n_clipped
     return found.loss
