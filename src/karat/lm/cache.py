@@ -177,22 +177,26 @@ def decoding(model: PreTrainedModel, cache: DecodeCache) -> Iterator[None]:
 
 @torch.no_grad()
 def decoded_logits(
-    model: PreTrainedModel, prompt: Int[Tensor, " L"], response: Int[Tensor, " T"], dtype: torch.dtype | None
+    model: PreTrainedModel, prompt: Sequence[int], response: Sequence[int], dtype: torch.dtype | None
 ) -> Float[Tensor, "T V"]:
     """The logits from which each token of one response would be drawn, as the sampler computes them.
 
     Args:
         dtype: that keys and values are kept in.
     """
-    length, device = len(prompt), prompt.device
+    length, device = len(prompt), model.device
     cache = DecodeCache(n_slots=1, prompt_tokens=length, n_rows=1, response_tokens=len(response), dtype=dtype)
     columns, first = torch.arange(length, device=device), torch.zeros(1, dtype=torch.long, device=device)
     row = RowLayout(torch.full_like(first, length), first, first, first, first.unsqueeze(0), length)
     steps: list[tuple[PrefillLayout | DecodeStep, Tensor, Tensor]] = [
-        (PrefillLayout(first, columns.unsqueeze(0), torch.zeros_like(columns), columns), prompt, columns)
+        (
+            PrefillLayout(first, columns.unsqueeze(0), torch.zeros_like(columns), columns),
+            torch.tensor(prompt, device=device),
+            columns,
+        )
     ]
     for i, token in enumerate(response[:-1]):
-        steps.append((DecodeStep(row, first + i, i + 1), token.unsqueeze(0), first + length + i))
+        steps.append((DecodeStep(row, first + i, i + 1), first + token, first + length + i))
     found = []
     with decoding(model, cache):
         for cache.now, token_ids, positions in steps:

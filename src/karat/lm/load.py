@@ -36,17 +36,13 @@ from transformers.utils import logging as transformers_logging
 from karat import devices
 from karat.errors import CheckpointError, InputError
 from karat.lm.attention import NAME as TREE_ATTENTION
-from karat.lm.cache import decoded_logits
-from karat.lm.final_block import try_alone
 from karat.lm.headers import add_header_metadata, state_on_processor
 from karat.lm.kernels import use_fast_kernels
-from karat.lm.logprobs import hidden_at, hidden_states, token_logprobs, trunk_of
-from karat.lm.narrow import products_of, use_narrow_products
-from karat.lm.trees import Tree, pack_trees, padded_batch
+from karat.lm.narrow import use_narrow_products
+from karat.lm.own_numbers import check_own_numbers
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # relative; narrower dtypes are allowed 5e-2
 Attention = Literal["tree", "sdpa"]
 
 
@@ -132,7 +128,7 @@ def load_lm(
     if fast:
         use_fast_kernels(model)
         use_narrow_products(model, products)
-    _probe(lm, attention)
+    check_own_numbers(model, lm.pad_id, lm.path, by_tree=attention == "tree")
     return lm
 
 
@@ -311,52 +307,6 @@ def _context_length(path: Path, config: PreTrainedConfig, tokenizer: PreTrainedT
     if limit is None:
         raise CheckpointError(f"{path}: found no context length; expected max_position_embeddings in config.json")
     return int(limit)
-
-
-def _probe(lm: LoadedLM, attention: Attention) -> None:
-    """Compare karat's hidden states and logits, and those it samples from, with the model's own on a small tree."""
-    n_vocabulary = lm.model.get_input_embeddings().weight.shape[0]
-    ids = [(7 * i + 3) % n_vocabulary for i in range(9)]
-    tree = Tree(tuple(ids[:4]), (tuple(ids[4:7]), tuple(ids[7:])))
-    device, most = lm.model.device, PROBE_TOLERANCE.get(products_of(lm.model) or lm.model.dtype, 5e-2)
-    try:
-        with torch.no_grad():
-            batch = padded_batch([tree], lm.pad_id).to(device)
-            hidden = hidden_states(lm.model, batch).index_select(0, batch.predict_index)
-            found, _ = token_logprobs(lm.model, hidden, batch.target_ids)
-            output = lm.model(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids
-            )
-            logits = output.logits.flatten(0, 1).index_select(0, batch.predict_index)
-            wide = logits if logits.dtype == torch.float64 else logits.float()
-            own = wide.log_softmax(-1).gather(1, batch.target_ids[:, None])[:, 0]
-            _agree(lm, "log-probabilities", found, own, most)
-            prompt, response = (torch.tensor(part, device=device) for part in (tree.prompt, tree.branches[0]))
-            drawn = decoded_logits(lm.model, prompt, response, products_of(lm.model)).to(wide.dtype).log_softmax(-1)
-            _agree(lm, "log-probabilities to sample from", drawn, wide[: len(response)].log_softmax(-1), most)
-            try_alone(trunk_of(lm.model), lambda: _gap(hidden_at(lm.model, batch, batch.predict_index), hidden), most)
-            if attention == "tree":
-                packed = pack_trees([tree], token_budget=tree.n_tokens)[0].to(device)
-                by_tree = hidden_states(lm.model, packed).index_select(0, packed.predict_index)
-                _agree(lm, "hidden states of trees", by_tree, hidden, most)
-    except CheckpointError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"{lm.path}: unsupported kind: {_first_line(error)}") from error
-
-
-def _gap(found: Tensor, expected: Tensor) -> float:
-    """Largest difference beside the largest number expected."""
-    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
-
-
-def _agree(lm: LoadedLM, what: str, found: Tensor, expected: Tensor, tolerance: float) -> None:
-    if not (gap := _gap(found, expected)) <= tolerance:
-        raise CheckpointError(
-            f"{lm.path}: unsupported kind: {what} of {type(lm.model).__name__} differ by {gap:.1e} from the model's "
-            f"own; expected at most {tolerance:.0e}"
-            + (". Load it with attention='sdpa' and padded batches" if "trees" in what else "")
-        )
 
 
 def _save(
