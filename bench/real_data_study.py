@@ -27,7 +27,7 @@ if __package__ in (None, ""):  # started as a file
 
 import numpy as np
 import torch
-from bench.real import report, systems
+from bench.real import beside, report, systems
 from bench.real.data import (
     SYSTEMS,
     Answers,
@@ -54,7 +54,7 @@ N_FOLDS = {"spans": 5, "solutions": 5, "truth": 3, "truth-trained": 3}
 """Of questions; three where an encoder is trained in each."""
 ALL_FOLDS = range(N_FOLDS["truth-trained"])
 QUICK_LIMIT = {"spans": 40, "solutions": 40, "truth": 120, "truth-trained": 120}
-SOURCES = ("data", "features", "systems", "spans")
+SOURCES = ("data", "features", "systems", "spans", "beside")
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,14 +137,18 @@ def answer_systems(study: Study, part: str, answers: Answers) -> tuple[Fit, int]
             "n-grams": ngrams[:, 0],
             "reward": systems.label_reward(phi, answers.right, train),
         }
+        blocks = beside.answer_blocks(phi, answers.questions, answers.texts, train)
+        found["reward beside"] = beside.label_scores(blocks, answers.right, train)
         if len(SYSTEMS) == len(set(answers.system)):
-            found["reward of comparisons"] = systems.comparison_reward(phi, answers.right, answers.key, train)
+            args = (answers.right, answers.key, train)
+            found["reward of comparisons"] = systems.comparison_reward(phi, *args)
+            found["comparisons beside"] = beside.comparison_scores(blocks[:-1], *args)
         return found
 
     return fit, n_cut
 
 
-AGAINST = [("reward", "length"), ("reward", "n-grams")]
+AGAINST = [(one, other) for one in ("reward", "reward beside") for other in ("length", "n-grams")]
 
 
 def run_solutions(study: Study) -> dict[str, Any]:
@@ -153,7 +157,7 @@ def run_solutions(study: Study) -> dict[str, Any]:
     fold = folds_of(answers.key, study.n_folds("solutions"))
     fit, n_cut = answer_systems(study, "solutions", answers)
     scores, seconds = folded(study, "solutions", fold, fit)
-    labelled = {name: scores[name] for name in ("length", "n-grams", "reward")}
+    labelled = {name: scores[name] for name in ("length", "n-grams", "reward", "reward beside")}
     within: dict[str, Figures] = {}
     for system in SYSTEMS:
         own = answers.system == system
@@ -169,7 +173,7 @@ def run_solutions(study: Study) -> dict[str, Any]:
     )
     picks["at random"] = picked(np.zeros(len(fold)), answers.right, answers.key)
     picks["any of the four is right"] = picked(answers.right.astype(float), answers.right, answers.key)
-    rewards = ("reward", "reward of comparisons")
+    rewards = ("reward", "reward of comparisons", "reward beside", "comparisons beside")
     others = ("always 175b_verification", "majority", "n-grams", "length", "at random")
     differences = [(reward, other) for reward in rewards for other in others]
     pairs = within_figures(scores, answers.right, answers.key, [(one, "n-grams") for one in rewards], SEED)
@@ -222,6 +226,8 @@ def run_trained(study: Study) -> dict[str, Any]:
 
 
 CONTEXTS = ("alone", "behind the question", "behind question and passages")
+MIDDLE = 3
+"""Of six layers, the one whose states are tried beside the last one's."""
 
 
 def run_spans(study: Study) -> dict[str, Any]:
@@ -237,6 +243,14 @@ def run_spans(study: Study) -> dict[str, Any]:
     }
     tokens = tokens_of(states["alone"].spans, [every.marks[i] for i in kept])
     features = {f"reward, {name}": np.concatenate(own.states) for name, own in states.items()}
+    before = contexts_of(every, kept, CONTEXTS[-1])
+    middle = token_states(encoder, before, texts, study.work, f"spans layer {MIDDLE}", study.progress, layer=MIDDLE)
+    last = features[f"reward, {CONTEXTS[-1]}"]
+    variants = {
+        "last layer": last, f"layer {MIDDLE}": np.concatenate(middle.states),
+        "last layer and its mean over the sentence": beside.with_sentence_means(last, texts, tokens),
+    }  # fmt: skip
+    rows = list(zip([str(one) for one in before], texts, states["alone"].spans, strict=True))
     grams = nearby_grams(texts, tokens)
     by_token = key[tokens.answer]
     fold = folds_of(key, study.n_folds("spans"))[tokens.answer]
@@ -245,7 +259,10 @@ def run_spans(study: Study) -> dict[str, Any]:
         ngrams, l2 = systems.ngram_scores(grams, tokens.inside, tokens.weight, *inner_split(by_token, train))
         study.progress.note(f"spans fold {number}: the inner fold chose l2 = {l2:g} for the n-grams")
         found = {"position and length": position_head(texts, tokens, train), "n-grams": ngrams}
-        return found | {name: span_head(own, tokens, train) for name, own in features.items()}
+        found |= {name: span_head(own, tokens, train) for name, own in features.items()}
+        found["reward, chosen"], chosen = beside.span_chosen(variants, tokens, key, train)
+        study.progress.note(f"spans fold {number}: the inner fold chose the {chosen}")
+        return found | {"reward beside": beside.span_beside(rows, last, tokens, key, train)}
 
     scores, seconds = folded(study, "spans", fold, fit)
     return {

@@ -11,15 +11,17 @@ PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "real-data.md"
 START, END = "<!-- real_data_study: begin -->", "<!-- real_data_study: end -->"
 SPAN_SYSTEMS = (
     "position and length", "n-grams", "reward, alone", "reward, behind the question",
-    "reward, behind question and passages",
+    "reward, behind question and passages", "reward, chosen", "reward beside",
 )  # fmt: skip
-SPAN_REWARD = SPAN_SYSTEMS[-1]
-"""The one that reads what karat's prompt would hold; it was named before the first run."""
+SPAN_REWARD = "reward beside"
+"""The one that the differences are of; it was named before the first run with it."""
 PICKS = (
-    "reward", "reward of comparisons", "n-grams", "length", "at random", "majority", "always 175b_verification",
+    "reward", "reward of comparisons", "reward beside", "comparisons beside", "n-grams", "length", "at random", "majority", "always 175b_verification",
     "any of the four is right",
 )  # fmt: skip
 
+THREE = ("length", "n-grams", "reward", "reward beside", "beside − n-grams", "beside − length")
+"""Columns of the tables of whole answers."""
 REFERENCES = ("always 175b_verification", "majority", "at random")
 
 
@@ -53,7 +55,7 @@ def _spans(part: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
     for place, title in (("auroc", ""), ("within_answer", "The same between tokens of one answer only:")):
         lines += [title, ""] if title else []
-        lines += _header(["class", "spans", "tokens", *SPAN_SYSTEMS, "last − n-grams", "last − position"])
+        lines += _header(["class", "spans", "tokens", *SPAN_SYSTEMS, "beside − n-grams", "beside − position"])
         for name, own in part["classes"].items():
             figures = own[place]
             if not figures:
@@ -71,7 +73,7 @@ def _solutions(part: Mapping[str, Any]) -> list[str]:
         "### Right or wrong sums (gsm8k_solutions)", "",
         f"{part['n_questions']:,} sums × 4 solutions, {part['n_right']:,} of them right; {part['n_cut']} do not fit into "
         "the encoder and are cut. AUROC of right against wrong, of the same system and fold:", "",
-        *_header(["system", "right", "length", "n-grams", "reward", "reward − n-grams", "reward − length"]),
+        *_header(["system", "right", *THREE]),
     ]  # fmt: skip
     for system, own in part["within_system"].items():
         right = part["right_by_system"].get(system, part["n_right"])
@@ -95,7 +97,7 @@ def _truth(part: Mapping[str, Any]) -> list[str]:
         "### True answers (truthfulqa_labels)", "",
         f"{part['n_answers']:,} answers to {part['n_questions']} questions, {part['n_right']:,} called true; "
         f"{part['n_cut']} are cut. AUROC of true against not true, of the same fold, and of the same question:", "",
-        *_header(["", "length", "n-grams", "reward", "reward − n-grams", "reward − length"]),
+        *_header(["", *THREE]),
     ]  # fmt: skip
     for title, place in (("same fold", "auroc"), ("same question", "within_question")):
         lines.append(_row([title, *_three(part[place])]))
@@ -121,8 +123,10 @@ def _trained(part: Mapping[str, Any]) -> list[str]:
 
 
 def _three(own: Mapping[str, Any]) -> list[str]:
-    plain = [figure(own[name]) for name in ("length", "n-grams", "reward")]
-    return plain + [difference(own[f"reward − {other}"]) for other in ("n-grams", "length")]
+    names = ("length", "n-grams", "reward", "reward beside")
+    plain = [figure(own[name]) if name in own else "not run" for name in names]
+    differences = [own.get(f"reward beside − {other}") for other in ("n-grams", "length")]
+    return plain + ["not run" if one is None else difference(one) for one in differences]
 
 
 def _machine(found: Mapping[str, Any], part: Mapping[str, Any]) -> str:
