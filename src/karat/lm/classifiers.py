@@ -72,7 +72,7 @@ def load_classifier(path: Path, *, device: str | torch.device | None = None) -> 
     attention = "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None
     kind = AutoModelForSequenceClassification
     given = _head_of(path) if adapted else ()
-    model = model_weights(base, kind, config, given_elsewhere=given, attn_implementation=attention)
+    model = model_weights(base, kind, config, *given, attn_implementation=attention)
     if adapted:
         model = _with_adapters(model, path)
         model.config.pad_token_id = tokenizer.pad_token_id  # as the trainer sets it, and saves with whole models only

@@ -247,19 +247,17 @@ def model_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def model_weights(
-    path: Path, kind: Any, config: PreTrainedConfig, given_elsewhere: tuple[str, ...] = (), **options: Any
-) -> PreTrainedModel:
-    """The model of a directory, all weights found in it but for a pooler's, and layers that are given elsewhere; kind: a transformers Auto class."""
-    with quiet(silent=bool(given_elsewhere)):
+def model_weights(path: Path, kind: Any, config: PreTrainedConfig, *given: str, **options: Any) -> PreTrainedModel:
+    """The model of a directory, all weights in it but a pooler's and the layers `given` elsewhere; kind: a transformers Auto class."""
+    with quiet(silent=bool(given)):
         try:
             model, info = kind.from_pretrained(
                 path, config=config, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
             )
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"{path}: unsupported kind or damaged weights: {_first_line(error)}") from error
-    wrong = sorted(str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]] if "pooler" not in str(key))
-    wrong = [key for key in wrong if key.split(".")[0] not in given_elsewhere]
+    found = map(str, [*info["missing_keys"], *info["mismatched_keys"]])
+    wrong = sorted(key for key in found if "pooler" not in key and key.split(".")[0] not in given)
     if wrong:
         raise CheckpointError(
             f"{path}: unsupported kind or damaged weights: {len(wrong)} weights are missing or misshapen "
