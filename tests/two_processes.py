@@ -267,6 +267,7 @@ def parts(place: Path, reporters: list, model: Path) -> dict:
         held["weights"] = local(lm.model.parameters())
         held["moments"] = local(one["exp_avg"] for one in optimiser.state.values())
         held["steps"] = state.n_stepped
+        held["gave_back"] = state.shards is not None and state.shards.gives_back
         with whole():
             held["whole"] = local(lm.model.parameters())
             assert type(trunk_of(lm.model).layers[0]) is plain

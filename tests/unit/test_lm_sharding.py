@@ -1,7 +1,10 @@
 """Two processes that hold shards of weights, gradients and moments do what one process does that holds them whole."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,3 +107,39 @@ def test_alone_nothing_is_in_shards():
     with sharding.sharded({"m": torch.nn.Linear(2, 2)}, {}) as shards, sharding.whole():
         assert shards is None
         assert sharding.even_share(items, lambda: 0) == items
+
+
+FREED = """
+import sys, torch
+from karat.lm.sharding import give_memory_back
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4 // 1024
+
+if sys.argv[1] == "told":
+    print(give_memory_back(), end=" ")
+torch.zeros(6_000_000)  # freed: from now on glibc keeps blocks of up to as many bytes
+before = resident()
+held = [(torch.zeros(1_500_000), torch.zeros(20_000)) for _ in range(20)]
+full = resident()
+pins = [small for _, small in held]  # between them in the heap: what is below stays
+del held
+print(full - before > 80, resident() - before < 20)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+@pytest.mark.parametrize(
+    ("told", "variable", "said"), [("told", None, "True True True"), ("told", "99000000", "False True False")]
+)
+def test_blocks_that_were_gathered_go_back_to_the_system(told, variable, said):
+    environment = {k: v for k, v in os.environ.items() if k != sharding.THRESHOLD_VARIABLE}
+    environment |= {sharding.THRESHOLD_VARIABLE: variable} if variable else {}
+    command = [sys.executable, "-c", FREED, told]
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == said
+
+
+def test_whoever_trains_in_shards_gives_memory_back(places):
+    assert [json.loads((places[1] / f"parts-{rank}").read_text())["gave_back"] for rank in (0, 1)] == [True, True]
+    assert json.loads((places[0] / "parts-0").read_text())["gave_back"] is False
