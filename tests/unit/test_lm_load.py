@@ -181,6 +181,15 @@ def test_a_classifier_is_no_policy(qwen: Path) -> None:
         load_lm(qwen)
 
 
+def test_a_model_with_attention_of_its_own_is_named(qwen: Path) -> None:
+    from transformers import GPTJConfig, GPTJForCausalLM
+
+    shape = {"n_positions": 128, "n_embd": 32, "n_layer": 1, "n_head": 4, "rotary_dim": 4, "eos_token_id": 2}
+    GPTJForCausalLM(GPTJConfig(vocab_size=272, bos_token_id=0, **shape)).save_pretrained(qwen)
+    with pytest.raises(CheckpointError, match="unsupported kind: gptj picks its attention from a list of its own"):
+        load_lm(qwen)
+
+
 def test_a_model_whose_logits_are_scaled_behind_the_head_is_refused(qwen: Path) -> None:
     from transformers import CohereConfig, CohereForCausalLM
 

@@ -255,6 +255,11 @@ def model_weights(path: Path, kind: Any, config: PreTrainedConfig, *given: str, 
                 path, config=config, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
             )
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            if isinstance(error, KeyError) and TREE_ATTENTION in error.args:
+                raise CheckpointError(
+                    f"{path}: unsupported kind: {config.model_type} picks its attention from a list of its own; expected a "
+                    "model that uses transformers' attention interface, as Llama, Qwen, Mistral, Gemma, GPT-2 or OPT do"
+                ) from error
             raise CheckpointError(f"{path}: unsupported kind or damaged weights: {_first_line(error)}") from error
     found = map(str, [*info["missing_keys"], *info["mismatched_keys"]])
     wrong = sorted(key for key in found if "pooler" not in key and key.split(".")[0] not in given)
