@@ -1,8 +1,10 @@
 """`karat reward --store` trains what the configuration asks for, goes on after a break, and says what one must know."""
 
+import dataclasses
 import json
 
 import pytest
+import torch
 
 from journeys_kinds import store_of_sandbox
 from karat.cli import main
@@ -14,6 +16,7 @@ from karat.pipeline import mixture
 from karat.questions import Question
 from karat.records import Annotator, Response, Task, user_prompt
 from karat.reward import fit as fitting
+from karat.reward.dense import load_dense
 from karat.reward.score import CARD, load_scorer
 from karat.reward.steps import TrainingRun
 from tiny_models import tiny_checkpoint
@@ -43,6 +46,31 @@ def test_a_last_layer_is_trained_where_it_is_asked_for(place, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["posterior"] == "laplace"
     assert (tmp_path / "r" / "last_layer.safetensors").is_file()
     assert len(load_scorer(tmp_path / "r").model.weight) == 8
+
+
+def test_plain_features_beside_the_trunk_are_trained_saved_and_scored_with(place, tmp_path, capsys):
+    only = {"reward.posterior": "laplace", "reward.kinds": "[comparison,span_marks,step_marks]"}
+    beside = {"reward.beside": "[ngrams,place,overlap]", "reward.laplace.text_effects": "true"}
+    assert run(place, tmp_path / "r", "--json", **only, **beside) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert "reward.beside" in [finding["name"] for finding in found["findings"]]
+    assert found["marked"]
+    assert load_dense(tmp_path / "r", load_scorer(tmp_path / "r").model.trunk).side.names == (
+        "ngrams",
+        "place",
+        "overlap",
+    )
+    rows = [{"prompt": "q", "response": text} for text in ("one", "two words and more")]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["score", str(tmp_path / "r"), str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "s.jsonl")]) == 0
+    scorer = load_scorer(tmp_path / "r")
+    assert scorer.side is not None
+    without = dataclasses.replace(scorer, side=None)
+    prompts = [user_prompt("q")] * 2
+    written = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    texts = [row["response"] for row in rows]
+    assert [row["score"] for row in written] == pytest.approx(scorer.logits(prompts, texts).mean(0).tolist(), abs=1e-3)
+    assert not torch.allclose(scorer.logits(prompts, texts), without.logits(prompts, texts))
 
 
 def test_an_ensemble_is_trained_where_it_is_asked_for(place, tmp_path, capsys):
