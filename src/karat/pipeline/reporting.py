@@ -386,7 +386,9 @@ def _extra(directory: Path, manifests: Sequence[Manifest]) -> dict[str, Any]:
     if algorithm in by_stage:
         metrics = by_stage[newest_round(by_stage, algorithm)].metrics
         extra["algorithm"] = algorithm
-        extra["watcher"] = {name: metrics[name] for name in ("kept_step", "stop_reason", "n_iterations", "alarms")}
+        # runs from before the watcher said its alarms have none in their manifests; their reports are written anew all the same
+        told = ("kept_step", "stop_reason", "n_iterations", "alarms")
+        extra["watcher"] = {name: metrics[name] for name in told if name in metrics}
     return extra
 
 
