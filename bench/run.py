@@ -1,7 +1,7 @@
 """The benches: karat beside its peers, the same weights, inputs, threads and optimiser steps on both sides.
 
     python bench/run.py [--work reward|ppo|ppo-k4|ppo-bf16|ppo-k4-bf16|rloo|grpo|dpo|sft|sample|sample-150k|efficiency-reward|efficiency-ppo|load|all] [--quick]
-    python bench/run.py --long [--work ranking|time-to-score|ukp|real-data|methods|hybrid|process|dense|growth|gao|asking|bounds|coverage|people|last-layer|all]
+    python bench/run.py --long [--work ranking|time-to-score|ukp|ukp-curve|real-data|real-marks|methods|hybrid|process|dense|growth|gao|asking|bounds|coverage|people|last-layer|all]
 
 Standard output has one JSON object a row; progress goes to standard error. docs/benchmarks.md says what each figure
 means.
@@ -357,11 +357,25 @@ def study_row(work: str, script: str, *, quick: bool) -> dict[str, Any]:
     return {"work": work} | json.loads(out.read_text(encoding="utf-8"))
 
 
+def page_row(work: str, script: str, *, quick: bool) -> dict[str, Any]:
+    """A study that keeps its results and its page itself, in its own process; its whole report unless it is quick."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "bench" / f"{script}.py"), *["--quick"] * quick],
+        cwd=ROOT, stdout=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"bench: {script}.py ended with code {done.returncode}")
+    kept = {} if quick else json.loads((ROOT / "bench" / "results" / f"{script}.json").read_text(encoding="utf-8"))
+    return {"work": work} | kept
+
+
 LONG_ROWS: dict[str, Callable[..., dict[str, Any]]] = {
     "ranking": ranking_row,
     "time-to-score": score_row,
     "ukp": ukp_row,
+    "ukp-curve": partial(page_row, "ukp-curve", "ukp_curve"),
     "real-data": real_data_row,
+    "real-marks": partial(page_row, "real-marks", "real_marks_study"),
     "methods": partial(module_row, "methods"),
     "hybrid": partial(module_row, "hybrid"),
     "process": partial(module_row, "process"),
