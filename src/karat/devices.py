@@ -95,7 +95,8 @@ def named(asked: str) -> tuple[str, int | None]:
 def described(device: torch.device) -> str:
     """The device and its memory in words: `cuda:0 (name of the card), 12.0 of 16.0 GiB free`."""
     if device.type == "cpu":
-        return f"cpu, {torch.get_num_threads()} threads"
+        n = torch.get_num_threads()
+        return f"cpu, {n} thread{'s' if n != 1 else ''}"
     module = torch.get_device_module(device)
     name = getattr(module, "get_device_name", None)
     shown = f"{device} ({name(device)})" if name is not None else str(device)

@@ -183,6 +183,11 @@ def test_what_cannot_be_scored_is_one_clear_line(qwen, tmp_path):
         load_scorer(path)
 
 
+def test_a_text_that_does_not_fit_is_named_among_many(qwen):
+    with pytest.raises(InputError, match=r"response 'a far too long answer.*: found a prompt of"):
+        scorer_of(qwen)(PROMPTS, ["abc", "a far too long answer" + " and on" * 2000, "b"])
+
+
 def test_length_taken_off_is_taken_off_every_head_and_kept_on_disk(qwen, tmp_path):
     whole = scorer_of(qwen)
     less = whole.less_length(1.5).less_length(0.5)

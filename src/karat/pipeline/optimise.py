@@ -194,7 +194,7 @@ def leash_finding(config: RunConfig) -> Finding:
         "gate.leash",
         "Is the policy held near its reference, by a KL penalty or a KL budget?",
         "pass" if held else "fail",
-        detail=f"kl_coef {config.kl_coef:g}, KL budget {config.watch.kl_budget or 'none'}",
+        detail=f"{config.algorithm}: kl_coef {config.kl_coef:g}, KL budget {config.watch.kl_budget or 'none'}",
         threshold="β of the method > 0 or watch.kl_budget set",
     )
 

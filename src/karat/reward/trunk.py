@@ -86,7 +86,10 @@ class DecoderTrunk:
         items = []
         for prompt, text in zip(prompts, texts, strict=True):
             item = Encoded(self.tokens.prompt(prompt.turns), self.tokens.response(text))
-            check_fits(item.prompt, len(item.response), self.lm.context_length)
+            try:
+                check_fits(item.prompt, len(item.response), self.lm.context_length)
+            except InputError as error:
+                raise InputError(f"response {text[:40]!r}…: {error}") from None
             items.append(item)
         return items
 
