@@ -110,14 +110,13 @@ def test_alone_nothing_is_in_shards():
 
 
 FREED = """
-import sys, torch
+import torch
 from karat.lm.sharding import give_memory_back
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4 // 1024
 
-if sys.argv[1] == "told":
-    print(give_memory_back(), end=" ")
+print(give_memory_back(), end=" ")
 torch.zeros(6_000_000)  # freed: from now on glibc keeps blocks of up to as many bytes
 before = resident()
 held = [(torch.zeros(1_500_000), torch.zeros(20_000)) for _ in range(20)]
@@ -129,15 +128,21 @@ print(full - before > 80, resident() - before < 20)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
-@pytest.mark.parametrize(
-    ("told", "variable", "said"), [("told", None, "True True True"), ("told", "99000000", "False True False")]
-)
-def test_blocks_that_were_gathered_go_back_to_the_system(told, variable, said):
+def test_blocks_that_were_gathered_go_back_to_the_system():
+    assert freed(None) == ["True", "True", "True"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_who_has_told_the_allocator_is_not_overruled():
+    assert freed("99000000")[0] == "False"  # what glibc then keeps is its own affair, and differs from run to run
+
+
+def freed(variable):
+    """What a process that holds and frees large blocks says: whether it told its allocator, held them, gave them back."""
     environment = {k: v for k, v in os.environ.items() if k != sharding.THRESHOLD_VARIABLE}
     environment |= {sharding.THRESHOLD_VARIABLE: variable} if variable else {}
-    command = [sys.executable, "-c", FREED, told]
-    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    assert shown.strip() == said
+    command = [sys.executable, "-c", FREED]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
 
 
 def test_whoever_trains_in_shards_gives_memory_back(places):
