@@ -13,7 +13,8 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-WORD = re.compile(r"\w+")
+from karat.ngrams import WORD
+
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
 RUN = 3

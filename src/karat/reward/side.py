@@ -49,10 +49,8 @@ class NgramBasis:
     """Nᵀ·U·Λ^−½, float32 [F, q]."""
 
     def of(self, texts: Sequence[str]) -> np.ndarray:
-        """[N, q]; texts that are equal are read once."""
-        place = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-        counts = weighted_counts(ngram_counts(list(place))[:, self.columns], self.column_weight)
-        return (counts @ self.projection)[[place[text] for text in texts]]
+        """[N, q]."""
+        return ngram_products(texts, self.columns, self.projection, self.column_weight)
 
 
 def ngram_basis(texts: Sequence[str], width: int = BASIS_WIDTH) -> NgramBasis:
@@ -69,6 +67,25 @@ def ngram_basis(texts: Sequence[str], width: int = BASIS_WIDTH) -> NgramBasis:
     order = order[values[order] > LEAST * max(values[order[0]], 1e-12)]
     projection = some.T @ (vectors[:, order] / np.sqrt(values[order]))
     return NgramBasis(columns, weight[columns], np.asarray(projection, dtype=np.float32))
+
+
+def ngram_products(
+    texts: Sequence[str], columns: np.ndarray, weight: np.ndarray, column_weight: np.ndarray | None = None
+) -> np.ndarray:
+    """log(1 + count) of these n-grams [F], times the column's own weight where it has one, times weights [F, k]: [N, k].
+
+    Texts that are equal are read once.
+    """
+    place = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    own = np.ones(len(columns)) if column_weight is None else column_weight
+    counts = weighted_counts(ngram_counts(list(place))[:, columns], own)
+    return (counts @ weight)[[place[text] for text in texts]]
+
+
+def moments(raw: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Mean and standard deviation of each column of each block; a constant column has no spread to divide by."""
+    means = {name: column.mean(0) for name, column in raw.items()}
+    return means, {name: np.maximum(column.std(0), 1e-6) for name, column in raw.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,11 +127,8 @@ class SideFeatures:
 def side_features(names: Sequence[Beside], prompts: Sequence[Prompt], texts: Sequence[str]) -> SideFeatures:
     """The features of training texts; every block has the scale 1."""
     raw = {name: _raw(name, prompts, texts) for name in names if name != "ngrams"}
-    return SideFeatures(
-        tuple(names), ngram_basis(texts) if "ngrams" in names else None,
-        {name: column.mean(0) for name, column in raw.items()},
-        {name: np.maximum(column.std(0), 1e-6) for name, column in raw.items()}, np.ones(len(names)),
-    )  # fmt: skip
+    ngrams = ngram_basis(texts) if "ngrams" in names else None
+    return SideFeatures(tuple(names), ngrams, *moments(raw), np.ones(len(names)))
 
 
 def _raw(name: str, prompts: Sequence[Prompt], texts: Sequence[str]) -> np.ndarray:
@@ -145,8 +159,7 @@ class SideReward:
         if plain:
             total = total + self.plain_weight @ np.concatenate(plain, axis=1).T
         if len(self.columns):
-            counts = weighted_counts(ngram_counts(texts)[:, self.columns], np.ones(len(self.columns)))
-            total = total + (counts @ self.ngram_weight.T).T
+            total = total + ngram_products(texts, self.columns, self.ngram_weight.T).T
         return torch.from_numpy(np.asarray(total, dtype=np.float32))
 
 

@@ -15,9 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from karat.ngrams import ngram_counts, weighted_counts
 from karat.plain_features import token_contexts, token_overlap, token_place
-from karat.reward.side import Beside, NgramBasis, ngram_basis
+from karat.reward.side import Beside, NgramBasis, moments, ngram_basis, ngram_products
 
 READS = ("window", "sentence")
 """What n-grams are counted in: two words on either side of a token, and its whole sentence."""
@@ -69,10 +68,7 @@ def token_side(names: Sequence[Beside], rows: Sequence[Row]) -> TokenSide:
         contexts = [token_contexts(text, spans) for _, text, spans in rows]
         bases = {read: ngram_basis([one for own in contexts for one in own[k]], WIDTH) for k, read in enumerate(READS)}
     raw = {name: np.concatenate([_raw(name, *row) for row in rows]) for name in names if name != "ngrams"}
-    return TokenSide(
-        tuple(names), bases, {name: column.mean(0) for name, column in raw.items()},
-        {name: np.maximum(column.std(0), 1e-6) for name, column in raw.items()},
-    )  # fmt: skip
+    return TokenSide(tuple(names), bases, *moments(raw))
 
 
 def _raw(name: str, prompt: str, text: str, spans: np.ndarray) -> np.ndarray:
@@ -102,10 +98,7 @@ class TokenSideReward:
             total = total + np.concatenate(plain, axis=1) @ self.plain_weight.T
         if self.columns:
             for read, own in zip(READS, token_contexts(text, spans), strict=True):
-                place = {one: number for number, one in enumerate(dict.fromkeys(own))}
-                counts = ngram_counts(list(place))[:, self.columns[read]]
-                scored = weighted_counts(counts, np.ones(counts.shape[1])) @ self.ngram_weight[read].T
-                total = total + scored[[place[one] for one in own]]
+                total = total + ngram_products(own, self.columns[read], self.ngram_weight[read].T)
         return torch.from_numpy(np.asarray(total, dtype=np.float32))
 
     def tensors(self) -> dict[str, Tensor]:
