@@ -20,7 +20,7 @@ from karat.pipeline.kind_shares import KINDS_PARTED, KindShares, kind_shares, me
 from karat.pipeline.people import add_for_later, as_a_page_asks
 from karat.pipeline.settings import RunConfig
 from karat.ranking import MOST_TIED_CANDIDATES
-from karat.records import Finding, Judgement, Kind, Prompt, Response, Task
+from karat.records import Finding, Judgement, Prompt, Response, Task
 from karat.reward.score import Scorer
 from karat.seeding import numpy_generator
 
@@ -62,8 +62,10 @@ def ask_round(
         n_tasks=plan["comparison"]["n_tasks"] if plan else collect.n_tasks,
     )  # fmt: skip
     tasks = [replace(task, overlap=overlap, batch=batch) for task in tasks]
-    tasks += _others(plan, responses, seed=seed, batch=batch)
-    tasks += _marks_asked(collect, responses, seed=seed, batch=batch)
+    others = {kind: row["n_tasks"] for kind, row in plan.items() if kind != "comparison"}
+    tasks += _at_random(others, _by_prompt(responses, MOST_TIED_CANDIDATES), seed=seed, batch=batch)
+    marks = {"step_marks": collect.n_step_marks, "span_marks": collect.n_span_marks}
+    tasks += _at_random(marks, _by_prompt(responses), seed=seed, batch=batch)
     for kind, row in plan.items():  # what there was to ask may be less than what was planned
         row["n_tasks"] = sum(task.kind == kind for task in tasks)
     if config.n_people:
@@ -140,33 +142,14 @@ def _why(parted: KindShares | None) -> str:
     return "; for a minute: " + ", ".join(f"{one.kind} {60 * one.rate:.3f}/logit²" for one in parted.rates)
 
 
-def _others(
-    plan: Mapping[str, Mapping[str, Any]], responses: Sequence[Response], *, seed: int, batch: str
-) -> list[Task]:
-    """Questions of the kinds beside comparisons, drawn at random, one rater each."""
-    tasks: list[Task] = []
-    for kind, row in plan.items():
-        if kind == "comparison" or row["n_tasks"] < 1:
-            continue
-        rng = numpy_generator(seed, "tasks", kind)
-        tasks += random_tasks(
-            _by_prompt(responses, MOST_TIED_CANDIDATES),
-            kind,
-            row["n_tasks"],
-            rng,
-            batch=batch,  # type: ignore[arg-type]
-        )
-    return tasks
-
-
-def _marks_asked(collect: CollectSettings, responses: Sequence[Response], *, seed: int, batch: str) -> list[Task]:
-    """Responses drawn at random to be marked inside, one rater each."""
-    wanted: dict[Kind, int] = {"step_marks": collect.n_step_marks, "span_marks": collect.n_span_marks}
+def _at_random(wanted: Mapping[str, int], texts: Mapping[str, list[str]], *, seed: int, batch: str) -> list[Task]:
+    """So many questions of each kind, drawn at random, one rater each."""
     return [
         task
-        for kind, n_tasks in wanted.items() if n_tasks
-        for task in random_tasks(_by_prompt(responses), kind, n_tasks, numpy_generator(seed, "tasks", kind), batch=batch)
-    ]  # fmt: skip
+        for kind, n_tasks in wanted.items()
+        if n_tasks > 0
+        for task in random_tasks(texts, kind, n_tasks, numpy_generator(seed, "tasks", kind), batch=batch)  # type: ignore[arg-type]
+    ]
 
 
 def _by_prompt(responses: Sequence[Response], most: int | None = None) -> dict[str, list[str]]:
