@@ -50,12 +50,17 @@ class Cell:
     """Longest response."""
     adam_eps: float = PEERS_ADAM_EPS
     """Added to the root of Adam's second moment on our side."""
+    whole_search: bool = False
+    """Whether every setting runs in full on the search seed, and the best one there is taken."""
+    times_longer: int = 1
+    """Our iterations, in the peer's."""
 
     @property
     def name(self) -> str:
         """Of the cell in the results."""
         own = "" if self.adam_eps == PEERS_ADAM_EPS else f" (our ε {self.adam_eps:g})"
-        return f"{self.method}, {self.reward}{own}"
+        search = " (whole search)" if self.whole_search else ""
+        return f"{self.method}, {self.reward}{own}{search}"
 
     @property
     def settings(self) -> list[Setting]:
@@ -78,7 +83,11 @@ class Cell:
             "n_search": self.n_search,
             "window": self.window,
             "prompts": "HH, at most 96 tokens",
-        }
+        } | ({"whole_search": True, "times_longer": self.times_longer} if self.whole_search else {})
+
+    def n_iterations_of(self, side: str, n_iterations: int) -> int:
+        """How many iterations this side makes while the peer makes n_iterations."""
+        return n_iterations * (self.times_longer if side == "ours" else 1)
 
     @property
     def n_sequences(self) -> int:
@@ -98,16 +107,12 @@ LETTERS = Cell(
     adam_eps=EARLIER_ADAM_EPS,
 )
 LENGTH_BEFORE = Cell("rloo", "length", adam_eps=EARLIER_ADAM_EPS)
-FIRST = (("rloo", "length"), ("ppo", "word"), ("grpo", "no_repetition"))
-"""What tells most, if there is not time for all: every method and every new reward once."""
+SHORT_SEARCH = (("rloo", "length"), ("ppo", "word"), ("grpo", "no_repetition"), ("rloo", "word"), ("grpo", "length"))
+"""Run with the first design: three iterations a setting in the search, as many iterations on either side."""
 _PAIRS = [(method, reward) for method in ("rloo", "grpo", "ppo") for reward in REWARDS if reward != "letters"]
-CELLS = (
-    LETTERS,
-    LENGTH_BEFORE,
-    *(Cell(*pair) for pair in dict.fromkeys((*FIRST, *_PAIRS))),
-    Cell("rloo", "letters"),
-    Cell("grpo", "letters"),
-)
+WHOLE = tuple(Cell(*pair, whole_search=True, times_longer=2) for pair in _PAIRS)
+"""The second design: every setting in full, and twice as many iterations of ours, which still take half the peer's time."""
+CELLS = (LETTERS, LENGTH_BEFORE, *(Cell(*pair) for pair in SHORT_SEARCH), *WHOLE)
 """In the order in which they are run."""
 
 
@@ -117,6 +122,8 @@ def smallest(cell: Cell) -> Cell:
         cell,
         n_iterations=2,
         n_search=0,
+        whole_search=False,
+        times_longer=1,
         window=1,
         rates=(1e-3,),
         steps=(4,),

@@ -53,8 +53,23 @@ def finalists(cell: Cell, runs: Runs, side: str) -> list[Setting] | None:
     return sorted((setting for _, setting in chosen), key=lambda setting: setting["learning_rate"])
 
 
+def best_of_whole(cell: Cell, runs: Runs, side: str) -> Setting | None:
+    """The setting with the highest mean score over the second half of the peer's iterations, on the search seed.
+
+    Both sides are judged over the same iterations, though ours goes on. None while the search is not done.
+    """
+    names = [run_name(dict.fromkeys(SIDES, setting), cell.search_seed) for setting in cell.settings]
+    if any(name not in runs for name in names):
+        return None
+    half = slice(cell.n_iterations // 2, cell.n_iterations)
+    merits = [statistics.fmean(runs[name][side]["scores"][half]) for name in names]
+    return cell.settings[merits.index(max(merits))]
+
+
 def finals(cell: Cell, runs: Runs) -> list[dict[str, Setting]] | None:
-    """The pairs of settings that run in full on the first seed; None while the search is not done."""
+    """The pairs of settings that meet in full on the first seed; None while the search is not done, or where it tells."""
+    if cell.whole_search:
+        return None
     found = {side: finalists(cell, runs, side) for side in SIDES}
     if found["ours"] is None or found["theirs"] is None:
         return None
@@ -62,7 +77,13 @@ def finals(cell: Cell, runs: Runs) -> list[dict[str, Setting]] | None:
 
 
 def best(cell: Cell, runs: Runs) -> dict[str, Setting] | None:
-    """Each side's finalist with the highest final score on the first seed; None while the finals are not done."""
+    """Each side's finalist with the highest final score on the first seed; None while the finals are not done.
+
+    Where every setting ran in full there are no finals: the search tells.
+    """
+    if cell.whole_search:
+        found = {side: best_of_whole(cell, runs, side) for side in SIDES}
+        return None if None in found.values() else found  # type: ignore[return-value]
     pairs = finals(cell, runs)
     names = [run_name(pair, cell.seeds[0]) for pair in pairs or []]
     if not names or any(name not in runs for name in names):
@@ -85,6 +106,8 @@ def row(cell: Cell, runs: Runs) -> dict[str, Any] | None:
     if settings is None:
         return None
     done = {seed: pair for seed in cell.seeds if (pair := _of_seed(runs, settings, seed)) is not None}
+    if not done:
+        return None
     targets = [smoothed(pair["theirs"]["scores"], cell.window)[-1] for pair in done.values()]
     counts = {
         side: [
@@ -189,7 +212,7 @@ def progress(cell: Cell, runs: Runs) -> str:
         return f"search: {searched} of {len(cell.settings)} settings"
     found = row(cell, runs)
     if found is None:
-        return "search done, finals not"
+        return "search done, seeds not" if cell.whole_search else "search done, finals not"
     return "done" if found["complete"] else f"{len(found['seeds'])} of {len(cell.seeds)} seeds"
 
 
@@ -205,9 +228,9 @@ def table(cells: Sequence[Cell], found: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     for cell in cells:
         runs = found.get(cell.name, {}).get("runs", {})
-        start = (
-            f"| {cell.name} | {cell.n_iterations} × {cell.n_sequences}, {len(cell.settings)} | {progress(cell, runs)} |"
-        )
+        ours = f"{cell.n_iterations_of('ours', cell.n_iterations)} and " if cell.times_longer > 1 else ""
+        size = f"{ours}{cell.n_iterations} × {cell.n_sequences}, {len(cell.settings)}"
+        start = f"| {cell.name} | {size} | {progress(cell, runs)} |"
         one = row(cell, runs)
         lines.append(start + (_line(one) if one else f" | {TARGETS[cell.method]:g} | | | | |"))
     return "\n".join(lines)

@@ -1,14 +1,14 @@
 """Time to score: how long, and how many samples, until karat is as good as the peer's training ends up.
 
-    python -m bench.score_study [--method ppo|rloo|grpo …] [--reward letters|length|word|no_repetition …] [--quick]
+    python -m bench.score_study [--method ppo|rloo|grpo …] [--reward letters|length|word|no_repetition …] [--design first] [--quick]
     python -m bench.score_study --tables
 
 PPO beside TRL 1.9.2, RLOO and GRPO beside TRL 1.16.0, on rewards that are functions of the text (text_rewards.py), so
 that no reward model's time is part of it. A cell is a method on a reward. In each, both sides first try the same
-settings, learning rate × optimiser steps, for a few iterations on a seed of their own, with the same prompts, samples,
-epochs and KL coefficient; the finalists run in full on the first seed, because the best of few iterations may collapse
-later, and each side then runs three seeds at its own best (score_cells.py has the numbers, score_figures.py the
-arithmetic). Before the first turn both sides score the same responses, and nothing runs where they differ. Every run
+settings, learning rate × optimiser steps, on a seed of their own, with the same prompts, samples, epochs and KL
+coefficient; each side then runs three seeds at its own best. In the first design a setting is searched for a few
+iterations and the finalists meet on the first seed; in the second (whole_search) every setting runs in full, and ours makes
+twice the peer's iterations (score_cells.py has the numbers, score_figures.py the arithmetic). Before the first turn both sides score the same responses, and nothing runs where they differ. Every run
 is written at once to bench/results/score_study.json, and what is there is not run again; `--tables` writes what there is
 into docs/benchmarks.md.
 """
@@ -19,13 +19,14 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.environments import PPO_PEER, REWARD_PEER, trl_python
 from bench.pages import put_between
-from bench.rows import machine, take_turns
+from bench.rows import machine
 from bench.score_cells import CELLS, METHODS, SIDES, Cell, Setting, run_name, smallest
 from bench.score_figures import best, finals, page, progress, row
 from bench.text_rewards import REWARDS
@@ -89,11 +90,15 @@ def run_cell(cell: Cell, found: dict[str, Any], path: Path, threads: int) -> dic
 
     if len(cell.settings) > 1:
         for setting in cell.settings:
-            run(dict.fromkeys(SIDES, setting), cell.search_seed, cell.n_search)
+            run(
+                dict.fromkeys(SIDES, setting),
+                cell.search_seed,
+                cell.n_iterations if cell.whole_search else cell.n_search,
+            )
     for pair in finals(cell, runs) or []:
         run(pair, cell.seeds[0], cell.n_iterations)
     place["best"] = chosen = best(cell, runs)
-    for seed in cell.seeds[1:]:
+    for seed in cell.seeds if cell.whole_search else cell.seeds[1:]:
         run(chosen, seed, cell.n_iterations)
     place["row"] = row(cell, runs)
     write(found, path)
@@ -105,19 +110,20 @@ def one_run(cell: Cell, settings: Mapping[str, Setting], seed: int, n_iterations
 
     Raises: SystemExit where a program fails or the two sides score a response differently.
     """
-    workers = _workers(cell, settings, cell.shape | {"n_iterations": n_iterations, "seed": seed, "threads": threads})
+    counts = {side: cell.n_iterations_of(side, n_iterations) for side in SIDES}
+    workers = _workers(cell, settings, counts, {"seed": seed, "threads": threads})
     for worker in workers:
         worker.wait_ready()
     gap = score_gap(*(worker.probe_scores for worker in workers))
-    turns = take_turns(*workers, n_warm=0, n_turns=n_iterations, label=f"{cell.name}, {run_name(settings, seed)}")
+    turns = turns_of(*workers, counts=counts, label=f"{cell.name}, {run_name(settings, seed)}")
     return {
         "seed": seed,
         "settings": dict(settings),
         **{
             side: {
-                "scores": [round(getattr(turn, side)["score"], 5) for turn in turns],
-                "seconds": [round(getattr(turn, side)["seconds"], 3) for turn in turns],
-                "cpu_seconds": [round(getattr(turn, side)["cpu_seconds"], 3) for turn in turns],
+                "scores": [round(turn["score"], 5) for turn in turns[side]],
+                "seconds": [round(turn["seconds"], 3) for turn in turns[side]],
+                "cpu_seconds": [round(turn["cpu_seconds"], 3) for turn in turns[side]],
             }
             for side in SIDES
         },
@@ -127,6 +133,27 @@ def one_run(cell: Cell, settings: Mapping[str, Setting], seed: int, n_iterations
         "machine": machine(),
         "threads": threads,
     }
+
+
+def turns_of(ours: Worker, theirs: Worker, *, counts: Mapping[str, int], label: str) -> dict[str, list[dict[str, Any]]]:
+    """Every iteration of both sides, in alternating order; ours makes its share of iterations at a turn of the peer's."""
+    turns: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    share = counts["ours"] // counts["theirs"]
+    started = time.perf_counter()
+    for number in range(counts["theirs"]):
+        both = [("ours", ours)] * share + [("theirs", theirs)]
+        for side, worker in reversed(both) if number % 2 else both:
+            turns[side].append(worker.turn())
+        said = ", ".join(
+            f"{side} {turns[side][-1]['score']:.2f} in {turns[side][-1]['seconds']:.2f} s (cpu {turns[side][-1]['cpu_seconds']:.2f})"
+            for side in SIDES
+        )
+        n, gone = counts["theirs"], time.perf_counter() - started
+        left = gone / (number + 1) * (n - number - 1)
+        print(f"{label} {number + 1}/{n}: {said}, {gone:.0f} s, {left:.0f} s left", file=sys.stderr, flush=True)
+    for worker in (ours, theirs):
+        worker.close()
+    return turns
 
 
 def score_gap(ours: Sequence[float], theirs: Sequence[float]) -> float:
@@ -142,7 +169,9 @@ def score_gap(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return gap
 
 
-def _workers(cell: Cell, settings: Mapping[str, Setting], common: Mapping[str, Any]) -> tuple[Worker, Worker]:
+def _workers(
+    cell: Cell, settings: Mapping[str, Setting], counts: Mapping[str, int], common: Mapping[str, Any]
+) -> tuple[Worker, Worker]:
     from bench.inputs import hh_prompts
     from bench.models import hh_ids, trained_checkpoint
 
@@ -164,7 +193,8 @@ def _workers(cell: Cell, settings: Mapping[str, Setting], common: Mapping[str, A
     for side, (python, module) in programs.items():
         name = f"score-{cell.method}-{cell.reward}-{side}"
         place = WORK / f"{name}.json"
-        place.write_text(json.dumps({**common, **settings[side], **inputs}), encoding="utf-8")
+        work = {**cell.shape, **common, **settings[side], **inputs, "n_iterations": counts[side]}
+        place.write_text(json.dumps(work), encoding="utf-8")
         log = WORK / "logs" / f"{name}.txt"
         workers.append(Worker(python, module, place, threads=common["threads"], log=log))
     return workers[0], workers[1]
@@ -204,10 +234,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--reward", nargs="+", choices=REWARDS, default=tuple(REWARDS))
+    parser.add_argument("--design", choices=("first", "whole"), default="whole", help="see above; whole if absent")
     parser.add_argument("--quick", action="store_true", help="each cell as small as it can be: does it run?")
     parser.add_argument("--tables", action="store_true", help="write what was run so far into the page, and stop")
     arguments = parser.parse_args()
     chosen = [cell for cell in CELLS if cell.method in arguments.method and cell.reward in arguments.reward]
+    chosen = [cell for cell in chosen if cell.whole_search == (arguments.design == "whole")]
     if arguments.tables:
         found = load(RESULTS)
         for cell in CELLS:

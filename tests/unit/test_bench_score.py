@@ -151,6 +151,80 @@ def test_what_is_done_is_not_done_again(tmp_path, monkeypatch) -> None:
     assert len(done) == 11
 
 
+WHOLE = Cell(
+    "rloo", "length", n_iterations=4, window=2, rates=(0.1, 0.2), steps=(1,), n_prompts=16, whole_search=True, times_longer=2
+)  # fmt: skip
+
+
+def whole(*, seeds: int) -> dict:
+    """A whole search in which ours is better at 0.2 while the peer's iterations last and worse later; TRL at 0.1."""
+    low, high = (dict.fromkeys(SIDES, setting) for setting in WHOLE.settings)
+    runs = {
+        run_name(low, 100): made(low, 100, [9, 9, 1, 2, 9, 9, 9, 9], [0, 0, 4, 4]),
+        run_name(high, 100): made(high, 100, [0, 0, 2, 2, 0, 0, 0, 0], [9, 9, 3, 3]),
+    }
+    chosen = {"ours": high["ours"], "theirs": low["theirs"]}
+    for seed in range(seeds):
+        runs[run_name(chosen, seed)] = made(chosen, seed, [0, 1, 1, 1, 4, 4, 5, 5], [0, 2, 4, 4], (1.0, 10.0))
+    return runs
+
+
+def test_a_whole_search_tells_by_the_second_half_of_the_peers_iterations() -> None:
+    runs = whole(seeds=3)
+    chosen = best(WHOLE, runs)
+    assert (chosen["ours"]["learning_rate"], chosen["theirs"]["learning_rate"]) == (0.2, 0.1)
+    assert finals(WHOLE, runs) is None
+    found = row(WHOLE, runs)
+    # TRL ends at 4 at its 4th iteration; ours reaches (4 + 4)/2 at its 6th, which the peer's four would not have held
+    assert (found["samples"]["ours"], found["samples"]["theirs"]) == ([384] * 3, [256] * 3)
+    assert found["ratios"] == pytest.approx([40 / 6] * 3)
+    assert (found["met"], found["fewer_samples_on_every_seed"]) == (True, False)
+    assert table([WHOLE], {WHOLE.name: {"runs": runs}}).splitlines()[2].startswith(
+        "| rloo, length (whole search) | 8 and 4 × 64, 2 | done | 6.7 "
+    )  # fmt: skip
+    runs = whole(seeds=0)
+    assert (row(WHOLE, runs), progress(WHOLE, runs)) == (None, "search done, seeds not")
+    runs.popitem()
+    assert (best(WHOLE, runs), progress(WHOLE, runs)) == (None, "search: 1 of 2 settings")
+
+
+def test_ours_takes_its_share_of_iterations_at_each_turn() -> None:
+    order = []
+
+    class Side:
+        def __init__(self, name: str) -> None:
+            self.name, self.closed = name, False
+
+        def turn(self) -> dict:
+            order.append(self.name)
+            return {"score": len(order), "seconds": 1.0, "cpu_seconds": 1.0}
+
+        def close(self) -> None:
+            self.closed = True
+
+    ours, theirs = Side("o"), Side("t")
+    turns = study.turns_of(ours, theirs, counts={"ours": 4, "theirs": 2}, label="")
+    assert "".join(order) == "oottoo"
+    assert [turn["score"] for turn in turns["ours"]] == [1, 2, 5, 6]
+    assert [turn["score"] for turn in turns["theirs"]] == [3, 4]
+    assert ours.closed
+    assert theirs.closed
+
+
+def test_a_whole_search_runs_in_full_and_every_seed_anew(tmp_path, monkeypatch) -> None:
+    done = []
+
+    def one_run(cell, settings, seed, n_iterations, threads):  # noqa: ARG001
+        done.append((seed, n_iterations))
+        rate = settings["ours"]["learning_rate"]
+        return made(settings, seed, [0.0] + [rate] * (2 * n_iterations - 1), [0.0] + [rate] * (n_iterations - 1))
+
+    monkeypatch.setattr(study, "one_run", one_run)
+    found = study.study([WHOLE], quick=False, threads=1, path=tmp_path / "found.json")[0]
+    assert done == [(100, 4), (100, 4), (0, 4), (1, 4), (2, 4)]
+    assert [found["settings"][side]["learning_rate"] for side in SIDES] == [0.2, 0.2]
+
+
 def test_sides_that_score_differently_do_not_run() -> None:
     assert study.score_gap([1.0, 2.0], [1.0, 2.000001]) == pytest.approx(1e-6)
     for ours, theirs in (([1.0], [1.1]), ([1.0], [float("nan")]), ([1.0, 2.0], [1.0]), ([], [])):
