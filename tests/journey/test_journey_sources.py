@@ -15,6 +15,8 @@ from karat.feedback.quality.agreement import pairwise_agreement
 from karat.feedback.snapshot import read_snapshot
 from karat.ledger.artifacts import directory_hash
 from karat.ledger.manifest import read_manifests
+from karat.lm.adapters import add_lora, save_adapter
+from karat.lm.load import load_lm
 from karat.pipeline import gating
 from karat.pipeline.reporting import report_input
 from karat.pipeline.runs import FAULTS
@@ -72,6 +74,12 @@ def test_preferences_and_a_checkpoint_reach_a_policy_that_plain_transformers_loa
     write_rows(Path("rows.jsonl"), [*preferences(80), *preferences(90)[80:]])
     assert karat("sft", "tiny.yaml").code == 0
     assert manifests(run)["source"] != before["source"]
+    # adapters are a model to start from, and what they stand on is an input too
+    base = load_lm(here / "model")
+    save_adapter(add_lora(base.model, 2, 4.0), here / "left", metadata={})
+    assert karat("sft", "tiny.yaml", "--set", "preferences.model=left").code == 0
+    inputs = [one["name"] for one in json.loads(manifests(run)["sft"])["inputs"]]
+    assert inputs[:2] == ["adapted", "base"]
 
 
 def votes(n: int, raters: int = 6) -> list[dict[str, Any]]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import tiny_models
 from karat.errors import CheckpointError, InputError
+from karat.lm.adapter_files import peft_at_peace
 from karat.lm.adapters import add_lora, load_adapter, merged, reference_mode, save_adapter
 from karat.lm.headers import read_header_metadata
 from karat.lm.load import LoadedLM, load_lm, save_lm
@@ -90,6 +92,66 @@ def test_adapters_save_alone_and_come_back(checkpoints: dict[str, Path], tmp_pat
     torch.testing.assert_close(response_logprobs(again.model, BATCH).logprobs, before, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "qwen3"])
+def test_a_policy_that_another_trainer_left_as_adapters_is_the_model_with_them(
+    checkpoints: dict[str, Path], tmp_path: Path, kind: tiny_models.Kind
+) -> None:
+    config = LoraConfig(
+        r=2, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", fan_in_fan_out=kind == "gpt2"
+    )
+    with peft_at_peace():
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(checkpoints[kind]), config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+    with peft_at_peace():
+        model.eval().save_pretrained(tmp_path / "left")
+    ids = torch.tensor([[5, 9, 40, 41]])
+    loaded = load_lm(tmp_path / "left")
+    assert not isinstance(loaded.model, PeftModel)
+    assert loaded.eos_ids == load_lm(checkpoints[kind]).eos_ids  # the tokenizer is the model's where none lies beside
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(ids).logits, model(ids).logits, rtol=0, atol=1e-5)
+        assert float((loaded.model(ids).logits - load_lm(checkpoints[kind]).model(ids).logits).abs().max()) > 1e-2
+    again = save_lm(loaded, tmp_path / "whole", metadata={})
+    torch.testing.assert_close(load_lm(again).model(ids).logits, loaded.model(ids).logits)
+
+
+def test_adapters_that_name_no_model_here_or_are_no_policys_are_refused(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    lm = adapted(checkpoints["qwen3"])
+    assert isinstance(lm.model, PeftModel)
+    path = save_adapter(lm.model, tmp_path / "adapter", metadata={})
+    file = path / "adapter_config.json"
+    plain = json.loads(file.read_text())
+    for changes, message in (
+        ({"base_model_name_or_path": "Qwen/nowhere"}, r"found adapters of Qwen/nowhere, which is no directory here"),
+        ({"base_model_name_or_path": None}, "found adapters of no model"),
+        ({"task_type": "SEQ_CLS"}, "found adapters of a SEQ_CLS model"),
+        ({"base_model_name_or_path": str(checkpoints["gpt2"])}, "trained on other weights than those of .*gpt2"),
+    ):
+        file.write_text(json.dumps(plain | changes))
+        with pytest.raises(CheckpointError, match=message) as caught:
+            load_lm(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_adapters_of_other_weights_of_the_same_shapes_are_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    lm = adapted(checkpoints["qwen3"])
+    assert isinstance(lm.model, PeftModel)
+    path = save_adapter(lm.model, tmp_path / "adapter", metadata={})
+    other = tiny_models.tiny_checkpoint("qwen3", tmp_path / "other", seed=1)
+    with pytest.raises(
+        CheckpointError, match=r"trained on other weights than those of .*other; expected the same model"
+    ):
+        load_adapter(load_lm(other), path)
+    file = path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(other)}))
+    with pytest.raises(CheckpointError, match="were trained on other weights"):
+        load_lm(path)
+
+
 def test_what_has_no_adapter_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     lm = load_lm(checkpoints["qwen3"])
     with pytest.raises(InputError, match="found Qwen3ForCausalLM without adapters"), reference_mode(lm.model):
@@ -105,6 +167,11 @@ def test_what_has_no_adapter_is_refused(checkpoints: dict[str, Path], tmp_path: 
 def test_adapters_of_another_model_are_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     lm = adapted(checkpoints["qwen3"])
     assert isinstance(lm.model, PeftModel)
-    save_adapter(lm.model, tmp_path / "adapter", metadata={})
+    with peft_at_peace():
+        lm.model.save_pretrained(tmp_path / "adapter")  # as peft leaves them, which do not say what they stand on
     with pytest.raises(CheckpointError, match=r"adapter: the adapters do not fit .*gpt2"):
         load_adapter(load_lm(checkpoints["gpt2"]), tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(checkpoints["gpt2"])}))
+    with pytest.raises(CheckpointError, match="the adapters do not fit the model that they name"):
+        load_lm(tmp_path / "adapter")

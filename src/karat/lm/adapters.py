@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +21,14 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from karat.errors import CheckpointError, InputError
+from karat.lm.adapter_files import (
+    ADAPTER_WEIGHTS,
+    FROZEN,
+    check_what_they_stand_on,
+    frozen_digest,
+    in_adapter,
+    peft_at_peace,
+)
 from karat.lm.headers import add_header_metadata, state_on_processor
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import trunk_of
@@ -60,14 +67,6 @@ def add_lora(
 
 
 @contextmanager
-def peft_at_peace() -> Iterator[None]:
-    """Within the block nobody hears that peft 0.21 asks transformers for a name that transformers has deprecated."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        yield
-
-
-@contextmanager
 def reference_mode(model: nn.Module) -> Iterator[None]:
     """Within the block, the adapted model is the model it was made from: the reference policy.
 
@@ -82,11 +81,6 @@ def reference_mode(model: nn.Module) -> Iterator[None]:
 def is_adapted(module: nn.Module) -> bool:
     """Whether a model, or its trunk alone, carries adapters."""
     return any(isinstance(part, BaseTunerLayer) for part in module.modules())
-
-
-def in_adapter(name: str) -> bool:
-    """Whether the parameter of that name belongs to an adapter, by peft's names."""
-    return "lora_" in name
 
 
 def trunk_beside(model: PeftModel) -> nn.Module:
@@ -117,14 +111,14 @@ def merged_trunk(lm: LoadedLM) -> nn.Module:
 
 
 def save_adapter(model: PeftModel, directory: str | Path, *, metadata: Mapping[str, str]) -> Path:
-    """Save the adapters alone, as peft does, with who made them in the safetensors header."""
+    """Save the adapters alone, as peft does, with who made them and what they stand on in the safetensors header."""
     directory = Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = directory.with_name(f".partial-{directory.name}")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial, state_dict=state_on_processor(model, in_adapter))
     for file in sorted(partial.glob("*.safetensors")):
-        add_header_metadata(file, metadata)
+        add_header_metadata(file, {**metadata, FROZEN: frozen_digest(trunk_of(model))})
     shutil.rmtree(directory, ignore_errors=True)
     os.replace(partial, directory)
     return directory
@@ -133,11 +127,13 @@ def save_adapter(model: PeftModel, directory: str | Path, *, metadata: Mapping[s
 def load_adapter(lm: LoadedLM, directory: str | Path, *, for_training: bool = False) -> LoadedLM:
     """Put saved adapters onto the model they were trained on.
 
-    Raises: CheckpointError when there are none, they are not safetensors, or they do not fit the model.
+    Raises: CheckpointError when there are none, they are not safetensors, they do not fit the model, or they say that they
+        were trained on other weights (`save_adapter` notes which; peft alone does not, and shapes tell little).
     """
     directory = Path(directory)
-    if not (directory / "adapter_model.safetensors").is_file():
-        raise CheckpointError(f"{directory}: found no adapter_model.safetensors; expected a directory of save_adapter")
+    if not (directory / ADAPTER_WEIGHTS).is_file():
+        raise CheckpointError(f"{directory}: found no {ADAPTER_WEIGHTS}; expected a directory of save_adapter")
+    check_what_they_stand_on(directory, trunk_of(lm.model), lm.path)
     try:
         with peft_at_peace():
             adapted = PeftModel.from_pretrained(lm.model, directory, is_trainable=for_training)

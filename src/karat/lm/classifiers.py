@@ -5,22 +5,19 @@ Knows model directories and the conventions of TRL's reward trainer; knows nothi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from karat import devices
 from karat.errors import CheckpointError, InputError
-from karat.lm.adapters import peft_at_peace
-from karat.lm.load import TOKENIZER_FILES, model_config, model_tokenizer, model_weights
+from karat.lm.adapter_files import ADAPTER_WEIGHTS, adapted_model, adapter_settings, holds_adapters, with_adapters
+from karat.lm.load import has_tokenizer, model_config, model_tokenizer, model_weights
 from karat.records import Turn
 
 
@@ -44,8 +41,8 @@ class LoadedClassifier:
 
 def is_classifier(path: Path) -> bool:
     """Whether a directory says that it holds a sequence classifier, or adapters of one."""
-    if (path / ADAPTER).is_file():
-        return _adapter_settings(path).get("task_type") == "SEQ_CLS"
+    if holds_adapters(path):
+        return adapter_settings(path).get("task_type") == "SEQ_CLS"
     if not (path / "config.json").is_file():
         return False
     return any(name.endswith("ForSequenceClassification") for name in model_config(path).architectures or ())
@@ -58,8 +55,8 @@ def load_classifier(path: Path, *, device: str | torch.device | None = None) -> 
     Raises: CheckpointError (one line) for what `load_lm` refuses, more than one output, an encoder-decoder, or a head that
         is not one linear layer at the end.
     """
-    adapted = (path / ADAPTER).is_file()
-    base = _adapted_model(path) if adapted else path
+    adapted = holds_adapters(path)
+    base = adapted_model(path) if adapted else path
     config = model_config(base)
     if config.is_encoder_decoder:
         raise CheckpointError(f"{path}: unsupported kind: found an encoder-decoder; expected a decoder or an encoder")
@@ -67,62 +64,25 @@ def load_classifier(path: Path, *, device: str | torch.device | None = None) -> 
         config.num_labels = 1  # as the trainer made a classifier of a language model
     if config.num_labels != 1:
         raise CheckpointError(f"{path}: found {config.num_labels} labels; expected a classifier with num_labels=1")
-    tokenizer = model_tokenizer(path if any((path / name).is_file() for name in TOKENIZER_FILES) else base)
+    tokenizer = model_tokenizer(path if has_tokenizer(path) else base)
     # transformers' SDPA leaves out the soft cap on attention scores (Gemma 2)
     attention = "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None
     kind = AutoModelForSequenceClassification
     given = _head_of(path) if adapted else ()
     model = model_weights(base, kind, config, *given, attn_implementation=attention)
     if adapted:
-        model = _with_adapters(model, path)
+        model = with_adapters(model, path)
         model.config.pad_token_id = tokenizer.pad_token_id  # as the trainer sets it, and saves with whole models only
     model.to(device or devices.current()).eval().requires_grad_(False)
     return LoadedClassifier(model, tokenizer, _head(model, path), _longest(model, tokenizer), str(path), adapted)
 
 
-ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-"""Files of a directory of adapters, as peft names them."""
-
-
-def _adapter_settings(path: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads((path / ADAPTER).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: {ADAPTER} cannot be read ({type(error).__name__})") from None
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{path}: found {ADAPTER} of another form; expected peft's settings")
-    return settings
-
-
-def _adapted_model(path: Path) -> Path:
-    """The directory of the model that adapters were trained on."""
-    named = str(_adapter_settings(path).get("base_model_name_or_path") or "")
-    if not (path / ADAPTER_WEIGHTS).is_file():
-        raise CheckpointError(f"{path}: found no {ADAPTER_WEIGHTS}; expected adapters as safetensors")
-    for place in (Path(named), path.parent / named):
-        if named and place.is_dir():
-            return place
-    raise CheckpointError(
-        f"{path}: found adapters of {named or 'no model'}, which is no directory here; expected one: download it and set "
-        f"base_model_name_or_path in {ADAPTER}"
-    )
-
-
 def _head_of(path: Path) -> tuple[str, ...]:
     """Names of the whole layers that come with the adapters: the head, which a language model does not have."""
-    saved = _adapter_settings(path).get("modules_to_save") or ()
+    saved = adapter_settings(path).get("modules_to_save") or ()
     with safe_open(path / ADAPTER_WEIGHTS, "pt") as file:
         names = list(file.keys())
     return tuple(name for name in dict.fromkeys(saved) if any(f".{name}." in key for key in names))
-
-
-def _with_adapters(model: PreTrainedModel, path: Path) -> PreTrainedModel:
-    try:
-        with peft_at_peace():
-            return PeftModel.from_pretrained(model, path).merge_and_unload()
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        said = " ".join(str(error).split())[:160]
-        raise CheckpointError(f"{path}: the adapters do not fit the model that they name ({said})") from error
 
 
 def classifier_tokens(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], response: str) -> list[int]:

@@ -35,6 +35,7 @@ from transformers.utils import logging as transformers_logging
 
 from karat import devices
 from karat.errors import CheckpointError, InputError
+from karat.lm.adapter_files import adapted_model, adapter_settings, holds_adapters, with_adapters
 from karat.lm.attention import NAME as TREE_ATTENTION
 from karat.lm.headers import add_header_metadata, state_on_processor
 from karat.lm.kernels import use_fast_kernels
@@ -92,6 +93,8 @@ def load_lm(
 ) -> LoadedLM:
     """Load a causal language model directory and check that it is what the rest of karat relies on.
 
+    A directory of adapters, as peft and TRL write them, is the model that it names with the adapters added into the weights.
+
     Args:
         attention: "tree" = flat rows of trees, and plain SDPA otherwise; "sdpa" = what transformers chooses.
         device: None = where this process works.    for_training: True = weights require gradients; dropout is off either way.
@@ -101,20 +104,24 @@ def load_lm(
         encoder-decoder, or a model whose hidden states or logits karat cannot reproduce.
     """
     path = Path(path)
-    config = model_config(path)
+    adapted = holds_adapters(path)
+    base = _base_of(path) if adapted else path
+    config = model_config(base)
     if config.is_encoder_decoder:
         raise CheckpointError(f"{path}: unsupported kind: found an encoder-decoder; expected a decoder-only model")
     if (kind := (config.architectures or [""])[0]).endswith("Classification"):
         raise CheckpointError(
             f"{path}: found {kind}, which writes nothing (a reward model?); expected a language model"
         )
-    tokenizer = model_tokenizer(path)
+    tokenizer = model_tokenizer(path if has_tokenizer(path) else base)
     if tokenizer.eos_token_id is None:
         raise CheckpointError(f"{path}: the tokenizer has no EOS token; set eos_token in tokenizer_config.json")
     # transformers' SDPA leaves out the soft cap on attention scores (Gemma 2), and not every release says so
     plain = "eager" if getattr(config, "attn_logit_softcapping", None) else None
     implementation = TREE_ATTENTION if attention == "tree" else plain
-    model = model_weights(path, AutoModelForCausalLM, config, dtype=dtype, attn_implementation=implementation)
+    model = model_weights(base, AutoModelForCausalLM, config, dtype=dtype, attn_implementation=implementation)
+    if adapted:
+        model = with_adapters(model, path)
     model.to(device or devices.current()).eval().requires_grad_(for_training)
     eos_ids = _eos_ids(model, tokenizer)
     lm = LoadedLM(
@@ -130,6 +137,15 @@ def load_lm(
         use_narrow_products(model, products)
     check_own_numbers(model, lm.pad_id, lm.path, by_tree=attention == "tree")
     return lm
+
+
+def _base_of(path: Path) -> Path:
+    """The model below a directory of adapters of a policy."""
+    if (kind := adapter_settings(path).get("task_type")) not in (None, "CAUSAL_LM"):
+        raise CheckpointError(
+            f"{path}: found adapters of a {kind} model (a reward model?); expected a language model's"
+        )
+    return adapted_model(path)
 
 
 def save_lm(lm: LoadedLM, directory: str | Path, *, metadata: Mapping[str, str]) -> Path:
@@ -234,9 +250,14 @@ def _check_weights(path: Path) -> None:
             raise CheckpointError(f"{file}: truncated or unreadable safetensors ({_first_line(error)})") from error
 
 
+def has_tokenizer(path: Path) -> bool:
+    """Whether a directory holds a tokenizer."""
+    return any((path / name).is_file() for name in TOKENIZER_FILES)
+
+
 def model_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model directory."""
-    if not any((path / name).is_file() for name in TOKENIZER_FILES):
+    if not has_tokenizer(path):
         raise CheckpointError(f"{path}: found no tokenizer; expected tokenizer.json or another tokenizer file")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)

@@ -69,11 +69,12 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     prompts, demonstrations = output(done["source"], "prompts"), output(done["source"], "demonstrations")
     optimise.check_demonstrations(config, run.directory / demonstrations.path)
     # 2. the model to start from
-    *_, base = source.base(run, done["source"])
+    bases = source.base(run, done["source"])
+    base = bases[-1]
     # 3. supervised fine-tuning
     work = partial(fine_tune, run, base, config)
     settings = [config.sft, config.lora, *dtype_key(config.dtype)]
-    done["sft"] = run.stage("sft", inputs=(base, demonstrations), config=settings, work=work, together=True)
+    done["sft"] = run.stage("sft", inputs=(*bases, demonstrations), config=settings, work=work, together=True)
     sft = output(done["sft"], "model")
     if until == "sft":
         return done

@@ -21,6 +21,7 @@ from karat.feedback.simulated import Desk
 from karat.ledger.artifacts import ArtifactRef, ref_of, write_json
 from karat.ledger.manifest import Manifest, lock_run
 from karat.lm import parallel
+from karat.lm.adapter_files import adapted_model, holds_adapters
 from karat.lm.trackers import check_trackers
 from karat.pipeline import people, preferences, sandbox, votes
 from karat.pipeline.arenas import take_run_arenas
@@ -199,7 +200,11 @@ def _trained_base(config: RunConfig, seed: int, run: Run, source: Manifest) -> t
 
 def _given_base(model: Path, run: Run, source: Manifest) -> tuple[ArtifactRef, ...]:
     del source
-    return (ref_of(run.directory, model.resolve(), "model", "base"),)
+    # adapters alone say nothing of what they stand on
+    below = (
+        (ref_of(run.directory, adapted_model(model).resolve(), "model", "adapted"),) if holds_adapters(model) else ()
+    )
+    return (*below, ref_of(run.directory, model.resolve(), "model", "base"))
 
 
 def _refuse_for_votes(path: Path, sweep: Sequence[str], until: str | None) -> None:

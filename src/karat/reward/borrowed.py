@@ -7,7 +7,6 @@ heads or scores.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,13 +17,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from karat.lm.adapters import in_adapter, is_adapted, trunk_beside
+from karat.lm.adapter_files import FROZEN, frozen_digest, in_adapter
+from karat.lm.adapters import is_adapted, trunk_beside
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import trunk_of
 from karat.lm.narrow import use_narrow_products
 
 ADAPTERS = "adapters.safetensors"
-FROZEN, SCALING = "frozen", "scaling"
+SCALING = "scaling"
 
 
 def save_adapters(lm: LoadedLM, directory: Path, *, metadata: Mapping[str, str]) -> None:
@@ -58,16 +58,6 @@ def borrowed_trunk(policy: LoadedLM, directory: Path) -> nn.Module | None:
             tensor.copy_(saved[name])
     use_narrow_products(own, None)  # scores are taken in the precision of the weights, whatever the policy's products
     return own.requires_grad_(False).eval()
-
-
-def frozen_digest(trunk: nn.Module) -> str:
-    """SHA-256 of the weights below the adapters, by the names that they have without any."""
-    digest = hashlib.sha256()
-    for name, tensor in trunk.named_parameters():
-        if not in_adapter(name):
-            digest.update(f"{name.replace('.base_layer.', '.')} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _adapters(trunk: nn.Module) -> dict[str, Tensor]:
