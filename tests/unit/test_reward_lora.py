@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from karat.belief import mean_score
+from karat.errors import LedgerError
 from karat.lm.adapters import add_lora
 from karat.lm.load import load_lm
 from karat.lm.logprobs import trunk_of
@@ -23,9 +24,9 @@ PROMPTS = [user_prompt("q1"), user_prompt("another question")]
 TEXTS = ["abc", "aaaa bb"]
 
 
-def fitted(path, directory=None):
+def fitted(path, directory=None, rank=4):
     lm = load_lm(path)
-    adapted = dataclasses.replace(lm, model=add_lora(lm.model, 4, 8.0, seed=1))
+    adapted = dataclasses.replace(lm, model=add_lora(lm.model, rank, 8.0, seed=1))
     votes, prompts, responses = planted_votes(4)
     config = dataclasses.replace(CONFIG, checkpoint_every=1)
     return train_reward(DecoderTrunk(adapted), votes, prompts, responses, config=config, seed=0, directory=directory)
@@ -50,6 +51,13 @@ def test_adapters_learn_while_the_trunk_stays_and_the_saved_model_scores_the_sam
     assert torch.allclose(mean_score(load_scorer(path)(PROMPTS, TEXTS)), expected, atol=1e-5, rtol=0)
     untouched = AutoModelForSequenceClassification.from_pretrained(path)  # loads without peft and without karat
     assert not any("lora_" in name for name, _ in untouched.named_parameters())
+
+
+def test_a_checkpoint_under_adapters_of_another_rank_is_refused_by_that_name(tmp_path):
+    base = tiny_checkpoint("qwen3", tmp_path / "base")
+    fitted(base, tmp_path / "kept")
+    with pytest.raises(LedgerError, match=r"lora\.rank: 4 there, 2 here"):
+        fitted(base, tmp_path / "kept", rank=2)
 
 
 def policy(path, rank=4, alpha=8.0):

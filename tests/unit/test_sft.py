@@ -1,12 +1,14 @@
 """Supervised fine-tuning: response tokens only, micro-batches that do not matter, bitwise repeats and resumes."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 import tiny_models
-from karat.errors import ConfigError, InputError
+from karat.errors import ConfigError, InputError, LedgerError
+from karat.lm.adapters import add_lora
 from karat.lm.load import load_lm
 from karat.lm.loop import LoopConfig
 from karat.records import Demonstration, user_prompt
@@ -134,3 +136,27 @@ def test_what_cannot_be_trained_on_is_named(checkpoint, demonstrations, message)
 def test_a_configuration_that_cannot_be_is_refused():
     with pytest.raises(ConfigError, match="expected all of them positive"):
         SFTConfig(batch_size=0)
+
+
+def test_a_checkpoint_of_another_configuration_is_refused_by_what_differs(checkpoint, tmp_path):
+    config = SFTConfig(epochs=1, batch_size=3, learning_rate=1e-2, checkpoint_every=1)
+
+    def train(config, demonstrations, *, adapters=False):
+        lm = load_lm(checkpoint, for_training=not adapters)
+        lm = replace(lm, model=add_lora(lm.model, 2, 4.0)) if adapters else lm
+        train_sft(lm, demonstrations, config, seed=5, directory=tmp_path)
+
+    train(config, DEMONSTRATIONS)
+    for changed, demonstrations, adapters, message in (
+        (
+            replace(config, learning_rate=2e-2),
+            DEMONSTRATIONS,
+            False,
+            r"settings\.learning_rate: 0\.01 there, 0\.02 here",
+        ),
+        (config, DEMONSTRATIONS[1:], False, "demonstrations: demonstrations:.* there"),
+        (config, DEMONSTRATIONS, True, r"lora: absent there, \{'rank': 2, 'alpha': 4\.0\} here"),
+    ):
+        with pytest.raises(LedgerError, match=message):
+            train(changed, demonstrations, adapters=adapters)
+    train(replace(config, checkpoint_every=2), DEMONSTRATIONS)  # how often to write changes nothing

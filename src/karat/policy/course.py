@@ -6,7 +6,6 @@ Knows nothing about how a step is done.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,15 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from karat.config import plain
 from karat.identity import content_id
 from karat.lm import parallel
 from karat.lm.adapters import merged
 from karat.lm.load import LoadedLM, save_lm
 from karat.lm.loop import LoopConfig, Reporter, TrainState, run_loop
-from karat.lm.narrow import described
 from karat.lm.sharding import whole
 from karat.policy.epochs import POLICY, StepCounts
 from karat.policy.watcher import Watcher, WatchRules
@@ -151,28 +147,6 @@ def policy_state(lm: LoadedLM, *, learning_rate: float, adam_eps: float, control
     parameters = [p for p in lm.model.parameters() if p.requires_grad]
     optimiser = torch.optim.Adam(parameters, lr=learning_rate, eps=adam_eps, fused=True)
     return TrainState({"policy": lm.model}, {POLICY: optimiser}, {"steps": StepCounts(), **controllers})
-
-
-def identity_of(config: Any, seed: int, inputs: Mapping[str, Any], *modules: nn.Module | None) -> dict[str, Any]:
-    """What a checkpoint must agree with: settings, seed, inputs and the weights at the start.
-
-    Args:
-        inputs: further plain values by name; all but mappings are replaced by their hash, of mappings every key is kept.
-        modules: whose weights count; None is passed over.
-    """
-    digest = hashlib.sha256()
-    for module in modules:
-        for name, tensor in module.state_dict().items() if module is not None else ():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    settings = plain(config)
-    del settings["checkpoint_every"]  # how often to write does not change what is computed
-    hashed = {
-        name: dict(value) if isinstance(value, Mapping) else content_id(name, value) for name, value in inputs.items()
-    }
-    narrow = [name for module in modules if module is not None for name in described(module)]
-    products = {"products": narrow[0]} if narrow else {}  # absent where it is float32, as it always was
-    return {"settings": settings, "seed": seed, **hashed, "starting weights": digest.hexdigest(), **products}
 
 
 def prompt_ids(prompts: Sequence[Prompt]) -> list[str]:

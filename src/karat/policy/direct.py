@@ -18,9 +18,10 @@ from karat.lm import parallel
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import response_logprobs
 from karat.lm.loop import Reporter, TrainState, linear_warmup_decay, optimiser_step
+from karat.lm.loop_identity import identity_of
 from karat.lm.trees import Tree, branch_sums
 from karat.policy.actor import Policy, build_policy, pack, reference_logprobs
-from karat.policy.course import Around, Evaluate, PolicyResult, Rhythm, identity_of, policy_state, run_course
+from karat.policy.course import Around, Evaluate, PolicyResult, Rhythm, policy_state, run_course
 from karat.policy.epochs import POLICY, StepCounts, check_optimiser_steps, check_steps, my_batches
 from karat.policy.method_settings import DirectConfig
 from karat.policy.offline_data import LabelledResponse, Preference, dealt, labelled, tree_of

@@ -15,6 +15,7 @@ from karat.errors import InputError
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import response_logprobs
 from karat.lm.loop import Reporter, TrainState, linear_warmup_decay
+from karat.lm.loop_identity import identity_of
 from karat.lm.losses import total_nll
 from karat.lm.narrow import tolerance
 from karat.lm.trees import Tree
@@ -25,7 +26,6 @@ from karat.policy.course import (
     Evaluate,
     PolicyResult,
     Rhythm,
-    identity_of,
     policy_state,
     prompt_batch,
     prompt_ids,

@@ -21,10 +21,11 @@ from karat.lm.adapters import merged
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import head_of, hidden_at, token_logprobs, trunk_of
 from karat.lm.loop import Reporter, TrainState, linear_warmup_decay, optimiser_step
+from karat.lm.loop_identity import identity_of
 from karat.lm.losses import total_nll
 from karat.lm.sharding import whole_tensor
 from karat.lm.trees import Tree, TreeBatch
-from karat.policy.course import Around, Evaluate, PolicyResult, Rhythm, identity_of, run_course
+from karat.policy.course import Around, Evaluate, PolicyResult, Rhythm, run_course
 from karat.policy.epochs import POLICY, StepCounts, check_optimiser_steps, check_steps, my_batches
 from karat.policy.implicit_q import implicit_q_losses, value_guided_logits
 from karat.policy.method_settings import ImplicitQConfig

@@ -18,6 +18,7 @@ from karat.lm import parallel
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import response_logprobs
 from karat.lm.loop import Reporter, TrainState, linear_warmup_decay
+from karat.lm.loop_identity import identity_of
 from karat.lm.narrow import tolerance
 from karat.lm.trees import Tree
 from karat.policy.actor import Policy, build_policy
@@ -27,7 +28,6 @@ from karat.policy.course import (
     Evaluate,
     PolicyResult,
     Rhythm,
-    identity_of,
     policy_state,
     prompt_batch,
     prompt_ids,

@@ -21,6 +21,7 @@ from karat.lm.adapters import train_adapters, trunk_beside
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import trunk_of
 from karat.lm.loop import Reporter, TrainState, linear_warmup_decay
+from karat.lm.loop_identity import identity_of
 from karat.lm.narrow import tolerance
 from karat.policy.actor import ActorCritic, build_actor
 from karat.policy.advantages import Advantages, gae_advantages
@@ -33,7 +34,7 @@ from karat.policy.beside import (
     response_costs,
 )
 from karat.policy.controllers import AdaptiveKL, FixedKL
-from karat.policy.course import Around, Evaluate, Rhythm, identity_of, prompt_batch, prompt_ids, run_course
+from karat.policy.course import Around, Evaluate, Rhythm, prompt_batch, prompt_ids, run_course
 from karat.policy.epochs import CRITIC, POLICY, StepCounts, check_optimiser_steps, check_steps
 from karat.policy.kl import kl_summary
 from karat.policy.metrics import rollout_metrics

@@ -27,7 +27,8 @@ from karat.errors import ConfigError, InputError
 from karat.feedback_columns import Channel, FeedbackParams
 from karat.identity import content_id
 from karat.lm.loop import LoopConfig, Reporter, TrainState, check_skipped, run_loop
-from karat.lm.narrow import described, products_of, use_narrow_products
+from karat.lm.loop_identity import identity_of
+from karat.lm.narrow import products_of, use_narrow_products
 from karat.records import Estimate, Finding, Prompt, Response
 from karat.reward.calibration import LOG_TEMPERATURE_BOUND, VoteModel
 from karat.reward.contributions import Contribution, contributions
@@ -147,13 +148,12 @@ def train_reward(
     run = _start(trunk, data, held, config, seed)
 
     # 3. gradient steps, raters by turns, best epoch kept
-    about = [dataclasses.asdict(config), seed, [v.judgement_id for v in train], *described(trunk.module)]
-    fingerprint = content_id("reward", about)
+    identity = identity_of(config, seed, {"votes": [v.judgement_id for v in train]}, trunk.module)
     if directory is not None and config.checkpoint_every == 0:
         directory = None
     loop = LoopConfig(n_steps=run.n_steps, checkpoint_every=config.checkpoint_every)
     stopped = run_loop(
-        run.state, run.step, loop, directory=directory, fingerprint=fingerprint, reporters=reporters,
+        run.state, run.step, loop, directory=directory, fingerprint=content_id("reward", identity), identity=identity, reporters=reporters,
         should_stop=run.should_stop,
     )  # fmt: skip
     check_skipped(run.state, run.state.step)

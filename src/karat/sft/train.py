@@ -21,8 +21,8 @@ from karat.lm.chat import check_fits, prompt_tokens, response_tokens
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import response_logprobs
 from karat.lm.loop import LoopConfig, Reporter, TrainState, check_skipped, linear_warmup_decay, optimiser_step, run_loop
+from karat.lm.loop_identity import identity_of
 from karat.lm.losses import token_nll
-from karat.lm.narrow import described
 from karat.lm.sharding import even_share
 from karat.lm.trees import Tree, cut_trees, empty_batch, pack_trees
 from karat.records import Demonstration
@@ -178,9 +178,11 @@ def train_on_pairs(
         return {"nll_per_token": last_nll, "grad_norm": norm, "learning_rate": rate, "n_tokens": float(n_tokens)}
 
     # 3. the loop, then what was kept out
-    fingerprint = content_id("sft", [config, seed, [list(map(list, pair)) for pair in pairs], *described(lm.model)])
+    identity = identity_of(config, seed, {"demonstrations": [list(map(list, pair)) for pair in pairs]}, lm.model)
     loop = LoopConfig(n_steps, config.checkpoint_every)
-    run_loop(state, step, loop, directory=directory, fingerprint=fingerprint, reporters=reporters)
+    run_loop(
+        state, step, loop, directory=directory, fingerprint=content_id("sft", identity), identity=identity, reporters=reporters
+    )  # fmt: skip
     kept_out = mean_nll(lm, held_out, config.token_budget) if held_out else None
     return SFTResult(state.step, len(pairs), last_nll, kept_out)
 
