@@ -13,10 +13,36 @@ from karat.feedback.documents import question_of
 from karat.feedback.store import open_store
 from karat.feedback.tasks import answer
 from karat.pipeline import people
+from karat.questions import Question
 from karat.records import Annotator
 from tiny_models import tiny_checkpoint
 
 SECTIONS = {name: SANDBOX[name] for name in ("ppo", "watch", "evaluate")}
+
+
+def longer_is_better(question: Question, texts: list[str]) -> dict:
+    """What somebody answers to a question of any kind who likes long responses."""
+    lengths = [len(text) for text in texts]
+    match question.kind:
+        case "comparison":
+            a, b = lengths
+            return {"level": 1 if a == b else 2 if a > b else 0, "n_levels": 3}
+        case "ranking":
+            return {"ranks": [1 + sum(other > own for other in lengths) for own in lengths]}
+        case "best_of":
+            return {"best": lengths.index(max(lengths))}
+        case "rating":
+            span = question.high - question.low
+            return {"score": question.low + min(span, lengths[0] // 3), "low": question.low, "high": question.high}
+        case "label":
+            return {"good": lengths[0] > 8, "flags": []}
+        case "critique":
+            return {"text": f"too short: {lengths[0]}", "revision": texts[0] + " and more"}
+        case "correction":
+            return {"text": texts[0] + " and more of it"}
+        case "demonstration":
+            return {"text": "a long answer of my own"}
+    raise AssertionError(question.kind)
 
 
 def judge(path, stop: threading.Event, *, n_raters: int) -> None:
@@ -34,11 +60,11 @@ def judge(path, stop: threading.Event, *, n_raters: int) -> None:
                     continue
                 idle = False
                 responses = store.responses()  # read after the lease: what a task asks about was stored before it
-                a, b = (len(responses[one].text) for one in lease.task.response_ids)
-                level = 1 if a == b else 2 if a > b else 0
+                texts = [responses[one].text for one in lease.task.response_ids]
                 made = answer(
-                    lease.task, {"level": level, "n_levels": 3}, annotator=name, shown_order=(0, 1),
-                    created_at="2026-01-01T00:00:00Z", submission=lease.id,
+                    lease.task, longer_is_better(question_of(store, lease.task), texts), annotator=name,
+                    shown_order=tuple(range(len(texts))), created_at="2026-01-01T00:00:00Z", submission=lease.id,
+                    active_s=5.0,
                 )  # fmt: skip
                 store.submit(made, now=time.time())
             if idle:
@@ -88,6 +114,42 @@ def test_a_run_with_ones_own_prompts_and_model_waits_for_people(tmp_path, raters
         with open_store(tmp_path / "runs" / "own" / "karat.db") as store:
             assert {question_of(store, task).principle for task in store.tasks()} == {"Be kind."}
         assert json.loads(manifests(tmp_path / "runs" / "own")["sft"])["metrics"]["n_demonstrations"] > 10
+
+
+def test_people_answer_every_kind_that_a_run_asks_for_and_its_reward_learns_from_all(tmp_path, raters):
+    shares = {"comparison": 0.3} | dict.fromkeys(
+        ("ranking", "best_of", "rating", "label", "critique", "correction", "demonstration"), 0.1
+    )
+    with inside(tmp_path):
+        tiny_checkpoint("qwen3", tmp_path / "model")
+        rows = [{"prompt": f"ab {i}"} for i in range(60)]
+        (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        collect = {"n_prompts": 30, "n_tasks": 120, "overlap": 1, "people": 1, "max_new_tokens": 12, "kinds": shares}
+        own = {"prompts": "prompts.jsonl", "model": "model"}
+        content = {
+            "name": "own",
+            "people": own,
+            "collect": collect,
+            "allow_ungated_reward": True,
+            "rounds": 2,
+            **SECTIONS,
+        }
+        run = tmp_path / "runs" / "own"
+        raters(run / "karat.db")
+        done = karat("run", write_config(content, reward={"ratings": "ordinal"}))
+        assert done.code == 0, done.err
+        for stage in ("collect", "collect-2"):
+            facts = json.loads(manifests(run)[stage])["metrics"]
+            assert set(facts["n_answers"]) == set(shares) - {"comparison"}
+            assert facts["n_votes"] > 0
+            assert sum(facts["n_answers"].values()) + facts["n_votes"] >= 100
+        contributions = json.loads(manifests(run)["reward-2"])["metrics"]["contributions"]
+        # what a critique says is its revision, which is a correction
+        assert {row["kind"] for row in contributions} >= set(shares) - {"critique"}
+        assert all(row["information"] > 0 for row in contributions if row["n_judgements"])
+        card = json.loads((run / "card.json").read_text())
+        assert "demonstration" in json.dumps(card["feedback"]["n_judgements"])
+        assert "other answers" in (run / "report.html").read_text()
 
 
 def test_a_run_that_is_started_again_asks_the_same_questions_whatever_changed_meanwhile(tmp_path, monkeypatch):

@@ -67,7 +67,9 @@ def full_input(text: str = HOSTILE) -> ReportInput:
         calibration=(Bin(0.5, 0.4, 0.3, 0.5, 10),),
         frontier=(Panel(text, (series,)),),
         held_out=((text, GOLD),),
-        feedback=FeedbackSummary(10, 2, 5, text, text, GOLD, None, ((text, 3), ("tie", 0)), (text,)),
+        feedback=FeedbackSummary(
+            10, 2, 5, text, text, GOLD, None, ((text, 3), ("tie", 0)), notes=(text,), answers=((text, 3),)
+        ),
         samples=(SampleShown(text, (ResponseShown(text, text, 0.5, None),)),),
         atlas=(AtlasCell(0.0, 1.0, 9, 0.5, -0.5, (text,), (text,), ((text, 1.0),)),),
         atlas_explained_frac=0.4,

@@ -18,6 +18,7 @@ import dataclasses
 import json
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +80,11 @@ class Snapshot:
         for vote in self.votes:
             found[self.annotators[vote.annotator].origin]["votes"] += 1
         return dict(sorted(found.items()))
+
+    @property
+    def n_answers(self) -> dict[str, int]:
+        """Kind → how many answers beside comparisons there are; who could not judge is not counted."""
+        return dict(sorted(Counter(one.kind for one in self.judgements if "missing" not in one.value).items()))
 
 
 def write_snapshot(

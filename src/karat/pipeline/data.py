@@ -118,6 +118,7 @@ def vote_figures(snapshot: Snapshot, seed: int) -> dict[str, Any]:
         "root": snapshot.root,
         "n_votes": len(snapshot.votes),
         "n_votes_random": len(drawn),
+        "n_answers": snapshot.n_answers,
         "n_missing": snapshot.n_missing,
         "n_raters": len(snapshot.annotators),
         "one_rater": one_rater(snapshot.annotators),

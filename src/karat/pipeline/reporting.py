@@ -155,7 +155,7 @@ def card_figures(content: ReportInput, manifests: Sequence[Manifest]) -> dict[st
             "people.n_raters": Fact(
                 {who: n for who, _, n in feedback.by_origin} if len(feedback.by_origin) > 1 else feedback.n_raters
             ),
-            "feedback.n_judgements": Fact({"comparison": feedback.n_votes}),
+            "feedback.n_judgements": Fact({"comparison": feedback.n_votes, **dict(feedback.answers)}),
             "feedback.selection": Fact(selection if policy else "as imported"),
         }
         if feedback.agreement and feedback.alpha:
@@ -352,6 +352,7 @@ def _feedback(by_stage: Mapping[str, Manifest]) -> FeedbackSummary | None:
         agreement=Estimate(**metrics["agreement"]),
         alpha=Estimate(**metrics["alpha"]),
         levels=tuple(metrics["levels"].items()),
+        answers=tuple(metrics.get("n_answers", {}).items()),
         by_origin=tuple((who, n["votes"], n["raters"]) for who, n in metrics.get("by_origin", {}).items()),
         notes=() if stage == "collect" else (f"of all {round_of(stage)} rounds; the last reward is fitted to them",),
     )

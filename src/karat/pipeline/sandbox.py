@@ -154,17 +154,15 @@ def collect_votes(
         n_marked = collect_simulated_marks(
             at, population.annotators(), mark, seed=child_seed(seed, "marks"), batch=batch
         )
-    n_answers: dict[str, int] = {}
     if collect.kinds and n_simulated:
         seeded = child_seed(seed, "kinds")
-        n_answers = collect_simulated_kinds(
+        collect_simulated_kinds(
             at, population.annotators(), minds_of(population), seed=seeded, batch=batch, tie_width=collect.tie_width
         )
     if collect.people:
         open_to_people(store, batch, collect.overlap)
         n_votes = collect_from_people(store, place, batch)["n_votes"]
-    said = {"n_votes": n_votes, "n_marked": n_marked, "n_raters": len(population.annotators())}
-    return {**said, "n_answers": n_answers} if n_answers else said
+    return {"n_votes": n_votes, "n_marked": n_marked, "n_raters": len(population.annotators())}
 
 
 def minds_of(population: RaterPopulation) -> Minds:

@@ -115,6 +115,8 @@ class FeedbackSummary:
     """(origin, votes, raters), for each kind of raters."""
     notes: tuple[str, ...] = ()
     """What else a reader should know."""
+    answers: tuple[tuple[str, int], ...] = ()
+    """(kind, how many answers) beside comparisons."""
 
 
 @dataclass(frozen=True)
