@@ -1,6 +1,6 @@
 """Three sets of real feedback: does karat's reward tell right from wrong where length and n-grams do not?
 
-    KARAT_DATA=… python bench/real_data_study.py [--quick] [--parts spans solutions truth truth-trained]
+    KARAT_DATA=… python bench/real_data_study.py [--quick] [--parts spans solutions numbers truth …]
     python bench/real_data_study.py --tables        # writes what is in the results into docs/real-data.md, and stops
 
 Frozen features are computed once and kept in bench/work/real_data; a fold that is there is not run again unless the code
@@ -27,7 +27,7 @@ if __package__ in (None, ""):  # started as a file
 
 import numpy as np
 import torch
-from bench.real import beside, report, systems
+from bench.real import beside, report, sums, systems
 from bench.real.data import (
     SYSTEMS,
     Answers,
@@ -45,16 +45,19 @@ from bench.real.spans import Tokens, nearby_grams, position_head, span_head, tok
 from bench.rows import machine
 from bench.turns import ROOT, WORK
 
+from karat.arithmetic import equations_in
 from karat.progress import Progress, open_progress
 from karat.reward.trunk import EncoderTrunk
 
 RESULTS = ROOT / "bench" / "results" / "real_data_study.json"
 SEED = 0
-N_FOLDS = {"spans": 5, "solutions": 5, "truth": 3, "truth-trained": 3}
+N_FOLDS = {"spans": 5, "solutions": 5, "numbers": 5, "truth": 3, "truth-trained": 3}
 """Of questions; three where an encoder is trained in each."""
 ALL_FOLDS = range(N_FOLDS["truth-trained"])
-QUICK_LIMIT = {"spans": 40, "solutions": 40, "truth": 120, "truth-trained": 120}
-SOURCES = ("data", "features", "systems", "spans", "beside")
+QUICK_LIMIT = {"spans": 40, "solutions": 40, "numbers": 40, "truth": 120, "truth-trained": 120}
+SOURCES = ("data", "features", "systems", "spans", "beside", "agreement", "sums")
+PLAIN = ("arithmetic", "ngrams", "plain_features", "plain_numbers")
+"""Modules of karat that plain features come from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +93,9 @@ Fit = Callable[[np.ndarray, int], Scores]
 def code_hash() -> str:
     """Of what makes scores: folds of another code are run again."""
     digest = hashlib.sha256()
-    for name in SOURCES:
-        digest.update((ROOT / "bench" / "real" / f"{name}.py").read_bytes())
+    places = [ROOT / "bench" / "real" / f"{name}.py" for name in SOURCES]
+    for path in [*places, *(ROOT / "src" / "karat" / f"{name}.py" for name in PLAIN)]:
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -106,9 +110,9 @@ def folded(study: Study, part: str, fold: np.ndarray, fit: Fit) -> tuple[Scores,
             if not path.exists() and part == "truth-trained" and number not in study.folds:
                 continue
             if not path.exists():
-                began = time.monotonic()
+                began = time.process_time()
                 found = {name: scores[test] for name, scores in fit(~test, number).items()}
-                write_arrays(path, found | {"seconds": np.array(time.monotonic() - began)})
+                write_arrays(path, found | {"seconds": np.array(time.process_time() - began)})
             with np.load(path) as kept:
                 for name in kept.files:
                     if name != "seconds":
@@ -183,6 +187,27 @@ def run_solutions(study: Study) -> dict[str, Any]:
         "n_cut": n_cut, "seconds": round(seconds), "within_system": within, "within_question": pairs,
         "pick": pick_figures(picks, differences, SEED),
     }  # fmt: skip
+
+
+def run_numbers(study: Study) -> dict[str, Any]:
+    """The same sums and folds with the block `numbers`, with the four answers in view, and with the names of who wrote them."""
+    answers = solutions(study.data, study.limit("numbers"))
+    fold = folds_of(answers.key, study.n_folds("numbers"))
+    trunk = EncoderTrunk(open_encoder(), with_prompt=True)
+    features, _ = text_features(trunk, answers.questions, answers.texts, study.work, "solutions", study.progress)
+    fit = sums.sum_systems(systems.with_length(features, answers.texts), answers, study.progress.note)
+    scores, seconds = folded(study, "numbers", fold, fit)
+    return {
+        "n_answers": len(fold), "n_questions": len(set(answers.key)), "n_right": int(answers.right.sum()),
+        "right_by_system": {system: int(answers.right[answers.system == system].sum()) for system in SYSTEMS},
+        "seconds": round(seconds), "equations": equation_counts(answers), **sums.sum_figures(scores, answers, fold, SEED),
+    }  # fmt: skip
+
+
+def equation_counts(answers: Answers) -> dict[str, int]:
+    """Equations that can be read in the solutions, and how many hold."""
+    found = [one for text in answers.texts for one in equations_in(text)]
+    return {"n": len(found), "n_holding": sum(one.holds for one in found)}
 
 
 def run_truth(study: Study) -> dict[str, Any]:
@@ -294,7 +319,13 @@ def class_figures(scores: Scores, tokens: Tokens, k: int, fold: np.ndarray, key:
     }  # fmt: skip
 
 
-PARTS = {"spans": run_spans, "solutions": run_solutions, "truth": run_truth, "truth-trained": run_trained}
+PARTS = {
+    "spans": run_spans,
+    "solutions": run_solutions,
+    "numbers": run_numbers,
+    "truth": run_truth,
+    "truth-trained": run_trained,
+}
 
 
 def run(parts: list[str], data: Path, *, quick: bool, folds: Sequence[int]) -> dict[str, Any]:
@@ -304,7 +335,11 @@ def run(parts: list[str], data: Path, *, quick: bool, folds: Sequence[int]) -> d
     with open_progress(interval_s=15) as progress:
         study = Study(data, WORK / ("real_data.quick" if quick else "real_data"), quick, progress, folds)
         for part in parts:
-            found["parts"][part] = PARTS[part](study) | {"code": code_hash(), "machine": machine()}
+            found["parts"][part] = PARTS[part](study) | {
+                "code": code_hash(),
+                "machine": machine(),
+                "seconds_of": "processor",
+            }
             found |= {"seed": SEED, "folds": N_FOLDS, "threads": torch.get_num_threads(), "versions": versions()}
             write_json(path, found)
     return found

@@ -37,6 +37,7 @@ PURE = {
     "feedback.quality.answer_table", "feedback.quality.coefficients", "feedback.quality.ordinal", "feedback.quality.joint_posterior",
     "feedback.quality.expectation", "feedback.quality.consensus", "feedback.quality.drift", "feedback.quality.population", "feedback.quality.slices",
     "feedback.quality.planning", "feedback.quality.learning_curve", "feedback.quality.word_reader", "feedback.quality.arms", "ngrams",
+    "arithmetic", "plain_features", "plain_numbers",
     "feedback.web.rendering", "feedback.web.forms", "feedback.web.task_view",
     "feedback.web.positions", "feedback.web.cells", "feedback.work.matching",
     "reward.bound", "reward.jury", "reward.linear_votes", "reward.mixtures", "reward.personal", "reward.population",

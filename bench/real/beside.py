@@ -39,6 +39,11 @@ def answer_blocks(
     return [features.astype(float), *side.blocks(prompts, texts), of_question]
 
 
+def standard(columns: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """Columns with mean 0 and variance 1 over the training rows, as plain features have them."""
+    return (columns - columns[train].mean(0)) / np.maximum(columns[train].std(0), 1e-6)
+
+
 def label_scores(blocks: Sequence[np.ndarray], right: np.ndarray, train: np.ndarray) -> np.ndarray:
     """Scores [N] of the last layer fitted to labels, a prior precision a block by marginal likelihood."""
     own = [centred(block, train) for block in blocks]

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.real import sums
+
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "real-data.md"
 START, END = "<!-- real_data_study: begin -->", "<!-- real_data_study: end -->"
 SPAN_SYSTEMS = (
@@ -27,7 +29,13 @@ REFERENCES = ("always 175b_verification", "majority", "at random")
 
 def tables(found: Mapping[str, Any]) -> str:
     """All parts that were run, as Markdown."""
-    writers = {"spans": _spans, "solutions": _solutions, "truth": _truth, "truth-trained": _trained}
+    writers = {
+        "spans": _spans,
+        "solutions": _solutions,
+        "numbers": _numbers,
+        "truth": _truth,
+        "truth-trained": _trained,
+    }
     lines: list[str] = []
     for name, write in writers.items():
         if name in found["parts"]:
@@ -92,6 +100,24 @@ def _solutions(part: Mapping[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def _numbers(part: Mapping[str, Any]) -> list[str]:
+    columns = (*sums.LABELLED, *(f"{sums.OURS} − {other}" for other in ("n-grams", "length")))
+    lines = [
+        "#### The same sums, their numbers read and computed", "",
+        f"{part['equations']['n']:,} equations, of which {part['equations']['n_holding']:,} hold. Each system reads one answer, but "
+        "for the last, which sees the other three:", "", *_header(["system", *columns]),
+    ]  # fmt: skip
+    for system, own in part["within_system"].items():
+        lines.append(_row([system, *((difference if "−" in name else figure)(own[name]) for name in columns)]))
+    pick, within = part["pick"], part["within_question"]
+    references = sums.REFERENCES[:2]
+    lines += ["", "The pick:", "", *_header(["pick", "right", "pairs", *(f"− {other}" for other in references)])]
+    for name in sums.PICKS:
+        cells = [difference(pick[f"{name} − {other}"]) for other in references]
+        lines.append(_row([name, figure(pick[name]), figure(within[name]), *cells]))
+    return [*lines, ""]
+
+
 def _truth(part: Mapping[str, Any]) -> list[str]:
     lines = [
         "### True answers (truthfulqa_labels)", "",
@@ -130,8 +156,9 @@ def _three(own: Mapping[str, Any]) -> list[str]:
 
 
 def _machine(found: Mapping[str, Any], part: Mapping[str, Any]) -> str:
+    what = "processor seconds" if part.get("seconds_of") == "processor" else "s"
     return (
-        f"{part['seconds']} s for the folds, {found['threads']} thread, {part['machine']['processor'].strip()}; torch "
+        f"{part['seconds']} {what} for the folds, {found['threads']} thread, {part['machine']['processor'].strip()}; torch "
         f"{found['versions']['torch']}, transformers {found['versions']['transformers']}, seed {found['seed']}."
     )
 

@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import pytest
+from bench.real.agreement import agreement
 from bench.real.data import (
     MARKUP,
     SYSTEMS,
@@ -247,3 +248,12 @@ def test_figures_are_written_without_leading_zeros():
     assert difference({"value": -0.01, "low": None, "high": None}) == "−.010"
     assert difference({"value": 0.02, "low": -0.01, "high": 0.03}) == "+.020 [−.010, .030]"
     assert figure({"value": None, "low": None, "high": None}) == "not estimable"
+
+
+def test_answers_to_one_question_agree_in_their_final_numbers_and_results():
+    texts = ["2 + 3 = 5\nA: 5", "4 + 1 = 5\n5 * 2 = 10\nA: 10", "2 + 3 = 5\nA: 5", "A: 7", "9 - 2 = 7"]
+    found = agreement(texts, np.array(["p", "p", "p", "p", "q"]))
+    assert found[0].tolist() == pytest.approx([1 / 3, 1, 2 / 3, 1 / 2, 2 / 3, 2 / 3, 3 / 4, 1 / 3, 1 / 6])
+    assert found[1, :2].tolist() == [0, 0]
+    assert found[1, 7] == pytest.approx(2 / 3)  # two of three agree against it
+    assert found[4].tolist() == [0] * 9  # without rivals

@@ -225,7 +225,7 @@ def test_heads_that_read_words_and_places_find_what_stands_last_and_are_saved_wh
         marks.append(Marked(f"s{number}", prompt.id, (one.id,), last, ("last",), "ann", "span_marks"))
     read = [marked_tokens(trunk, mark, prompts, responses) for mark in marks]
     rows = rows_of(trunk, marks, prompts, responses)
-    found, heads, side = fit_beside(trunk, marks[:18], read[:18], rows[:18], ("ngrams", "place", "overlap"))
+    found, heads, side = fit_beside(trunk, marks[:18], read[:18], rows[:18], ("ngrams", "place", "overlap", "numbers"))
     alone = fit_dense(trunk, marks[:18], prompts, responses)
     kept = with_side(side, read[18:], rows[18:])
     ours = np.mean([nll(heads, one, ("last",)) for one in kept])

@@ -113,12 +113,26 @@ def test_a_block_that_says_nothing_is_turned_down_and_one_that_says_much_is_not(
 def test_weights_of_single_ngrams_give_the_same_scores_as_those_of_the_basis():
     texts = some_texts(30)
     prompts = [user_prompt(f"about {word}") for word in (WORDS * 3)[:30]]
-    side = side_features(("ngrams", "place", "overlap"), prompts, texts).scaled(np.array([0.5, 2.0, 1.5]))
+    side = side_features(("ngrams", "place", "overlap", "numbers"), prompts, texts).scaled(
+        np.array([0.5, 2.0, 1.5, 1.2])
+    )
     new_prompts, new = prompts[:5], some_texts(5, seed=9)
     z = side.of(new_prompts, new)
     drawn = np.random.default_rng(3).normal(size=(4, z.shape[1]))
     found = side_reward(side, drawn).scores(new_prompts, new)
     assert found.numpy() == pytest.approx(drawn @ z.T, abs=1e-3)
+
+
+def test_a_column_that_never_changed_in_training_stays_zero_where_it_does():
+    """Otherwise a first equation would stand a million deviations away, and draws of a weight nobody learned would score it."""
+    prompts = [user_prompt("about cats")] * 6
+    side = side_features(("place", "numbers"), prompts, some_texts(6))
+    new = ["3 + 4 = 8, which has digits.", "12 * 12 = 144"]
+    z = side.of(prompts[:2], new)
+    assert np.isfinite(z).all()
+    assert np.abs(z).max() < 100
+    drawn = np.random.default_rng(0).normal(size=(3, z.shape[1]))
+    assert side_reward(side, drawn).scores(prompts[:2], new).numpy() == pytest.approx(drawn @ z.T, abs=1e-3)
 
 
 @pytest.fixture(scope="module")

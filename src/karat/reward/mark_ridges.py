@@ -27,7 +27,7 @@ from karat.reward.trunk import DecoderTrunk
 from karat.statements import Marked
 
 GRID = (1.0, 10.0, 100.0)
-"""Ridges tried for the trunk's features and for n-grams; place and overlap are few, and keep the first."""
+"""Ridges tried for the trunk's features and for n-grams; the other blocks are narrow and keep the first."""
 N_INNER = 4
 """Of the training prompts one in so many chooses, the others fit."""
 

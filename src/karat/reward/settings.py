@@ -106,7 +106,8 @@ class RewardConfig:
     """Read where `posterior` is laplace."""
     beside: tuple[Beside, ...] = ()
     """Plain features that the Bayesian last layer reads beside the trunk's, each block with a prior of its own: ngrams,
-    place (lengths), overlap (what prompt and response said before). Easily gamed: words and lengths can be had for nothing."""
+    place (lengths), overlap (what prompt and response said before), numbers (equations, computed, and whether numbers of the
+    prompt are used). Easily gamed: words, lengths and correct sums about nothing can be had for nothing."""
 
     def __post_init__(self) -> None:
         if self.n_epochs < 1 or self.batch_responses < 2 or self.token_budget < 1 or self.patience < 1:

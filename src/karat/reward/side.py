@@ -1,4 +1,4 @@
-"""Plain features beside the trunk's: n-grams, place and overlap of whole responses, and of their tokens.
+"""Plain features beside the trunk's: n-grams, place, overlap and numbers of whole responses, and of their tokens.
 
 A reward that reads them is told by words and lengths what a small trunk does not see, and can be gamed by the same words and
 lengths; the gate looks at it like at any other. N-grams go through a basis of the training texts: z(x) = n(x)·Nᵀ·U·Λ^−½
@@ -27,10 +27,11 @@ from torch import Tensor
 from karat.errors import CheckpointError
 from karat.ngrams import HASH_BITS, column_weights, ngram_counts, weighted_counts
 from karat.plain_features import response_overlap, response_place
+from karat.plain_numbers import response_numbers
 from karat.records import Prompt
 
 SIDE = "beside.safetensors"
-Beside = Literal["ngrams", "place", "overlap"]
+Beside = Literal["ngrams", "place", "overlap", "numbers"]
 BASIS_TEXTS, BASIS_WIDTH = 1500, 400
 """Training texts that make the basis of n-grams, spread evenly over them, and how many directions are kept."""
 LEAST = 1e-6
@@ -83,9 +84,14 @@ def ngram_products(
 
 
 def moments(raw: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Mean and standard deviation of each column of each block; a constant column has no spread to divide by."""
+    """Mean and standard deviation of each column of each block.
+
+    A constant column has the spread ∞, so that it stays 0 wherever it is read: nothing was learned about it, and a text
+    in which it is not constant must not stand a million deviations away.
+    """
     means = {name: column.mean(0) for name, column in raw.items()}
-    return means, {name: np.maximum(column.std(0), 1e-6) for name, column in raw.items()}
+    spreads = {name: column.std(0) for name, column in raw.items()}
+    return means, {name: np.where(one > 1e-6, one, np.inf) for name, one in spreads.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +140,8 @@ def side_features(names: Sequence[Beside], prompts: Sequence[Prompt], texts: Seq
 def _raw(name: str, prompts: Sequence[Prompt], texts: Sequence[str]) -> np.ndarray:
     if name == "place":
         return response_place(texts)
-    return response_overlap([prompt.text for prompt in prompts], texts)
+    asked = [prompt.text for prompt in prompts]
+    return response_numbers(asked, texts) if name == "numbers" else response_overlap(asked, texts)
 
 
 @dataclass(frozen=True, eq=False)

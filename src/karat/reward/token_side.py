@@ -1,4 +1,4 @@
-"""Plain features of tokens beside the trunk's, for marks inside responses: n-grams around, place, overlap.
+"""Plain features of tokens beside the trunk's, for marks inside responses: n-grams around, place, overlap, numbers.
 
 Knows texts, where their tokens stand, and arrays; knows nothing about marks or trunks.
 
@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from karat.plain_features import token_contexts, token_overlap, token_place
+from karat.plain_numbers import token_numbers
 from karat.reward.side import Beside, NgramBasis, moments, ngram_basis, ngram_products
 
 READS = ("window", "sentence")
@@ -72,7 +73,9 @@ def token_side(names: Sequence[Beside], rows: Sequence[Row]) -> TokenSide:
 
 
 def _raw(name: str, prompt: str, text: str, spans: np.ndarray) -> np.ndarray:
-    return token_place(text, spans) if name == "place" else token_overlap(prompt, text, spans)
+    if name == "place":
+        return token_place(text, spans)
+    return token_numbers(prompt, text, spans) if name == "numbers" else token_overlap(prompt, text, spans)
 
 
 @dataclass(frozen=True, eq=False)
