@@ -55,6 +55,14 @@ def head_of(model: nn.Module) -> tuple[nn.Module, float | None]:
     return inner.get_output_embeddings(), getattr(inner.config.get_text_config(), "final_logit_softcapping", None)
 
 
+def logit_scale_of(model: nn.Module) -> float:
+    """By what a model multiplies its logits: Cohere's logit_scale, one over Granite's logits_scaling, 1 in most."""
+    inner: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
+    config = inner.config.get_text_config()
+    times, over = (getattr(config, name, None) for name in ("logit_scale", "logits_scaling"))
+    return float(times) if times else 1 / float(over) if over else 1.0
+
+
 def hidden_states(model: nn.Module, batch: Batch) -> Float[Tensor, "L d"]:
     """Last hidden states of every position of a batch, flattened.
 
@@ -129,12 +137,15 @@ def token_logprobs(
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"] | None]:
     """Log-probabilities (and entropies) of tokens from the hidden states that predict them.
 
-        logit = cap·tanh((W·h + b)/cap)/temperature        log π = logit[token] − log Σ exp(logit)
+        logit = cap·tanh((W·h + b)/cap)·scale/temperature        log π = logit[token] − log Σ exp(logit)
+
+    The scale is the model's own (`logit_scale_of`).
 
     Raises: InputError for a temperature ≤ 0 or an output layer that is not linear.
     """
     if temperature <= 0:
         raise InputError(f"token_logprobs: found temperature {temperature}; expected > 0 (greedy needs no logprobs)")
+    temperature /= logit_scale_of(model)
     head, softcap = head_of(model)
     if not isinstance(head, nn.Linear):
         raise InputError(f"token_logprobs: found an output layer {type(head).__name__}; expected a linear one")
@@ -167,7 +178,7 @@ def vocabulary_logprobs(
         raise InputError(f"vocabulary_logprobs: found an output layer {type(head).__name__}; expected a linear one")
     products = products_of(head) or hidden.dtype
     factors = hidden.to(products), narrowed(head.weight, products)
-    return logits_of(*factors, head.bias, temperature, softcap).log_softmax(1)
+    return logits_of(*factors, head.bias, temperature / logit_scale_of(model), softcap).log_softmax(1)
 
 
 class _ChunkedLogprobs(torch.autograd.Function):

@@ -19,7 +19,7 @@ from karat.errors import CheckpointError, InputError
 from karat.lm import parallel
 from karat.lm.adapters import merged
 from karat.lm.load import LoadedLM
-from karat.lm.logprobs import head_of, hidden_at, token_logprobs, trunk_of
+from karat.lm.logprobs import head_of, hidden_at, logit_scale_of, token_logprobs, trunk_of
 from karat.lm.loop import Reporter, TrainState, linear_warmup_decay, optimiser_step
 from karat.lm.loop_identity import identity_of
 from karat.lm.losses import total_nll
@@ -203,6 +203,7 @@ def guided(lm: LoadedLM, heads: QHeads, strength: float) -> LoadedLM:
     plain = merged(lm)
     model = copy.deepcopy(plain.model) if plain is lm else plain.model
     head, _ = head_of(model)
+    strength /= logit_scale_of(model)  # what the layer says is scaled afterwards
     with torch.no_grad():
         weight = value_guided_logits(head.weight.float(), heads.q.weight, strength=strength)
         bias = torch.zeros_like(heads.q.bias) if head.bias is None else head.bias.float()
