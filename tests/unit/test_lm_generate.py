@@ -14,32 +14,13 @@ from hypothesis import strategies as st
 from scipy import stats
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ending_models import EOS, KINDS, PROMPTS, flat, make_lm
 from karat.errors import CheckpointError, ConfigError, InputError, InvariantError
-from karat.lm import generate
+from karat.lm import decoder
 from karat.lm.cache import ATTENTION, DecodeCache, PrefillLayout, decoding
 from karat.lm.generate import SamplingConfig, default_keys, greedy, sample
 from karat.lm.load import LoadedLM
 from reference import inverse_cdf
-from tiny_models import tiny_model, tiny_tokenizer
-
-KINDS = ("gpt2", "llama", "qwen3", "gemma", "gemma3")
-EOS = {"gpt2": (0,), "llama": (1,), "qwen3": (2, 0), "gemma": (1,), "gemma3": (1,)}
-RNG = np.random.default_rng(5)
-PROMPTS = [RNG.integers(3, 250, size=int(n)).tolist() for n in (1, 17, 4, 30, 9, 9, 2, 23)]
-
-
-def make_lm(kind: str, dtype: torch.dtype = torch.float32, stop_logit: float = 0.0) -> LoadedLM:
-    """A tiny model whose stop tokens have their logits raised, so that responses end by themselves."""
-    model = tiny_model(kind, dtype=dtype).eval()
-    if kind == "gemma":
-        model.config._attn_implementation = "eager"  # the only plain attention with a soft cap
-    if stop_logit:
-        bias = torch.zeros(model.config.vocab_size, dtype=dtype)
-        bias[list(EOS[kind])] = stop_logit
-        model.lm_head.bias = torch.nn.Parameter(bias)
-    return LoadedLM(
-        model=model, tokenizer=tiny_tokenizer(kind), eos_ids=EOS[kind], pad_id=3, context_length=128, path="memory"
-    )
 
 
 def plain_logits(lm: LoadedLM, prompt, response, *, left: int = 0, right: int = 0) -> torch.Tensor:
@@ -56,10 +37,6 @@ def plain_logits(lm: LoadedLM, prompt, response, *, left: int = 0, right: int = 
         ).logits[0]
     first = left + len(prompt) - 1
     return logits[first : first + len(response)]
-
-
-def flat(samples):
-    return [one for group in samples for one in group]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -182,7 +159,7 @@ def test_each_prompt_is_read_once_and_rows_that_are_done_are_dropped(monkeypatch
     lm = make_lm("llama", stop_logit=4.0)
     fed = []
     lm.model.get_input_embeddings().register_forward_hook(lambda _, inputs, __: fed.append(inputs[0].shape[1]))
-    monkeypatch.setattr(generate, "PREFILL_TOKENS", 40)
+    monkeypatch.setattr(decoder, "PREFILL_TOKENS", 40)
     drawn = flat(sample(lm, PROMPTS, n_samples=4, config=SamplingConfig(30, batch_rows=6), seed=0))
     n_needed = sum(len(one.response_tokens) - 1 for one in drawn)
     n_prompt_tokens = sum(map(len, PROMPTS))
@@ -195,7 +172,7 @@ def test_a_batch_of_prompts_is_split_by_the_token_budget(monkeypatch):
     whole = sample(lm, PROMPTS, n_samples=2, config=SamplingConfig(4), seed=0)
     fed = []
     lm.model.get_input_embeddings().register_forward_hook(lambda _, inputs, __: fed.append(inputs[0].shape[1]))
-    monkeypatch.setattr(generate, "PREFILL_TOKENS", 26)
+    monkeypatch.setattr(decoder, "PREFILL_TOKENS", 26)
     parts = sample(lm, PROMPTS, n_samples=2, config=SamplingConfig(4), seed=0)
     assert fed[:4] == [30, 23, 26, 16]  # 30 alone, though above the budget; 23; 17 + 9; 9 + 4 + 2 + 1
     assert [one.response_tokens for one in flat(parts)] == [one.response_tokens for one in flat(whole)]
@@ -313,7 +290,7 @@ def test_attention_that_is_not_plain_softmax_is_refused():
 @given(st.lists(st.booleans(), max_size=12))
 def test_closing_gaps_keeps_what_is_kept_and_moves_no_more_than_the_gaps(keep):
     items = list(range(len(keep)))
-    closed, (sources, targets) = generate._close_gaps(items, keep)
+    closed, (sources, targets) = decoder._close_gaps(items, keep)
     assert sorted(closed) == [item for item in items if keep[item]]
     by_hand = list(items)
     for source, target in zip(sources, targets, strict=True):

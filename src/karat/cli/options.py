@@ -46,6 +46,10 @@ Server = Annotated[
 Device = Annotated[
     str, typer.Option("--device", help="Where models work: auto, cpu, cuda, cuda:1, mps …; see docs/processes.md.")
 ]
+Decoding = Annotated[
+    str,
+    typer.Option("--decode", help="How tokens are drawn: auto, plain, steps, compiled, graph; see docs/processes.md."),
+]
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 
 

@@ -26,7 +26,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from karat.errors import InvariantError
-from karat.lm import flex_trees
+from karat.lm import flex_trees, ways
 from karat.lm.dense_attention import DenseTreeAttention, Piece, is_short, pieces_of
 from karat.lm.flex_trees import flex_tree_attention
 from karat.lm.narrow import products_of
@@ -87,7 +87,7 @@ def tree_attention(
     if options.get("dropout"):
         raise InvariantError(f"tree attention: found dropout {options['dropout']}; expected 0 (karat.lm.load sets it)")
     window = options.get("sliding_window")
-    if query.device.type in flex_trees.DEVICES:
+    if query.device.type in flex_trees.DEVICES and ways.current().attention == "auto":
         products = products_of(module) or query.dtype
         if _flex_works(query.device, products, (query.shape[1], key.shape[1], query.shape[3]), softcap):
             narrow = (states.to(products) for states in (query, key, value))

@@ -22,6 +22,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from karat.errors import CheckpointError
 
 ATTENTION = "karat_decode"
+GIVEN = "karat_cache"
+"""Argument by which a model passes the cache on to its attention; without it that looks in the context, which no compiler follows."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ class DecodeCache:
         """A layer's keys and values, [n_slots, kv heads, prompt_tokens, d] each."""
         self.responses: list[tuple[Tensor, Tensor]] = []
         """The same of responses, [n_rows, kv heads, response_tokens, d] each."""
+        self.generation = 0
+        """How often the buffers have been exchanged for larger ones."""
         self.now: PrefillLayout | DecodeStep | None = None
         """What the forward pass under way is."""
 
@@ -147,6 +151,7 @@ class DecodeCache:
             for pair in self.prompts
         ]
         self.n_slots += n_more
+        self.generation += 1
 
     @staticmethod
     def _buffers(n: int, n_tokens: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,7 +238,7 @@ def decode_attention(
                 f"{type(module).__name__}: found attention with {name}; expected plain softmax attention, with or "
                 "without a window and a soft cap; use another model"
             )
-    cache, wide = _CACHE.get(), query.dtype
+    cache, wide = others.get(GIVEN) or _CACHE.get(), query.dtype
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     query = query.to(key.dtype)  # keys and values are kept narrower where products are
     if isinstance(cache.now, PrefillLayout):

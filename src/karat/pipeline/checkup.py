@@ -26,6 +26,7 @@ from karat.lm.load import LoadedLM, load_lm
 from karat.lm.memory import ModelSize, size_of
 from karat.lm.narrow import fast_on
 from karat.lm.trackers import check_trackers
+from karat.lm.ways import GRAPHED, decode_problem
 from karat.pipeline.data import read_demonstrations, read_prompts
 from karat.pipeline.dead import cautions, contradictions, dead_settings
 from karat.pipeline.derived import Counts, Derived, derived
@@ -88,6 +89,7 @@ def check_config(
                 Check("model", True, f"{lm.path if config.sandbox is None else 'from nothing'}: EOS {lm.eos_ids[0]}, "
                       f"PAD {lm.pad_id}, context {lm.context_length} tokens"),
                 _dtype(config, device),
+                _decode(config, device),
                 _context(config, counts, lm),
                 _prompts_enough(config, counts),
             ]  # fmt: skip
@@ -165,6 +167,15 @@ def _dtype(config: RunConfig, device: torch.device) -> Check:
     return Check(
         "dtype", False, "bfloat16 on a device without arithmetic for it: slower than float32", needed=False
     )  # fmt: skip
+
+
+def _decode(config: RunConfig, device: torch.device) -> Check:
+    if problem := decode_problem(config.decode, device):
+        return Check("decode", False, problem)
+    if config.decode != "auto":
+        return Check("decode", True, config.decode)
+    graph = device.type == GRAPHED
+    return Check("decode", True, "recorded as a graph, where its trial agrees" if graph else "plain")
 
 
 def _context(config: RunConfig, counts: Counts, lm: LoadedLM) -> Check:

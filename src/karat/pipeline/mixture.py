@@ -23,6 +23,7 @@ from karat.feedback.snapshot import Snapshot, read_snapshot, snapshot_place, wri
 from karat.feedback.store import open_store
 from karat.ledger.artifacts import ref_of
 from karat.lm.load import load_encoder, load_lm
+from karat.lm.ways import Attending, in_ways
 from karat.pipeline.beside import fit_token_rewards
 from karat.pipeline.calibrating import Slices, calibration_slices, slice_findings, slice_rows
 from karat.pipeline.data import check_raters, one_rater
@@ -92,6 +93,8 @@ class RewardRequest:
     """Of the matrix products in training: float32 or bfloat16. Weights, moments and what is saved are float32 in any case."""
     device: str = "auto"
     """Where models work: auto = the accelerator that torch reports, else the processor; or cpu, cuda, cuda:1, mps, xpu."""
+    attention: Attending = "auto"
+    """Over trees: auto = FlexAttention on CUDA and XPU where its trial agrees; plain = never."""
     allow_one_rater: bool = False
     """True = fit the reward although one rater gave everything."""
 
@@ -196,7 +199,7 @@ def reward_from(request: RewardRequest, *, progress: Progress) -> dict[str, Any]
     Returns: plain values: out, counts, metrics, contributions, findings, and which classes of marks have token rewards.
     Raises: InputError, StoreError, LedgerError or CheckpointError for what cannot be used.
     """
-    with on_device(request.device):
+    with on_device(request.device), in_ways(attention=request.attention):
         return _reward_from(request, progress)
 
 

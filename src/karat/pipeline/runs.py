@@ -23,6 +23,7 @@ from karat.ledger.manifest import Manifest, lock_run
 from karat.lm import parallel
 from karat.lm.adapter_files import adapted_model, holds_adapters
 from karat.lm.trackers import check_trackers
+from karat.lm.ways import in_ways
 from karat.pipeline import people, preferences, sandbox, votes
 from karat.pipeline.arenas import take_run_arenas
 from karat.pipeline.model_settings import dtype_key
@@ -131,7 +132,8 @@ def run_once(
     source = source_of(config, seed, desk)
     check_trackers(config.tracking)
     check_payment(config)
-    with on_device(config.device), lock_run(directory) if parallel.is_main() else contextlib.nullcontext():
+    alone = lock_run(directory) if parallel.is_main() else contextlib.nullcontext()
+    with on_device(config.device), in_ways(config.decode, config.attention), alone:
         about = {"title": config.title, "unsafe": list(config.unsafe)}
         plainly = {**about, "config": plain(config), "seed": seed}
         parallel.from_main(lambda: write_json(directory / "config.json", plainly))

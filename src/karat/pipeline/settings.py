@@ -14,6 +14,7 @@ from karat.devices import named
 from karat.errors import ConfigError
 from karat.lm.fresh import DecoderShape
 from karat.lm.trackers import TrackerName
+from karat.lm.ways import Attending, Decode
 from karat.pipeline.beside_settings import ConstraintConfig, DenseSettings, check_beside_settings, check_measurable
 from karat.pipeline.collect_settings import CollectSettings
 from karat.pipeline.model_settings import Dtype, LoraSettings
@@ -145,6 +146,10 @@ class RunConfig:
     device: str = "auto"
     """Where models work: auto = the accelerator that torch reports, else the processor; or cpu, cuda, cuda:1, mps, xpu. Of
     several processes each gets the card of its number."""
+    decode: Decode = "auto"
+    """How responses are drawn: plain, steps, compiled or graph; auto = graph on CUDA where its trial agrees, plain elsewhere."""
+    attention: Attending = "auto"
+    """Over trees: auto = FlexAttention on CUDA and XPU where its trial agrees; plain = never."""
     collect: CollectSettings = field(default_factory=CollectSettings)
     """Questions put to raters."""
     reward: RewardConfig = field(default_factory=RewardConfig)

@@ -27,6 +27,7 @@ from karat.ledger.manifest import lock_run, read_manifest
 from karat.lm import parallel
 from karat.lm.load import load_encoder, load_lm
 from karat.lm.trackers import TrackerName, check_trackers
+from karat.lm.ways import Attending, in_ways
 from karat.pipeline.data import check_raters, one_rater
 from karat.pipeline.model_settings import PRODUCTS, Dtype, dtype_key
 from karat.pipeline.reporting import write_report
@@ -98,6 +99,8 @@ class VotesConfig:
     """Of the matrix products in training: float32 or bfloat16. Weights, moments and what is saved are float32 in any case."""
     device: str = "auto"
     """Where models work: auto = the accelerator that torch reports, else the processor; or cpu, cuda, cuda:1, mps, xpu."""
+    attention: Attending = "auto"
+    """Over trees: auto = FlexAttention on CUDA and XPU where its trial agrees; plain = never."""
     n_folds: int = 4
     """Folds by topic."""
     ngram_l2: float = 4.0
@@ -128,7 +131,7 @@ def run_votes(settings: Mapping[str, Any], *, seeds: Sequence[int] | None, progr
     seeds = [config.seed] if seeds is None else seeds
     for seed in seeds:
         name = config.name if len(seeds) == 1 else f"{config.name}-seed-{seed}"
-        with on_device(config.device):
+        with on_device(config.device), in_ways(attention=config.attention):
             summary = run_once(config, seed=seed, directory=Path("runs") / name, progress=progress)
     return summary
 
