@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from bench.arithmetic import TRAINING, TreeSize, head_flops, trunk_flops
@@ -18,26 +19,35 @@ from bench.rows import Turn, row, take_turns
 from bench.turns import Worker, start_pair
 
 TARGET = 0.6
-MATRICES = {"n_rows": 4096, "n_in": SHAPES["medium"].hidden, "n_out": SHAPES["medium"].mlp}
 
 
-def reward_row(*, quick: bool, threads: int) -> dict[str, Any]:
-    """Reward training of the row `reward`, medium."""
+def matrices(size: str) -> dict[str, int]:
+    """The product whose rate is the machine's: a batch of 4,096 tokens through the widest layer."""
+    return {"n_rows": 4096, "n_in": SHAPES[size].hidden, "n_out": SHAPES[size].mlp}
+
+
+def reward_row(
+    *, quick: bool, threads: int, size: str = "medium", target: float = TARGET, on: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Reward training of the row `reward`, medium.
+
+    Args: on: `dtype` and `device` of a WORK.json; None = float32 on the processor.
+    """
     n_warm, n_steps, pairs_per_step = (1, 4, 16) if quick else (2, 14, 16)
     pairs = hh_pairs(n_steps * pairs_per_step)
     work = {
         "n_steps": n_steps, "pairs_per_step": pairs_per_step, "rankings_per_step": 0, "learning_rate": 1e-5,
         "max_grad_norm": 1.0,
-        "token_budget": 4096, "threads": threads,
+        "token_budget": 4096, "threads": threads, "size": size, **matrices(size), **(on or {}),
     }  # fmt: skip
     turns, ours, theirs = _turns("efficiency-reward", "bench.ours.reward", work, n_warm, n_steps, threads)
     sizes = [TreeSize(len(prompt), (len(a), len(b))) for prompt, a, b in pairs.triples]
     steps = [sizes[i * pairs_per_step : (i + 1) * pairs_per_step] for i in range(n_steps)]
     counted = [
-        Turn(turn.ours | {"units": TRAINING * trunk_flops(step, SHAPES["medium"])}, turn.theirs)
+        Turn(turn.ours | {"units": TRAINING * trunk_flops(step, SHAPES[size])}, turn.theirs)
         for turn, step in zip(turns, steps, strict=True)
     ]
-    return _row("efficiency-reward", counted[n_warm:], ours, theirs, threads)
+    return _row("efficiency-reward", counted[n_warm:], ours, theirs, threads, target=target)
 
 
 def ppo_row(*, quick: bool, threads: int) -> dict[str, Any]:
@@ -47,6 +57,7 @@ def ppo_row(*, quick: bool, threads: int) -> dict[str, Any]:
         "model": str(checkpoint("medium")), "classifier": str(classifier("small")), "n_prompts": 64, "n_samples": 1,
         "max_new_tokens": 48, "n_epochs": n_epochs, "n_minibatches": 4, "learning_rate": 3e-6, "kl_coef": 0.05,
         "n_iterations": n_iterations, "reward": "letters", "seed": 0, "threads": threads,
+        **matrices("medium"),
     }  # fmt: skip
     turns, ours, theirs = _turns("efficiency-ppo", "bench.ours.ppo", work, n_warm, n_iterations, threads)
     prompts = hh_prompts(work["n_prompts"])[1]
@@ -63,16 +74,16 @@ def ppo_row(*, quick: bool, threads: int) -> dict[str, Any]:
 def _turns(
     name: str, module: str, work: dict[str, Any], n_warm: int, n_turns: int, threads: int
 ) -> tuple[list[Turn], Worker, Worker]:
-    ours, theirs = start_pair(
-        name, work | MATRICES, module, "bench.peers.matrix", peer_python=sys.executable, threads=threads
-    )
+    ours, theirs = start_pair(name, work, module, "bench.peers.matrix", peer_python=sys.executable, threads=threads)
     turns = take_turns(ours, theirs, n_warm=n_warm, n_turns=n_turns - n_warm, label=name)
     own = [dataclasses.replace(t, theirs=t.theirs | {"seconds": t.theirs["own_seconds"]}) for t in turns]
     return own, ours, theirs
 
 
-def _row(name: str, turns: list[Turn], ours: Worker, theirs: Worker, threads: int) -> dict[str, Any]:
-    found = row(name, "operations/s", turns, ours, theirs, target=TARGET, threads=threads)
+def _row(
+    name: str, turns: list[Turn], ours: Worker, theirs: Worker, threads: int, *, target: float = TARGET
+) -> dict[str, Any]:
+    found = row(name, "operations/s", turns, ours, theirs, target=target, threads=threads)
     libraries = sorted({turn.theirs["library"] for turn in turns})
     meaningless = ("ratio_cpu", "peak_mib_theirs", "ratio_memory", "ratio_memory_of_work")
     return {key: value for key, value in found.items() if key not in meaningless} | {"matrix_library": libraries}

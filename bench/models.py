@@ -37,6 +37,10 @@ SHAPES = {
     "medium": DecoderShape(hidden=384, mlp=1024, layers=6, heads=6, kv_heads=2, head_size=64, context=2048),
 }
 SHAPES["wide"] = SHAPES["small"]
+# on a GPU: the sizes of Qwen2.5-0.5B and -1.5B, and a toy with which to try the same commands on a processor
+SHAPES["qwen-0.5b"] = DecoderShape(hidden=896, mlp=4864, layers=24, heads=14, kv_heads=2, head_size=64, context=2048)
+SHAPES["qwen-1.5b"] = DecoderShape(hidden=1536, mlp=8960, layers=28, heads=12, kv_heads=2, head_size=128, context=2048)
+SHAPES["qwen-toy"] = DecoderShape(hidden=32, mlp=64, layers=2, heads=4, kv_heads=2, head_size=8, context=2048)
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '\n\n' + ('Human' if message['role'] == 'user' else 'Assistant') + ': ' "
     "+ message['content'] }}{% endfor %}{% if add_generation_prompt %}{{ '\n\nAssistant: ' }}{% endif %}"
@@ -79,6 +83,11 @@ def wide_tokenizer(n_tokens: int) -> PreTrainedTokenizerFast:
     return word_tokenizer([f"w{i}" for i in range(n_tokens - len(SPECIAL))])
 
 
+def widen(tokenizer: PreTrainedTokenizerFast, n_tokens: int) -> None:
+    """Give a tokenizer so many tokens: further words that no text has, written and read like any other."""
+    tokenizer.add_tokens([f"⟦{i}⟧" for i in range(n_tokens - len(tokenizer))])
+
+
 def hh_ids() -> tuple[int, int]:
     """Ids of the end token and of PAD."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint("small"))
@@ -90,6 +99,8 @@ def checkpoint(size: str) -> Path:
     directory = WORK / size
     if not (directory / "config.json").exists():
         tokenizer = wide_tokenizer(WIDE_VOCABULARY) if size == "wide" else hh_tokenizer()
+        if size.startswith("qwen"):
+            widen(tokenizer, VOCABULARY + 100 if size == "qwen-toy" else WIDE_VOCABULARY)
         write_fresh_decoder(directory, tokenizer, SHAPES[size], seed=SEED)
     return directory
 

@@ -11,16 +11,13 @@ With `probes` (responses as token ids) it also says how it scores those.
 from __future__ import annotations
 
 import contextlib
-import json
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from bench.inputs import hh_prompts
-from bench.ours.scores import probe_scores, score_of
+from bench.ours.scores import given_work, on_its_device, probe_scores, products_of, score_of
 from bench.turns import Finished, Turns
 
 from karat.lm.load import load_lm
@@ -65,13 +62,12 @@ def ppo_config(work: Mapping[str, Any]) -> PPOConfig:
 def main() -> None:
     """Load, then train turn by turn."""
     turns = Turns()
-    work = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    work = given_work()
     torch.set_num_threads(work["threads"])
-    products = torch.bfloat16 if work.get("dtype") == "bfloat16" else None
-    lm = load_lm(work["model"], for_training=True, products=products)
+    lm = load_lm(work["model"], for_training=True, products=products_of(work))
     prompts, _ = hh_prompts(work["n_prompts"])
     config = ppo_config(work)
-    score = score_of(work["reward"])
+    score = score_of(work["reward"], work.get("size", "small"))
     clock = IterationClock(turns, config.n_sequences)
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     turns.begin(ready=versions, probe_scores=probe_scores(lm, prompts, score, work))
@@ -80,4 +76,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     with contextlib.suppress(Finished):
-        main()
+        on_its_device(main)

@@ -2,21 +2,20 @@
 
     python -m bench.ours.reward WORK.json
 
-WORK.json: {n_steps, pairs_per_step, rankings_per_step (0 = pairs), learning_rate, threads, …}.
+WORK.json: {n_steps, pairs_per_step, rankings_per_step (0 = pairs), learning_rate, threads, size (medium if absent), dtype,
+device, …}.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 import transformers
 from bench.inputs import hh_pairs, hh_rankings
 from bench.models import PLAIN_HEAD, SEED, checkpoint
+from bench.ours.scores import given_work, on_its_device, products_of
 from bench.turns import Finished, Turns
 
 from karat.lm.load import load_lm
@@ -41,7 +40,7 @@ class StepClock:
 def main() -> None:
     """Load, then train turn by turn."""
     turns = Turns()
-    work = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    work = given_work()
     torch.set_num_threads(work["threads"])
     n_rankings = work["rankings_per_step"]
     if n_rankings:
@@ -50,7 +49,7 @@ def main() -> None:
     else:
         pairs = hh_pairs(work["n_steps"] * work["pairs_per_step"])
         given, n_responses = (pairs.votes, pairs.prompts, pairs.responses), 2 * work["pairs_per_step"]
-    trunk = DecoderTrunk(load_lm(checkpoint("medium"), for_training=True))
+    trunk = DecoderTrunk(load_lm(checkpoint(work.get("size", "medium")), for_training=True, products=products_of(work)))
     config = RewardConfig(
         heads=PLAIN_HEAD,
         raters=RaterPriors(modelled=False),
@@ -73,4 +72,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     with contextlib.suppress(Finished):
-        main()
+        on_its_device(main)

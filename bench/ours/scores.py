@@ -1,8 +1,11 @@
-"""What our side scores responses with in the rows ppo, rloo and grpo and in the time-to-score study."""
+"""What our side is started on, and what it scores responses with in the rows ppo, rloo and grpo and the time-to-score study."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +13,7 @@ from bench.models import plain_reward_model
 from bench.text_rewards import REWARDS
 
 from karat.belief import ScoreScale
+from karat.devices import on_device
 from karat.lm.chat import response_text
 from karat.lm.load import LoadedLM
 from karat.records import Prompt, ScoreFn
@@ -18,14 +22,30 @@ from karat.reward.raters import RaterPriors
 from karat.reward.score import Scorer, score_fn
 
 
-def score_of(name: str) -> ScoreFn:
-    """The score function of a WORK.json's `reward`: "model", or a name of text_rewards."""
-    return model_score() if name == "model" else text_score(name)
+def given_work() -> dict[str, Any]:
+    """The WORK.json that this process was started on."""
+    return json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
 
 
-def model_score() -> ScoreFn:
+def on_its_device(work: Callable[[], None]) -> None:
+    """Do the work where its WORK.json says: `device`, the processor if absent."""
+    with on_device(given_work().get("device", "cpu")):
+        work()
+
+
+def products_of(work: Mapping[str, Any]) -> torch.dtype | None:
+    """What `dtype` of a WORK.json makes of matrix products; float32 if absent."""
+    return torch.bfloat16 if work.get("dtype") == "bfloat16" else None
+
+
+def score_of(name: str, size: str = "small") -> ScoreFn:
+    """The score function of a WORK.json's `reward`: "model" of that size, or a name of text_rewards."""
+    return model_score(size) if name == "model" else text_score(name)
+
+
+def model_score(size: str) -> ScoreFn:
     """The reward model of the bench as a score function, raw scores."""
-    model = plain_reward_model("small").requires_grad_(False).eval()
+    model = plain_reward_model(size).requires_grad_(False).eval()
     return score_fn(Scorer(model, VoteModel(RaterPriors(), (0.0,)), ScoreScale(0.0, 1.0), torch.zeros(1, 1)))
 
 

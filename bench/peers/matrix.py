@@ -2,8 +2,8 @@
 
     python -m bench.peers.matrix WORK.json
 
-WORK.json: {n_rows, n_in, n_out, threads, …}: [rows × in]·[in × out] in float32, through the faster of PyTorch's two
-libraries.
+WORK.json: {n_rows, n_in, n_out, threads, dtype (float32 if absent), device (cpu if absent), …}: [rows × in]·[in × out],
+on a processor through the faster of PyTorch's two libraries.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from bench.turns import Finished, Turns
 
 SECONDS = 1.0
+AT_ONCE = 4
 
 
 def main() -> None:
@@ -26,12 +27,12 @@ def main() -> None:
     work = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(work["threads"])
     generator = torch.Generator().manual_seed(0)
-    left = torch.randn(work["n_rows"], work["n_in"], generator=generator)
-    right = torch.randn(work["n_out"], work["n_in"], generator=generator)
-    products = {
-        "mkl": lambda: left @ right.t(),
-        "onednn": lambda: torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], ""),
-    }
+    device, dtype = torch.device(work.get("device", "cpu")), getattr(torch, work.get("dtype", "float32"))
+    left = torch.randn(work["n_rows"], work["n_in"], generator=generator).to(device, dtype)
+    right = torch.randn(work["n_out"], work["n_in"], generator=generator).to(device, dtype)
+    products = {"mkl" if device.type == "cpu" else device.type: lambda: left @ right.t()}
+    if device.type == "cpu":
+        products["onednn"] = lambda: torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
     for product in products.values():
         product()
     turns.begin(ready={"torch": torch.__version__})
@@ -46,9 +47,12 @@ def main() -> None:
 
 def _rate(product) -> tuple[int, float]:
     started, n = time.perf_counter(), 0
-    while (seconds := time.perf_counter() - started) < SECONDS / 2 or n < 3:
-        product()
-        n += 1
+    while (seconds := time.perf_counter() - started) < SECONDS / 2 or n < AT_ONCE:
+        for _ in range(AT_ONCE):
+            made = product()
+        if made.device.type != "cpu":
+            float(made[0, 0])  # a device is given work without waiting for it
+        n += AT_ONCE
     return n, seconds
 
 

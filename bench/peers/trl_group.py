@@ -50,6 +50,9 @@ class IterationClock(TrainerCallback):
 def model_scores(work):
     """The classifier's scores of prompt ⊕ completion, from token ids."""
     classifier = AutoModelForSequenceClassification.from_pretrained(work["classifier"], num_labels=1).eval()
+    device = work.get("device", "cpu")
+    narrow = torch.autocast(device, torch.bfloat16, enabled=work.get("peer_dtype") == "bfloat16")
+    classifier.to(device)
     pad = classifier.config.pad_token_id or 0
 
     def scores(prompts, completion_ids):
@@ -57,11 +60,11 @@ def model_scores(work):
         ended = [[token for token in ids if token != work["eos_id"]] + [work["eos_id"]] for ids in completion_ids]
         rows = [work["prompts"][int(number)] + ids for number, ids in zip(prompts, ended, strict=True)]
         width = max(map(len, rows))
-        ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-        with torch.inference_mode():
+        ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+        with torch.inference_mode(), narrow:
             hidden = classifier.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
-            last = hidden[torch.arange(len(rows)), mask.sum(1) - 1]
+            last = hidden[torch.arange(len(rows), device=device), mask.sum(1) - 1]
             return classifier.score(last).squeeze(1).tolist()
 
     return scores
@@ -106,8 +109,8 @@ def config_of(work, config_class, **more):
         top_p=1.0,
         top_k=0,
         gradient_checkpointing=False,  # on by default; off is faster
-        bf16=False,
-        use_cpu=True,
+        bf16=work.get("peer_dtype") == "bfloat16",
+        use_cpu=work.get("device", "cpu") == "cpu",
         seed=work["seed"],
         save_strategy="no",
         logging_strategy="no",

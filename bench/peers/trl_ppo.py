@@ -71,7 +71,7 @@ def config_of(work, n_sequences: int) -> PPOConfig:
         stop_token="eos",
         gradient_checkpointing=False,  # on by default; off is faster
         bf16=work.get("peer_dtype") == "bfloat16",
-        use_cpu=True,
+        use_cpu=work.get("device", "cpu") == "cpu",
         seed=work["seed"],
         num_sample_generations=0,
         save_strategy="no",

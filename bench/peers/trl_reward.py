@@ -63,8 +63,8 @@ def main() -> None:
         max_grad_norm=work["max_grad_norm"],
         max_length=1024,
         gradient_checkpointing=False,  # on by default; off is faster
-        bf16=False,
-        use_cpu=True,
+        bf16=work.get("peer_dtype") == "bfloat16",
+        use_cpu=work.get("device", "cpu") == "cpu",
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
