@@ -57,7 +57,9 @@ def head_of(model: nn.Module) -> tuple[nn.Module, float | None]:
 
 def logit_scale_of(model: nn.Module) -> float:
     """By what a model multiplies its logits: Cohere's logit_scale, one over Granite's logits_scaling, 1 in most."""
-    inner: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(inner, PreTrainedModel):  # an output layer alone
+        return 1.0
     config = inner.config.get_text_config()
     times, over = (getattr(config, name, None) for name in ("logit_scale", "logits_scaling"))
     return float(times) if times else 1 / float(over) if over else 1.0
