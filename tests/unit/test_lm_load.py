@@ -190,8 +190,14 @@ def test_a_model_with_attention_of_its_own_is_named(qwen: Path) -> None:
         load_lm(qwen)
 
 
-def test_a_model_whose_logits_are_scaled_behind_the_head_is_refused(qwen: Path) -> None:
+def test_a_model_whose_logits_are_changed_behind_the_head_by_what_nobody_knows_is_refused(
+    qwen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import CohereConfig, CohereForCausalLM
+
+    from karat.lm import logprobs
+
+    monkeypatch.setattr(logprobs, "logit_scale_of", lambda _: 1.0)  # as if the scale had another name
 
     config = CohereConfig(
         vocab_size=272,
@@ -280,3 +286,17 @@ def test_where_the_weights_begin_does_not_depend_on_the_name_of_the_run(tmp_path
     lm = load_lm(tiny_models.tiny_checkpoint("llama", tmp_path / "in"))
     file = save_lm(lm, tmp_path / "out", metadata={"run_id": name}) / "model.safetensors"
     assert (8 + int.from_bytes(file.read_bytes()[:8], "little")) % 64 == 0
+
+
+def test_a_model_with_an_attention_of_its_own_is_named(qwen: Path) -> None:
+    from transformers import BloomConfig, BloomForCausalLM
+
+    config = BloomConfig(
+        vocab_size=272, hidden_size=32, n_layer=2, n_head=4, eos_token_id=2, pad_token_id=0, bos_token_id=1
+    )
+    BloomForCausalLM(config).save_pretrained(qwen)
+    with pytest.raises(
+        CheckpointError, match=r"BloomForCausalLM cannot be run on karat's attention and cache"
+    ) as caught:
+        load_lm(qwen)
+    assert "\n" not in str(caught.value)

@@ -48,7 +48,10 @@ def check_own_numbers(model: PreTrainedModel, pad_id: int, path: str, *, by_tree
         raise
     except Exception as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise CheckpointError(f"{path}: unsupported kind: {said}") from error
+        raise CheckpointError(
+            f"{path}: unsupported kind: {type(model).__name__} cannot be run on karat's attention and cache ({said}); expected a "
+            "decoder whose layers all use transformers' attention interface, as those of Llama, Qwen, Mistral, Gemma or GPT-2"
+        ) from error
 
 
 def _compare(
