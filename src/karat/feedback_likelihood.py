@@ -120,7 +120,7 @@ def channel_information(
     drawn = torch.zeros(len(channel), dtype=torch.float64)
     local = scores.detach().double()[channel.texts]
     n = group_sizes[channel.texts[:, 0]].double()
-    wide = _double(params)
+    wide = in_double(params)
     for _ in range(n_draws):
         answered = sample_channel(scores, channel, params, generator=generator)
         leaf = local.clone().requires_grad_()
@@ -236,7 +236,7 @@ def _to_draws(level: Int[Tensor, "C"], logprobs: Float[Tensor, "*S C K"]) -> Int
     return level.expand(logprobs.shape[:-1]).unsqueeze(-1)
 
 
-def _double(params: FeedbackParams) -> FeedbackParams:
+def in_double(params: FeedbackParams) -> FeedbackParams:
     """The same parameters in float64."""
 
     def wide(record):

@@ -190,7 +190,9 @@ def _log_subset_sum(
     polynomial = start.expand(n_rows, n_stages, largest, largest + 1)
     for k in range(n_candidates):
         term = polynomial[..., :-1] + scaled[:, k].reshape(n_rows, 1, largest, 1)
-        grown = torch.cat([polynomial[..., :1], torch.logaddexp(polynomial[..., 1:], term)], dim=-1)
+        # not logaddexp, whose second derivative at ABSENT is NaN
+        sums = torch.stack([polynomial[..., 1:], term]).logsumexp(0)
+        grown = torch.cat([polynomial[..., :1], sums], dim=-1)
         polynomial = torch.where(left[:, :, k].reshape(n_rows, n_stages, 1, 1), grown, polynomial)
     diagonal = polynomial[..., 1:].diagonal(dim1=-2, dim2=-1)  # degree m in the variables of size m
     return torch.logsumexp(diagonal + log_delta[:largest], dim=-1)

@@ -79,14 +79,19 @@ def test_an_ensemble_is_trained_where_it_is_asked_for(place, tmp_path, capsys):
     assert "reward.held_out" not in capsys.readouterr().out  # an info is not said without --json
 
 
-@pytest.mark.parametrize(
-    ("kinds", "expected"),
-    [("[rating]", "found laplace for several objectives (helpful, honest"), ("[ranking]", "laplace and no comparison")],
-)
-def test_what_no_last_layer_fits_is_refused_before_training(place, tmp_path, capsys, monkeypatch, kinds, expected):
+def test_several_objectives_are_refused_a_last_layer_before_training(place, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(fitting, "train_reward", lambda *_, **__: pytest.fail("trained"))
-    assert run(place, tmp_path / "r", **{"reward.posterior": "laplace", "reward.kinds": kinds}) == 2
-    assert expected in capsys.readouterr().err.splitlines()[-1]
+    assert run(place, tmp_path / "r", **{"reward.posterior": "laplace", "reward.kinds": "[rating]"}) == 2
+    assert "found laplace for several objectives (helpful, honest" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_last_layer_is_fitted_to_kinds_that_compare_nothing_in_pairs(place, tmp_path, capsys):
+    kinds = {"reward.kinds": "[ranking,best_of,label]", "objectives.names": "{harmful: preference}"}
+    assert run(place, tmp_path / "r", "--json", **{"reward.posterior": "laplace", **kinds}) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {one["kind"] for one in found["contributions"]} == {"ranking", "best_of", "label"}
+    assert all(one["n_judgements"] > 0 for one in found["contributions"])
+    assert (tmp_path / "r" / "last_layer.safetensors").is_file()
 
 
 def test_an_interrupted_training_goes_on_and_leaves_no_checkpoints(place, tmp_path, monkeypatch):

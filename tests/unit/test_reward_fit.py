@@ -21,7 +21,7 @@ from karat.reward.score import load_scorer
 from karat.reward.settings import EnsembleConfig, LaplaceConfig
 from karat.reward.train import RewardConfig
 from karat.reward.trunk import DecoderTrunk
-from reward_worlds import planted_votes
+from reward_worlds import gold, planted_feedback, planted_votes
 from tiny_models import tiny_checkpoint
 
 CONFIG = RewardConfig(
@@ -82,6 +82,60 @@ def test_draws_of_the_last_layer_have_its_mean_and_spread(fitted, tmp_path):
     assert 0.5 < ratio < 1.5
     with pytest.raises(CheckpointError, match="posterior: laplace"):
         load_last_layer(tmp_path)
+
+
+def last_layer_of(said, prompts, responses, path, **settings):
+    config = dataclasses.replace(
+        CONFIG, posterior="laplace", heads=HeadConfig(n_heads=2), learning_rate=1e-4,
+        laplace=LaplaceConfig(n_draws=16, tastes=False), **settings,
+    )  # fmt: skip
+    trunk = lambda: DecoderTrunk(load_lm(path, for_training=True))  # noqa: E731
+    return fit_reward(trunk, said, prompts, responses, config=config, seed=0)
+
+
+def test_a_last_layer_takes_a_mixture_of_all_kinds_and_says_what_each_contributed(tmp_path):
+    path = tiny_checkpoint("qwen3", tmp_path / "qwen")
+    said, prompts, responses = planted_feedback()
+    said = [one for one in said if one.objective == "preference"]
+    found = last_layer_of(said, prompts, responses, path, beside=("ngrams",))
+    kinds = {"comparison", "ranking", "best_of", "rating", "label", "correction", "demonstration"}
+    (fit,) = found.members
+    assert {one.kind for one in fit.contributions} == kinds
+    assert sum(one.information_frac for one in fit.contributions) == pytest.approx(1)
+    assert sum(one.n_judgements for one in fit.contributions) == len({one.judgement_id for one in fit.said})
+    assert float(fit.params.competence[: len(fit.annotators)].mean()) == pytest.approx(1, abs=1e-5)
+    texts = [one.text for one in responses.values()]
+    own = [prompts[one.prompt_id] for one in responses.values()]
+    scores = found.scorer.logits(own, texts).mean(0).numpy()
+    assert np.corrcoef(scores, [gold(text) for text in texts])[0, 1] > 0.5
+    # thresholds and offsets are for scores from which each head's own zero is taken off
+    raw = found.scorer.logits(own, texts) * found.scorer.model.temperature - fit.zero[:, None]
+    read = {one for said in fit.said for one in said.response_ids}
+    places = [i for i, one in enumerate(responses) if one in read]
+    assert raw[:, places].mean(1).abs().max() < 1e-3
+
+
+def test_a_last_layer_from_labels_alone_reads_what_stands_beside_the_trunk(tmp_path):
+    path = tiny_checkpoint("qwen3", tmp_path / "qwen")
+    said, prompts, responses = planted_feedback(30)
+    labels = [one for one in said if one.kind == "label"]
+    found = last_layer_of(labels, prompts, responses, path, beside=("ngrams", "place"))
+    texts = ["aaaa", "bcd", "aa", "hgfe", "abab", "cccc"]
+    scores = found.scorer.logits([prompts[next(iter(prompts))]] * 6, texts).mean(0).numpy()
+    assert np.corrcoef(scores, [gold(text) for text in texts])[0, 1] > 0.5
+    assert found.scorer.side is not None
+    assert {one.kind for one in found.members[0].contributions} == {"label"}
+
+
+def test_what_held_out_raters_said_of_chosen_questions_is_in_neither_part(tmp_path):
+    path = tiny_checkpoint("qwen3", tmp_path / "qwen")
+    votes, prompts, responses = planted_votes(4, n_raters=6)
+    votes = [dataclasses.replace(vote, strategy=("random", "bald")[i % 2]) for i, vote in enumerate(votes)]
+    (fit,) = last_layer_of(votes, prompts, responses, path).members
+    held = {vote.annotator for vote in fit.held_out}
+    assert held
+    assert not held & {vote.annotator for vote in fit.said}
+    assert len(fit.said) + len(fit.held_out) < len(votes)
 
 
 def test_members_of_an_ensemble_differ_and_are_scored_side_by_side(fitted):

@@ -57,6 +57,8 @@ def calibration_slices(
     if fit.params is not None and others:
         other = feedback_data(others, *texts, objectives=fit.model.objectives, ordinal=ordinal)
         raw = scorer_of(fit).every(other.prompts, other.texts) * float(fit.model.temperature)
+        if fit.zero is not None:
+            raw = raw - fit.zero[:, None, None]
         found = kind_calibration(
             raw, other.batch, fit.params, fit.vote_model.priors, temperature=float(fit.model.temperature)
         )

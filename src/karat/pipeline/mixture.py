@@ -280,7 +280,7 @@ def _slices(
 ) -> Slices:
     """Calibration by group of raters and by kind, on what the gate keeps, of the random arm."""
     kept: list[Statement] = []
-    if gate and fitted.kind != "laplace":
+    if gate:
         kept = [one for one in gate_split(said.statements, frac=request.gate_frac)[1] if one.strategy == "random"]
     texts = (snapshot.prompts, said.responses)
     ordinal = request.reward.ratings == "ordinal"

@@ -258,7 +258,7 @@ def judged(
     metrics |= {"length_removed": removed, "suspects": words}
     metrics["calibration"] = calibration_bins(crossed, parts.gate, texts)
     slices = calibration_slices(
-        crossed, fit, parts.gate, parts.gate_said if fitted.kind != "laplace" else (),
+        crossed, fit, parts.gate, parts.gate_said,
         (snapshot.prompts, parts.said.responses), snapshot.annotators, ordinal=config.reward.ratings == "ordinal",
     )  # fmt: skip
     metrics["calibration_slices"] = slice_rows(slices)

@@ -1,8 +1,8 @@
 """A trained reward model whose heads become draws of a Bayesian last layer.
 
-The trunk's features are taken as they are; the posterior of the head is fitted to the training comparisons with the
-raters' parameters, by turns with these, and its draws take the place of the heads. Everything downstream (scorer, card,
-mean head as an ordinary classifier) stays as it is. Knows a trained model and votes; knows nothing about splits.
+The trunk's features are taken as they are; the posterior of the head is fitted to all that was trained on, of whatever kind, by
+turns with the raters' parameters, and its draws take the place of the heads. Everything downstream (scorer, card,
+mean head as an ordinary classifier) stays as it is. Knows a trained model and what was said; knows nothing about splits.
 
 Dimension letters: S draws, N texts, C comparisons, d features.
 """
@@ -20,22 +20,27 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from karat.belief import fit_scale
-from karat.choice import RaterParams, VoteBatch, vote_batch
+from karat.choice import RaterParams, VoteBatch
 from karat.errors import CheckpointError, ConfigError
-from karat.records import Estimate, Finding, Prompt, Response, Vote
+from karat.feedback_columns import FeedbackBatch, FeedbackParams, RankBatch
+from karat.records import Estimate, Finding, Prompt, Response
 from karat.reward.block_layer import block_scales
-from karat.reward.calibration import VoteModel, fit_temperature, predicted_probs, vote_nll
-from karat.reward.last_layer import LastLayer, centred_raters, comparison_observations, fit_last_layer
+from karat.reward.calibration import VoteModel
+from karat.reward.channel_answers import batch_answers, is_plain, needs_level
+from karat.reward.contributions import contributions
+from karat.reward.data import FeedbackData, feedback_data
+from karat.reward.last_layer import LastLayer, comparison_observations
+from karat.reward.layer_turns import fit_by_turns
 from karat.reward.model import RewardModel, log_lengths
-from karat.reward.raters import fit_raters
+from karat.reward.prediction import fit_feedback_temperature, held_out_nll
 from karat.reward.sampled_layer import MIXED, sample_population
 from karat.reward.settings import RewardConfig
 from karat.reward.side import SideFeatures, side_features, side_reward
 from karat.reward.tastes import fit_population
-from karat.reward.train import RewardFit
+from karat.reward.train import RewardFit, response_scale
 from karat.reward.trunk import micro_batches
 from karat.seeding import numpy_generator
+from karat.statements import Statement
 
 LAST_LAYER = "last_layer.safetensors"
 SAMPLED_UP_TO = 5_000
@@ -46,26 +51,31 @@ AVERAGED_UP_TO = 20_000
 """Comparisons up to which slopes and curvatures are averaged over the posterior; beyond, it is narrow and costs more."""
 
 
+CHOICES_AVERAGED_UP_TO = 2_000
+"""Rankings and choices of the best up to which that is so: each is averaged over some 30 points."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """Comparisons with the features of their texts."""
+    """Statements with the features of their texts."""
 
-    columns: VoteBatch
-    prompt: Tensor
+    data: FeedbackData
     phi: np.ndarray
-    prompts: list[Prompt]
-    texts: list[str]
+
+    @property
+    def batch(self) -> FeedbackBatch:
+        return self.data.batch
 
     def beside(self, side: SideFeatures | None) -> _Seen:
         """The same with the side features' columns behind the others."""
         if side is None:
             return self
-        return dataclasses.replace(self, phi=np.concatenate([self.phi, side.of(self.prompts, self.texts)], axis=1))
+        read = side.of(self.data.prompts, self.data.texts)
+        return dataclasses.replace(self, phi=np.concatenate([self.phi, read], axis=1))
 
 
 def bayesian_fit(
     fit: RewardFit,
-    votes: Sequence[Vote],
     prompts: Mapping[str, Prompt],
     responses: Mapping[str, Response],
     *,
@@ -75,8 +85,10 @@ def bayesian_fit(
     """The same model with draws of the last layer's posterior as its heads, and the posterior itself, in logits.
 
     Args:
-        fit: a trained model; its trunk is not changed.    votes: what it was trained on, without the held-out ones.
-    Returns: temperature, reference, scale, rater parameters and held-out likelihood are those of the new heads.
+        fit: a trained model, with what it was trained on and what was held out; its trunk is not changed.
+    Returns: temperature, reference, scale, rater parameters, contributions and held-out likelihood are those of the new
+        heads. Parameters of kinds that speak of single responses are for scores measured from each draw's own mean over
+        the training responses: where a draw has its zero is not known, and nobody's preference.
     Raises: ConfigError for several objectives; PosteriorError for a posterior that is not positive definite.
     """
     model, settings = fit.model, config.laplace
@@ -84,31 +96,26 @@ def bayesian_fit(
         raise ConfigError(
             "reward.posterior: found several objectives with laplace; expected heads or ensemble for them"
         )
+    assert fit.params is not None
     # 1. features, once
-    names = {name: place for place, name in enumerate(fit.annotators)}
-    seen = _features(model, votes, prompts, responses, names, config.token_budget)
-    own_width = seen.phi.shape[1]
-    side, effects = _further(seen, fit.raters, config)
+    seen = _features(model, fit.said, prompts, responses, config)
+    level, own_width = needs_level(seen.batch), seen.phi.shape[1]
+    side, effects = _further(seen, fit.params, config)
     seen = seen.beside(side)
     width = seen.phi.shape[1]
     phi = np.concatenate([seen.phi, effects], axis=1)
     # 2. head and raters by turns
-    averaged = len(votes) <= AVERAGED_UP_TO
-    raters = fit.raters
     start = np.concatenate([_whole_weight(model), np.zeros(phi.shape[1] - own_width)])
-    for turn in range(settings.n_turns):
-        last = turn + 1 == settings.n_turns
-        posterior = fit_last_layer(
-            phi, [comparison_observations(seen.columns, raters)], prior_precision=settings.prior_precision,
-            start=start, averaged=averaged and last and (not settings.tastes or settings.text_effects),
-        )  # fmt: skip
-        start = posterior.mean
-        if not last:
-            scores = torch.from_numpy(phi @ start).float()
-            raters = centred_raters(fit_raters(scores, seen.columns, raters, config.raters))
+    turned = fit_by_turns(
+        _from_zero(phi, phi, level=level), seen.batch, fit.params, config.raters, n_people=len(fit.annotators),
+        start=start, n_turns=settings.n_turns, prior_precision=settings.prior_precision,
+        averaged=_averaged(seen.batch) and (not _with_tastes(seen.batch, fit, config) or settings.text_effects),
+    )  # fmt: skip
+    params = turned.params
+    raters = _of_people(params, fit)
     # 3. draws as heads; effects of training texts are integrated out
-    posterior = _without_effects(posterior, width)
-    population = _of_population(posterior, seen, raters, config, seed)
+    posterior = _without_effects(turned.posterior, width)
+    population = _of_population(posterior, seen, raters, fit, config, seed)
     posterior, drawn = population.posterior, population.draws
     heads = _with_heads(model, torch.from_numpy(drawn[:, :own_width]).float())
     vote_model = VoteModel(config.raters, tuple(raters.cutpoints.tolist()))
@@ -117,32 +124,58 @@ def bayesian_fit(
         "prior_precision": posterior.prior_precision, "log_evidence": posterior.log_evidence,
         "n_effective": posterior.n_effective,
     } | population.figures  # fmt: skip
-    held_votes = [vote for vote in fit.held_out if isinstance(vote, Vote)]
-    if held_votes:
-        everyone = {vote.annotator: 0 for vote in held_votes}
-        held = _features(model, held_votes, prompts, responses, everyone, config.token_budget).beside(side)
-        metrics |= _warmed(heads, drawn, held, vote_model)
+    held, held_raw = None, None
+    if fit.held_out:
+        held = _features(model, fit.held_out, prompts, responses, config, objectives=model.objectives).beside(side)
+        held_raw = torch.from_numpy(drawn @ _from_zero(held.phi, seen.phi, level=level).T).unsqueeze(-1)
+        metrics |= _warmed(heads, held_raw, held.data, params, config)
     temperature = float(heads.temperature)
+    raw = torch.from_numpy(drawn @ _from_zero(seen.phi, seen.phi, level=level).T).unsqueeze(-1)
     logits = torch.from_numpy(drawn @ seen.phi.T).float() / temperature
     reference = logits.mean(1)
+    found = contributions(
+        seen.data, raw, params, config.raters, held=None if held is None else held.data, held_raw=held_raw,
+        temperature=temperature, seed=seed,
+    )  # fmt: skip
     fitted = dataclasses.replace(
-        fit, model=heads, raters=raters, vote_model=vote_model, metrics=metrics,
-        scale=fit_scale(logits.mean(0), seen.prompt),
+        fit, model=heads, raters=raters, params=params, vote_model=vote_model, metrics=metrics,
+        contributions=tuple(found), scale=response_scale(logits.mean(0), seen.data.groups),
         reference=reference if fit.reference.ndim == 1 else reference.unsqueeze(-1),
-        findings=[*fit.findings, _finding(posterior, seen.phi.shape[1], len(votes)), *population.findings,
-                  *_about_side(side, len(votes))],
+        findings=[*fit.findings, _finding(posterior, seen.phi.shape[1], len(seen.batch)), *population.findings,
+                  *_about_side(side, len(seen.batch))],
         side=None if side is None else side_reward(side, drawn[:, own_width:]),
+        zero=torch.from_numpy(drawn @ seen.phi.mean(0)).float() if level else None,
     )  # fmt: skip
     return fitted, cooled_layer(posterior, temperature)
 
 
-def _warmed(heads: RewardModel, drawn: np.ndarray, held: _Seen, vote_model: VoteModel) -> dict[str, float]:
-    """Give the heads the temperature that fits held-out raters; returns it, with how likely their votes then are."""
-    raw = torch.from_numpy(drawn @ held.phi.T)
-    temperature = fit_temperature(raw, held.columns, vote_model)
+def _from_zero(phi: np.ndarray, training: np.ndarray, *, level: bool) -> np.ndarray:
+    """Features measured from their training mean, where something speaks of single responses."""
+    return phi - training.mean(0) if level else phi
+
+
+def _averaged(batch: FeedbackBatch) -> bool:
+    """Whether slopes and curvatures are averaged over the posterior."""
+    n_choices = sum(len(channel) for channel in batch.channels if isinstance(channel.columns, RankBatch))
+    return len(batch) <= AVERAGED_UP_TO and n_choices <= CHOICES_AVERAGED_UP_TO
+
+
+def _of_people(params: FeedbackParams, fit: RewardFit) -> RaterParams:
+    """The raters who are people, with the cutpoints of the scale that `fit` gives probabilities on."""
+    n, n_levels = len(fit.annotators), fit.raters.n_levels
+    cutpoints = params.cutpoints.get(f"comparison/{n_levels}", fit.raters.cutpoints)
+    return RaterParams(params.competence[:n], params.side_bias[:n], params.lapse[:n], cutpoints)
+
+
+def _warmed(
+    heads: RewardModel, raw: Float[Tensor, "S N O"], held: FeedbackData, params: FeedbackParams, config: RewardConfig
+) -> dict[str, float]:
+    """Give the heads the temperature that fits held-out raters; returns it, with how likely what they said then is."""
+    found = fit_feedback_temperature(raw, held.batch, params, config.raters)
+    temperature = 1.0 if found is None else found
     heads.temperature.fill_(temperature)
-    probs = predicted_probs(raw, held.columns, vote_model, temperature=temperature)
-    return {"temperature": temperature, "held_out_nll": float(vote_nll(probs, held.columns).mean())}
+    nll = held_out_nll(raw, held.batch, params, config.raters, n_judgements=held.n_judgements, temperature=temperature)
+    return {"temperature": temperature, "held_out_nll": nll}
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,15 +191,24 @@ class _Population:
     findings: tuple[Finding, ...] = ()
 
 
+def _with_tastes(batch: FeedbackBatch, fit: RewardFit, config: RewardConfig) -> bool:
+    """Whether raters who differ are drawn along: comparisons of one scale by several, not too many."""
+    several = len(fit.annotators) > 1 and len(batch) <= AVERAGED_UP_TO
+    return config.laplace.tastes and is_plain(batch) and several
+
+
 def _of_population(
-    posterior: LastLayer, seen: _Seen, raters: RaterParams, config: RewardConfig, seed: int
+    posterior: LastLayer, seen: _Seen, raters: RaterParams, fit: RewardFit, config: RewardConfig, seed: int
 ) -> _Population:
     """What raters who differ do to a posterior of one taste: drawn with it, by moments, or nothing."""
-    settings, votes = config.laplace, seen.columns
+    settings = config.laplace
     rng = numpy_generator(seed, "reward", "last layer")
-    if not settings.tastes or settings.text_effects or len(raters.competence) < 2 or len(votes) > AVERAGED_UP_TO:
+    if not _with_tastes(seen.batch, fit, config) or settings.text_effects:
         none = {"taste_sd": 0.0, "competence_sd": 0.0}
-        return _Population(posterior, posterior.draws(settings.n_draws, rng), none)
+        findings = (_one_taste(seen.batch),) if settings.tastes and not is_plain(seen.batch) else ()
+        return _Population(posterior, posterior.draws(settings.n_draws, rng), none, findings)
+    votes = seen.batch.channels[0].columns
+    assert isinstance(votes, VoteBatch)
     if len(votes) > SAMPLED_UP_TO:
         found = fit_population(
             seen.phi, comparison_observations(votes, raters), votes.annotator.numpy(),
@@ -219,52 +261,43 @@ def load_last_layer(directory: str | Path) -> LastLayer:
 @torch.no_grad()
 def _features(
     model: RewardModel,
-    votes: Sequence[Vote],
+    said: Sequence[Statement],
     prompts: Mapping[str, Prompt],
     responses: Mapping[str, Response],
-    names: Mapping[str, int],
-    token_budget: int,
+    config: RewardConfig,
+    *,
+    objectives: Sequence[str] | None = None,
 ) -> _Seen:
-    """Features (and the length, where the model has a length term) of the texts of some votes."""
-    index: dict[str, int] = {}
-    by_prompt: dict[str, list[int]] = {}
-    for vote in votes:
-        for response_id in (vote.a, vote.b):
-            if response_id not in index:
-                by_prompt.setdefault(vote.prompt_id, []).append(len(index))
-                index[response_id] = len(index)
-    own = [responses[one] for one in index]
-    encoded = model.trunk.encode([prompts[one.prompt_id] for one in own], [one.text for one in own])
-    phi = torch.zeros(len(own), model.trunk.width, dtype=torch.float64)
+    """Features (and the length, where the model has a length term) of the texts that some statements are about."""
+    data = feedback_data(said, prompts, responses, objectives=objectives, ordinal=config.ratings == "ordinal")
+    encoded, budget = model.trunk.encode(data.prompts, data.texts), config.token_budget
+    phi = torch.zeros(len(data.texts), model.trunk.width, dtype=torch.float64)
     model.eval()
-    for part in micro_batches(list(by_prompt.values()), lambda i: encoded[i].n_tokens, token_budget=token_budget):
-        phi[part] = model.features([encoded[i] for i in part], token_budget=token_budget).cpu().double()
+    for part in micro_batches(data.groups, lambda i: encoded[i].n_tokens, token_budget=budget):
+        phi[part] = model.features([encoded[i] for i in part], token_budget=budget).cpu().double()
     if model.config.length_term:
-        phi = torch.cat([phi, log_lengths([one.text for one in own]).double().unsqueeze(1)], dim=1)
-    prompt = torch.empty(len(own), dtype=torch.long)
-    for number, members in enumerate(by_prompt.values()):
-        prompt[members] = number
-    own_prompts, texts = [prompts[one.prompt_id] for one in own], [one.text for one in own]
-    return _Seen(vote_batch(votes, index, names), prompt, phi.numpy(), own_prompts, texts)
+        phi = torch.cat([phi, log_lengths(data.texts).double().unsqueeze(1)], dim=1)
+    return _Seen(data, phi.numpy())
 
 
-def _further(seen: _Seen, raters: RaterParams, config: RewardConfig) -> tuple[SideFeatures | None, np.ndarray]:
-    """Plain features and effects of single texts [N, N], where asked for, each block as large as makes the votes most probable.
+def _further(seen: _Seen, params: FeedbackParams, config: RewardConfig) -> tuple[SideFeatures | None, np.ndarray]:
+    """Plain features and effects of single texts [N, N], where asked for, each block as large as makes what was said most probable.
 
     Raises: ConfigError for effects of too many texts.
     """
-    n_texts, with_effects = len(seen.texts), config.laplace.text_effects
+    n_texts, with_effects = len(seen.data.texts), config.laplace.text_effects
     if with_effects and n_texts > MOST_EFFECTS:
         raise ConfigError(
             f"reward.laplace.text_effects: found {n_texts:,} texts; expected at most {MOST_EFFECTS:,}, its time grows with their cube"
         )
-    side = side_features(config.beside, seen.prompts, seen.texts) if config.beside else None
-    blocks = [seen.phi, *([] if side is None else side.blocks(seen.prompts, seen.texts))]
+    side = side_features(config.beside, seen.data.prompts, seen.data.texts) if config.beside else None
+    blocks = [seen.phi, *([] if side is None else side.blocks(seen.data.prompts, seen.data.texts))]
     blocks += [np.eye(n_texts)] if with_effects else []
     if len(blocks) == 1:
         return None, np.zeros((n_texts, 0))
-    observed = [comparison_observations(seen.columns, raters)]
-    scales, _ = block_scales(np.concatenate(blocks, axis=1), [block.shape[1] for block in blocks], observed)
+    whole, level = np.concatenate(blocks, axis=1), needs_level(seen.batch)
+    observed = batch_answers(seen.batch, params, config.raters, known=True)
+    scales, _ = block_scales(_from_zero(whole, whole, level=level), [block.shape[1] for block in blocks], observed)
     effects = scales[-1] * np.eye(n_texts) if with_effects else np.zeros((n_texts, 0))
     if side is not None:
         side = side.scaled(scales[1 : 1 + len(side.names)])
@@ -317,10 +350,22 @@ def _not_mixed(rhat: float, n_votes: int) -> Finding:
     )
 
 
+def _one_taste(batch: FeedbackBatch) -> Finding:
+    names = ", ".join(channel.name for channel in batch.channels)
+    return Finding(
+        "reward.last_layer_tastes",
+        "Does the posterior know that raters differ in taste?",
+        "warn",
+        Estimate(0.0, None, None, len(batch), "standard deviation of tastes, taken as 0"),
+        detail=f"No: that takes comparisons of one scale alone (reward.kinds: [comparison]), found {names}. Competences, offsets "
+        "and gains are in it; where tastes differ its intervals are too short.",
+    )
+
+
 def _finding(posterior: LastLayer, n_features: int, n_votes: int) -> Finding:
     return Finding(
         "reward.last_layer",
-        "How much of the last layer did the votes determine?",
+        "How much of the last layer did what was said determine?",
         "info",
         Estimate(
             posterior.n_effective, None, None, n_votes, "MacKay's γ = d − λ·tr H⁻¹, at the λ of the highest evidence"

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from karat.reward.last_layer import LastLayer, Observations, fit_last_layer
+from karat.reward.last_layer import LastLayer, fit_last_layer
+from karat.reward.linear_answers import Answers
 
 ROUNDS = 12
 SETTLED = 0.1
@@ -31,7 +32,7 @@ START = 0.3
 def block_scales(
     features: np.ndarray,
     widths: Sequence[int],
-    observations: Sequence[Observations],
+    observations: Sequence[Answers],
     *,
     tolerance: float = 1e-2,
 ) -> tuple[np.ndarray, LastLayer]:

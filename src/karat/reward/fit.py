@@ -82,7 +82,7 @@ def fit_reward(
         directory: for checkpoints; each model has its own folder in it.
         reporters: hear of every step; the steps of an ensemble's models are counted on from one to the next.
     Raises: what `train_reward` raises; PosteriorError; ConfigError for an ensemble without held-out votes, and, before
-        training, for laplace with several objectives or without comparisons.
+        training, for laplace with several objectives.
     """
     if config.posterior == "laplace":
         _check_laplace(votes)
@@ -93,12 +93,7 @@ def fit_reward(
         )  # fmt: skip
         layer = None
         if config.posterior == "laplace":
-            held = {vote.judgement_id for vote in fit.held_out}
-            kept = [vote for vote in votes if isinstance(vote, Vote) and vote.judgement_id not in held]
-            n_other = len(votes) - len(fit.held_out) - len(kept)
-            fit, layer = bayesian_fit(fit, kept, prompts, responses, config=config, seed=seed)
-            if n_other > 0:
-                fit = dataclasses.replace(fit, findings=[*fit.findings, _comparisons_only(len(kept), n_other)])
+            fit, layer = bayesian_fit(fit, prompts, responses, config=config, seed=seed)
         return FittedReward(config.posterior, (fit,), scorer_of(fit), fit.metrics, fit.findings, layer)
     members: list[RewardFit] = []
     for number, own in enumerate(member_seeds(config, seed)):
@@ -118,10 +113,6 @@ def _check_laplace(said: Sequence[Statement]) -> None:
     if len(objectives) > 1:
         raise ConfigError(
             f"reward.posterior: found laplace for several objectives ({', '.join(objectives)}); expected heads or ensemble"
-        )
-    if not any(isinstance(one, Vote) for one in said):
-        raise ConfigError(
-            "reward.posterior: found laplace and no comparison; expected comparisons, or heads or ensemble"
         )
 
 
@@ -307,16 +298,6 @@ def _gain(nll: float, own: Sequence[float]) -> Finding:
             sum(own) / len(own) - nll, None, None, len(own), "mean −log P of the models minus that of the ensemble"
         ),
         detail=f"{len(own)} models; nats a vote.",
-    )
-
-
-def _comparisons_only(n_kept: int, n_other: int) -> Finding:
-    return Finding(
-        "reward.last_layer_reads",
-        "What was the last layer's posterior fitted to?",
-        "warn",
-        Estimate(n_kept / (n_kept + n_other), None, None, n_kept + n_other, "share of the training feedback"),
-        detail=f"Comparisons only: {n_other} judgements of other kinds trained the features but not the posterior.",
     )
 
 

@@ -26,7 +26,7 @@ from scipy.optimize import minimize_scalar
 
 from karat.choice import RaterParams, VoteBatch
 from karat.errors import ConvergenceError, InputError, PosteriorError
-from karat.reward.linear_answers import Derivatives, LinearAnswers, Observations
+from karat.reward.linear_answers import Answers, Derivatives, LinearAnswers, Observations
 
 WARM_ABOVE = 20_000
 """With more answers than this the first steps are taken on every tenth one: they only have to find the neighbourhood."""
@@ -151,7 +151,7 @@ def centred_raters(raters: RaterParams) -> RaterParams:
 
 def fit_last_layer(
     features: np.ndarray,
-    observations: Sequence[Observations],
+    observations: Sequence[Answers],
     *,
     prior_precision: float | None = None,
     start: np.ndarray | None = None,
@@ -163,7 +163,7 @@ def fit_last_layer(
         max_λ ∫ P(answers | w)·N(w; 0, I/λ) dw        by Newton steps on w and exact steps on λ by turns
 
     Args:
-        features: φ of every text, [N, d].    observations: one a kind of feedback.
+        features: φ of every text, [N, d].    observations: one a kind of feedback, of one number or of several scores.
         prior_precision: λ > 0; None = chosen by marginal likelihood.    start: where to begin, [d]; None = 0.
         averaged: False = mode and curvature there (Laplace). True = slopes and curvatures are averaged over the
             posterior itself, which gives the normal distribution of the smallest KL divergence from it (Opper &
@@ -278,7 +278,7 @@ def _chords(
         size = 1.0
         while size > 1e-6:
             tried = w + size * step
-            logliks, first, _, _ = problem.at(tried)
+            logliks, first, _, _ = problem.at(tried, curved=False)
             reached = float(logliks.sum()) - precision * float(tried @ tried) / 2
             if reached >= value + 1e-4 * size * gain:
                 break
@@ -308,21 +308,29 @@ def _best_precision(eigenvalues: np.ndarray, b: np.ndarray) -> float:
 
 def _posterior(problem: LinearAnswers, mode: _Mode) -> LastLayer:
     w, precision, d = mode.w, mode.precision, len(mode.w)
+    value, _, _, working = problem.at(w)
     hessian = mode.hessian + precision * np.eye(d)
+    factor = _factor(hessian)
+    covariance = linalg.cho_solve((factor, True), np.eye(d))
+    reached = float(value.sum()) - precision * float(w @ w) / 2
+    if problem.spread is not None:  # −KL(q‖prior) instead of log prior(ŵ): the bound on the evidence
+        reached += (d - precision * float(np.trace(covariance))) / 2
+    log_evidence = reached + d / 2 * math.log(precision) - float(np.log(np.diag(factor)).sum())
+    if any(one.raters is not None for one, _ in [*problem.parts, *problem.choices]):  # the evidence takes them as known
+        covariance = linalg.cho_solve((_factor(hessian - problem.lost_to_raters(w, working)), True), np.eye(d))
+    return LastLayer(w, (covariance + covariance.T) / 2, precision, log_evidence, d - precision * np.trace(covariance))
+
+
+def _factor(hessian: np.ndarray) -> np.ndarray:
+    """Its Cholesky factor. Raises: PosteriorError where it has none."""
     try:
-        factor = linalg.cholesky(hessian, lower=True)
+        return linalg.cholesky(hessian, lower=True)
     except linalg.LinAlgError:
         smallest = float(linalg.eigvalsh(hessian)[0])
         raise PosteriorError(
             f"last layer: the posterior is not positive definite (smallest eigenvalue {smallest:.3g}); expected > 0. "
             "Give a larger prior precision, or fit raters without lapses"
         ) from None
-    covariance = linalg.cho_solve((factor, True), np.eye(d))
-    value = float(problem.at(w)[0].sum()) - precision * float(w @ w) / 2
-    if problem.spread is not None:  # −KL(q‖prior) instead of log prior(ŵ): the bound on the evidence
-        value += (d - precision * float(np.trace(covariance))) / 2
-    log_evidence = value + d / 2 * math.log(precision) - float(np.log(np.diag(factor)).sum())
-    return LastLayer(w, (covariance + covariance.T) / 2, precision, log_evidence, d - precision * np.trace(covariance))
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

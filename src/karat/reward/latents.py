@@ -46,6 +46,8 @@ LEAST_NOISE = 0.01
 """A rater who always repeats one number must not get infinite weight."""
 OFFSET_LOGITS = 8.0
 """Logits that a whole scale of ordinal ratings spans, by which `offset_sd` is turned into logits."""
+THRESHOLD_MEAN_SD = 10.0
+"""Weak normal prior on the population's threshold, logits: one answer only must not send it to infinity."""
 TIE_SD = 3.0
 """Weak normal prior on log δ of rankings with ties."""
 
@@ -87,7 +89,7 @@ def prior_params(channels: Sequence[Channel], n_annotators: int, priors: RaterPr
 
 
 def fit_params(
-    scores: Float[Tensor, "N O"],
+    scores: Float[Tensor, "*S N O"],
     batch: FeedbackBatch,
     start: FeedbackParams,
     priors: RaterPriors,
@@ -99,7 +101,9 @@ def fit_params(
         max Σ_c log P(statement c | scores, raters) + Σ log prior        channel by channel where they share nothing
 
     Args:
-        scores: raw score units, not trained here.    start: where to begin.
+        scores: raw score units, not trained here. Joint draws of them are scores known only so well: ratings and labels are
+            fitted to all draws, so that what is not known of scores is neither noise nor gain; comparing kinds to their mean.
+        start: where to begin.
     Returns: FeedbackParams in the dtype of `start`. Channels that the batch does not hold stay as they were.
     Raises: ConvergenceError when an objective is not finite.
     """
@@ -107,10 +111,11 @@ def fit_params(
     compared = {channel.objective for channel in comparing}
     params = start
     if comparing:
-        params = _fit_comparing(scores, comparing, params, priors, max_steps)
+        mean = scores if scores.ndim == 2 else scores.mean(0)
+        params = _fit_comparing(mean, comparing, params, priors, max_steps)
     ratings, labels = dict(params.ratings), dict(params.labels)
     for channel in batch.channels:
-        own = scores[:, channel.objective].detach().double()
+        own = scores[..., channel.objective].detach().double()
         free_gain = channel.objective in compared
         if isinstance(channel.columns, RatingBatch):
             ratings[channel.name] = _fit_rating(own, channel, params, priors, free_gain=free_gain)
@@ -216,7 +221,7 @@ class _FreeRaters:
 
 
 def _fit_rating(
-    scores: Float[Tensor, " N"], channel: Channel, start: FeedbackParams, priors: RaterPriors, *, free_gain: bool
+    scores: Float[Tensor, "*S N"], channel: Channel, start: FeedbackParams, priors: RaterPriors, *, free_gain: bool
 ) -> RatingParams:
     """Offsets, gains and noise of all raters around the population's, by non-centred variables.
 
@@ -237,7 +242,7 @@ def _fit_rating(
     cuts = torch.zeros(0) if before.cutpoints is None else before.cutpoints.double()
     raw = torch.cat([cuts[:1], cuts.diff().log()]).requires_grad_(ordinal)
     wide = _double(channel)
-    local = scores[channel.texts]
+    local, n_draws = scores[..., channel.texts], scores[..., 0].numel()
     assert isinstance(wide.columns, RatingBatch)
     n_ratings = torch.zeros(n, dtype=torch.float64).index_add(0, wide.columns.annotator, wide.weight)
 
@@ -253,7 +258,7 @@ def _fit_rating(
 
     def objective() -> Tensor:
         params = dataclasses.replace(start, ratings={channel.name: current()})
-        total = (local_loglik(local, wide, params) * wide.weight).sum() - deviations.square().sum() / 2
+        total = (local_loglik(local, wide, params) * wide.weight).sum() / n_draws - deviations.square().sum() / 2
         if not ordinal:
             sd = params.ratings[channel.name].sd
             total = total - (n_ratings * (offset_sd * free_raters / sd).square()).log1p().sum() / 2
@@ -270,7 +275,7 @@ def _fit_rating(
 
 
 def _fit_label(
-    scores: Float[Tensor, " N"], channel: Channel, start: FeedbackParams, priors: RaterPriors, *, free_gain: bool
+    scores: Float[Tensor, "*S N"], channel: Channel, start: FeedbackParams, priors: RaterPriors, *, free_gain: bool
 ) -> LabelParams:
     """Thresholds of all raters around the population's; the gain where others fix the scale."""
     before = start.labels[channel.name]
@@ -281,16 +286,15 @@ def _fit_label(
     mean = before.threshold[-1].double().clone().requires_grad_()
     deviations = torch.zeros(n, dtype=torch.float64, requires_grad=priors.modelled)
     wide = _double(channel)
-    local = scores[channel.texts]
+    local, n_draws = scores[..., channel.texts], scores[..., 0].numel()
 
     def current() -> LabelParams:
         return LabelParams(mean + priors.threshold_sd * deviations * free_raters, log_gain.exp())
 
     def objective() -> Tensor:
         params = dataclasses.replace(start, labels={channel.name: current()})
-        total = (local_loglik(local, wide, params) * wide.weight).sum() - deviations.square().sum() / 2
-        # one answer only must not send the threshold to infinity
-        return -(total - (mean / 10).square() / 2 - (log_gain / LOG_GAIN_SD).square() / 2) / len(channel)
+        total = (local_loglik(local, wide, params) * wide.weight).sum() / n_draws - deviations.square().sum() / 2
+        return -(total - (mean / THRESHOLD_MEAN_SD).square() / 2 - (log_gain / LOG_GAIN_SD).square() / 2) / len(channel)
 
     minimise(objective, [p for p in (log_gain, mean, deviations) if p.requires_grad], 60)
     with torch.no_grad():

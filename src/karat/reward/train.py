@@ -93,6 +93,10 @@ class RewardFit:
     """What a reader must know about this fit."""
     held_out: tuple[Statement, ...]
     """What no gradient saw."""
+    said: tuple[Statement, ...] = ()
+    """What was trained on; nothing where the model was not fitted here."""
+    zero: Float[Tensor, " S"] | None = None
+    """Raw score of each head from which the thresholds and offsets in `params` are measured; None = 0."""
     params: FeedbackParams | None = None
     """`raters` for every kind, with virtual raters and thresholds, in raw score units; None = not fitted here."""
     contributions: tuple[Contribution, ...] = ()
@@ -309,6 +313,7 @@ def _finish(run: TrainingRun, *, how: str, stopped: str | None) -> RewardFit:
         metrics=metrics,
         findings=findings,
         held_out=held.statements if held is not None else (),
+        said=data.statements,
     )
 
 

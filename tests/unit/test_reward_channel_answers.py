@@ -1,0 +1,341 @@
+"""A last layer from every kind of feedback: mode and covariance against dense oracles, planted weights, honest intervals."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from karat.choice import VoteBatch
+from karat.errors import ConvergenceError
+from karat.feedback_columns import (
+    Channel,
+    FeedbackBatch,
+    FeedbackParams,
+    LabelBatch,
+    LabelParams,
+    RankBatch,
+    RatingBatch,
+)
+from karat.feedback_likelihood import channel_loglik, sample_channel
+from karat.ratings import RatingParams
+from karat.reward.channel_answers import batch_answers, centred_params
+from karat.reward.last_layer import fit_last_layer
+from karat.reward.latents import prior_params
+from karat.reward.layer_turns import fit_by_turns
+from karat.reward.linear_answers import LinearAnswers, _ball
+from karat.reward.raters import RaterPriors
+
+N_TEXTS, N_RATERS, D = 50, 5, 4
+PRIORS = RaterPriors()
+KINDS = (
+    "comparison",
+    "strength",
+    "correction",
+    "demonstration",
+    "ranking",
+    "tied ranking",
+    "best_of",
+    "rating",
+    "steps",
+    "label",
+)
+
+
+def planted(seed=0, n_texts=N_TEXTS, d=D):
+    """Features around 0, and the weights of what raters like."""
+    rng = np.random.default_rng(seed)
+    features = rng.standard_normal((n_texts, d))
+    return features - features.mean(0), rng.standard_normal(d)
+
+
+def known_raters(seed=0, n=N_RATERS, spread=1.0):
+    """Raters who differ, with virtual ones behind them."""
+    g = torch.Generator().manual_seed(seed)
+    z = lambda n: spread * torch.randn(n, generator=g, dtype=torch.float64)  # noqa: E731
+    full = lambda value: torch.full((n,), value, dtype=torch.float64)  # noqa: E731
+    return FeedbackParams(
+        competence=torch.cat([1 + 0.3 * z(n), torch.tensor([1.2, 0.8, 1.0], dtype=torch.float64)]),
+        side_bias=0.3 * z(n + 3), lapse=torch.full((n + 3,), 0.08, dtype=torch.float64),
+        cutpoints={"comparison": torch.tensor([-0.5, 0.5]).double(), "strength": torch.tensor([-1.5, -0.4, 0.4, 1.5]).double(),
+                   "correction": torch.zeros(1).double(), "demonstration": torch.zeros(1).double()},
+        log_tie=torch.tensor([-0.7, -1.5]).double(),
+        ratings={"rating": RatingParams(0.5 + 0.05 * z(n), 0.1 * (1 + 0.2 * z(n)), full(0.12)),
+                 "steps": RatingParams(0.4 * z(n), 1 + 0.2 * z(n), full(1.0), torch.tensor([-2.0, -0.6, 0.3, 2.2]).double())},
+        labels={"label": LabelParams(0.5 + 0.8 * z(n), torch.tensor(0.9).double())},
+    )  # fmt: skip
+
+
+def asked(kind, n, seed=0, *, n_texts=N_TEXTS, n_raters=N_RATERS):
+    """n questions of a kind about random texts to random raters."""
+    rng = np.random.default_rng(seed)
+    width = {"ranking": 4, "tied ranking": 4, "best_of": 3, "rating": 1, "steps": 1, "label": 1}.get(kind, 2)
+    texts = torch.tensor(np.array([rng.choice(n_texts, width, replace=False) for _ in range(n)]))
+    who, none = torch.tensor(rng.integers(n_raters, size=n)), torch.zeros(n, dtype=torch.long)
+    weight = torch.full((n,), 0.25 if kind == "demonstration" else 1.0)
+    if width == 2:
+        virtual = {"correction": 0, "demonstration": 1}.get(kind)
+        level = none if virtual is None else none + 1
+        side = torch.zeros(n) if virtual is not None else torch.tensor(rng.choice([-1.0, 1.0], n)).float()
+        judge = who if virtual is None else none + n_raters + virtual
+        columns = VoteBatch(texts[:, 0], texts[:, 1], level, side, judge, {"comparison": 3, "strength": 5}.get(kind, 2))
+    elif width > 2:
+        mask = torch.ones_like(texts, dtype=torch.bool)
+        if kind == "ranking":
+            mask[::3, 3] = False  # some put three in order
+        columns = RankBatch(texts, mask, torch.ones_like(texts), who)
+    elif kind == "label":
+        columns = LabelBatch(texts[:, 0], none.bool(), who)
+    else:
+        columns = RatingBatch(texts[:, 0], torch.zeros(n), who, 5 if kind == "steps" else None)
+    given = {"strength": "comparison", "steps": "rating", "tied ranking": "ranking"}.get(kind, kind)
+    return Channel(kind, given, 0, columns, who, weight, torch.arange(n))
+
+
+def without_ties(kind, params):
+    return dataclasses.replace(params, log_tie=None) if kind == "ranking" else params
+
+
+def answered(kind, n, features, truth, params, seed=0):
+    question = asked(kind, n, seed, n_texts=len(features), n_raters=len(params.competence) - 3)
+    generator = torch.Generator().manual_seed(seed)
+    return sample_channel(torch.from_numpy(features @ truth), question, without_ties(kind, params), generator=generator)
+
+
+def loss(w, features, channels, params, precision):
+    """−log posterior, by the likelihood that trains and simulates; knows nothing of answers or derivatives."""
+    scores = features @ w
+    total = sum((channel_loglik(scores, channel, params) * channel.weight.double()).sum() for channel in channels)
+    return precision * (w @ w) / 2 - total
+
+
+def dense_oracle(features, channels, params, precision):
+    """Mode and inverse Hessian by a general optimiser and by numerical derivatives, in float64."""
+    f = lambda w: float(loss(torch.from_numpy(w), torch.from_numpy(features), channels, params, precision))  # noqa: E731
+    d, h = features.shape[1], 1e-4
+    best = minimize(f, np.zeros(d), method="BFGS", options={"gtol": 1e-8}).x
+    hessian, unit = np.zeros((d, d)), h * np.eye(d)
+    for i in range(d):
+        for j in range(d):
+            corners = [si * sj * f(best + si * unit[i] + sj * unit[j]) for si in (1, -1) for sj in (1, -1)]
+            hessian[i, j] = sum(corners) / (4 * h * h)
+    return best, np.linalg.inv(hessian)
+
+
+def answers_to(channels, params, **options):
+    return batch_answers(FeedbackBatch(tuple(channels)), params, PRIORS, **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mode_and_covariance_of_each_kind_equal_a_dense_oracle(kind):
+    features, truth = planted()
+    params = without_ties(kind, known_raters())
+    channel = answered(kind, 60, features, truth, params)
+    found = fit_last_layer(features, answers_to([channel], params, known=True), prior_precision=0.7)
+    mode, covariance = dense_oracle(features, [channel], params, 0.7)
+    assert found.mean == pytest.approx(mode, abs=1e-4)
+    assert found.covariance == pytest.approx(covariance, abs=1e-3 * covariance.max())
+
+
+def mixture(features, truth, params, n=30, kinds=KINDS):
+    return [answered(kind, n, features, truth, params, seed) for seed, kind in enumerate(kinds)]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "n"),
+    [
+        (tuple(kind for kind in KINDS if kind != "ranking"), 30),
+        (("label", "best_of"), 12),
+        (("best_of", "tied ranking"), 20),
+    ],
+)  # rankings share one model of ties; few answers are summed one by one, many by text
+def test_mode_and_covariance_of_a_mixture_equal_a_dense_oracle(kinds, n):
+    features, truth = planted(1)
+    params = known_raters(1)
+    channels = mixture(features, truth, params, n, kinds)
+    found = fit_last_layer(features, answers_to(channels, params, known=True), prior_precision=0.7)
+    mode, covariance = dense_oracle(features, channels, params, 0.7)
+    assert found.mean == pytest.approx(mode, abs=1e-4)
+    assert found.covariance == pytest.approx(covariance, abs=1e-3 * covariance.max())
+
+
+def test_curvature_of_a_choice_with_lapses_is_exact_and_its_stand_in_is_never_negative():
+    features, truth = planted(2)
+    params = dataclasses.replace(known_raters(2), lapse=torch.full((N_RATERS + 3,), 0.4, dtype=torch.float64))
+    for kind in ("tied ranking", "best_of"):
+        channel = answered(kind, 40, features, -truth, params)  # answers that surprise: a lapse bends their likelihood
+        (answers,) = answers_to([channel], params)
+        scores = torch.from_numpy(features @ (3 * truth))[channel.texts]
+        _, first, exact, working = answers.derivatives(scores.numpy(), np.arange(40), True)
+
+        def of(leaf, channel=channel):
+            flat = torch.zeros(N_TEXTS, dtype=torch.float64).index_put((channel.texts[0],), leaf)
+            return channel_loglik(flat, channel.select(torch.tensor([0])), params).sum()
+
+        assert exact[0] == pytest.approx(-torch.autograd.functional.hessian(of, scores[0]).numpy(), abs=1e-9)
+        assert first[0] == pytest.approx(torch.autograd.functional.jacobian(of, scores[0]).numpy(), abs=1e-9)
+        assert np.linalg.eigvalsh(exact).min() < -1e-3
+        assert np.linalg.eigvalsh(working).min() > -1e-12
+
+
+def moved_raters(kind, params, middle, z, priors):
+    """The parameters with common and own deviations, each in units of its own prior's standard deviation."""
+    own = z if priors.modelled else 0 * z
+    if kind == "label":
+        old = params.labels[kind]
+        label = LabelParams(old.threshold + 10 * middle[0] + priors.threshold_sd * own[:, 0], old.gain)
+        return dataclasses.replace(params, labels={kind: label})
+    if kind in ("rating", "steps"):
+        old, size = params.ratings[kind], (8 if kind == "steps" else 1) * priors.offset_sd
+        gain = old.gain * (priors.gain_sd * own[:, 1]).exp()
+        rating = dataclasses.replace(old, offset=old.offset + 1e3 * middle[0] + size * own[:, 0], gain=gain)
+        return dataclasses.replace(params, ratings={kind: rating})
+    none = torch.zeros(3, dtype=torch.float64)
+    competence = params.competence + torch.cat([priors.competence_sd * own[:, 0], none])
+    side = params.side_bias + torch.cat([priors.side_bias_sd * own[:, 1], none])
+    return dataclasses.replace(params, competence=competence, side_bias=side)
+
+
+@pytest.mark.parametrize("kind", ["label", "rating", "steps", "comparison", "best_of"])
+@pytest.mark.parametrize("modelled", [True, False])
+def test_what_is_not_known_of_raters_is_in_the_covariance(kind, modelled):
+    """Beside the inverse of the whole matrix over weights, the population's parameters and every rater's own.
+
+    The matrix is that of Gauss and Newton: curvatures by each predictor, in closed form, between its derivatives by automatic
+    differentiation.
+    """
+    features, truth = planted(3)
+    params, priors = known_raters(3), dataclasses.replace(PRIORS, modelled=modelled)
+    params = dataclasses.replace(params, lapse=torch.zeros(N_RATERS + 3, dtype=torch.float64), log_tie=None)
+    channel = answered(kind, 60, features, truth, params)
+    batch = FeedbackBatch((channel,))
+    found = fit_last_layer(features, batch_answers(batch, params, priors), prior_precision=0.7)
+    known = fit_last_layer(features, batch_answers(batch, params, priors, known=True), prior_precision=0.7)
+    assert found.mean == pytest.approx(known.mean, abs=1e-9)
+    assert found.log_evidence == pytest.approx(known.log_evidence, abs=1e-9)
+    if not modelled and kind in ("comparison", "best_of"):
+        assert found.covariance == pytest.approx(known.covariance, abs=1e-12)
+        return
+    assert np.trace(found.covariance) > 1.01 * np.trace(known.covariance)
+    at = torch.cat([torch.from_numpy(found.mean), torch.zeros(1 + 2 * N_RATERS, dtype=torch.float64)])
+    texts = torch.from_numpy(features)[channel.texts]
+
+    def local(x):
+        """What each statement's likelihood reads, as a function of everything: its predictors."""
+        w, middle, z = x[:D], x[D : D + 1], x[D + 1 :].reshape(N_RATERS, 2)
+        now = moved_raters(kind, params, middle, z, priors)
+        who, r = channel.columns.annotator, texts @ w
+        if kind == "label":
+            return (now.labels[kind].gain * r[:, 0] - now.labels[kind].threshold[who]).unsqueeze(1)
+        if kind in ("rating", "steps"):
+            own = now.ratings[kind]
+            return (own.gain[who] * r[:, 0] + own.offset[who]).unsqueeze(1)
+        if kind == "comparison":
+            return (now.competence[who] * (r[:, 0] - r[:, 1]) + now.side_bias[who] * channel.columns.side).unsqueeze(1)
+        return now.competence[who].unsqueeze(1) * r
+
+    jacobian = torch.autograd.functional.jacobian(local, at)  # [C, k, everything]
+    eta = local(at).numpy()
+    if kind == "rating":
+        inner = np.full((60, 1, 1), 1 / 0.12**2)
+    elif kind == "best_of":
+        p = np.exp(eta) / np.exp(eta).sum(1, keepdims=True)
+        inner = np.einsum("ci,ij->cij", p, np.eye(3)) - p[:, :, None] * p[:, None, :]
+    else:
+        cuts = {"label": [0.0], "steps": [-2.0, -0.6, 0.3, 2.2], "comparison": [-0.5, 0.5]}[kind]
+        edges = 1 / (1 + np.exp(-(np.array([-np.inf, *cuts, np.inf])[None] - eta)))
+        level = {"label": lambda c: c.good.long(), "steps": lambda c: c.value.long(), "comparison": lambda c: c.level}[
+            kind
+        ](channel.columns)
+        slopes = edges * (1 - edges)
+        rows = np.arange(60)
+        inner = (slopes[rows, level + 1] + slopes[rows, level])[:, None, None]
+    whole = np.einsum("cki,ckl,clj->ij", jacobian.numpy(), inner, jacobian.numpy())
+    whole += np.diag([0.7] * D + [1.0] * (1 + 2 * N_RATERS))
+    assert found.covariance == pytest.approx(np.linalg.inv(whole)[:D, :D], abs=1e-6)
+
+
+def test_points_of_the_average_have_the_moments_of_a_normal():
+    for k in (2, 3, 4, 6):
+        points, weights = _ball(k)
+        assert weights.sum() == pytest.approx(1)
+        assert (weights[:, None] * points).sum(0) == pytest.approx(np.zeros(k), abs=1e-12)
+        assert np.einsum("p,pi,pj->ij", weights, points, points) == pytest.approx(np.eye(k), abs=1e-12)
+        if k <= 4:  # E x⁴ = 3, E x²y² = 1
+            fourth = np.einsum("p,pi,pj->ij", weights, points**2, points**2)
+            assert fourth == pytest.approx(np.ones((k, k)) + 2 * np.eye(k), abs=1e-12)
+
+
+def test_slopes_and_curvatures_of_choices_are_averaged_over_what_is_not_known_of_the_weights():
+    """Beside a product rule of 11³ points."""
+    features, truth = planted(4)
+    params = known_raters(4)
+    channels = [answered("label", 3, features, truth, params), answered("best_of", 3, features, truth, params)]
+    answers = answers_to(channels, params)
+    problem = LinearAnswers(features, answers)
+    factor = 0.25 * np.linalg.cholesky(np.eye(D) + 0.3)
+    problem.spread = problem.spread_under(factor)
+    value, first, exact, _ = problem.at(truth)
+    rows = features[channels[1].texts.numpy()]
+    covariance = rows @ (factor @ factor.T) @ rows.transpose(0, 2, 1)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(11)
+    points = np.stack(np.meshgrid(nodes, nodes, nodes), axis=-1).reshape(-1, 3)
+    weight = np.prod(np.stack(np.meshgrid(weights, weights, weights), axis=-1).reshape(-1, 3), axis=1)
+    for c in range(3):
+        moved = rows[c] @ truth + points @ np.linalg.cholesky(covariance[c] + 1e-9 * np.eye(3)).T
+        each = answers[1].derivatives(moved, np.full(len(moved), c), True)
+        by_rule = [np.tensordot(weight / weight.sum(), column, 1) for column in each[:3]]
+        found = [value[3 + c], first[3:].reshape(3, 3)[c], exact[3:].reshape(3, 3, 3)[c]]
+        mode = [column[0] for column in answers[1].derivatives((rows[c] @ truth)[None], np.array([c]), True)[:3]]
+        errors = [np.abs(one - rule).max() for one, rule in zip(found, by_rule, strict=True)]
+        gains = [np.abs(one - rule).max() for one, rule in zip(mode, by_rule, strict=True)]
+        print(errors, gains)
+        assert max(errors) < 0.05 * max(gains)
+
+
+def test_twice_the_scores_and_half_of_every_competence_and_gain_are_the_same_statements():
+    features, truth = planted(5)
+    params = known_raters(5)
+    channels = [answered(kind, 20, features, truth, params) for kind in ("strength", "correction", "steps", "label")]
+    found = centred_params(params, FeedbackBatch(tuple(channels)), N_RATERS)
+    mean = float(params.competence[channels[0].rater.unique()].mean())
+    scores = torch.from_numpy(features @ truth)
+    for channel in channels:
+        now = channel_loglik(mean * scores, channel, found)
+        assert torch.allclose(now, channel_loglik(scores, channel, params), atol=1e-9)
+    assert float(found.competence[channels[0].rater.unique()].mean()) == pytest.approx(1)
+    only = FeedbackBatch((channels[3],))
+    assert centred_params(params, only, N_RATERS) is params
+    against = dataclasses.replace(params, competence=-params.competence)
+    with pytest.raises(ConvergenceError, match="mean competence is -"):
+        centred_params(against, FeedbackBatch((channels[0],)), N_RATERS)
+
+
+@pytest.mark.parametrize("kinds", [("label",), ("comparison", "best_of", "label", "rating")])
+def test_planted_weights_are_found_and_intervals_cover_them_as_often_as_they_say(kinds):
+    """Raters who are alike, with offset, threshold, gain and cutpoints to be found along."""
+    priors, inside, along = dataclasses.replace(PRIORS, modelled=False), [], []
+    for seed in range(16):
+        features, truth = planted(seed, n_texts=120)
+        params = dataclasses.replace(known_raters(spread=0.0), lapse=torch.zeros(N_RATERS + 3).double())
+        gain = LabelParams(
+            params.labels["label"].threshold, torch.tensor(1.0).double()
+        )  # the scale, where nobody compares
+        params = dataclasses.replace(params, competence=torch.ones(N_RATERS + 3).double(), labels={"label": gain})
+        channels = [
+            answered(kind, 150 // len(kinds), features, truth, params, 50 * seed + i) for i, kind in enumerate(kinds)
+        ]
+        found = fit_by_turns(
+            features, FeedbackBatch(tuple(channels)), prior_params(channels, N_RATERS, priors), priors, n_people=N_RATERS,
+            start=np.zeros(D), prior_precision=1.0, averaged=True,
+        ).posterior  # fmt: skip
+        delta = np.random.default_rng(1000 + seed).standard_normal((20, D))
+        error = np.abs(delta @ (found.mean - truth))
+        inside.append((error <= 1.645 * np.sqrt(found.variance(delta))).mean())
+        along.append(found.mean @ truth / np.linalg.norm(found.mean) / np.linalg.norm(truth))
+    print(np.mean(inside), np.std(inside, ddof=1) / 4, np.mean(along))
+    assert abs(np.mean(inside) - 0.9) < 3 * np.std(inside, ddof=1) / math.sqrt(16)
+    assert np.mean(along) > 0.95
