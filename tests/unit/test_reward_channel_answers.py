@@ -336,6 +336,5 @@ def test_planted_weights_are_found_and_intervals_cover_them_as_often_as_they_say
         error = np.abs(delta @ (found.mean - truth))
         inside.append((error <= 1.645 * np.sqrt(found.variance(delta))).mean())
         along.append(found.mean @ truth / np.linalg.norm(found.mean) / np.linalg.norm(truth))
-    print(np.mean(inside), np.std(inside, ddof=1) / 4, np.mean(along))
     assert abs(np.mean(inside) - 0.9) < 3 * np.std(inside, ddof=1) / math.sqrt(16)
     assert np.mean(along) > 0.95

@@ -73,6 +73,18 @@ def test_plain_features_beside_the_trunk_are_trained_saved_and_scored_with(place
     assert not torch.allclose(scorer.logits(prompts, texts), without.logits(prompts, texts))
 
 
+def test_heads_of_marks_read_plain_features_where_the_reward_does_not(place, tmp_path, capsys):
+    beside = {"reward.beside": "[ngrams,place]", "objectives.names": "{}"}
+    assert run(place, tmp_path / "r", "--json", **beside, **{"reward.kinds": "[comparison,span_marks]"}) == 0
+    (told,) = [one for one in json.loads(capsys.readouterr().out)["findings"] if one["name"] == "reward.beside"]
+    assert "heads of marks (wrong) read ngrams, place; whole responses are scored by the trunk alone" in told["detail"]
+    scorer = load_scorer(tmp_path / "r")
+    assert scorer.side is None
+    assert load_dense(tmp_path / "r", scorer.model.trunk).side.names == ("ngrams", "place")
+    assert run(place, tmp_path / "s", **beside, **{"reward.kinds": "[comparison]"}) == 2
+    assert "reward.beside: found ngrams, place with posterior heads" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_an_ensemble_is_trained_where_it_is_asked_for(place, tmp_path, capsys):
     assert run(place, tmp_path / "r", **{"reward.posterior": "ensemble", "reward.kinds": "[comparison,label]"}) == 0
     assert len(load_scorer(tmp_path / "r").members) == 2

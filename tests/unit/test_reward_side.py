@@ -23,6 +23,8 @@ from karat.plain_features import (
     token_overlap,
     token_place,
 )
+from karat.pipeline.beside_settings import check_beside_read
+from karat.pipeline.settings import RunConfig
 from karat.records import Vote, user_prompt
 from karat.reward import last_layer
 from karat.reward.block_layer import block_scales, spread
@@ -213,8 +215,16 @@ def test_effects_of_texts_keep_features_from_explaining_single_texts(tmp_path_fa
 def test_blocks_are_read_from_a_configuration_and_refused_where_nothing_reads_them():
     found = build(RewardConfig, {"posterior": "laplace", "beside": ["ngrams", "overlap"]})
     assert found.beside == ("ngrams", "overlap")
-    for wrong in ({"posterior": "heads"}, {"posterior": "laplace", "beside": ["place", "place"]}):
-        with pytest.raises(ConfigError, match=r"reward\.beside"):
-            build(RewardConfig, {"beside": ["ngrams"], **wrong})
+    with pytest.raises(ConfigError, match=r"reward\.beside: found place, place; expected each block once"):
+        build(RewardConfig, {"beside": ["place", "place"]})
+    heads = build(RewardConfig, {"beside": ["ngrams"]})
+    check_beside_read(heads, marks=True)
+    check_beside_read(found, marks=False)
+    with pytest.raises(
+        ConfigError, match=r"found ngrams with posterior heads and no heads of marks .* posterior: laplace"
+    ):
+        check_beside_read(heads, marks=False)
+    with pytest.raises(ConfigError, match=r"reward\.beside: found ngrams with posterior heads"):
+        build(RunConfig, {"name": "r", "sandbox": {}, "reward": {"beside": ["ngrams"]}})
     with pytest.raises(ConfigError, match="beside"):
         build(RewardConfig, {"posterior": "laplace", "beside": ["words"]})

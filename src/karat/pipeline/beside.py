@@ -15,7 +15,7 @@ from karat.config import plain
 from karat.errors import ConfigError, InputError
 from karat.figures import figure
 from karat.ledger.artifacts import ArtifactRef
-from karat.pipeline.beside_settings import ConstraintConfig, DenseSettings
+from karat.pipeline.beside_settings import ConstraintConfig, DenseSettings, beside_finding
 from karat.pipeline.settings import RunConfig
 from karat.policy.beside import Beside
 from karat.policy.score_sources import HttpSettings, asked_once, named_score, source_hash
@@ -36,9 +36,14 @@ from karat.reward.mark_ridges import fit_beside, rows_of, with_side
 from karat.reward.objectives import ObjectivesConfig
 from karat.reward.people import GroupScorer
 from karat.reward.score import Scorer
+from karat.reward.settings import RewardConfig
 from karat.reward.side import Beside as SideBlock
 from karat.reward.trunk import DecoderTrunk, Trunk
 from karat.statements import Marked
+
+
+TRUNK_ALONE = RewardConfig()
+"""Heads of marks that read nothing beside the trunk."""
 
 
 def beside_the_score(
@@ -118,7 +123,7 @@ def keep_token_rewards(
     *,
     metadata: Mapping[str, str],
     kept: Sequence[Marked] = (),
-    beside: Sequence[SideBlock] = (),
+    reward: RewardConfig = TRUNK_ALONE,
     seed: int = 0,
     given: Path | None = None,
 ) -> list[Finding]:
@@ -127,9 +132,9 @@ def keep_token_rewards(
     Args:
         marks: those that may be trained on.    texts: prompts and responses by id.    directory: of the reward model.
         kept: marks on prompts that nothing was trained on; they say how well the others predict them.
-        beside: plain features that the heads read beside the trunk's (`reward.beside`).
+        reward: its `beside` names the plain features that the heads read beside the trunk's.
         given: of the reward model that it was copied from; its token rewards count where nothing was marked.
-    Returns: one finding; none where the configuration weighs nothing.
+    Returns: findings; none where the configuration weighs nothing.
     Raises: InputError where neither has marks; ConfigError for a class that was never marked.
     """
     if not settings.weights:
@@ -137,7 +142,7 @@ def keep_token_rewards(
     decoder = _decoder(trunk)
     if marks:
         heads, quality = fit_token_rewards(
-            decoder, marks, kept, texts, directory, metadata=metadata, seed=seed, beside=beside
+            decoder, marks, kept, texts, directory, metadata=metadata, seed=seed, beside=reward.beside
         )
         where = "; ".join([f"{len(marks)} marked responses", *map(gain_words, quality)])
     elif given is not None and (given / DENSE).is_file():
@@ -152,7 +157,11 @@ def keep_token_rewards(
     detail = f"{where}; weights " + ", ".join(f"{name} {weight:g}" for name, weight in settings.weights.items())
     if settings.step_pay == "every":
         detail += "; every step paid at its end by log P(not wrong)"
-    return [Finding("reward.dense", "Which parts of a response are paid where they stand?", "info", detail=detail)]
+    read = [] if not marks else beside_finding(reward, heads.names)
+    return [
+        Finding("reward.dense", "Which parts of a response are paid where they stand?", "info", detail=detail),
+        *read,
+    ]
 
 
 def _objective(scorer: Scorer, place: int) -> ScoreFn:

@@ -6,11 +6,14 @@ Knows numbers and names; knows nothing about where rewards and costs come from.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from karat.errors import ConfigError
 from karat.policy.settings import ConstraintSettings
+from karat.records import Finding
+from karat.reward.settings import RewardConfig
 
 METHODS = ("ppo", "rloo", "grpo", "reinforce_pp")
 """Methods that can pay inside a response and keep a cost within a limit."""
@@ -87,6 +90,36 @@ def check_beside_settings(
     named = ["dense.weights"] * bool(dense.weights) + ["constraint"] * (constraint is not None)
     if named and algorithm not in METHODS:
         raise ConfigError(f"{named[0]}: found with algorithm={algorithm}; expected one of {', '.join(METHODS)}")
+
+
+def check_beside_read(reward: RewardConfig, *, marks: bool) -> None:
+    """Refuse plain features that nothing would read.
+
+    Args:
+        marks: True = heads of marks inside responses are fitted.
+    Raises: ConfigError.
+    """
+    if reward.beside and reward.posterior != "laplace" and not marks:
+        raise ConfigError(
+            f"reward.beside: found {', '.join(reward.beside)} with posterior {reward.posterior} and no heads of marks to read "
+            "them; expected posterior: laplace, with which whole responses are scored by them too, or marks inside responses "
+            "(span_marks, step_marks or corrections on a decoder; in a run dense.weights)"
+        )
+
+
+def beside_finding(reward: RewardConfig, classes: Sequence[str]) -> list[Finding]:
+    """What reads the plain features where the reward of whole responses does not; nothing where it does.
+
+    Args:
+        classes: of marks whose heads were fitted.
+    """
+    if not reward.beside or reward.posterior == "laplace":
+        return []
+    detail = (
+        f"heads of marks ({', '.join(classes)}) read {', '.join(reward.beside)}; whole responses are scored by the trunk alone: "
+        "reward.posterior: laplace would let them read it too"
+    )
+    return [Finding("reward.beside", "What does the reward read beside the trunk?", "info", detail=detail)]
 
 
 def check_measurable(aggregator: str, max_sycophancy: float | None, *, people: bool, pairs: bool) -> None:

@@ -25,6 +25,7 @@ from karat.ledger.artifacts import ref_of
 from karat.lm.load import load_encoder, load_lm
 from karat.lm.ways import Attending, in_ways
 from karat.pipeline.beside import fit_token_rewards
+from karat.pipeline.beside_settings import beside_finding, check_beside_read
 from karat.pipeline.calibrating import Slices, calibration_slices, slice_findings, slice_rows
 from karat.pipeline.data import check_raters, one_rater
 from karat.pipeline.gating import GATE_FRAC, Texts, calibration_bins, gate_split, main_votes, through_gate
@@ -212,6 +213,7 @@ def _reward_from(request: RewardRequest, progress: Progress) -> dict[str, Any]:
     said = said_in(snapshot, request.reward, request.objectives, samples=newest)
     said, panel = without_panel(said, request.reward.panel_frac)
     trained, gate = kept_for_gate(said.statements, request.gate_frac, request.gate.min_votes)
+    check_beside_read(request.reward, marks=bool(said.marks))
     train, held, _ = split_votes(trained, holdout_frac=request.reward.holdout_frac)
     voted = main_votes([*train, *held])
     check_population(voted, snapshot.annotators, request.pluralism)
@@ -245,6 +247,8 @@ def _reward_from(request: RewardRequest, progress: Progress) -> dict[str, Any]:
             )  # fmt: skip
         findings += about
     quality = _token_rewards(request, fit.model.trunk, said.marks, texts, metadata, kept=bool(gate))
+    if said.marks:
+        findings += beside_finding(request.reward, [one.name for one in quality])
     result = {
         "posterior": fitted.kind, "objectives": list(fit.model.objectives), "n_judgements": said.n_judgements,
         "silent": said.silent, "marked": [one.name for one in quality], "marks": mark_rows(quality),
@@ -310,6 +314,7 @@ def _token_rewards(
     """Fit and save rewards of single tokens where something was marked and the trunk has tokens in order."""
     marks, apart = gate_split(marked, frac=request.gate_frac if kept else 0.0)
     if not marks or not isinstance(trunk, DecoderTrunk):
+        check_beside_read(request.reward, marks=False)
         return []
     _, quality = fit_token_rewards(
         trunk, marks, apart, texts, request.out, metadata=metadata, seed=request.seed, beside=request.reward.beside

@@ -231,7 +231,7 @@ def judged(
     )  # fmt: skip
     dense = keep_token_rewards(
         config.dense, fit.model.trunk, parts.marks, (snapshot.prompts, parts.said.responses), directory,
-        metadata=metadata, kept=parts.gate_marks, beside=config.reward.beside, seed=run.seed, given=given,
+        metadata=metadata, kept=parts.gate_marks, reward=config.reward, seed=run.seed, given=given,
     )  # fmt: skip
     # 2. the gate, on prompts never trained on; it looks at the whole reward, length included
     crossed = CrossedScorer(scorer, factors)  # each prompt at the temperature of the other half's votes

@@ -15,7 +15,13 @@ from karat.errors import ConfigError
 from karat.lm.fresh import DecoderShape
 from karat.lm.trackers import TrackerName
 from karat.lm.ways import Attending, Decode
-from karat.pipeline.beside_settings import ConstraintConfig, DenseSettings, check_beside_settings, check_measurable
+from karat.pipeline.beside_settings import (
+    ConstraintConfig,
+    DenseSettings,
+    check_beside_read,
+    check_beside_settings,
+    check_measurable,
+)
 from karat.pipeline.collect_settings import CollectSettings
 from karat.pipeline.model_settings import Dtype, LoraSettings
 from karat.pipeline.served import ServedPolicy, check_served
@@ -258,6 +264,7 @@ class RunConfig:
         check_measurable(self.aggregator, self.gate.max_sycophancy, people=self.pluralism.enabled, pairs=pairs)
         _ = self.method  # contradictions between `algorithm` and its section
         check_beside_settings(self.algorithm, self.dense, self.constraint, self.score)
+        check_beside_read(self.reward, marks=bool(self.dense.weights))
         if self.ppo.constraint is not None or self.group.constraint is not None:
             raise ConfigError(
                 "constraint: found it within the method's section, which names no cost; expected `constraint: {objective "

@@ -105,9 +105,10 @@ class RewardConfig:
     laplace: LaplaceConfig = field(default_factory=LaplaceConfig)
     """Read where `posterior` is laplace."""
     beside: tuple[Beside, ...] = ()
-    """Plain features that the Bayesian last layer reads beside the trunk's, each block with a prior of its own: ngrams,
-    place (lengths), overlap (what prompt and response said before), numbers (equations, computed, and whether numbers of the
-    prompt are used). Easily gamed: words, lengths and correct sums about nothing can be had for nothing."""
+    """Plain features read beside the trunk's, each block with a prior of its own: ngrams, place (lengths), overlap (what prompt
+    and response said before), numbers (equations, computed, and whether numbers of the prompt are used). Heads of marks read
+    them, and with `posterior: laplace` the reward of whole responses. Easily gamed: words, lengths and correct sums about
+    nothing can be had for nothing."""
 
     def __post_init__(self) -> None:
         if self.n_epochs < 1 or self.batch_responses < 2 or self.token_budget < 1 or self.patience < 1:
@@ -120,11 +121,8 @@ class RewardConfig:
                 f"reward: found holdout_frac={self.holdout_frac}, dropout={self.dropout}, "
                 f"warmup_frac={self.warmup_frac}; expected all in [0, 1)"
             )
-        if self.beside and (self.posterior != "laplace" or len(set(self.beside)) < len(self.beside)):
-            raise ConfigError(
-                f"reward.beside: found {', '.join(self.beside)} with posterior {self.posterior}; expected each block once, "
-                "and posterior laplace"
-            )
+        if len(set(self.beside)) < len(self.beside):
+            raise ConfigError(f"reward.beside: found {', '.join(self.beside)}; expected each block once")
         if not 0 <= self.panel_frac <= 0.5:
             raise ConfigError(f"reward.panel_frac: found {self.panel_frac:g}; expected a share from 0 to 0.5")
         if unknown := [kind for kind in self.kinds if kind not in KINDS]:
