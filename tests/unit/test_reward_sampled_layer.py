@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,10 +13,10 @@ from karat.choice import VoteBatch
 from karat.errors import ConvergenceError, InputError
 from karat.hamiltonian import sample_chains, split_rhat
 from karat.reward import sampled_layer
-from karat.reward.hierarchy import HierarchyDensity, HierarchyPriors
+from karat.reward.hierarchy import HierarchyDensity, HierarchyPriors, TextEffects
 from karat.reward.last_layer import comparison_observations, fit_last_layer
 from karat.reward.raters import RaterPriors, prior_raters
-from karat.reward.sampled_layer import sample_population
+from karat.reward.sampled_layer import _incidence, sample_population
 
 
 def test_draws_have_the_mean_and_covariance_of_a_normal_density():
@@ -73,8 +75,8 @@ def first_fit(delta, votes, n_raters):
     return features, fit_last_layer(features, [comparison_observations(votes, raters)], tolerance=1e-4)
 
 
-@pytest.mark.parametrize("n_levels", [2, 3, 5])
-def test_the_gradient_is_that_of_the_density(n_levels):
+@pytest.mark.parametrize(("n_levels", "with_effects"), [(2, False), (3, True), (5, False)])
+def test_the_gradient_is_that_of_the_density(n_levels, with_effects):
     rng = np.random.default_rng(n_levels)
     n, d = 30, 2
     votes = votes_of(
@@ -83,6 +85,7 @@ def test_the_gradient_is_that_of_the_density(n_levels):
     density = HierarchyDensity(
         rng.standard_normal((n, d)), votes, known=0.3 * rng.standard_normal(n), centre=np.array([1.0, -0.5]),
         factor=np.array([[0.5, 0.0], [0.2, 0.3]]), priors=HierarchyPriors(),
+        effects=TextEffects(_incidence(*rng.integers(7, size=(2, n)), 7), 0.8) if with_effects else None,
     )  # fmt: skip
     at, h = density.start() + 0.5 * rng.standard_normal(density.n_dims), 1e-5
     gradient = density(at)[1]
@@ -158,3 +161,31 @@ def test_directions_that_are_not_sampled_keep_their_first_fit():
     assert np.var(sampled.draws @ wide) < 1.5 * (wide @ first.covariance @ wide)
     assert sampled.spreads["competence_sd"] < 0.01
     assert 0.99 < sampled.spreads["precision"] < 1.01
+
+
+def test_effects_of_texts_are_drawn_beside_raters_who_differ():
+    """Many votes on few texts, liked for what the one feature does not say, by raters who differ in what they make of it."""
+    rng, n_texts, n = np.random.default_rng(2), 16, 400
+    features, effect = rng.standard_normal((n_texts, 1)), 1.5 * rng.standard_normal(n_texts)
+    rater = np.arange(n) % 10
+    a = rng.integers(n_texts, size=n)
+    b = (a + rng.integers(1, n_texts, size=n)) % n_texts
+    own = 1.0 + 0.6 * rng.standard_normal(10)
+    eta = own[rater] * (features[a, 0] - features[b, 0]) + effect[a] - effect[b] + rng.logistic(size=n)
+    columns = [torch.from_numpy(one) for one in (a, b, (eta > 0).astype(int), np.zeros(n), rater)]
+    votes = VoteBatch(*columns, 2)
+    raters = prior_raters(10, 2, RaterPriors())
+    whole = np.concatenate([features, 1.5 * np.eye(n_texts)], axis=1)
+    wide = fit_last_layer(whole, [comparison_observations(votes, raters)], prior_precision=1.0)
+    first = dataclasses.replace(wide, mean=wide.mean[:1], covariance=wide.covariance[:1, :1])
+    found = {
+        size: sample_population(features, votes, first, np.random.default_rng(0), raters=RaterPriors(), prior_precision=1.0,
+                                effect_size=size)
+        for size in (0.0, 1.5)
+    }  # fmt: skip
+    sd = {size: float(one.draws.std()) for size, one in found.items()}
+    # sixteen texts say little of the feature once each may be liked for itself, however many vote on them
+    assert sd[1.5] > 1.5 * sd[0.0]
+    assert abs(float(found[1.5].draws.mean()) - 1.0) < 2 * sd[1.5]
+    assert found[1.5].spreads["taste_sd"] > 0.1
+    assert found[1.5].draws.shape[1] == 1

@@ -16,6 +16,8 @@ from karat.config import build
 from karat.errors import CheckpointError, ConfigError
 from karat.lm.load import load_lm
 from karat.ngrams import column_weights, ngram_counts, weighted_counts
+from karat.pipeline.beside_settings import check_beside_read
+from karat.pipeline.settings import RunConfig
 from karat.plain_features import (
     response_overlap,
     response_place,
@@ -23,8 +25,6 @@ from karat.plain_features import (
     token_overlap,
     token_place,
 )
-from karat.pipeline.beside_settings import check_beside_read
-from karat.pipeline.settings import RunConfig
 from karat.records import Vote, user_prompt
 from karat.reward import last_layer
 from karat.reward.block_layer import block_scales, spread
@@ -207,6 +207,12 @@ def test_effects_of_texts_keep_features_from_explaining_single_texts(tmp_path_fa
     (without, _), (with_effects, found) = spread_of(False), spread_of(True)
     assert with_effects < without / 2
     assert found.last_layer.mean.shape == (found.scorer.model.trunk.width + 1,)
+    assert (found.metrics["taste_sd"], "rhat" in found.metrics) == (0.0, False)
+    config = dataclasses.replace(config, laplace=LaplaceConfig(n_draws=16))
+    _, both = spread_of(True)  # raters who differ, and effects of texts
+    assert both.metrics["taste_sd"] > 0
+    assert "rhat" in both.metrics
+    assert both.last_layer.mean.shape == found.last_layer.mean.shape
     monkeypatch.setattr("karat.reward.bayes.MOST_EFFECTS", 5)
     with pytest.raises(ConfigError, match="text_effects"):
         spread_of(True)

@@ -129,3 +129,19 @@ def test_raters_who_vote_against_the_scores_are_named():
     delta, answers, who, mean, _ = uneven(0.2, seed=3)
     with pytest.raises(ConvergenceError, match="mean competence is -"):
         competences(delta, answers, who, -mean)
+
+
+def test_raters_agree_on_the_features_that_are_not_of_taste():
+    """The taste's variance and the covariance it adds are those of the first features alone."""
+    delta, answers, who, mean = crowd(0.8, seed=1, n_raters=20, n_each=20)
+    beside = np.random.default_rng(0).standard_normal((len(delta), 3))
+    whole, weights = np.concatenate([delta, beside], axis=1), np.concatenate([mean, np.zeros(3)])
+    assert taste_variance(whole, answers, who, weights, n_taste=4) == pytest.approx(
+        taste_variance(delta, answers, who, mean), abs=1e-12
+    )
+    assert taste_variance(whole, answers, who, weights) < taste_variance(delta, answers, who, mean)
+    found = fit_population(whole, answers, who, prior_precision=1.0, averaged=False, competence_known=True, n_taste=4)
+    everywhere = fit_population(whole, answers, who, prior_precision=1.0, averaged=False, competence_known=True)
+    tasted, alike = (np.diag(one.posterior.covariance) for one in (found, everywhere))
+    assert found.taste_sd > 0.4
+    assert tasted[4:].mean() < alike[4:].mean()

@@ -41,7 +41,6 @@ from karat.reward.side import Beside as SideBlock
 from karat.reward.trunk import DecoderTrunk, Trunk
 from karat.statements import Marked
 
-
 TRUNK_ALONE = RewardConfig()
 """Heads of marks that read nothing beside the trunk."""
 

@@ -109,13 +109,13 @@ def bayesian_fit(
     turned = fit_by_turns(
         _from_zero(phi, phi, level=level), seen.batch, fit.params, config.raters, n_people=len(fit.annotators),
         start=start, n_turns=settings.n_turns, prior_precision=settings.prior_precision,
-        averaged=_averaged(seen.batch) and (not _with_tastes(seen.batch, fit, config) or settings.text_effects),
+        averaged=_averaged(seen.batch) and not _with_tastes(seen.batch, fit, config),
     )  # fmt: skip
     params = turned.params
     raters = _of_people(params, fit)
     # 3. draws as heads; effects of training texts are integrated out
     posterior = _without_effects(turned.posterior, width)
-    population = _of_population(posterior, seen, raters, fit, config, seed)
+    population = _of_population(posterior, seen, effects, raters, fit, config, seed)
     posterior, drawn = population.posterior, population.draws
     heads = _with_heads(model, torch.from_numpy(drawn[:, :own_width]).float())
     vote_model = VoteModel(config.raters, tuple(raters.cutpoints.tolist()))
@@ -198,27 +198,36 @@ def _with_tastes(batch: FeedbackBatch, fit: RewardFit, config: RewardConfig) -> 
 
 
 def _of_population(
-    posterior: LastLayer, seen: _Seen, raters: RaterParams, fit: RewardFit, config: RewardConfig, seed: int
+    posterior: LastLayer,
+    seen: _Seen,
+    effects: np.ndarray,
+    raters: RaterParams,
+    fit: RewardFit,
+    config: RewardConfig,
+    seed: int,
 ) -> _Population:
     """What raters who differ do to a posterior of one taste: drawn with it, by moments, or nothing."""
     settings = config.laplace
     rng = numpy_generator(seed, "reward", "last layer")
-    if not _with_tastes(seen.batch, fit, config) or settings.text_effects:
+    if not _with_tastes(seen.batch, fit, config):
         none = {"taste_sd": 0.0, "competence_sd": 0.0}
         findings = (_one_taste(seen.batch),) if settings.tastes and not is_plain(seen.batch) else ()
         return _Population(posterior, posterior.draws(settings.n_draws, rng), none, findings)
     votes = seen.batch.channels[0].columns
     assert isinstance(votes, VoteBatch)
     if len(votes) > SAMPLED_UP_TO:
+        width = seen.phi.shape[1]
         found = fit_population(
-            seen.phi, comparison_observations(votes, raters), votes.annotator.numpy(),
-            prior_precision=settings.prior_precision, competence_known=not config.raters.modelled,
+            np.concatenate([seen.phi, effects], axis=1), comparison_observations(votes, raters), votes.annotator.numpy(),
+            prior_precision=settings.prior_precision, competence_known=not config.raters.modelled, n_taste=width,
         )  # fmt: skip
         spreads = {"taste_sd": found.taste_sd, "competence_sd": found.competence_sd}
-        return _Population(found.posterior, found.posterior.draws(settings.n_draws, rng), spreads)
+        found_layer = _without_effects(found.posterior, width)
+        return _Population(found_layer, found_layer.draws(settings.n_draws, rng), spreads)
     sampled = sample_population(
-        seen.phi, votes, posterior, rng, raters=config.raters, prior_precision=settings.prior_precision
-    )
+        seen.phi, votes, posterior, rng, raters=config.raters, prior_precision=settings.prior_precision,
+        effect_size=float(effects[0, 0]) if effects.size else 0.0,
+    )  # fmt: skip
     every = np.linspace(0, len(sampled.draws) - 1, settings.n_draws).round().astype(int)
     drawn = sampled.draws[every]
     drawn += sampled.posterior.mean - drawn.mean(0)  # few draws: their mean is to be that of all

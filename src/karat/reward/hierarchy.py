@@ -1,9 +1,9 @@
 """The reward of a population, with everything that is not known of its raters drawn along with it.
 
-    η = a_r·Δφ·(w + u_r) + b_r·side        P(y ≤ k) = (1 − ε_r)·σ((c_k − η)/κ) + ε_r·(k + 1)/K
+    η = a_r·(Δφ·(w + u_r) + Δv) + b_r·side        P(y ≤ k) = (1 − ε_r)·σ((c_k − η)/κ) + ε_r·(k + 1)/K
     a_r ~ N(1, σ²)   u_rj ~ N(0, τ_j²)   b_r ~ N(0, β²)   ε_r ~ Beta   w ~ N(0, I/λ)   κ² = 1 + π/8·a_r²·Σ_j ν_j²Δφ_j²
 
-u_r is a rater's taste; ν is what the same rater weighs otherwise from one answer to the next (attention that comes and
+v are effects of single texts, N(0, size²/λ), where there are some; u_r is a rater's taste; ν is what the same rater weighs otherwise from one answer to the next (attention that comes and
 goes), integrated by κ (MacKay 1992, Neural Computation 4(5), eq. 10). Taken as known, each of σ, τ, ν, c and ε moves the
 size of w, and an interval that does not know them is too short.
 
@@ -53,12 +53,22 @@ class HierarchyPriors:
     """Beta of ε."""
 
 
+@dataclass(frozen=True, eq=False)
+class TextEffects:
+    """What each text is liked for that no feature says."""
+
+    incidence: sparse.csr_matrix
+    """+1 at the first text of an answer, −1 at the second, [C, N]."""
+    size: float
+    """Standard deviation relative to that of a weight."""
+
+
 class HierarchyDensity:
     """log p(answers, raters, spreads, w) and its gradient, in coordinates that are roughly standard normal."""
 
     def __init__(
         self, delta: np.ndarray, votes: VoteBatch, *, known: np.ndarray, centre: np.ndarray, factor: np.ndarray,
-        priors: HierarchyPriors,
+        priors: HierarchyPriors, effects: TextEffects | None = None,
     ) -> None:  # fmt: skip
         """delta: [C, d] of Δφ.    known: [C] logits besides, before competence.    centre, factor: w = centre + factor·x."""
         self.delta, self.squared, self.known = delta, delta**2, known
@@ -68,9 +78,10 @@ class HierarchyDensity:
         self.n_raters = int(self.rater.max()) + 1
         self.by_rater = sparse.csr_matrix((np.ones(n), (self.rater, np.arange(n))), shape=(self.n_raters, n))
         self.steps = step_matrix(n_levels)
-        a = self.n_raters
+        a, self.effects = self.n_raters, effects
+        n_effects = 0 if effects is None else effects.incidence.shape[1]
         sizes = {"w": d, "competence": a, "side": a, "lapse": a, "taste": a * d, "apart": d, "waver": d,
-                 "step": self.steps.shape[1], "spreads": 5}  # fmt: skip
+                 "step": self.steps.shape[1], "spreads": 5, "effect": n_effects}  # fmt: skip
         ends = np.cumsum(list(sizes.values()))
         self.place = {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
         self.n_dims = int(ends[-1])
@@ -111,6 +122,9 @@ class HierarchyDensity:
         # 1. the answers
         r = self.rater
         e = np.einsum("cd,cd->c", self.delta, (w + standard * tau)[r]) + self.known
+        if self.effects is not None:
+            of_texts = self.effects.size / math.sqrt(lam) * part["effect"]
+            e = e + self.effects.incidence @ of_texts
         waver = self.squared @ nu2
         kappa = np.sqrt(1 + PROBIT * a[r] ** 2 * waver)
         eta = a[r] * e + beta * part["side"][r] * self.side
@@ -126,6 +140,10 @@ class HierarchyDensity:
         d_nu = 2 * nu2 * (self.squared.T @ (d_kappa * a[r] ** 2))
         d_lam = len(w) / 2 - lam * float(w @ w) / 2 - (float(d_tau.sum()) + float(d_nu.sum())) / 2
         gradient = -x  # of the standard normal coordinates
+        if self.effects is not None:
+            d_texts = self.effects.incidence.T @ (d_eta * a[r])
+            d_lam -= float(d_texts @ of_texts) / 2
+            gradient[self.place["effect"]] += self.effects.size / math.sqrt(lam) * d_texts
         gradient[self.place["w"]] = self.factor.T @ d_w
         gradient[self.place["competence"]] += sigma * d_a
         gradient[self.place["side"]] += beta * d_b

@@ -14,11 +14,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import linalg
+from scipy import linalg, sparse
 
 from karat.choice import VoteBatch
 from karat.hamiltonian import sample_chains, split_rhat
-from karat.reward.hierarchy import HierarchyDensity, HierarchyPriors
+from karat.reward.hierarchy import HierarchyDensity, HierarchyPriors, TextEffects
 from karat.reward.last_layer import LastLayer
 from karat.reward.raters import RaterPriors
 
@@ -58,12 +58,15 @@ def sample_population(
     *,
     raters: RaterPriors,
     prior_precision: float | None = None,
+    effect_size: float = 0.0,
 ) -> SampledLayer:
     """Draws of the population's mean taste, with raters, cutpoints and spreads drawn along.
 
     Args:
         features: φ of every text, [N, d].    first: a normal fit of the same votes.    rng: of the chains.
         raters: priors of a rater.    prior_precision: λ > 0; None = drawn too.
+        effect_size: standard deviation of effects of single texts, relative to that of a weight; they are drawn along and left
+            out of what is returned. 0 = texts have none.
     Raises: what `sample_chains` raises.
     """
     basis = _directions(first.covariance)
@@ -72,10 +75,12 @@ def sample_population(
     priors = hierarchy_priors(raters)
     if prior_precision is not None:
         priors = dataclasses.replace(priors, precision=(math.log(prior_precision), 1e-3))
-    difference = features[votes.a.numpy()] - features[votes.b.numpy()]
+        a, b = votes.a.numpy(), votes.b.numpy()
+    effects = TextEffects(_incidence(a, b, len(features)), effect_size) if effect_size > 0 else None
+    difference = features[a] - features[b]
     density = HierarchyDensity(
         difference @ basis, votes, known=difference @ rest, centre=centre,
-        factor=linalg.cholesky(basis.T @ first.covariance @ basis, lower=True), priors=priors,
+        factor=linalg.cholesky(basis.T @ first.covariance @ basis, lower=True), priors=priors, effects=effects,
     )  # fmt: skip
     chains = sample_chains(density, density.start(), rng, n_chains=N_CHAINS, n_warm=N_WARM, n_draws=N_DRAWS)
     pooled = chains.pooled()
@@ -89,6 +94,12 @@ def sample_population(
     spreads = {name: float(np.median(values)) for name, values in density.spreads(pooled).items()}
     rhat = float(split_rhat(density.weights(chains.draws)).max())
     return SampledLayer(sampled @ basis.T + rest + beside, posterior, spreads, rhat)
+
+
+def _incidence(a: np.ndarray, b: np.ndarray, n_texts: int) -> sparse.csr_matrix:
+    n, ones = len(a), np.ones(len(a))
+    places = np.tile(np.arange(n), 2), np.concatenate([a, b])
+    return sparse.csr_matrix((np.concatenate([ones, -ones]), places), shape=(n, n_texts))
 
 
 def _directions(covariance: np.ndarray) -> np.ndarray:

@@ -42,7 +42,7 @@ class LaplaceConfig:
     text_effects: bool = False
     """True = each training text is also liked for what no feature says, by an effect of its own, normal, its variance chosen by
     marginal likelihood. Where many vote on few texts the features otherwise explain single texts, and new ones are scored badly.
-    Raters then do not differ; spreads do not hold a new text's own effect. At most 3,000 texts."""
+    Spreads do not hold a new text's own effect. At most 3,000 texts."""
 
     def __post_init__(self) -> None:
         if self.n_draws < 2 or self.n_draws % 2 or self.n_turns < 1:

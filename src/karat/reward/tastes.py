@@ -64,6 +64,7 @@ def fit_population(
     prior_precision: float | None = None,
     averaged: bool = True,
     competence_known: bool = False,
+    n_taste: int | None = None,
 ) -> TasteFit:
     """The last layer of a population, by turns with τ and with what is known of each rater's competence.
 
@@ -77,13 +78,15 @@ def fit_population(
         features: φ of every text, [N, d]; τ is one number, so features should have comparable scales.
         observations: answers of one kind; their slopes are first guesses of the competences.
         annotator: index of the rater of each, [C].    competence_known: True = the slopes are taken as they are.
+        n_taste: raters differ in so many of the first features, and agree on the others (effects of single texts); None = all.
     Raises: what `fit_last_layer` and `competences` raise.
     """
     tau2, start, doubt, sigma = 0.0, None, np.zeros(len(observations)), 0.0
     n_people = len(np.unique(annotator))
+    tasted = features[:, :n_taste]
     for turn in range(N_TURNS):
         last = turn + 1 == N_TURNS
-        spread = np.sqrt(tau2 * _squared_length(features, observations) + doubt**2)
+        spread = np.sqrt(tau2 * _squared_length(tasted, observations) + doubt**2)
         answers = overdispersed(observations, spread)
         fit = fit_last_layer(
             features, [answers], prior_precision=prior_precision, start=start, averaged=averaged and last,
@@ -91,18 +94,19 @@ def fit_population(
         )  # fmt: skip
         start = fit.mean
         if not last:
-            tau2 = taste_variance(features, observations, annotator, fit.mean)
+            tau2 = taste_variance(features, observations, annotator, fit.mean, n_taste=n_taste)
         if not last and not competence_known:
             found = competences(features, observations, annotator, fit.mean)
             sigma = found.population_sd
             observations, doubt = dataclasses.replace(observations, slope=found.slope), found.doubt
     _, _, exact, working = answers.derivatives(_eta(features, answers, fit.mean), np.arange(len(answers)))
     curvature = np.where(exact > 0, exact, working)
-    middle = np.zeros_like(fit.covariance)
-    for rows, delta in _by_rater(features, observations, annotator):
+    n = tasted.shape[1]
+    middle = np.zeros((n, n))
+    for rows, delta in _by_rater(tasted, observations, annotator):
         information = delta.T @ (delta * curvature[rows, None])
         middle += information @ information
-    covariance = fit.covariance + tau2 * fit.covariance @ middle @ fit.covariance
+    covariance = fit.covariance + tau2 * fit.covariance[:, :n] @ middle @ fit.covariance[:n]
     covariance += sigma**2 / n_people * np.outer(fit.mean, fit.mean)
     posterior = dataclasses.replace(fit, covariance=(covariance + covariance.T) / 2)
     return TasteFit(posterior, float(np.sqrt(tau2)), sigma)
@@ -151,7 +155,14 @@ def competences(
     )
 
 
-def taste_variance(features: np.ndarray, observations: Observations, annotator: np.ndarray, mean: np.ndarray) -> float:
+def taste_variance(
+    features: np.ndarray,
+    observations: Observations,
+    annotator: np.ndarray,
+    mean: np.ndarray,
+    *,
+    n_taste: int | None = None,
+) -> float:
     """τ² by moments: raters whose answers lean together away from the mean taste, beyond what noise does.
 
         g_w = Σ_{c by w} ∂_c·Δφ_c        E‖g_w‖² = tr I_w + τ²·tr I_w²        τ² = Σ_w (‖g_w‖² − tr I_w) / Σ_w tr I_w²
@@ -159,13 +170,15 @@ def taste_variance(features: np.ndarray, observations: Observations, annotator: 
     Own squares are left out of both sums, so that a wrong curvature of single answers cancels:
     ‖g_w‖² − Σ_c ‖∂_cΔφ_c‖² against tr I_w² − Σ_c κ_c²‖Δφ_c‖⁴.
 
+    Args:
+        n_taste: as `fit_population` has it.
     Returns: ≥ 0; 0 where no rater gave two answers.
     Source: Commenges & Jacqmin-Gadda 1997, JRSS B 59(1), pp. 157–171 (score test of a variance component).
     """
     rows_all = np.arange(len(observations))
     _, first, _, working = observations.derivatives(_eta(features, observations, mean), rows_all)
     above, below = 0.0, 0.0
-    for rows, delta in _by_rater(features, observations, annotator):
+    for rows, delta in _by_rater(features[:, :n_taste], observations, annotator):
         gram = delta @ delta.T
         score = first[rows]
         above += float(score @ gram @ score - (score**2 * np.diag(gram)).sum())
