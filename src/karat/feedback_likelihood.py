@@ -3,7 +3,7 @@
     comparison, written   ordinal link of `karat.choice`; what was written is preferred by a virtual rater
     ranking               (1 − ε)·Davidson–Luce(a·r) + ε/number of orders          without ties Plackett–Luce
     best of k             (1 − ε)·softmax(a·r) + ε/k
-    rating                y = o_w + g_w·r + s_w·noise, or the ordinal link with offset and gain
+    rating                y = o_w + g_w·r + s_w·noise, at an end of the scale "there or beyond", or the ordinal link with offset and gain
     label                 P(good) = σ(g·r − t_w)
 
 Competence a and lapse ε of a rater are the same in all kinds that compare. Every channel has one `channel_loglik` and
@@ -35,7 +35,7 @@ from karat.ranking import (
     sample_davidson_luce,
     sample_plackett_luce,
 )
-from karat.ratings import draw_level, ordinal_logprobs, rating_loglik, sample_rating
+from karat.ratings import censored_rating_logpdf, censored_to_scale, draw_level, ordinal_logprobs, sample_rating
 
 
 def channel_loglik(scores: Float[Tensor, "*S N"], channel: Channel, params: FeedbackParams) -> Float[Tensor, "*S C"]:
@@ -64,7 +64,8 @@ def local_loglik(local: Float[Tensor, "*S C K"], channel: Channel, params: Feedb
         return functional.logsigmoid(torch.where(columns.good, margin, -margin))
     own = params.ratings[channel.name]
     if own.cutpoints is None:
-        return rating_loglik(local[..., 0], columns.value.to(local), columns.annotator, own)
+        mean = own.offset[columns.annotator] + own.gain[columns.annotator] * local[..., 0]
+        return censored_rating_logpdf(columns.value, mean, own.sd[columns.annotator], step=columns.step)
     logprobs = _rating_logprobs(local, channel, params)
     return logprobs.gather(-1, _to_draws(columns.value.long(), logprobs)).squeeze(-1)
 
@@ -90,7 +91,7 @@ def sample_channel(
     elif params.ratings[channel.name].cutpoints is None:
         own = params.ratings[channel.name]
         value = sample_rating(local[:, 0], columns.annotator, own, generator=generator)
-        columns = dataclasses.replace(columns, value=value)
+        columns = dataclasses.replace(columns, value=censored_to_scale(value, step=columns.step))
     else:
         level = draw_level(_rating_logprobs(local, channel, params), generator)
         columns = dataclasses.replace(columns, value=level.to(local))

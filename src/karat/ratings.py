@@ -81,6 +81,44 @@ def sample_rating(
     return (params.offset[annotator] + params.gain[annotator] * scores + params.sd[annotator] * noise).detach()
 
 
+def censored_rating_logpdf(
+    ratings: Float[Tensor, "C"], mean: Float[Tensor, "*S C"], sd: Float[Tensor, "*S C"], *, step: float = 0.0
+) -> Float[Tensor, "*S C"]:
+    """Log density of Gaussian ratings on the scale 0 … 1, of which an end says only that the rating is there or beyond.
+
+        0 < y < 1: N(y; m, s²)        y = 1: P(x > 1 − step/2) = Φ((m − 1 + step/2)/s)        y = 0: Φ((step/2 − m)/s)
+
+    A normal error at an end would say of equal ratings that the responses are equal, and very certainly so where many are.
+
+    Args:
+        step: distance of two ratings where all are whole steps of the scale, whose end is half a step wide; else 0.
+    Source: Tobin 1958, Econometrica 26(1), pp. 24–36.
+    """
+    ratings, half = ratings.to(mean), step / 2
+    low, high = ratings <= 0, ratings >= 1
+    at_end = torch.where(high, mean - 1 + half, half - mean) / sd
+    # a branch that is not taken must still have a finite slope
+    beyond = torch.special.log_ndtr(torch.where(low | high, at_end, torch.zeros_like(at_end)))
+    return torch.where(low | high, beyond, normal_logpdf(ratings, mean, sd))
+
+
+def censored_precision(
+    ratings: Float[Tensor, "C"], mean: Float[Tensor, "*S C"], sd: Float[Tensor, "*S C"], *, step: float = 0.0
+) -> Float[Tensor, "*S C"]:
+    """How much such a rating says of its mean beside one within the scale: s²·κ = m·(m + t) at an end, m = φ(t)/Φ(t); else 1."""
+    half = step / 2
+    t = torch.where(ratings >= 1, mean - 1 + half, half - mean) / sd
+    t = torch.where((ratings <= 0) | (ratings >= 1), t, torch.zeros_like(t))
+    ratio = (normal_logpdf(t, 0.0, 1.0) - torch.special.log_ndtr(t)).exp()
+    return torch.where((ratings <= 0) | (ratings >= 1), ratio * (ratio + t), torch.ones_like(t))
+
+
+def censored_to_scale(ratings: Float[Tensor, "C"], *, step: float = 0.0) -> Float[Tensor, "C"]:
+    """Ratings as they are given on the scale 0 … 1: what lies beyond an end, or within half a step of it, is the end."""
+    ratings = torch.where(ratings >= 1 - step / 2, torch.ones_like(ratings), ratings)
+    return torch.where(ratings <= step / 2, torch.zeros_like(ratings), ratings)
+
+
 def ordinal_rating_loglik(
     scores: Float[Tensor, "C"], level: Int[Tensor, "C"], annotator: Int[Tensor, "C"], params: RatingParams
 ) -> Float[Tensor, "C"]:

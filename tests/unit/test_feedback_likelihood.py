@@ -212,7 +212,7 @@ def test_information_of_a_comparison_and_of_a_rating_is_the_closed_form():
     none = torch.zeros(1, dtype=torch.float64)
     own = FeedbackParams(
         torch.ones(1, dtype=torch.float64), none, none, {"comparison": none},
-        ratings={"rating": RatingParams(none, torch.full((1,), 0.3).double(), torch.full((1,), 0.6).double())},
+        ratings={"rating": RatingParams(none + 0.5, torch.full((1,), 0.03).double(), torch.full((1,), 0.06).double())},
     )  # fmt: skip
     first, zeros = torch.zeros(1, dtype=torch.long), torch.zeros(1)
     vote = channel(VoteBatch(first, first + 1, first, zeros.double(), first, 2), "comparison")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -338,3 +339,23 @@ def test_planted_weights_are_found_and_intervals_cover_them_as_often_as_they_say
         along.append(found.mean @ truth / np.linalg.norm(found.mean) / np.linalg.norm(truth))
     assert abs(np.mean(inside) - 0.9) < 3 * np.std(inside, ddof=1) / math.sqrt(16)
     assert np.mean(along) > 0.8
+
+
+def test_ratings_at_the_end_of_the_scale_do_not_say_that_responses_are_equal():
+    """The best third of the texts, all rated at the top: what comparisons say of their differences stays."""
+    features, truth = planted(7, n_texts=60)
+    params = dataclasses.replace(known_raters(spread=0.0), competence=torch.ones(N_RATERS + 3).double())
+    compared = answered("comparison", 300, features, 2 * truth, params)
+    best = torch.from_numpy(np.argsort(features @ truth)[-20:].copy())
+    n, who = 100, torch.arange(100) // 20
+    columns = RatingBatch(best.repeat(5), torch.ones(n), who, step=1 / 6)
+    rated = Channel("rating", "rating", 0, columns, who, torch.ones(n), torch.arange(n))
+    spread = {}
+    for name, channels in {"without": [compared], "with": [compared, rated]}.items():
+        priors = dataclasses.replace(PRIORS, modelled=False)
+        found = fit_by_turns(
+            features, FeedbackBatch(tuple(channels)), prior_params(channels, N_RATERS, priors), priors, n_people=N_RATERS,
+            start=np.zeros(D), prior_precision=0.1,
+        ).posterior  # fmt: skip
+        spread[name] = float((features[best] @ found.mean).std())
+    assert spread["with"] > 0.97 * spread["without"]

@@ -2,6 +2,7 @@
 where everything is linear."""
 
 import dataclasses
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from karat.feedback_columns import (
     RatingBatch,
 )
 from karat.feedback_likelihood import channel_loglik, sample_channel
-from karat.ratings import RatingParams
+from karat.ratings import RatingParams, censored_rating_logpdf
 from karat.reward.latents import RATING_GAIN, fit_params, prior_params
 from karat.reward.prediction import predicted_nll
 from karat.reward.raters import RaterPriors
@@ -103,21 +104,48 @@ def test_raters_with_one_rating_each_do_not_explain_the_noise_away():
     rng, n = np.random.default_rng(0), 60
     asked = questions("rating", n, n_raters=n)
     columns = dataclasses.replace(asked.columns, annotator=torch.arange(n))
-    clean = 0.5 + RATING_GAIN * SCORES[columns.response] + 0.15 * torch.tensor(rng.standard_normal(n)).float()
+    scores = 0.5 * SCORES  # hardly a rating beyond the ends of the scale
+    clean = 0.5 + RATING_GAIN * scores[columns.response] + 0.15 * torch.tensor(rng.standard_normal(n)).float()
     columns = dataclasses.replace(columns, value=clean + 0.2 * torch.tensor(rng.standard_normal(n)).float())
     channel = dataclasses.replace(asked, columns=columns, rater=torch.arange(n))
     start = prior_params([channel], n, PRIORS)
-    found = fit_params(SCORES.unsqueeze(1), FeedbackBatch((channel,)), start, PRIORS).ratings["rating"]
+    found = fit_params(scores.unsqueeze(1), FeedbackBatch((channel,)), start, PRIORS).ratings["rating"]
     assert 0.15 < float(found.sd[-1]) < 0.27
 
 
 def test_ratings_in_whole_steps_are_no_more_precise_than_their_rounding():
-    """Seven steps, all ratings at the lowest, as of responses worse than any that the scale was made for."""
+    """Seven steps, and everybody always says the middle one."""
     asked = questions("rating", 40)
     for step, least in ((1 / 6, 1 / 6 / 12**0.5), (0.0, 0.01)):
-        columns = dataclasses.replace(asked.columns, value=torch.zeros(40), step=step)
+        columns = dataclasses.replace(asked.columns, value=torch.full((40,), 0.5), step=step)
         found = fitted(dataclasses.replace(asked, columns=columns)).ratings["rating"]
         assert least <= float(found.sd.min()) < least + 0.02
+
+
+@pytest.mark.parametrize("step", [0.0, 1 / 6])
+def test_ratings_at_an_end_of_the_scale_are_there_or_beyond(step):
+    """log Φ at the ends, by numbers; draws are censored as the likelihood says; planted parameters are found from many of them."""
+    value, mean, sd = (
+        torch.tensor([0.0, 1.0, 0.5]),
+        torch.tensor([0.1, 0.7, 0.4]).double(),
+        torch.full((3,), 0.2).double(),
+    )
+    found = censored_rating_logpdf(value, mean, sd, step=step)
+    normal = NormalDist(0, 0.2)
+    by_hand = [normal.cdf(step / 2 - 0.1), normal.cdf(0.7 - 1 + step / 2), normal.pdf(0.1)]
+    assert found.exp().tolist() == pytest.approx(by_hand, rel=1e-6)
+    columns = dataclasses.replace(questions("rating", 1600).columns, step=step)
+    question = dataclasses.replace(questions("rating", 1600), columns=columns)
+    ends = RatingParams(torch.tensor([0.8, 0.6, 0.9, 0.7]), torch.full((4,), 0.12), torch.full((4,), 0.15))
+    truth = dataclasses.replace(TRUE, ratings={"rating": ends})
+    given = sample_channel(SCORES, question, truth, generator=torch.Generator().manual_seed(0))
+    at_top = float((given.columns.value == 1).float().mean())
+    assert at_top > 0.15
+    assert 0 <= float(given.columns.value.min()) <= float(given.columns.value.max()) == 1
+    own = fitted(given, answered("comparison", 400)).ratings["rating"]
+    assert float((own.offset[:N_RATERS] - ends.offset).abs().max()) < 0.04
+    assert abs(float(own.gain[-1]) - 0.12) < 0.03
+    assert abs(float(own.sd[-1]) - 0.15) < 0.03
 
 
 def test_thresholds_of_labels_are_recovered():

@@ -1,7 +1,7 @@
 """Feedback of every kind as answers that a Bayesian last layer is fitted to, each by the one likelihood.
 
     comparison, written   ordinal link of a·(r_a − r_b) + b·side, with lapses
-    rating                Gaussian, or ordinal link, of g·r + o
+    rating                Gaussian, at an end of the scale "there or beyond", or ordinal link, of g·r + o
     label                 logistic link of g·r − t
     ranking, best of k    (1 − ε)·P(order | a·r) + ε/orders: slopes and curvatures by automatic differentiation
 
@@ -23,6 +23,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy import special
 
 from karat.choice import VoteBatch
 from karat.errors import ConvergenceError
@@ -168,13 +169,38 @@ def _labels(columns: LabelBatch, own: LabelParams) -> Observations:
 
 def _ratings(columns: RatingBatch, own: RatingParams) -> Observations:
     if own.cutpoints is None:
-        return rating_observations(columns, own)
+        return _censored(columns, own)
     who = columns.annotator
     return Observations(
         a=columns.response.numpy(), b=np.full(len(who), -1), slope=own.gain[who].double().numpy(),
         offset=own.offset[who].double().numpy(),
         derivatives=_ordinal(columns.value.long().numpy(), own.cutpoints.double().numpy()),
     )  # fmt: skip
+
+
+def _censored(columns: RatingBatch, own: RatingParams) -> Observations:
+    """Gaussian ratings, of which an end of the scale says only that the rating is there or beyond.
+
+    log P = log Φ(t), t = ±(η − c)        ∂ = ±m        κ = m·(m + t)        m = φ(t)/Φ(t)
+    """
+    plain, value = rating_observations(columns, own), columns.value.double().numpy()
+    sd = own.sd[columns.annotator].double().numpy()
+    side = np.where(value >= 1, 1.0, np.where(value <= 0, -1.0, 0.0))
+    edge = np.where(side > 0, 1 - columns.step / 2, columns.step / 2) / sd
+
+    def derivatives(eta: np.ndarray, rows: np.ndarray) -> Derivatives:
+        value, first, exact, working = plain.derivatives(eta, rows)
+        ends = side[rows] != 0
+        sign = side[rows][ends]
+        t = sign * (eta[ends] - edge[rows][ends])
+        log_p = special.log_ndtr(t)
+        ratio = np.exp(-(t**2) / 2 - log_p - math.log(2 * math.pi) / 2)
+        value[ends], first[ends] = log_p, sign * ratio
+        exact, working = exact.copy(), working.copy()  # they may be one array
+        exact[ends] = working[ends] = np.maximum(ratio * (ratio + t), 0.0)
+        return value, first, exact, working
+
+    return dataclasses.replace(plain, derivatives=derivatives)
 
 
 def _ordinal(level: np.ndarray, cutpoints: np.ndarray):

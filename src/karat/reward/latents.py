@@ -32,7 +32,7 @@ from karat.feedback_columns import (
     RatingBatch,
 )
 from karat.feedback_likelihood import channel_loglik, local_loglik
-from karat.ratings import RatingParams
+from karat.ratings import RatingParams, censored_precision
 from karat.reward.raters import CUTPOINT_SD, LAPSE_FLOOR, RaterPriors, fit_raters, minimise, prior_raters
 
 RATING_GAIN = 0.15
@@ -42,6 +42,10 @@ LOG_GAIN_SD = 0.7
 """Weak prior on the logarithm of a gain that is fitted."""
 RATING_NOISE = 0.2
 """Where the fit of the noise starts, as a share of the scale."""
+LOG_NOISE_SD = 1.0
+"""Weak prior on the logarithm of the population's noise: ratings that all lie at the ends of a scale say nothing of it."""
+MEAN_SD = 1.0
+"""Weak prior on the population's offset around the middle of the scale, as a share of it, for the same reason."""
 LEAST_NOISE = 0.01
 """A rater who always repeats one number must not get infinite weight."""
 OFFSET_LOGITS = 8.0
@@ -226,7 +230,8 @@ def _fit_rating(
     """Offsets, gains and noise of all raters around the population's, by non-centred variables.
 
     Offsets of Gaussian ratings are integrated, not only maximised: of raters with a rating each, offsets would explain all of
-    it and leave no noise. ½ Σ_w log(1 + n_w·τ²/s_w²) is the exact difference, for the likelihood is normal in the offset.
+    it and leave no noise. ½ Σ_w log(1 + n_w·τ²/s_w²) is the difference, exact where the likelihood is normal in the offset; a
+    rating at an end of the scale counts as the part of one that its curvature is (Laplace).
     """
     before = start.ratings[channel.name]
     n, dtype = len(before.offset), before.offset.dtype
@@ -244,8 +249,6 @@ def _fit_rating(
     wide = _double(channel)
     local, n_draws = scores[..., channel.texts], scores[..., 0].numel()
     assert isinstance(wide.columns, RatingBatch)
-    n_ratings = torch.zeros(n, dtype=torch.float64).index_add(0, wide.columns.annotator, wide.weight)
-
     # a rating in whole steps is no more precise than its rounding, whose sd is that of a uniform draw
     least = max(LEAST_NOISE, wide.columns.step / math.sqrt(12))
 
@@ -260,8 +263,9 @@ def _fit_rating(
         params = dataclasses.replace(start, ratings={channel.name: current()})
         total = (local_loglik(local, wide, params) * wide.weight).sum() / n_draws - deviations.square().sum() / 2
         if not ordinal:
-            sd = params.ratings[channel.name].sd
-            total = total - (n_ratings * (offset_sd * free_raters / sd).square()).log1p().sum() / 2
+            total = total - _log_offset_volume(local, wide, params, offset_sd * free_raters)
+            total = total - ((log_sd - math.log(RATING_NOISE)) / LOG_NOISE_SD).square() / 2
+            total = total - ((mean - 0.5) / MEAN_SD).square() / 2
         total = total - ((log_gain - math.log(gain_prior)) / LOG_GAIN_SD).square() / 2
         return -(total - (raw / 10).square().sum() / 2) / len(channel)
 
@@ -272,6 +276,20 @@ def _fit_rating(
     fields = (best.offset, best.gain, best.sd)
     cutpoints = None if best.cutpoints is None else best.cutpoints.to(dtype)
     return RatingParams(*(value.to(dtype) for value in fields), cutpoints)
+
+
+def _log_offset_volume(
+    local: Tensor, channel: Channel, params: FeedbackParams, offset_sd: Float[Tensor, " A"]
+) -> Tensor:
+    """½ Σ_w log(1 + n_w·τ²/s_w²) over raters w."""
+    columns, own = channel.columns, params.ratings[channel.name]
+    assert isinstance(columns, RatingBatch)
+    who = columns.annotator
+    scores = local[..., 0] if local.ndim == 2 else local[..., 0].mean(0)
+    mean = own.offset[who] + own.gain[who] * scores
+    counts = censored_precision(columns.value, mean, own.sd[who], step=columns.step) * channel.weight
+    n_ratings = torch.zeros_like(own.sd).index_add(0, who, counts)
+    return (n_ratings * (offset_sd / own.sd).square()).log1p().sum() / 2
 
 
 def _fit_label(

@@ -27,7 +27,7 @@ from karat.feedback_columns import (
     RatingBatch,
 )
 from karat.feedback_likelihood import channel_loglik, local_loglik
-from karat.ratings import normal_logpdf, ordinal_logprobs
+from karat.ratings import censored_rating_logpdf, ordinal_logprobs
 from karat.reward.calibration import (
     SliceCalibration,
     VoteModel,
@@ -193,7 +193,7 @@ def _rated(scores: Float[Tensor, "S N"], channel: Channel, params: FeedbackParam
     known = float(priors.modelled)
     if own.cutpoints is None:
         variance = sd.square() + known * (priors.offset_sd**2 + (priors.gain_sd * local).square())
-        return _mean_exp(normal_logpdf(columns.value.double(), offset + local, variance.sqrt()))
+        return _mean_exp(censored_rating_logpdf(columns.value, offset + local, variance.sqrt(), step=columns.step))
     spread = known * ((OFFSET_LOGITS * priors.offset_sd) ** 2 + (priors.gain_sd * local).square()).sqrt()
     cutpoints = own.cutpoints.double()
     level = columns.value.long()
