@@ -75,7 +75,7 @@ def sample_population(
     priors = hierarchy_priors(raters)
     if prior_precision is not None:
         priors = dataclasses.replace(priors, precision=(math.log(prior_precision), 1e-3))
-        a, b = votes.a.numpy(), votes.b.numpy()
+    a, b = votes.a.numpy(), votes.b.numpy()
     effects = TextEffects(_incidence(a, b, len(features)), effect_size) if effect_size > 0 else None
     difference = features[a] - features[b]
     density = HierarchyDensity(
