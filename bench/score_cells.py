@@ -54,13 +54,20 @@ class Cell:
     """Whether every setting runs in full on the search seed, and the best one there is taken."""
     times_longer: int = 1
     """Our iterations, in the peer's."""
+    more_search_seeds: tuple[int, ...] = ()
+    """Further seeds on which our side alone searches: what the peer's search takes longer for one."""
 
     @property
     def name(self) -> str:
         """Of the cell in the results."""
         own = "" if self.adam_eps == PEERS_ADAM_EPS else f" (our ε {self.adam_eps:g})"
-        search = " (whole search)" if self.whole_search else ""
+        search = " (equal search)" if self.more_search_seeds else " (whole search)" if self.whole_search else ""
         return f"{self.method}, {self.reward}{own}{search}"
+
+    @property
+    def design(self) -> str:
+        """first, whole or equal: how settings are searched."""
+        return "equal" if self.more_search_seeds else "whole" if self.whole_search else "first"
 
     @property
     def settings(self) -> list[Setting]:
@@ -83,7 +90,15 @@ class Cell:
             "n_search": self.n_search,
             "window": self.window,
             "prompts": "HH, at most 96 tokens",
-        } | ({"whole_search": True, "times_longer": self.times_longer} if self.whole_search else {})
+        } | self._search
+
+    @property
+    def _search(self) -> dict[str, Any]:
+        """What tells a later design from the first, as it is kept."""
+        if not self.whole_search:
+            return {}
+        more = {"more_search_seeds": list(self.more_search_seeds)} if self.more_search_seeds else {}
+        return {"whole_search": True, "times_longer": self.times_longer, **more}
 
     def n_iterations_of(self, side: str, n_iterations: int) -> int:
         """How many iterations this side makes while the peer makes n_iterations."""
@@ -112,7 +127,11 @@ SHORT_SEARCH = (("rloo", "length"), ("ppo", "word"), ("grpo", "no_repetition"), 
 _PAIRS = [(method, reward) for method in ("rloo", "grpo", "ppo") for reward in REWARDS if reward != "letters"]
 WHOLE = tuple(Cell(*pair, whole_search=True, times_longer=2) for pair in _PAIRS)
 """The second design: every setting in full, and twice as many iterations of ours, which still take half the peer's time."""
-CELLS = (LETTERS, LENGTH_BEFORE, *(Cell(*pair) for pair in SHORT_SEARCH), *WHOLE)
+EQUAL = tuple(
+    Cell(*pair, whole_search=True, times_longer=2, more_search_seeds=(101, 102)) for pair in _PAIRS if pair[0] != "ppo"
+)
+"""The third design, after the second had shown settings that collapse on other seeds: our search takes the peer's time too."""
+CELLS = (LETTERS, LENGTH_BEFORE, *(Cell(*pair) for pair in SHORT_SEARCH), *WHOLE, *EQUAL)
 """In the order in which they are run."""
 
 
@@ -123,6 +142,7 @@ def smallest(cell: Cell) -> Cell:
         n_iterations=2,
         n_search=0,
         whole_search=False,
+        more_search_seeds=(),
         times_longer=1,
         window=1,
         rates=(1e-3,),
@@ -142,6 +162,15 @@ def run_name(settings: Mapping[str, Setting], seed: int) -> str:
     texts = {side: setting_name(setting) for side, setting in settings.items()}
     named = texts["ours"] if texts["ours"] == texts["theirs"] else f"ours {texts['ours']}; theirs {texts['theirs']}"
     return f"seed {seed}: {named}"
+
+
+def own_name(setting: Setting, seed: int) -> str:
+    """Of a run of ours alone.
+
+    >>> own_name({"learning_rate": 1e-3, "n_minibatches": 4}, 101)
+    'seed 101: ours alone, lr 0.001, 4 steps'
+    """
+    return f"seed {seed}: ours alone, {setting_name(setting)}"
 
 
 def setting_name(setting: Setting) -> str:

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.score_cells import SIDES, TARGETS, Cell, Setting, run_name, setting_name
+from bench.score_cells import SIDES, TARGETS, Cell, Setting, own_name, run_name, setting_name
 
 RECORDED = ("versions", "peak_mib", "machine", "threads")
 N_FINALISTS = 2
@@ -54,16 +54,22 @@ def finalists(cell: Cell, runs: Runs, side: str) -> list[Setting] | None:
 
 
 def best_of_whole(cell: Cell, runs: Runs, side: str) -> Setting | None:
-    """The setting with the highest mean score over the second half of the peer's iterations, on the search seed.
+    """The setting with the highest mean score over the second half of the peer's iterations, on the search seeds.
 
     Both sides are judged over the same iterations, though ours goes on. None while the search is not done.
     """
-    names = [run_name(dict.fromkeys(SIDES, setting), cell.search_seed) for setting in cell.settings]
-    if any(name not in runs for name in names):
+    names = [searched(cell, setting, side) for setting in cell.settings]
+    if any(name not in runs for several in names for name in several):
         return None
     half = slice(cell.n_iterations // 2, cell.n_iterations)
-    merits = [statistics.fmean(runs[name][side]["scores"][half]) for name in names]
+    merits = [statistics.fmean(n for name in several for n in runs[name][side]["scores"][half]) for several in names]
     return cell.settings[merits.index(max(merits))]
+
+
+def searched(cell: Cell, setting: Setting, side: str) -> list[str]:
+    """The runs by which a setting of a side is judged: on the search seed, and ours on further ones."""
+    own = [own_name(setting, seed) for seed in cell.more_search_seeds] if side == "ours" else []
+    return [run_name(dict.fromkeys(SIDES, setting), cell.search_seed), *own]
 
 
 def finals(cell: Cell, runs: Runs) -> list[dict[str, Setting]] | None:
@@ -148,7 +154,10 @@ def _of_seed(runs: Runs, settings: Mapping[str, Setting], seed: int) -> dict[str
     """Both sides at their settings on a seed: one run, or on the first seed two, where each had another one beside it."""
     found = {}
     for side in SIDES:
-        run = next((r for r in runs.values() if r["seed"] == seed and r["settings"][side] == settings[side]), None)
+        run = next(
+            (r for r in runs.values() if side in r and r["seed"] == seed and r["settings"][side] == settings[side]),
+            None,
+        )
         if run is None:
             return None
         found[side] = run[side] | {name: run[name] for name in RECORDED}
@@ -205,11 +214,11 @@ def _circumstances(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def progress(cell: Cell, runs: Runs) -> str:
     """How much of the cell is done, in words."""
-    searched = sum(run_name(dict.fromkeys(SIDES, setting), cell.search_seed) in runs for setting in cell.settings)
+    done = sum(all(name in runs for name in searched(cell, setting, "ours")) for setting in cell.settings)
     if not runs:
         return "not run"
-    if len(cell.settings) > 1 and searched < len(cell.settings):
-        return f"search: {searched} of {len(cell.settings)} settings"
+    if len(cell.settings) > 1 and done < len(cell.settings):
+        return f"search: {done} of {len(cell.settings)} settings"
     found = row(cell, runs)
     if found is None:
         return "search done, seeds not" if cell.whole_search else "search done, finals not"
@@ -245,7 +254,7 @@ def page(cells: Sequence[Cell], found: Mapping[str, Mapping[str, Any]]) -> str:
     where = ", ".join(sorted({run["machine"]["processor"] for run in runs}))
     threads = ", ".join(map(str, sorted({run["threads"] for run in runs})))
     said = (
-        f"{len(runs)} runs of both sides; threads a side: {threads}; {where}; other programs beside them: load "
+        f"{len(runs)} runs, most of both sides; threads a side: {threads}; {where}; other programs beside them: load "
         f"{min(loads):g} to {max(loads):g}. –: not reached."
     )
     return f"{table(cells, found)}\n\n{said}"

@@ -1,6 +1,6 @@
 """Time to score: how long, and how many samples, until karat is as good as the peer's training ends up.
 
-    python -m bench.score_study [--method ppo|rloo|grpo …] [--reward letters|length|word|no_repetition …] [--design first] [--quick]
+    python -m bench.score_study [--method ppo|rloo|grpo …] [--reward letters|length|word|no_repetition …] [--design first|whole|equal] [--quick]
     python -m bench.score_study --tables
 
 PPO beside TRL 1.9.2, RLOO and GRPO beside TRL 1.16.0, on rewards that are functions of the text (text_rewards.py), so
@@ -8,7 +8,8 @@ that no reward model's time is part of it. A cell is a method on a reward. In ea
 settings, learning rate × optimiser steps, on a seed of their own, with the same prompts, samples, epochs and KL
 coefficient; each side then runs three seeds at its own best. In the first design a setting is searched for a few
 iterations and the finalists meet on the first seed; in the second (whole_search) every setting runs in full, and ours makes
-twice the peer's iterations (score_cells.py has the numbers, score_figures.py the arithmetic). Before the first turn both sides score the same responses, and nothing runs where they differ. Every run
+twice the peer's iterations; in the third (equal) ours searches on three seeds, which takes the peer's time for one
+(score_cells.py has the numbers, score_figures.py the arithmetic). Before the first turn both sides score the same responses, and nothing runs where they differ. Every run
 is written at once to bench/results/score_study.json, and what is there is not run again; `--tables` writes what there is
 into docs/benchmarks.md.
 """
@@ -21,13 +22,14 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bench.environments import PPO_PEER, REWARD_PEER, trl_python
 from bench.pages import put_between
 from bench.rows import machine
-from bench.score_cells import CELLS, METHODS, SIDES, Cell, Setting, run_name, smallest
+from bench.score_cells import CELLS, METHODS, SIDES, Cell, Setting, own_name, run_name, smallest
 from bench.score_figures import best, finals, page, progress, row
 from bench.text_rewards import REWARDS
 from bench.turns import ROOT, Worker
@@ -81,20 +83,22 @@ def run_cell(cell: Cell, found: dict[str, Any], path: Path, threads: int) -> dic
     if place["shape"] != cell.shape:
         raise SystemExit(f"found runs of the shape {place['shape']}; expected {cell.shape}; move them out of {path}")
     runs = place["runs"]
+    if cell.more_search_seeds:  # the search that both sides share has been made
+        shared = found["cells"].get(replace(cell, more_search_seeds=()).name, {"runs": {}})["runs"]
+        runs |= {name: run for name, run in shared.items() if run["seed"] == cell.search_seed and name not in runs}
 
     def run(settings: Mapping[str, Setting], seed: int, n_iterations: int) -> None:
-        name = run_name(settings, seed)
+        name = run_name(settings, seed) if len(settings) > 1 else own_name(settings["ours"], seed)
         if name not in runs:
             runs[name] = one_run(cell, settings, seed, n_iterations, threads)
             write(found, path)
 
     if len(cell.settings) > 1:
         for setting in cell.settings:
-            run(
-                dict.fromkeys(SIDES, setting),
-                cell.search_seed,
-                cell.n_iterations if cell.whole_search else cell.n_search,
-            )
+            n_search = cell.n_iterations if cell.whole_search else cell.n_search
+            run(dict.fromkeys(SIDES, setting), cell.search_seed, n_search)
+            for seed in cell.more_search_seeds:
+                run({"ours": setting}, seed, cell.n_iterations)
     for pair in finals(cell, runs) or []:
         run(pair, cell.seeds[0], cell.n_iterations)
     place["best"] = chosen = best(cell, runs)
@@ -110,12 +114,13 @@ def one_run(cell: Cell, settings: Mapping[str, Setting], seed: int, n_iterations
 
     Raises: SystemExit where a program fails or the two sides score a response differently.
     """
-    counts = {side: cell.n_iterations_of(side, n_iterations) for side in SIDES}
-    workers = _workers(cell, settings, counts, {"seed": seed, "threads": threads})
-    for worker in workers:
+    sides = [side for side in SIDES if side in settings]
+    counts = {side: cell.n_iterations_of(side, n_iterations) for side in sides}
+    workers = dict(zip(sides, _workers(cell, settings, counts, {"seed": seed, "threads": threads}), strict=True))
+    for worker in workers.values():
         worker.wait_ready()
-    gap = score_gap(*(worker.probe_scores for worker in workers))
-    turns = turns_of(*workers, counts=counts, label=f"{cell.name}, {run_name(settings, seed)}")
+    gap = score_gap(*(worker.probe_scores for worker in workers.values())) if len(sides) > 1 else None
+    turns = turns_of(workers, counts=counts, label=f"{cell.name}, seed {seed}")
     return {
         "seed": seed,
         "settings": dict(settings),
@@ -125,33 +130,35 @@ def one_run(cell: Cell, settings: Mapping[str, Setting], seed: int, n_iterations
                 "seconds": [round(turn["seconds"], 3) for turn in turns[side]],
                 "cpu_seconds": [round(turn["cpu_seconds"], 3) for turn in turns[side]],
             }
-            for side in SIDES
+            for side in sides
         },
         "largest_score_gap": gap,
-        "versions": {side: worker.versions for side, worker in zip(SIDES, workers, strict=True)},
-        "peak_mib": {side: round(worker.peak_mib) for side, worker in zip(SIDES, workers, strict=True)},
+        "versions": {side: worker.versions for side, worker in workers.items()},
+        "peak_mib": {side: round(worker.peak_mib) for side, worker in workers.items()},
         "machine": machine(),
         "threads": threads,
     }
 
 
-def turns_of(ours: Worker, theirs: Worker, *, counts: Mapping[str, int], label: str) -> dict[str, list[dict[str, Any]]]:
-    """Every iteration of both sides, in alternating order; ours makes its share of iterations at a turn of the peer's."""
-    turns: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
-    share = counts["ours"] // counts["theirs"]
+def turns_of(
+    workers: Mapping[str, Worker], *, counts: Mapping[str, int], label: str
+) -> dict[str, list[dict[str, Any]]]:
+    """Every iteration of each side, in alternating order; ours makes its share of iterations at a turn of the peer's."""
+    turns: dict[str, list[dict[str, Any]]] = {side: [] for side in workers}
+    n_turns = min(counts.values())
     started = time.perf_counter()
-    for number in range(counts["theirs"]):
-        both = [("ours", ours)] * share + [("theirs", theirs)]
-        for side, worker in reversed(both) if number % 2 else both:
-            turns[side].append(worker.turn())
+    for number in range(n_turns):
+        order = [side for side in workers for _ in range(counts[side] // n_turns)]
+        for side in reversed(order) if number % 2 else order:
+            turns[side].append(workers[side].turn())
         said = ", ".join(
-            f"{side} {turns[side][-1]['score']:.2f} in {turns[side][-1]['seconds']:.2f} s (cpu {turns[side][-1]['cpu_seconds']:.2f})"
-            for side in SIDES
+            f"{side} {done[-1]['score']:.2f} in {done[-1]['seconds']:.2f} s (cpu {done[-1]['cpu_seconds']:.2f})"
+            for side, done in turns.items()
         )
-        n, gone = counts["theirs"], time.perf_counter() - started
-        left = gone / (number + 1) * (n - number - 1)
-        print(f"{label} {number + 1}/{n}: {said}, {gone:.0f} s, {left:.0f} s left", file=sys.stderr, flush=True)
-    for worker in (ours, theirs):
+        gone = time.perf_counter() - started
+        left = gone / (number + 1) * (n_turns - number - 1)
+        print(f"{label} {number + 1}/{n_turns}: {said}, {gone:.0f} s, {left:.0f} s left", file=sys.stderr, flush=True)
+    for worker in workers.values():
         worker.close()
     return turns
 
@@ -171,7 +178,7 @@ def score_gap(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 def _workers(
     cell: Cell, settings: Mapping[str, Setting], counts: Mapping[str, int], common: Mapping[str, Any]
-) -> tuple[Worker, Worker]:
+) -> list[Worker]:
     from bench.inputs import hh_prompts
     from bench.models import hh_ids, trained_checkpoint
 
@@ -190,14 +197,15 @@ def _workers(
         "theirs": (trl_python(PPO_PEER), "bench.peers.trl_ppo") if ppo else (trl_python(REWARD_PEER), "bench.peers.trl_group"),
     }  # fmt: skip
     workers = []
-    for side, (python, module) in programs.items():
+    for side in counts:
+        python, module = programs[side]
         name = f"score-{cell.method}-{cell.reward}-{side}"
         place = WORK / f"{name}.json"
         work = {**cell.shape, **common, **settings[side], **inputs, "n_iterations": counts[side]}
         place.write_text(json.dumps(work), encoding="utf-8")
         log = WORK / "logs" / f"{name}.txt"
         workers.append(Worker(python, module, place, threads=common["threads"], log=log))
-    return workers[0], workers[1]
+    return workers
 
 
 def probes(model: str) -> list[list[int]]:
@@ -234,12 +242,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--reward", nargs="+", choices=REWARDS, default=tuple(REWARDS))
-    parser.add_argument("--design", choices=("first", "whole"), default="whole", help="see above; whole if absent")
+    parser.add_argument(
+        "--design", choices=("first", "whole", "equal"), default="whole", help="see above; whole if absent"
+    )
     parser.add_argument("--quick", action="store_true", help="each cell as small as it can be: does it run?")
     parser.add_argument("--tables", action="store_true", help="write what was run so far into the page, and stop")
     arguments = parser.parse_args()
     chosen = [cell for cell in CELLS if cell.method in arguments.method and cell.reward in arguments.reward]
-    chosen = [cell for cell in chosen if cell.whole_search == (arguments.design == "whole")]
+    chosen = [cell for cell in chosen if cell.design == arguments.design]
     if arguments.tables:
         found = load(RESULTS)
         for cell in CELLS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from bench import score_study as study
@@ -203,12 +204,41 @@ def test_ours_takes_its_share_of_iterations_at_each_turn() -> None:
             self.closed = True
 
     ours, theirs = Side("o"), Side("t")
-    turns = study.turns_of(ours, theirs, counts={"ours": 4, "theirs": 2}, label="")
+    turns = study.turns_of({"ours": ours, "theirs": theirs}, counts={"ours": 4, "theirs": 2}, label="")
     assert "".join(order) == "oottoo"
     assert [turn["score"] for turn in turns["ours"]] == [1, 2, 5, 6]
     assert [turn["score"] for turn in turns["theirs"]] == [3, 4]
     assert ours.closed
     assert theirs.closed
+    assert len(study.turns_of({"ours": Side("o")}, counts={"ours": 4}, label="")["ours"]) == 4
+
+
+def test_an_equal_search_judges_ours_by_all_its_seeds_and_the_peer_by_one(tmp_path, monkeypatch) -> None:
+    cell, done = replace(WHOLE, more_search_seeds=(101, 102)), []
+
+    def one_run(cell, settings, seed, n_iterations, threads):  # noqa: ARG001
+        done.append((seed, *settings))
+        # on seed 100 both sides are better at 0.2, which ours collapses with on the further seeds
+        rate = settings["ours"]["learning_rate"]
+        ours = rate if seed == 100 else -rate
+        made_ = made(
+            dict.fromkeys(SIDES, settings["ours"]) | dict(settings), seed, [0.0, *[ours] * 7], [0.0, *[rate] * 3]
+        )
+        return {key: value for key, value in made_.items() if key not in set(SIDES) - set(settings)} | {
+            "settings": dict(settings)
+        }
+
+    monkeypatch.setattr(study, "one_run", one_run)
+    path = tmp_path / "found.json"
+    study.study([WHOLE], quick=False, threads=1, path=path)
+    done.clear()
+    found = study.study([cell], quick=False, threads=1, path=path)[0]
+    both = ("ours", "theirs")
+    assert done == [(101, "ours"), (102, "ours")] * 2 + [(seed, *both) for seed in range(3)]
+    assert [found["settings"][side]["learning_rate"] for side in SIDES] == [0.1, 0.2]
+    assert progress(cell, study.load(path)["cells"][cell.name]["runs"]) == "done"
+    assert study.study([cell], quick=False, threads=1, path=path) == [found]
+    assert len(done) == 7
 
 
 def test_a_whole_search_runs_in_full_and_every_seed_anew(tmp_path, monkeypatch) -> None:
