@@ -50,7 +50,7 @@ def test_a_last_layer_is_trained_where_it_is_asked_for(place, tmp_path, capsys):
 
 def test_plain_features_beside_the_trunk_are_trained_saved_and_scored_with(place, tmp_path, capsys):
     only = {"reward.posterior": "laplace", "reward.kinds": "[comparison,span_marks,step_marks]"}
-    beside = {"reward.beside": "[ngrams,place,overlap]", "reward.laplace.text_effects": "true"}
+    beside = {"reward.beside": "[ngrams,place,overlap,numbers]", "reward.laplace.text_effects": "true"}
     assert run(place, tmp_path / "r", "--json", **only, **beside) == 0
     found = json.loads(capsys.readouterr().out)
     assert "reward.beside" in [finding["name"] for finding in found["findings"]]
@@ -59,6 +59,7 @@ def test_plain_features_beside_the_trunk_are_trained_saved_and_scored_with(place
         "ngrams",
         "place",
         "overlap",
+        "numbers",
     )
     rows = [{"prompt": "q", "response": text} for text in ("one", "two words and more")]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
