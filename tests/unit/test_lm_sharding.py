@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import two_processes
-from karat.lm import parallel, sharding
+from karat.lm import freed_memory, parallel, sharding
 from karat.lm.load import load_lm
 from karat.sft.train import train_sft
 from policy_toys import toy_lm
@@ -111,7 +111,7 @@ def test_alone_nothing_is_in_shards():
 
 FREED = """
 import torch
-from karat.lm.sharding import give_memory_back
+from karat.lm.freed_memory import give_memory_back
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4 // 1024
@@ -139,8 +139,8 @@ def test_who_has_told_the_allocator_is_not_overruled():
 
 def freed(variable):
     """What a process that holds and frees large blocks says: whether it told its allocator, held them, gave them back."""
-    environment = {k: v for k, v in os.environ.items() if k != sharding.THRESHOLD_VARIABLE}
-    environment |= {sharding.THRESHOLD_VARIABLE: variable} if variable else {}
+    environment = {k: v for k, v in os.environ.items() if k != freed_memory.THRESHOLD_VARIABLE}
+    environment |= {freed_memory.THRESHOLD_VARIABLE: variable} if variable else {}
     command = [sys.executable, "-c", FREED]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
 

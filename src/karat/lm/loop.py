@@ -7,6 +7,7 @@ moments, its controllers and i. Knows nothing about what is being trained.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from karat.errors import ConfigError, InvariantError
 from karat.lm import parallel
 from karat.lm.checkpoints import resume, save_checkpoint, whole_moments
+from karat.lm.freed_memory import freed_memory_kept
 from karat.lm.sharding import Shards, clip_gradients, sharded, whole
 
 
@@ -106,7 +108,10 @@ def run_loop(
     Raises: LedgerError for a checkpoint of another configuration; InvariantError where every optimiser step was skipped.
     """
     kept = None if directory is None else _Kept(directory, fingerprint, identity)
-    with sharded(state.modules, state.optimisers) as state.shards:
+    with contextlib.ExitStack() as around:
+        state.shards = around.enter_context(sharded(state.modules, state.optimisers))
+        if state.shards is None:  # which give memory back instead
+            around.enter_context(freed_memory_kept())
         stopped = _steps(state, step, config, kept=kept, reporters=reporters, should_stop=should_stop)
     state.shards = None
     if state.n_skipped and not state.n_stepped:  # however few they were: what is saved now has learnt nothing

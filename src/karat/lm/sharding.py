@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import ctypes
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -28,15 +26,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from karat.errors import InvariantError
 from karat.lm import parallel
 from karat.lm.final_block import block_lists
+from karat.lm.freed_memory import give_memory_back
 
 T = TypeVar("T")
 _now: Shards | None = None
-M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
-LARGE_BLOCK = 1 << 22
-"""Bytes from which a block freed on a processor goes back to the system. glibc keeps blocks of up to 32 MB and cuts them up, so
-that without this nothing is saved; a smaller number saves little more and costs more time (docs/LOG.md)."""
-THRESHOLD_VARIABLE = "MALLOC_MMAP_THRESHOLD_"
-"""By which a user tells glibc the same; then his number stands."""
 
 
 class _Root(nn.Module):
@@ -190,13 +183,6 @@ class Shards:
         """Let go of the weights that the modules themselves hold while they are in shards."""
         for _, _, _, parameter in self.slots:
             parameter.data = parameter.data.new_empty(0)
-
-
-def give_memory_back() -> bool:
-    """Have this process's allocator give large blocks back when they are freed; False where it is not glibc or was told."""
-    if THRESHOLD_VARIABLE in os.environ or (option := getattr(ctypes.CDLL(None), "mallopt", None)) is None:
-        return False
-    return bool(option(M_MMAP_THRESHOLD, LARGE_BLOCK))
 
 
 @contextlib.contextmanager

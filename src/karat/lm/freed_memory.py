@@ -1,0 +1,55 @@
+"""What becomes of memory that was freed: kept for the next step, or given back to the system.
+
+A training step asks for the same blocks as the step before. glibc gives the end of its heap back whenever enough of it is
+free, and a block above a threshold at once, so that the system must clear the same pages for every step (6 % of a PPO
+iteration, docs/LOG.md). Knows the C library's allocator; knows nothing about tensors. Elsewhere than under glibc, and
+where a user has told glibc himself, nothing is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+THRESHOLD_VARIABLE = "MALLOC_MMAP_THRESHOLD_"
+"""By which a user tells glibc from which size on a block is given back when it is freed; then his number stands."""
+TOLD_BY = (THRESHOLD_VARIABLE, "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
+LARGE_BLOCK = 1 << 22
+"""Bytes from which a block goes back where memory counts more than time (`give_memory_back`). glibc keeps blocks of up to
+32 MB and cuts them up, so that without this nothing is saved; a smaller number saves little more and costs more time."""
+KEPT_BLOCK = 1 << 25
+"""Bytes up to which a block stays while a loop runs: glibc's own limit, which it comes to only after freeing such a block."""
+NEVER = -1
+
+
+def give_memory_back() -> bool:
+    """Have this process's allocator give large blocks back when they are freed; False where it is not glibc or was told."""
+    return THRESHOLD_VARIABLE not in os.environ and _set(M_MMAP_THRESHOLD, LARGE_BLOCK)
+
+
+@contextlib.contextmanager
+def freed_memory_kept() -> Iterator[bool]:
+    """Within: what is freed stays with this process; on leaving it goes back. Gives False where nothing was changed."""
+    kept = (
+        not any(name in os.environ for name in TOLD_BY)
+        and _set(M_MMAP_THRESHOLD, KEPT_BLOCK)
+        and _set(M_TRIM_THRESHOLD, NEVER)
+    )
+    try:
+        yield kept
+    finally:
+        if kept:
+            _set(M_TRIM_THRESHOLD, 2 * KEPT_BLOCK)  # where glibc's own rule ends
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def _set(option: int, value: int) -> bool:
+    """Whether glibc took it."""
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and bool(mallopt(option, value))

@@ -1,0 +1,55 @@
+"""What is freed in a training loop stays with the process until the loop ends."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from karat.lm import freed_memory
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+PROGRAM = """
+import resource
+import torch
+from karat.lm.loop import LoopConfig, TrainState, run_loop
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4 // 1024
+
+def step(i):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    held = [(torch.ones(1_500_000), torch.ones(20_000)) for _ in range(20)]
+    del held
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    within.append(resident())
+    return {}
+
+faults, within = [], []
+before = resident()
+run_loop(TrainState({}, {}), step, LoopConfig(n_steps=4))
+print(max(faults[1:]) < max(faults) / 10, within[-1] - before > 80, resident() - before < 40)
+"""
+
+
+def said(**variables):
+    """What a process says of its steps: whether few pages were cleared anew, memory stayed, and went back at the end."""
+    environment = {k: v for k, v in os.environ.items() if k not in freed_memory.TOLD_BY} | variables
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_memory_stays_while_a_loop_runs_and_goes_back_when_it_ends():
+    assert said() == ["True", "True", "True"]
+
+
+def test_who_has_told_the_allocator_is_not_overruled():
+    assert said(MALLOC_TRIM_THRESHOLD_="1000000", MALLOC_MMAP_THRESHOLD_="1000000")[:2] == ["False", "False"]
+
+
+def test_nothing_is_changed_where_the_allocator_takes_no_options(monkeypatch):
+    for name in freed_memory.TOLD_BY:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(freed_memory.ctypes, "CDLL", lambda _: object())
+    with freed_memory.freed_memory_kept() as kept:
+        assert not kept
