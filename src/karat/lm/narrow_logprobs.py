@@ -1,28 +1,29 @@
 """Log-probabilities of tokens from an output layer whose products are bfloat16 (`narrow`).
 
-Logits are float32 for a few rows at a time, so few that they stay in the processor's cache; what the backward pass needs
-of them is kept rounded, as it enters a product there anyway, up to as many bytes as in float32, and made again beyond.
-Knows tensors only.
+Products are of many rows, because each packs the whole output layer anew; logits are float32 for a few of them at a time,
+so few that they stay in the processor's cache. What the backward pass needs of them is kept rounded, as it enters a
+product there anyway, up to as many bytes as in float32, and made again beyond. Knows tensors only.
 
 Dimension letters: n response tokens, d hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from karat.lm.logits import chosen_logprobs, logits_of, pieces, softmax_
+from karat.lm.logits import chosen_logprobs, pieces, softmax_
 from karat.lm.memory import KEPT_NUMBERS, LEAST_ROWS
 from karat.lm.narrow import narrowed
 
-CACHED_NUMBERS = 1 << 20
-"""Logits in float32 at a time: 4 MB."""
-FEWEST_ROWS = 64
-"""Of them at least so many rows: with fewer a product does little more than read the output layer."""
+CACHED_NUMBERS = 1 << 19
+"""Logits in float32 at a time: 2 MB."""
+FEWEST_ROWS = 8
+"""Of them at least so many rows."""
 
 
 class NarrowLogprobs(torch.autograd.Function):
@@ -44,19 +45,19 @@ class NarrowLogprobs(torch.autograd.Function):
         logprobs = hidden.new_empty(n, dtype=torch.float32)
         kept: list[Tensor] = []  # probabilities of the first blocks
         for block in pieces(0, n, _block_rows(len(weight))):
-            room -= (block.stop - block.start) * len(weight)
-            if room >= 0:
-                kept.append(rounded.new_empty(block.stop - block.start, len(weight)))
-            for part in pieces(block.start, block.stop, _few_rows(len(weight))):
-                own = rounded[part]
+            tokens, found = token_ids[block], logprobs[block]
+            store = rounded.new_empty(len(tokens), len(weight))
+            room -= store.numel()
+            for part, probs in _softmaxes(rounded[block], narrow, bias, temperature, store):
 
-                def again(rows: Tensor, own: Tensor = own) -> Tensor:
-                    return logits_of(own[rows], narrow, bias, temperature)
+                def again(rows: Tensor, own: Tensor = store[part]) -> Tensor:
+                    return _finished(own[rows].float(), bias, temperature)
 
-                probs = softmax_(logits_of(own, narrow, bias, temperature))
-                logprobs[part] = chosen_logprobs(probs, token_ids[part], again)
+                found[part] = chosen_logprobs(probs, tokens[part], again)
                 if room >= 0:
-                    kept[-1][part.start - block.start : part.stop - block.start] = probs
+                    store[part] = probs
+            if room >= 0:
+                kept.append(store)
         ctx.save_for_backward(hidden, narrow, bias, token_ids, logprobs)
         ctx.kept, ctx.temperature, ctx.of_weight = kept, temperature, weight.dtype
         return logprobs
@@ -77,17 +78,19 @@ class NarrowLogprobs(torch.autograd.Function):
         grad_weight = torch.zeros_like(narrow, dtype=of_weight) if not len(hidden) else None
         grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
         for number, block in enumerate(pieces(0, len(hidden), _block_rows(len(narrow)))):
-            known = number < len(kept)
-            of_logits = kept[number] if known else rounded.new_empty(block.stop - block.start, len(narrow))
-            for part in pieces(block.start, block.stop, _few_rows(len(narrow))):
-                own = of_logits[part.start - block.start : part.stop - block.start]
-                if not known:
-                    own.copy_(softmax_(logits_of(rounded[part], narrow, bias, temperature)))
-                own.scatter_(1, token_ids[part, None], chosen[part])
-                if grad_hidden is not None:
-                    grad_hidden[part] = own @ narrow
-                if grad_bias is not None:
-                    grad_bias += scale[part] @ own.float()
+            tokens = token_ids[block, None]
+            if number < len(kept):
+                of_logits = kept[number]
+            else:
+                of_logits = rounded.new_empty(len(tokens), len(narrow))
+                for part, probs in _softmaxes(rounded[block], narrow, bias, temperature, of_logits):
+                    of_logits[part] = probs
+            of_logits.scatter_(1, tokens, chosen[block])
+            if grad_hidden is not None:
+                grad_hidden[block] = of_logits @ narrow
+            if grad_bias is not None:
+                for part in pieces(0, len(tokens), _few_rows(len(narrow))):
+                    grad_bias += scale[block][part] @ of_logits[part].float()
             if ctx.needs_input_grad[1]:
                 product = (of_logits.t() @ scaled[block]).to(of_weight)
                 grad_weight = product if grad_weight is None else grad_weight.add_(product)
@@ -96,8 +99,30 @@ class NarrowLogprobs(torch.autograd.Function):
         return grad_hidden, grad_weight, grad_bias, None, None
 
 
+def _softmaxes(
+    rounded: Float[Tensor, "m d"], narrow: Float[Tensor, "V d"], bias: Tensor | None, temperature: float, store: Tensor
+) -> Iterator[tuple[slice, Float[Tensor, "few V"]]]:
+    """The probabilities of a few rows at a time, in float32; the next ones are written over them.
+
+    Args: store: [m, V], takes the logits of all rows as the product rounds them; the caller may overwrite those of the
+        rows that it has been given.
+    """
+    torch.mm(rounded, narrow.t(), out=store)
+    few = _few_rows(len(narrow))
+    wide = store.new_empty(min(few, len(store)), len(narrow), dtype=torch.float32)
+    for part in pieces(0, len(store), few):
+        yield part, softmax_(_finished(wide[: part.stop - part.start].copy_(store[part]), bias, temperature))
+
+
+def _finished(logits: Float[Tensor, "n V"], bias: Tensor | None, temperature: float) -> Float[Tensor, "n V"]:
+    """(logits + b)/temperature, in place."""
+    if bias is not None:
+        logits = logits.add_(bias)
+    return logits.div_(temperature) if temperature != 1.0 else logits
+
+
 def _block_rows(vocabulary: int) -> int:
-    """Rows whose gradients of logits exist at once."""
+    """Rows of a product, and of the gradients of logits that exist at once."""
     return max(LEAST_ROWS, KEPT_NUMBERS // vocabulary)
 
 
