@@ -1,4 +1,4 @@
-"""Faster routes for the two operations that fill a CPU's time: linear layers and RMS norms.
+"""Faster routes for the operations that fill a CPU's time: linear layers, RMS norms and rotary angles.
 
 `use_fast_kernels` gives the layers of a loaded model another forward function of the same value: float32 matrix
 products through oneDNN where the processor has AVX-512 (PyTorch sends them to MKL, which on AMD's leaves half of such
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from karat.lm.narrow import narrow_linear, products_of
+from karat.lm.rotation import fast_rotation
 
 # Multiply-adds below which the call overhead of oneDNN (about 10 µs) outweighs its rate, measured on Zen 5.
 SMALLEST_PRODUCT = 1 << 20
@@ -30,7 +31,7 @@ MOST_FEW = 256
 
 
 def use_fast_kernels(model: nn.Module) -> int:
-    """Route the linear layers and RMS norms of a model through the faster kernels, where they give the same values.
+    """Route linear layers, RMS norms and rotary angles of a model through the faster kernels, where they give the same values.
 
     A norm whose formula is not weight·x/rms or (1 + weight)·x/rms on a random input is left alone, as is everything on
     other devices and in other dtypes at call time.
@@ -45,6 +46,8 @@ def use_fast_kernels(model: nn.Module) -> int:
             module.forward = MethodType(_conv1d_forward, module)
         elif type(module).__name__.endswith("RMSNorm") and (forward := _norm_forward(module)) is not None:
             module.forward = MethodType(forward, module)
+        elif (attend := fast_rotation(module)) is not None:
+            module.forward = MethodType(attend, module)
         else:
             continue
         n_rerouted += 1
