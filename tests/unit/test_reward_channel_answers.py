@@ -259,6 +259,17 @@ def test_what_is_not_known_of_raters_is_in_the_covariance(kind, modelled):
     assert found.covariance == pytest.approx(np.linalg.inv(whole)[:D, :D], abs=1e-6)
 
 
+def test_raters_who_lapse_leave_a_posterior():
+    """Lapses bend the likelihood of surprising answers upwards: what they say of a rater may not be taken off what they say of weights."""
+    features, truth = planted(0, 1200, 64)
+    params = without_ties("ranking", known_raters(0, 20))
+    channel = answered("ranking", 300, features, truth, params)
+    found = fit_last_layer(features, answers_to([channel], params), prior_precision=1e-3)
+    known = fit_last_layer(features, answers_to([channel], params, known=True), prior_precision=1e-3)
+    assert np.linalg.eigvalsh(found.covariance - known.covariance).min() > -1e-9
+    assert np.trace(found.covariance) > np.trace(known.covariance)
+
+
 def test_points_of_the_average_have_the_moments_of_a_normal():
     for k in (2, 3, 4, 6):
         points, weights = _ball(k)

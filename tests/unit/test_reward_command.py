@@ -212,9 +212,11 @@ def test_demonstrations_are_held_against_what_a_file_says_that_the_newest_policy
     assert "found 1 responses, none to one of the 5 prompts that were judged" in capsys.readouterr().err
 
 
-def test_what_is_in_only_the_gates_prompts_is_calibrated_by_kind(tmp_path, capsys, place):
+@pytest.mark.parametrize("posterior", ["heads", "laplace"])
+def test_what_is_in_only_the_gates_prompts_is_calibrated_by_kind(tmp_path, capsys, place, posterior):
     store_of_sandbox(tmp_path / "more.db", n_prompts=24).close()
-    kinds = {"reward.kinds": "[comparison,label,ranking]", "gate.min_votes": 10, "gate.attack_words": 0}
+    kinds = {"reward.kinds": "[comparison,label,ranking]", "gate.min_votes": 10, "gate.attack_words": 0,
+             "reward.posterior": posterior, "objectives.names": "{harmful: preference}"}  # fmt: skip
     assert run(place, tmp_path / "r", "--json", store=tmp_path / "more.db", gate_frac=0.4, **kinds) == 0
     found = json.loads(capsys.readouterr().out)["calibration_slices"]["kind"]
     assert {name.split("/")[0] for name in found} == {"comparison", "label", "ranking"}

@@ -308,7 +308,7 @@ def _best_precision(eigenvalues: np.ndarray, b: np.ndarray) -> float:
 
 def _posterior(problem: LinearAnswers, mode: _Mode) -> LastLayer:
     w, precision, d = mode.w, mode.precision, len(mode.w)
-    value, _, _, working = problem.at(w)
+    value, _, exact, _ = problem.at(w)
     hessian = mode.hessian + precision * np.eye(d)
     factor = _factor(hessian)
     covariance = linalg.cho_solve((factor, True), np.eye(d))
@@ -317,8 +317,23 @@ def _posterior(problem: LinearAnswers, mode: _Mode) -> LastLayer:
         reached += (d - precision * float(np.trace(covariance))) / 2
     log_evidence = reached + d / 2 * math.log(precision) - float(np.log(np.diag(factor)).sum())
     if any(one.raters is not None for one, _ in [*problem.parts, *problem.choices]):  # the evidence takes them as known
-        covariance = linalg.cho_solve((_factor(hessian - problem.lost_to_raters(w, working)), True), np.eye(d))
+        covariance = covariance + _of_raters(problem, w, problem.positive(exact), precision)
     return LastLayer(w, (covariance + covariance.T) / 2, precision, log_evidence, d - precision * np.trace(covariance))
+
+
+def _of_raters(problem: LinearAnswers, w: np.ndarray, curvature: np.ndarray, precision: float) -> np.ndarray:
+    """What raters who are known only so well add to the covariance: (P − lost)⁻¹ − P⁻¹.
+
+    Lapses bend the likelihood of answers that surprise upwards. What few such answers of one rater say of her parameters would have
+    no inverse, so that P counts only what bends downwards.
+    """
+    d = len(w)
+    whole = problem.hessian(curvature) + precision * np.eye(d)
+    freed, fixed = (
+        linalg.cho_solve((_factor(one), True), np.eye(d))
+        for one in (whole - problem.lost_to_raters(w, curvature), whole)
+    )
+    return freed - fixed
 
 
 def _factor(hessian: np.ndarray) -> np.ndarray:

@@ -229,6 +229,17 @@ class LinearAnswers:
         parts = np.split(flat, np.cumsum(sizes)[:-1])
         return [own.reshape(*texts.shape, -1) for own, texts in zip(parts, self.texts, strict=True)]
 
+    def positive(self, curvature: np.ndarray) -> np.ndarray:
+        """The same without what bends upwards: single numbers below 0 are 0, and so are negative eigenvalues of choices."""
+        found, n_before = [curvature[: len(self.a)].clip(min=0)], len(self.a)
+        for texts in self.texts:
+            k = texts.shape[1]
+            own = curvature[n_before : n_before + texts.size * k].reshape(-1, k, k)
+            n_before += own.size
+            values, vectors = np.linalg.eigh(own)
+            found.append(((vectors * values.clip(min=0)[:, None, :]) @ vectors.transpose(0, 2, 1)).ravel())
+        return np.concatenate(found)
+
     def lost_to_raters(self, w: np.ndarray, curvature: np.ndarray) -> np.ndarray:
         """What the weights' precision loses because raters are fitted with them: H_wρ·H_ρρ⁻¹·H_ρw, [d, d].
 
@@ -236,7 +247,7 @@ class LinearAnswers:
         where the model fits, and with it the whole might have no inverse.
 
         Args:
-            curvature: without negative ones, as `at` gives the last.
+            curvature: see `positive`.
         """
         scores, n, d = self.features @ w, len(self.a), self.features.shape[1]
         lost, n_before = np.zeros((d, d)), 0
