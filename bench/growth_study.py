@@ -1,13 +1,14 @@
 """Whether anything grows faster than its arithmetic: passes and sampling over prompt, samples, vocabulary and model.
 
-    python bench/growth_study.py [--quick] [--out bench/results/growth_study.json] [--plot docs/images/growth.svg]
+    python bench/growth_study.py [--quick] [--again prompt vocabulary] [--out bench/results/growth_study.json]
+        [--plot docs/images/growth.svg]
     python bench/growth_study.py --ends [--threads 1] [--axes vocabulary samples]
 
 Four axes go through one base point (8 prompts of 96 tokens × 4 samples of 48, "small"): prompts of 64 to 2,048 tokens, 1
 to 16 samples, vocabularies of 8k to 152k, models of 5 to 146 million parameters. Each point times, with random tokens
 and weights, what training is made of: `update` (log-probabilities of the responses and their gradient), `forward` (the
 same without gradient) and `sample` (`lm.generate.sample`, no early end). The cost is seconds an operation; operations
-are those of arithmetic.py. A point that is done is not run again.
+are those of arithmetic.py. A point that is done is not run again unless `--again` names its axis.
 
 `--ends` takes the two ends of each axis in turns and counts processor seconds, so that other programs on the same cores
 disturb both alike; results/growth_ends.json.
@@ -196,10 +197,11 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return lines
 
 
-def study(*, out: Path, plot: Path | None, quick: bool) -> dict[str, Any]:
-    """Measure what is missing; the table of what there is."""
+def study(*, out: Path, plot: Path | None, quick: bool, again: Sequence[str] = ()) -> dict[str, Any]:
+    """Measure what is missing and the axes named in `again`; the table of what there is."""
     out = out.with_suffix(".quick.json") if quick else out
     kept: list[dict[str, Any]] = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.exists() else []
+    kept = [row for row in kept if row["axis"] not in again]
     known = {f"{row['axis']}={row['value']}" for row in kept}
     wanted = points(quick=quick)
     order = {point.key: place for place, point in enumerate(wanted)}
@@ -320,6 +322,7 @@ def main() -> None:
     """From the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two short axes: does it run?")
+    parser.add_argument("--again", nargs="+", default=[], help="axes to measure anew")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--plot", type=Path, default=PLOT)
     parser.add_argument("--threads", type=int, default=int(os.environ.get("KARAT_BENCH_THREADS", "2")))
@@ -331,7 +334,8 @@ def main() -> None:
     if options.ends:
         print(json.dumps(ends(options.axes, n_turns=options.turns, out=ENDS), ensure_ascii=False))
         return
-    print(json.dumps(study(out=options.out, plot=options.plot, quick=options.quick), ensure_ascii=False))
+    found = study(out=options.out, plot=options.plot, quick=options.quick, again=options.again)
+    print(json.dumps(found, ensure_ascii=False))
 
 
 if __name__ == "__main__":

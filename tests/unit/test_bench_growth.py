@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import xml.etree.ElementTree as ET
 
 import pytest
-from bench.growth_study import ALLOWED, PARTS, picture, points, summary
+from bench import growth_study
+from bench.growth_study import ALLOWED, PARTS, picture, points, study, summary
 
 
 def rows(power: float) -> list[dict]:
@@ -42,3 +44,21 @@ def test_the_picture_is_xml_with_a_line_for_each_part() -> None:
     assert len(drawn) == len(PARTS)
     heights = {point.split()[-1] for path in drawn for point in path.replace("L", "M").split("M")[1:]}
     assert len(heights) == 1  # seconds an operation stand still
+
+
+def test_only_what_is_missing_or_asked_for_again_is_measured(tmp_path, monkeypatch) -> None:
+    asked: list[str] = []
+
+    def measured(point: growth_study.Point, **_: int) -> dict:
+        asked.append(point.key)
+        one = {"operations": point.operations("update"), "seconds": 1.0}
+        return {"axis": point.axis, "value": point.value, **dict.fromkeys(PARTS, one)}
+
+    monkeypatch.setattr(growth_study, "measured", measured)
+    keys = [point.key for point in points(quick=False)]
+    for again, expected in (((), keys), ((), []), (("model",), keys[-4:])):
+        asked.clear()
+        study(out=tmp_path / "growth.json", plot=None, quick=False, again=again)
+        assert asked == expected
+        rows = json.loads((tmp_path / "growth.json").read_text())["rows"]
+        assert [f"{row['axis']}={row['value']}" for row in rows] == keys

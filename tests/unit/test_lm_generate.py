@@ -20,6 +20,7 @@ from karat.lm import decoder
 from karat.lm.cache import ATTENTION, DecodeCache, PrefillLayout, decoding
 from karat.lm.generate import SamplingConfig, default_keys, greedy, sample
 from karat.lm.load import LoadedLM
+from karat.lm.tiled_attention import tiles_of
 from reference import inverse_cdf
 
 
@@ -90,6 +91,22 @@ def test_a_longer_limit_or_more_samples_leave_what_was_drawn_before():
     for few, more in zip(short, longer, strict=True):
         for one, other in zip(few, more, strict=False):
             assert one.response_tokens == other.response_tokens[:5]
+
+
+def test_long_prompts_read_in_tiles_give_the_same_responses(monkeypatch):
+    lm = make_lm("qwen3", torch.float64)
+    plain = flat(sample(lm, PROMPTS, n_samples=2, config=SamplingConfig(6), seed=4))
+    taken = []
+    monkeypatch.setattr("karat.lm.cache.MOST_KEYS", 8)
+    monkeypatch.setattr("karat.lm.tiled_attention.QUERIES", 4)
+    monkeypatch.setattr("karat.lm.tiled_attention.suits", lambda *given: taken.append(given) or True)
+    tiles_of.cache_clear()
+    tiled = flat(sample(lm, PROMPTS, n_samples=2, config=SamplingConfig(6), seed=4))
+    tiles_of.cache_clear()
+    assert [span.n_prompt for span in taken[0][2].spans] == sorted(map(len, PROMPTS), reverse=True)
+    for one, other in zip(tiled, plain, strict=True):
+        assert one.response_tokens == other.response_tokens
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -107,7 +107,7 @@ def test_a_number_at_a_step_belongs_to_the_token_above_it():
 
 def test_when_a_blocks_sum_is_rounded_up_its_last_possible_token_is_drawn(monkeypatch):
     exact = sampling._block_sums
-    monkeypatch.setattr(sampling, "_block_sums", lambda probs: exact(probs) * (1 + 1e-9))
+    monkeypatch.setattr(sampling, "_block_sums", lambda *given: exact(*given) * (1 + 1e-9))
     for n_tokens in (2 * BLOCK, BLOCK + 6):
         logits = torch.full((1, n_tokens), -torch.inf)
         logits[0, [3, BLOCK + 5]] = 0.0
@@ -158,7 +158,8 @@ def test_equally_likely_tokens_at_the_edge_all_stay():
 
 
 def test_a_forbidden_token_is_impossible_only_in_the_rows_asked_for():
-    logits = forbid(torch.zeros(2, 4), torch.tensor([1, 3]), torch.tensor([True, False]))
+    logits = torch.zeros(2, 4)
+    forbid(logits, torch.tensor([1, 3]), torch.tensor([True, False]))
     assert (logits == -torch.inf).tolist() == [[False, True, False, True], [False] * 4]
 
 
@@ -178,6 +179,19 @@ def test_a_number_a_billionth_beside_a_step_still_falls_on_its_own_side():
         uniforms = steps[chosen] / steps[-1] + distance
         tokens, _ = draw_tokens(logits.expand(len(chosen), -1), uniforms)
         assert torch.equal(tokens, expected)
+
+
+@pytest.mark.parametrize("n_tokens", [5, BLOCK, 10 * BLOCK, 10 * BLOCK + 9])
+@pytest.mark.parametrize("widened", [1, 3 * BLOCK, 1 << 20])
+def test_sums_of_blocks_are_float64_in_either_memory_order(n_tokens, widened, monkeypatch):
+    monkeypatch.setattr(sampling, "WIDENED", widened)
+    logits = torch.randn(n_tokens, 7, generator=torch.Generator().manual_seed(0))
+    peak = logits.amax(0)
+    expected = torch.stack([part.double().sum(0) for part in (logits - peak).exp().split(BLOCK)])
+    for laid_out in (logits, logits.t().contiguous().t()):
+        found = sampling._block_sums(laid_out, peak)
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -19,7 +19,7 @@ def draws(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> tor
 @pytest.fixture(params=[True, False])
 def onednn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both libraries, whatever the processor prefers."""
-    monkeypatch.setattr("karat.lm.kernels._onednn_is_faster", lambda: request.param)
+    monkeypatch.setattr("karat.lm.kernels.onednn_is_faster", lambda: request.param)
 
 
 @pytest.mark.usefixtures("onednn")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from karat.errors import InputError, InvariantError
 from karat.lm.attention import tree_attention, tree_layout
 from karat.lm.dense_attention import FREE_WASTE, MOST_WASTE, grouped, pieces_of, plan_of
+from karat.lm.tiled_attention import tiles_of
 from karat.lm.trees import Tree, TreeBatch, cut_trees, flat_of, pack_trees, padded_batch, rows_of, to_rows
 from reference.tree_attention import tree_attention_by_loops
 
@@ -123,16 +125,23 @@ def test_rows_pass_gradients_through() -> None:
     assert int(mask.sum()) == flat.numel()
 
 
-@pytest.fixture(params=["short pieces", "long pieces", "small groups"])
-def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The batched products for short pieces, the kernel for long ones, and the former with hardly anything a group."""
-    if request.param == "long pieces":
+@pytest.fixture(params=["short pieces", "long pieces", "small groups", "tiles", "small tiles"])
+def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Batched products for short pieces, the same with hardly anything a group, the kernel for long ones, and tiles."""
+    if request.param in ("long pieces", "tiles", "small tiles"):
         monkeypatch.setattr("karat.lm.dense_attention.MOST_KEYS", 0)
     if request.param == "small groups":
         monkeypatch.setattr("karat.lm.dense_attention.MOST_SCORES", 40)
         monkeypatch.setattr("karat.lm.dense_attention.FREE_WASTE", 0)
-    pieces_of.cache_clear()
-    plan_of.cache_clear()
+    if "tiles" in request.param:
+        monkeypatch.setattr("karat.lm.tiled_attention.suits", lambda *given: given[-1] is None)
+    if request.param == "small tiles":
+        monkeypatch.setattr("karat.lm.tiled_attention.QUERIES", 2)
+        monkeypatch.setattr("karat.lm.tiled_attention.FREE_WASTE", 0)
+    for kept in (pieces_of, plan_of, tiles_of):
+        kept.cache_clear()
+    yield
+    tiles_of.cache_clear()
 
 
 @pytest.mark.usefixtures("route")

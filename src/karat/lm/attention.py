@@ -26,10 +26,12 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from karat.errors import InvariantError
-from karat.lm import flex_trees, ways
+from karat.lm import flex_trees, tiled_attention, ways
 from karat.lm.dense_attention import DenseTreeAttention, Piece, is_short, pieces_of
+from karat.lm.final_block import rows_read
 from karat.lm.flex_trees import flex_tree_attention
 from karat.lm.narrow import products_of
+from karat.lm.tiled_attention import TiledTreeAttention
 from karat.lm.trees import TreeLayout, TreeSpan
 
 NAME = "karat_tree"
@@ -98,6 +100,8 @@ def tree_attention(
         if products in DENSE and is_short(layout, products):
             narrow = (states.to(products) for states in (query, key, value))
             return DenseTreeAttention.apply(*narrow, layout, scale, window).to(query.dtype), None
+        if tiled_attention.suits(query, key, layout, window):
+            return TiledTreeAttention.apply(query, key, value, layout, scale, rows_read()), None
         return _TreeAttention.apply(query, key, value, layout, scale, window), None
     return _by_tree(query, key, value, layout, scale=scale, window=window, softcap=softcap), None
 

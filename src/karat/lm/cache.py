@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +21,10 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from karat.errors import CheckpointError
+from karat.lm import tiled_attention
+from karat.lm.dense_attention import MOST_KEYS
+from karat.lm.final_block import rows_read
+from karat.lm.trees import TreeLayout, TreeSpan
 
 ATTENTION = "karat_decode"
 GIVEN = "karat_cache"
@@ -261,6 +266,12 @@ def _attend_prompts(
     softcap: float | None,
 ) -> Float[Tensor, "N H e"]:
     """Causal attention within each prompt, as a right-padded batch: padding comes last, so no real token sees it."""
+    if softcap is None and layout.index.shape[1] > MOST_KEYS:
+        lengths = layout.prompt_of.bincount().tolist()
+        starts = accumulate(lengths, initial=0)
+        row = TreeLayout(tuple(TreeSpan(*place, ()) for place in zip(starts, lengths, strict=False)), sum(lengths))
+        if tiled_attention.suits(query, key, row, window):
+            return tiled_attention.TiledTreeAttention.apply(query, key, value, row, scale, rows_read())[0]
     q, k, v = (states[0].transpose(0, 1)[layout.index].transpose(1, 2) for states in (query, key, value))
     n_tokens = q.shape[2]
     if softcap is None and (window is None or window >= n_tokens):

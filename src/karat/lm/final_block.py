@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -22,6 +23,12 @@ MOST_SHARE = 0.9
 """Share of positions above which picking rows costs more than it saves."""
 MARK = "karat_final_block_alone"
 """Attribute of a trunk on whose checkpoint both ways were compared and found equal."""
+_READ: ContextVar[Tensor | None] = ContextVar("karat_rows_read", default=None)
+
+
+def rows_read() -> Int[Tensor, " n"] | None:
+    """Within the attention of a last block computed alone: the flat positions that are read, ascending; else None."""
+    return _READ.get()
 
 
 def try_alone(trunk: nn.Module, gap: Callable[[], float], most: float) -> None:
@@ -61,10 +68,13 @@ def position_wise(trunk: nn.Module) -> list[nn.Module]:
     block = last_block(trunk)
     if block is None or not isinstance(getattr(block, "mlp", None), nn.Module):
         return []
-    attention = next(
-        (child for child in block.children() if hasattr(child, "q_proj") and hasattr(child, "o_proj")), None
-    )
+    attention = _attention_of(block)
     return [block.mlp, *([attention.q_proj, attention.o_proj] if attention is not None else [])]
+
+
+def _attention_of(block: nn.Module) -> nn.Module | None:
+    """The part of a block whose projections of queries and of the output are apart."""
+    return next((child for child in block.children() if hasattr(child, "q_proj") and hasattr(child, "o_proj")), None)
 
 
 @contextmanager
@@ -96,7 +106,18 @@ def only_rows(trunk: nn.Module, rows: Int[Tensor, " n"], shape: Sequence[int]) -
         whole = output.new_zeros(n_positions, output.shape[-1])
         return whole.index_copy(0, kept.to(output.device), output.squeeze(0)).view(*shape, -1)
 
+    def begin(_module: nn.Module, _inputs: tuple[Any, ...]) -> None:
+        _READ.set(kept)
+
+    def end(_module: nn.Module, _inputs: tuple[Any, ...], _output: Any) -> None:
+        _READ.set(None)
+
     with ExitStack() as hooks:
+        hooks.callback(_READ.set, None)
+        attention = _attention_of(last_block(trunk))
+        if attention is not None:
+            hooks.callback(attention.register_forward_pre_hook(begin).remove)
+            hooks.callback(attention.register_forward_hook(end).remove)
         for module in position_wise(trunk):
             hooks.callback(module.register_forward_pre_hook(pick).remove)
             hooks.callback(module.register_forward_hook(place).remove)

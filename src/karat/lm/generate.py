@@ -68,9 +68,9 @@ class _Drawing:
         self, logits: Float[Tensor, "R V"], uniforms: Float[Tensor, " R"] | None, n_drawn: Int[Tensor, " R"] | None
     ) -> tuple[Int[Tensor, " R"], Float[Tensor, " R"]]:
         if self.temperature != 1:
-            logits = logits / self.temperature
+            logits = logits.div_(self.temperature)  # nobody else reads them
         if self.min_new_tokens:
-            logits = forbid(logits, self.stops, n_drawn < self.min_new_tokens)
+            forbid(logits, self.stops, n_drawn < self.min_new_tokens)
         if self.top_k or self.top_p < 1:
             logits = truncate_logits(logits, top_k=self.top_k, top_p=self.top_p)
         return draw_tokens(logits, uniforms)

@@ -124,12 +124,12 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
         and weight.dtype == torch.float32
         and x.device.type == "cpu"
         and x.numel() * weight.shape[0] >= SMALLEST_PRODUCT
-        and _onednn_is_faster()
+        and onednn_is_faster()
     )
 
 
 @functools.cache
-def _onednn_is_faster() -> bool:
+def onednn_is_faster() -> bool:
     """Whether the processor gains by it and this build of PyTorch has the operation: it is an internal one."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False

@@ -11,6 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from karat.lm.logits import pieces
+
+WIDENED = 1 << 18
+"""Weights made and turned into float64 at a time: 3 MB, which stay in the cache until they are summed."""
 BLOCK = 64  # √V for a vocabulary of a few thousand: as many sums between blocks as within one
 _WORD = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
@@ -96,15 +100,15 @@ def draw_tokens(
     n_tokens = logits.shape[-1]
     # tokens first: that is how `kernels.for_few_rows` lays logits out, and in another order it is only slower
     wide = (logits if logits.dtype == torch.float64 else logits.float()).t()
-    weights = (wide - wide.amax(0)).exp_()
-    edges = _block_sums(weights).cumsum(0)
+    peak = wide.amax(0)
+    edges = _block_sums(wide, peak).cumsum(0)
     total = edges[-1]
     target = uniforms * total
     block = torch.searchsorted(edges.t().contiguous(), target[:, None], right=True).squeeze(1)
     block = block.clamp_(max=edges.shape[0] - 1)
     before = torch.where(block > 0, edges.gather(0, (block - 1).clamp_(min=0)[None])[0], torch.zeros_like(target))
     index = block * BLOCK + torch.arange(BLOCK, device=logits.device)[:, None]
-    inside = weights.gather(0, index.clamp(max=n_tokens - 1)).double().masked_fill_(index >= n_tokens, 0.0)
+    inside = _weights(wide.gather(0, index.clamp(max=n_tokens - 1)), peak).double().masked_fill_(index >= n_tokens, 0.0)
     running = inside.cumsum(0).add_(before)
     # rounding may leave the last running sum a hair below the target: then the block's last possible token is meant
     last = (inside > 0).long().mul_(torch.arange(1, BLOCK + 1, device=logits.device)[:, None]).amax(0) - 1
@@ -122,18 +126,33 @@ def likeliest_tokens(logits: Float[Tensor, "R V"]) -> tuple[Int[Tensor, " R"], F
     return tokens, (chosen - wide.logsumexp(-1)).float()
 
 
-def forbid(logits: Float[Tensor, "R V"], token_ids: Int[Tensor, " E"], row_mask: Bool[Tensor, " R"]) -> Tensor:
-    """Logits with −∞ at the given tokens in the rows where the mask is True."""
-    blocked = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-    blocked[token_ids] = True
-    return logits.masked_fill(row_mask.unsqueeze(-1) & blocked, -torch.inf)
+def forbid(logits: Float[Tensor, "R V"], token_ids: Int[Tensor, " E"], row_mask: Bool[Tensor, " R"]) -> None:
+    """Put −∞ at the given tokens into the rows where the mask is True, in place: a copy of them all is no small work."""
+    logits[:, token_ids] = logits[:, token_ids].masked_fill(row_mask.unsqueeze(-1), -torch.inf)
 
 
-def _block_sums(weights: Float[Tensor, "V R"]) -> Float[Tensor, "n R"]:
-    """Float64 sums over consecutive blocks of 64 tokens; the last block may be shorter."""
-    n_whole = weights.shape[0] // BLOCK
-    whole = weights[: n_whole * BLOCK].unflatten(0, (n_whole, BLOCK)).sum(1, dtype=torch.float64)
-    rest = weights[n_whole * BLOCK :]
-    if rest.shape[0] == 0:
-        return whole
-    return torch.cat([whole, rest.sum(0, keepdim=True, dtype=torch.float64)])
+def _block_sums(logits: Float[Tensor, "V R"], peak: Float[Tensor, " R"]) -> Float[Tensor, "n R"]:
+    """Float64 sums of exp(ℓ − peak) over consecutive blocks of 64 tokens; the last block may be shorter."""
+    n_tokens, n_rows = logits.shape
+    n_whole = n_tokens // BLOCK
+    whole, rest = logits[: n_whole * BLOCK], logits[n_whole * BLOCK :]
+    sums = logits.new_empty(-(-n_tokens // BLOCK), n_rows, dtype=torch.float64)
+    # a few at a time, widened first and summed as they lie: a sum that widens as it goes takes 15 times as long, and
+    # weights of all tokens at once would be as large as the logits (docs/LOG.md)
+    if logits.device.type != "cpu" or torch.compiler.is_compiling():
+        sums[:n_whole] = _weights(whole, peak).unflatten(0, (n_whole, BLOCK)).sum(1, dtype=torch.float64)
+    elif logits.stride(0) == 1:
+        for rows in pieces(0, n_rows, max(1, WIDENED // n_tokens)):
+            weights = _weights(whole[:, rows], peak[rows]).t().double()
+            sums[:n_whole, rows] = weights.unflatten(1, (n_whole, BLOCK)).sum(2).t()
+    else:
+        for blocks in pieces(0, n_whole, max(1, WIDENED // (BLOCK * n_rows))):
+            weights = _weights(whole[blocks.start * BLOCK : blocks.stop * BLOCK], peak).double()
+            sums[blocks] = weights.unflatten(0, (-1, BLOCK)).sum(1)
+    if len(rest):
+        sums[n_whole] = _weights(rest, peak).double().sum(0)
+    return sums
+
+
+def _weights(logits: Float[Tensor, "V R"], peak: Float[Tensor, " R"]) -> Float[Tensor, "V R"]:
+    return (logits - peak).exp_()
