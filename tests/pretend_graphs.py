@@ -98,7 +98,7 @@ def pretend_graphs(monkeypatch: Any) -> Iterator[Counts]:
         assert capture_error_mode == "thread_local"
         counts.pools.append(pool)
         if counts.fail:
-            raise NotPermitted("operation failed due to a previous error during capture")
+            raise NotPermitted("operation failed due to a previous error during capture;\nof two lines")
         recorder = _Recorder()
         with recorder:
             yield

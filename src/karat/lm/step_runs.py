@@ -80,7 +80,8 @@ class StepRuns:
             made()
             reason = _difference(state, wanted, runs, self.gap, self.flips)
         except Exception as error:  # whatever a compiler, a driver or a foreign module raises
-            reason = f"it cannot be made: {(str(error).strip().splitlines() or [type(error).__name__])[0][:160]}"
+            # all of it in one line: of a compiler's complaint the first says only who complains
+            reason = f"it cannot be made: {' '.join(str(error).split())[:160] or type(error).__name__}"
         if reason is None:
             self.ready[state] = made
             return None
