@@ -33,7 +33,7 @@ def identity_of(config: Any, seed: int, inputs: Mapping[str, Any], *modules: nn.
     for module in there:
         for name, tensor in module.state_dict().items():
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     settings = plain(config)
     settings.pop("checkpoint_every", None)  # how often to write does not change what is computed
     hashed = {

@@ -152,13 +152,15 @@ def train_reward(
     run = _start(trunk, data, held, config, seed)
 
     # 3. gradient steps, raters by turns, best epoch kept
-    identity = identity_of(config, seed, {"votes": [v.judgement_id for v in train]}, trunk.module)
-    if directory is not None and config.checkpoint_every == 0:
+    if config.checkpoint_every == 0:
         directory = None
+    identity: dict[str, Any] = {}
+    if directory is not None:  # else nobody asks what run it is, and to say so takes a pass over the weights
+        identity = identity_of(config, seed, {"votes": [v.judgement_id for v in train]}, trunk.module)
     loop = LoopConfig(n_steps=run.n_steps, checkpoint_every=config.checkpoint_every)
     stopped = run_loop(
-        run.state, run.step, loop, directory=directory, fingerprint=content_id("reward", identity), identity=identity, reporters=reporters,
-        should_stop=run.should_stop,
+        run.state, run.step, loop, directory=directory, fingerprint=content_id("reward", identity), identity=identity,
+        reporters=reporters, should_stop=run.should_stop,
     )  # fmt: skip
     check_skipped(run.state, run.state.step)
     if held is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -178,7 +179,9 @@ def train_on_pairs(
         return {"nll_per_token": last_nll, "grad_norm": norm, "learning_rate": rate, "n_tokens": float(n_tokens)}
 
     # 3. the loop, then what was kept out
-    identity = identity_of(config, seed, {"demonstrations": [list(map(list, pair)) for pair in pairs]}, lm.model)
+    identity: dict[str, Any] = {}
+    if directory is not None:  # else nobody asks what run it is, and to say so takes a pass over the weights
+        identity = identity_of(config, seed, {"demonstrations": [list(map(list, pair)) for pair in pairs]}, lm.model)
     loop = LoopConfig(n_steps, config.checkpoint_every)
     run_loop(
         state, step, loop, directory=directory, fingerprint=content_id("sft", identity), identity=identity, reporters=reporters
