@@ -287,6 +287,28 @@ def test_a_fit_can_start_from_an_earlier_one():
         fit_reliability(other, start=warm)
 
 
+OVERSHOT = {  # 75 lone pairs, two votes each, of twelve simulated raters who agree much: level, rater and side of each vote
+    "level": "212202021002200011022220220200221222222210021200221200002000002202210022002"
+    "100002010220200121222002102210001220022001222220022120020200002220022022212",
+    "rater": "053b64739257799238543165365a3290a9234b4889647ba7824b807571351aa29a922b2a78a"
+    "88a30165925655160255830105462a053a9ba9bb38b71703a83131aab4695634653a7134115",
+    "side": "-++++-+--------+++--+--+--++-+----++--+-+---+--++-+++--++--+-+-+--+-++++++-"
+    "+-+---++-+++-++-+-++++-+-++++--++--++----+-+---++++---+++-++---+-+-++--+-+-",
+}
+
+
+def test_votes_on_which_rough_steps_overshoot_to_and_fro_are_fitted_all_the_same():
+    pair = np.repeat(np.arange(75), 2)
+    votes = Comparisons(
+        2 * pair, 2 * pair + 1, np.array([int(one) for one in OVERSHOT["level"]]), np.full(150, 3),
+        np.array([1 if one == "+" else -1 for one in OVERSHOT["side"]]),
+        np.array([int(one, 16) for one in OVERSHOT["rater"]]), 150, 12,
+    )  # fmt: skip
+    priors, fit = fit_priors(votes)
+    colder = fit_reliability(votes, priors)
+    assert fit.log_posterior == pytest.approx(colder.log_posterior, abs=1e-6)
+
+
 def test_components_are_placed_apart_and_never_compared():
     rng = np.random.default_rng(9)
     one, *_ = world(rng, n_scores=6, n_votes=200)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -115,6 +116,15 @@ def test_a_half_written_checkpoint_is_ignored(tmp_path):
     again = fresh_state()
     run_loop(again, step_of(again), LoopConfig(3, 1), directory=tmp_path, fingerprint="x")
     assert again.step == 3
+
+
+def test_what_a_kill_left_beside_the_newest_checkpoint_is_removed_on_resume(tmp_path):
+    state = fresh_state()
+    run_loop(state, step_of(state), LoopConfig(2, 1), directory=tmp_path, fingerprint="x")
+    (tmp_path / ".partial-00000009").mkdir()
+    shutil.copytree(tmp_path / "step-00000002", tmp_path / "step-00000001")
+    run_loop(fresh_state(), step_of(state), LoopConfig(2, 1), directory=tmp_path, fingerprint="x")
+    assert [file.name for file in tmp_path.iterdir()] == ["step-00000002"]
 
 
 def test_micro_batches_add_up_to_the_batch():

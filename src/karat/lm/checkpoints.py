@@ -70,9 +70,15 @@ def save_checkpoint(
     _sync_directory(partial)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(partial, target)
-    for old in sorted(directory.glob("step-*"))[:-1]:
-        shutil.rmtree(old, ignore_errors=True)
+    _drop_all_but(target)
     return target
+
+
+def _drop_all_but(newest: Path) -> None:
+    """Remove older checkpoints, and what a kill left of one that was being written or dropped."""
+    for other in [*newest.parent.glob("step-*"), *newest.parent.glob(".partial-*")]:
+        if other != newest:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def newest_step(directory: Path) -> int:
@@ -85,6 +91,8 @@ def resume(
     state: TrainState, directory: Path, fingerprint: str, *, identity: Mapping[str, Any] | None = None
 ) -> str | None:
     """Take over the newest checkpoint in `directory`, if any; returns why that run stopped early, or None.
+
+    Older ones, and unfinished ones, that a kill left beside it are removed.
 
     Raises: LedgerError when the checkpoint belongs to another configuration or format.
     """
@@ -116,6 +124,8 @@ def resume(
         controller.load_state_dict(plain["controllers"][name])
     state.step, state.n_skipped = plain["step"], plain["n_skipped"]
     state.n_stepped = plain.get("n_stepped", state.step)  # not counted by older versions
+    if parallel.is_main():
+        _drop_all_but(newest)
     return plain["stopped"]
 
 

@@ -20,6 +20,8 @@ MOST_DENSE = 3000
 """Scores up to which the joint curvature is solved and inverted as a dense matrix: 72 MB."""
 NEAR = 0.1
 """Largest slope at which the whole curvature is used for a step."""
+MOST_ROUGH = 20
+"""Steps by the rough curvature at most: where it is too flat they overshoot to and fro, and never come near."""
 LAPSE_BOUNDS = (1e-4, 0.5)
 """A fitted lapse stays inside: at 0 it could never be seen, above one half the levels say nothing."""
 
@@ -189,16 +191,23 @@ def newton(problem: JointPosterior, x: np.ndarray, tol: float, n_steps: int = 20
     """Newton steps on all but the lapses; exact where the curvature is dense, else in a trust region.
 
     Where the dense curvature is not that of a maximum, or a step does not climb, a multiple of its diagonal is added
-    (Levenberg and Marquardt) until it does.
+    (Levenberg and Marquardt) until it does. What these steps leave unfinished, a trust region ends.
     """
-    if not problem.dense:
-        return _in_trust_region(problem, x, tol)
+    if problem.dense:
+        x = _damped(problem, x, tol, n_steps)
+        if np.abs(problem.value_and_gradient(x)[1][: problem.size]).max() < tol:
+            return x
+    return _in_trust_region(problem, x, tol)
+
+
+def _damped(problem: JointPosterior, x: np.ndarray, tol: float, n_steps: int) -> np.ndarray:
     value, gradient = problem.value_and_gradient(x)
     damping = 0.0
-    for _ in range(n_steps):
-        if np.abs(gradient[: problem.size]).max() < tol / 100:
+    for number in range(n_steps):
+        slope = np.abs(gradient[: problem.size]).max()
+        if slope < tol / 100:
             break
-        curvature = problem.curvature(x, rough=np.abs(gradient[: problem.size]).max() > NEAR)
+        curvature = problem.curvature(x, rough=slope > NEAR and number < MOST_ROUGH)
         while damping < 1e8:
             step = _step(problem, curvature, gradient, damping)
             if step is not None:
