@@ -1,6 +1,6 @@
 """Gao's curves in the sandbox: proxy and gold over the distance moved, by best-of-n and by PPO without a KL penalty.
 
-    python bench/gao_study.py [--seeds 0 1 2] [--out bench/results/gao_study.json] [--plot docs/images/gao.svg] [--quick]
+    python bench/gao_study.py [--seeds 0 1 2] [--votes 500 8000] [--out bench/results/gao_study.json] [--plot docs/images/gao.svg] [--quick]
 
 A seed is a sandbox as `karat demo` configures it. Its supervised policy is judged on 500, 2,000 and 8,000 comparisons; each
 set of votes makes a reward, read by its mean and by the ensemble's lower bound; each of these six rewards is followed
@@ -157,12 +157,12 @@ def cell(base: Path, drawn: Drawn, seed: int, n_votes: int, reading: str, *, qui
     return {"seed": seed, "votes": n_votes, "reading": reading, "curves": curves, "fits": fits, "machine": machine()}
 
 
-def study(seeds: Sequence[int], *, out: Path, plot: Path | None, quick: bool) -> Row:
+def study(seeds: Sequence[int], *, votes: Sequence[int] = VOTES, out: Path, plot: Path | None, quick: bool) -> Row:
     """Run what is missing, seed by seed; the table of what there is."""
     out = WORK / "gao_study_quick.json" if quick else out
     kept: list[Row] = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.exists() else []
     known = {(row["seed"], row["votes"], row["reading"]) for row in kept}
-    votes = VOTES[:1] if quick else VOTES
+    votes = VOTES[:1] if quick else votes
     for seed in seeds[:1] if quick else seeds:
         missing = [(seed, n, reading) for n in votes for reading in READINGS if (seed, n, reading) not in known]
         if not missing:
@@ -274,6 +274,7 @@ def main() -> None:
     """The study from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--votes", type=int, nargs="+", choices=VOTES, default=list(VOTES))
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--plot", type=Path, default=PLOT)
     parser.add_argument("--quick", action="store_true", help="tiny runs: does it work?")
@@ -284,7 +285,11 @@ def main() -> None:
         options.plot.write_text(picture(rows), encoding="utf-8")
         put_between(DOCS, MARKS, tables(rows))
         return
-    print(json.dumps(study(options.seeds, out=options.out, plot=options.plot, quick=options.quick), indent=1))
+    print(
+        json.dumps(
+            study(options.seeds, votes=options.votes, out=options.out, plot=options.plot, quick=options.quick), indent=1
+        )
+    )
 
 
 if __name__ == "__main__":
