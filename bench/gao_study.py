@@ -5,9 +5,10 @@
 A seed is a sandbox as `karat demo` configures it. Its supervised policy is judged on 500, 2,000 and 8,000 comparisons; each
 set of votes makes a reward, read by its mean and by the ensemble's lower bound; each of these six rewards is followed
 by best-of-n of up to 256 of 512 samples a prompt and by PPO with β = 0 for 40 iterations, looked at after every one. Gold
-is the sandbox's, on prompts that were not trained on. d is the root of the KL divergence in nats: of best-of-n by order statistics
-(ties included), of PPO the mean of k1 over the rollout that the looked-at policy draws next. R = d(α − β·d) and
-R = d(α − β·log d) are fitted by `karat.overopt.fit_gao`. What the result file holds is not run again.
+is the sandbox's, on 192 prompts that were not trained on. d is the root of the KL divergence in nats: of best-of-n by order statistics
+(ties included), of PPO the mean, over the 128 responses that the looked-at policy draws next, of the divergences of
+its steps over the whole vocabulary. R = d(α − β·d) and R = d(α − β·log d) are fitted by `karat.overopt.fit_gao`. What the
+result file holds is not run again.
 
 Source: Gao, Schulman & Hilton 2022, arXiv:2210.10760.
 """
@@ -51,7 +52,11 @@ VOTES = (500, 2000, 8000)
 READINGS = ("mean_score", "lower_bound")
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 N_DRAWN, MAX_TOKENS, CHUNK = 512, 48, 4096
-COMMON = (*FAULTS["no-kl"], "watch.n_prompts=96", "ppo.n_iterations=40", "ppo.evaluate_every=1")
+COMMON = (
+    *FAULTS["no-kl"], "watch.n_prompts=192", "ppo.n_iterations=40", "ppo.evaluate_every=1", "ppo.rollout.exact_kl=true",
+)  # fmt: skip
+LOOKS = 5
+"""Looks of PPO whose mean says where gold was highest: single ones are too noisy to be compared."""
 QUICK = (
     "sandbox.n_base_texts=400", "sandbox.n_demonstrations=200", "collect.n_prompts=200", "reward.n_epochs=1",
     "watch.n_prompts=16", "ppo.n_iterations=6",
@@ -121,25 +126,29 @@ def ppo_curve(rows: Sequence[Mapping[str, float]], proxy: float, gold: float) ->
     points = [[0.0, 0.0, 0.0]]
     for row, following in itertools.pairwise(rows):
         if "validation/gold" in row:
-            kl = max(float(following["kl/k1_per_sequence"]), 0.0)
+            kl = float(following["kl/exact_per_sequence"])
             points.append([kl, row["validation/proxy"] - proxy, row["validation/gold"] - gold])
     return points
 
 
 def fitted(points: Sequence[Sequence[float]], law: str) -> Row:
-    """Gao's law for proxy and gold, and where the measured gold was highest."""
+    """Gao's law for proxy and gold, and where the measured gold was highest (of PPO: its running mean, and that of d)."""
     table = np.array(points)
     found: Row = {}
     for name, column in (("proxy", 1), ("gold", 2)):
         fit = fit_gao(table[:, 0], table[:, column], law=law)  # type: ignore[arg-type]
         peak = [fit.peak_d.value, fit.peak_d.low, fit.peak_d.high]
         found[name] = {"alpha": fit.alpha, "beta": fit.beta, "r_squared": fit.r_squared, "peak_d": peak}
-    top = int(table[:, 2].argmax())
-    return found | {
-        "top_d": float(np.sqrt(table[top, 0])),
-        "top_gold": float(table[top, 2]),
-        "inside": top < len(table) - 1,
-    }
+    n_looks = LOOKS if law == "rl" else 1
+    d, gold = running_mean(np.sqrt(table[:, 0]), n_looks), running_mean(table[:, 2], n_looks)
+    top = int(gold.argmax())
+    return found | {"top_d": float(d[top]), "top_gold": float(gold[top]), "inside": top < len(table) - 1}
+
+
+def running_mean(values: np.ndarray, n: int) -> np.ndarray:
+    """Means of n neighbours, of fewer at the ends; n is odd."""
+    weights = np.convolve(np.ones(len(values)), np.ones(n), "same")
+    return np.convolve(values, np.ones(n), "same") / weights
 
 
 def cell(base: Path, drawn: Drawn, seed: int, n_votes: int, reading: str, *, quick: bool) -> Row:

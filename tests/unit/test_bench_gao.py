@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
-from bench.gao_study import best_of_n_curve, fitted, moves, picture, ppo_curve, summary, tables
+from bench.gao_study import best_of_n_curve, fitted, moves, picture, ppo_curve, running_mean, summary, tables
 
 
 def test_best_of_n_is_that_of_all_subsets() -> None:
@@ -26,12 +26,18 @@ def test_best_of_n_is_that_of_all_subsets() -> None:
 
 def test_a_look_has_the_kl_of_the_rollout_that_its_policy_draws() -> None:
     rows = [
-        {"kl/k1_per_sequence": 0.0, "validation/proxy": 1.0, "validation/gold": 2.0},
-        {"kl/k1_per_sequence": 0.5},
-        {"kl/k1_per_sequence": 0.9, "validation/proxy": 3.0, "validation/gold": 1.5},
-        {"kl/k1_per_sequence": 1.4, "validation/proxy": 4.0, "validation/gold": 1.0},
+        {"kl/exact_per_sequence": 0.0, "validation/proxy": 1.0, "validation/gold": 2.0},
+        {"kl/exact_per_sequence": 0.5},
+        {"kl/exact_per_sequence": 0.9, "validation/proxy": 3.0, "validation/gold": 1.5},
+        {"kl/exact_per_sequence": 1.4, "validation/proxy": 4.0, "validation/gold": 1.0},
     ]
     assert ppo_curve(rows, proxy=0.5, gold=1.0) == [[0.0, 0.0, 0.0], [0.5, 0.5, 1.0], [1.4, 2.5, 0.5]]
+
+
+def test_a_running_mean_has_fewer_neighbours_at_the_ends() -> None:
+    values = np.array([1.0, 2.0, 6.0, 3.0])
+    assert running_mean(values, 3) == pytest.approx([1.5, 3.0, 11 / 3, 4.5])
+    assert running_mean(values, 1) == pytest.approx(values)
 
 
 def one_row(seed: int, votes: int, reading: str, beta: float) -> dict:
