@@ -41,5 +41,5 @@ def launched_in_shards() -> bool:
 
 
 def _number(names: Sequence[str]) -> int | None:
-    said = next((os.environ[name] for name in names if os.environ.get(name, "").isdigit()), None)
+    said = next((os.environ[name] for name in names if os.environ.get(name, "").isdecimal()), None)
     return None if said is None else int(said)

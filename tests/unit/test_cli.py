@@ -94,6 +94,7 @@ def test_every_command_has_help_with_an_example_and_json(capsys, name: str):
         (["demo", "--fault", "gravity"], "no-kl"),
         (["run", "c.yaml", "--seeds", "4-0"], "--seeds 4-0: expected numbers like"),
         (["import", "votes", "--format", "ukp"], "found no --texts"),
+        (["import", "votes", "--format", "argilla", "--scale", "1-²"], "--scale 1-²: expected two numbers like 1-5"),
         (["export", "nowhere", "--out", "x", "--format", "votes"], "nothing is there"),
         (["trace", "{run}", "--affected"], "expected a path, hash, stage"),
         (["trace", "{run}", "gold"], "found no artefact 'gold'"),
@@ -387,7 +388,7 @@ def test_seeds_are_read_as_people_write_them():
     assert cli.parse_seeds("0") == [0]
     assert cli.parse_seeds("0-4") == [0, 1, 2, 3, 4]
     assert cli.parse_seeds("3,1,3-4") == [3, 1, 4]
-    for wrong in ("", "-1", "a", "2-1", "1,,2"):
+    for wrong in ("", "-1", "a", "2-1", "1,,2", "²", "0-²"):
         with pytest.raises(ConfigError, match="expected numbers"):
             cli.parse_seeds(wrong)
 

@@ -333,6 +333,8 @@ def test_leaves_give_nothing_away_that_could_be_guessed(new_address):
 def test_a_published_line_is_checked():
     with pytest.raises(InputError, match="expected `karat-seal NUMBER seal:…`"):
         verify_seals([], {}, ["seal 3"])
+    with pytest.raises(InputError, match="karat-seal ² seal:00'; expected"):
+        verify_seals([], {}, ["karat-seal ² seal:00"])
     assert verify_seals([], {}, ["karat-seal 1 seal:00"])[0].what == (
         "found no such seal, published was seal:00: the record was rewritten"
     )

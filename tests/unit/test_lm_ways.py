@@ -11,6 +11,7 @@ from karat import devices
 from karat.cli import main
 from karat.config import build
 from karat.errors import ConfigError
+from karat.feedback.store import open_store
 from karat.lm import attention, decoder, flex_trees, segments, ways
 from karat.lm.logprobs import response_logprobs
 from karat.lm.trees import Tree, pack_trees
@@ -90,6 +91,10 @@ def test_a_run_and_a_command_say_at_once_that_a_way_cannot_work(tmp_path, monkey
         ["run", "run.yaml", "--set", "decode=graph"],
         ["generate", str(checkpoint), "p.jsonl", "--out", "o.jsonl", "--decode", "graph"],
         ["best-of-n", str(checkpoint), "p.jsonl", "--score", "x:y", "--out", "o.jsonl", "--decode", "graph"],
+        ["chat", str(checkpoint), "--turns", "p.jsonl", "--decode", "graph"],
+        ["compare", str(checkpoint), "other", "--rater", "ann", "--prompts", "p.jsonl", "--decode", "graph"],
+        ["collect", "--model", str(checkpoint), "--prompts", "p.jsonl", "--decode", "graph"],
+        ["serve", "k.db", "--policy", str(checkpoint), "--prompts", "p.jsonl", "--decode", "graph"],
     ):
         assert main(words) == 2
         said = capsys.readouterr().err.strip()
@@ -100,34 +105,57 @@ def test_a_run_and_a_command_say_at_once_that_a_way_cannot_work(tmp_path, monkey
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_command_draws_the_same_by_either_way(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "one", "p.jsonl", "--out", "o.jsonl", "--samples", "2"],
+        ["chat", "one", "--turns", "turns.txt"],
+        ["compare", "one", "two", "--rater", "ann", "--prompts", "p.jsonl", "--answers", "votes.txt"],
+        ["collect", "--model", "one", "--prompts", "p.jsonl", "--tasks", "2", "--samples", "3"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_command_draws_the_same_by_either_way(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.jsonl").write_text('{"prompt": "say one"}\n{"prompt": "and why?"}\n')
-    checkpoint = tiny_checkpoint("qwen3", tmp_path / "model")
-    used, plainly = [], segments.Segments.draw
+    (tmp_path / "turns.txt").write_text("say one\nand why?\n")
+    (tmp_path / "votes.txt").write_text("1\nt\n")
+    for seed, name in enumerate(("one", "two")):
+        tiny_checkpoint("qwen3", tmp_path / name, seed=seed)
+    used, found, plainly = [], [], segments.Segments.draw
 
     def noted(self, *given):
         used.append(self.way)
         return plainly(self, *given)
 
+    def written():
+        if (tmp_path / "o.jsonl").is_file():
+            return (tmp_path / "o.jsonl").read_text()
+        if (tmp_path / "karat.db").is_file():
+            with open_store(str(tmp_path / "karat.db"), create=False) as store:
+                return sorted(one.text for one in store.responses().values())
+        return said
+
     monkeypatch.setattr(segments.Segments, "draw", noted)
     assert decoder.Segments is segments.Segments
     for way in ("auto", "steps"):
-        words = [
-            "generate",
-            str(checkpoint),
-            "p.jsonl",
-            "--out",
-            f"{way}.jsonl",
-            "--samples",
-            "2",
-            "--max-new-tokens",
-            "6",
-        ]
-        assert main([*words, "--decode", way]) == 0
+        capsys.readouterr()
+        assert main([*words, "--max-new-tokens", "6", "--decode", way]) == 0
+        said = capsys.readouterr().out
         assert bool(used) == (way == "steps")
-    capsys.readouterr()
-    assert (tmp_path / "auto.jsonl").read_text() == (tmp_path / "steps.jsonl").read_text()
+        found.append(written())
+        for left in tmp_path.glob("karat.db*"):
+            left.unlink()
+    assert found[0] == found[1] != []
+
+
+def test_a_configuration_says_itself_how_tokens_are_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text("sandbox: {}\n")
+    for option in (["--decode", "plain"], ["--device", "cpu"]):
+        assert main(["collect", "run.yaml", *option]) == 2
+        said = capsys.readouterr().err.strip()
+        assert said == "karat: collect: found --device or --decode with CONFIG; expected its keys: --set decode=plain"
 
 
 def test_doctor_says_how_tokens_will_be_drawn(tmp_path, capsys):

@@ -108,7 +108,7 @@ def _field_names(prompt: str, responses: str, scale: str) -> Any:
     from karat.feedback.exchange.foreign import FieldNames
 
     low, _, high = scale.partition("-")
-    if not (low.isdigit() and high.isdigit() and int(low) < int(high)):
+    if not (low.isdecimal() and high.isdecimal() and int(low) < int(high)):
         raise ConfigError(f"--scale {scale}: expected two numbers like 1-5")
     named = tuple(name.strip() for name in responses.split(",") if name.strip())
     return FieldNames(prompt or None, named, int(low), int(high))

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,6 +52,16 @@ Decoding = Annotated[
     typer.Option("--decode", help="How tokens are drawn: auto, plain, steps, compiled, graph; see docs/processes.md."),
 ]
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
+
+
+@contextmanager
+def at_work(device: str, decode: str) -> Iterator[None]:
+    """Within: models work on that device, and draw tokens in that way. Raises: ConfigError where they cannot."""
+    from karat.devices import on_device
+    from karat.lm.ways import in_ways
+
+    with on_device(device), in_ways(decode):
+        yield
 
 
 def answer(as_json: bool, content: Any, lines: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from karat.cli.options import AsJson, Device, answer, app
+from karat.cli.options import AsJson, Decoding, Device, answer, app, at_work
 from karat.errors import ConfigError, StoreError
 from karat.figures import figure
 
@@ -78,6 +78,7 @@ def serve(
         list[Path] | None, typer.Option(help="Runs, or directories of runs, that an erasure looks through; repeatable.")
     ] = None,
     device: Device = "auto",
+    decode: Decoding = "auto",
 ) -> None:
     """Let people judge: the page for raters, experts, auditors and admins. Ctrl-C ends it; nothing is lost."""
     from karat.feedback.web.serve import serve as run_server
@@ -95,14 +96,13 @@ def serve(
     if policy is None and arena is None:
         run_server(address, settings, workers=workers, say=typer.echo)
         return
-    from karat.devices import on_device
     from karat.pipeline.asking import Asking
     from karat.pipeline.serving import beside, filler, live_policies, policy_names
     from karat.prompts.sources import read_prompts
 
     asked = read_prompts(prompts) if prompts is not None else []
     jobs: dict[str, Any] = {}
-    with on_device(device):
+    with at_work(device, decode):
         if arena is not None:
             settings = dataclasses.replace(settings, arena=policy_names(arena))
             asking = Asking(n_tasks=keep, n_samples=2, max_new_tokens=max_new_tokens)

@@ -17,6 +17,7 @@ from karat.cli.options import (
     RUNS,
     AsJson,
     ConfigFile,
+    Decoding,
     Device,
     InShards,
     Overrides,
@@ -27,6 +28,7 @@ from karat.cli.options import (
     StorePath,
     answer,
     app,
+    at_work,
     counts,
 )
 from karat.errors import ConfigError
@@ -138,19 +140,21 @@ def collect(
     fsdp: InShards = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until people have answered.")] = False,
     device: Device = "auto",
+    decode: Decoding = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Run a configuration up to its votes; or put questions about a checkpoint's samples into a store, or its server."""
     if (config is None) == (model is None):
         raise ConfigError("collect: found both or neither of CONFIG and --model; expected one of them")
     if config is not None:
+        if (device, decode) != ("auto", "auto"):
+            raise ConfigError("collect: found --device or --decode with CONFIG; expected its keys: --set decode=plain")
         work = _configured(config, seeds, None, overrides, until="collect", server=server)
         _together(context, processes, work, as_json, fsdp)
         return
     _alone("collect", processes, fsdp)
     if model is None or prompts is None:
         raise ConfigError("collect --model: found no --prompts; expected a file of prompts")
-    from karat.devices import on_device
     from karat.feedback.engine import shown_address
     from karat.pipeline.asking import Asking, arena_batch, asked_beside, asked_question, collect_from
     from karat.pipeline.choosing import parse_budget
@@ -170,7 +174,7 @@ def collect(
         stop_after=stop_after,
         n_samples=samples, max_new_tokens=max_new_tokens, batch=batch or arena_batch(models), seed=seed,
     )  # fmt: skip
-    with on_device(device), open_progress() as progress, contextlib.ExitStack() as stack:
+    with at_work(device, decode), open_progress() as progress, contextlib.ExitStack() as stack:
         place = stack.enter_context(_admin(server)) if server else store
         done = collect_from(place, models, prompts, asking, wait=wait, progress=progress)
     shown = shown_address(store)
@@ -368,7 +372,7 @@ def parse_seeds(text: str) -> list[int]:
     seeds: list[int] = []
     for part in text.split(","):
         first, _, last = part.strip().partition("-")
-        if not first.isdigit() or not (last or first).isdigit() or int(last or first) < int(first):
+        if not first.isdecimal() or not (last or first).isdecimal() or int(last or first) < int(first):
             raise ConfigError(f"--seeds {text}: expected numbers like 0, 0-4 or 0,3,7")
         seeds += range(int(first), int(last or first) + 1)
     return list(dict.fromkeys(seeds))

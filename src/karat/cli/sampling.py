@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from karat.cli.options import AsJson, Decoding, Device, Out, answer, app
+from karat.cli.options import AsJson, Decoding, Device, Out, answer, app, at_work
 from karat.cli.people import StoreOrRun, store_address
 from karat.errors import ConfigError
 
@@ -34,9 +34,7 @@ def generate(
 ) -> None:
     """Sample responses of a policy, from a directory or from a server that speaks OpenAI's chat protocol."""
     from karat.batches import generate_file, generate_from
-    from karat.devices import on_device
     from karat.lm.generate import SamplingConfig
-    from karat.lm.ways import in_ways
     from karat.progress import open_progress
 
     if endpoint:
@@ -48,8 +46,7 @@ def generate(
         return
     config = SamplingConfig(max_new_tokens=max_new_tokens or MAX_NEW_TOKENS, temperature=temperature)
     with (
-        on_device(device),
-        in_ways(decode),
+        at_work(device, decode),
         open_progress() as progress,
         progress.stage("generate", unit="responses", announced=False) as bar,
     ):
@@ -88,9 +85,7 @@ def best_of_n(
 ) -> None:
     """Sample, score and keep the best of n responses; says what that costs in KL, where scores tie too."""
     from karat.batches import best_of_n_file
-    from karat.devices import on_device
     from karat.lm.endpoint import Endpoint
-    from karat.lm.ways import in_ways
     from karat.progress import open_progress
 
     if temperature != 1 and not endpoint:
@@ -101,8 +96,7 @@ def best_of_n(
     server = Endpoint(endpoint, str(model), longest, temperature) if endpoint else None
 
     with (
-        on_device(device),
-        in_ways(decode),
+        at_work(device, decode),
         open_progress() as progress,
         progress.stage("best of n", unit="responses", announced=False) as bar,
     ):

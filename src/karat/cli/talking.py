@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from karat.cli.options import AsJson, Device, StorePath, answer, app
+from karat.cli.options import AsJson, Decoding, Device, StorePath, answer, app, at_work
 from karat.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,10 +35,10 @@ def chat(
     top_p: TopP = 1.0,
     seed: Seed = 0,
     device: Device = "auto",
+    decode: Decoding = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Talk to a checkpoint: words as they are drawn, /reset, /system TEXT, /help, /quit."""
-    from karat.devices import on_device
     from karat.lm.load import load_lm
     from karat.talk.conversation import Conversation, TalkSettings
     from karat.talk.script import talk
@@ -46,12 +46,11 @@ def chat(
     settings = TalkSettings(max_new_tokens, temperature, top_k, top_p, seed)
     typed = turns is None and sys.stdin.isatty()
     lines = _typed_lines("> ") if typed else _given_lines(turns)
-    with on_device(device):
-        conversation = Conversation(load_lm(model), settings, system)
-    exchanges = talk(
-        conversation, lines, heard=None if as_json else _say, note=lambda text: print(text, file=sys.stderr),
-        forgiving=typed,
-    )  # fmt: skip
+    with at_work(device, decode):
+        exchanges = talk(
+            Conversation(load_lm(model), settings, system), lines, heard=None if as_json else _say,
+            note=lambda text: print(text, file=sys.stderr), forgiving=typed,
+        )  # fmt: skip
     if as_json:
         content = {"model": str(model), **dataclasses.asdict(settings)}
         answer(True, {**content, "exchanges": [dataclasses.asdict(exchange) for exchange in exchanges]}, [])
@@ -72,10 +71,10 @@ def compare(
     top_p: TopP = 1.0,
     seed: Seed = 0,
     device: Device = "auto",
+    decode: Decoding = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Vote blindly between two checkpoints: 1, 2, t (tie), s (skip), /quit. Votes are judgements in the store."""
-    from karat.devices import on_device
     from karat.feedback.store import open_store
     from karat.lm.load import load_lm
     from karat.talk.conversation import TalkSettings
@@ -85,7 +84,7 @@ def compare(
     settings = TalkSettings(max_new_tokens, temperature, top_k, top_p, seed)
     typed = answers is None and sys.stdin.isatty()
     lines = _typed_lines("") if typed else _given_lines(answers)
-    with on_device(device), open_store(store) as opened:
+    with at_work(device, decode), open_store(store) as opened:
         models = {name: load_lm(path) for name, path in zip(names, (first, second), strict=True)}
         duel = Duel(opened, arena or arena_name(names), models, rater, settings)
         ballots = run_duel(

@@ -397,4 +397,4 @@ def _record(kind: type, row: dict[str, Any]) -> Any:
 
 
 def _seconds(text: str | None) -> float:
-    return float(text) if text is not None and text.isdigit() else 0.0
+    return float(text) if text is not None and text.isdecimal() else 0.0

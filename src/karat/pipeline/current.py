@@ -38,7 +38,7 @@ def round_of(stage: str) -> int:
     (2, 1)
     """
     number = stage.rpartition("-")[2]
-    return int(number) if number.isdigit() else 1
+    return int(number) if number.isdecimal() else 1
 
 
 def newest_round(stages: Collection[str], base: str) -> str:
@@ -47,7 +47,7 @@ def newest_round(stages: Collection[str], base: str) -> str:
     >>> newest_round(["reward", "reward-10", "reward-2", "reward-model"], "reward")
     'reward-10'
     """
-    later = [name for name in stages if name.startswith(f"{base}-") and name.removeprefix(f"{base}-").isdigit()]
+    later = [name for name in stages if name.startswith(f"{base}-") and name.removeprefix(f"{base}-").isdecimal()]
     return max(later, key=round_of, default=base)
 
 

@@ -154,7 +154,7 @@ def verify_seals(
 def parse_line(line: str) -> tuple[int, str]:
     """Number and hash in a published line. Raises: InputError where it is none."""
     parts = line.split()
-    if len(parts) != 3 or parts[0] != "karat-seal" or not parts[1].isdigit() or not parts[2].startswith("seal:"):
+    if len(parts) != 3 or parts[0] != "karat-seal" or not parts[1].isdecimal() or not parts[2].startswith("seal:"):
         raise InputError(f"published seal: found {line!r}; expected `karat-seal NUMBER seal:…`")
     return int(parts[1]), parts[2]
 
