@@ -23,7 +23,7 @@ WIDTHS = ("phone", "tablet", "desktop", "wide")
 TEMPLATES = ("base.html", "macros.html", "work.html", "work_kinds.html")
 SHEETS_AND_MODULES = (
     "karat.css", "first.js", "page.js", "work.js", "autosave.js", "groups.js", "keys.js", "leftover.js", "net.js",
-    "queue.js", "rank.js", "relogin.js", "spans.js", "timing.js",
+    "queue.js", "rank.js", "relogin.js", "remember.js", "spans.js", "timing.js",
 )  # fmt: skip
 """What the browser of a rater loads."""
 

@@ -173,21 +173,27 @@ class TaskView:
     def ends(self) -> tuple[str, str]:
         """Words at the two ends of a scale, as they stand from left to right; "" = none."""
         anchors = self.question.anchors
-        if len(anchors) != 2:
-            return ("← A is better", "B is better →") if self.kind == "comparison" else ("", "")
-        return (anchors[1], anchors[0]) if self.kind == "comparison" else (anchors[0], anchors[1])
+        if self.kind == "comparison":  # where there is room for letters only, the two words still say what they mean
+            return (anchors[-1], anchors[0]) if anchors else ("← A is better", "B is better →")
+        return (anchors[0], anchors[1]) if len(anchors) == 2 else ("", "")
+
+    @property
+    def worded(self) -> bool:
+        """Whether every point of a rating's scale has a word of its own, which a number does not stand for."""
+        return any(point.label != point.short for point in self.points)
 
     @property
     def points(self) -> tuple[Control, ...]:
-        """The points of a rating's scale."""
+        """The points of a rating's scale; a digit is the key of the point that it names, if points are not below 0."""
         question, anchors = self.question, self.question.anchors
         n = question.high - question.low + 1
         words = anchors if len(anchors) == n else ("",) * n
-        return tuple(
-            Control(str(question.low + i), words[i] or str(question.low + i), str(i + 1) if i < 9 else "",
-                    str(question.low + i))
-            for i in range(n)
-        )  # fmt: skip
+        points = []
+        for i, word in enumerate(words):
+            value = question.low + i
+            digit = value if question.low >= 0 else i + 1
+            points.append(Control(str(value), word or str(value), str(digit) if digit <= 9 else "", str(value)))
+        return tuple(points)
 
     @property
     def rated(self) -> tuple[Control, ...]:

@@ -42,7 +42,7 @@ export function startGroups(form) {
       return true;
     }
     const group = current();
-    const input = /^[1-9]$/.test(key) ? group?.querySelector(`[data-nth="${key}"]`) : null;
+    const input = /^[0-9]$/.test(key) ? group?.querySelector(`[data-nth="${key}"]`) : null;
     if (!input) return false;
     document.activeElement?.blur();
     input.click();

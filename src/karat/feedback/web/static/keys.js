@@ -1,6 +1,6 @@
 // Keys. Off in text boxes and while a window is open; never Backspace, never a chord of the browser.
 
-import { remember } from "./page.js";
+import { remember } from "./remember.js";
 
 const TYPING_MS = 1000; // of quiet after which letters are keys again
 

@@ -1,15 +1,8 @@
 // What every page has: the choice of colours, and a button that copies code.
 
-const root = document.documentElement;
+import { remember } from "./remember.js";
 
-export function remember(name, value) {
-  try {
-    if (value) localStorage.setItem(name, value);
-    else localStorage.removeItem(name);
-  } catch {
-    // a browser that keeps nothing still works
-  }
-}
+const root = document.documentElement;
 
 function themePicker() {
   const picker = document.getElementById("theme");

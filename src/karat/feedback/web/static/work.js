@@ -5,7 +5,7 @@ import { startGroups } from "./groups.js";
 import { startKeys } from "./keys.js";
 import { showForsaken, showLeftover } from "./leftover.js";
 import { Offline, clock, post } from "./net.js";
-import { remember } from "./page.js";
+import { remember } from "./remember.js";
 import { fieldOf, startQueue } from "./queue.js";
 import { startRank } from "./rank.js";
 import { startRelogin } from "./relogin.js";
