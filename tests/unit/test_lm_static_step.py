@@ -220,7 +220,7 @@ def test_logits_that_are_no_numbers_are_refused():
 
 
 def test_a_graph_is_recorded_once_a_shape_and_shares_its_memory(drawn_by):
-    """Wider responses, other prompts and fewer rows are other shapes; a second call records anew, for its own buffers."""
+    """Wider responses, other prompts and fewer rows are other shapes; what draws longer responses has other buffers."""
     lm = make_lm("llama", stop_logit=0.0)
     work = lambda lm: sample(lm, PROMPTS[:1], n_samples=2, config=SamplingConfig(60), seed=0)  # noqa: E731
     _, counts = drawn_by("graph", lm, work)
@@ -278,9 +278,9 @@ def test_where_a_trial_fails_the_plain_way_goes_on_and_a_line_says_why(fault, mo
     monkeypatch.setattr(ways, "decode_problem", lambda *_: None)
     kept = segments._runs
 
-    def runs(model, cache, given, way):
-        found = kept(model, cache, given, way)
-        made.append((model, cache, given))
+    def runs(model, steps, way):
+        found = kept(model, steps, way)
+        made.append((model, steps.cache, steps.drawing))
         return found if fault == "capture fails" else dataclasses.replace(found, prepare=wrong)
 
     def state_arguments():

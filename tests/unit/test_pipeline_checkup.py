@@ -15,8 +15,9 @@ from karat.config import build
 from karat.lm.fresh import DecoderShape, word_tokenizer, write_fresh_decoder
 from karat.lm.load import load_lm
 from karat.lm.memory import lora_parameters, size_of, training_bytes
+from karat.pipeline import checkup
 from karat.pipeline.dead import cautions, contradictions, dead_settings
-from karat.pipeline.derived import Counts, derived
+from karat.pipeline.derived import Counts, Derived, derived
 from karat.pipeline.payment import payment_problems
 from karat.pipeline.settings import RunConfig
 from karat.sft.train import SFTConfig, train_on_pairs
@@ -120,6 +121,20 @@ def test_doctor_counts_the_memory_of_several_processes(tmp_path, capsys, monkeyp
     ):
         assert main(["doctor", *given]) == 2
         assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("decode", "device", "wanted"),
+    [("auto", "cuda", 7), ("graph", "cuda", 7), ("plain", "cuda", 5), ("auto", "cpu", 5)],
+)
+def test_buffers_that_recorded_steps_keep_are_counted_beside_what_learns(decode, device, wanted, monkeypatch):
+    gib = 1 << 30
+    numbers = [
+        Derived(f"memory.{name}", n * gib, "bytes", "") for name, n in (("sft", 5), ("ppo", 4), ("decode_cache", 2))
+    ]
+    monkeypatch.setattr(checkup, "memory_bytes", lambda _: (9 * gib, 9 * gib))
+    found = checkup._memory(numbers, 1, torch.device(device), decode).found
+    assert found.startswith(f"about {wanted:.2f} GiB wanted")
 
 
 def test_the_count_of_adapters_is_that_of_peft(tmp_path):

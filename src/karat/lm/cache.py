@@ -146,6 +146,12 @@ class DecodeCache:
         """Copy the prompts in some slots over those in others."""
         _move(self.prompts, sources, targets)
 
+    def clear(self) -> None:
+        """As if nothing had been stored: a masked key still enters a product, and 0 · NaN is NaN."""
+        for pair in (*self.prompts, *self.responses):
+            for buffer in pair:
+                buffer.zero_()
+
     def reserve_slots(self, n_slots: int) -> None:
         """Make room for at least n_slots prompts, at least doubling when room must be made."""
         if n_slots <= self.n_slots:

@@ -9,8 +9,8 @@ a token is drawn from logits.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -108,9 +108,9 @@ class Decoder:
         prompt_tokens, n_rows = max(map(len, prompts), default=0), min(batch_rows, self.n_total)
         response_tokens = max_new_tokens - 1  # the last token is never fed back
         if way != "plain":
-            prompt_tokens, response_tokens = (
-                capacity(n, powers=way == "compiled") for n in (max(prompt_tokens, 1), max(response_tokens, 1))
-            )
+            # of prompts in powers of two for recorded steps as well: the next call's buffers are then to be as wide
+            prompt_tokens = capacity(max(prompt_tokens, 1), powers=way in ("compiled", "graph"))
+            response_tokens = capacity(max(response_tokens, 1), powers=way == "compiled")
         self.cache = DecodeCache(
             n_slots=min(len(prompts), -(-batch_rows // n_samples)),
             prompt_tokens=prompt_tokens,
@@ -124,11 +124,12 @@ class Decoder:
                 lm.model, self.cache, choose, way=way, seats=min(n_samples, n_rows),
                 stops=torch.tensor(sorted(self.stops), device=self.device), limit=max_new_tokens,
             )  # fmt: skip
+            self.cache = self.segments.cache
 
     def run(self, on_token: OnToken | None = None) -> None:
         """Draw until every row is done."""
         self.on_token = on_token
-        with torch.inference_mode(), decoding(self.model, self.cache), self._layers(), weights_kept():
+        with torch.inference_mode(), decoding(self.model, self.cache), self._layers():
             self._admit()
             while self.running:
                 if self.segments is None:
@@ -140,9 +141,15 @@ class Decoder:
                     self._compact()
                     self._admit()
 
-    def _layers(self) -> AbstractContextManager[None]:
-        """The model's layers as the way of drawing needs them."""
-        return for_few_rows(head_of(self.model)[0]) if self.segments is None else self.segments.written()
+    @contextmanager
+    def _layers(self) -> Iterator[None]:
+        """Within: the model's layers are as the way of drawing needs them."""
+        if self.segments is not None:
+            with self.segments.at_work():
+                yield
+            return
+        with for_few_rows(head_of(self.model)[0]), weights_kept():
+            yield
 
     def _admit(self) -> None:
         """Fill the free rows: first those whose prompt is read already, then the next prompts."""

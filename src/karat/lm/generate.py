@@ -62,6 +62,7 @@ class _Drawing:
         self.draws, self.counts = True, config.min_new_tokens > 0
         self.temperature, self.top_k, self.top_p = config.temperature, config.top_k, config.top_p
         self.min_new_tokens = config.min_new_tokens
+        self.settings = "drawing", self.temperature, self.top_k, self.top_p, self.min_new_tokens
         self.stops = torch.tensor(sorted(lm.eos_ids), device=drawing_device(lm.model))
 
     def __call__(
@@ -80,6 +81,7 @@ class _Likeliest:
     """The likeliest token."""
 
     draws = counts = False
+    settings = "likeliest"
 
     def __call__(self, logits: Tensor, uniforms: None, n_drawn: None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         return likeliest_tokens(logits)

@@ -23,7 +23,9 @@ MARK = "karat_products"
 """Attribute of the modules of a model whose products are narrower than its weights; copies of the model keep it."""
 ROUNDING = 0.1
 """Largest difference in nats expected between two computations of one log-probability whose products are bfloat16."""
-_KEPT: ContextVar[dict[tuple[Any, ...], tuple[Tensor, Tensor]] | None] = ContextVar("karat_kept_weights", default=None)
+RoundedWeights = dict[tuple[Any, ...], tuple[Tensor, Tensor, Tensor]]
+"""By weight and form: the tensor that owns its memory, the weight as it was asked for, and that one rounded."""
+_KEPT: ContextVar[RoundedWeights | None] = ContextVar("karat_kept_weights", default=None)
 
 
 def use_narrow_products(model: nn.Module, products: torch.dtype | None) -> None:
@@ -58,9 +60,15 @@ def fast_on(device: torch.device) -> bool:
 
 
 @contextmanager
-def weights_kept() -> Iterator[None]:
-    """Within the block rounded weights are kept and used again: for passes between which no weight changes."""
-    token = _KEPT.set({})
+def weights_kept(rounded: RoundedWeights | None = None) -> Iterator[None]:
+    """Within the block rounded weights are kept and used again: for passes between which no weight changes.
+
+    Args: rounded: those of an earlier block, rounded anew where they lie; weights may have changed since.
+    """
+    rounded = {} if rounded is None else rounded
+    for _, weight, narrow in rounded.values():
+        narrow.copy_(weight)
+    token = _KEPT.set(rounded)
     try:
         yield
     finally:
@@ -76,8 +84,9 @@ def narrowed(weight: Tensor, products: torch.dtype) -> Tensor:
     own = weight._base if weight._base is not None else weight
     key = (id(own), weight.storage_offset(), weight.shape, weight.stride(), products)
     if key not in kept:
-        kept[key] = (own, weight.detach().to(products))  # with the weight itself, so that its id stays its own
-    return kept[key][1]
+        weight = weight.detach()
+        kept[key] = (own, weight, weight.to(products))  # with the weight itself, so that its id stays its own
+    return kept[key][2]
 
 
 def narrow_linear(

@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from karat.lm.cache import DecodeCache, RowLayout
-from karat.lm.narrow import tolerance
+from karat.lm.narrow import tolerance, weights_kept
+from karat.lm.recordings import Recording, keep, recording
 from karat.lm.static_step import (
     LEAST_WIDTH,
     Choose,
@@ -55,18 +56,29 @@ class Segments:
         self, model: PreTrainedModel, cache: DecodeCache, choose: Choose, *, way: Decode, seats: int,
         stops: Tensor, limit: int,
     ) -> None:  # fmt: skip
-        """Args: seats: most running rows of one prompt.    stops: tokens that end a response.    limit: its most tokens."""
-        self.model, self.cache, self.way, self.seats = model, cache, way, seats
-        self.runs = _runs(model, cache, (choose, stops, limit), way)
-        self.states: dict[StepShape, StepState] = {}
+        """Args:
+        cache: of the sizes wanted; what is then used is `self.cache`.    seats: most running rows of one prompt.
+        stops: tokens that end a response.    limit: its most tokens.
+        """
+        self.model, self.way, self.seats = model, way, seats
+        drawing = choose, stops, limit
+        self.steps = recording(model, cache, drawing, seats) if way == "graph" else Recording(None, cache, drawing)
+        self.cache = self.steps.cache
+        self.runs = _runs(model, self.steps, way)
         self.shape = StepShape(0, 0, seats, 0, 0)
-        self.generation = cache.generation
+        self.generation = self.cache.generation
 
     @contextmanager
-    def written(self) -> Iterator[None]:
-        """Within: the model's layers are as this way of running needs them."""
-        with plainly_written(self.model) if self.way == "compiled" else nullcontext():
+    def at_work(self) -> Iterator[None]:
+        """Within: layers are as this way of running needs them. What was recorded is kept, unless an error ends the block."""
+        with (
+            plainly_written(self.model) if self.way == "compiled" else nullcontext(),
+            weights_kept(self.steps.rounded),
+        ):
+            self.cache.clear()
             yield
+        if self.way == "graph":
+            keep(self.model, self.steps)
 
     def draw(
         self, layout: RowLayout, tokens: Sequence[int], offsets: Sequence[int], runs: Sequence[bool],
@@ -79,13 +91,12 @@ class Segments:
             uniforms: [R, n_steps]; None = none are needed.
         """
         if self.generation != self.cache.generation:  # its buffers are others: what was recorded reads the old ones
-            self.states.clear()
-            self.runs.ready.clear()
+            self.steps.forget_steps()
             self.generation = self.cache.generation
         self.shape = self._shape(layout, max(offsets) + n_steps)
-        state = self.states.get(self.shape)
+        state = self.steps.states.get(self.shape)
         if state is None:
-            state = self.states[self.shape] = new_state(self.shape, layout.slots.device)
+            state = self.steps.states[self.shape] = new_state(self.shape, layout.slots.device)
         load_state(state, layout, tokens, offsets, runs, None if uniforms is None else torch.from_numpy(uniforms))
         for _ in range(n_steps):
             self.runs(state)
@@ -108,21 +119,21 @@ class Segments:
         )  # fmt: skip
 
 
-def _runs(model: PreTrainedModel, cache: DecodeCache, drawing: tuple[Choose, Tensor, int], way: Decode) -> StepRuns:
+def _runs(model: PreTrainedModel, steps: Recording, way: Decode) -> StepRuns:
     def step(state: StepState) -> None:
-        take_step(model, cache, state, *drawing)
+        take_step(model, steps.cache, state, *steps.drawing)
 
     def compiled(_: Step, state: StepState) -> partial[None]:
-        work = partial(compiled_step(), model, cache, state, *drawing)
+        work = partial(compiled_step(), model, steps.cache, state, *steps.drawing)
         with torch._dynamo.config.patch(recompile_limit=MOST_SHAPES):
             work()
         return work
 
     if way == "graph":
-        return StepRuns(model, step, CudaGraphs(model.device), tolerance(model, GRAPH_GAP))
+        return StepRuns(model, step, CudaGraphs(model.device, steps.pool), steps.ready, tolerance(model, GRAPH_GAP))
     if way == "compiled":
-        return StepRuns(model, step, compiled, tolerance(model, COMPILED_GAP), flips=MOST_FLIPS)
-    return StepRuns(model, step, None, 0.0)
+        return StepRuns(model, step, compiled, steps.ready, tolerance(model, COMPILED_GAP), MOST_FLIPS)
+    return StepRuns(model, step, None, steps.ready)
 
 
 def way_for(model: PreTrainedModel) -> Decode:

@@ -9,7 +9,7 @@ Dimension letters: R rows, P slots, K seats, S steps of a segment.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,6 +28,10 @@ LEAST_WIDTH = 64
 
 class Choose(Protocol):
     """How a token is drawn from logits."""
+
+    @property
+    def settings(self) -> Hashable:
+        """Equal for what draws alike."""
 
     @property
     def draws(self) -> bool:

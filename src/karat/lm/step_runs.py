@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,12 +48,12 @@ class StepRuns:
     """The step as it is."""
     prepare: Prepare | None
     """None = as it is."""
-    gap: float
+    ready: dict[StepState, Callable[[], None]]
+    """What takes a step, by state; what is made is put here."""
+    gap: float = 0.0
     """Nats by which a log-probability may differ in the trial."""
     flips: float = 0.0
     """Share of the rows that may draw another token in the trial."""
-    ready: dict[StepState, Callable[[], None]] = field(default_factory=dict)
-    """What takes a step, by state."""
 
     def __call__(self, state: StepState) -> None:
         """Take one step."""
@@ -112,11 +113,11 @@ def _difference(state: StepState, wanted: list[Tensor], runs: Tensor, gap: float
 
 
 class CudaGraphs:
-    """Records steps on a CUDA device; all recordings of one call of the sampler share their memory."""
+    """Records steps on a CUDA device; all of them share their memory."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.pool: tuple[int, int] | None = None
+    def __init__(self, device: torch.device, pool: list[Any]) -> None:
+        """Args: pool: the memory that is shared; empty until something is recorded."""
+        self.device, self.pool = device, pool
 
     def __call__(self, step: Step, state: StepState) -> Callable[[], None]:
         """What replays the step: the same kernels on the same addresses, started at once."""
@@ -127,9 +128,9 @@ class CudaGraphs:
         here.wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
         # other threads (a server's) may go on using the device meanwhile
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self.pool[0] if self.pool else None, capture_error_mode="thread_local"):
             step(state)
-        self.pool = graph.pool()
+        self.pool[:] = [graph.pool()]
         return graph.replay
 
 

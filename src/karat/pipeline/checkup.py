@@ -26,7 +26,7 @@ from karat.lm.load import LoadedLM, load_lm
 from karat.lm.memory import ModelSize, size_of
 from karat.lm.narrow import fast_on
 from karat.lm.trackers import check_trackers
-from karat.lm.ways import GRAPHED, decode_problem
+from karat.lm.ways import GRAPHED, Decode, decode_problem
 from karat.pipeline.data import read_demonstrations, read_prompts
 from karat.pipeline.dead import cautions, contradictions, dead_settings
 from karat.pipeline.derived import Counts, Derived, derived
@@ -97,7 +97,7 @@ def check_config(
                 path = place.directory / "data" / "demonstrations.jsonl"
                 checks.append(_passes("ptx", lambda: check_demonstrations(config, path), "there are demonstrations"))
             numbers = derived(config, counts, size, n_shards=processes if in_shards else 1)
-            checks += [_memory(numbers, processes, device), _disk(numbers, directory)]
+            checks += [_memory(numbers, processes, device, config.decode), _disk(numbers, directory)]
     wrong = [Check("payment", False, problem) for problem in payment_problems(config)]
     checks += wrong or [Check("payment", True, "what pays and charges the policy is there")]
     checks += _settings(config, given)
@@ -174,8 +174,13 @@ def _decode(config: RunConfig, device: torch.device) -> Check:
         return Check("decode", False, problem)
     if config.decode != "auto":
         return Check("decode", True, config.decode)
-    graph = device.type == GRAPHED
+    graph = _recorded(config.decode, device)
     return Check("decode", True, "recorded as a graph, where its trial agrees" if graph else "plain")
+
+
+def _recorded(decode: Decode, device: torch.device) -> bool:
+    """Whether steps are recorded, and their buffers kept from one call of the sampler to the next."""
+    return decode == "graph" or (decode == "auto" and device.type == GRAPHED)
 
 
 def _context(config: RunConfig, counts: Counts, lm: LoadedLM) -> Check:
@@ -195,12 +200,15 @@ def _prompts_enough(config: RunConfig, counts: Counts) -> Check:
     )  # fmt: skip
 
 
-def _memory(numbers: list[Derived], processes: int, device: torch.device) -> Check:
+def _memory(numbers: list[Derived], processes: int, device: torch.device, decode: Decode) -> Check:
     """Of the machine, which its processes share; of an accelerator for the one process that has it."""
+    peaks = {one.name: one.value for one in numbers if one.name.startswith("memory.")}
+    cache, learning = peaks.pop("memory.decode_cache"), max(peaks.values())
+    peak = cache + learning if _recorded(decode, device) else max(cache, learning)
     free = _available_bytes()
     if device.type != "cpu":
         processes, free = 1, (memory_bytes(device) or (None,))[0]
-    wanted = processes * max(one.value for one in numbers if one.name.startswith("memory."))
+    wanted = processes * peak
     by = "" if processes == 1 else f" by {processes} processes"
     if free is None:
         return Check("memory", True, f"about {_gib(wanted)} wanted{by}; what is free is not known here", needed=False)

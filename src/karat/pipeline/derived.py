@@ -187,7 +187,7 @@ def _memory(config: RunConfig, counts: Counts, size: ModelSize, n_shards: int) -
         Derived("memory.sft", sft, "bytes", held),
         Derived("memory.reward", reward, "bytes", held),
         Derived(f"memory.{name}", policy, "bytes", f"{held}; {held_beside}"),
-        Derived("memory.decode_cache", cache, "bytes", "while sampling, when no activations are held"),
+        Derived("memory.decode_cache", cache, "bytes", "while sampling; with decode: graph in between too"),
         Derived(
             "disk", N_SAVED_MODELS * size.weight_bytes + 2 * checkpoint, "bytes",
             f"{N_SAVED_MODELS} models and two checkpoints of weights and moments",
