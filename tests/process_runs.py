@@ -37,6 +37,11 @@ def run(place: Path, n: int, recipes: Sequence[str], *, in_shards: bool = False)
     return place
 
 
+def alone_and_together(root: Path, recipes: Sequence[str], *, in_shards: bool = False) -> tuple[Path, Path]:
+    """What one process leaves behind, and what two do."""
+    return run(root / "one", 1, recipes), run(root / "two", 2, recipes, in_shards=in_shards)
+
+
 def rows(path: Path) -> list[dict]:
     """The lines of a metrics file."""
     return [json.loads(line) for line in path.read_text().splitlines()]

@@ -130,11 +130,12 @@ def test_shards_want_several_processes(monkeypatch, capsys):
 def test_a_process_that_held_shards_ends_without_taking_the_interpreter_apart(monkeypatch):
     ended = []
     monkeypatch.setattr(processes.os, "_exit", ended.append)
-    monkeypatch.setattr(processes.sys, "argv", ["karat", "run", "c.yaml", "--fsdp"])
+    monkeypatch.setattr(processes, "_holds_shards", False)
     with pytest.raises(SystemExit) as alone:  # the one that starts the others
         processes.leave(3)
     assert (alone.value.code, ended) == (3, [])
     monkeypatch.setenv("WORLD_SIZE", "2")
+    assert processes.in_shards(True)
     with pytest.raises(SystemExit):
         processes.leave(4)  # os._exit does not return, its stand-in does
     assert ended == [4]

@@ -12,7 +12,7 @@ from karat import ranks
 from karat.errors import ConfigError
 from karat.lm import parallel
 from karat.lm.checkpoints import newest_step
-from process_runs import agree, run
+from process_runs import agree, alone_and_together
 
 BRIEF = two_processes.BRIEF
 OF_SHARDS = ("parts", "resumed")
@@ -22,15 +22,13 @@ OTHERS = [name for name in two_processes.RECIPES if name not in (*BRIEF, *OF_SHA
 @pytest.fixture(scope="module")
 def places(tmp_path_factory) -> tuple[Path, Path]:
     """What one process left behind, and what two did."""
-    root = tmp_path_factory.mktemp("processes")
-    return run(root / "one", 1, BRIEF), run(root / "two", 2, BRIEF)
+    return alone_and_together(tmp_path_factory.mktemp("processes"), BRIEF)
 
 
 @pytest.fixture(scope="module")
 def other_places(tmp_path_factory) -> tuple[Path, Path]:
     """The same for the recipes of `make test-long`."""
-    root = tmp_path_factory.mktemp("other-processes")
-    return run(root / "one", 1, OTHERS), run(root / "two", 2, OTHERS)
+    return alone_and_together(tmp_path_factory.mktemp("other-processes"), OTHERS)
 
 
 @pytest.mark.parametrize("recipe", BRIEF[1:])

@@ -16,7 +16,7 @@ from karat.lm import freed_memory, parallel, sharding
 from karat.lm.load import load_lm
 from karat.sft.train import train_sft
 from policy_toys import toy_lm
-from process_runs import agree, rows, run
+from process_runs import agree, alone_and_together, rows
 from two_processes import HALVES, SHOWN
 
 BRIEF = ("sft", "reward", "ppo", "dpo", "ppo-critic", "parts", "resumed")
@@ -27,15 +27,13 @@ TRAINED = BRIEF[:5]
 @pytest.fixture(scope="module")
 def places(tmp_path_factory) -> tuple[Path, Path]:
     """What one process left behind, and what two did in shards."""
-    root = tmp_path_factory.mktemp("shards")
-    return run(root / "one", 1, BRIEF), run(root / "two", 2, BRIEF, in_shards=True)
+    return alone_and_together(tmp_path_factory.mktemp("shards"), BRIEF, in_shards=True)
 
 
 @pytest.fixture(scope="module")
 def other_places(tmp_path_factory) -> tuple[Path, Path]:
     """The same for the recipes of `make test-long`."""
-    root = tmp_path_factory.mktemp("other-shards")
-    return run(root / "one", 1, OTHERS), run(root / "two", 2, OTHERS, in_shards=True)
+    return alone_and_together(tmp_path_factory.mktemp("other-shards"), OTHERS, in_shards=True)
 
 
 @pytest.mark.parametrize("recipe", TRAINED)

@@ -107,6 +107,27 @@ def test_a_prompt_is_measured_at_a_temperature_that_its_own_half_had_no_part_in(
     assert crossed.vote_model == second.vote_model
 
 
+def test_what_was_scored_once_is_not_scored_again():
+    """The gate, and bins and slices of calibration, read the same held-out texts."""
+    read = []
+
+    class Counted:
+        vote_model = None
+
+        def logits(self, prompts, texts):
+            assert len(prompts) == len(texts)
+            read.append(list(texts))
+            return torch.arange(float(len(texts)))[None]
+
+    crossed = CrossedScorer(Counted(), {PROMPTS[0].id: 2.0})
+    first = crossed.logits(PROMPTS, TEXTS)
+    assert crossed.logits(list(PROMPTS), list(TEXTS)) is first
+    crossed.logits(PROMPTS[::-1], TEXTS)
+    crossed.logits(PROMPTS, TEXTS[::-1])
+    assert read == [TEXTS, TEXTS, TEXTS[::-1]]
+    assert first.tolist() == [[0.0, 2.0, 2.0]]
+
+
 @pytest.mark.parametrize("fitted", ["heads"], indirect=True)
 def test_too_few_votes_leave_the_reward_as_it_was(fitted):
     votes, prompts, responses = planted_votes(40, n_raters=6, seed=1)

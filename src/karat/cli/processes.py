@@ -22,6 +22,8 @@ from karat.ranks import launched, launched_in_shards
 GRACE_S = 10.0
 """Seconds for the others to notice that one is gone, before they are ended."""
 LOOK_EVERY_S = 0.1
+_holds_shards = False
+"""Whether this process was told to: what torch keeps of it outlives the command."""
 
 
 def wanted(n: int) -> bool:
@@ -44,11 +46,13 @@ def in_shards(asked: bool) -> bool:
 
     Raises: ConfigError where it is asked of one process.
     """
+    global _holds_shards
     if asked and launched() == 1:
         raise ConfigError(
             "--fsdp: found one process; expected several to hold the shards: --processes N, or a launcher"
         )
-    return launched() > 1 and (asked or launched_in_shards())
+    _holds_shards = launched() > 1 and (asked or launched_in_shards())
+    return _holds_shards
 
 
 def leave(code: int) -> None:
@@ -57,7 +61,7 @@ def leave(code: int) -> None:
     torch's caches keep the group of processes that held shards, and with it threads that can abort a process in which
     the interpreter is being taken apart: there the process ends at once, all that was to be written being written.
     """
-    if in_shards("--fsdp" in sys.argv and launched() > 1):
+    if _holds_shards:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -5,7 +5,6 @@ Knows peft's files; knows nothing about what was trained.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Iterator
@@ -13,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
@@ -21,6 +19,7 @@ from transformers import PreTrainedModel
 from karat.errors import CheckpointError
 from karat.lm.headers import read_header_metadata
 from karat.lm.logprobs import trunk_of
+from karat.lm.loop_identity import tensors_digest
 
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """Files of a directory of adapters, as peft names them."""
@@ -68,12 +67,11 @@ def in_adapter(name: str) -> bool:
 
 def frozen_digest(trunk: nn.Module) -> str:
     """SHA-256 of the weights below the adapters, by the names that they have without any."""
-    digest = hashlib.sha256()
-    for name, tensor in trunk.named_parameters():
-        if not in_adapter(name):
-            digest.update(f"{name.replace('.base_layer.', '.')} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return tensors_digest(
+        (f"{name.replace('.base_layer.', '.')} {tensor.dtype} {tuple(tensor.shape)}", tensor)
+        for name, tensor in trunk.named_parameters()
+        if not in_adapter(name)
+    )
 
 
 def check_what_they_stand_on(path: Path, trunk: nn.Module, name: str) -> None:

@@ -6,12 +6,12 @@ Knows settings, modules and hashes; knows nothing about steps or files.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor, nn
 
 from karat.config import plain
 from karat.identity import content_id
@@ -29,11 +29,7 @@ def identity_of(config: Any, seed: int, inputs: Mapping[str, Any], *modules: nn.
         modules: whose weights count, and ranks and scales of adapters on them; None is passed over.
     """
     there = [module for module in modules if module is not None]
-    digest = hashlib.sha256()
-    for module in there:
-        for name, tensor in module.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    weights = tensors_digest(named for module in there for named in module.state_dict().items())
     settings = plain(config)
     settings.pop("checkpoint_every", None)  # how often to write does not change what is computed
     hashed = {
@@ -43,7 +39,16 @@ def identity_of(config: Any, seed: int, inputs: Mapping[str, Any], *modules: nn.
     products = {"products": narrow[0]} if narrow else {}  # absent where it is float32, as it always was
     adapters = [adapters_of(module) for module in there]
     lora = {LORA: next(filter(None, adapters))} if any(adapters) else {}
-    return {"settings": settings, "seed": seed, **hashed, "starting weights": digest.hexdigest(), **products, **lora}
+    return {"settings": settings, "seed": seed, **hashed, "starting weights": weights, **products, **lora}
+
+
+def tensors_digest(named: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 of names and numbers, in their order."""
+    digest = hashlib.sha256()
+    for name, tensor in named:
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def adapters_of(module: nn.Module) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -35,6 +35,8 @@ class CrossedScorer:
     """At the temperature of all votes."""
     factors: Mapping[str, float]
     """Prompt.id → what its logits are multiplied with; 1 for other prompts."""
+    asked: dict[tuple[str, ...], Float[Tensor, "S N"]] = field(default_factory=dict)
+    """What was asked for before: the gate, bins and slices of calibration read the same held-out texts."""
 
     @property
     def vote_model(self) -> VoteModel:
@@ -43,8 +45,12 @@ class CrossedScorer:
 
     def logits(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Float[Tensor, "S N"]:
         """Logits of each head, one prompt and one text a column."""
-        found = self.scorer.logits(prompts, texts)
-        return found * torch.tensor([self.factors.get(prompt.id, 1.0) for prompt in prompts], dtype=found.dtype)
+        key = (*(prompt.id for prompt in prompts), *texts)
+        if key not in self.asked:
+            found = self.scorer.logits(prompts, texts)
+            factors = torch.tensor([self.factors.get(prompt.id, 1.0) for prompt in prompts], dtype=found.dtype)
+            self.asked[key] = found * factors
+        return self.asked[key]
 
 
 def cooled_on_new_prompts(

@@ -49,6 +49,11 @@ class NgramBasis:
     projection: np.ndarray
     """Nᵀ·U·Λ^−½, float32 [F, q]."""
 
+    @property
+    def width(self) -> int:
+        """q."""
+        return self.projection.shape[1]
+
     def of(self, texts: Sequence[str]) -> np.ndarray:
         """[N, q]."""
         return ngram_products(texts, self.columns, self.projection, self.column_weight)
@@ -170,23 +175,44 @@ class SideReward:
         return torch.from_numpy(np.asarray(total, dtype=np.float32))
 
 
+def single_weights(
+    names: Sequence[Beside],
+    bases: Mapping[str, NgramBasis],
+    centre: Mapping[str, np.ndarray],
+    spread: Mapping[str, np.ndarray],
+    weight: np.ndarray,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Weights [S, q] of blocks side by side, as they are read, as weights of single n-grams and columns.
+
+    Args: bases: of n-grams, in the order in which their columns stand.
+    Returns: of each basis its hashed n-grams [F] and float32 weights [S, F]; weights of the other columns [S, q]; and [S]
+        what measures those from their training mean.
+    """
+    columns, on_ngrams = {}, {}
+    plain, offset, begin = [np.zeros((len(weight), 0))], np.zeros(len(weight)), 0
+    for name in names:
+        if name == "ngrams":
+            for read, basis in bases.items():
+                own = weight[:, begin : begin + basis.width]
+                columns[read] = basis.columns.astype(np.int64)
+                on_ngrams[read] = ((own @ basis.projection.T) * basis.column_weight).astype(np.float32)
+                begin += basis.width
+        else:
+            own = weight[:, begin : begin + len(spread[name])] / spread[name]
+            plain.append(own)
+            offset = offset - own @ centre[name]
+            begin += own.shape[1]
+    return columns, on_ngrams, np.concatenate(plain, axis=1), offset
+
+
 def side_reward(features: SideFeatures, drawn: np.ndarray) -> SideReward:
     """The weights [S, q] of `SideFeatures.of` as weights of single n-grams and columns."""
-    columns, on_ngrams = np.zeros(0, dtype=np.int64), np.zeros((len(drawn), 0), dtype=np.float32)
-    plain, offset, begin = [np.zeros((len(drawn), 0))], np.zeros(len(drawn)), 0
-    for name, scale in zip(features.names, features.scales, strict=True):
-        if name == "ngrams":
-            assert features.ngrams is not None
-            basis = features.ngrams
-            own = drawn[:, begin : begin + basis.projection.shape[1]] * scale
-            columns = basis.columns.astype(np.int64)
-            on_ngrams = ((own @ basis.projection.T) * basis.column_weight).astype(np.float32)
-        else:
-            own = drawn[:, begin : begin + len(features.spread[name])] * scale / features.spread[name]
-            plain.append(own)
-            offset = offset - own @ features.centre[name]
-        begin += own.shape[1]
-    return SideReward(features.names, columns, on_ngrams, np.concatenate(plain, axis=1), offset)
+    bases = {} if features.ngrams is None else {SIDE: features.ngrams}
+    widths = [bases[SIDE].width if name == "ngrams" else len(features.spread[name]) for name in features.names]
+    scaled = drawn * np.repeat(features.scales, widths)
+    columns, on_ngrams, *others = single_weights(features.names, bases, features.centre, features.spread, scaled)
+    none = np.zeros(0, dtype=np.int64), np.zeros((len(drawn), 0), dtype=np.float32)
+    return SideReward(features.names, columns.get(SIDE, none[0]), on_ngrams.get(SIDE, none[1]), *others)
 
 
 def save_side(side: SideReward, directory: Path, *, metadata: Mapping[str, str]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from karat.plain_features import token_contexts, token_overlap, token_place
 from karat.plain_numbers import token_numbers
-from karat.reward.side import Beside, NgramBasis, moments, ngram_basis, ngram_products
+from karat.reward.side import Beside, NgramBasis, moments, ngram_basis, ngram_products, single_weights
 
 READS = ("window", "sentence")
 """What n-grams are counted in: two words on either side of a token, and its whole sentence."""
@@ -44,9 +44,7 @@ class TokenSide:
     def widths(self) -> dict[str, int]:
         """Columns of each block."""
         return {
-            name: sum(basis.projection.shape[1] for basis in self.bases.values())
-            if name == "ngrams"
-            else len(self.spread[name])
+            name: sum(basis.width for basis in self.bases.values()) if name == "ngrams" else len(self.spread[name])
             for name in self.names
         }
 
@@ -124,18 +122,4 @@ class TokenSideReward:
 
 def token_side_reward(side: TokenSide, weight: np.ndarray) -> TokenSideReward:
     """The weights [K, q] of `TokenSide.of` as weights of single n-grams and columns."""
-    columns, on_ngrams = {}, {}
-    plain, offset, begin = [np.zeros((len(weight), 0))], np.zeros(len(weight)), 0
-    for name in side.names:
-        if name == "ngrams":
-            for read, basis in side.bases.items():
-                own = weight[:, begin : begin + basis.projection.shape[1]]
-                columns[read] = basis.columns.astype(np.int64)
-                on_ngrams[read] = ((own @ basis.projection.T) * basis.column_weight).astype(np.float32)
-                begin += own.shape[1]
-        else:
-            own = weight[:, begin : begin + len(side.spread[name])] / side.spread[name]
-            plain.append(own)
-            offset = offset - own @ side.centre[name]
-            begin += own.shape[1]
-    return TokenSideReward(side.names, columns, on_ngrams, np.concatenate(plain, axis=1), offset)
+    return TokenSideReward(side.names, *single_weights(side.names, side.bases, side.centre, side.spread, weight))

@@ -106,12 +106,14 @@ def own_pay(store: Store, annotator: str) -> tuple[float | None, float]:
     The same figures on her own page and on the admin's. Seconds that cannot be said count as none.
     """
     with store.connection() as connection:
-        return _pays(connection, paid(connection, now=0.0, annotator=annotator)).get(annotator, _nothing(connection))
+        nothing = _nothing(connection)
+        return _pays(connection, paid(connection, now=0.0, annotator=annotator), nothing).get(annotator, nothing)
 
 
 def every_pay(connection: Connection, annotators: Iterable[str]) -> dict[str, tuple[float | None, float]]:
     """`own_pay` for many raters, by one query for all."""
-    known, nothing = _pays(connection, paid(connection, now=0.0)), _nothing(connection)
+    nothing = _nothing(connection)
+    known = _pays(connection, paid(connection, now=0.0), nothing)
     return {one: known.get(one, nothing) for one in annotators}
 
 
@@ -120,13 +122,15 @@ def _nothing(connection: Connection) -> tuple[float | None, float]:
     return (None if read_settings(connection).pay is None else 0.0), 0.0
 
 
-def _pays(connection: Connection, found: Sequence[Paid]) -> dict[str, tuple[float | None, float]]:
+def _pays(
+    connection: Connection, found: Sequence[Paid], nothing: tuple[float | None, float]
+) -> dict[str, tuple[float | None, float]]:
     typical_s = None
     if any(one.n > one.n_timed == 0 for one in found):
         typical_s = connection.execute(select(func.avg(judgements.c.active_s)).where(BY_PEOPLE)).scalar()
-    pays, (nothing, _) = {}, _nothing(connection)
+    pays: dict[str, tuple[float | None, float]] = {}
     for one in found:
-        money, seconds = pays.get(one.annotator, (nothing, 0.0))
+        money, seconds = pays.get(one.annotator, nothing)
         more = None if money is None else money + (earned(one, typical_s) or 0.0)
         pays[one.annotator] = more, seconds + (paid_seconds(one, typical_s) or 0.0)
     return pays
