@@ -69,8 +69,11 @@ def generate_file(
 
 
 def _fitting(config: SamplingConfig, lm: LoadedLM, tokens: Sequence[Sequence[int]]) -> SamplingConfig:
-    """With no longer responses than the longest prompt leaves room for; unchanged where it leaves none."""
-    room = lm.context_length - max(map(len, tokens), default=0)
+    """With no longer responses than the longest prompt leaves room for; unchanged where it leaves none.
+
+    One place is kept for the end token, which a response that was cut off gets where it is scored.
+    """
+    room = lm.context_length - 1 - max(map(len, tokens), default=0)
     return replace(config, max_new_tokens=room) if 0 < room < config.max_new_tokens else config
 
 

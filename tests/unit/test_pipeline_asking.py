@@ -16,9 +16,20 @@ from karat.feedback.documents import ProjectSettings, put_document, put_settings
 from karat.feedback.store import open_store
 from karat.feedback.tasks import random_tasks
 from karat.feedback.work.arena import arena
+from karat.lm.chat import prompt_tokens
 from karat.lm.load import load_lm
 from karat.pipeline import asking as asking_module
-from karat.pipeline.asking import Asking, arena_batch, ask_about, asked_question, collect_from, keep_filled, n_waiting
+from karat.pipeline.asking import (
+    Asking,
+    arena_batch,
+    ask_about,
+    asked_question,
+    collect_from,
+    keep_filled,
+    n_waiting,
+    sampler_of,
+)
+from karat.pipeline.room import longest_response
 from karat.progress import open_progress
 from karat.questions import Question, plain_question
 from karat.records import KINDS, user_prompt
@@ -203,6 +214,26 @@ def test_prompts_that_do_not_fit_leave_no_store_behind(checkpoints, tmp_path, pr
     with pytest.raises(InputError, match="Shorten the prompt or the response limit"):
         collect_from(
             str(tmp_path / "new.db"), checkpoints[:1], tmp_path / "prompts.txt", SMALL, wait=False, progress=progress
+        )
+    assert not list(tmp_path.glob("new.db*"))
+
+
+def test_where_nobody_names_a_length_responses_are_as_long_as_the_context_leaves(
+    checkpoints, store, tmp_path, progress
+):
+    lm = load_lm(checkpoints[0])
+    prompts = [user_prompt("ab " * 20), user_prompt("cd")]
+    asked = Asking(n_tasks=2, n_samples=2)
+    assert ask_about(store, {"first": lm}, prompts, asked, progress=progress).n_tasks == 2
+    n_longest = max(len(prompt_tokens(lm.tokenizer, one.turns)) for one in prompts)
+    assert longest_response([lm], prompts, None) == lm.context_length - n_longest - 1  # and the end token
+    assert longest_response([lm], prompts, 200) == 200
+    sampler = sampler_of(lm, max_new_tokens=None)
+    assert [len(texts) for texts in sampler(prompts, n_samples=1, seed=0)] == [1, 1]
+    (tmp_path / "prompts.txt").write_text("cd " * 37 + "\n")  # leaves less than a quarter
+    with pytest.raises(InputError, match="room wanted for 32"):
+        collect_from(
+            str(tmp_path / "new.db"), checkpoints[:1], tmp_path / "prompts.txt", asked, wait=False, progress=progress
         )
     assert not list(tmp_path.glob("new.db*"))
 

@@ -52,6 +52,8 @@ Decoding = Annotated[
     typer.Option("--decode", help="How tokens are drawn: auto, plain, steps, compiled, graph; see docs/processes.md."),
 ]
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
+MAX_NEW_TOKENS = 128
+MaxNewTokens = Annotated[int | None, typer.Option(help="Longest response; none = 128, or what fits.")]
 
 
 @contextmanager

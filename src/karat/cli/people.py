@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from karat.cli.options import AsJson, Decoding, Device, answer, app, at_work
+from karat.cli.options import AsJson, Decoding, Device, MaxNewTokens, answer, app, at_work
 from karat.errors import ConfigError, StoreError
 from karat.figures import figure
 
@@ -73,7 +73,7 @@ def serve(
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="Prompts for --policy or --arena.")] = None,
     keep: Annotated[int, typer.Option(help="Tasks that should be waiting, of either.")] = 20,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest response of --policy or --arena.")] = 128,
+    max_new_tokens: MaxNewTokens = None,
     runs: Annotated[
         list[Path] | None, typer.Option(help="Runs, or directories of runs, that an erasure looks through; repeatable.")
     ] = None,

@@ -20,6 +20,7 @@ from karat.cli.options import (
     Decoding,
     Device,
     InShards,
+    MaxNewTokens,
     Overrides,
     Processes,
     RunDirectory,
@@ -129,7 +130,7 @@ def collect(
         int, typer.Option(help="Raters for each question; a stratum of the settings may want more.")
     ] = 1,
     stop_after: Annotated[int, typer.Option(help="Equal answers that suffice; 0 = the whole overlap.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest response.")] = 128,
+    max_new_tokens: MaxNewTokens = None,
     batch: Annotated[str, typer.Option(help="Names these questions; empty = after the checkpoint.")] = "",
     budget: Annotated[str, typer.Option(help="With --reward: questions (200) or raters' time (3600s, 90m, 2h).")] = "",
     strategy: Annotated[str, typer.Option(help="bald, variance or random; the first two need --reward.")] = "",

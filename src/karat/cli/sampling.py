@@ -7,12 +7,10 @@ from typing import Annotated
 
 import typer
 
-from karat.cli.options import AsJson, Decoding, Device, Out, answer, app, at_work
+from karat.cli.options import MAX_NEW_TOKENS, AsJson, Decoding, Device, MaxNewTokens, Out, answer, app, at_work
 from karat.cli.people import StoreOrRun, store_address
 from karat.errors import ConfigError
 
-MAX_NEW_TOKENS = 128
-MaxNewTokens = Annotated[int | None, typer.Option(help="Longest response; none = 128, or what fits.")]
 EndpointAddress = Annotated[
     str, typer.Option("--endpoint", metavar="URL", help="An OpenAI-compatible server; MODEL is its name there.")
 ]

@@ -25,11 +25,11 @@ from karat.feedback.tasks import random_tasks
 from karat.feedback.work.arena import PREFIX, add_pairs, name_checkpoints
 from karat.feedback.work.queueing import Queue, StoreQueue
 from karat.ledger.artifacts import content_hash
-from karat.lm.chat import check_fits, prompt_tokens
 from karat.lm.load import LoadedLM, load_lm
 from karat.pipeline.choosing import Pace, choose_comparisons, pace_of
 from karat.pipeline.kind_shares import KINDS_PARTED, KindShares, kind_shares
 from karat.pipeline.people import how_to_judge, wait_for_answers
+from karat.pipeline.room import LONGEST, check_room, longest_response, with_room
 from karat.progress import Progress
 from karat.prompts.sources import read_prompts
 from karat.questions import Question, plain_question
@@ -52,8 +52,8 @@ class Asking:
     """This many equal answers suffice; 0 = always the whole overlap."""
     n_samples: int = 4
     """Responses for each prompt, ≥ 2 where responses are compared."""
-    max_new_tokens: int = 128
-    """Longest response."""
+    max_new_tokens: int | None = None
+    """Longest response; None = 128 tokens, or what the context leaves."""
     batch: str = "main"
     """Names the purpose of the questions."""
     seed: int = 0
@@ -70,7 +70,7 @@ class Asking:
     """Ratings or labels that share the time with comparisons, by what each says for a second; () = only `question`."""
 
     def __post_init__(self) -> None:
-        if min(self.n_tasks, self.overlap, self.n_samples, self.max_new_tokens) < 1:
+        if min(self.n_tasks, self.overlap, self.n_samples, self.max_new_tokens or 1) < 1:
             raise ConfigError(f"questions: found {self}; expected every count ≥ 1")
         if self.question.kind in ("comparison", "ranking", "best_of") and self.n_samples < 2:
             raise ConfigError(f"questions: found {self.n_samples} sample for a {self.question.kind}; expected ≥ 2")
@@ -134,10 +134,13 @@ def ask_about(
         asking = replace(asking, batch=PREFIX + asking.batch)  # or nobody would find its result
     written: dict[str, dict[str, list[str]]] = {}
     responses: list[Response] = []
+    longest = longest_response(models.values(), prompts, asking.max_new_tokens)
+    if longest < (asking.max_new_tokens or LONGEST):
+        progress.note(f"responses of at most {longest} tokens: the context leaves no more beside the longest prompt")
     for name, lm in models.items():
         with progress.stage(f"samples {name}", len(prompts) * asking.n_samples, "responses") as bar:
             drawn = draw(
-                lm, prompts, n_samples=asking.n_samples, max_new_tokens=asking.max_new_tokens,
+                lm, prompts, n_samples=asking.n_samples, max_new_tokens=longest,
                 seed=child_seed(asking.seed, "samples", name), progress=lambda _, done, __, bar=bar: bar.reach(done),
             )  # fmt: skip
         for prompt, texts in zip(prompts, texts_of(lm, drawn), strict=True):
@@ -195,7 +198,7 @@ def collect_from(
         raise InputError(f"collect: found {models[0]} against itself; expected two checkpoints")
     for lm in loaded.values():  # before the store's file is made
         for prompt in asked:
-            _check_readable(lm, prompt, asking)
+            check_room(lm, prompt, asking.max_new_tokens)
     if not isinstance(place, str):
         return ask_about(place, loaded, asked, asking, progress=progress)
     with open_store(place) as store:
@@ -206,11 +209,12 @@ def collect_from(
         return replace(done, n_answers=wait_for_answers(store, done.batch, progress=progress))
 
 
-def sampler_of(lm: LoadedLM, *, max_new_tokens: int) -> Sampler:
-    """A model as whoever answers prompts, at temperature 1."""
+def sampler_of(lm: LoadedLM, *, max_new_tokens: int | None) -> Sampler:
+    """A model as whoever answers prompts, at temperature 1, by the lengths of `longest_response`."""
 
     def write(prompts: Sequence[Prompt], *, n_samples: int, seed: int) -> list[list[str]]:
-        return texts_of(lm, draw(lm, prompts, n_samples=n_samples, max_new_tokens=max_new_tokens, seed=seed))
+        longest = longest_response([lm], prompts, max_new_tokens)
+        return texts_of(lm, draw(lm, prompts, n_samples=n_samples, max_new_tokens=longest, seed=seed))
 
     return write
 
@@ -354,7 +358,7 @@ def keep_filled(
         newest = max((path.stat().st_mtime for path in model.glob("*.safetensors")), default=0.0)
         if lm is None or newest > read_at:
             lm, read_at = load(model), newest
-        some, at = readable_by([lm], prompts[at : at + FILL], asking, progress), at + FILL
+        some, at = with_room([lm], prompts[at : at + FILL], asking.max_new_tokens, progress), at + FILL
         # every fill draws its own samples, the same ones after a restart
         part = replace(asking, seed=child_seed(asking.seed, "fill", str(at)))
         try:
@@ -364,27 +368,6 @@ def keep_filled(
     if at >= len(prompts):
         progress.note(f"all {len(prompts)} prompts were asked about; the queue is filled no more")
     return n_queued
-
-
-def readable_by(
-    models: Sequence[LoadedLM], prompts: Sequence[Prompt], asking: Asking, progress: Progress
-) -> list[Prompt]:
-    """Those of some prompts that every model can answer; of each other one a note says why it cannot."""
-    fits: list[Prompt] = []
-    for prompt in prompts:
-        try:
-            for lm in models:
-                _check_readable(lm, prompt, asking)
-        except InputError as error:
-            progress.note(f"the prompt {prompt.turns[-1].content[:40]!r} is left out: {error}")
-        else:
-            fits.append(prompt)
-    return fits
-
-
-def _check_readable(lm: LoadedLM, prompt: Prompt, asking: Asking) -> None:
-    """Raise InputError unless a model can answer a prompt at the length that is asked for."""
-    check_fits(prompt_tokens(lm.tokenizer, prompt.turns), asking.max_new_tokens, lm.context_length)
 
 
 FILL = 8

@@ -19,7 +19,8 @@ from karat.feedback.work.arena import PREFIX, name_checkpoints
 from karat.feedback.work.duels import answer_duels, live_arena
 from karat.ledger.artifacts import content_hash
 from karat.lm.load import LoadedLM, load_lm
-from karat.pipeline.asking import FILL, Asking, ask_about, keep_filled, n_waiting, readable_by, sampler_of
+from karat.pipeline.asking import FILL, Asking, ask_about, keep_filled, n_waiting, sampler_of
+from karat.pipeline.room import with_room
 from karat.progress import Progress, open_progress
 from karat.records import Prompt
 from karat.seeding import child_seed
@@ -113,7 +114,7 @@ def serve_arena(
         if n:
             continue
         if at < len(prompts) and n_waiting(store, filled.batch) < n_waiting_least:
-            some = readable_by(list(models.values()), prompts[at : at + FILL], asking, progress)
+            some = with_room(list(models.values()), prompts[at : at + FILL], asking.max_new_tokens, progress)
             at += FILL
             part = replace(filled, seed=child_seed(asking.seed, "fill", str(at)))
             try:

@@ -25,6 +25,7 @@ from karat.choice import RaterParams
 from karat.errors import InputError
 from karat.lm.classifiers import LoadedClassifier, classifier_tokens, load_classifier
 from karat.lm.headers import add_header_metadata
+from karat.lm.load import quiet
 from karat.records import Finding, Prompt
 from karat.reward.calibration import LOG_TEMPERATURE_BOUND, VoteModel
 from karat.reward.data import VoteData
@@ -166,8 +167,9 @@ def copy_classifier(classifier: LoadedClassifier, directory: Path, metadata: Map
     """
     directory.mkdir(parents=True, exist_ok=True)
     if classifier.was_adapter:
-        classifier.model.save_pretrained(directory)
-        classifier.tokenizer.save_pretrained(directory)
+        with quiet():
+            classifier.model.save_pretrained(directory)
+            classifier.tokenizer.save_pretrained(directory)
     for file in [] if classifier.was_adapter else sorted(Path(classifier.path).iterdir()):
         if file.is_file() and file.suffix in (".json", ".safetensors", ".txt", ".model", ".jinja"):
             shutil.copyfile(file, directory / file.name)
