@@ -24,16 +24,17 @@ MOST_DIGITS = 30
 UNIT_WORDS = 4
 """Words that may stand between a number and the operator behind it, or between it and the equals sign."""
 
-AS_WRITTEN = str.maketrans(
-    {"×": "*", "·": "*", "∙": "*", "÷": "/", "⁄": "/", "−": "-", "–": "-", "½": " 1/2", "¼": " 1/4", "¾": " 3/4"}
-)
+AS_WRITTEN = str.maketrans({"×": "*", "·": "*", "∙": "*", "÷": "/", "⁄": "/", "−": "-", "–": "-"})
+PARTS = {"½": "1/2", "¼": "1/4", "¾": "3/4"}
+MIXED = re.compile(r"(?:(?<![\d.,])(\d{1,15}) ?)?([½¼¾])")
+"""Half, and one and a half, as what they are in brackets; with a bound, so that long rows of digits are not read again and again."""
 SPOKEN = {"x": "*", "times": "*", "plus": "+", "minus": "-"}
 VARIABLES = {"x", "y", "z", "n"}
 """Letters that are taken for an unknown where one is written against a number; others are units."""
 TOKEN = re.compile(
     r"(?P<number>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|(?<=[$€£])\d{1,3}(?: \d{3})+(?!\d)|\d+(?:\.\d+)?|(?<!\d)\.\d+)(?P<percent>\s?%)?"
     r"|(?P<operator>[-+*/])|(?P<equals>=)|(?P<open>\()|(?P<close>\))|(?P<unread>[\^√¹²³⁰⁴-⁹])"
-    r"|(?P<word>[^\W\d_]+)|(?P<stop>[.,;:!?])"
+    r"|(?P<word>[^\W\d_]+)|(?P<stop>[.,;:!?]|[<>](?==))"
 )
 PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
 
@@ -70,14 +71,14 @@ class Equation:
 
 def numbers_in(text: str) -> list[Number]:
     """Every number of a text, in order, without sign."""
-    found = TOKEN.finditer(text[:MOST_CHARS].translate(AS_WRITTEN))
+    found = TOKEN.finditer(_as_read(text))
     return [_number(match) for match in found if match.lastgroup in ("number", "percent")]
 
 
 def equations_in(text: str) -> list[Equation]:
     """Every equation of a text that can be read, in order; `a = b = c` is two."""
     found: list[Equation] = []
-    for number, line in enumerate(text[:MOST_CHARS].translate(AS_WRITTEN).split("\n")):
+    for number, line in enumerate(_as_read(text).split("\n")):
         if "=" not in line:
             continue
         sides = [_runs(part) for part in _segments(line)]
@@ -90,6 +91,11 @@ def equations_in(text: str) -> list[Equation]:
                 if len(found) == MOST_EQUATIONS:
                     return found
     return found
+
+
+def _as_read(text: str) -> str:
+    written = text[:MOST_CHARS].translate(AS_WRITTEN)
+    return MIXED.sub(lambda found: f"({found[1]}+{PARTS[found[2]]})" if found[1] else f"({PARTS[found[2]]})", written)
 
 
 Term = Number | str
@@ -148,12 +154,19 @@ class _Reader:
         """True = an operator may follow."""
         return bool(self.terms) and (isinstance(self.terms[-1], Number) or self.terms[-1] == ")")
 
-    def flush(self, *, ends: bool = False) -> None:
-        """The run ends here; it counts where it can be computed."""
-        if self.terms and self.whole and self.depth == 0 and self.has_operand and len(self.terms) <= MOST_TERMS:
+    def flush(self, *, ends: bool = False, torn: bool = False) -> None:
+        """The run ends here; it counts where it can be computed. Torn: within a number, so that the next one does not count either."""
+        if (
+            self.terms
+            and self.whole
+            and not torn
+            and self.depth == 0
+            and self.has_operand
+            and len(self.terms) <= MOST_TERMS
+        ):
             self.found.append(_Run(tuple(self.terms), self.begins, ends))
         self.begins = False
-        self.terms, self.depth, self.whole, self.negative, self.n_words = [], 0, True, False, 0
+        self.terms, self.depth, self.whole, self.negative, self.n_words = [], 0, not torn, False, 0
 
     def read(self, token: Token, before: Token | None, after: Token | None) -> None:
         """One more token, with its neighbours."""
@@ -186,15 +199,23 @@ class _Reader:
                 self.flush()
                 self.whole = False
         else:
-            self.flush()
+            # 1,5 and 12:30 are numbers that are not read
+            inside = _joined(before, token) and _joined(token, after) and before["number"] and after["number"]
+            self.flush(torn=bool(inside))
 
     def _operand(self, token: Token, before: Token | None) -> None:
+        joined = _joined(before, token)
+        named = joined and len(before["word"] or "") == 1  # x2, and the 5 of 1e5, are no numbers
         if self.has_operand:
-            adjacent = before is not None and before.end() == token.start()
-            if (token["open"] and adjacent) or (self.n_words == 1 and before is not None and before["word"] == "of"):
+            if (token["open"] and joined) or (self.n_words == 1 and before is not None and before["word"] == "of"):
                 self.terms.append("*")
             else:
-                self.flush()
+                # nor are the parts of 1 1/2 and of 1 000
+                apart = token["number"] and before["number"] and token.string[before.end() : token.start()].isspace()
+                self.flush(torn=bool(apart) or (named and before["word"] in "eE"))
+                self.whole = self.whole and not token["open"]  # 70 (70 %) says one thing twice
+        if named and not self.terms:
+            self.whole = False
         if token["open"]:
             self.terms.append("(")
             self.depth += 1
@@ -219,21 +240,29 @@ class _Reader:
             self.whole = False
 
 
+def _joined(one: Token | None, other: Token | None) -> bool:
+    return one is not None and other is not None and one.end() == other.start()
+
+
 def _equation(left: _Run, right: _Run, line: int) -> Equation | None:
     """What two sides say; None where nothing is computed, or something cannot be."""
-    computed, other = (left, right) if len(left.terms) > 1 else (right, left)
-    if len(computed.terms) == 1:
+    computed, other = (left, right) if _operators(left) else (right, left)
+    numbers, operators = tuple(term for term in computed.terms if isinstance(term, Number)), _operators(computed)
+    if not operators or any(isinstance(term, Number) and math.isnan(term.value) for term in left.terms + right.terms):
         return None
-    numbers = tuple(term for term in computed.terms if isinstance(term, Number))
-    operators = "".join(term for term in computed.terms if isinstance(term, str) and term in PRECEDENCE)
     given = [_value(other.terms, percent) for percent in (True, False)]
     wanted = [_value(computed.terms, percent) for percent in (True, False)]
     lone = other.terms[0] if len(other.terms) == 1 else None
     half = 0.5 * 10.0 ** -min(lone.n_decimals, MOST_DIGITS) if isinstance(lone, Number) else 0.0
-    gaps = [(abs(a - b), 1e-9 * max(1.0, abs(a))) for a in wanted for b in given]
-    exact = any(gap <= slack for gap, slack in gaps)
-    holds = exact or any(gap <= half + slack for gap, slack in gaps)
+    halves = half / 100 if isinstance(lone, Number) and lone.percent else half, half  # of 33 %, rounded to a hundredth
+    gaps = [(abs(a - b), 1e-9 * max(1.0, abs(a)), own) for a in wanted for b, own in zip(given, halves, strict=True)]
+    exact = any(gap <= slack for gap, slack, _ in gaps)
+    holds = exact or any(gap <= own + slack for gap, slack, own in gaps)
     return Equation(numbers, operators, given[1], holds, exact, line)
+
+
+def _operators(side: _Run) -> str:
+    return "".join(term for term in side.terms if isinstance(term, str) and term in PRECEDENCE)
 
 
 def _value(terms: Sequence[Term], percent: bool) -> float:

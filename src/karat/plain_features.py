@@ -40,7 +40,7 @@ def response_place(texts: Sequence[str]) -> np.ndarray:
         counts = np.log1p([n_words, len(sentence_starts(text)), text.count("\n")])
         digits = sum(letter.isdigit() for letter in text)
         rows.append([np.log1p(n_chars) ** 2, *counts, n_chars / (n_words + 1), digits / (n_chars + 1)])
-    return np.array(rows, dtype=float).reshape(len(texts), -1)
+    return np.array(rows, dtype=float).reshape(len(texts), 6)
 
 
 def response_overlap(prompts: Sequence[str], texts: Sequence[str]) -> np.ndarray:
@@ -60,7 +60,7 @@ def response_overlap(prompts: Sequence[str], texts: Sequence[str]) -> np.ndarray
             share(numbers, set(given)), share(given, set(numbers)), np.log1p(len(numbers)),
             share(last, set(given)), share(last, set(numbers[:-1])),
         ])  # fmt: skip
-    return np.array(rows, dtype=float).reshape(len(texts), -1)
+    return np.array(rows, dtype=float).reshape(len(texts), 8)
 
 
 def token_place(text: str, spans: np.ndarray) -> np.ndarray:
@@ -89,15 +89,18 @@ def token_overlap(prompt: str, text: str, spans: np.ndarray) -> np.ndarray:
     first, whole = set(words_of(prompt.strip().split("\n")[0])), words_of(prompt)
     known, runs, given = set(whole), _runs(whole), set(NUMBER.findall(prompt))
     of_sentence = []
+    said: set[str] = set()
     for a, b in zip(starts, ends, strict=True):
         own, part = words_of(text[a:b]), text[a:b]
         of_sentence.append([
-            share(own, first), share(own, known), share(own, set(words_of(text[:a]))), share(list(_runs(own)), runs),
+            share(own, first), share(own, known), share(own, said), share(list(_runs(own)), runs),
             share(NUMBER.findall(part), given), share(list(first), set(own)),
         ])  # fmt: skip
-    word_starts = [(match.start(), match.group()) for match in WORD.finditer(text.casefold())]
+        said.update(own)
+    # places are those of the text: without case it may be longer (ß is ss)
+    word_starts = [(match.start(), word) for match in WORD.finditer(text) for word in words_of(match.group())]
     at = np.searchsorted([place for place, _ in word_starts], start, side="right") - 1
-    said: set[str] = set()
+    said = set()
     of_word = []
     for _, word in word_starts:
         of_word.append([float(word in known), float(word in said)])

@@ -12,6 +12,7 @@ import pytest
 import torch
 from scipy import linalg
 
+from karat import plain_features
 from karat.config import build
 from karat.errors import CheckpointError, ConfigError
 from karat.lm.load import load_lm
@@ -58,6 +59,8 @@ def test_what_a_response_repeats_is_counted_by_hand():
     assert place.tolist() == pytest.approx([np.log(10) ** 2, np.log(4), np.log(3), np.log(2), 9 / 4, 1 / 10])
     assert np.isfinite(response_place([""])).all()
     assert np.isfinite(response_overlap([""], [""])).all()
+    assert response_place([]).shape == (0, 6)
+    assert response_overlap([], []).shape == (0, 8)
 
 
 def test_tokens_know_their_sentence_and_what_was_said_before():
@@ -74,6 +77,21 @@ def test_tokens_know_their_sentence_and_what_was_said_before():
     assert near[2] == "Cats sleep. Dogs eat cats."
     assert sentence[0] == "Cats sleep. "
     assert all(len(column) == len(spans) for column in (place, overlap, near, sentence))
+
+
+def test_places_of_words_are_those_of_the_text_where_it_is_longer_without_case():
+    """ß is ss without case."""
+    text = "ßßßßßß cat dog. Cat"
+    overlap = token_overlap("a dog", text, np.array([[0, 6], [7, 10], [11, 14], [16, 19]]))
+    assert overlap[:, -2:].tolist() == [[0, 0], [0, 0], [1, 0], [0, 1]]
+
+
+def test_what_was_said_before_is_read_once_and_not_for_every_sentence(monkeypatch):
+    read = []
+    plainly = plain_features.words_of
+    monkeypatch.setattr(plain_features, "words_of", lambda text: read.append(len(text)) or plainly(text))
+    token_overlap("a", "a. " * 1000, np.array([[0, 1]]))
+    assert sum(read) < 3 * 3000
 
 
 def test_ridge_on_the_basis_is_ridge_on_the_ngrams_themselves():
