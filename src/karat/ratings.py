@@ -108,9 +108,10 @@ def censored_precision(
     """How much such a rating says of its mean beside one within the scale: s²·κ = m·(m + t) at an end, m = φ(t)/Φ(t); else 1."""
     half = step / 2
     t = torch.where(ratings >= 1, mean - 1 + half, half - mean) / sd
-    t = torch.where((ratings <= 0) | (ratings >= 1), t, torch.zeros_like(t))
-    ratio = (normal_logpdf(t, 0.0, 1.0) - torch.special.log_ndtr(t)).exp()
-    return torch.where((ratings <= 0) | (ratings >= 1), ratio * (ratio + t), torch.ones_like(t))
+    at_end = (ratings <= 0) | (ratings >= 1)
+    t = torch.where(at_end, t, torch.zeros_like(t)).double()  # m and −t differ by 1/t
+    ratio = math.sqrt(2 / math.pi) / torch.special.erfcx(-t / math.sqrt(2))
+    return torch.where(at_end, ratio * (ratio + t), torch.ones_like(t)).to(mean)
 
 
 def censored_to_scale(ratings: Float[Tensor, "C"], *, step: float = 0.0) -> Float[Tensor, "C"]:

@@ -22,7 +22,8 @@ from karat.feedback_columns import (
     RatingBatch,
 )
 from karat.feedback_likelihood import channel_loglik, sample_channel
-from karat.ratings import RatingParams
+from karat.ratings import RatingParams, censored_precision
+from karat.reward import channel_answers
 from karat.reward.channel_answers import batch_answers, centred_params
 from karat.reward.last_layer import fit_last_layer
 from karat.reward.latents import prior_params
@@ -350,6 +351,23 @@ def test_planted_weights_are_found_and_intervals_cover_them_as_often_as_they_say
         along.append(found.mean @ truth / np.linalg.norm(found.mean) / np.linalg.norm(truth))
     assert abs(np.mean(inside) - 0.9) < 3 * np.std(inside, ddof=1) / math.sqrt(16)
     assert np.mean(along) > 0.8
+
+
+def test_a_rating_far_below_the_end_that_it_was_given_weighs_as_one_within_the_scale():
+    """Mills' ratio: m·(m + t) → 1 for t → −∞, where φ and Φ are both 0; scores may pass there on their way."""
+    t = np.array([-30.0, -1e2, -1e4, -1e6])
+    n = len(t)
+    columns = RatingBatch(torch.arange(n), torch.ones(n), torch.zeros(n, dtype=torch.long), step=0.0)
+    params = RatingParams(torch.ones(1), torch.zeros(1), torch.ones(1))
+    _, first, exact, working = channel_answers._ratings(columns, params).derivatives(t + 1, np.arange(n))
+    assert first / -t == pytest.approx(1 + 1 / t**2, rel=1e-5)
+    assert exact == pytest.approx(1 - 1 / t**2, rel=1e-4)
+    assert (working == exact).all()
+    for kind in (torch.float32, torch.float64):
+        mean = torch.from_numpy(t + 1).to(kind)
+        found = censored_precision(torch.ones(n), mean, torch.ones(1), step=0.0)
+        assert found.dtype == kind
+        assert found.tolist() == pytest.approx((1 - 1 / t**2).tolist(), rel=1e-3)
 
 
 def test_ratings_at_the_end_of_the_scale_do_not_say_that_responses_are_equal():

@@ -193,9 +193,10 @@ def _censored(columns: RatingBatch, own: RatingParams) -> Observations:
         ends = side[rows] != 0
         sign = side[rows][ends]
         t = sign * (eta[ends] - edge[rows][ends])
-        log_p = special.log_ndtr(t)
-        ratio = np.exp(-(t**2) / 2 - log_p - math.log(2 * math.pi) / 2)
-        value[ends], first[ends] = log_p, sign * ratio
+        ratio = math.sqrt(2 / math.pi) / special.erfcx(
+            -t / math.sqrt(2)
+        )  # of logarithms, 1e10 apart, nothing would be left
+        value[ends], first[ends] = special.log_ndtr(t), sign * ratio
         exact, working = exact.copy(), working.copy()  # they may be one array
         exact[ends] = working[ends] = np.maximum(ratio * (ratio + t), 0.0)
         return value, first, exact, working
