@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import tiny_models
@@ -174,4 +175,55 @@ def test_adapters_of_another_model_are_refused(checkpoints: dict[str, Path], tmp
     file = tmp_path / "adapter" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(checkpoints["gpt2"])}))
     with pytest.raises(CheckpointError, match="the adapters do not fit the model that they name"):
+        load_lm(tmp_path / "adapter")
+
+
+def _cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-20])
+
+
+def _renamed(file: Path) -> None:
+    tensors = load_file(file)
+    save_file({name.replace("layers", "blocks"): tensor for name, tensor in tensors.items()}, file)
+
+
+def _one_less(file: Path) -> None:
+    tensors = load_file(file)
+    del tensors[min(tensors)]
+    save_file(tensors, file)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_cut, "adapter_model.safetensors: truncated or unreadable"),
+        (_renamed, "do not fit the model that they name.*Found missing adapter keys"),
+        (_one_less, "do not fit the model that they name.*Found missing adapter keys"),
+    ],
+)
+@pytest.mark.filterwarnings("default")  # of peft, which goes on with random adapters
+def test_adapters_that_are_not_all_there_are_refused(
+    change, says, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    path = save_adapter(adapted(checkpoints["qwen3"]).model, tmp_path / "adapter", metadata={})
+    load_lm(path)
+    change(path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=says) as caught:
+        load_lm(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(CheckpointError, match=says.replace("the model that they name", ".*qwen3")):
+        load_adapter(load_lm(checkpoints["qwen3"]), path)
+
+
+def test_what_cannot_be_added_into_weights_or_names_no_path_is_refused(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    with peft_at_peace():
+        get_peft_model(load_lm(checkpoints["qwen3"]).model, config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match="found PROMPT_TUNING; expected adapters that can be added into weights"):
+        load_lm(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "x" * 5000}))
+    with pytest.raises(CheckpointError, match="which is no directory here"):
         load_lm(tmp_path / "adapter")

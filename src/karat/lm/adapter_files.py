@@ -6,6 +6,7 @@ Knows peft's files; knows nothing about what was trained.
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -52,7 +54,7 @@ def adapted_model(path: Path) -> Path:
     if not (path / ADAPTER_WEIGHTS).is_file():
         raise CheckpointError(f"{path}: found no {ADAPTER_WEIGHTS}; expected adapters as safetensors")
     for place in (Path(named), path.parent / named):
-        if named and place.is_dir():
+        if named and os.path.isdir(place):  # also false of what could be no path
             return place
     raise CheckpointError(
         f"{path}: found adapters of {named or 'no model'}, which is no directory here; expected one: download it and set "
@@ -74,33 +76,51 @@ def frozen_digest(trunk: nn.Module) -> str:
     )
 
 
-def check_what_they_stand_on(path: Path, trunk: nn.Module, name: str) -> None:
-    """Refuse adapters that say that they were trained on other weights; peft's own say nothing, and shapes tell little.
+def adapters_on(model: PreTrainedModel, path: Path, name: str, *, for_training: bool = False) -> PeftModel:
+    """A model with the adapters of a directory on it.
 
-    Args: name: of the model, for the message.
+    Args: name: of the model, for messages.
+    Raises: CheckpointError where they cannot be read, do not fit or are not complete, or say that they were trained on other
+        weights; peft's own say nothing, and shapes tell little.
     """
-    frozen = read_header_metadata(path / ADAPTER_WEIGHTS).get(FROZEN)
-    if frozen is not None and frozen != frozen_digest(trunk):
+    try:
+        frozen = read_header_metadata(path / ADAPTER_WEIGHTS).get(FROZEN)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path / ADAPTER_WEIGHTS}: truncated or unreadable safetensors ({error})") from error
+    if frozen is not None and frozen != frozen_digest(trunk_of(model)):
         raise CheckpointError(
             f"{path}: the adapters were trained on other weights than those of {name}; expected the same model, loaded in the "
             "same dtype"
         )
+    try:
+        with peft_at_peace():
+            return PeftModel.from_pretrained(model, path, is_trainable=for_training)
+    except (RuntimeError, ValueError, KeyError, TypeError, UserWarning) as error:
+        said = " ".join(str(error).split())[:160]
+        raise CheckpointError(
+            f"{path}: the adapters do not fit {name} ({said}); expected those that were trained on that model"
+        ) from error
 
 
 def with_adapters(model: PreTrainedModel, path: Path) -> PreTrainedModel:
-    """The model with a directory's adapters added into its weights. Raises: CheckpointError where they do not fit it."""
-    check_what_they_stand_on(path, trunk_of(model), model.name_or_path)
-    try:
-        with peft_at_peace():
-            return PeftModel.from_pretrained(model, path).merge_and_unload()
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        said = " ".join(str(error).split())[:160]
-        raise CheckpointError(f"{path}: the adapters do not fit the model that they name ({said})") from error
+    """The model with a directory's adapters added into its weights.
+
+    Raises: CheckpointError as `adapters_on` does, and for a kind that cannot be added into weights.
+    """
+    adapted = adapters_on(model, path, f"the model that they name, {model.name_or_path}")
+    if adapted.active_peft_config.is_prompt_learning:
+        kind = adapted.active_peft_config.peft_type.value
+        raise CheckpointError(f"{path}: found {kind}; expected adapters that can be added into weights, such as LoRA")
+    return adapted.merge_and_unload()
 
 
 @contextmanager
 def peft_at_peace() -> Iterator[None]:
-    """Within the block nobody hears that peft 0.21 asks transformers for a name that transformers has deprecated."""
+    """Within: that adapters are missing in a file is an error, where peft warns and goes on with random ones.
+
+    And nobody hears that peft 0.21 asks transformers for a name that transformers has deprecated.
+    """
     with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         yield

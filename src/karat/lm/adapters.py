@@ -24,7 +24,7 @@ from karat.errors import CheckpointError, InputError
 from karat.lm.adapter_files import (
     ADAPTER_WEIGHTS,
     FROZEN,
-    check_what_they_stand_on,
+    adapters_on,
     frozen_digest,
     in_adapter,
     peft_at_peace,
@@ -133,13 +133,4 @@ def load_adapter(lm: LoadedLM, directory: str | Path, *, for_training: bool = Fa
     directory = Path(directory)
     if not (directory / ADAPTER_WEIGHTS).is_file():
         raise CheckpointError(f"{directory}: found no {ADAPTER_WEIGHTS}; expected a directory of save_adapter")
-    check_what_they_stand_on(directory, trunk_of(lm.model), lm.path)
-    try:
-        with peft_at_peace():
-            adapted = PeftModel.from_pretrained(lm.model, directory, is_trainable=for_training)
-    except (RuntimeError, ValueError, KeyError) as error:
-        said = " ".join(str(error).split())[:160]
-        raise CheckpointError(
-            f"{directory}: the adapters do not fit {lm.path} ({said}); expected those that were trained on that model"
-        ) from error
-    return replace(lm, model=adapted.eval())
+    return replace(lm, model=adapters_on(lm.model, directory, lm.path, for_training=for_training).eval())
