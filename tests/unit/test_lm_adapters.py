@@ -42,9 +42,14 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("kind", ["gpt2", "qwen3"])
 def test_the_reference_is_the_model_before_its_adapters(checkpoints: dict[str, Path], kind: tiny_models.Kind) -> None:
-    original = response_logprobs(load_lm(checkpoints[kind]).model, BATCH).logprobs
+    alone = response_logprobs(load_lm(checkpoints[kind]).model, BATCH).logprobs
     fresh = adapted(checkpoints[kind], moved=False).model
-    assert torch.equal(response_logprobs(fresh, BATCH).logprobs, original)  # KL to the reference is 0 at the start
+    original = response_logprobs(fresh, BATCH).logprobs
+    assert (
+        float((original - alone).detach().abs().max()) < 1e-5
+    )  # blocks without adapters may be fused: other roundings
+    with reference_mode(fresh), torch.no_grad():
+        assert torch.equal(response_logprobs(fresh, BATCH).logprobs, original)  # KL to the reference is 0 at the start
     model = adapted(checkpoints[kind]).model
     found = response_logprobs(model, BATCH).logprobs
     assert float((found - original).detach().abs().max()) > 1e-3

@@ -20,6 +20,7 @@ from karat.lm.load import load_lm, save_lm
 from karat.lm.logprobs import response_logprobs, vocabulary_logprobs
 from karat.lm.loop import TrainState, optimiser_step
 from karat.lm.narrow import narrowed, products_of, weights_kept
+from karat.lm.native import choose_of
 from karat.lm.trees import Tree, pack_trees
 from karat.pipeline.settings import RunConfig
 from karat.pipeline.votes import VotesConfig
@@ -138,14 +139,15 @@ def test_log_probabilities_and_gradients_are_near_those_of_float32(kind, tmp_pat
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("room", [1 << 23, 0, 30])  # of numbers that are kept: all, none, the first block
-def test_log_probabilities_in_small_pieces_are_those_of_one(monkeypatch, temperature, room):
+@pytest.mark.parametrize("choose", [None, choose_of(BF16)])  # the second is None too where there is no C compiler
+def test_log_probabilities_in_small_pieces_are_those_of_one(monkeypatch, temperature, room, choose):
     monkeypatch.setattr(narrow_logprobs, "KEPT_NUMBERS", room * 15)
     monkeypatch.setattr(narrow_logprobs, "LEAST_ROWS", 24)
     monkeypatch.setattr(narrow_logprobs, "CACHED_NUMBERS", 0)
     monkeypatch.setattr(narrow_logprobs, "FEWEST_ROWS", 10)
     leaves = [t.requires_grad_() for t in (draws(70, 16), draws(30, 16, seed=1), draws(30, seed=2))]
     ids, upstream = torch.arange(70) % 30, draws(70, seed=3)
-    found = narrow_logprobs.NarrowLogprobs.apply(*leaves, ids, (temperature, BF16, True))
+    found = narrow_logprobs.NarrowLogprobs.apply(*leaves, ids, (temperature, BF16, True, choose))
     found.backward(upstream)
     grads = [leaf.grad.clone() for leaf in leaves]
     rounded, narrow = (t.detach().to(BF16).requires_grad_() for t in leaves[:2])
@@ -185,10 +187,11 @@ def test_the_decode_cache_is_kept_in_the_dtype_of_products(monkeypatch):
         assert {buffer.dtype for pair in made for buffer in pair} == {dtype}
 
 
-def test_a_token_that_is_next_to_impossible_keeps_its_log_probability():
+@pytest.mark.parametrize("choose", [None, choose_of(BF16)])
+def test_a_token_that_is_next_to_impossible_keeps_its_log_probability(choose):
     weight = torch.eye(4) * 16
     hidden = torch.tensor([[16.0, 0, 0, 0], [4.0, 0, 0, 0]])
-    found = narrow_logprobs.NarrowLogprobs.apply(hidden, weight, None, torch.tensor([1, 2]), (1.0, BF16, False))
+    found = narrow_logprobs.NarrowLogprobs.apply(hidden, weight, None, torch.tensor([1, 2]), (1.0, BF16, False, choose))
     assert found.tolist() == pytest.approx([-256.0, -64.0])
 
 

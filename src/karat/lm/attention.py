@@ -52,6 +52,11 @@ def tree_layout(layout: TreeLayout) -> Iterator[None]:
         _LAYOUT.reset(token)
 
 
+def current_layout() -> TreeLayout | None:
+    """The layout that flat rows are read by, within `tree_layout`."""
+    return _LAYOUT.get()
+
+
 def tree_attention(
     module: nn.Module,
     query: Float[Tensor, "B H L D"],

@@ -24,11 +24,18 @@ MOST_SHARE = 0.9
 MARK = "karat_final_block_alone"
 """Attribute of a trunk on whose checkpoint both ways were compared and found equal."""
 _READ: ContextVar[Tensor | None] = ContextVar("karat_rows_read", default=None)
+_WANTED: ContextVar[tuple[nn.Module, Tensor] | None] = ContextVar("karat_rows_wanted", default=None)
 
 
 def rows_read() -> Int[Tensor, " n"] | None:
     """Within the attention of a last block computed alone: the flat positions that are read, ascending; else None."""
     return _READ.get()
+
+
+def rows_wanted(block: nn.Module) -> Int[Tensor, " n"] | None:
+    """Within `only_rows`, of the last block: the flat positions at which its output is read, ascending; else None."""
+    wanted = _WANTED.get()
+    return wanted[1] if wanted is not None and wanted[0] is block else None
 
 
 def try_alone(trunk: nn.Module, gap: Callable[[], float], most: float) -> None:
@@ -114,6 +121,7 @@ def only_rows(trunk: nn.Module, rows: Int[Tensor, " n"], shape: Sequence[int]) -
 
     with ExitStack() as hooks:
         hooks.callback(_READ.set, None)
+        hooks.callback(_WANTED.reset, _WANTED.set((last_block(trunk), kept)))
         attention = _attention_of(last_block(trunk))
         if attention is not None:
             hooks.callback(attention.register_forward_pre_hook(begin).remove)

@@ -37,6 +37,7 @@ from karat import devices
 from karat.errors import CheckpointError, InputError
 from karat.lm.adapter_files import adapted_model, adapter_settings, holds_adapters, with_adapters
 from karat.lm.attention import NAME as TREE_ATTENTION
+from karat.lm.fused_block import use_fused_blocks
 from karat.lm.headers import add_header_metadata, state_on_processor
 from karat.lm.kernels import use_fast_kernels
 from karat.lm.narrow import use_narrow_products
@@ -135,6 +136,7 @@ def load_lm(
     if fast:
         use_fast_kernels(model)
         use_narrow_products(model, products)
+        use_fused_blocks(model)
     check_own_numbers(model, lm.pad_id, lm.path, by_tree=attention == "tree")
     return lm
 

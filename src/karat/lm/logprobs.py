@@ -27,6 +27,7 @@ from karat.lm.logits import cap_slope, chosen_logprobs, logits_of, pieces, softm
 from karat.lm.memory import KEPT_NUMBERS, LEAST_ROWS, rows_at_a_time
 from karat.lm.narrow import narrowed, products_of
 from karat.lm.narrow_logprobs import NarrowLogprobs
+from karat.lm.native import choose_of
 from karat.lm.tiled_logprobs import TiledLogprobs
 from karat.lm.trees import Batch, TreeBatch
 
@@ -159,7 +160,7 @@ def token_logprobs(
         tiled = (temperature, softcap, products)
         return TiledLogprobs.apply(hidden, head.weight, head.bias, token_ids, tiled), None
     if products is not None and softcap is None and not with_entropy:
-        narrow = (temperature, products, learns)
+        narrow = (temperature, products, learns, choose_of(products) if hidden.device.type == "cpu" else None)
         return NarrowLogprobs.apply(hidden, head.weight, head.bias, token_ids, narrow), None
     keeps = KEPT_NUMBERS if learns and softcap is None else 0
     logprobs, entropy = _ChunkedLogprobs.apply(

@@ -9,7 +9,7 @@ Dimension letters: n response tokens, d hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,6 +26,10 @@ FEWEST_ROWS = 8
 """Of them at least so many rows."""
 
 
+Choose = Callable[[Tensor, Tensor, Tensor | None, float, Tensor], None]
+"""choose(logits, tokens, bias, temperature, found): `_chosen` in one pass over memory."""
+
+
 class NarrowLogprobs(torch.autograd.Function):
     """log softmax((W·h + b)/temperature)[token], without a soft cap; no gradient of an entropy."""
 
@@ -36,60 +40,46 @@ class NarrowLogprobs(torch.autograd.Function):
         weight: Float[Tensor, "V d"],
         bias: Tensor | None,
         token_ids: Tensor,
-        options: tuple[float, torch.dtype, bool],
+        options: tuple[float, torch.dtype, bool, Choose | None],
     ) -> Float[Tensor, " n"]:
-        """Args: options: temperature, dtype of the products, whether a gradient will be asked for."""
-        temperature, products, learns = options
+        """Args: options: temperature, dtype of the products, whether a gradient will be asked for, a faster `_chosen`."""
+        temperature, products, learns, choose = options
         rounded, narrow = hidden.to(products), narrowed(weight, products)
         n, room = len(hidden), 2 * KEPT_NUMBERS if learns else 0  # two bytes each instead of four
         logprobs = hidden.new_empty(n, dtype=torch.float32)
-        kept: list[Tensor] = []  # probabilities of the first blocks
+        kept: list[Tensor] = []  # of the first blocks: p, but p − 1 at the tokens
         for block in pieces(0, n, _block_rows(len(weight))):
-            tokens, found = token_ids[block], logprobs[block]
-            store = rounded.new_empty(len(tokens), len(weight))
+            store = torch.mm(rounded[block], narrow.t())
+            (choose or _chosen)(store, token_ids[block], bias, temperature, logprobs[block])
             room -= store.numel()
-            for part, probs in _softmaxes(rounded[block], narrow, bias, temperature, store):
-
-                def again(rows: Tensor, own: Tensor = store[part]) -> Tensor:
-                    return _finished(own[rows].float(), bias, temperature)
-
-                found[part] = chosen_logprobs(probs, tokens[part], again)
-                if room >= 0:
-                    store[part] = probs
             if room >= 0:
                 kept.append(store)
-        ctx.save_for_backward(hidden, narrow, bias, token_ids, logprobs)
-        ctx.kept, ctx.temperature, ctx.of_weight = kept, temperature, weight.dtype
+        ctx.save_for_backward(hidden, narrow, bias, token_ids)
+        ctx.kept, ctx.temperature, ctx.of_weight, ctx.choose = kept, temperature, weight.dtype, choose or _chosen
         return logprobs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of hidden states, weight and bias in their own dtypes."""
-        hidden, narrow, bias, token_ids, logprobs = ctx.saved_tensors
-        temperature, of_weight = ctx.temperature, ctx.of_weight
+        hidden, narrow, bias, token_ids = ctx.saved_tensors
+        of_weight = ctx.of_weight
         rounded = hidden.to(narrow.dtype)
         # of each row, what its probabilities are multiplied by: taken to the hidden states, which are fewer than logits
-        scale = grads[0] / -temperature
+        scale = grads[0] / -ctx.temperature
         scaled = (hidden * scale[:, None]).to(narrow.dtype)
-        kept, ctx.kept = ctx.kept, []  # overwritten below; a second pass through this graph makes them again
-        # p − 1 in float32: the difference of two rounded numbers would be nothing where p is near 1
-        chosen = torch.expm1(logprobs).to(narrow.dtype)[:, None]
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(narrow, dtype=of_weight) if not len(hidden) else None
         grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
         for number, block in enumerate(pieces(0, len(hidden), _block_rows(len(narrow)))):
-            tokens = token_ids[block, None]
-            if number < len(kept):
-                of_logits = kept[number]
+            if number < len(ctx.kept):
+                of_logits = ctx.kept[number]
             else:
-                of_logits = rounded.new_empty(len(tokens), len(narrow))
-                for part, probs in _softmaxes(rounded[block], narrow, bias, temperature, of_logits):
-                    of_logits[part] = probs
-            of_logits.scatter_(1, tokens, chosen[block])
+                of_logits = torch.mm(rounded[block], narrow.t())
+                ctx.choose(of_logits, token_ids[block], bias, ctx.temperature, torch.empty_like(scale[block]))
             if grad_hidden is not None:
                 grad_hidden[block] = of_logits @ narrow
             if grad_bias is not None:
-                for part in pieces(0, len(tokens), _few_rows(len(narrow))):
+                for part in pieces(0, len(of_logits), _few_rows(len(narrow))):
                     grad_bias += scale[block][part] @ of_logits[part].float()
             if ctx.needs_input_grad[1]:
                 product = (of_logits.t() @ scaled[block]).to(of_weight)
@@ -99,19 +89,25 @@ class NarrowLogprobs(torch.autograd.Function):
         return grad_hidden, grad_weight, grad_bias, None, None
 
 
-def _softmaxes(
-    rounded: Float[Tensor, "m d"], narrow: Float[Tensor, "V d"], bias: Tensor | None, temperature: float, store: Tensor
-) -> Iterator[tuple[slice, Float[Tensor, "few V"]]]:
-    """The probabilities of a few rows at a time, in float32; the next ones are written over them.
+def _chosen(
+    store: Float[Tensor, "m V"], tokens: Tensor, bias: Tensor | None, temperature: float, found: Float[Tensor, " m"]
+) -> None:
+    """Logits become probabilities, less 1 at each row's token, whose log-probability goes into `found`.
 
-    Args: store: [m, V], takes the logits of all rows as the product rounds them; the caller may overwrite those of the
-        rows that it has been given.
+    A few rows at a time in float32, so that the next ones are written over them while they are in the cache.
     """
-    torch.mm(rounded, narrow.t(), out=store)
-    few = _few_rows(len(narrow))
-    wide = store.new_empty(min(few, len(store)), len(narrow), dtype=torch.float32)
+    few = _few_rows(store.shape[1])
+    wide = store.new_empty(min(few, len(store)), store.shape[1], dtype=torch.float32)
     for part in pieces(0, len(store), few):
-        yield part, softmax_(_finished(wide[: part.stop - part.start].copy_(store[part]), bias, temperature))
+        own = store[part]
+        probs = softmax_(_finished(wide[: len(own)].copy_(own), bias, temperature))
+
+        def again(rows: Tensor, own: Tensor = own) -> Tensor:
+            return _finished(own[rows].float(), bias, temperature)
+
+        found[part] = chosen_logprobs(probs, tokens[part], again)
+        # p − 1 in float32: the difference of two rounded numbers would be nothing where p is near 1
+        own.copy_(probs.scatter_(1, tokens[part, None], torch.expm1(found[part])[:, None]))
 
 
 def _finished(logits: Float[Tensor, "n V"], bias: Tensor | None, temperature: float) -> Float[Tensor, "n V"]:

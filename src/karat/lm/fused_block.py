@@ -1,0 +1,321 @@
+"""A decoder block as one operation: matrix products, and between them one pass over memory each.
+
+A block of Llama's kind (RMS norms, rotary angles, a gated MLP, no biases) is some hundred operations of PyTorch with its
+gradient, each of which reads and writes all numbers and takes a few microseconds of Python and of starting threads. Here
+what lies between two products is one call of a compiled function (`native`), which also rounds. Rows of trees only; all
+else takes the block's own way, as does a block whose numbers differ from its own on a small example. Knows modules of
+transformers and layouts; knows nothing of what is learnt.
+
+Dimension letters: L flat positions, n of them that are read, d hidden size, H query heads, K key heads, D head size, m MLP
+size.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from karat.lm.attention import current_layout, tree_layout
+from karat.lm.dense_attention import is_short, plan_of
+from karat.lm.final_block import block_lists, rows_wanted
+from karat.lm.fused_attention import Frame, Sizes, attend, attend_back
+from karat.lm.kernels import matmul
+from karat.lm.narrow import products_of, use_narrow_products
+from karat.lm.native import address, library
+from karat.lm.trees import TreeLayout, TreeSpan
+
+NORMS = ("input_layernorm", "post_attention_layernorm")
+SIZES, KNOWN = "karat_sizes", "karat_fused"
+"""Attributes of a block: its `Sizes`; by dtype of its products, whether the fused way gives its own numbers."""
+LARGEST_GAP = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
+"""Relative to the largest number of the block's own way."""
+PROBE = TreeLayout((TreeSpan(0, 4, (3, 2)), TreeSpan(9, 3, (4,))), 16)
+
+
+def use_fused_blocks(model: nn.Module) -> int:
+    """Let the decoder blocks of a model be computed as one operation where that gives their own numbers.
+
+    Both for the products that the model takes and for those in float32, which it may be told to take later.
+
+    Returns: number of blocks that may be.
+    """
+    n_found = 0
+    for blocks in block_lists(model):
+        for block in blocks:
+            sizes, weights = sizes_of(block), weights_of(block)
+            if sizes is None or weights is None or weights[0] is None or weights[0].device.type != "cpu":
+                continue
+            own = products_of(block)
+            known = {p: _agrees(block, p, sizes, weights) for p in {own or torch.float32, torch.float32}}
+            use_narrow_products(block, own)
+            if any(known.values()):
+                setattr(block, SIZES, sizes)
+                setattr(block, KNOWN, known)
+                block.forward = MethodType(_forward, block)
+                n_found += 1
+    return n_found
+
+
+def sizes_of(block: nn.Module) -> Sizes | None:
+    """The sizes of a block whose parts are named as Llama's; None for any other."""
+    attention, norms = getattr(block, "self_attn", None), [getattr(block, name, None) for name in NORMS]
+    if attention is None or None in norms or not isinstance(size := getattr(attention, "head_dim", None), int):
+        return None
+    own = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+    if (own[0] is None) != (own[1] is None) or size % 2 or not hasattr(attention, "scaling"):
+        return None
+    rows = [getattr(getattr(attention, name, None), "weight", None) for name in ("q_proj", "k_proj")]
+    if not all(isinstance(weight, Tensor) for weight in rows):
+        return None
+    eps = [0.0 if norm is None else _eps(norm) for norm in (norms[0], *own, norms[1])]
+    if not all(isinstance(number, float) for number in eps):
+        return None
+    heads, key_heads = (len(weight) // size for weight in rows)
+    return Sizes(
+        heads, key_heads, size, float(attention.scaling), tuple(eps), getattr(attention, "sliding_window", None)
+    )
+
+
+def weights_of(block: nn.Module) -> tuple[Tensor | None, ...] | None:
+    """Weights of a block in the order of `_Block`; None where a part has more than a weight, or something watches it.
+
+    Norms of queries and keys may be missing.
+    """
+    try:
+        attention, mlp = block.self_attn, block.mlp
+        linear = [
+            attention.q_proj,
+            attention.k_proj,
+            attention.v_proj,
+            attention.o_proj,
+            mlp.gate_proj,
+            mlp.up_proj,
+            mlp.down_proj,
+        ]
+        norms = [getattr(block, name) for name in NORMS]
+    except AttributeError:
+        return None
+    norms += [norm for name in ("q_norm", "k_norm") if (norm := getattr(attention, name, None)) is not None]
+    # `only_rows` hooks these four, once before and once behind; what it does is done here without
+    hooked = () if rows_wanted(block) is None else (attention, mlp, attention.q_proj, attention.o_proj)
+    watched = any(
+        len(part._forward_hooks) + len(part._forward_pre_hooks) + len(part._backward_hooks) > 2 * (part in hooked)
+        for part in (attention, mlp, *linear, *norms)
+    )
+    if watched or not all(type(layer) is nn.Linear and layer.bias is None for layer in linear):
+        return None
+    own = [part.weight for part in (*norms[:1], *linear[:4], norms[1], *linear[4:], *norms[2:])]
+    ready = all(type(w) is nn.Parameter and w.dtype == torch.float32 and w.is_contiguous() for w in own)
+    return (*own, *((None,) * (11 - len(own)))) if ready else None
+
+
+def _eps(norm: nn.Module) -> Any:
+    return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+
+
+def _forward(self: nn.Module, hidden_states: Tensor, *args: Any, **options: Any) -> Any:
+    """The block's forward function: fused where that is possible here and now."""
+    layout, products = current_layout(), products_of(self) or torch.float32
+    angles = options.get("position_embeddings")
+    if (
+        not args
+        and layout is not None
+        and angles is not None
+        and _suits(self, hidden_states, layout, products, options)
+    ):
+        weights = weights_of(self)
+        if weights is not None:
+            return fused(hidden_states, angles, layout, products, getattr(self, SIZES), weights, rows_wanted(self))
+    return type(self).forward(self, hidden_states, *args, **options)
+
+
+def _suits(block: nn.Module, x: Tensor, layout: TreeLayout, products: torch.dtype, options: dict[str, Any]) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.shape[:2] == (1, layout.n_positions)
+        and layout.spans[-1].stop == layout.n_positions
+        and options.get("past_key_values") is None
+        and not block.training
+        and not (torch.is_grad_enabled() and getattr(block, "gradient_checkpointing", False))
+        and not torch.is_autocast_enabled("cpu")
+        and getattr(block, KNOWN).get(products, False)
+        and is_short(layout, products)
+    )
+
+
+def fused(
+    x: Float[Tensor, "1 L d"],
+    angles: tuple[Tensor, Tensor],
+    layout: TreeLayout,
+    products: torch.dtype,
+    sizes: Sizes,
+    weights: tuple[Tensor | None, ...],
+    rows: Int[Tensor, " n"] | None = None,
+) -> Float[Tensor, "1 L d"]:
+    """A block's output by the fused way.
+
+    Args: angles: cosines and sines [1, L, D].    rows: at which the output is read, ascending; None = everywhere.
+    """
+    plan, call = plan_of(layout, sizes.heads, sizes.key_heads, sizes.window, torch.float32), library(products)
+    assert call is not None
+    turns = (angle.detach().reshape(-1, sizes.size).contiguous() for angle in angles)
+    return _Block.apply(x.contiguous(), rows, Frame(call, plan, sizes, products, *turns), *weights)
+
+
+class _Block(torch.autograd.Function):
+    """x + attention(norm(x)), then + MLP(norm(·))."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Float[Tensor, "1 L d"],
+        rows: Int[Tensor, " n"] | None,
+        frame: Frame,
+        *weights: Tensor,
+    ) -> Float[Tensor, "1 L d"]:
+        """Args: rows: at which the output is read; None = all.    weights: as `weights_of` orders them."""
+        norm, wq, wk, wv, wo, norm_mlp, gate, up, down, norm_q, norm_k = weights
+        call, products, eps = frame.call, frame.products, frame.sizes.eps
+        n_positions, d = x.shape[1:]
+        normed, scale = x.new_empty(n_positions, d, dtype=products), x.new_empty(n_positions)
+        _norm(call, x, None, None, norm, eps[0], None, normed, scale)
+        of_qkv = _stacked((wq, wk, wv), products)
+        qkv = _times(normed, of_qkv.t())
+        attended, kept = attend(frame, qkv, (norm_q, norm_k))
+        if rows is not None:
+            attended = attended.index_select(0, rows)
+        of_o, of_both, of_down = (_stacked(own, products) for own in ((wo,), (gate, up), (down,)))
+        n, m = len(attended), len(gate)
+        between, normed_mlp, scale_mlp = x.new_empty(n, d), normed.new_empty(n, d), x.new_empty(n)
+        _norm(call, x, _times(attended, of_o.t()), rows, norm_mlp, eps[3], between, normed_mlp, scale_mlp)
+        both = _times(normed_mlp, of_both.t())
+        gated = both.new_empty(n, m)
+        call.gate_forward(address(both), n, m, address(gated))
+        output, change = torch.empty_like(x) if rows is None else torch.zeros_like(x), _times(gated, of_down.t())
+        call.add_rows(address(between), address(change), address(rows), n, d, address(output))
+        ctx.save_for_backward(
+            x, rows, norm, norm_mlp, norm_q, norm_k, normed, scale, of_qkv, qkv, attended, of_o, between,
+            normed_mlp, scale_mlp, of_both, both, of_down, *kept,
+        )  # fmt: skip
+        ctx.frame = frame
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x and of the weights."""
+        (
+            x, rows, norm, norm_mlp, norm_q, norm_k, normed, scale, of_qkv, qkv, attended, of_o, between,
+            normed_mlp, scale_mlp, of_both, both, of_down, *kept,
+        ) = ctx.saved_tensors  # fmt: skip
+        sizes, call, learns = ctx.frame.sizes, ctx.frame.call, ctx.needs_input_grad[3:]
+        grad, (n_positions, d), (n, m2) = grads[0].contiguous(), x.shape[1:], both.shape
+        narrow_grad = normed.new_empty(n, d)
+        call.narrow_rows(address(grad), address(rows), n, d, address(narrow_grad), d)
+        of_gated, gated = _times(narrow_grad, of_down), both.new_empty(n, m2 // 2)
+        grad_both = torch.empty_like(both)
+        call.gate_backward(address(both), address(of_gated), n, m2 // 2, address(grad_both), address(gated))
+        found: dict[str, Tensor | None] = {"down": _of_weight(narrow_grad, gated, learns[8])}
+        of_both_weights = _of_weight(grad_both, normed_mlp, learns[6] or learns[7])
+        of_between, narrow_between = torch.empty_like(between), torch.empty_like(normed_mlp)
+        of_norm_mlp, of_normed = torch.empty_like(norm_mlp), _times(grad_both, of_both)
+        call.norm_backward(
+            address(between), address(scale_mlp), n, d, address(norm_mlp), address(of_normed), address(grad),
+            address(rows), address(of_between), address(narrow_between), address(of_norm_mlp),
+        )  # fmt: skip
+        found["o"] = _of_weight(narrow_between, attended, learns[4])
+        of_attended = _times(narrow_between, of_o)
+        places = None
+        if rows is not None:
+            of_attended = normed.new_zeros(n_positions, of_attended.shape[1]).index_copy_(0, rows, of_attended)
+            places = torch.full((n_positions,), -1, dtype=torch.int64)
+            places[rows] = torch.arange(n)
+        grad_qkv, of_norms = attend_back(ctx.frame, of_attended, qkv, (norm_q, norm_k), kept)
+        of_qkv_weights = _of_weight(grad_qkv, normed, any(learns[1:4]))
+        of_x, of_norm, of_normed = torch.empty_like(x), torch.empty_like(norm), _times(grad_qkv, of_qkv)
+        call.norm_backward(
+            address(x), address(scale), n_positions, d, address(norm), address(of_normed), address(of_between),
+            address(places), address(of_x), None, address(of_norm),
+        )  # fmt: skip
+        h, k = sizes.heads * sizes.size, sizes.key_heads * sizes.size
+        cut = (None,) * 3 if of_qkv_weights is None else of_qkv_weights.split((h, k, k))
+        halves = (None,) * 2 if of_both_weights is None else of_both_weights.split(m2 // 2)
+        return (
+            of_x, None, None,
+            of_norm, *(_wide(part) for part in cut), _wide(found["o"]), of_norm_mlp,
+            *(_wide(part) for part in halves), _wide(found["down"]), *of_norms,
+        )  # fmt: skip
+
+
+def _norm(
+    call: ctypes.CDLL,
+    x: Tensor,
+    change: Tensor | None,
+    rows: Tensor | None,
+    weight: Tensor,
+    eps: float,
+    total: Tensor | None,
+    *made: Tensor,
+) -> None:
+    """x (+ change) normed into made[0], its scales into made[1]."""
+    n, d = made[0].shape
+    call.norm_forward(
+        address(x), address(change), address(rows), n, d, address(weight), eps, address(total), *map(address, made)
+    )
+
+
+def _stacked(weights: tuple[Tensor, ...], products: torch.dtype) -> Tensor:
+    """Weights one above the other, rounded for a product."""
+    if len(weights) == 1:
+        return weights[0].detach().to(products)
+    together = weights[0].new_empty(sum(map(len, weights)), weights[0].shape[1], dtype=products)
+    for part, weight in zip(together.split([len(w) for w in weights]), weights, strict=True):
+        part.copy_(weight.detach())
+    return together
+
+
+def _times(left: Tensor, right: Tensor) -> Tensor:
+    return matmul(left, right) if left.dtype == torch.float32 else torch.mm(left, right)
+
+
+def _of_weight(grad: Tensor, factor: Tensor, wanted: bool) -> Tensor | None:
+    return _times(grad.t(), factor) if wanted else None
+
+
+def _wide(tensor: Tensor | None) -> Tensor | None:
+    """The same in float32."""
+    return None if tensor is None else tensor.to(torch.float32)
+
+
+def _agrees(block: nn.Module, products: torch.dtype, sizes: Sizes, weights: tuple[Tensor | None, ...]) -> bool:
+    """Whether the fused way gives a block's own output and gradients on a small example; leaves its mark changed."""
+    if library(products) is None or weights[0] is None:
+        return False
+    use_narrow_products(block, None if products == torch.float32 else products)
+    generator = torch.Generator().manual_seed(0)
+    x, given = (torch.randn(1, PROBE.n_positions, len(weights[0]), generator=generator) for _ in range(2))
+    positions = torch.arange(PROBE.n_positions)
+    turn = positions[:, None] * torch.linspace(1, 0.1, sizes.size // 2).repeat(2)
+    angles = (turn.cos()[None], turn.sin()[None])
+    options = {"attention_mask": None, "position_ids": positions[None], "past_key_values": None, "use_cache": False}
+    leaves = [w for w in weights if w is not None and w.requires_grad]
+
+    def tried(way: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        own = x.clone().requires_grad_()
+        found = way(own)
+        return [found.detach(), *torch.autograd.grad(found, [own, *leaves], given)]
+
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), tree_layout(PROBE):
+            plain = tried(lambda own: type(block).forward(block, own, position_embeddings=angles, **options))
+            quick = tried(lambda own: fused(own, angles, PROBE, products, sizes, weights))
+    except Exception:  # whatever a foreign block raises or returns: then it keeps its own way
+        return False
+    most = LARGEST_GAP[products]
+    return all(float((a - b).abs().max()) <= most * float(b.abs().max()) for a, b in zip(quick, plain, strict=True))

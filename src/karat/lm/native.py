@@ -1,0 +1,129 @@
+"""The passes over memory between matrix products, compiled by the machine's own C compiler.
+
+`native.c` is compiled on first use, once for products in float32 and once for bfloat16, and kept in the user's cache under
+a name that says of which source, compiler and processor it is. Without a compiler, or with KARAT_NATIVE=0 in the environment,
+there is no library, and whoever asks does the same with PyTorch's operations. Knows a compiler, files and tensors' addresses;
+knows nothing about models.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("native.c")
+SWITCH = "KARAT_NATIVE"
+"""Environment variable; 0 = nothing is compiled or loaded."""
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+WIDE_VECTORS = "-mprefer-vector-width=512"
+"""Where the compiler knows it: without it GCC uses half of an AVX-512 register."""
+OF_PRODUCTS: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("-DNARROW",)}
+LONGEST = 120
+"""Seconds that a compiler is given."""
+A, N, F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "narrow_rows": (A, A, N, N, A, N),
+    "add_rows": (A, A, A, N, N, A),
+    "norm_forward": (A, A, A, N, N, A, F, A, A, A),
+    "norm_backward": (A, A, N, N, A, A, A, A, A, A, A),
+    "heads_forward": (A, N, N, N, N, A, F, A, A, A, A),
+    "heads_backward": (A, N, N, N, N, A, A, A, A, A, A, A, A, N, A),
+    "gather_heads": (A, N, N, N, A, N, A),
+    "scatter_heads": (A, A, N, N, N, N, A),
+    "attend_forward": (A, N, N, N, N, A, A, F),
+    "attend_backward": (A, A, N, N, F),
+    "gate_forward": (A, N, N, A),
+    "gate_backward": (A, A, N, N, A, A),
+    "choose_forward": (A, A, N, N, A, F, A),
+}
+"""Addresses, counts and numbers that each function takes, as in native.c."""
+ANSWERING = {"norm_backward", "heads_backward", "attend_forward", "choose_forward"}
+"""Those that say whether there was memory enough."""
+
+
+@cache
+def library(products: torch.dtype) -> ctypes.CDLL | None:
+    """The compiled functions for products of a dtype; None where they cannot be had."""
+    if products not in OF_PRODUCTS or os.environ.get(SWITCH) == "0":
+        return None
+    try:
+        found = ctypes.CDLL(str(_compiled(OF_PRODUCTS[products])))
+        for name, signature in SIGNATURES.items():
+            function = getattr(found, name)
+            function.argtypes = signature
+            function.restype = ctypes.c_int if name in ANSWERING else None
+            if name in ANSWERING:
+                function.errcheck = _checked
+    except (OSError, AttributeError, RuntimeError, subprocess.SubprocessError):
+        return None
+    return found
+
+
+def address(tensor: Tensor | None, offset: int = 0) -> int | None:
+    """Where a tensor's numbers begin, or those from some number on; None stays None."""
+    return None if tensor is None else tensor.data_ptr() + offset * tensor.element_size()
+
+
+def choose_of(products: torch.dtype) -> Callable[[Tensor, Tensor, Tensor | None, float, Tensor], None] | None:
+    """What turns rows of logits into probabilities, less 1 at a row's token, and the log-probabilities of the tokens; in place."""
+    call = library(products)
+    if call is None:
+        return None
+
+    def choose(logits: Tensor, tokens: Tensor, bias: Tensor | None, temperature: float, found: Tensor) -> None:
+        ids, (n, width) = tokens.contiguous(), logits.shape
+        call.choose_forward(address(logits), address(ids), n, width, address(bias), temperature, address(found))
+
+    return choose
+
+
+def _checked(result: int, _function: Any, _given: Any) -> int:
+    if not result:
+        raise MemoryError("karat.lm.native: found no memory for a few rows of numbers")
+    return result
+
+
+def _compiled(flags: tuple[str, ...]) -> Path:
+    """The shared library, compiled unless it is there."""
+    compiler = next(
+        (found for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name and (found := shutil.which(name))), None
+    )
+    if compiler is None:
+        raise RuntimeError("no C compiler")
+    known = hashlib.sha256(
+        "\n".join([SOURCE.read_text(encoding="utf-8"), compiler, *FLAGS, *flags, _processor()]).encode()
+    )
+    place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "karat"
+    target = place / f"native-{known.hexdigest()[:16]}.so"
+    if not target.exists():
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(dir=place) as own:
+            made = Path(own) / target.name
+            command = [compiler, *FLAGS, *flags, str(SOURCE), "-o", str(made), "-lm"]
+            for more in ([WIDE_VECTORS], []):
+                done = subprocess.run([*command, *more], capture_output=True, timeout=LONGEST, check=False)
+                if done.returncode == 0:
+                    os.replace(made, target)  # whole or not at all, whoever else compiles
+                    break
+            else:
+                raise RuntimeError("the C compiler refused")
+    return target
+
+
+def _processor() -> str:
+    """What tells this processor's instructions from another's that sees the same cache."""
+    known = Path("/proc/cpuinfo")
+    lines = known.read_text(encoding="utf-8").splitlines() if known.exists() else []
+    return "\n".join([platform.machine(), *sorted({line for line in lines if line.startswith(("flags", "Features"))})])
