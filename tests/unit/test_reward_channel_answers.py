@@ -29,7 +29,9 @@ from karat.reward.last_layer import fit_last_layer
 from karat.reward.latents import prior_params
 from karat.reward.layer_turns import fit_by_turns
 from karat.reward.linear_answers import LinearAnswers, _ball
+from karat.reward.objective_layer import fit_objective, joined_params, spoken_about
 from karat.reward.raters import RaterPriors
+from karat.reward.settings import LaplaceConfig, RewardConfig
 
 N_TEXTS, N_RATERS, D = 50, 5, 4
 PRIORS = RaterPriors()
@@ -388,3 +390,50 @@ def test_ratings_at_the_end_of_the_scale_do_not_say_that_responses_are_equal():
         ).posterior  # fmt: skip
         spread[name] = float((features[best] @ found.mean).std())
     assert spread["with"] > 0.97 * spread["without"]
+
+
+def test_objectives_are_fitted_one_by_one_as_all_of_them_together_would_be(monkeypatch):
+    """Beside a general optimiser over the weights of both, with numerical second derivatives between them."""
+    monkeypatch.setattr("karat.reward.objective_layer.AVERAGED_UP_TO", 0)
+    features, truth = planted(6)
+    params = without_ties("ranking", known_raters(6, spread=0.3))
+    told = {"preference": (truth, ("comparison", "ranking", "label")), "kind": (-truth[::-1], ("rating", "steps"))}
+    channels = []
+    for number, (likes, kinds) in enumerate(told.values()):
+        channels += [
+            dataclasses.replace(answered(kind, 60, features, likes, params, i), objective=number)
+            for i, kind in enumerate(kinds)
+        ]
+    config = RewardConfig(laplace=LaplaceConfig(n_draws=2, tastes=False, prior_precision=0.7))
+    batch = FeedbackBatch(tuple(channels))
+    layers = [
+        fit_objective(
+            spoken_about(batch, number, name, features, ()), prior_params(channels, N_RATERS, PRIORS), np.zeros(D),
+            n_people=N_RATERS, cutpoints=torch.tensor([-0.5, 0.5]), config=config, rng=np.random.default_rng(0),
+        )
+        for number, name in enumerate(told)
+    ]  # fmt: skip
+    found = joined_params(prior_params(channels, N_RATERS, PRIORS), layers, batch)
+    assert set(found.ratings) == {"rating", "steps"}
+    known = FeedbackParams(
+        *(getattr(found, name).double() for name in ("competence", "side_bias", "lapse")),
+        {name: one.double() for name, one in found.cutpoints.items()}, None, found.ratings, found.labels,
+    )  # fmt: skip
+
+    def loss_of(both):
+        return sum(
+            loss(
+                w, torch.from_numpy(features - layer.centre), [c for c in channels if c.objective == number], known, 0.7
+            )
+            for number, (w, layer) in enumerate(zip(both.split(D), layers, strict=True))
+        )
+
+    at = torch.from_numpy(np.concatenate([layer.posterior.mean for layer in layers])).requires_grad_()
+    (slope,) = torch.autograd.grad(loss_of(at), at)
+    curvature = torch.autograd.functional.hessian(loss_of, at.detach())
+    assert float(slope.abs().max()) < 1e-3  # the weights of both are at their joint mode
+    assert float(curvature[:D, D:].abs().max()) < 1e-9
+    for number, layer in enumerate(layers):
+        own = slice(number * D, (number + 1) * D)
+        exact = np.linalg.inv(curvature[own, own].numpy())
+        assert np.linalg.eigvalsh(layer.posterior.covariance - exact).min() > -1e-6  # raters are known only so well

@@ -10,11 +10,11 @@ import torch
 
 from karat.lm.load import load_lm
 from karat.records import Vote, user_prompt
-from karat.reward.bayes import load_last_layer
 from karat.reward.calibration import predicted_probs
 from karat.reward.cooling import FEWEST_VOTES, NAME, CrossedScorer, cooled_on_new_prompts
 from karat.reward.data import vote_data
 from karat.reward.fit import FittedReward, cooled, fit_reward, save_fitted
+from karat.reward.layer_file import load_last_layer
 from karat.reward.model import HeadConfig
 from karat.reward.score import load_scorer, score_fn
 from karat.reward.settings import EnsembleConfig, LaplaceConfig
@@ -54,7 +54,7 @@ def redrawn(fitted: FittedReward, votes, prompts, responses, *, temperature: flo
 def test_a_cooled_reward_is_the_same_but_for_its_logits(fitted, tmp_path):
     before = fitted.scorer(PROMPTS, TEXTS)
     scores = score_fn(fitted.scorer)(PROMPTS, TEXTS)
-    temperature, layer = float(fitted.members[0].model.temperature), fitted.last_layer
+    temperature, layer = float(fitted.members[0].model.temperature), fitted.last_layers.get("preference")
     after = cooled(fitted, 1.7)
     belief = after.scorer(PROMPTS, TEXTS)
     torch.testing.assert_close(belief.draws, before.draws / 1.7)

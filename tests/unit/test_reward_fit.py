@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from karat.belief import mean_score
-from karat.errors import CheckpointError, ConfigError
+from karat.belief import lower_bound, mean_score, to_reference
+from karat.errors import CheckpointError, ConfigError, InputError
 from karat.lm.load import load_lm
 from karat.records import user_prompt
-from karat.reward.bayes import load_last_layer
-from karat.reward.fit import fit_reward, n_steps_done, n_steps_planned, optimised_scorer, save_fitted
-from karat.reward.model import HeadConfig, log_lengths
+from karat.reward.bayes import bayesian_fit
+from karat.reward.fit import cooled, fit_reward, n_steps_done, n_steps_planned, optimised_scorer, save_fitted
+from karat.reward.layer_file import load_last_layer
+from karat.reward.model import HeadConfig, RewardModel, log_lengths
 from karat.reward.objectives import ObjectivesConfig
 from karat.reward.score import load_scorer
 from karat.reward.settings import EnsembleConfig, LaplaceConfig
@@ -68,7 +69,7 @@ def test_draws_of_the_last_layer_have_its_mean_and_spread(fitted, tmp_path):
     one = fitted["laplace"]
     path = save_fitted(one, tmp_path / "rm", metadata={})
     posterior = load_last_layer(path)
-    assert posterior.mean == pytest.approx(one.last_layer.mean)
+    assert posterior.mean == pytest.approx(one.last_layers["preference"].mean)
     assert 0 < posterior.n_effective < len(posterior.mean)
     items = one.scorer.model.trunk.encode(PROMPTS, TEXTS)
     with torch.no_grad():
@@ -109,7 +110,7 @@ def test_a_last_layer_takes_a_mixture_of_all_kinds_and_says_what_each_contribute
     scores = found.scorer.logits(own, texts).mean(0).numpy()
     assert np.corrcoef(scores, [gold(text) for text in texts])[0, 1] > 0.5
     # thresholds and offsets are for scores from which each head's own zero is taken off
-    raw = found.scorer.logits(own, texts) * found.scorer.model.temperature - fit.zero[:, None]
+    raw = found.scorer.logits(own, texts) * found.scorer.model.temperature - fit.zero[:, :1]
     read = {one for said in fit.said for one in said.response_ids}
     places = [i for i, one in enumerate(responses) if one in read]
     assert raw[:, places].mean(1).abs().max() < 1e-3
@@ -125,6 +126,91 @@ def test_a_last_layer_from_labels_alone_reads_what_stands_beside_the_trunk(tmp_p
     assert np.corrcoef(scores, [gold(text) for text in texts])[0, 1] > 0.5
     assert found.scorer.side is not None
     assert {one.kind for one in found.members[0].contributions} == {"label"}
+
+
+@pytest.fixture(scope="module")
+def objectives(tmp_path_factory):
+    path = tiny_checkpoint("qwen3", tmp_path_factory.mktemp("qwen"))
+    said, prompts, responses = planted_feedback()
+    return said, prompts, responses, last_layer_of(said, prompts, responses, path, beside=("ngrams", "place"))
+
+
+def test_a_last_layer_of_several_objectives_is_one_belief_of_joint_draws(objectives, tmp_path):
+    _, prompts, responses, found = objectives
+    assert found.scorer.model.objectives == ("preference", "bold")
+    texts = [one.text for one in responses.values()]
+    own = [prompts[one.prompt_id] for one in responses.values()]
+    belief = found.scorer(own, texts)
+    assert belief.draws.shape == (16, len(texts), 2)
+    mean = belief.draws.mean(0).numpy()
+    assert np.corrcoef(mean[:, 0], [gold(text) for text in texts])[0, 1] > 0.5
+    assert np.corrcoef(mean[:, 1], [text.count("b") for text in texts])[0, 1] > 0.5
+    objectives = ObjectivesConfig(weights={"preference": 1.0, "bold": 0.5}, floors={"bold": -1.0})
+    path = save_fitted(found, tmp_path / "rm", metadata={}, objectives=objectives)
+    loaded = load_scorer(path)
+    plain = loaded.with_objectives(ObjectivesConfig())
+    assert torch.allclose(plain(own, texts).draws, belief.draws, atol=1e-4)
+    assert torch.allclose(plain(own, texts).reference, belief.reference, atol=1e-4)
+    relative = to_reference(belief)
+    by_hand = relative[..., 0] + 0.5 * relative[..., 1] - 10 * (-1 - relative[..., 1]).clamp_min(0)
+    assert torch.allclose(lower_bound(loaded(own, texts)), torch.quantile(by_hand, 0.1, dim=0), atol=1e-3)
+    # each objective has its own posterior beside the model, and says how much it was told
+    assert load_last_layer(path, "bold").mean == pytest.approx(found.last_layers["bold"].mean)
+    with pytest.raises(CheckpointError, match="found no last layer of 'kind'; expected one of preference, bold"):
+        load_last_layer(path, "kind")
+    names = {one.name for one in found.findings}
+    assert {"reward.last_layer.preference", "reward.last_layer.bold", "reward.last_layer_objectives"} <= names
+    card = json.loads((path / "reward_card.json").read_text())
+    assert set(card["posterior"]["objectives"]) == {"preference", "bold"}
+    assert {(one.kind, one.objective) for one in found.members[0].contributions} >= {
+        ("rating", "bold"),
+        ("label", "preference"),
+    }
+
+
+def test_each_objective_has_the_draws_that_its_own_judgements_alone_would_give(objectives):
+    """The same features under the judgements of one objective: nothing of the others is in its last layer."""
+    _, prompts, responses, found = objectives
+    (fit,) = found.members
+    about = [one for one in fit.said if one.objective == "bold"]
+    alone = dataclasses.replace(
+        fit, said=tuple(about), held_out=(), model=one_output(fit.model), metrics={}, findings=[]
+    )
+    config = dataclasses.replace(CONFIG, posterior="laplace", laplace=LaplaceConfig(n_draws=16, tastes=False))
+    layer = bayesian_fit(alone, prompts, responses, config=config, seed=0)[1]["bold"]
+    both = bayesian_fit(
+        dataclasses.replace(fit, said=tuple(fit.said), held_out=()), prompts, responses, config=config, seed=0
+    )[1]["bold"]
+    assert both.mean == pytest.approx(layer.mean, abs=1e-6)
+    assert both.covariance == pytest.approx(layer.covariance, abs=1e-6)
+
+
+def one_output(model):
+    """The same trunk under the head of the second objective, without a length term."""
+    config = dataclasses.replace(model.config, length_term=False, prior_scale=0.0)
+    only = RewardModel(model.trunk, config, seed=0, objectives=("bold",))
+    only.weight.data.copy_(model.further_weight[0])
+    return only
+
+
+def test_the_temperature_of_new_prompts_is_the_first_objectives_alone(objectives):
+    found = objectives[-1]
+    reference = found.scorer.reference.clone()
+    warmer = cooled(found, 2.0)
+    try:
+        assert torch.allclose(warmer.scorer.reference[:, 0], reference[:, 0] / 2)
+        assert torch.equal(warmer.scorer.reference[:, 1], reference[:, 1])
+        assert warmer.last_layers["preference"].mean == pytest.approx(found.last_layers["preference"].mean / 2)
+        assert warmer.last_layers["bold"].mean == pytest.approx(found.last_layers["bold"].mean)
+    finally:
+        cooled(warmer, 0.5)
+
+
+def test_an_objective_of_one_response_is_named_before_training(tmp_path):
+    said, prompts, responses = planted_feedback()
+    once = [one for one in said if one.objective == "bold"][:1]
+    with pytest.raises(InputError, match="objective 'bold': found one response that anything is said about"):
+        last_layer_of([one for one in said if one.objective != "bold"] + once, prompts, responses, tmp_path)
 
 
 def test_what_held_out_raters_said_of_chosen_questions_is_in_neither_part(tmp_path):

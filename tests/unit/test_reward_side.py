@@ -139,7 +139,7 @@ def test_weights_of_single_ngrams_give_the_same_scores_as_those_of_the_basis():
     new_prompts, new = prompts[:5], some_texts(5, seed=9)
     z = side.of(new_prompts, new)
     drawn = np.random.default_rng(3).normal(size=(4, z.shape[1]))
-    found = side_reward(side, drawn).scores(new_prompts, new)
+    found = side_reward(side, drawn).scores(new_prompts, new)[..., 0]
     assert found.numpy() == pytest.approx(drawn @ z.T, abs=1e-3)
 
 
@@ -152,7 +152,7 @@ def test_a_column_that_never_changed_in_training_stays_zero_where_it_does():
     assert np.isfinite(z).all()
     assert np.abs(z).max() < 100
     drawn = np.random.default_rng(0).normal(size=(3, z.shape[1]))
-    assert side_reward(side, drawn).scores(prompts[:2], new).numpy() == pytest.approx(drawn @ z.T, abs=1e-3)
+    assert side_reward(side, drawn).scores(prompts[:2], new)[..., 0].numpy() == pytest.approx(drawn @ z.T, abs=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -178,10 +178,10 @@ def test_a_reward_that_reads_ngrams_finds_a_letter_that_an_untrained_trunk_does_
     gold = np.array([text.count("a") for text in texts])
     with_it, without = (np.corrcoef(one.scorer(own, texts).draws.mean(0)[:, 0], gold)[0, 1] for one in (beside, alone))
     assert with_it > without
-    assert beside.last_layer.log_evidence > alone.last_layer.log_evidence
+    assert beside.last_layers["preference"].log_evidence > alone.last_layers["preference"].log_evidence
     bare = dataclasses.replace(beside.scorer, side=None)
     added = beside.scorer.logits(own, texts) - bare.logits(own, texts)
-    expected = beside.scorer.side.scores(own, texts) / beside.scorer.model.temperature
+    expected = beside.scorer.side.scores(own, texts)[..., 0] / beside.scorer.model.temperature
     assert torch.allclose(added, expected, atol=1e-4)
     assert float(expected.mean(0).std()) > 0.1
     # saved, loaded, and without its file another reward
@@ -224,14 +224,14 @@ def test_effects_of_texts_keep_features_from_explaining_single_texts(tmp_path_fa
 
     (without, _), (with_effects, found) = spread_of(False), spread_of(True)
     assert with_effects < without / 2
-    assert found.last_layer.mean.shape == (found.scorer.model.trunk.width + 1,)
+    assert found.last_layers["preference"].mean.shape == (found.scorer.model.trunk.width + 1,)
     assert (found.metrics["taste_sd"], "rhat" in found.metrics) == (0.0, False)
     config = dataclasses.replace(config, laplace=LaplaceConfig(n_draws=16))
     _, both = spread_of(True)  # raters who differ, and effects of texts
     assert both.metrics["taste_sd"] > 0
     assert "rhat" in both.metrics
-    assert both.last_layer.mean.shape == found.last_layer.mean.shape
-    monkeypatch.setattr("karat.reward.bayes.MOST_EFFECTS", 5)
+    assert both.last_layers["preference"].mean.shape == found.last_layers["preference"].mean.shape
+    monkeypatch.setattr("karat.reward.objective_layer.MOST_EFFECTS", 5)
     with pytest.raises(ConfigError, match="text_effects"):
         spread_of(True)
 

@@ -56,9 +56,9 @@ def calibration_slices(
     others = [one for one in said if one.objective == main and one.judgement_id not in read]
     if fit.params is not None and others:
         other = feedback_data(others, *texts, objectives=fit.model.objectives, ordinal=ordinal)
-        raw = scorer_of(fit).every(other.prompts, other.texts) * float(fit.model.temperature)
+        raw = scorer_of(fit).every(other.prompts, other.texts) * float(fit.model.temperature)  # of the first objective
         if fit.zero is not None:
-            raw = raw - fit.zero[:, None, None]
+            raw = raw - fit.zero[:, None]
         found = kind_calibration(
             raw, other.batch, fit.params, fit.vote_model.priors, temperature=float(fit.model.temperature)
         )

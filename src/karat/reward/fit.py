@@ -13,20 +13,22 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from karat.belief import ScoreScale
 from karat.choice import vote_batch
-from karat.errors import ConfigError
+from karat.errors import ConfigError, InputError
 from karat.lm.checkpoints import newest_step
 from karat.lm.loop import Reporter
 from karat.records import Estimate, Finding, Prompt, Response, Vote
-from karat.reward.bayes import bayesian_fit, cooled_layer, save_last_layer
+from karat.reward.bayes import bayesian_fit
 from karat.reward.calibration import VoteModel, fit_temperature, predicted_probs, vote_nll
+from karat.reward.data import split_votes
 from karat.reward.last_layer import LastLayer
+from karat.reward.layer_file import cooled_layer, save_last_layers
 from karat.reward.objectives import ObjectivesConfig, check_known, plain_objectives
 from karat.reward.score import CARD, CARD_FORMAT, Scorer, joined_scorer, save_reward, scorer_of
 from karat.reward.settings import RewardConfig
@@ -50,8 +52,8 @@ class FittedReward:
     """Figures of the fit."""
     findings: list[Finding]
     """What a reader must know about it."""
-    last_layer: LastLayer | None = None
-    """The posterior of the last layer, in logits; None = another kind."""
+    last_layers: Mapping[str, LastLayer] = field(default_factory=dict)
+    """Objective → the posterior of its last layer, in logits; empty = another kind."""
 
     @property
     def vote_model(self) -> VoteModel:
@@ -81,20 +83,20 @@ def fit_reward(
         make_trunk: a trunk with the starting weights, at every call.    validation: held out, the same for all models.
         directory: for checkpoints; each model has its own folder in it.
         reporters: hear of every step; the steps of an ensemble's models are counted on from one to the next.
-    Raises: what `train_reward` raises; PosteriorError; ConfigError for an ensemble without held-out votes, and, before
-        training, for laplace with several objectives.
+    Raises: what `train_reward` raises; PosteriorError; ConfigError for an ensemble without held-out votes; InputError, before
+        training, for laplace and an objective of one response.
     """
     if config.posterior == "laplace":
-        _check_laplace(votes)
+        _check_laplace(votes if validation is not None else split_votes(votes, holdout_frac=config.holdout_frac)[0])
     if config.posterior != "ensemble":
         fit = train_reward(
             make_trunk(), votes, prompts, responses, config=config, seed=seed, validation=validation,
             directory=directory, reporters=reporters,
         )  # fmt: skip
-        layer = None
+        layers: dict[str, LastLayer] = {}
         if config.posterior == "laplace":
-            fit, layer = bayesian_fit(fit, prompts, responses, config=config, seed=seed)
-        return FittedReward(config.posterior, (fit,), scorer_of(fit), fit.metrics, fit.findings, layer)
+            fit, layers = bayesian_fit(fit, prompts, responses, config=config, seed=seed)
+        return FittedReward(config.posterior, (fit,), scorer_of(fit), fit.metrics, fit.findings, layers)
     members: list[RewardFit] = []
     for number, own in enumerate(member_seeds(config, seed)):
         n_before = sum(int(fit.metrics["n_steps"]) for fit in members)
@@ -109,10 +111,13 @@ def fit_reward(
 
 def _check_laplace(said: Sequence[Statement]) -> None:
     """Refuse what a last layer cannot be fitted to, before anything is trained."""
-    objectives = sorted({one.objective for one in said})
-    if len(objectives) > 1:
-        raise ConfigError(
-            f"reward.posterior: found laplace for several objectives ({', '.join(objectives)}); expected heads or ensemble"
+    texts: dict[str, set[str]] = {}
+    for one in said:
+        texts.setdefault(one.objective, set()).update(one.response_ids)
+    if alone := sorted(name for name, ids in texts.items() if len(ids) < 2):
+        raise InputError(
+            f"objective {alone[0]!r}: found one response that anything is said about; expected two or more for "
+            "reward.posterior: laplace. Collect more, leave its kind out (reward.kinds), or use heads"
         )
 
 
@@ -190,7 +195,7 @@ def save_fitted(
             fitted.members[0], directory, metadata=metadata, scale=scale, objectives=objectives,
             length_removed=length_removed,
         )  # fmt: skip
-        name_posterior(directory, fitted.kind, fitted.members[0].model.n_heads, fitted.last_layer)
+        name_posterior(directory, fitted.kind, fitted.members[0].model.n_heads, fitted.last_layers)
         return directory
     partial = directory.with_name(f".partial-{directory.name}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -218,13 +223,17 @@ def save_fitted(
     return directory
 
 
-def name_posterior(directory: Path, kind: str, n_draws: int, layer: LastLayer | None) -> None:
-    """Say on a saved model's card what its draws are, and lay the last layer's posterior beside it."""
+def name_posterior(directory: Path, kind: str, n_draws: int, layers: Mapping[str, LastLayer]) -> None:
+    """Say on a saved model's card what its draws are, and lay the last layers' posteriors beside it."""
     card = json.loads((directory / CARD).read_text(encoding="utf-8"))
     card["posterior"] = {"kind": kind, "n_draws": n_draws}
-    if layer is not None:
-        save_last_layer(layer, directory)
-        card["posterior"] |= {"prior_precision": layer.prior_precision, "log_evidence": layer.log_evidence}
+    if layers:
+        save_last_layers(layers, directory)
+        each = {
+            name: {"prior_precision": one.prior_precision, "log_evidence": one.log_evidence}
+            for name, one in layers.items()
+        }
+        card["posterior"] |= next(iter(each.values())) | ({"objectives": each} if len(each) > 1 else {})
     _write(directory / CARD, card)
 
 
@@ -261,10 +270,11 @@ def _ensemble(
 
 def _cooled(fit: RewardFit, factor: float) -> RewardFit:
     fit.model.temperature.mul_(factor)
+    reference = fit.reference.clone()  # the temperature is the first objective's
+    reference.view(len(reference), -1)[:, 0] /= factor
     return dataclasses.replace(
-        fit, reference=fit.reference / factor, scale=_cooled_scale(fit.scale, factor),
-        metrics=_cooled_metrics(fit.metrics, factor),
-    )  # fmt: skip
+        fit, reference=reference, scale=_cooled_scale(fit.scale, factor), metrics=_cooled_metrics(fit.metrics, factor)
+    )
 
 
 def _cooled_scale(scale: ScoreScale, factor: float) -> ScoreScale:
@@ -284,9 +294,12 @@ def cooled(fitted: FittedReward, factor: float) -> FittedReward:
     if len(members) > 1:
         scale = _cooled_scale(fitted.scorer.scale, factor)
         scorer = joined_scorer([scorer_of(fit) for fit in members], fitted.vote_model, scale)
-    layer = None if fitted.last_layer is None else cooled_layer(fitted.last_layer, factor)
+    layers = {
+        name: cooled_layer(one, factor) if number == 0 else one
+        for number, (name, one) in enumerate(fitted.last_layers.items())
+    }
     metrics = _cooled_metrics(fitted.metrics, factor)
-    return dataclasses.replace(fitted, members=members, scorer=scorer, last_layer=layer, metrics=metrics)
+    return dataclasses.replace(fitted, members=members, scorer=scorer, last_layers=layers, metrics=metrics)
 
 
 def _gain(nll: float, own: Sequence[float]) -> Finding:

@@ -128,7 +128,7 @@ class Scorer:
             with_length=with_length,
         )  # fmt: skip
         if self.side is not None:
-            raw[..., 0] += self.side.scores(own_prompts, own_texts)
+            raw += self.side.scores(own_prompts, own_texts)
         logits = self.model.calibrated(raw)
         if self.length_removed:
             logits[..., 0] -= self.length_removed * log_lengths(own_texts)

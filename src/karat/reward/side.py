@@ -163,8 +163,12 @@ class SideReward:
     """Of the columns of the other blocks, of each draw, [S, q]."""
     offset: np.ndarray
     """Of each draw, [S]: what measures those columns from their training mean."""
+    scales: np.ndarray
+    """What each block's columns were multiplied by in the first objective: how far it was trusted, relative to the trunk."""
+    n_objectives: int = 1
+    """O: draws stand objective by objective, so that S above is O·S."""
 
-    def scores(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Float[Tensor, "S N"]:
+    def scores(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Float[Tensor, "S N O"]:
         """Raw scores: divide by the temperature as for the heads."""
         total = np.repeat(self.offset[:, None], len(texts), axis=1)
         plain = [_raw(name, prompts, texts) for name in self.names if name != "ngrams"]
@@ -172,7 +176,8 @@ class SideReward:
             total = total + self.plain_weight @ np.concatenate(plain, axis=1).T
         if len(self.columns):
             total = total + ngram_products(texts, self.columns, self.ngram_weight.T).T
-        return torch.from_numpy(np.asarray(total, dtype=np.float32))
+        found = torch.from_numpy(np.asarray(total, dtype=np.float32))
+        return found.unflatten(0, (self.n_objectives, -1)).permute(1, 2, 0)
 
 
 def single_weights(
@@ -212,14 +217,27 @@ def side_reward(features: SideFeatures, drawn: np.ndarray) -> SideReward:
     scaled = drawn * np.repeat(features.scales, widths)
     columns, on_ngrams, *others = single_weights(features.names, bases, features.centre, features.spread, scaled)
     none = np.zeros(0, dtype=np.int64), np.zeros((len(drawn), 0), dtype=np.float32)
-    return SideReward(features.names, columns.get(SIDE, none[0]), on_ngrams.get(SIDE, none[1]), *others)
+    read = columns.get(SIDE, none[0]), on_ngrams.get(SIDE, none[1])
+    return SideReward(features.names, *read, *others, features.scales)
+
+
+def stacked_side(each: Sequence[SideReward]) -> SideReward:
+    """Those of several objectives, which read the same columns, as one."""
+    names = ("ngram_weight", "plain_weight", "offset")
+    whole = {name: np.concatenate([getattr(one, name) for one in each]) for name in names}
+    return dataclasses.replace(each[0], **whole, n_objectives=len(each))
 
 
 def save_side(side: SideReward, directory: Path, *, metadata: Mapping[str, str]) -> None:
     """Write it beside the trunk and heads that it belongs to."""
-    names = ("columns", "ngram_weight", "plain_weight", "offset")
+    names = ("columns", "ngram_weight", "plain_weight", "offset", "scales")
     tensors = {name: torch.from_numpy(np.ascontiguousarray(getattr(side, name))) for name in names}
-    about = {**metadata, "names": "\n".join(side.names), "hash_bits": str(HASH_BITS)}
+    about = {
+        **metadata,
+        "names": "\n".join(side.names),
+        "hash_bits": str(HASH_BITS),
+        "n_objectives": str(side.n_objectives),
+    }
     save_file(tensors, directory / SIDE, about)
 
 
@@ -237,6 +255,6 @@ def load_side(directory: Path, names: Sequence[str]) -> SideReward | None:
         about = file.metadata()
     if about["hash_bits"] != str(HASH_BITS):
         raise CheckpointError(f"{path}: found n-grams of {about['hash_bits']} bits; expected {HASH_BITS}")
-    return SideReward(
-        tuple(about["names"].split("\n")), **{name: tensor.numpy() for name, tensor in load_file(path).items()}
-    )
+    read = tuple(about["names"].split("\n"))
+    tensors = {"scales": np.ones(len(read))} | {name: tensor.numpy() for name, tensor in load_file(path).items()}
+    return SideReward(read, **tensors, n_objectives=int(about.get("n_objectives", "1")))

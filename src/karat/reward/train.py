@@ -95,8 +95,8 @@ class RewardFit:
     """What no gradient saw."""
     said: tuple[Statement, ...] = ()
     """What was trained on; nothing where the model was not fitted here."""
-    zero: Float[Tensor, " S"] | None = None
-    """Raw score of each head from which the thresholds and offsets in `params` are measured; None = 0."""
+    zero: Float[Tensor, "S O"] | None = None
+    """Raw score of each head and objective from which the thresholds and offsets in `params` are measured; None = 0."""
     params: FeedbackParams | None = None
     """`raters` for every kind, with virtual raters and thresholds, in raw score units; None = not fitted here."""
     contributions: tuple[Contribution, ...] = ()
