@@ -26,6 +26,7 @@ if __package__ in (None, ""):  # started as a file
 from bench.worlds.coverage import WORLDS, CoverageWorld
 
 from karat.choice import RaterParams, VoteBatch, sample_comparison
+from karat.feedback_columns import FeedbackParams, comparisons_alone
 from karat.reward.last_layer import LastLayer, centred_raters, comparison_observations, fit_last_layer
 from karat.reward.model import bootstrap_weights
 from karat.reward.raters import RaterPriors, fit_raters, prior_raters
@@ -122,7 +123,14 @@ def posteriors(
         "averaged": lambda: fit_last_layer(phi, answers, start=laplace.mean, averaged=True, tolerance=1e-6),
         "population": lambda: fit_population(phi, answers[0], votes.annotator.numpy()).posterior,
         SAMPLED: lambda: (
-            sample_population(phi, votes, laplace, numpy_generator(seed, "coverage", SAMPLED), raters=PRIORS).draws
+            sample_population(
+                phi,
+                comparisons_alone(votes),
+                FeedbackParams(raters.competence, raters.side_bias, raters.lapse),
+                laplace,
+                numpy_generator(seed, "coverage", SAMPLED),
+                raters=PRIORS,
+            ).draws
         ),
     }
     found = {name: make() for name, make in made.items() if name in only}

@@ -208,6 +208,15 @@ def feedback_batch(
     return FeedbackBatch(tuple(channels))
 
 
+def comparisons_alone(votes: VoteBatch) -> FeedbackBatch:
+    """Comparisons of one scale as a batch of one channel."""
+    n = len(votes)
+    channel = Channel(
+        f"comparison/{votes.n_levels}", "comparison", 0, votes, votes.annotator, torch.ones(n), torch.arange(n)
+    )
+    return FeedbackBatch((channel,))
+
+
 def _channel_of(one: Statement) -> tuple[str, str, str]:
     kind, objective = one.kind, one.objective
     if isinstance(one, Rated):

@@ -92,10 +92,20 @@ def test_an_ensemble_is_trained_where_it_is_asked_for(place, tmp_path, capsys):
     assert "reward.held_out" not in capsys.readouterr().out  # an info is not said without --json
 
 
-def test_several_objectives_are_refused_a_last_layer_before_training(place, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(fitting, "train_reward", lambda *_, **__: pytest.fail("trained"))
-    assert run(place, tmp_path / "r", **{"reward.posterior": "laplace", "reward.kinds": "[rating]"}) == 2
-    assert "found laplace for several objectives (helpful, honest" in capsys.readouterr().err.splitlines()[-1]
+def test_several_objectives_have_a_last_layer_each_and_one_of_a_single_response_is_named(place, tmp_path, capsys):
+    kinds = {"reward.posterior": "laplace", "reward.kinds": "[comparison,rating,label]"}
+    wanted = {"objectives.weights.preference": 1, "objectives.floors.honest": -2}
+    assert run(place, tmp_path / "r", "--json", **kinds, **wanted, **{"aggregator": "lower_bound"}) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["objectives"] == ["preference", "helpful", "honest", "not_harmful"]
+    assert "reward.last_layer_objectives" in [finding["name"] for finding in found["findings"]]
+    assert {one["objective"] for one in found["contributions"]} == set(found["objectives"])
+    scorer = load_scorer(tmp_path / "r")
+    assert len(scorer.model.further_weight) == 3
+    assert scorer.objectives.floors == {"honest": -2}
+    # an objective that nothing is said about is named before anything is trained
+    assert run(place, tmp_path / "s", **kinds, **{"objectives.weights.kind": 1}) == 2
+    assert "objective 'kind': found no feedback about it" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_last_layer_is_fitted_to_kinds_that_compare_nothing_in_pairs(place, tmp_path, capsys):

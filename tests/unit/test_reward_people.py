@@ -11,6 +11,7 @@ from karat.belief import to_reference, worst_group
 from karat.errors import CheckpointError, ConfigError, InputError
 from karat.lm.load import load_lm
 from karat.records import user_prompt
+from karat.reward.fit import fit_reward, save_fitted
 from karat.reward.model import HeadConfig
 from karat.reward.people import (
     common_group_scale,
@@ -19,13 +20,16 @@ from karat.reward.people import (
     group_scorer,
     limits_of,
     load_people,
+    reward_features,
     save_people,
+    trunk_features,
 )
 from karat.reward.people_fit import PluralismConfig, enough_votes, fit_people
 from karat.reward.people_report import not_measured, people_findings, people_metrics
 from karat.reward.person_file import CARD, SavedPerson, load_person, save_person
 from karat.reward.personal import new_person, standing, updated
 from karat.reward.score import load_scorer, save_reward, scorer_of
+from karat.reward.settings import LaplaceConfig
 from karat.reward.train import RewardConfig, train_reward
 from karat.reward.trunk import DecoderTrunk
 from karat.reward.users import Posterior
@@ -192,8 +196,9 @@ def test_feature_map_is_white_within_prompts():
     rng = np.random.default_rng(0)
     phi = rng.normal(size=(200, 5)) @ rng.normal(size=(5, 5)) + np.repeat(rng.normal(0, 50, (50, 5)), 4, axis=0)
     index = np.repeat(np.arange(50), 4)
-    found = fit_feature_map(phi, phi[:, 0], index, 3)
+    found, stand = fit_feature_map(phi, phi[:, 0], index, 3)
     moved = phi @ found.directions.T
+    assert stand == pytest.approx(moved)
     means = moved.reshape(50, 4, 3).mean(1)
     centred = moved - np.repeat(means, 4, axis=0)
     assert centred.T @ centred / 150 == pytest.approx(np.eye(3), abs=1e-8)
@@ -205,6 +210,61 @@ def test_feature_map_is_white_within_prompts():
     scale = common_group_scale(theta, moved, index)
     scores = (centred @ (theta * scale[:, None]).T) ** 2
     assert scores.sum(0)[0] == pytest.approx(scores.sum(0)[1])
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory):
+    """People of a reward that reads n-grams beside a trunk which was hardly trained, and people on the trunk's features alone."""
+    path = tiny_checkpoint("qwen3", tmp_path_factory.mktemp("beside") / "base")
+    votes, prompts, responses = opinions()
+    config = RewardConfig(
+        heads=HeadConfig(n_heads=2), learning_rate=1e-6, head_learning_rate=1e-4, n_refits=0, posterior="laplace",
+        laplace=LaplaceConfig(n_draws=8, tastes=False), beside=("ngrams", "place"),
+    )  # fmt: skip
+    trunk = lambda: DecoderTrunk(load_lm(path, for_training=True))  # noqa: E731
+    fitted = fit_reward(trunk, votes, prompts, responses, config=config, seed=0)
+    last = list(prompts)[-8:]
+    held, kept = ([vote for vote in votes if (vote.prompt_id in last) == known] for known in (True, False))
+
+    def people(scorer):
+        return fit_people(
+            scorer, kept, held, prompts, responses, groups=GROUPS, side_bias={}, config=PLURALISM, seed=0, group_rank=1
+        )
+
+    return fitted, people(fitted.scorer), people(dataclasses.replace(fitted.scorer, side=None)), prompts, responses
+
+
+def test_tastes_are_over_what_the_reward_reads_beside_its_trunk(beside, tmp_path):
+    fitted, fit, alone, prompts, responses = beside
+    assert fit.model.features.side.names == ("ngrams", "place")
+    assert alone.model.features.side is None
+    assert fit.own_reward.overall.value > fit.one_reward.overall.value
+    texts = ["aaaa", "bbbb", "cdcd"]
+    asked = [next(iter(prompts.values()))] * 3
+    psi = features_of(fitted.scorer, fit.model.features, asked, texts)
+    # slow: the same features from their parts, the plain ones through the basis of the texts that were voted on
+    phi, side = reward_features(fitted.scorer, *voted(prompts, responses))
+    assert side.width == phi.shape[1] - fitted.scorer.model.trunk.width
+    trunk = trunk_features(fitted.scorer, asked, texts)
+    found, _ = fit_feature_map(phi, np.zeros(len(phi)), np.zeros(len(phi), dtype=int), 1, side)
+    by_parts = trunk @ found.directions.T + found.side.scores(asked, texts)[..., 0].numpy().T
+    whole = np.concatenate([trunk, side.of(asked, texts)], axis=1)
+    values, vectors = np.linalg.eigh(np.cov(phi.T))
+    by_hand = whole @ vectors[:, -1:] / np.sqrt(values[-1])
+    assert np.abs(by_parts - by_parts[:1]) == pytest.approx(np.abs(by_hand - by_hand[:1]), abs=1e-3)
+    # saved with the people, and gone with its file
+    directory = save_fitted(fitted, tmp_path / "reward", metadata={})
+    save_people(fit.model, directory, metadata={})
+    again = load_people(directory)
+    assert features_of(load_scorer(directory), again.features, asked, texts) == pytest.approx(psi, abs=1e-3)
+    (directory / "people_beside.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"found no people_beside\.safetensors"):
+        load_people(directory)
+
+
+def voted(prompts, responses):
+    own = list(responses.values())
+    return [prompts[one.prompt_id] for one in own], [one.text for one in own]
 
 
 def test_a_person_on_disk_belongs_to_her_population(made, tmp_path):

@@ -7,16 +7,27 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from bench.mixture_coverage import covered
+from bench.worlds.mixed_tastes import WORLDS, drawn_world
 from scipy.integrate import quad
 
 from karat.choice import VoteBatch
 from karat.errors import ConvergenceError, InputError
+from karat.feedback_columns import FeedbackBatch, FeedbackParams, LabelParams, comparisons_alone
+from karat.feedback_likelihood import channel_loglik, sample_channel
 from karat.hamiltonian import sample_chains, split_rhat
+from karat.ratings import RatingParams
 from karat.reward import sampled_layer
-from karat.reward.hierarchy import HierarchyDensity, HierarchyPriors, TextEffects
+from karat.reward.channel_answers import by_autograd
+from karat.reward.drawn_answers import ChoiceRows
+from karat.reward.drawn_raters import LabelBlock, ScaleBlock
+from karat.reward.hierarchy import Directions, HierarchyDensity, HierarchyPriors
 from karat.reward.last_layer import comparison_observations, fit_last_layer
+from karat.reward.latents import prior_params
+from karat.reward.layer_turns import fit_by_turns
 from karat.reward.raters import RaterPriors, prior_raters
-from karat.reward.sampled_layer import _incidence, sample_population
+from karat.reward.sampled_layer import sample_population
+from kind_worlds import asked, known_raters, planted
 
 
 def test_draws_have_the_mean_and_covariance_of_a_normal_density():
@@ -69,6 +80,23 @@ def crowd(seed, *, n_raters=20, n_each=25, d=3, taste_sd=0.4, competence_sd=0.4,
     return delta, votes_of(level, rng.choice([-1.0, 1.0], len(rater)), rater, 3), mean
 
 
+def nobody_known(n):
+    """Raters at their priors, who have nothing but competence, side bias and lapses."""
+    return FeedbackParams(torch.ones(n), torch.zeros(n), torch.full((n,), 0.05))
+
+
+def sampled_votes(features, votes, first, rng, **options):
+    n = int(votes.annotator.max()) + 1
+    return sample_population(features, comparisons_alone(votes), nobody_known(n), first, rng, **options)
+
+
+def density_of(delta, votes, *, known, centre, factor, priors, effect_size=0.0):
+    """Of comparisons whose first texts have these differences of features, and whose second ones have none."""
+    at = Directions(np.concatenate([delta, 0 * delta]), np.concatenate([known, 0 * known]), centre, factor, effect_size)
+    params = nobody_known(int(votes.annotator.max()) + 1)
+    return HierarchyDensity(comparisons_alone(votes), at, params, priors=priors, raters=RaterPriors())
+
+
 def first_fit(delta, votes, n_raters):
     features = np.concatenate([delta, np.zeros_like(delta)])
     raters = prior_raters(n_raters, votes.n_levels, RaterPriors())
@@ -82,11 +110,14 @@ def test_the_gradient_is_that_of_the_density(n_levels, with_effects):
     votes = votes_of(
         rng.integers(n_levels, size=n), rng.choice([-1.0, 1.0], n), np.arange(n) % 4, n_levels
     )  # fmt: skip
-    density = HierarchyDensity(
+    density = density_of(
         rng.standard_normal((n, d)), votes, known=0.3 * rng.standard_normal(n), centre=np.array([1.0, -0.5]),
-        factor=np.array([[0.5, 0.0], [0.2, 0.3]]), priors=HierarchyPriors(),
-        effects=TextEffects(_incidence(*rng.integers(7, size=(2, n)), 7), 0.8) if with_effects else None,
+        factor=np.array([[0.5, 0.0], [0.2, 0.3]]), priors=HierarchyPriors(), effect_size=0.8 * with_effects,
     )  # fmt: skip
+    gradient_is_that_of(density, rng)
+
+
+def gradient_is_that_of(density, rng):
     at, h = density.start() + 0.5 * rng.standard_normal(density.n_dims), 1e-5
     gradient = density(at)[1]
     for i, step in enumerate(h * np.eye(density.n_dims)):
@@ -101,7 +132,7 @@ def test_the_link_of_a_wavering_rater_is_nearly_the_integral_over_what_she_weigh
             lambda z, eta=eta, spread=spread: np.exp(-z * z / 2) / np.sqrt(2 * np.pi) / (1 + np.exp(-eta - spread * z)),
             -9, 9,
         )[0]  # fmt: skip
-        density = HierarchyDensity(
+        density = density_of(
             np.ones((1, 1)), votes_of(np.array([1]), np.ones(1), np.array([0]), 2), known=np.zeros(1),
             centre=np.array([eta]), factor=np.eye(1), priors=HierarchyPriors(lapse=(1.0, 1e9)),
         )  # fmt: skip
@@ -133,7 +164,7 @@ def test_raters_who_differ_and_waver_are_covered_where_one_taste_is_sure_of_too_
         delta, votes, mean = crowd(10 * seed + 3, waver_sd=1.0)
         features, first = first_fit(delta, votes, 20)
         rng = np.random.default_rng(seed)
-        sampled = sample_population(features, votes, first, rng, raters=RaterPriors())
+        sampled = sampled_votes(features, votes, first, rng, raters=RaterPriors())
         found["one taste"].append(covered_and_length(first.draws(600, rng), mean, seed))
         found["population"].append(covered_and_length(sampled.draws, mean, seed))
     one, population = (np.mean(found[name], 0) for name in ("one taste", "population"))
@@ -153,7 +184,7 @@ def test_directions_that_are_not_sampled_keep_their_first_fit():
     level = (delta @ weights + rng.logistic(size=n) > 0).astype(int)
     votes = votes_of(level, np.ones(n), np.arange(n) % 5, 2)
     features, first = first_fit(delta, votes, 5)
-    sampled = sample_population(features, votes, first, rng, raters=RaterPriors(modelled=False), prior_precision=1.0)
+    sampled = sampled_votes(features, votes, first, rng, raters=RaterPriors(modelled=False), prior_precision=1.0)
     assert sampled.draws.shape == (120, d)
     np.linalg.cholesky(sampled.posterior.covariance)
     wide = np.linalg.eigh(first.covariance)[1][:, -1]
@@ -179,7 +210,7 @@ def test_effects_of_texts_are_drawn_beside_raters_who_differ():
     wide = fit_last_layer(whole, [comparison_observations(votes, raters)], prior_precision=1.0)
     first = dataclasses.replace(wide, mean=wide.mean[:1], covariance=wide.covariance[:1, :1])
     found = {
-        size: sample_population(features, votes, first, np.random.default_rng(0), raters=RaterPriors(), prior_precision=1.0,
+        size: sampled_votes(features, votes, first, np.random.default_rng(0), raters=RaterPriors(), prior_precision=1.0,
                                 effect_size=size)
         for size in (0.0, 1.5)
     }  # fmt: skip
@@ -189,3 +220,182 @@ def test_effects_of_texts_are_drawn_beside_raters_who_differ():
     assert abs(float(found[1.5].draws.mean()) - 1.0) < 2 * sd[1.5]
     assert found[1.5].spreads["taste_sd"] > 0.1
     assert found[1.5].draws.shape[1] == 1
+
+
+MIXTURE = (
+    "comparison",
+    "strength",
+    "correction",
+    "demonstration",
+    "tied ranking",
+    "best_of",
+    "rating",
+    "steps",
+    "label",
+)
+
+
+def mixed_batch(n=12, seed=0, *, taken=MIXTURE):
+    features, truth = planted(seed)
+    params = known_raters(seed)
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.from_numpy(features @ truth)
+    channels = [sample_channel(scores, asked(kind, n, i), params, generator=generator) for i, kind in enumerate(taken)]
+    rated = [dataclasses.replace(one.columns, step=1 / 6) for one in channels if one.name == "rating"]
+    channels = [dataclasses.replace(one, columns=rated[0]) if one.name == "rating" else one for one in channels]
+    return features, FeedbackBatch(tuple(channels)), params
+
+
+def mixed_density(seed=0, *, n=12, effect_size=0.0, modelled=True, taken=MIXTURE):
+    features, batch, params = mixed_batch(n, seed, taken=taken)
+    rng = np.random.default_rng(seed)
+    d = features.shape[1]
+    at = Directions(
+        features, 0.2 * rng.standard_normal(len(features)), rng.standard_normal(d), 0.4 * np.eye(d) + 0.1, effect_size
+    )
+    priors = dataclasses.replace(RaterPriors(), modelled=modelled)
+    return HierarchyDensity(batch, at, params, priors=HierarchyPriors(), raters=priors), batch, params, features
+
+
+@pytest.mark.parametrize(
+    ("effect_size", "modelled", "taken"),
+    [(0.0, True, MIXTURE), (0.7, True, MIXTURE), (0.0, False, MIXTURE), (0.0, True, ("rating", "steps", "label"))],
+)
+def test_the_gradient_of_a_mixture_is_that_of_its_density(effect_size, modelled, taken):
+    density, *_ = mixed_density(3, effect_size=effect_size, modelled=modelled, taken=taken)
+    gradient_is_that_of(density, np.random.default_rng(0))
+
+
+def test_the_density_of_a_mixture_is_the_likelihood_that_trains_and_simulates():
+    """Raters moved somewhere, nobody wavering: differences of the density beside those of `channel_loglik` and of the priors."""
+    density, batch, params, features = mixed_density(1, n=40)
+    rng, values, oracles = np.random.default_rng(1), [], []
+    for _ in range(3):
+        x = density.start() + 0.4 * rng.standard_normal(density.n_dims)
+        x[density.place["spreads"]][3] = -35.0  # no wavering
+        values.append(density(x)[0])
+        oracles.append(likelihood_at(density, x, batch, params, features) + prior_at(density, x))
+    assert np.diff(values) == pytest.approx(np.diff(oracles), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["ranking", "best_of"])
+def test_slopes_of_choices_in_closed_form_are_those_of_their_likelihood(kind):
+    """Some rankings are of three candidates, the fourth masked."""
+    features, truth = planted(2)
+    params = dataclasses.replace(known_raters(2), log_tie=None)
+    generator = torch.Generator().manual_seed(0)
+    channel = sample_channel(torch.from_numpy(features @ truth), asked(kind, 9), params, generator=generator)
+    rows = ChoiceRows(channel, features, np.zeros(len(features)), params, 5)
+    scores = np.random.default_rng(0).standard_normal(channel.texts.shape)
+    value, first = rows._plain(scores)
+    by_graph, slopes, _ = by_autograd(torch.from_numpy(scores), channel, rows.plain, curved=False)
+    assert rows.order is not None
+    assert value == pytest.approx(by_graph, abs=1e-9)
+    assert first == pytest.approx(slopes, abs=1e-9)
+
+
+def raters_at(density, x, params):
+    """The parameters that coordinates stand for, as `FeedbackParams` of the population's own scale."""
+    part, scale = {name: x[where] for name, where in density.place.items()}, density.spreads(x)
+    given = dict(
+        zip(
+            [c for c in MIXTURE if c not in ("tied ranking", "best_of")],
+            density._given(part["blocks"], shift_at(density, x)),
+            strict=True,
+        )
+    )
+    column = torch.from_numpy  # everybody rates and labels, so that a block's raters are all of them
+    cuts = {name: column(given[name].cuts[1:-1]) for name in ("comparison", "strength", "correction", "demonstration")}
+    rated, steps, label = given["rating"], given["steps"], given["label"]
+    return dataclasses.replace(
+        params, competence=column(1 + float(scale["competence_sd"]) * part["competence"]),
+        side_bias=column(float(scale["side_sd"]) * part["side"]), lapse=column(1 / (1 + np.exp(-part["lapse"]))), cutpoints=cuts,
+        ratings={"rating": RatingParams(column(rated.offset), column(rated.slope), column(rated.noise)),
+                 "steps": RatingParams(column(steps.offset), column(steps.slope), torch.ones(5), column(steps.cuts[1:-1]))},
+        labels={"label": LabelParams(-column(label.offset), column(label.slope)[0])},
+    )  # fmt: skip
+
+
+def shift_at(density, x):
+    """By how much the logarithms of gains lie lower because the weights make more of the texts than those of the first fit."""
+    size = lambda w: np.mean((density.at.features @ w) ** 2) + density.doubt  # noqa: E731
+    return -0.5 * np.log(size(density.weights(x)) / size(density.at.centre))
+
+
+def likelihood_at(density, x, batch, params, features):
+    """Each person's own scores of all texts, and what everybody said of them."""
+    own, total = raters_at(density, x, params), 0.0
+    tau = float(density.spreads(x)["taste_sd"]) * np.exp(0.7 * x[density.place["apart"]])
+    theta = density.weights(x) + x[density.place["taste"]].reshape(density.n_people, -1) * tau
+    for channel in batch.channels:
+        for person in range(density.n_people):
+            said = channel.select(channel.rater == person)
+            scores = torch.from_numpy(features @ theta[person] + density.at.known)
+            total += float((channel_loglik(scores, said, own) * said.weight).sum()) if len(said) else 0.0
+    return total
+
+
+def prior_at(density, x):
+    """Independent of the density's own bookkeeping: every coordinate's prior by name."""
+    part, p = {name: x[where] for name, where in density.place.items()}, density.priors
+    lam, w = float(density.spreads(x)["precision"]), density.weights(x)
+    total = len(w) / 2 * np.log(lam) - lam * w @ w / 2
+    total -= sum(
+        float(part[name] @ part[name]) / 2 for name in ("competence", "side", "taste", "apart", "waver", "spreads")
+    )
+    lapse = 1 / (1 + np.exp(-part["lapse"]))
+    total += float((p.lapse[0] * np.log(lapse) + p.lapse[1] * np.log1p(-lapse)).sum())  # a Beta, by the logit
+    ends = np.cumsum([0, *(block.n_dims for block in density.blocks)])
+    for block, a, b in zip(density.blocks, ends, ends[1:], strict=False):
+        z = part["blocks"][a:b]
+        if isinstance(block, ScaleBlock):
+            total -= z @ z / 2
+        elif isinstance(block, LabelBlock):
+            now = block.at(z, shift_at(density, x))
+            mean, log_gain = block.mean + block.step * z[0], float(np.log(now.slope[0]))
+            own = (-now.offset - mean) / 1.0
+            total -= (mean / 10) ** 2 / 2 + (log_gain / 0.7) ** 2 / 2 + own @ own / 2
+        else:
+            now, own = block.at(z, shift_at(density, x)), block.first + z[block.common + 2 :].reshape(3, -1)
+            log_gain = block.log_gain + 0.7 / 4 * z[block.common] + shift_at(density, x)
+            total -= ((log_gain - (0.0 if block.ordinal else np.log(0.15))) / 0.7) ** 2 / 2 + (own**2).sum() / 2
+            if block.ordinal:
+                cuts = now.cuts[1:-1]
+                raw = np.concatenate([cuts[:1], np.log(np.diff(cuts))])
+                total -= (raw / 10) @ (raw / 10) / 2 + z[block.common + 1] ** 2 / 2
+            else:
+                mean = float((now.offset - 0.15 * own[0])[0])
+                log_sd = float((np.log(now.noise - block.least) - 0.3 * own[2])[0])
+                total -= (mean - 0.5) ** 2 / 2 + (log_sd - np.log(0.2)) ** 2 / 2
+    return total
+
+
+@pytest.mark.usefixtures("short_chains")
+def test_tastes_of_comparisons_on_two_scales_are_found_and_what_they_cost_in_certainty():
+    spec = dataclasses.replace(WORLDS[0], asked={"comparison/3": 150, "comparison/5": 150}, taste_sd=0.9, n_raters=15)
+    features, batch, mean = drawn_world(spec, 2)
+    params = prior_params(batch.channels, spec.n_raters, RaterPriors())
+    turned = fit_by_turns(
+        features, batch, params, RaterPriors(), n_people=spec.n_raters, start=np.zeros(len(mean))
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    found = sample_population(features, batch, turned.params, turned.posterior, rng, raters=RaterPriors())
+    # 15 raters of 4 weights: a standard error of a tenth of τ, and the prior of its logarithm is 1 wide
+    assert 0.4 < found.spreads["taste_sd"] < 1.6
+    sure, honest = np.trace(turned.posterior.covariance), np.trace(found.posterior.covariance)
+    assert honest > 2 * sure
+    error = found.posterior.mean - mean
+    assert error @ np.linalg.solve(found.posterior.covariance, error) < 15  # χ² of 4: .995 is 14.9
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("world", [0, 1])
+def test_intervals_of_mixtures_cover_what_a_population_of_different_tastes_wants(world):
+    """Twelve seeds: pairs of a seed share a posterior, so the tolerance is that of twelve binomials of few directions each."""
+    inside = {name: [] for name in ("one taste", "drawn along")}
+    for seed in range(2000, 2012):
+        for name, figures in covered(WORLDS[world], seed).items():
+            inside[name].append(np.mean(figures["covered"]))
+    # four weights: a seed's 200 pairs are worth some three, √(.09/36) = .05
+    assert abs(np.mean(inside["drawn along"]) - 0.9) < 3 * max(np.std(inside["drawn along"], ddof=1) / 12**0.5, 0.02)
+    assert np.mean(inside["one taste"]) < np.mean(inside["drawn along"]) - 0.1

@@ -122,7 +122,7 @@ def _layers(
         try:
             layer = fit_objective(
                 own, fit.params, _whole_weight(fit.model, number), n_people=len(fit.annotators),
-                cutpoints=fit.raters.cutpoints, config=config, rng=numpy_generator(seed, *purpose),
+                config=config, rng=numpy_generator(seed, *purpose),
             )  # fmt: skip
         except KaratError as error:
             raise error if len(names) == 1 else type(error)(f"objective {name!r}: {error}") from None

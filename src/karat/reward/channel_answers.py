@@ -148,6 +148,11 @@ def is_plain(batch: FeedbackBatch) -> bool:
     return len(batch.channels) == 1 and batch.channels[0].kind == "comparison" and is_comparing(batch.channels[0])
 
 
+def compares_only(batch: FeedbackBatch) -> bool:
+    """True for comparisons, of one scale or several, and nothing else."""
+    return all(channel.kind == "comparison" and is_comparing(channel) for channel in batch.channels)
+
+
 def needs_level(batch: FeedbackBatch) -> bool:
     """True where something speaks of one response alone, so that it matters where zero is."""
     return not all(is_comparing(channel) for channel in batch.channels)
@@ -237,7 +242,7 @@ def _choices(channel: Channel, params: FeedbackParams) -> Choices:
         part = channel if len(rows) == len(channel) else channel.select(torch.from_numpy(rows))
         local = torch.from_numpy(scores)
         value = local_loglik(local, part, known).numpy()
-        plain, first, curvature = _by_autograd(local, part, attentive, curved=curved)
+        plain, first, curvature = by_autograd(local, part, attentive, curved=curved)
         miss, own = lapse[rows], weight[rows]
         share = np.exp(np.log1p(-miss) + plain - value)
         pull = (own * share)[:, None] * first
@@ -250,7 +255,7 @@ def _choices(channel: Channel, params: FeedbackParams) -> Choices:
     return Choices(channel.texts.numpy(), derivatives)
 
 
-def _by_autograd(
+def by_autograd(
     local: torch.Tensor, channel: Channel, params: FeedbackParams, *, curved: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """log P [C], its slope [C, K] and its curvature −∂² [C, K, K] by the scores of each statement's own texts."""

@@ -69,6 +69,24 @@ class Observations:
         return len(self.a)
 
 
+def joined(parts: Sequence[Observations]) -> Observations:
+    """Answers of several scales as those of one kind, in the same order; nothing of their raters is fitted along."""
+    if len(parts) == 1:
+        return parts[0]
+    begins = np.cumsum([0, *map(len, parts)])
+
+    def derivatives(eta: np.ndarray, rows: np.ndarray) -> Derivatives:
+        found = np.zeros((4, len(rows)))
+        for one, begin, end in zip(parts, begins, begins[1:], strict=False):
+            own = (rows >= begin) & (rows < end)
+            found[:, own] = one.derivatives(eta[own], rows[own] - begin)
+        value, first, exact, working = found
+        return value, first, exact, working
+
+    columns = (np.concatenate([getattr(one, name) for one in parts]) for name in ("a", "b", "slope", "offset"))
+    return Observations(*columns, derivatives)
+
+
 @dataclass(frozen=True, eq=False)
 class Choices:
     """Answers that each depend on the weights through the scores of several texts: r_k = φ_k·w."""

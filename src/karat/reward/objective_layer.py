@@ -103,7 +103,6 @@ def fit_objective(
     start: np.ndarray,
     *,
     n_people: int,
-    cutpoints: torch.Tensor,
     config: RewardConfig,
     rng: np.random.Generator,
 ) -> ObjectiveLayer:
@@ -111,7 +110,7 @@ def fit_objective(
 
     Args:
         params: where raters begin.    start: weights of `said.phi` to begin from.    n_people: raters who are people.
-        cutpoints: of the scale of comparisons that gives probabilities.    rng: of the draws.
+        rng: of the draws.
     Raises: ConfigError for effects of too many texts; what `fit_by_turns` and the fits of populations raise.
     """
     settings, about = config.laplace, {channel.name for channel in said.batch.channels}
@@ -131,14 +130,12 @@ def fit_objective(
         prior_precision=settings.prior_precision,
         averaged=_averaged(said.batch) and not with_tastes(said.batch, n_people, config),
     )  # fmt: skip
-    population = population_of(
-        turned, said.batch, phi, effects, raters=people_of(turned.params, n_people, cutpoints), config=config, rng=rng
-    )
+    population = population_of(turned, said.batch, phi - centre, effects, n_people=n_people, config=config, rng=rng)
     figures = {"prior_precision": population.posterior.prior_precision, "log_evidence": population.posterior.log_evidence,
                "n_effective": population.posterior.n_effective} | population.figures  # fmt: skip
     findings = (_finding(population.posterior, width, len(said.batch)), *population.findings)
     return ObjectiveLayer(
-        said.objective, population.posterior, population.draws, turned.params, scales, centre, figures, findings
+        said.objective, population.posterior, population.draws, population.params, scales, centre, figures, findings
     )
 
 

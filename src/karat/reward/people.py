@@ -1,4 +1,4 @@
-"""The people beside a reward model: features of its frozen trunk, the population fitted on them, and its files.
+"""The people beside a reward model: the features that it reads, the population fitted on them, and its files.
 
     ψ(x, y) = [mean score in logits, P·φ(x, y)]        r_g(x, y) = (θ + Vᵀμ_g)·ψ(x, y), on a common scale for all groups
 
@@ -28,9 +28,10 @@ from karat.reward.jury import JuryComposition, empanel
 from karat.reward.model import RewardModel
 from karat.reward.personal import Limits
 from karat.reward.score import Scorer
+from karat.reward.side import SideFeatures, SideReward, load_side, save_side, side_features, side_reward
 from karat.reward.users import Posterior, UserModel
 
-CARD, TENSORS = "people_card.json", "people.safetensors"
+CARD, TENSORS, SIDE = "people_card.json", "people.safetensors", "people_beside.safetensors"
 CARD_FORMAT = 1
 TOKEN_BUDGET = 4096
 CHUNK = 256
@@ -43,12 +44,14 @@ References = Callable[[Sequence[Prompt]], Sequence[Sequence[str]]]
 
 @dataclass(frozen=True, eq=False)
 class FeatureMap:
-    """From the trunk's features to the few that people are fitted on."""
+    """From the reward's features, the trunk's and those beside it, to the few that people are fitted on."""
 
     directions: np.ndarray
-    """[k, width] P: principal directions of differences within prompts, each of within-prompt sd 1."""
+    """[k, width] P: principal directions of differences within prompts, each of within-prompt sd 1; the trunk's part of them."""
     centre: np.ndarray
     """[1 + k] mean of ψ over the training responses: the reference where a prompt has none."""
+    side: SideReward | None = None
+    """What the reward's plain features beside the trunk add to each direction, [k] draws; None = it reads none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,11 +102,28 @@ def trunk_features(scorer: Scorer, prompts: Sequence[Prompt], texts: Sequence[st
     return np.concatenate(found).astype(float)
 
 
-def fit_feature_map(phi: np.ndarray, scores: np.ndarray, prompt_index: np.ndarray, n_directions: int) -> FeatureMap:
-    """Principal directions of the differences within prompts, whitened.
+def reward_features(
+    scorer: Scorer, prompts: Sequence[Prompt], texts: Sequence[str]
+) -> tuple[np.ndarray, SideFeatures | None]:
+    """[B, width + q] what the reward is linear in: the trunk's φ, and its plain features beside it at the scales that it gives them.
+
+    Returns: the features, and the plain ones as these texts have them: basis, mean and spread; None = it reads none.
+    """
+    phi = trunk_features(scorer, prompts, texts)
+    if scorer.side is None:
+        return phi, None
+    side = side_features(scorer.side.names, prompts, texts).scaled(scorer.side.scales)
+    return np.concatenate([phi, side.of(prompts, texts)], axis=1), side
+
+
+def fit_feature_map(
+    phi: np.ndarray, scores: np.ndarray, prompt_index: np.ndarray, n_directions: int, side: SideFeatures | None = None
+) -> tuple[FeatureMap, np.ndarray]:
+    """Principal directions of the differences within prompts, whitened, and where the texts stand in them, [N, k].
 
     Args:
-        phi: [N, width].    scores: [N] mean logits.    prompt_index: [N] which prompt each text answers.
+        phi: [N, width], of which the last columns are `side`'s, as `reward_features` has them.
+        scores: [N] mean logits.    prompt_index: [N] which prompt each text answers.
     Returns: at most as many directions as vary by more than 10⁻⁴ of the first.
     Raises: InputError where no prompt has two different texts.
     """
@@ -120,14 +140,19 @@ def fit_feature_map(phi: np.ndarray, scores: np.ndarray, prompt_index: np.ndarra
     order = order[values[order] > 1e-8 * values.max()]
     vectors = vectors[:, order] * np.sign(vectors[np.abs(vectors[:, order]).argmax(0), order])
     directions = vectors.T / np.sqrt(values[order])[:, None]
-    return FeatureMap(directions, np.concatenate([[scores.mean()], directions @ phi.mean(0)]))
+    width = phi.shape[1] - (0 if side is None else side.width)
+    beside = None if side is None else side_reward(side, directions[:, width:])
+    centre = np.concatenate([[scores.mean()], directions @ phi.mean(0)])
+    return FeatureMap(directions[:, :width], centre, beside), phi @ directions.T
 
 
 def features_of(scorer: Scorer, features: FeatureMap, prompts: Sequence[Prompt], texts: Sequence[str]) -> np.ndarray:
     """[B, 1 + k] ψ of each text."""
     scores = scorer.logits(prompts, texts).mean(0).double().numpy()
-    phi = trunk_features(scorer, prompts, texts)
-    return np.concatenate([scores[:, None], phi @ features.directions.T], axis=1)
+    found = trunk_features(scorer, prompts, texts) @ features.directions.T
+    if features.side is not None:
+        found = found + features.side.scores(prompts, texts)[..., 0].double().numpy().T
+    return np.concatenate([scores[:, None], found], axis=1)
 
 
 def common_group_scale(theta: np.ndarray, psi: np.ndarray, prompt_index: np.ndarray) -> np.ndarray:
@@ -259,6 +284,8 @@ def save_people(model: PeopleModel, directory: Path, *, metadata: Mapping[str, s
         "group_scale": model.group_scale,
     } | ({} if model.person_scale is None else {"person_scale": model.person_scale})  # fmt: skip
     save_file({name: np.ascontiguousarray(one) for name, one in tensors.items()}, directory / TENSORS, dict(metadata))
+    if model.features.side is not None:
+        save_side(model.features.side, directory, metadata=metadata, name=SIDE)
     card = {
         "format": CARD_FORMAT,
         "metadata": dict(metadata),
@@ -269,6 +296,7 @@ def save_people(model: PeopleModel, directory: Path, *, metadata: Mapping[str, s
         "n_votes": people.n_votes.tolist(),
         "sd_between_people": np.sqrt(np.maximum(np.diag(users.cov), 0.0)).tolist(),
         "limits": limits_fields(model.limits),
+        "beside": [] if model.features.side is None else list(model.features.side.names),
         "scale": None if model.scale is None else dataclasses.asdict(model.scale),
         "not_expressed": ["the uncertainty of what is shared and of the directions in which people differ"],
     }
@@ -300,8 +328,9 @@ def load_people(directory: Path) -> PeopleModel:
     )  # fmt: skip
     people = Posterior(found["person_mean"], found["person_cov"], found["n_votes"])
     _check_covariances(directory, {"cov": users.cov[None], "person_cov": people.cov})
+    side = load_side(directory, card.get("beside", ()), name=SIDE)
     return PeopleModel(
-        FeatureMap(found["directions"], found["centre"]), users, people, tuple(card["annotators"]), found["group"],
+        FeatureMap(found["directions"], found["centre"], side), users, people, tuple(card["annotators"]), found["group"],
         found["group_scale"], limits_of(card["limits"], str(directory / CARD)),
         ScoreScale(**card["scale"]) if card["scale"] else None, found.get("person_scale"),
     )  # fmt: skip

@@ -26,7 +26,7 @@ from karat.reward.people import (
     common_group_scale,
     features_of,
     fit_feature_map,
-    trunk_features,
+    reward_features,
 )
 from karat.reward.personal import Limits
 from karat.reward.population import MOST_FLIPS, SideBySide, named_flips, side_by_side
@@ -47,7 +47,7 @@ class PluralismConfig:
     enabled: bool = False
     """True = fit the population beside the reward; needs some votes of each rater, and a minute at the demo's size."""
     n_features: int = 16
-    """Directions of the trunk's features on which people are fitted, beside the reward's own score."""
+    """Directions of the reward's features, plain ones (`reward.beside`) included, on which people are fitted beside its own score."""
     max_rank: int = 3
     """Largest rank tried; held-out votes choose. 0 = one reward for all, whatever the votes say."""
     max_kinds: int = 3
@@ -164,10 +164,10 @@ def fit_people(
     rng = numpy_generator(seed, "people")
     data = vote_data(votes, prompts, responses)
     index = _prompt_index(data)
-    phi = trunk_features(scorer, data.prompts, data.texts)
+    phi, side = reward_features(scorer, data.prompts, data.texts)
     scores = scorer.logits(data.prompts, data.texts).mean(0).double().numpy()
-    features = fit_feature_map(phi, scores, index, config.n_features)
-    psi = np.concatenate([scores[:, None], phi @ features.directions.T], axis=1)
+    features, found = fit_feature_map(phi, scores, index, config.n_features, side)
+    psi = np.concatenate([scores[:, None], found], axis=1)
     mine = people_data(data, psi, side_bias)
     names, code = groups_of(data.annotators, groups)
     priors = UserPriors(shared_mean=(1.0, *[0.0] * len(features.directions)))

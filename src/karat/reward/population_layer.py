@@ -11,20 +11,22 @@ import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from karat.choice import RaterParams, VoteBatch
-from karat.feedback_columns import FeedbackBatch
+from karat.feedback_columns import FeedbackBatch, FeedbackParams
 from karat.records import Estimate, Finding
-from karat.reward.channel_answers import is_plain
+from karat.reward.channel_answers import compares_only
 from karat.reward.last_layer import LastLayer, comparison_observations
-from karat.reward.layer_turns import TurnedLayer
-from karat.reward.sampled_layer import MIXED, sample_population
+from karat.reward.latents import fit_params, is_comparing
+from karat.reward.layer_turns import N_DRAWS, TurnedLayer
+from karat.reward.linear_answers import joined
+from karat.reward.sampled_layer import MIXED, SampledLayer, sample_population
 from karat.reward.settings import RewardConfig
 from karat.reward.tastes import fit_population
 
 SAMPLED_UP_TO, BY_MOMENTS_UP_TO = 5_000, 20_000
-"""Comparisons up to which raters who differ are drawn with the weights; beyond, that takes minutes and moments serve; beyond those too,
-raters are taken as fitted."""
+"""Statements up to which raters who differ are drawn with the weights; beyond, that takes minutes, and moments serve, of comparisons alone;
+beyond those too, raters are taken as fitted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +37,8 @@ class Population:
     """Of features without effects of single texts."""
     draws: np.ndarray
     """[S, d], with the posterior's mean."""
+    params: FeedbackParams
+    """The raters, in units of the posterior's scores."""
     figures: dict[str, float]
     """Spreads of the raters, and whether chains agree where there are some."""
     findings: tuple[Finding, ...] = ()
@@ -42,8 +46,9 @@ class Population:
 
 
 def with_tastes(batch: FeedbackBatch, n_people: int, config: RewardConfig) -> bool:
-    """Whether raters who differ are drawn along: comparisons of one scale by several, not too many."""
-    return config.laplace.tastes and is_plain(batch) and n_people > 1 and len(batch) <= BY_MOMENTS_UP_TO
+    """Whether raters who differ are drawn along, or known by moments: several of them, and not too many answers."""
+    most = BY_MOMENTS_UP_TO if compares_only(batch) else SAMPLED_UP_TO
+    return config.laplace.tastes and n_people > 1 and len(batch) <= most
 
 
 def population_of(
@@ -52,42 +57,62 @@ def population_of(
     phi: np.ndarray,
     effects: np.ndarray,
     *,
-    raters: RaterParams,
+    n_people: int,
     config: RewardConfig,
     rng: np.random.Generator,
 ) -> Population:
     """What raters who differ do to a posterior of one taste: drawn with it, by moments, or nothing.
 
     Args:
-        turned: the fit of one taste, of features and effects.    phi: features [N, d].    effects: of single texts, [N, e].
-        raters: who are people, as fitted.    rng: of the draws.
+        turned: the fit of one taste, of features and effects.    effects: of single texts, [N, e].    rng: of the draws.
+        phi: features [N, d], measured from their mean where something speaks of single responses.
     """
-    settings, width = config.laplace, phi.shape[1]
+    settings, width, params = config.laplace, phi.shape[1], turned.params
     posterior = without_effects(turned.posterior, width)
-    if not with_tastes(batch, len(raters.competence), config):
+    if not with_tastes(batch, n_people, config):
         none = {"taste_sd": 0.0, "competence_sd": 0.0}
-        findings = (_one_taste(batch),) if settings.tastes and not is_plain(batch) else ()
-        return Population(posterior, posterior.draws(settings.n_draws, rng), none, findings)
-    votes = batch.channels[0].columns
-    assert isinstance(votes, VoteBatch)
-    if len(votes) > SAMPLED_UP_TO:
+        findings = (_one_taste(batch),) if settings.tastes and n_people > 1 else ()
+        return Population(posterior, posterior.draws(settings.n_draws, rng), params, none, findings)
+    if len(batch) > SAMPLED_UP_TO:
+        votes = [(channel.columns, channel.name) for channel in batch.channels]
         found = fit_population(
-            np.concatenate([phi, effects], axis=1), comparison_observations(votes, raters), votes.annotator.numpy(),
-            prior_precision=settings.prior_precision, competence_known=not config.raters.modelled, n_taste=width,
+            np.concatenate([phi, effects], axis=1),
+            joined([comparison_observations(columns, params.raters(name)) for columns, name in votes]),
+            np.concatenate([columns.annotator.numpy() for columns, _ in votes]), n_taste=width,
+            prior_precision=settings.prior_precision, competence_known=not config.raters.modelled,
         )  # fmt: skip
         spreads = {"taste_sd": found.taste_sd, "competence_sd": found.competence_sd}
         found_layer = without_effects(found.posterior, width)
-        return Population(found_layer, found_layer.draws(settings.n_draws, rng), spreads)
+        return Population(found_layer, found_layer.draws(settings.n_draws, rng), params, spreads)
     sampled = sample_population(
-        phi, votes, posterior, rng, raters=config.raters, prior_precision=settings.prior_precision,
+        phi, batch, params, posterior, rng, raters=config.raters, prior_precision=settings.prior_precision,
         effect_size=float(effects[0, 0]) if effects.size else 0.0,
     )  # fmt: skip
-    every = np.linspace(0, len(sampled.draws) - 1, settings.n_draws).round().astype(int)
-    drawn = sampled.draws[every]
-    drawn += sampled.posterior.mean - drawn.mean(0)  # few draws: their mean is to be that of all
+    drawn = some_draws(sampled, settings.n_draws)
     figures = {name: sampled.spreads[name] for name in ("taste_sd", "competence_sd", "waver_sd")}
-    findings = () if sampled.rhat <= MIXED else (_not_mixed(sampled.rhat, len(votes)),)
-    return Population(sampled.posterior, drawn, figures | {"rhat": sampled.rhat}, findings)
+    findings = () if sampled.rhat <= MIXED else (_not_mixed(sampled.rhat, len(batch)),)
+    params = _at_drawn_scores(phi @ some_draws(sampled, N_DRAWS).T, batch, params, config)
+    return Population(sampled.posterior, drawn, params, figures | {"rhat": sampled.rhat}, findings)
+
+
+def some_draws(sampled: SampledLayer, n: int) -> np.ndarray:
+    """So many draws, spread over the chains; they have the mean of all, which few would miss."""
+    every = np.linspace(0, len(sampled.draws) - 1, n).round().astype(int)
+    drawn = sampled.draws[every]
+    return drawn + (sampled.posterior.mean - drawn.mean(0))
+
+
+def _at_drawn_scores(
+    scores: np.ndarray, batch: FeedbackBatch, params: FeedbackParams, config: RewardConfig
+) -> FeedbackParams:
+    """The raters with gains, offsets, thresholds and noise of ratings and labels that fit drawn scores [N, S].
+
+    They predict people who are not known: their noise holds what the tastes of those who are make of it.
+    """
+    if all(map(is_comparing, batch.channels)):
+        return params
+    found = fit_params(torch.from_numpy(scores.T.copy()).unsqueeze(-1), batch, params, config.raters)
+    return dataclasses.replace(params, ratings=found.ratings, labels=found.labels)
 
 
 def without_effects(posterior: LastLayer, width: int) -> LastLayer:
@@ -115,6 +140,6 @@ def _one_taste(batch: FeedbackBatch) -> Finding:
         "Does the posterior know that raters differ in taste?",
         "warn",
         Estimate(0.0, None, None, len(batch), "standard deviation of tastes, taken as 0"),
-        detail=f"No: that takes comparisons of one scale alone (reward.kinds: [comparison]), found {names}. Competences, offsets "
-        "and gains are in it; where tastes differ its intervals are too short.",
+        detail=f"No: raters are drawn along up to {SAMPLED_UP_TO:,} statements (comparisons alone: known by moments up to "
+        f"{BY_MOMENTS_UP_TO:,}), found {len(batch):,} of {names}. Where tastes differ its intervals are too short.",
     )

@@ -1,10 +1,10 @@
 """The last layer of a population by sampling: draws of its weights together with all that is not known of its raters.
 
 Directions of the features that answers say most about are sampled under `karat.reward.hierarchy`; in the others the
-posterior is the prior's, nearly, and a first normal fit is kept. Knows features, votes as columns and a first fit; knows
-nothing about texts, trunks or files.
+posterior is the prior's, nearly, and a first normal fit is kept. Knows features, answers of every kind as columns and a first
+fit; knows nothing about texts, trunks or files.
 
-Dimension letters: S draws, N texts, C comparisons, d features, k directions.
+Dimension letters: S draws, N texts, d features, k directions.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import linalg, sparse
+from scipy import linalg
 
-from karat.choice import VoteBatch
+from karat.feedback_columns import FeedbackBatch, FeedbackParams
 from karat.hamiltonian import sample_chains, split_rhat
-from karat.reward.hierarchy import HierarchyDensity, HierarchyPriors, TextEffects
+from karat.reward.hierarchy import Directions, HierarchyDensity, HierarchyPriors
 from karat.reward.last_layer import LastLayer
 from karat.reward.raters import RaterPriors
 
@@ -52,7 +52,8 @@ def hierarchy_priors(raters: RaterPriors) -> HierarchyPriors:
 
 def sample_population(
     features: np.ndarray,
-    votes: VoteBatch,
+    batch: FeedbackBatch,
+    params: FeedbackParams,
     first: LastLayer,
     rng: np.random.Generator,
     *,
@@ -63,7 +64,9 @@ def sample_population(
     """Draws of the population's mean taste, with raters, cutpoints and spreads drawn along.
 
     Args:
-        features: φ of every text, [N, d].    first: a normal fit of the same votes.    rng: of the chains.
+        features: φ of every text, [N, d], measured from their mean where something speaks of single responses.
+        batch: answers of every kind, about one objective.    params: raters of labels and ratings, as `first` has them.
+        first: a normal fit of the same answers.    rng: of the chains.
         raters: priors of a rater.    prior_precision: λ > 0; None = drawn too.
         effect_size: standard deviation of effects of single texts, relative to that of a weight; they are drawn along and left
             out of what is returned. 0 = texts have none.
@@ -75,13 +78,9 @@ def sample_population(
     priors = hierarchy_priors(raters)
     if prior_precision is not None:
         priors = dataclasses.replace(priors, precision=(math.log(prior_precision), 1e-3))
-    a, b = votes.a.numpy(), votes.b.numpy()
-    effects = TextEffects(_incidence(a, b, len(features)), effect_size) if effect_size > 0 else None
-    difference = features[a] - features[b]
-    density = HierarchyDensity(
-        difference @ basis, votes, known=difference @ rest, centre=centre,
-        factor=linalg.cholesky(basis.T @ first.covariance @ basis, lower=True), priors=priors, effects=effects,
-    )  # fmt: skip
+    factor = linalg.cholesky(basis.T @ first.covariance @ basis, lower=True)
+    at = Directions(features @ basis, features @ rest, centre, factor, effect_size)
+    density = HierarchyDensity(batch, at, params, priors=priors, raters=raters)
     chains = sample_chains(density, density.start(), rng, n_chains=N_CHAINS, n_warm=N_WARM, n_draws=N_DRAWS)
     pooled = chains.pooled()
     sampled = density.weights(pooled)
@@ -94,12 +93,6 @@ def sample_population(
     spreads = {name: float(np.median(values)) for name, values in density.spreads(pooled).items()}
     rhat = float(split_rhat(density.weights(chains.draws)).max())
     return SampledLayer(sampled @ basis.T + rest + beside, posterior, spreads, rhat)
-
-
-def _incidence(a: np.ndarray, b: np.ndarray, n_texts: int) -> sparse.csr_matrix:
-    n, ones = len(a), np.ones(len(a))
-    places = np.tile(np.arange(n), 2), np.concatenate([a, b])
-    return sparse.csr_matrix((np.concatenate([ones, -ones]), places), shape=(n, n_texts))
 
 
 def _directions(covariance: np.ndarray) -> np.ndarray:

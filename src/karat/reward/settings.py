@@ -37,7 +37,8 @@ class LaplaceConfig:
     n_turns: int = 2
     """Fits of the head, with fits of the raters in between."""
     tastes: bool = True
-    """True = raters may differ: drawn with the weights up to 5,000 votes, by moments up to 20,000. Less shrunk, less sure."""
+    """True = raters may differ: drawn with the weights up to 5,000 statements of any kinds, by moments up to 20,000 comparisons. Less
+    shrunk, less sure."""
 
     text_effects: bool = False
     """True = each training text is also liked for what no feature says, by an effect of its own, normal, its variance chosen by

@@ -114,6 +114,12 @@ class SideFeatures:
     scales: np.ndarray
     """What each block is multiplied by (`block_layer`), one a name."""
 
+    @property
+    def width(self) -> int:
+        """q: columns of all blocks."""
+        ngrams = 0 if self.ngrams is None else self.ngrams.width
+        return ngrams + sum(len(self.spread[name]) for name in self.names if name != "ngrams")
+
     def blocks(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[np.ndarray]:
         """Each block [N, q_k], without its scale."""
         found = []
@@ -228,29 +234,29 @@ def stacked_side(each: Sequence[SideReward]) -> SideReward:
     return dataclasses.replace(each[0], **whole, n_objectives=len(each))
 
 
-def save_side(side: SideReward, directory: Path, *, metadata: Mapping[str, str]) -> None:
-    """Write it beside the trunk and heads that it belongs to."""
+def save_side(side: SideReward, directory: Path, *, metadata: Mapping[str, str], name: str = SIDE) -> None:
+    """Write it beside the trunk and heads, or the people, that it belongs to."""
     names = ("columns", "ngram_weight", "plain_weight", "offset", "scales")
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(getattr(side, name))) for name in names}
+    tensors = {one: torch.from_numpy(np.ascontiguousarray(getattr(side, one))) for one in names}
     about = {
         **metadata,
         "names": "\n".join(side.names),
         "hash_bits": str(HASH_BITS),
         "n_objectives": str(side.n_objectives),
     }
-    save_file(tensors, directory / SIDE, about)
+    save_file(tensors, directory / name, about)
 
 
-def load_side(directory: Path, names: Sequence[str]) -> SideReward | None:
-    """What stands beside a saved reward whose card names these blocks; None = it names none.
+def load_side(directory: Path, names: Sequence[str], name: str = SIDE) -> SideReward | None:
+    """What stands beside a saved reward, or its people, whose card names these blocks; None = it names none.
 
     Raises: CheckpointError where it is not there, or was hashed otherwise.
     """
     if not names:
         return None
-    path = directory / SIDE
+    path = directory / name
     if not path.is_file():
-        raise CheckpointError(f"{directory}: found no {SIDE}; expected one, the reward reads {', '.join(names)}")
+        raise CheckpointError(f"{directory}: found no {name}; expected one, the reward reads {', '.join(names)}")
     with safe_open(path, "pt") as file:
         about = file.metadata()
     if about["hash_bits"] != str(HASH_BITS):
