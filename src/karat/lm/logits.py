@@ -31,7 +31,14 @@ def logits_of(
     logits = linear(hidden, weight, None if narrow else bias)
     if logits.dtype != torch.float64:
         logits = logits.float()
-    if narrow:
+    return finished(logits, bias if narrow else None, temperature, softcap)
+
+
+def finished(
+    logits: Float[Tensor, "n V"], bias: Float[Tensor, " V"] | None, temperature: float, softcap: float | None = None
+) -> Float[Tensor, "n V"]:
+    """cap·tanh((z + b)/cap)/temperature of what a product gave, in its place."""
+    if bias is not None:
         logits = logits.add_(bias)
     if softcap is not None:
         logits = logits.div_(softcap).tanh_().mul_(softcap)

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from karat.lm.logits import chosen_logprobs, pieces, softmax_
+from karat.lm.logits import chosen_logprobs, finished, pieces, softmax_
 from karat.lm.memory import KEPT_NUMBERS, LEAST_ROWS
 from karat.lm.narrow import narrowed
 
@@ -100,21 +100,14 @@ def _chosen(
     wide = store.new_empty(min(few, len(store)), store.shape[1], dtype=torch.float32)
     for part in pieces(0, len(store), few):
         own = store[part]
-        probs = softmax_(_finished(wide[: len(own)].copy_(own), bias, temperature))
+        probs = softmax_(finished(wide[: len(own)].copy_(own), bias, temperature))
 
         def again(rows: Tensor, own: Tensor = own) -> Tensor:
-            return _finished(own[rows].float(), bias, temperature)
+            return finished(own[rows].float(), bias, temperature)
 
         found[part] = chosen_logprobs(probs, tokens[part], again)
         # p − 1 in float32: the difference of two rounded numbers would be nothing where p is near 1
         own.copy_(probs.scatter_(1, tokens[part, None], torch.expm1(found[part])[:, None]))
-
-
-def _finished(logits: Float[Tensor, "n V"], bias: Tensor | None, temperature: float) -> Float[Tensor, "n V"]:
-    """(logits + b)/temperature, in place."""
-    if bias is not None:
-        logits = logits.add_(bias)
-    return logits.div_(temperature) if temperature != 1.0 else logits
 
 
 def _block_rows(vocabulary: int) -> int:
