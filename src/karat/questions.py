@@ -102,6 +102,21 @@ class Question:
         return content_id("question", self)
 
 
+def check_anchors(question: Question) -> Question:
+    """The question, where its words are one for each point of its scale, for the two ends, or none.
+
+    Others would not be shown. Questions of old stores may have them, so that this is asked where new ones come in.
+
+    Raises: InputError for another number of words.
+    """
+    of_scale = {"comparison": question.n_levels, "rating": question.high - question.low + 1}
+    n, found = of_scale.get(question.kind, 0), len(question.anchors)
+    if found not in (0, 2, n) or (found and not n):
+        wanted = f"2 or {n}" if n else "none, as only comparisons and ratings have them"
+        raise InputError(f"Question.anchors: found {found} words for a {question.kind}; expected {wanted}")
+    return question
+
+
 @functools.cache
 def plain_question(kind: Kind) -> Question:
     """The question of a task that names none: the kind's defaults, with what the kind cannot do without."""

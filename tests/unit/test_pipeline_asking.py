@@ -197,6 +197,9 @@ def test_a_question_can_be_written_in_full(tmp_path):
     [
         ("kind: stars", "kind stars: expected one of comparison"),
         ("granularty: turn", "unknown configuration key 'granularty'; did you mean 'granularity'"),
+        ("kind: rating\nanchors: [bad, fair, good]", "found 3 words for a rating; expected 2 or 7"),
+        ("anchors: [b, even, a]", "found 3 words for a comparison; expected 2 or 7"),
+        ("kind: label\nanchors: [bad, good]", "found 2 words for a label; expected none"),
         ("kind: rating\nlow: 7\nhigh: 1", "found a scale from 7 to 1; expected low < high"),
         ("n_levels: many", "n_levels: found 'many'; expected int"),
         ("- kind", "found a list at the top"),

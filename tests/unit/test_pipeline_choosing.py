@@ -151,3 +151,22 @@ def test_what_cannot_be_chosen_is_one_clear_line():
     with pytest.raises(ConfigError, match="without a reward model"):
         Asking(strategy="bald")
     assert dataclasses.replace(Asking(), strategy="random").reward is None
+
+
+@pytest.mark.parametrize("n_draws", [5, 40])
+def test_the_gain_is_over_as_many_more_random_questions_not_over_the_first_ones(n_draws):
+    """A few draws span few directions: after the random arm even the best question tells little, and so does any other."""
+
+    def alike(prompts, texts):
+        g = torch.Generator().manual_seed(1)
+        ids = {p.id: i for i, p in enumerate(dict.fromkeys(prompts))}
+        prompt_index = torch.tensor([ids[p.id] for p in prompts])
+        return Belief(
+            3 * torch.randn(n_draws, len(texts), 1, generator=g), torch.zeros(n_draws, len(ids), 1), prompt_index
+        )
+
+    batch = choose_comparisons(alike, PROMPTS, RESPONSES, np.random.default_rng(0), strategy="bald", n_tasks=20)
+    assert batch.gain.value > 0
+    every = choose_comparisons(alike, PROMPTS, RESPONSES, np.random.default_rng(0), strategy="bald", n_tasks=60)
+    assert every.gain.value is None
+    assert "every pair is asked about" in every.gain.method

@@ -166,3 +166,9 @@ def test_a_sweep_is_a_table_in_which_a_figure_may_be_missing():
         "kl=1     5      0.41 (0.35 to 0.47)",
         "kl=20    1      –",
     ]
+
+
+def test_each_check_of_the_gate_is_said_once_however_many_policies_were_optimised():
+    leash = Finding("gate.leash", "Is the policy held?", "pass")
+    content = summary({}, ppo_minus_sft={}, gate=[GATE, leash, leash], manifests=[], report="report.html", unsafe=())
+    assert "gate: length pass, leash pass" in summary_lines(content)

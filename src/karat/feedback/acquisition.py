@@ -169,6 +169,31 @@ def choose_batch(
     return found
 
 
+def bits_of_more_random(
+    belief: PairBelief, asked: Sequence[int], n: int, rng: np.random.Generator, *, n_draws: int = 40
+) -> np.ndarray:
+    """What n more questions drawn at random would be expected to tell, in bits a question: its mean in each draw.
+
+    They are asked one after another behind those asked already, as the chosen arm is, so that the two can be held
+    against each other: the first questions of a batch tell more than later ones, whoever chose them.
+
+    Args:
+        belief: before the batch.    asked: its random arm.    n: as many as were chosen; fewer where fewer are left.
+    """
+    free = np.setdiff1d(np.arange(len(belief.mean)), np.asarray(asked, dtype=int))
+    means = []
+    for _ in range(n_draws):
+        drawn = rng.choice(free, size=min(n, len(free)), replace=False)
+        some = np.concatenate([np.asarray(asked, dtype=int), drawn])
+        part, told = PairBelief(belief.mean[some], belief.factor[:, some]), []
+        for i in range(len(some)):
+            if i >= len(asked):
+                told.append(float(information(part.mean[[i]], part.variance[[i]], "bald")[0]))
+            part = answered(part, i)
+        means.append(np.mean(told))
+    return np.array(means)
+
+
 def _refreshed(
     worth: np.ndarray, weights: np.ndarray, free: np.ndarray, belief: PairBelief, strategy: Strategy
 ) -> np.ndarray:

@@ -32,7 +32,7 @@ from karat.pipeline.people import how_to_judge, wait_for_answers
 from karat.pipeline.room import LONGEST, check_room, longest_response, with_room
 from karat.progress import Progress
 from karat.prompts.sources import read_prompts
-from karat.questions import Question, plain_question
+from karat.questions import Question, check_anchors, plain_question
 from karat.records import KINDS, Estimate, Prompt, Response, Sampler, Task
 from karat.reward.score import load_scorer
 from karat.seeding import child_seed, numpy_generator
@@ -234,7 +234,7 @@ def asked_question(kind: str, principle: str = "", file: Path | None = None) -> 
         raise ConfigError(f"{where} {kind}: expected one of {', '.join(KINDS)}")
     told = {"principle": principle} if principle else {}
     try:
-        return build(Question, plain(plain_question(kind)) | values | told)
+        return check_anchors(build(Question, plain(plain_question(kind)) | values | told))
     except (ConfigError, InputError) as error:
         raise ConfigError(f"{file}: {error}") from None
 

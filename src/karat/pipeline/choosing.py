@@ -14,7 +14,14 @@ import torch
 
 from karat.belief import difference
 from karat.errors import ConfigError, InputError
-from karat.feedback.acquisition import STRATEGIES, Choice, choose_batch, pairs_from_draws
+from karat.feedback.acquisition import (
+    STRATEGIES,
+    Choice,
+    PairBelief,
+    bits_of_more_random,
+    choose_batch,
+    pairs_from_draws,
+)
 from karat.feedback.simulated_kinds import SECONDS_PER_WRITTEN, n_written
 from karat.feedback.tasks import random_pairs
 from karat.pipeline.collect_settings import CollectSettings
@@ -160,12 +167,13 @@ def choose_comparisons(
     cost = seconds_factor * np.array([assumed_seconds(prompts[a.prompt_id], a, b) for a, b in pool])
     wanted = min(len(pool), n_tasks if n_tasks is not None else max(1, int((seconds or 0) / float(cost.mean()))))
     clusters = [prompts[a.prompt_id].topic or a.prompt_id for a, _ in pool]
+    (counterfactual,) = rng.spawn(1)  # leaves the draws of the batch as they are
     choices = choose_batch(pairs, wanted, rng, strategy=strategy, clusters=clusters, random_frac=random_frac)  # type: ignore[arg-type]
     if seconds is not None:
         choices = _within(choices, cost, seconds)
     swaps = rng.random(len(choices)) < 0.5
     tasks = tuple(_task(pool[c.pair], c, bool(swap)) for c, swap in zip(choices, swaps, strict=True))
-    return Chosen(tasks, _gain(choices), sum(c.strategy == "random" for c in choices))
+    return Chosen(tasks, _gain(pairs, choices, counterfactual), sum(c.strategy == "random" for c in choices))
 
 
 def _pool(responses_by_prompt: Mapping[str, Sequence[Response]]) -> list[tuple[Response, Response]]:
@@ -199,15 +207,15 @@ def _task(pair: tuple[Response, Response], choice: Choice, swap: bool) -> Task:
     return Task(pair[0].prompt_id, ids, strategy=choice.strategy, propensity=choice.propensity)
 
 
-def _gain(choices: Sequence[Choice]) -> Estimate:
-    """Difference of the mean bits of the two arms, with a normal interval (Welch)."""
-    random = np.array([c.bits for c in choices if c.strategy == "random"])
-    chosen = np.array([c.bits for c in choices if c.strategy != "random"])
-    if not len(chosen):
+def _gain(belief: PairBelief, choices: Sequence[Choice], rng: np.random.Generator) -> Estimate:
+    """Mean bits of the chosen arm less those of as many more random questions behind the same random arm."""
+    asked = [c.pair for c in choices if c.strategy == "random"]
+    chosen = [c.bits for c in choices if c.strategy != "random"]
+    if not chosen:
         return not_estimable("no chosen arm: every question is random", 0)
-    if min(len(random), len(chosen)) < 2:
-        return not_estimable(f"found {len(random)} random and {len(chosen)} chosen questions; expected 2 of each", 0)
-    value = float(chosen.mean() - random.mean())
-    half = 1.96 * math.sqrt(chosen.var(ddof=1) / len(chosen) + random.var(ddof=1) / len(random))
-    method = "expected bits a question, chosen minus random arm, Welch interval, 95 %; before any answer"
-    return Estimate(value, value - half, value + half, len(choices), method)
+    if len(choices) == len(belief.mean):
+        return not_estimable("every pair is asked about, chosen or not", len(choices))
+    gains = np.mean(chosen) - bits_of_more_random(belief, asked, len(chosen), rng)
+    low, high = np.quantile(gains, (0.025, 0.975))
+    method = f"expected bits a question, chosen less as many more random ones, {len(gains)} draws of these, 95 %"
+    return Estimate(float(gains.mean()), float(low), float(high), len(choices), method + "; before any answer")

@@ -41,9 +41,8 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     lines += _watched(summary)
     gate = summary.get("gate", {}).get("findings", ())
     if gate:
-        lines.append(
-            "gate: " + ", ".join(f"{finding['name'].removeprefix('gate.')} {finding['status']}" for finding in gate)
-        )
+        said = [f"{finding['name'].removeprefix('gate.')} {finding['status']}" for finding in gate]
+        lines.append("gate: " + ", ".join(dict.fromkeys(said)))  # each optimised policy has a leash of its own
     if summary.get("table"):
         names = list(dict.fromkeys(name for row in summary["table"] for name in row))
         lines += aligned([names, *([_cell(row.get(name)) for name in names] for row in summary["table"])])

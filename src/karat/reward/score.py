@@ -276,7 +276,8 @@ def load_scorer(
         heads = {} if members else load_file(directory / HEADS)
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{directory}: found no {Path(error.filename or HEADS).name}; expected a directory written by save_reward"
+            f"{directory}: found no {Path(error.filename or HEADS).name}; expected a reward model: models/reward of a "
+            "run, --out of `karat reward`, or a sequence classifier"
         ) from None
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{directory}: not readable as a reward model ({' '.join(str(error).split())})") from None

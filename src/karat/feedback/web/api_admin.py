@@ -36,7 +36,7 @@ from karat.feedback.web.cells import CELL_NAMES, cells
 from karat.feedback.work.dashboard import pulse
 from karat.feedback.work.experiments import experiment_effects, make_experiment
 from karat.feedback.work.queueing import StoreQueue, queue_tasks
-from karat.questions import Question
+from karat.questions import Question, check_anchors
 from karat.records import Annotator, Judgement, Prompt, Response, Task
 from karat.rowfiles import read_rows
 
@@ -86,7 +86,7 @@ def add_responses(request: Request, visitor: Admin, records: Annotated[Responses
 @router.post("/questions", response_model=shapes.Added)
 def add_question_records(request: Request, visitor: Admin, records: Annotated[Questions, Body()]) -> dict[str, int]:
     """Store questions that are not there yet."""
-    return _added(request, visitor, "questions", add_questions(_store(request), records))
+    return _added(request, visitor, "questions", add_questions(_store(request), map(check_anchors, records)))
 
 
 @router.post("/annotators", response_model=shapes.Added)
