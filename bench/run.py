@@ -312,9 +312,10 @@ ROWS: dict[str, Callable[..., dict[str, Any]]] = {
 
 def score_row(*, quick: bool) -> dict[str, Any]:
     """Wall-clock time to the peer's final score; see score_study.py."""
-    from bench import score_study
+    from bench import own_batch_study, score_study
 
-    return score_study.score_row(quick=quick, threads=THREADS)
+    found = score_study.score_row(quick=quick, threads=THREADS)
+    return found | {"own_batch": own_batch_study.study(quick=quick, threads=THREADS)}
 
 
 def ukp_row(*, quick: bool) -> dict[str, Any]:

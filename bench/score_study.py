@@ -116,7 +116,7 @@ def one_run(cell: Cell, settings: Mapping[str, Setting], seed: int, n_iterations
     """
     sides = [side for side in SIDES if side in settings]
     counts = {side: cell.n_iterations_of(side, n_iterations) for side in sides}
-    workers = dict(zip(sides, _workers(cell, settings, counts, {"seed": seed, "threads": threads}), strict=True))
+    workers = dict(zip(sides, start_workers(cell, settings, counts, {"seed": seed, "threads": threads}), strict=True))
     for worker in workers.values():
         worker.wait_ready()
     gap = score_gap(*(worker.probe_scores for worker in workers.values())) if len(sides) > 1 else None
@@ -124,20 +124,19 @@ def one_run(cell: Cell, settings: Mapping[str, Setting], seed: int, n_iterations
     return {
         "seed": seed,
         "settings": dict(settings),
-        **{
-            side: {
-                "scores": [round(turn["score"], 5) for turn in turns[side]],
-                "seconds": [round(turn["seconds"], 3) for turn in turns[side]],
-                "cpu_seconds": [round(turn["cpu_seconds"], 3) for turn in turns[side]],
-            }
-            for side in sides
-        },
+        **{side: kept(turns[side]) for side in sides},
         "largest_score_gap": gap,
         "versions": {side: worker.versions for side, worker in workers.items()},
         "peak_mib": {side: round(worker.peak_mib) for side, worker in workers.items()},
         "machine": machine(),
         "threads": threads,
     }
+
+
+def kept(turns: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """What of a side's iterations is written down."""
+    digits = {"scores": ("score", 5), "seconds": ("seconds", 3), "cpu_seconds": ("cpu_seconds", 3)}
+    return {name: [round(turn[key], n) for turn in turns] for name, (key, n) in digits.items()}
 
 
 def turns_of(
@@ -176,9 +175,10 @@ def score_gap(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return gap
 
 
-def _workers(
+def start_workers(
     cell: Cell, settings: Mapping[str, Setting], counts: Mapping[str, int], common: Mapping[str, Any]
 ) -> list[Worker]:
+    """The programs of these sides, which make at most so many iterations; a setting's own number of samples comes before the cell's."""
     from bench.inputs import hh_prompts
     from bench.models import hh_ids, trained_checkpoint
 
