@@ -20,7 +20,7 @@ PLAIN = 4
 PEERS_SLACK, OUR_SHARE = 1.25, 0.5
 """How long a run may take in the search, in the processor seconds of the peer's published setting."""
 CONTENDERS = ("ours", "published", "chosen")
-"""Who takes turns in a race: ours, the peer at its published setting, and at its choice of all where that is another one."""
+"""Who takes turns in a race: ours, the peer at its published setting, and at the best of the others where one had the score."""
 Runs = Mapping[str, Mapping[str, Any]]
 
 
@@ -138,14 +138,19 @@ def peers_search(cell: OwnBatch, runs: Runs, place: Mapping[str, Any]) -> list[t
     return found
 
 
-def peers_choice(cell: OwnBatch, runs: Runs, place: Mapping[str, Any]) -> Setting:
-    """The setting with which the peer has its published setting's final score in the fewest processor seconds."""
-    mark = published(cell, place, cell.published.search_seed).mark
+def peers_choice(cell: OwnBatch, runs: Runs, place: Mapping[str, Any]) -> Setting | None:
+    """Beside its published setting, the one with which the peer has that one's final score in the fewest processor seconds.
+
+    None where no other setting has it in time.
+    """
+    goal = published(cell, place, cell.published.search_seed)
     times = [
-        (seconds_to(run, mark, window_of(cell, "theirs", setting)), setting)
+        (seconds_to(run, goal.mark, window_of(cell, "theirs", setting)), setting)
         for setting, run in peers_search(cell, runs, place)
+        if setting != goal.setting
     ]
-    return min(times, key=lambda pair: pair[0])[1]
+    time, setting = min(times, key=lambda pair: pair[0])
+    return None if math.isinf(time) else setting
 
 
 def finalists(cell: OwnBatch, runs: Runs, mark: float) -> list[Setting] | None:
@@ -162,20 +167,25 @@ def finalists(cell: OwnBatch, runs: Runs, mark: float) -> list[Setting] | None:
     return [names[name] for name in sorted(names, key=order)[: cell.n_finalists]]
 
 
-def our_choice(cell: OwnBatch, runs: Runs, mark: float) -> Setting | None:
-    """The finalist that has the mark on most search seeds, then in the least processor time; None while not all have run."""
+def leader(cell: OwnBatch, runs: Runs, mark: float) -> tuple[Setting, int | None] | None:
+    """The finalist with the fewest search seeds without the mark, then the least processor time, and the seed it lacks.
+
+    While it lacks one, that run is the next to make; when it lacks none, no other finalist can come before it, because
+    neither figure of theirs gets smaller by further runs. None while the first seed is not done.
+    """
     best = finalists(cell, runs, mark)
     if best is None:
         return None
+    seeds = (cell.first_seed, *cell.further_seeds)
 
     def order(setting: Setting) -> tuple[int, float]:
-        found = [runs[search_name("ours", setting, seed)]["ours"] for seed in (cell.first_seed, *cell.further_seeds)]
+        found = [run["ours"] for seed in seeds if (run := runs.get(search_name("ours", setting, seed)))]
         times = [seconds_to(run, mark, cell.published.window) for run in found]
         spent = [min(time, sum(run["cpu_seconds"])) for time, run in zip(times, found, strict=True)]
         return sum(math.isinf(time) for time in times), sum(spent)
 
-    names = [search_name("ours", setting, seed) for setting in best for seed in cell.further_seeds]
-    return None if any(name not in runs for name in names) else min(best, key=order)
+    first = min(best, key=order)
+    return first, next((seed for seed in seeds if search_name("ours", first, seed) not in runs), None)
 
 
 def race_name(seed: int) -> str:
@@ -292,7 +302,7 @@ def table(cells: Sequence[OwnBatch], found: Mapping[str, Any], places: Mapping[s
     """
     lines = [
         "| method, reward | done | times faster: median (each seed; in processor seconds) | target | s, ours and TRL's | samples, ours and TRL's "
-        "| score to reach | setting: ours; TRL's published; TRL's choice (seeds on which it was sooner) | search: settings with the score of "
+        "| score to reach | setting: ours; TRL's published; TRL's other (seeds on which it was sooner) | search: settings with the score of "
         "those tried, processor s; ours, TRL's |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -310,7 +320,7 @@ def _line(one: Mapping[str, Any]) -> str:
     verdict = "" if not one["complete"] else ", met" if one["met"] else ", **missed**"
     settings, sought = one["settings"], one["search"]
     n_chosen = one["sooner"].count("chosen")
-    chosen = f"{full_name(settings['chosen'])} ({n_chosen})" if "chosen" in settings else "the same"
+    chosen = f"{full_name(settings['chosen'])} ({n_chosen})" if "chosen" in settings else "none"
     columns = [
         f"{ratio} ({listed(one['ratios'], '.1f')}; {listed(one['ratios_cpu'], '.1f')})",
         f"{one['target']:g}{verdict}",

@@ -25,8 +25,7 @@ from bench.own_batch import (
     OUR_SHARE,
     PEERS_SLACK,
     OwnBatch,
-    finalists,
-    our_choice,
+    leader,
     peers_choice,
     progress,
     published,
@@ -123,19 +122,15 @@ def run_cell(
 
     for setting in cell.settings:
         run("ours", setting, cell.first_seed)
-    for setting in finalists(cell, runs, goal.mark) or []:
-        for further in cell.further_seeds:
-            run("ours", setting, further)
+    while (first := leader(cell, runs, goal.mark)) and first[1] is not None:
+        run("ours", *first)
     for setting in cell.settings:
         if "n_samples" in setting:
             run("theirs", setting, seed)
-    chosen = {
-        "ours": our_choice(cell, runs, goal.mark),
-        "published": goal.setting,
-        "chosen": peers_choice(cell, runs, place),
-    }
-    if chosen["chosen"] == goal.setting:
-        del chosen["chosen"]
+    assert first is not None
+    chosen = {"ours": first[0], "published": goal.setting}
+    if (other := peers_choice(cell, runs, place)) is not None:
+        chosen["chosen"] = other
     for number in cell.seeds:
         if (name := race_name(number)) not in runs:
             runs[name] = race_run(cell, chosen, number, place, threads)
