@@ -1,11 +1,11 @@
 """Time to score where each side also chooses its samples an iteration: the fourth design of the time-to-score study.
 
-    python -m bench.own_batch_study [--method ppo|rloo|grpo …] [--reward length|word …] [--quick]
+    python -m bench.own_batch_study [--method ppo|rloo|grpo …] [--reward length|word …] [--anew] [--quick]
     python -m bench.own_batch_study --tables
 
 The rules are in docs/benchmarks.md, "Own batch"; own_batch.py has the choices and the arithmetic. What the peer did with 4 samples
 a prompt is taken from bench/results/score_study.json; every run here is written at once to bench/results/own_batch_study.json, and
-what is there is not run again. `--tables` writes what there is into docs/benchmarks.md.
+what is there is not run again, but for the races with `--anew`, where the machine has become quieter: their scores stay, their times do not. `--tables` writes what there is into docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -140,6 +140,15 @@ def run_cell(
     return own["row"]
 
 
+def without_races(found: dict[str, Any], cells: Sequence[OwnBatch]) -> dict[str, Any]:
+    """The same results without what the races of these cells said."""
+    for cell in cells:
+        if (one := found["cells"].get(cell.name)) is not None:
+            one.pop("row", None)
+            one["runs"] = {name: run for name, run in one["runs"].items() if name != race_name(run["seed"])}
+    return found
+
+
 def started(cell: OwnBatch, side: str, setting: Setting, seed: int, threads: int) -> tuple[Worker, int]:
     """One side's program, ready, and how many iterations it makes at most."""
     most = cell.n_iterations if side == "ours" else min(cell.n_iterations, cell.published.n_iterations)
@@ -215,6 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", nargs="+", choices=sorted({cell.method for cell in CELLS}))
     parser.add_argument("--reward", nargs="+", choices=sorted({cell.reward for cell in CELLS}))
+    parser.add_argument("--anew", action="store_true", help="run the races again, for their times")
     parser.add_argument("--quick", action="store_true", help="each cell as small as it can be: does it run?")
     parser.add_argument("--tables", action="store_true", help="write what was run so far into the page, and stop")
     options = parser.parse_args()
@@ -226,6 +236,8 @@ def main() -> None:
         put_between(score_study.DOCS, MARKS, page(CELLS, found, places))
         return
     cells = [c for c in CELLS if c.method in (options.method or c.method) and c.reward in (options.reward or c.reward)]
+    if options.anew:
+        score_study.write(without_races(score_study.load(RESULTS), cells), RESULTS)
     for one in study(cells, quick=options.quick, threads=int(os.environ.get("KARAT_BENCH_THREADS", "2"))):
         print(json.dumps(one, ensure_ascii=False), flush=True)
 

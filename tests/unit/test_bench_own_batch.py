@@ -190,6 +190,14 @@ def test_what_is_done_is_not_done_again_and_the_peers_small_settings_are_not_run
         study.study([replace(CELL, n_iterations=9)], quick=False, threads=1, path=tmp_path / "found.json")
 
 
+def test_races_can_be_run_anew_and_nothing_else() -> None:
+    runs = {**race(0, [5, 5, 5]), **race(1, [5, 5, 5]), **alone("ours", SLOW, 200, [0, 1, 2], 1.0)}
+    found = {"cells": {CELL.name: {"runs": runs, "row": {}}, "another": {"runs": race(0, [5, 5, 5]), "row": {}}}}
+    left = study.without_races(found, [CELL, CELLS[-1]])["cells"]
+    assert list(left[CELL.name]["runs"]) == [search_name("ours", SLOW, 200)]
+    assert ("row" in left[CELL.name], len(left["another"]["runs"]), "row" in left["another"]) == (False, 1, True)
+
+
 def loads(path):
     """`load` that knows one published cell beside the file."""
 
