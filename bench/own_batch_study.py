@@ -5,7 +5,7 @@
 
 The rules are in docs/benchmarks.md, "Own batch"; own_batch.py has the choices and the arithmetic. What the peer did with 4 samples
 a prompt is taken from bench/results/score_study.json; every run here is written at once to bench/results/own_batch_study.json, and
-what is there is not run again, but for the races with `--anew`, where the machine has become quieter: their scores stay, their times do not. `--tables` writes what there is into docs/benchmarks.md.
+what is there is not run again, but for the races with `--anew`, where the machine has become quieter: with the same code their scores stay, their times do not. `--tables` writes what there is into docs/benchmarks.md.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ settings, learning rate × optimiser steps, on a seed of their own, with the sam
 coefficient; each side then runs three seeds at its own best. In the first design a setting is searched for a few
 iterations and the finalists meet on the first seed; in the second (whole_search) every setting runs in full, and ours makes
 twice the peer's iterations; in the third (equal) ours searches on three seeds, which takes the peer's time for one
-(score_cells.py has the numbers, score_figures.py the arithmetic). Before the first turn both sides score the same responses, and nothing runs where they differ. Every run
+(score_cells.py has the numbers, score_figures.py the arithmetic). own_batch_study.py is the fourth design. Before the first turn both sides score the same responses, and nothing runs where they differ. Every run
 is written at once to bench/results/score_study.json, and what is there is not run again; `--tables` writes what there is
 into docs/benchmarks.md.
 """
