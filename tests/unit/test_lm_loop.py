@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from karat.errors import InvariantError, LedgerError
+from karat.errors import CheckpointError, InvariantError, LedgerError
 from karat.lm.loop import (
     JsonlReporter,
     LoopConfig,
@@ -116,6 +116,16 @@ def test_a_half_written_checkpoint_is_ignored(tmp_path):
     again = fresh_state()
     run_loop(again, step_of(again), LoopConfig(3, 1), directory=tmp_path, fingerprint="x")
     assert again.step == 3
+
+
+@pytest.mark.parametrize("name", ["m.module", "m.optimiser"])
+def test_a_checkpoint_that_is_cut_off_is_named(name, tmp_path):
+    state = fresh_state()
+    run_loop(state, step_of(state), LoopConfig(2, 1), directory=tmp_path, fingerprint="x")
+    file = tmp_path / "step-00000002" / name
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(CheckpointError, match=rf"step-00000002/{name}: truncated or unreadable safetensors"):
+        run_loop(fresh_state(), step_of(state), LoopConfig(3, 1), directory=tmp_path, fingerprint="x")
 
 
 def test_what_a_kill_left_beside_the_newest_checkpoint_is_removed_on_resume(tmp_path):

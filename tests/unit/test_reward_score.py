@@ -171,6 +171,11 @@ def test_what_cannot_be_scored_is_one_clear_line(qwen, tmp_path):
     with pytest.raises(CheckpointError, match="found no reward_card"):
         load_scorer(tmp_path / "nothing")
     path = save_reward(qwen, tmp_path / "rm", metadata={})
+    heads = (path / "heads.safetensors").read_bytes()
+    (path / "heads.safetensors").write_bytes(heads[:-7])
+    with pytest.raises(CheckpointError, match=r"heads.safetensors: truncated or unreadable"):
+        load_scorer(path)
+    (path / "heads.safetensors").write_bytes(heads)
     card = json.loads((path / "reward_card.json").read_text())
     (path / "reward_card.json").write_text(json.dumps(card | {"format": 99}))
     with pytest.raises(CheckpointError, match="found card format 99"):

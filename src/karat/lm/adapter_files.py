@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -83,10 +82,7 @@ def adapters_on(model: PreTrainedModel, path: Path, name: str, *, for_training: 
     Raises: CheckpointError where they cannot be read, do not fit or are not complete, or say that they were trained on other
         weights; peft's own say nothing, and shapes tell little.
     """
-    try:
-        frozen = read_header_metadata(path / ADAPTER_WEIGHTS).get(FROZEN)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path / ADAPTER_WEIGHTS}: truncated or unreadable safetensors ({error})") from error
+    frozen = read_header_metadata(path / ADAPTER_WEIGHTS).get(FROZEN)
     if frozen is not None and frozen != frozen_digest(trunk_of(model)):
         raise CheckpointError(
             f"{path}: the adapters were trained on other weights than those of {name}; expected the same model, loaded in the "

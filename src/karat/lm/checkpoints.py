@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from karat.errors import LedgerError
 from karat.lm import parallel
+from karat.lm.headers import read_tensors
 from karat.lm.sharding import part_like, whole_tensor
 
 if TYPE_CHECKING:
@@ -113,11 +114,11 @@ def resume(
             "restore the configuration"
         )
     for name, module in state.modules.items():
-        saved = load_file(newest / f"{name}.module")
+        saved = read_tensors(newest / f"{name}.module")
         for key, tensor in _saved(module).items():
             tensor.data.copy_(part_like(saved[key], tensor))
     for name, optimiser in state.optimisers.items():
-        tensors = load_file(newest / f"{name}.optimiser")
+        tensors = read_tensors(newest / f"{name}.optimiser")
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
         optimiser.load_state_dict(_unflatten_optimiser(tensors, plain["optimisers"][name], parameters))
     for name, controller in state.controllers.items():

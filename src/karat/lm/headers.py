@@ -9,11 +9,15 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from karat.errors import CheckpointError
 
 HEADER_ALIGNMENT = 64  # bytes, as torch aligns its own memory
 
@@ -41,9 +45,24 @@ def add_header_metadata(file: Path, metadata: Mapping[str, str]) -> None:
 
 
 def read_header_metadata(file: Path) -> dict[str, str]:
-    """The text entries in the header of a safetensors file."""
-    with safe_open(file, framework="pt") as opened:
+    """The text entries in the header of a safetensors file. Raises: CheckpointError where it is damaged."""
+    with _read(file), safe_open(file, framework="pt") as opened:
         return dict(opened.metadata() or {})
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises: CheckpointError where it is damaged."""
+    with _read(file):
+        return load_file(file)
+
+
+@contextmanager
+def _read(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except SafetensorError as error:  # no ValueError and no OSError, which would be caught as such
+        said = " ".join(str(error).split())
+        raise CheckpointError(f"{file}: truncated or unreadable safetensors ({said})") from error
 
 
 def state_on_processor(model: nn.Module, wanted: Callable[[str], bool] = lambda _: True) -> dict[str, Tensor] | None:

@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from karat.lm.adapter_files import FROZEN, frozen_digest, in_adapter
 from karat.lm.adapters import is_adapted, trunk_beside
+from karat.lm.headers import read_header_metadata, read_tensors
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import trunk_of
 from karat.lm.narrow import use_narrow_products
@@ -45,9 +45,8 @@ def borrowed_trunk(policy: LoadedLM, directory: Path) -> nn.Module | None:
     path = directory / ADAPTERS
     if not (isinstance(policy.model, PeftModel) and path.is_file()):
         return None
-    with safe_open(path, framework="pt") as file:
-        about = file.metadata() or {}
-    saved, there = load_file(path), _adapters(trunk_of(policy.model))
+    about = read_header_metadata(path)
+    saved, there = read_tensors(path), _adapters(trunk_of(policy.model))
     alike = {name: tensor.shape for name, tensor in saved.items()} == {name: one.shape for name, one in there.items()}
     trunk = trunk_of(policy.model)
     if not alike or about.get(SCALING) != _scaling(trunk) or about.get(FROZEN) != frozen_digest(trunk):

@@ -20,12 +20,12 @@ from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
 from karat.errors import CheckpointError, InputError
+from karat.lm.headers import read_header_metadata, read_tensors
 from karat.lm.logprobs import hidden_at
 from karat.lm.trees import Tree, padded_batch
 from karat.ratings import draw_level, ordinal_logprobs
@@ -345,9 +345,7 @@ def load_dense(directory: Path, trunk: DecoderTrunk) -> DenseReward:
     path = directory / DENSE
     if not path.is_file():
         raise CheckpointError(f"{directory}: found no {DENSE}; expected a reward trained on marks inside responses")
-    with safe_open(path, "pt") as file:
-        about = file.metadata()
-    tensors = load_file(path)
+    about, tensors = read_header_metadata(path), read_tensors(path)
     heads = {name: tensors[name] for name in ("weight", "threshold", "cutpoints")}
     side = TokenSideReward.from_tensors(about["beside"].split("\n"), tensors) if about.get("beside") else None
     return DenseReward(trunk, tuple(about["names"].split("\n")), **heads, side=side)

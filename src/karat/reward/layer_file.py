@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from karat.errors import CheckpointError
+from karat.lm.headers import read_header_metadata, read_tensors
 from karat.reward.last_layer import LastLayer
 
 LAST_LAYER = "last_layer.safetensors"
@@ -46,9 +46,8 @@ def load_last_layer(directory: str | Path, objective: str | None = None) -> Last
     path = Path(directory) / LAST_LAYER
     if not path.is_file():
         raise CheckpointError(f"{directory}: found no {LAST_LAYER}; expected a model with reward.posterior: laplace")
-    tensors = load_file(path)
-    with safe_open(path, "pt") as file:
-        known = json.loads((file.metadata() or {}).get("objectives", "[]"))
+    tensors = read_tensors(path)
+    known = json.loads(read_header_metadata(path).get("objectives", "[]"))
     if objective is not None and objective not in known:
         raise CheckpointError(
             f"{path}: found no last layer of {objective!r}; expected one of {', '.join(known) or 'one objective'}"

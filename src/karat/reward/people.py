@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from karat.belief import Belief, ScoreScale
 from karat.errors import CheckpointError, InputError
+from karat.lm.headers import read_tensors
 from karat.records import Prompt
 from karat.reward.jury import JuryComposition, empanel
 from karat.reward.model import RewardModel
@@ -312,7 +313,7 @@ def load_people(directory: Path) -> PeopleModel:
     directory = Path(directory)
     try:
         card = json.loads((directory / CARD).read_text(encoding="utf-8"))
-        found = load_file(directory / TENSORS)
+        found = {name: one.numpy() for name, one in read_tensors(directory / TENSORS).items()}
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{directory}: found no {Path(error.filename or TENSORS).name}; expected a reward model with a population "

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from karat.errors import CheckpointError, InputError
 from karat.identity import file_hash
+from karat.lm.headers import read_tensors
 from karat.reward.people import TENSORS, PeopleModel
 from karat.reward.personal import PersonReward, prior_of, standing
 
@@ -78,7 +79,7 @@ def load_person(directory: Path, model: PeopleModel, reward: Path) -> SavedPerso
     """
     try:
         card: Mapping = json.loads((directory / CARD).read_text(encoding="utf-8"))
-        found = load_file(directory / FILE)
+        found = {name: one.numpy() for name, one in read_tensors(directory / FILE).items()}
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{directory}: found no {Path(error.filename or FILE).name}; expected what `karat personalise` wrote"

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -32,7 +32,7 @@ from karat.errors import CheckpointError, InputError
 from karat.lm.adapters import merged_trunk
 from karat.lm.attention import NAME as TREE_ATTENTION
 from karat.lm.classifiers import is_classifier, load_classifier
-from karat.lm.headers import add_header_metadata
+from karat.lm.headers import add_header_metadata, read_tensors
 from karat.lm.load import LoadedEncoder, LoadedLM, load_encoder, quiet, save_encoder
 from karat.records import Prompt, ScoreFn
 from karat.reward.borrowed import borrowed_trunk, save_adapters
@@ -273,7 +273,7 @@ def load_scorer(
     try:
         card = json.loads((directory / CARD).read_text(encoding="utf-8"))
         members = card.get("posterior", {}).get("members", [])
-        heads = {} if members else load_file(directory / HEADS)
+        heads = {} if members else read_tensors(directory / HEADS)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{directory}: found no {Path(error.filename or HEADS).name}; expected a reward model: models/reward of a "

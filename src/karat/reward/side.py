@@ -19,12 +19,12 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from scipy import linalg
 from torch import Tensor
 
 from karat.errors import CheckpointError
+from karat.lm.headers import read_header_metadata, read_tensors
 from karat.ngrams import HASH_BITS, column_weights, ngram_counts, weighted_counts
 from karat.plain_features import response_overlap, response_place
 from karat.plain_numbers import response_numbers
@@ -257,10 +257,9 @@ def load_side(directory: Path, names: Sequence[str], name: str = SIDE) -> SideRe
     path = directory / name
     if not path.is_file():
         raise CheckpointError(f"{directory}: found no {name}; expected one, the reward reads {', '.join(names)}")
-    with safe_open(path, "pt") as file:
-        about = file.metadata()
-    if about["hash_bits"] != str(HASH_BITS):
-        raise CheckpointError(f"{path}: found n-grams of {about['hash_bits']} bits; expected {HASH_BITS}")
+    about = read_header_metadata(path)
+    if about.get("hash_bits") != str(HASH_BITS):
+        raise CheckpointError(f"{path}: found n-grams of {about.get('hash_bits')} bits; expected {HASH_BITS}")
     read = tuple(about["names"].split("\n"))
-    tensors = {"scales": np.ones(len(read))} | {name: tensor.numpy() for name, tensor in load_file(path).items()}
+    tensors = {"scales": np.ones(len(read))} | {name: tensor.numpy() for name, tensor in read_tensors(path).items()}
     return SideReward(read, **tensors, n_objectives=int(about.get("n_objectives", "1")))
