@@ -26,7 +26,7 @@ from karat.reward.last_layer import comparison_observations, fit_last_layer
 from karat.reward.latents import prior_params
 from karat.reward.layer_turns import fit_by_turns
 from karat.reward.raters import RaterPriors, prior_raters
-from karat.reward.sampled_layer import sample_population
+from karat.reward.sampled_layer import _directions, sample_population
 from kind_worlds import asked, known_raters, planted
 
 
@@ -187,7 +187,13 @@ def test_directions_that_are_not_sampled_keep_their_first_fit():
     sampled = sampled_votes(features, votes, first, rng, raters=RaterPriors(modelled=False), prior_precision=1.0)
     assert sampled.draws.shape == (120, d)
     np.linalg.cholesky(sampled.posterior.covariance)
+    basis = _directions(first)
+    assert basis.shape == (d, 32)
+    assert basis.T @ basis == pytest.approx(np.eye(32), abs=1e-9)
+    assert basis @ (basis.T @ first.mean) == pytest.approx(first.mean)  # the size of all of it is sampled
     wide = np.linalg.eigh(first.covariance)[1][:, -1]
+    wide = wide - basis @ (basis.T @ wide)
+    wide /= np.linalg.norm(wide)
     assert wide @ sampled.posterior.covariance @ wide == pytest.approx(wide @ first.covariance @ wide, rel=1e-9)
     assert np.var(sampled.draws @ wide) < 1.5 * (wide @ first.covariance @ wide)
     assert sampled.spreads["competence_sd"] < 0.01
@@ -399,3 +405,18 @@ def test_intervals_of_mixtures_cover_what_a_population_of_different_tastes_wants
     # four weights: a seed's 200 pairs are worth some three, √(.09/36) = .05
     assert abs(np.mean(inside["drawn along"]) - 0.9) < 3 * max(np.std(inside["drawn along"], ddof=1) / 12**0.5, 0.02)
     assert np.mean(inside["one taste"]) < np.mean(inside["drawn along"]) - 0.1
+
+
+@pytest.mark.usefixtures("short_chains")
+def test_raters_do_not_make_up_for_what_a_first_fit_shrank_in_directions_that_are_not_sampled():
+    """What is liked lies in many directions, a little in each: with its size held, competences would be far above 1."""
+    rng, d, n = np.random.default_rng(0), 120, 500
+    mean = 0.35 * rng.standard_normal(d)
+    delta = rng.standard_normal((n, d))
+    level = (delta @ mean + rng.logistic(size=n) > 0).astype(int)
+    votes = votes_of(level, np.ones(n), np.arange(n) % 25, 2)
+    features, first = first_fit(delta, votes, 25)
+    shrunk = dataclasses.replace(first, mean=first.mean / 5)
+    found = sampled_votes(features, votes, shrunk, rng, raters=RaterPriors())
+    assert found.spreads["competence_sd"] < 0.8
+    assert found.posterior.mean @ mean / (mean @ mean) > 0.5

@@ -1,7 +1,7 @@
 """The last layer of a population by sampling: draws of its weights together with all that is not known of its raters.
 
-Directions of the features that answers say most about are sampled under `karat.reward.hierarchy`; in the others the
-posterior is the prior's, nearly, and a first normal fit is kept. Knows features, answers of every kind as columns and a first
+Directions of the features that answers say most about are sampled under `karat.reward.hierarchy`, and the size of what a first normal
+fit found in the others, where the posterior is the prior's, nearly, and that fit is kept. Knows features, answers of every kind as columns and a first
 fit; knows nothing about texts, trunks or files.
 
 Dimension letters: S draws, N texts, d features, k directions.
@@ -23,7 +23,7 @@ from karat.reward.last_layer import LastLayer
 from karat.reward.raters import RaterPriors
 
 MOST_DIRECTIONS = 32
-"""k: directions sampled. A few thousand answers determine fewer (`n_effective`), and each costs two spreads."""
+"""k: directions sampled, the last of them that of what the others leave of the mean. A few thousand answers determine fewer (`n_effective`), and each costs two spreads."""
 N_CHAINS, N_WARM, N_DRAWS = 2, 200, 300
 MIXED = 1.1
 """R̂ up to which chains count as agreed (Gelman & Rubin 1992); tighter bounds are for tails that nobody reads here."""
@@ -72,7 +72,7 @@ def sample_population(
             out of what is returned. 0 = texts have none.
     Raises: what `sample_chains` raises.
     """
-    basis = _directions(first.covariance)
+    basis = _directions(first)
     centre = basis.T @ first.mean
     rest = first.mean - basis @ centre
     priors = hierarchy_priors(raters)
@@ -95,8 +95,16 @@ def sample_population(
     return SampledLayer(sampled @ basis.T + rest + beside, posterior, spreads, rhat)
 
 
-def _directions(covariance: np.ndarray) -> np.ndarray:
-    """[d, k]: the axes themselves where there are few, else those that answers narrowed most."""
-    if len(covariance) <= MOST_DIRECTIONS:
-        return np.eye(len(covariance))
-    return linalg.eigh(covariance, subset_by_index=[0, MOST_DIRECTIONS - 1])[1]
+def _directions(first: LastLayer) -> np.ndarray:
+    """[d, k]: the axes themselves where there are few, else those that answers narrowed most, and what is left of the mean.
+
+    The last one carries the size of all the others: held where a first fit shrank it, raters' competences would have to make up for it.
+    """
+    if len(first.mean) <= MOST_DIRECTIONS:
+        return np.eye(len(first.mean))
+    basis = linalg.eigh(first.covariance, subset_by_index=[0, MOST_DIRECTIONS - 2])[1]
+    left = first.mean - basis @ (basis.T @ first.mean)
+    length = float(np.linalg.norm(left))
+    if length <= 1e-9 * max(float(np.linalg.norm(first.mean)), 1e-300):
+        return basis
+    return np.concatenate([basis, left[:, None] / length], axis=1)
