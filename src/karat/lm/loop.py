@@ -105,7 +105,7 @@ def run_loop(
         identity: the plain values behind the fingerprint, so that a refusal can name what differs; None = not kept.
         should_stop: called after each step; a reason (text) ends the loop early.
     Returns: the reason for stopping early, or None.
-    Raises: LedgerError for a checkpoint of another configuration; InvariantError where every optimiser step was skipped.
+    Raises: LedgerError for a checkpoint of another configuration; InvariantError where most optimiser steps were skipped.
     """
     kept = None if directory is None else _Kept(directory, fingerprint, identity)
     with contextlib.ExitStack() as around:
@@ -114,10 +114,12 @@ def run_loop(
             around.enter_context(freed_memory_kept())
         stopped = _steps(state, step, config, kept=kept, reporters=reporters, should_stop=should_stop)
     state.shards = None
-    if state.n_skipped and not state.n_stepped:  # however few they were: what is saved now has learnt nothing
+    if state.n_skipped > state.n_stepped:  # however few they were: what is saved now has hardly learnt anything
+        n_asked = state.n_skipped + state.n_stepped
+        found = f"{state.n_skipped} of {n_asked}" if state.n_stepped else f"all {n_asked}"
         raise InvariantError(
-            f"all {state.n_skipped} optimiser steps had gradients that were not finite; expected some to be made. Lower the "
-            "learning rate, or look at the rewards and texts that were trained on"
+            f"{found} optimiser steps had gradients that were not finite; expected most to be made. Lower the learning "
+            "rate, or look at the rewards and texts that were trained on"
         )
     return stopped
 
