@@ -100,7 +100,7 @@ def study(
 
 def smallest(cell: OwnBatch) -> OwnBatch:
     """The same cell as small as it can be: does it run?"""
-    small = {"samples": (4, 16), "rates": (1e-3,), "steps": (4,), "n_iterations": 2}
+    small = {"samples": (4, 8), "rates": (1e-3,), "steps": (4,), "n_iterations": 1}
     return replace(cell, **small, further_seeds=(), n_finalists=1, seeds=(0,))
 
 

@@ -68,6 +68,7 @@ def test_the_settings_are_the_same_for_both_sides_and_say_their_samples() -> Non
         f"lr {rate}, 1 steps, {n} samples" for n in (4, 16) for rate in (0.1, 0.2)
     ]
     assert {len(cell.settings) for cell in CELLS} == {12}
+    assert {len(study.smallest(cell).settings) for cell in CELLS} == {2}
     assert not {cell.first_seed for cell in CELLS} | set(CELLS[0].further_seeds) <= {0, 1, 2, 100, 101, 102}
 
 
