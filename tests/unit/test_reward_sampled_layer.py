@@ -25,8 +25,10 @@ from karat.reward.hierarchy import Directions, HierarchyDensity, HierarchyPriors
 from karat.reward.last_layer import comparison_observations, fit_last_layer
 from karat.reward.latents import prior_params
 from karat.reward.layer_turns import fit_by_turns
+from karat.reward.population_layer import population_of
 from karat.reward.raters import RaterPriors, prior_raters
 from karat.reward.sampled_layer import _directions, sample_population
+from karat.reward.settings import LaplaceConfig, RewardConfig
 from kind_worlds import asked, known_raters, planted
 
 
@@ -420,3 +422,29 @@ def test_raters_do_not_make_up_for_what_a_first_fit_shrank_in_directions_that_ar
     found = sampled_votes(features, votes, shrunk, rng, raters=RaterPriors())
     assert found.spreads["competence_sd"] < 0.8
     assert found.posterior.mean @ mean / (mean @ mean) > 0.5
+
+
+@pytest.mark.usefixtures("short_chains")
+def test_how_far_apart_raters_are_is_told_and_too_many_to_draw_are_named(monkeypatch):
+    spec = dataclasses.replace(WORLDS[1], asked={"comparison/3": 40, "rating": 30}, n_raters=6, n_features=2)
+    features, batch, mean = drawn_world(spec, 0)
+    params = prior_params(batch.channels, spec.n_raters, RaterPriors())
+    turned = fit_by_turns(features, batch, params, RaterPriors(), n_people=6, start=np.zeros(len(mean)))
+    config, none = RewardConfig(laplace=LaplaceConfig(n_draws=8)), np.zeros((len(features), 0))
+
+    def made():
+        rng = np.random.default_rng(0)
+        return population_of(turned, batch, features, none, n_people=6, config=config, rng=rng)
+
+    found = made()
+    assert found.draws.shape == (8, 2)
+    assert found.draws.mean(0) == pytest.approx(found.posterior.mean)
+    (told, *_) = found.findings
+    assert (told.name, told.estimate.value) == ("reward.last_layer_raters", found.figures["taste_sd"])
+    assert f"R̂ {found.figures['rhat']:.2f}" in told.detail
+    # gains of those who rate are for the scores as they were drawn
+    assert float(found.params.ratings["rating"].gain[-1]) != float(turned.params.ratings["rating"].gain[-1])
+    monkeypatch.setattr("karat.reward.population_layer.SAMPLED_UP_TO", 60)
+    (named,) = made().findings
+    assert (named.name, named.status) == ("reward.last_layer_tastes", "warn")
+    assert "found 70 of comparison/3, rating" in named.detail

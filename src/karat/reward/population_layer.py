@@ -90,7 +90,7 @@ def population_of(
     )  # fmt: skip
     drawn = some_draws(sampled, settings.n_draws)
     figures = {name: sampled.spreads[name] for name in ("taste_sd", "competence_sd", "waver_sd")}
-    findings = () if sampled.rhat <= MIXED else (_not_mixed(sampled.rhat, len(batch)),)
+    findings = (_apart(sampled, len(batch)), *([] if sampled.rhat <= MIXED else [_not_mixed(sampled.rhat, len(batch))]))
     params = _at_drawn_scores(phi @ some_draws(sampled, N_DRAWS).T, batch, params, config)
     return Population(sampled.posterior, drawn, params, figures | {"rhat": sampled.rhat}, findings)
 
@@ -120,6 +120,20 @@ def without_effects(posterior: LastLayer, width: int) -> LastLayer:
     covariance = posterior.covariance[:width, :width]
     n_effective = width - posterior.prior_precision * float(np.trace(covariance))
     return dataclasses.replace(posterior, mean=posterior.mean[:width], covariance=covariance, n_effective=n_effective)
+
+
+def _apart(sampled: SampledLayer, n_said: int) -> Finding:
+    spreads = sampled.spreads
+    return Finding(
+        "reward.last_layer_raters",
+        "How far apart are the raters who are drawn along with the last layer?",
+        "info",
+        Estimate(
+            spreads["taste_sd"], None, None, n_said, "sd of tastes, raw logits a unit of a feature; median of the draws"
+        ),
+        detail=f"sd of competences around 1: {spreads['competence_sd']:.2g}; of what one rater weighs otherwise from answer to answer: "
+        f"{spreads['waver_sd']:.2g}; R̂ {sampled.rhat:.2f}.",
+    )
 
 
 def _not_mixed(rhat: float, n_votes: int) -> Finding:
