@@ -22,11 +22,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from karat.lm.attention import current_layout, tree_layout
+from karat.lm.cache import GIVEN, DecodeCache, DecodeStep, decode_attention
 from karat.lm.dense_attention import is_short, plan_of
 from karat.lm.final_block import block_lists, rows_wanted
 from karat.lm.fused_attention import Frame, Sizes, attend, attend_back
 from karat.lm.kernels import matmul
-from karat.lm.narrow import products_of, use_narrow_products
+from karat.lm.narrow import products_of, stacked, use_narrow_products
 from karat.lm.native import address, library
 from karat.lm.trees import TreeLayout, TreeSpan
 
@@ -132,7 +133,69 @@ def _forward(self: nn.Module, hidden_states: Tensor, *args: Any, **options: Any)
         weights = weights_of(self)
         if weights is not None:
             return fused(hidden_states, angles, layout, products, getattr(self, SIZES), weights, rows_wanted(self))
+    elif not args and angles is not None and _decodes(self, hidden_states, products, options):
+        weights = weights_of(self)
+        if weights is not None:
+            return _decoded(self, hidden_states, angles, products, weights, options)
     return type(self).forward(self, hidden_states, *args, **options)
+
+
+def _decodes(block: nn.Module, x: Tensor, products: torch.dtype, options: dict[str, Any]) -> bool:
+    """Whether this is a step of the sampler, a token a row, in a narrower dtype: in float32 stacked weights would be copies."""
+    return (
+        products != torch.float32
+        and not torch.is_grad_enabled()
+        and GIVEN
+        not in options  # steps of static shapes are recorded, and what is compiled here leaves no trace in a record
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and isinstance(cache := options.get("past_key_values"), DecodeCache)
+        and isinstance(cache.now, DecodeStep)
+        and cache.dtype == products
+        and not block.training
+        and not torch.is_autocast_enabled("cpu")
+        and getattr(block, KNOWN).get(products, False)
+    )
+
+
+def _decoded(
+    block: nn.Module,
+    x: Float[Tensor, "1 R d"],
+    angles: tuple[Tensor, Tensor],
+    products: torch.dtype,
+    weights: tuple[Tensor | None, ...],
+    options: dict[str, Any],
+) -> Float[Tensor, "1 R d"]:
+    """The block's output for one token of each row, whose keys and values go into the cache."""
+    norm, wq, wk, wv, wo, norm_mlp, gate, up, down, norm_q, norm_k = weights
+    sizes, call, cache = getattr(block, SIZES), library(products), options["past_key_values"]
+    x, (n, d), m = x.contiguous(), x.shape[1:], len(gate)
+    H, K, D = sizes.heads, sizes.key_heads, sizes.size
+    normed, scale = x.new_empty(n, d, dtype=products), x.new_empty(n)
+    _norm(call, x, None, None, norm, sizes.eps[0], None, normed, scale)
+    qkv = torch.mm(normed, stacked((wq, wk, wv), products).t())
+    turns, heads = [angle.reshape(-1, D).contiguous() for angle in angles], []
+    for first, n_heads, own, eps in ((0, H, norm_q, sizes.eps[1]), (H * D, K, norm_k, sizes.eps[2])):
+        turned, scales = qkv.new_empty(n, n_heads, D), x.new_empty(n, n_heads)
+        call.heads_forward(
+            address(qkv, first), (H + 2 * K) * D, n, n_heads, D, address(own), eps, *map(address, turns), address(turned),
+            address(scales),
+        )  # fmt: skip
+        heads.append(turned.transpose(0, 1)[None])
+    values = qkv[:, (H + K) * D :].view(n, K, D).transpose(0, 1)[None]
+    keys, values = cache.update(heads[1], values, block.self_attn.layer_idx)
+    attended, _ = decode_attention(
+        block.self_attn, heads[0], keys, values, None, scaling=sizes.scale, sliding_window=sizes.window
+    )
+    change = torch.mm(attended.reshape(n, H * D), stacked((wo,), products).t())
+    between, normed_mlp = x.new_empty(n, d), torch.empty_like(normed)
+    _norm(call, x, change, None, norm_mlp, sizes.eps[3], between, normed_mlp, scale)
+    both = torch.mm(normed_mlp, stacked((gate, up), products).t())
+    gated, output = both.new_empty(n, m), torch.empty_like(x)
+    call.gate_forward(address(both), n, m, address(gated))
+    change = torch.mm(gated, stacked((down,), products).t())
+    call.add_rows(address(between), address(change), None, n, d, address(output))
+    return output
 
 
 def _suits(block: nn.Module, x: Tensor, layout: TreeLayout, products: torch.dtype, options: dict[str, Any]) -> bool:
@@ -186,12 +249,12 @@ class _Block(torch.autograd.Function):
         n_positions, d = x.shape[1:]
         normed, scale = x.new_empty(n_positions, d, dtype=products), x.new_empty(n_positions)
         _norm(call, x, None, None, norm, eps[0], None, normed, scale)
-        of_qkv = _stacked((wq, wk, wv), products)
+        of_qkv = stacked((wq, wk, wv), products)
         qkv = _times(normed, of_qkv.t())
         attended, kept = attend(frame, qkv, (norm_q, norm_k))
         if rows is not None:
             attended = attended.index_select(0, rows)
-        of_o, of_both, of_down = (_stacked(own, products) for own in ((wo,), (gate, up), (down,)))
+        of_o, of_both, of_down = (stacked(own, products) for own in ((wo,), (gate, up), (down,)))
         n, m = len(attended), len(gate)
         between, normed_mlp, scale_mlp = x.new_empty(n, d), normed.new_empty(n, d), x.new_empty(n)
         _norm(call, x, _times(attended, of_o.t()), rows, norm_mlp, eps[3], between, normed_mlp, scale_mlp)
@@ -268,16 +331,6 @@ def _norm(
     call.norm_forward(
         address(x), address(change), address(rows), n, d, address(weight), eps, address(total), *map(address, made)
     )
-
-
-def _stacked(weights: tuple[Tensor, ...], products: torch.dtype) -> Tensor:
-    """Weights one above the other, rounded for a product."""
-    if len(weights) == 1:
-        return weights[0].detach().to(products)
-    together = weights[0].new_empty(sum(map(len, weights)), weights[0].shape[1], dtype=products)
-    for part, weight in zip(together.split([len(w) for w in weights]), weights, strict=True):
-        part.copy_(weight.detach())
-    return together
 
 
 def _times(left: Tensor, right: Tensor) -> Tensor:

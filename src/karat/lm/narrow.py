@@ -89,6 +89,22 @@ def narrowed(weight: Tensor, products: torch.dtype) -> Tensor:
     return kept[key][2]
 
 
+def stacked(weights: tuple[Tensor, ...], products: torch.dtype) -> Float[Tensor, "n i"]:
+    """Weights one above the other, rounded for a product, without gradient."""
+    kept, key = _KEPT.get(), (*map(id, weights), products)
+    if kept is not None and key in kept:
+        return kept[key][1]
+    if len(weights) == 1:
+        together = weights[0].detach().to(products)
+    else:
+        together = weights[0].new_empty(sum(map(len, weights)), weights[0].shape[1], dtype=products)
+        for part, weight in zip(together.split([len(w) for w in weights]), weights, strict=True):
+            part.copy_(weight.detach())
+    if kept is not None:
+        kept[key] = (weights, together)
+    return together
+
+
 def narrow_linear(
     x: Float[Tensor, "*rows i"], weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None, products: torch.dtype
 ) -> Float[Tensor, "*rows o"]:
