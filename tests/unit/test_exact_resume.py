@@ -94,6 +94,7 @@ def test_a_run_killed_by_sigkill_ends_with_the_same_bits(tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)  # forty processes; a busy machine is no failure
 def test_the_one_loop_at_twenty_random_moments(tmp_path):
     check("loop", tmp_path, n_kills=20, seed=1)
 

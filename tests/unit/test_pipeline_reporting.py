@@ -38,3 +38,14 @@ def test_findings_are_of_the_last_round_and_of_every_arena_even_where_its_name_i
         ("arena.2", "of arena-2?"),
         ("arena.3", "of arena-3?"),
     ]
+
+
+def test_a_check_of_several_policies_is_one_check_where_it_came_out_alike():
+    by_stage = {}
+    for stage, status in (("ppo", "pass"), ("rloo", "pass"), ("dpo", "fail")):
+        finding = jsonable(Finding("gate.leash", "Is it held?", status, detail=f"{stage}: held"))
+        by_stage[stage] = Manifest("r", stage, (), (), {}, {}, {}, None, "", "", 1.0, findings=[finding])
+    assert [(one.status, one.detail) for one in last_findings(by_stage)] == [
+        ("pass", "ppo: held; rloo: held"),
+        ("fail", "dpo: held"),
+    ]

@@ -6,6 +6,7 @@ Pure: knows manifests; reads nothing.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from karat.ledger.lineage import stale_stages
 from karat.ledger.manifest import Manifest
@@ -60,7 +61,19 @@ def last_findings(by_stage: Mapping[str, Manifest]) -> tuple[Finding, ...]:
             base = name
         last = newest_round(by_stage, base) == name
         found += [one for one in findings_of(manifest) if last or one.name.startswith("rounds.")]
-    return tuple(found)
+    return _each_once(found)
+
+
+def _each_once(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """A check that came out alike for several policies, as their leash, is one check: what was said of each stands in it."""
+    found: dict[tuple[str, str, str], Finding] = {}
+    for number, one in enumerate(findings):
+        key = (one.name, one.question, one.status)
+        if key in found and found[key].estimate is None and one.estimate is None:
+            found[key] = replace(found[key], detail="; ".join(filter(None, (found[key].detail, one.detail))))
+        else:
+            found[key if key not in found else (*key[:2], f"{one.status} {number}")] = one
+    return tuple(found.values())
 
 
 def collected(by_stage: Mapping[str, Manifest]) -> str:

@@ -133,15 +133,18 @@ def atlas_figure(cells: Sequence[AtlasCell]) -> dict[str, Any]:
             "cmax": widest,
             "colorscale": [[0, "@proxy"], [0.5, "@line"], [1, "@bad"]],
             "line": {"color": "@muted", "width": 1},
-            "colorbar": {"title": {"text": f"{first}, sd"}, "thickness": 12, "outlinewidth": 0},
+            "colorbar": {  # below: beside the cells it would take half of a phone
+                "title": {"text": f"{first}, sd", "side": "top"}, "thickness": 12, "outlinewidth": 0,
+                "orientation": "h", "x": 0.5, "y": -0.16, "yanchor": "top",
+            },
         },
     }  # fmt: skip
-    layout = _layout(520, "first principal component of the features")
+    layout = _layout(600, "first principal component")
     layout["yaxis"] = _scale("second principal component")
     # plotly paints the active button in a light blue that no theme can change: the colour bar says what is shown instead
     layout["updatemenus"] = [{
         "type": "buttons", "direction": "right", "x": 0, "xanchor": "left", "y": 1.12, "yanchor": "top", "showactive": False,
-        "bgcolor": "@surface", "bordercolor": "@line", "font": {"color": "@muted"},
+        "bgcolor": "@surface", "bordercolor": "@line", "font": {"color": "@muted", "size": 11},
         "buttons": [
             {
                 "label": name, "method": "restyle",
@@ -150,7 +153,7 @@ def atlas_figure(cells: Sequence[AtlasCell]) -> dict[str, Any]:
             for name, values in measures.items()
         ],
     }]  # fmt: skip
-    layout["margin"] = {**layout["margin"], "t": 64}
+    layout["margin"] = {**layout["margin"], "t": 64, "b": 120}
     return {"data": [trace], "layout": layout}
 
 
