@@ -293,7 +293,10 @@ def fit_scale(aggregate: Float[Tensor, "B"], prompt_index: Int[Tensor, "B"]) -> 
     means = torch.zeros_like(counts).index_add_(0, group, values) / counts
     scale = math.sqrt(float((values - means[group]).square().sum()) / n_free)
     if scale <= 1e-12 * max(1.0, float(values.abs().max())):
-        raise InputError("fit_scale: the responses to each prompt all have the same score; expected them to differ")
+        raise InputError(
+            "fit_scale: the responses to each prompt all have the same score; expected them to differ: give "
+            "responses that are not the same text, or a reward that was trained on such"
+        )
     return ScoreScale(shift=float(values.mean()), scale=scale)
 
 
