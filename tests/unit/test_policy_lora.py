@@ -64,8 +64,10 @@ def test_the_reference_is_the_base_model_before_and_after_training_and_no_copy(c
     drawn = draw_responses(toy_lm(), PROMPTS[:4], SEPARATE.rollout, seed=1)
     (batch,) = pack(drawn.trees, 4096, lm.model.device)
     with torch.no_grad():
-        expected = response_logprobs(toy_lm().model, batch, temperature=1.0).logprobs
-        assert torch.equal(response_logprobs(lm.model, batch, temperature=1.0).logprobs, expected)
+        base = response_logprobs(toy_lm().model, batch, temperature=1.0).logprobs
+        expected = response_logprobs(lm.model, batch, temperature=1.0).logprobs
+        # not to the bit: a model without adapters may have compiled passes, which add in another order
+        torch.testing.assert_close(expected, base, rtol=0, atol=1e-5)
     config = replace(SEPARATE, value=ValueSettings(critic=critic))
     actor = train_ppo(lm, PROMPTS, share_of_w3, config, seed=0).actor
     assert actor.reference is None

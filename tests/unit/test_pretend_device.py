@@ -137,6 +137,7 @@ def test_the_device_computes_values_and_gradients():
         torch.testing.assert_close(torch.as_tensor(other), torch.as_tensor(one), **CLOSE)
 
 
+@pytest.mark.usefixtures("plain_passes")  # other devices have no compiled ones; Adam makes much of what rounding moves
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in SHORT else pytest.mark.long) for name in RECIPES]
 )
