@@ -13,7 +13,7 @@ from pathlib import Path
 from karat.belief import disagreement, mean_score
 from karat.evaluate.suite_files import read_suite, score_items
 from karat.evaluate.suites import Suite, SuiteResult, suite_result
-from karat.lm.chat import prompt_tokens, response_text
+from karat.lm.chat import prompt_tokens, response_text, room_beside
 from karat.lm.endpoint import Endpoint
 from karat.lm.generate import SamplingConfig, sample
 from karat.lm.load import LoadedLM, load_lm
@@ -69,11 +69,8 @@ def generate_file(
 
 
 def _fitting(config: SamplingConfig, lm: LoadedLM, tokens: Sequence[Sequence[int]]) -> SamplingConfig:
-    """With no longer responses than the longest prompt leaves room for; unchanged where it leaves none.
-
-    One place is kept for the end token, which a response that was cut off gets where it is scored.
-    """
-    room = lm.context_length - 1 - max(map(len, tokens), default=0)
+    """With no longer responses than the longest prompt leaves room for; unchanged where it leaves none."""
+    room = room_beside(tokens, lm.context_length)
     return replace(config, max_new_tokens=room) if 0 < room < config.max_new_tokens else config
 
 

@@ -19,7 +19,7 @@ from karat.lm.kernels import linear
 from karat.lm.load import load_lm, save_lm
 from karat.lm.logprobs import response_logprobs, vocabulary_logprobs
 from karat.lm.loop import TrainState, optimiser_step
-from karat.lm.narrow import narrowed, products_of, weights_kept
+from karat.lm.narrow import narrowed, products_of, stacked, weights_kept
 from karat.lm.native import choose_of
 from karat.lm.trees import Tree, pack_trees
 from karat.pipeline.settings import RunConfig
@@ -114,6 +114,22 @@ def test_a_changed_weight_is_rounded_anew_but_within_a_pass_that_changes_none():
         assert narrowed(weight, BF16) is narrowed(weight, BF16)
         assert narrowed(weight.t(), BF16) is narrowed(weight.t(), BF16)
     assert narrowed(weight, BF16) is not narrowed(weight, BF16)
+
+
+def test_what_an_earlier_block_kept_is_rounded_anew_where_it_lies():
+    one, other = torch.nn.Parameter(draws(3, 8)), torch.nn.Parameter(draws(2, 8))
+    rounded = {}
+    with torch.inference_mode(), weights_kept(rounded):
+        kept = [narrowed(one, BF16), stacked((one, other), BF16)]
+        assert stacked((one,), BF16) is kept[0]
+    with torch.no_grad():
+        other += 1
+        one -= 1
+    with torch.inference_mode(), weights_kept(rounded):
+        again = [narrowed(one, BF16), stacked((one, other), BF16)]
+    assert all(a is b for a, b in zip(again, kept, strict=True))
+    assert torch.equal(again[0], one.to(BF16))
+    assert torch.equal(again[1], torch.cat([one, other]).to(BF16))
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "gemma3"])

@@ -5,7 +5,7 @@ Knows tokenizers and turns; knows nothing about models or tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -90,6 +90,14 @@ def response_text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], 
             break
         kept.append(token)
     return tokenizer.decode(kept, skip_special_tokens=True).strip()
+
+
+def room_beside(prompts: Iterable[Sequence[int]], context_length: int) -> int:
+    """Tokens that the longest prompt leaves for a response, one place kept for an end token.
+
+    A response that was cut off gets that where it is scored.
+    """
+    return context_length - 1 - max(map(len, prompts), default=0)
 
 
 def check_fits(tokens: Sequence[int], max_response: int, context_length: int) -> None:

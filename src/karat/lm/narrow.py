@@ -9,7 +9,7 @@ resume (docs/decisions/0020). Knows modules and tensors; knows nothing about lan
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -23,8 +23,8 @@ MARK = "karat_products"
 """Attribute of the modules of a model whose products are narrower than its weights; copies of the model keep it."""
 ROUNDING = 0.1
 """Largest difference in nats expected between two computations of one log-probability whose products are bfloat16."""
-RoundedWeights = dict[tuple[Any, ...], tuple[Tensor, Tensor, Tensor]]
-"""By weight and form: the tensor that owns its memory, the weight as it was asked for, and that one rounded."""
+RoundedWeights = dict[tuple[Any, ...], tuple[Any, tuple[Tensor, ...], Tensor]]
+"""By weights and form: whose ids are in the key, the weights as they were asked for, and these rounded, one above the other."""
 _KEPT: ContextVar[RoundedWeights | None] = ContextVar("karat_kept_weights", default=None)
 
 
@@ -66,8 +66,8 @@ def weights_kept(rounded: RoundedWeights | None = None) -> Iterator[None]:
     Args: rounded: those of an earlier block, rounded anew where they lie; weights may have changed since.
     """
     rounded = {} if rounded is None else rounded
-    for _, weight, narrow in rounded.values():
-        narrow.copy_(weight)
+    for _, weights, narrow in rounded.values():
+        _round_into(narrow, weights)
     token = _KEPT.set(rounded)
     try:
         yield
@@ -85,24 +85,28 @@ def narrowed(weight: Tensor, products: torch.dtype) -> Tensor:
     key = (id(own), weight.storage_offset(), weight.shape, weight.stride(), products)
     if key not in kept:
         weight = weight.detach()
-        kept[key] = (own, weight, weight.to(products))  # with the weight itself, so that its id stays its own
+        kept[key] = (own, (weight,), weight.to(products))  # with the weight itself, so that its id stays its own
     return kept[key][2]
 
 
 def stacked(weights: tuple[Tensor, ...], products: torch.dtype) -> Float[Tensor, "n i"]:
     """Weights one above the other, rounded for a product, without gradient."""
+    if len(weights) == 1:
+        return narrowed(weights[0], products)
     kept, key = _KEPT.get(), (*map(id, weights), products)
     if kept is not None and key in kept:
-        return kept[key][1]
-    if len(weights) == 1:
-        together = weights[0].detach().to(products)
-    else:
-        together = weights[0].new_empty(sum(map(len, weights)), weights[0].shape[1], dtype=products)
-        for part, weight in zip(together.split([len(w) for w in weights]), weights, strict=True):
-            part.copy_(weight.detach())
+        return kept[key][2]
+    parts = tuple(weight.detach() for weight in weights)
+    together = parts[0].new_empty(sum(map(len, parts)), parts[0].shape[1], dtype=products)
+    _round_into(together, parts)
     if kept is not None:
-        kept[key] = (weights, together)
+        kept[key] = (weights, parts, together)
     return together
+
+
+def _round_into(together: Tensor, weights: Sequence[Tensor]) -> None:
+    for place, weight in zip(together.split([len(weight) for weight in weights]), weights, strict=True):
+        place.copy_(weight)
 
 
 def narrow_linear(

@@ -52,8 +52,6 @@ static inline float exponential(float x) {
     return x < -87.0f ? 0.0f : p * power;
 }
 
-int threads_of(void) { return omp_get_max_threads(); }
-
 void narrow_rows(const float *from, const int64_t *rows, int64_t n, int64_t d, number *to, int64_t stride) {
     PARALLEL(n * d)
     for (int64_t i = 0; i < n; i++) {

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from karat.errors import InputError
-from karat.lm.chat import check_fits, prompt_tokens
+from karat.lm.chat import check_fits, prompt_tokens, room_beside
 from karat.lm.load import LoadedLM
 from karat.progress import Progress
 from karat.records import Prompt
@@ -29,10 +29,9 @@ def longest_response(models: Iterable[LoadedLM], prompts: Sequence[Prompt], name
     if named is not None:
         return named
     room = min(
-        (lm.context_length - 1 - max((len(prompt_tokens(lm.tokenizer, one.turns)) for one in prompts), default=0)
-         for lm in models),
+        (room_beside((prompt_tokens(lm.tokenizer, one.turns) for one in prompts), lm.context_length) for lm in models),
         default=LONGEST,
-    )  # fmt: skip
+    )
     return max(1, min(LONGEST, room))
 
 

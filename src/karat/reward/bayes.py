@@ -83,13 +83,14 @@ def bayesian_fit(
     heads = _with_heads(model, [layer.draws[:, :width] for layer, width in zip(layers, widths, strict=True)])
     # 3. temperature, reference and scale
     metrics = dict(fit.metrics) | _figures(layers)
-    held = None
+    held, held_raw = None, None
     if fit.held_out:
         held_data = feedback_data(
             fit.held_out, prompts, responses, objectives=model.objectives, ordinal=config.ratings == "ordinal"
         )
         held = _seen(model, held_data, side, config)
-        metrics |= _warmed(heads, _raw(held, widths, layers), held.data, params, config)
+        held_raw = _raw(held, widths, layers)
+        metrics |= _warmed(heads, held_raw, held.data, params, config)
     temperature = float(heads.temperature)
     level = any(layer.centre.any() for layer in layers)
     zero = torch.from_numpy(np.stack([layer.draws @ layer.centre for layer in layers], axis=-1)).float()
@@ -97,7 +98,7 @@ def bayesian_fit(
     logits = heads.calibrated(raw.float() + zero[:, None])
     found = contributions(
         data, raw, params, config.raters, held=None if held is None else held.data,
-        held_raw=None if held is None else _raw(held, widths, layers), temperature=temperature, seed=seed,
+        held_raw=held_raw, temperature=temperature, seed=seed,
     )  # fmt: skip
     fitted = dataclasses.replace(
         fit, model=heads, raters=raters, params=params, metrics=metrics, contributions=tuple(found),
