@@ -145,6 +145,21 @@ def test_files_and_scores_that_do_not_fit_are_named(tmp_path):
         suite_result("rewardbench2", [item("Ties", 2, name="tied:7")], [[1, 0]])
 
 
+def test_a_file_of_another_suite_is_refused_and_the_right_one_named(tmp_path):
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "subset": "alpacaeval-easy"}
+    with pytest.raises(
+        InputError, match=r"found the subsets 'alpacaeval-easy', none .*expected Factuality.*--suite rewardbench$"
+    ):
+        read_suite(written(tmp_path, [row]), "rewardbench2")
+    with pytest.raises(
+        InputError, match=r"found the subsets 'Math', none .*expected alpacaeval-easy.*--suite rewardbench2$"
+    ):
+        read_suite(written(tmp_path, [row | {"subset": "Math"}]), "rewardbench")
+    with pytest.raises(InputError, match=r"found the subsets 'a', 'b', 'c', 'd', 'e', 'f', …, none of them .*, Ties$"):
+        read_suite(written(tmp_path, [row | {"subset": name} for name in "abcdefg"]), "rewardbench2")
+    assert len(read_suite(written(tmp_path, [row, row | {"subset": "mine"}]), "rewardbench")) == 2
+
+
 def test_a_text_that_cannot_be_scored_is_named_by_its_item():
     items = [item("hep-go"), dataclasses.replace(item("hep-go", name="the long one"), texts=("long", "b"))]
 

@@ -9,6 +9,7 @@ from karat.errors import InputError, StoreError
 from karat.feedback import misfits as module
 from karat.feedback import submission
 from karat.feedback.documents import add_questions
+from karat.feedback.exchange.events import event_rows, import_event_rows
 from karat.feedback.snapshot import write_snapshot
 from karat.feedback.store import open_store
 from karat.feedback.tasks import answer
@@ -16,6 +17,7 @@ from karat.feedback.web.forms import Asked, answer_of
 from karat.fitting import check_asked, check_inside, check_targets
 from karat.questions import Choice, Question
 from karat.records import Annotator, Response, Task, user_prompt
+from karat.rowfiles import read_rows
 
 RATING = Question(kind="rating", low=1, high=7, attributes=(Choice("helpful"),))
 OVERALL = Question(kind="rating", low=1, high=7)
@@ -106,8 +108,27 @@ def test_a_correction_that_changes_nothing_is_named(tmp_path):
     store.submit(given)
     with store.connection() as connection:
         assert module.misfits(connection, {given.id: given}) == {
-            given.id: "correction: the text it gives equals the original"
+            given.id: "correction: the text it gives equals the original (number 1 of the store, task "
+            f"{given.task_id}, by 'a')"
         }
+
+
+def test_a_misfit_of_a_file_is_found_by_file_and_line(tmp_path, monkeypatch):
+    value = {"level": 2, "n_levels": 5}
+    store, given = stored(tmp_path / "k.db", Question(n_levels=5), value)
+    store.submit(given)
+    with monkeypatch.context() as patch:
+        patch.setattr(submission, "check_fits", lambda *_: None)
+        store.submit(dataclasses.replace(given, value={**value, "n_levels": 9}, submission="t"))
+    file = tmp_path / "hand.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in event_rows(store)), encoding="utf-8")
+    other = open_store(tmp_path / "other.db")
+    with pytest.raises(StoreError, match=r"^hand\.jsonl:2: judgement of task .* by 'a': .*found 9 levels"):
+        import_event_rows(other, read_rows(file))
+    monkeypatch.setattr(submission, "check_fits", lambda *_: None)
+    import_event_rows(other, read_rows(file))
+    (reason,) = write_snapshot(other, tmp_path / "snap").misfits.values()
+    assert "(hand.jsonl:2, number 2 of the store, task " in reason
 
 
 def test_the_page_takes_no_flag_that_it_did_not_offer():

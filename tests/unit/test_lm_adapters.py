@@ -198,12 +198,19 @@ def _one_less(file: Path) -> None:
     save_file(tensors, file)
 
 
+def _one_more(file: Path) -> None:
+    tensors = load_file(file)
+    first = min(tensors)
+    save_file(tensors | {first.replace("layers.0", "layers.97"): tensors[first].clone()}, file)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         (_cut, "adapter_model.safetensors: truncated or unreadable"),
         (_renamed, "do not fit the model that they name.*Found missing adapter keys"),
         (_one_less, "do not fit the model that they name.*Found missing adapter keys"),
+        (_one_more, r"holds 1 weights that adapter_config.json does not put anywhere in .*first: .*layers\.97"),
     ],
 )
 @pytest.mark.filterwarnings("default")  # of peft, which goes on with random adapters

@@ -12,6 +12,7 @@ import torch
 
 from karat.cli import main
 from karat.config import build
+from karat.errors import CheckpointError
 from karat.lm.fresh import DecoderShape, word_tokenizer, write_fresh_decoder
 from karat.lm.load import load_lm
 from karat.lm.memory import lora_parameters, size_of, training_bytes
@@ -296,6 +297,12 @@ def test_what_pays_the_policy_is_looked_over_before_anything_is_run(tmp_path, ca
     assert one == "dense.weights: found 'wrong'; expected classes that will be marked: step"
     (one,) = payment_problems(config(reward_model=str(tmp_path / "nowhere")))
     assert one.startswith("reward_model: found no reward model in")
+    given = tmp_path / "given"
+    given.mkdir()
+    (given / "config.json").write_text("{}")
+    (given / "dense.safetensors").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match=r"dense\.safetensors: truncated or unreadable safetensors"):
+        list(payment_problems(config(reward_model=str(given), dense={"weights": {"step": 1.0}})))
     right = {"score": "tastes:short", "constraint": {"objective": "preference"}, "collect": {"n_step_marks": 3}}
     assert list(payment_problems(config(**right, dense={"weights": {"step": 1.0}}))) == []
     # a run stops at once, and leaves nothing behind

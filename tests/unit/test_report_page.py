@@ -240,6 +240,8 @@ def test_the_atlas_shows_each_cells_responses_and_lets_the_measure_be_chosen():
     assert marker["color"] == [2.0, -1.5]
     assert (marker["cmin"], marker["cmax"]) == (-2.0, 2.0)
     assert marker["size"] == [9 + 27 / 2, 36]
+    # begins where the axis' labels do: beside the cells the third button would touch the edge of a phone
+    assert figure["layout"]["updatemenus"][0]["pad"]["l"] == 8 - figure["layout"]["margin"]["l"]
     buttons = figure["layout"]["updatemenus"][0]["buttons"]
     assert {b["label"]: b["args"][0]["marker.color"][0] for b in buttons} == {
         "reward − gold": [2.0, -1.5], "reward": [1.0, -1.0], "gold": [-1.0, 0.5],

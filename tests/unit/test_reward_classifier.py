@@ -134,6 +134,9 @@ def test_adapters_without_their_head_are_refused(tmp_path):
     save_file(kept, path / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match=r"1 weights are missing or misshapen \(first: score.weight\)"):
         load_scorer(path)
+    (path / "adapter_model.safetensors").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match=r"adapter_model.safetensors: truncated or unreadable"):
+        load_scorer(path)
     (path / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"found no adapter_model\.safetensors"):
         load_scorer(path)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from karat.belief import to_reference, worst_group
 from karat.errors import CheckpointError, ConfigError, InputError
 from karat.lm.load import load_lm
+from karat.pipeline.personalise import Asking, personalise
 from karat.records import user_prompt
 from karat.reward.fit import fit_reward, save_fitted
 from karat.reward.model import HeadConfig
@@ -118,7 +120,7 @@ def test_what_is_saved_is_what_was_fitted(made):
 
 
 def test_a_population_in_which_nobody_differs_is_saved_too(made, tmp_path):
-    fit, scorer, *_ = made
+    fit, scorer, directory, *_ = made
     users, n = fit.model.users, len(fit.model.annotators)
     flat = dataclasses.replace(
         users, basis=users.basis[:0], mean=users.mean[:, :0], mean_cov=users.mean_cov[:, :0, :0], cov=users.cov[:0, :0]
@@ -131,6 +133,18 @@ def test_a_population_in_which_nobody_differs_is_saved_too(made, tmp_path):
     assert model.users.rank == 0
     assert torch.allclose(ratio, ratio[0, 0].expand_as(ratio), rtol=1e-4)
     assert "rank 0" in standing(model.users, new_person(model.users))
+    # of whom nothing can be learnt nobody asks anything, nor are responses needed
+    reward = shutil.copytree(directory, tmp_path / "reward")
+    for file in tmp_path.glob("people*"):
+        shutil.copy(file, reward / file.name)
+    done = personalise(reward, None, tmp_path / "ada", _never, Asking())
+    assert (done.n_votes, done.n_skipped) == (0, 0)
+    assert "no answer would change anything" in done.standing
+    assert (tmp_path / "ada").is_dir()
+
+
+def _never(*_) -> None:
+    raise AssertionError("a question was asked")
 
 
 def test_damaged_and_missing_populations_are_said(made, tmp_path):

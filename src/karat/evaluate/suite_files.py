@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from karat.errors import InputError
-from karat.evaluate.suites import STYLES, SUITES, Suite, SuiteItem
+from karat.evaluate.suites import PARTS, STYLES, SUITES, Suite, SuiteItem
 from karat.records import Prompt, Turn, user_prompt
 from karat.rowfiles import Row, read_rows
 
 ScoreTexts = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]
 TEXTS_AT_ONCE = 256
+MOST_SHOWN = 6
 
 
 def read_suite(path: Path, suite: Suite) -> list[SuiteItem]:
@@ -24,7 +25,7 @@ def read_suite(path: Path, suite: Suite) -> list[SuiteItem]:
     rewardbench: prompt, chosen, rejected, subset. rewardbench2: prompt, chosen [..], rejected [..], subset, id; num_correct
     where given. rmbench: prompt, chosen [3], rejected [3], domain. A prompt is text or a list of {"role", "content"}.
 
-    Raises: InputError naming file and entry.
+    Raises: InputError naming file and entry, and for a file of which no row is of the suite.
     """
     if suite not in SUITES:
         raise InputError(f"suite: found {suite!r}; expected one of {', '.join(SUITES)}")
@@ -33,7 +34,22 @@ def read_suite(path: Path, suite: Suite) -> list[SuiteItem]:
     for number, row in enumerate(_entries(path)):
         with row.named():
             items.append(read(row, str(row.values.get("id", number))))
+    _check_parts(path, suite, {item.subset for item in items})
     return items
+
+
+def _check_parts(path: Path, suite: Suite, found: set[str]) -> None:
+    """Refuse a file of another suite: its rows may have the same fields, and nothing would be judged."""
+    parts = PARTS.get(suite)
+    if parts is None or not found or found & set(parts):
+        return
+    shown = ", ".join(map(repr, sorted(found)[:MOST_SHOWN])) + (", …" if len(found) > MOST_SHOWN else "")
+    other = next((name for name, own in PARTS.items() if found & set(own)), None)
+    advice = f"; it looks like {other}: use --suite {other}" if other is not None else ""
+    more = ", …" if len(parts) > MOST_SHOWN else ""
+    raise InputError(
+        f"{path}: found the subsets {shown}, none of them {suite}'s; expected {', '.join(parts[:MOST_SHOWN])}{more}{advice}"
+    )
 
 
 def score_items(

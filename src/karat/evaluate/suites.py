@@ -47,6 +47,11 @@ TIES_WEIGHTS = {"tied accuracy": 0.30, "ref accuracy": 0.30, "preferred": 0.20, 
 DOMAINS_RM = ("chat", "math", "code", "safety")
 STYLES = 3
 N_DRAWS = 1000
+PARTS: Mapping[Suite, tuple[str, ...]] = {
+    "rewardbench": (*(name for counts in SECTIONS.values() for name in counts), *PRIOR_SETS),
+    "rewardbench2": DOMAINS_2,
+}
+"""What the rows of a suite call their subsets; RM-Bench's domains are checked row by row."""
 
 
 @dataclass(frozen=True)

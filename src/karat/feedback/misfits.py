@@ -22,20 +22,24 @@ MARKED = ("span_marks", "step_marks")
 REWRITTEN = ("correction",)
 
 
-def check_fits(connection: Connection, judgements: Sequence[Judgement], asked: Mapping[str, str]) -> None:
+def check_fits(
+    connection: Connection, judgements: Sequence[Judgement], asked: Mapping[str, str], places: Mapping[str, str]
+) -> None:
     """Refuse judgements that do not fit the question or the texts of their tasks.
 
     Args:
         asked: Task.id → its question's id, "" where it names none: then a value's own scale and names hold.
+        places: Judgement.submission → file and line that it was read from, where it was.
     Raises: StoreError for the first that does not fit, in one line.
     """
     for index, reason in _reasons(connection, judgements, asked):
         one = judgements[index]
-        raise StoreError(f"judgement of task {one.task_id} by {one.annotator!r}: {reason}")
+        place = f"{places[one.submission]}: " if one.submission in places else ""
+        raise StoreError(f"{place}judgement of task {one.task_id} by {one.annotator!r}: {reason}")
 
 
 def misfits(connection: Connection, judgements: Mapping[str, Judgement]) -> dict[str, str]:
-    """Which stored judgements do not fit, by id, and why; also corrections that change nothing."""
+    """Which stored judgements do not fit, by id, why, and where to find them; also corrections that change nothing."""
     ids = {one.task_id for one in judgements.values()}
     asked = {
         row.id: row.question or "" for row in rows_in(connection, select(tables.tasks), tables.tasks.c.id, sorted(ids))
@@ -49,7 +53,20 @@ def misfits(connection: Connection, judgements: Mapping[str, Judgement]) -> dict
         value, (response_id,) = judgements[one].value, judgements[one].response_ids
         if "missing" not in value and value["text"] == texts[response_id]:
             found[one] = "correction: the text it gives equals the original"
-    return found
+    places = _places(connection, sorted(found))
+    return {
+        one: f"{reason} ({places[one]}, task {judgements[one].task_id}, by {judgements[one].annotator!r})"
+        for one, reason in found.items()
+    }
+
+
+def _places(connection: Connection, ids: Sequence[str]) -> dict[str, str]:
+    """Where a person finds stored judgements: the number of the record, and the file and line of those that were imported."""
+    numbers = rows_in(connection, select(tables.judgements.c.id, tables.judgements.c.seq), tables.judgements.c.id, ids)
+    places = {row.id: f"number {row.seq} of the store" for row in numbers}
+    for row in rows_in(connection, select(tables.provenance), tables.provenance.c.judgement_id, ids):
+        places[row.judgement_id] = f"{row.file}:{row.line}, {places[row.judgement_id]}"
+    return places
 
 
 def _reasons(

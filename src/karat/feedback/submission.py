@@ -169,7 +169,7 @@ def _insert_new(
     new = [judgement for key, judgement in keyed.items() if key not in stored]
     if not new:
         return []
-    _check_new(connection, new)
+    _check_new(connection, new, {key: f"{one.file}:{one.line}" for key, one in provenance.items()})
     late = leases.close_leases(connection, new, now=now)
     rows = [judgement_rows(each, salt=_salt(each), late=flag) for each, flag in zip(new, late, strict=True)]
     connection.execute(tables.judgements.insert(), [each.judgement for each in rows])
@@ -187,7 +187,7 @@ def _insert_new(
     return [key for key in keyed if key not in stored]
 
 
-def _check_new(connection: Connection, new: Sequence[Judgement]) -> None:
+def _check_new(connection: Connection, new: Sequence[Judgement], places: Mapping[str, str]) -> None:
     for each in new:
         _check_lengths(each)
     require(connection, tables.tasks, {each.task_id for each in new}, "the task", "add_tasks")
@@ -213,7 +213,7 @@ def _check_new(connection: Connection, new: Sequence[Judgement]) -> None:
             asked[row.id] = row
     for each in new:
         _check_texts(each, asked[each.task_id])
-    check_fits(connection, new, {task_id: row.question or "" for task_id, row in asked.items()})
+    check_fits(connection, new, {task_id: row.question or "" for task_id, row in asked.items()}, places)
 
 
 def _check_lengths(judgement: Judgement) -> None:

@@ -37,6 +37,7 @@ from karat.ledger.lineage import (
 __all__ = [
     "Manifest",
     "code_commit",
+    "files_of",
     "finished_stage",
     "is_run",
     "lock_run",
@@ -124,6 +125,14 @@ def finished_stage(
         if found is None or found.hash != reference.hash:
             return None
     return manifest
+
+
+def files_of(run_dir: Path, stage: str) -> frozenset[Path]:
+    """Files in a run that the standing manifest of a stage says it wrote, where they are; none without a manifest."""
+    if not _manifest_path(run_dir, stage).exists():
+        return frozenset()
+    written = (run_dir / one.path for one in read_manifest(run_dir, stage).outputs if not one.outside)
+    return frozenset(path for path in written if path.is_file())
 
 
 def verify_run(run_dir: Path) -> list[Problem]:

@@ -90,12 +90,21 @@ def adapters_on(model: PreTrainedModel, path: Path, name: str, *, for_training: 
         )
     try:
         with peft_at_peace():
-            return PeftModel.from_pretrained(model, path, is_trainable=for_training)
+            adapted = PeftModel.from_pretrained(model, path, is_trainable=for_training)
+            # which names its file had too many only the second reading says
+            adapter = adapted.active_adapter
+            again = adapted.load_adapter(str(path), adapter, is_trainable=for_training)
     except (RuntimeError, ValueError, KeyError, TypeError, UserWarning) as error:
         said = " ".join(str(error).split())[:160]
         raise CheckpointError(
             f"{path}: the adapters do not fit {name} ({said}); expected those that were trained on that model"
         ) from error
+    if (unknown := sorted(again.unexpected_keys)) and not adapted.active_peft_config.is_prompt_learning:
+        raise CheckpointError(
+            f"{path}: {ADAPTER_WEIGHTS} holds {len(unknown)} weights that {ADAPTER} does not put anywhere in {name} (first: "
+            f"{unknown[0]}); expected those of its target_modules and modules_to_save alone"
+        )
+    return adapted
 
 
 def with_adapters(model: PreTrainedModel, path: Path) -> PreTrainedModel:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from karat import devices
 from karat.errors import CheckpointError, InputError
 from karat.lm.adapter_files import ADAPTER_WEIGHTS, adapted_model, adapter_settings, holds_adapters, with_adapters
+from karat.lm.headers import tensor_names
 from karat.lm.load import has_tokenizer, model_config, model_tokenizer, model_weights
 from karat.records import Turn
 
@@ -80,8 +80,7 @@ def load_classifier(path: Path, *, device: str | torch.device | None = None) -> 
 def _head_of(path: Path) -> tuple[str, ...]:
     """Names of the whole layers that come with the adapters: the head, which a language model does not have."""
     saved = adapter_settings(path).get("modules_to_save") or ()
-    with safe_open(path / ADAPTER_WEIGHTS, "pt") as file:
-        names = list(file.keys())
+    names = tensor_names(path / ADAPTER_WEIGHTS)
     return tuple(name for name in dict.fromkeys(saved) if any(f".{name}." in key for key in names))
 
 

@@ -50,6 +50,12 @@ def read_header_metadata(file: Path) -> dict[str, str]:
         return dict(opened.metadata() or {})
 
 
+def tensor_names(file: Path) -> list[str]:
+    """The names of the tensors of a safetensors file. Raises: CheckpointError where it is damaged."""
+    with _read(file), safe_open(file, framework="pt") as opened:
+        return list(opened.keys())
+
+
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises: CheckpointError where it is damaged."""
     with _read(file):

@@ -77,7 +77,7 @@ class Panel:
         self.settings, self.config, self.place, self.seed = config.watch.panel, config, place, seed
         self.answered = source.panel
         self.prompts, self.reference = tuple(prompts), tuple(map(tuple, reference))
-        self.path = place.directory / "metrics" / f"panel{place.suffix}.jsonl"
+        self.path = place.beside(place.directory / "metrics" / f"panel{place.suffix}.jsonl")
 
     def __call__(self, step: int, texts: Sequence[Sequence[str]]) -> dict[str, float]:
         """Share of the votes for the policy, ties and equal texts as halves, and how many votes that is.

@@ -9,9 +9,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from safetensors import safe_open
-
-from karat.errors import ConfigError
+from karat.errors import CheckpointError, ConfigError
+from karat.lm.headers import read_header_metadata
 from karat.pipeline.settings import RunConfig
 from karat.policy.score_sources import named_score
 from karat.reward.dense import DENSE
@@ -84,5 +83,7 @@ def _kept(reward: Path) -> list[str]:
     path = reward / DENSE
     if not path.is_file():
         return []
-    with safe_open(path, "pt") as file:
-        return file.metadata()["names"].split("\n")
+    try:
+        return read_header_metadata(path)["names"].split("\n")
+    except KeyError:
+        raise CheckpointError(f"{path}: the header names no classes; expected a file that karat wrote") from None

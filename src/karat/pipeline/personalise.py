@@ -117,7 +117,7 @@ def personalise(reward: Path, responses: Path | None, out: Path, ask: Ask | None
         reward: a reward model with a population.
         responses: JSON lines {"prompt", "response"}, several a prompt; None where the answers are in a file.
         out: the artefact; where one is there, its answers are kept and added to.
-        ask: how to ask her; None with `answers` or `simulate`.
+        ask: how to ask her; None with `answers` or `simulate`. Of a population of rank 0 nobody is asked anything.
     Raises: InputError for rows that cannot be used, a group or rater that the population does not have.
     """
     scorer, model = load_scorer(reward), load_people(reward)
@@ -125,6 +125,9 @@ def personalise(reward: Path, responses: Path | None, out: Path, ask: Ask | None
     if asking.answers is not None:
         n_repeated = session.read(asking.answers)
         return replace(session.outcome(0, 0.0), n_repeated=n_repeated)
+    if model.users.rank == 0:  # whatever she answers, her reward is the shared one
+        session.save()
+        return session.outcome(0, 0.0)
     if responses is None:
         raise InputError(
             "personalise: found no responses to ask about; expected a file of {prompt, response}, or --answers"

@@ -40,7 +40,6 @@ def write_source(config: RunConfig, place: Workplace) -> StageResult:
         rows = fill(store, settings)  # the run's store may also hold what the file said before it was changed
         prompts, responses, records = store.prompts(), store.responses(), store.records()
     judgements = [record.judgement for record in records]
-    write_json(place.directory / "data" / IDS, [record.id for record in records])
     fits = fitting(lm, prompts, responses, judgements, settings)
     check_context(lm, [prompts[judgement.prompt_id] for judgement in fits], config)
     kept = {judgement.prompt_id: prompts[judgement.prompt_id] for judgement in fits}
@@ -65,6 +64,7 @@ def write_source(config: RunConfig, place: Workplace) -> StageResult:
         if judgement.prompt_id in practice
     ]
     data = place.directory / "data"
+    write_json(data / IDS, [record.id for record in records])
     write_prompts(data / "prompts.jsonl", splits)
     write_demonstrations(data / "demonstrations.jsonl", chosen)
     outputs = [Output("prompts", data / "prompts.jsonl"), Output("demonstrations", data / "demonstrations.jsonl")]

@@ -195,7 +195,8 @@ def collect(
     """
     splits = read_prompts(place.directory / "data" / "prompts.jsonl")
     check_no_leakage(*([prompt.id for prompt in splits[name]] for name in ("policy", "evaluation")))
-    path = place.directory / "data" / (f"samples{place.suffix}.jsonl" if number > 1 else "sft_samples.jsonl")
+    name = f"samples{place.suffix}.jsonl" if number > 1 else "sft_samples.jsonl"
+    path = place.beside(place.directory / "data" / name)
     later = [number] if number > 1 else []
     samples = policy_samples(run, policy, splits["collect"], config, place, path=path, purpose=["samples", *later])
     work = partial(

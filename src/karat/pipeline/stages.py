@@ -21,7 +21,7 @@ from karat import devices
 from karat.config import plain
 from karat.identity import content_id
 from karat.ledger.artifacts import ArtifactRef, ref_of
-from karat.ledger.manifest import Manifest, code_commit, finished_stage, package_versions, write_manifest
+from karat.ledger.manifest import Manifest, code_commit, files_of, finished_stage, package_versions, write_manifest
 from karat.lm import parallel
 from karat.lm.checkpoints import newest_step
 from karat.lm.loop import JsonlReporter, Reporter
@@ -29,6 +29,9 @@ from karat.lm.trackers import TrackerName, open_trackers
 from karat.progress import Progress
 from karat.records import Finding, Vote
 from karat.report.card import finding_of
+
+ANEW = ".anew"
+"""Ends the name of a file that grows beside the one that it is to replace."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,12 @@ class Workplace:
     """Trackers that hear of every step, beside the metrics file."""
     suffix: str = ""
     """Ends the names of what a later round writes: `-2`; "" = the first round."""
+    standing: frozenset[Path] = frozenset()
+    """Files that the stage wrote under other settings, and that its manifest still vouches for."""
+
+    def beside(self, path: Path) -> Path:
+        """Where a file grows while the work goes on: its own place, or beside what stands there until the work is done."""
+        return path.with_name(f"{path.stem}{ANEW}{path.suffix}") if path in self.standing else path
 
     @property
     def training(self) -> Path:
@@ -140,8 +149,10 @@ class Run:
         started_at = utc_now()
         identity = content_id("stage", [[[one.name, one.hash] for one in inputs], settings, seeds])
         metrics_path = self.directory / "metrics" / f"{name}.jsonl"
+        standing = parallel.from_main(lambda: files_of(self.directory, name))
         place = Workplace(self.directory, checkpoints, metrics_path, self.progress, clock, identity, self.tracking,
-                          suffix)  # fmt: skip
+                          suffix, standing)  # fmt: skip
+        place = dataclasses.replace(place, metrics_path=place.beside(metrics_path))
         kinds = parallel.from_main(lambda: devices.marked(checkpoints / "devices", devices.current().type))
         if len(kinds) > 1:
             self.progress.note(f"{name}: {' and '.join(devices.notes(kinds))}: equal to rounding, not to the bit")
@@ -150,7 +161,7 @@ class Run:
         shared = work(place) if together else None
 
         def recorded() -> Manifest:
-            result = work(place) if shared is None else shared
+            result = in_place(work(place) if shared is None else shared)
             manifest = record(
                 self.directory, result, run_id=self.id, stage=name, inputs=inputs, settings=settings, seeds=seeds,
                 started_at=started_at, seconds=clock.seconds(), notes=(*notes, *devices.notes(kinds)),
@@ -159,6 +170,17 @@ class Run:
             return manifest
 
         return parallel.from_main(recorded)
+
+
+def in_place(result: StageResult) -> StageResult:
+    """The result of work that is done, with what had grown beside older files put into their places."""
+    outputs = []
+    for one in result.outputs:
+        if one.path.stem.endswith(ANEW):
+            final = one.path.with_name(one.path.stem.removesuffix(ANEW) + one.path.suffix)
+            one = dataclasses.replace(one, path=one.path.replace(final))
+        outputs.append(one)
+    return dataclasses.replace(result, outputs=outputs)
 
 
 @contextlib.contextmanager
@@ -176,7 +198,7 @@ def training_reporters(
         yield []
         return
     trackers = open_trackers(
-        place.tracking, run=place.directory.name, stage=place.metrics_path.stem, identity=place.identity,
+        place.tracking, run=place.directory.name, stage=place.metrics_path.stem.removesuffix(ANEW), identity=place.identity,
         mark=place.checkpoints / "trackers.json", directory=place.directory / "tracking",
     )  # fmt: skip
     with trackers as tracked, place.progress.stage(name, n_steps) as bar:

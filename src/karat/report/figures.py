@@ -143,7 +143,8 @@ def atlas_figure(cells: Sequence[AtlasCell]) -> dict[str, Any]:
     layout["yaxis"] = _scale("second principal component")
     # plotly paints the active button in a light blue that no theme can change: the colour bar says what is shown instead
     layout["updatemenus"] = [{
-        "type": "buttons", "direction": "right", "x": 0, "xanchor": "left", "y": 1.12, "yanchor": "top", "showactive": False,
+        "type": "buttons", "direction": "right", "x": 0, "xanchor": "left", "pad": {"l": -48},  # as far left as the labels
+        "y": 1.12, "yanchor": "top", "showactive": False,
         "bgcolor": "@surface", "bordercolor": "@line", "font": {"color": "@muted", "size": 11},
         "buttons": [
             {

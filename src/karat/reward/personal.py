@@ -240,7 +240,8 @@ def standing(model: UserModel, person: PersonReward) -> str:
     """In words, on how much the person's reward rests."""
     if model.rank == 0:
         return (
-            "the population has rank 0: its votes do not show that people differ, and everybody gets the shared reward"
+            "the population has rank 0: its votes do not show that people differ; no answer would change anything, and "
+            "everybody gets the shared reward"
         )
     prior, own = np.trace(prior_of(model, person.group).cov), np.trace(person.cov)
     told = f"{person.n_votes} answers; {1 - own / prior:.0%} of the variance between people is explained"
