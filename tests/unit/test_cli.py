@@ -409,3 +409,10 @@ def test_a_run_that_is_not_there_makes_no_store_in_its_place(capsys, tmp_path: P
     code, _, err = outcome(capsys, *arguments, str(place), *more)
     assert (code, place.exists()) == (2, False)
     assert "found neither a run nor a store; expected a run that `karat run` has begun" in err
+
+
+def test_the_store_of_a_run_that_is_about_to_begin_is_made_with_its_directory(capsys, tmp_path: Path):
+    place = tmp_path / "runs" / "own" / "karat.db"
+    code, out, _ = outcome(capsys, "people", "add", str(place))
+    assert (code, place.is_file()) == (0, True)
+    assert "/invite/" in out

@@ -550,7 +550,27 @@ def test_settings_are_read_back_as_they_were_typed_and_faults_lose_nothing(site)
     assert project_settings(site.store) == stored
 
 
+def test_what_documents_are_for_is_said_without_markdown(site):
+    admin = site.browser("admin")
+    for path in ("/admin/documents", "/admin/documents/demographics"):
+        text = admin.get(path).text
+        assert "one field a line: <code>age: Your age = 18–24, 25–34</code>" in text, path
+        assert "`" not in text_of(admin.get(path)), path
+
+
 # The queue
+
+
+def test_answers_to_a_task_are_said_in_words_with_the_letters_of_the_page(site):
+    task = site.store.tasks()[0]
+    site.store.add_annotators([Annotator("gone"), Annotator("here")])
+    site.store.submit(vote(task, "here", level=0))
+    stored = site.store.submit(vote(task, "gone", level=2, reason="words"))
+    site.store.erase_words([stored.id], reason="asked", by="boss", now=site.now)
+    text = text_of(site.browser("admin").get("/admin/task", params={"id": task.id}))
+    assert "B better" in text
+    assert "shown B, A" in text
+    assert "A better" in text  # her words are gone, her choice is not
 
 
 def test_a_task_is_pulled_and_issued_again_with_a_reason(site):

@@ -58,6 +58,7 @@ def test_every_judgement_is_there_and_no_name_is(site):
     auditor = site.browser("auditor")
     seal(site.store, now=site.now)
     listed = auditor.get("/audit")
+    assert '<td class="num"><a href="/audit?rater=' in listed.text  # a pseudonym broken over four lines is no name
     assert "24 judgements fit." in text_of(listed)
     ids = re.findall(r"/audit/judgement\?id=(judgement%3A\w+)", listed.text)
     assert len(ids) == 24

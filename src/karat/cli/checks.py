@@ -11,8 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from karat.cli.options import AsJson, answer, app
-from karat.cli.people import StoreOrRun, store_address
+from karat.cli.options import AsJson, StoreOrRun, answer, app, store_address
 from karat.errors import ConfigError
 
 checks = typer.Typer(help="Silent checks: gold items, and the qualification before any work.")

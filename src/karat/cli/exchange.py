@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from karat.cli.options import AsJson, Out, StorePath, answer, app, counts
-from karat.cli.people import store_address
+from karat.cli.options import AsJson, Out, StorePath, answer, app, counts, store_address
 from karat.errors import ConfigError, StoreError
 
 ImportFormat = Literal[

@@ -8,11 +8,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from karat.errors import StoreError
 
 app = typer.Typer(
     name="karat",
@@ -84,3 +86,38 @@ def counts(summary: Any) -> str:
     counts = dataclasses.asdict(summary).items()
     named = ((name.removeprefix("n_").replace("_", " "), count) for name, count in counts if isinstance(count, int))
     return ", ".join(f"{count:,} {name}" for name, count in named)
+
+
+StoreOrRun = Annotated[
+    str, typer.Argument(metavar="RUN_OR_STORE", help="A run's directory, a store's file, or a database address.")
+]
+
+
+def store_address(run_or_store: str) -> str:
+    """The address of the store of a run, or the address itself.
+
+    Raises: StoreError for a directory without a store.
+    """
+    place = Path(run_or_store)
+    if "://" in run_or_store or not place.is_dir():
+        return run_or_store
+    if not (place / "karat.db").is_file():
+        raise StoreError(f"{place}: found no karat.db in this directory; expected a run that has collected, or a store")
+    return str(place / "karat.db")
+
+
+def store_or_new(run_or_store: str) -> str:
+    """The address of a store that is made where there is none yet; a run has to be there.
+
+    Raises: StoreError for a directory without a store, and for a path that looks like a run's and is not there.
+    """
+    address = store_address(run_or_store)
+    if "://" not in address and not Path(address).suffix and not Path(address).exists():
+        raise StoreError(
+            f"{address}: found neither a run nor a store; expected a run that `karat run` has begun, or a store's file, "
+            f"which is made where it has an ending, as in {address}.db"
+        )
+    if "://" not in address and Path(address).name == "karat.db":  # of a run that is about to begin
+        with suppress(OSError):  # opening it says what is wrong
+            Path(address).parent.mkdir(parents=True, exist_ok=True)
+    return address

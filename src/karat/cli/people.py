@@ -12,44 +12,25 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from karat.cli.options import AsJson, Decoding, Device, MaxNewTokens, answer, app, at_work
+from karat.cli.options import (
+    AsJson,
+    Decoding,
+    Device,
+    MaxNewTokens,
+    StoreOrRun,
+    answer,
+    app,
+    at_work,
+    store_address,
+    store_or_new,
+)
 from karat.errors import ConfigError, StoreError
 from karat.figures import figure
 
 Role = Literal["annotator", "expert", "auditor", "admin"]
-StoreOrRun = Annotated[
-    str, typer.Argument(metavar="RUN_OR_STORE", help="A run's directory, a store's file, or a database address.")
-]
 MOST_TOKEN_HOURS = 1_000.0
 people = typer.Typer(help="Accounts of raters, experts, auditors and admins, and the links that let them in.")
 app.add_typer(people, name="people")
-
-
-def store_address(run_or_store: str) -> str:
-    """The address of the store of a run, or the address itself.
-
-    Raises: StoreError for a directory without a store.
-    """
-    place = Path(run_or_store)
-    if "://" in run_or_store or not place.is_dir():
-        return run_or_store
-    if not (place / "karat.db").is_file():
-        raise StoreError(f"{place}: found no karat.db in this directory; expected a run that has collected, or a store")
-    return str(place / "karat.db")
-
-
-def store_or_new(run_or_store: str) -> str:
-    """The address of a store that is made where there is none yet; a run has to be there.
-
-    Raises: StoreError for a directory without a store, and for a path that looks like a run's and is not there.
-    """
-    address = store_address(run_or_store)
-    if "://" not in address and not Path(address).suffix and not Path(address).exists():
-        raise StoreError(
-            f"{address}: found neither a run nor a store; expected a run that `karat run` has begun, or a store's file, "
-            f"which is made where it has an ending, as in {address}.db"
-        )
-    return address
 
 
 @app.command(epilog="Example: karat serve runs/demo")

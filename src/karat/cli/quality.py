@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from karat.cli.options import AsJson, answer, app
-from karat.cli.people import StoreOrRun, store_address
+from karat.cli.options import AsJson, StoreOrRun, answer, app, store_address
 from karat.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from karat.cli.options import AsJson, Out, RunDirectory, answer, app
-from karat.cli.people import StoreOrRun, store_address
+from karat.cli.options import AsJson, Out, RunDirectory, StoreOrRun, answer, app, store_address
 from karat.errors import ConfigError
 from karat.ledger.lineage import Manifest
 from karat.records import KINDS

@@ -7,8 +7,19 @@ from typing import Annotated
 
 import typer
 
-from karat.cli.options import MAX_NEW_TOKENS, AsJson, Decoding, Device, MaxNewTokens, Out, answer, app, at_work
-from karat.cli.people import StoreOrRun, store_address
+from karat.cli.options import (
+    MAX_NEW_TOKENS,
+    AsJson,
+    Decoding,
+    Device,
+    MaxNewTokens,
+    Out,
+    StoreOrRun,
+    answer,
+    app,
+    at_work,
+    store_address,
+)
 from karat.errors import ConfigError
 
 EndpointAddress = Annotated[

@@ -12,6 +12,7 @@ from typing import Any
 
 from fastapi import APIRouter, HTTPException
 from fastapi.responses import Response
+from markupsafe import Markup
 from starlette.requests import Request
 
 from karat.errors import KaratError
@@ -36,8 +37,10 @@ KNOWN = {
     GUIDELINE: "What raters judge by; shown beside every task. Each judgement names its version.",
     EXAMPLES: "Worked examples, shown beside the guideline.",
     CONSENT: "What raters agree to before they begin; a new version asks them again.",
-    DEMOGRAPHICS: "What raters may say about themselves, one field a line: `age: Your age = 18–24, 25–34`. "
-    "Without `=` any words are an answer. Nobody has to answer; the names are those of a target population.",
+    DEMOGRAPHICS: Markup(
+        "What raters may say about themselves, one field a line: <code>age: Your age = 18–24, 25–34</code>. "
+        "Without <code>=</code> any words are an answer. Nobody has to answer; the names are those of a target population."
+    ),
 }
 """Documents that raters read, and what they are for."""
 OTHERS = {QUALIFICATION: "Items that are asked before any work; see and change them under Checks."}

@@ -14,13 +14,16 @@ from starlette.datastructures import FormData, QueryParams
 from starlette.requests import Request
 
 from karat.errors import KaratError
-from karat.feedback.documents import GUIDELINE, documents, project_settings
+from karat.feedback.documents import GUIDELINE, documents, project_settings, question_of
 from karat.feedback.people.accounts import accounts
+from karat.feedback.schema import StoredJudgement
 from karat.feedback.snapshot import current_judgements
 from karat.feedback.store import Store
 from karat.feedback.web.access import Visitor
+from karat.feedback.web.answer_words import answer_words
 from karat.feedback.web.charts import share_bar
 from karat.feedback.web.desk import Admin, Sent, done, field_of, kept_figures, note, number_of, page
+from karat.feedback.web.forms import letter
 from karat.feedback.web.rendering import markdown_html
 from karat.feedback.work.dashboard import queue
 from karat.feedback.work.likely_changes import change_plan
@@ -29,6 +32,7 @@ from karat.feedback.work.old_guideline import Choice, counts_of, old_items, pric
 from karat.feedback.work.outlay import ask_again
 from karat.feedback.work.requeue import pull, pull_waiting, queue_entries, reissue
 from karat.feedback.work.task_browser import TASK_STATES, TaskDetail, task_detail, task_page
+from karat.questions import Question
 
 MOST_AT_ONCE = 5_000
 """Tasks that one press of a button puts to raters again."""
@@ -194,12 +198,25 @@ def _one(
         failed=failed,
         found=found,
         prompt=[(turn.role, markdown_html(turn.content)) for turn in found.prompt.turns],
-        responses=[(chr(97 + i), one, markdown_html(one.text)) for i, one in enumerate(found.responses)],
-        answers=[(record, json.dumps(dict(record.judgement.value), ensure_ascii=False)) for record in found.answers],
+        responses=[(letter(i), one, markdown_html(one.text)) for i, one in enumerate(found.responses)],
+        answers=_answers(found, question_of(store, found.task)),
         current={record.id for record in current_judgements(found.answers)[0]},
         right=_right_answers(found) if not found.purpose else [],
         names={one.id: one.login or one.contact or one.id for one in accounts(store)},
     )
+
+
+def _answers(found: TaskDetail, question: Question) -> list[tuple[StoredJudgement, str, str]]:
+    """The answers to a task, each in words, with the responses called as on the page, and as it is stored."""
+    order = tuple(range(len(found.responses)))
+    return [
+        (
+            record,
+            answer_words(question, record.judgement.value, order),
+            json.dumps(dict(record.judgement.value), ensure_ascii=False),
+        )
+        for record in found.answers
+    ]
 
 
 def _right_answers(found: TaskDetail) -> list[tuple[str, str]]:
@@ -208,8 +225,8 @@ def _right_answers(found: TaskDetail) -> list[tuple[str, str]]:
     if kind not in COMPARABLE or found.task.audience != "annotator":
         return []
     plain: dict[str, dict[str, str]] = {
-        "comparison": {"a": "a is better", "b": "b is better", "tie": "a tie"},
-        "best_of": {chr(97 + i): f"{chr(97 + i)} is best" for i in range(min(26, len(found.responses)))},
+        "comparison": {"a": "A is better", "b": "B is better", "tie": "a tie"},
+        "best_of": {chr(97 + i): f"{letter(i)} is best" for i in range(min(26, len(found.responses)))},
         "label": {"good": "good", "bad": "bad"},
     }
     offered = [(json.dumps(value), words) for value, words in plain.get(kind, {}).items()]
