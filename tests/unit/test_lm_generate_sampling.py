@@ -11,6 +11,7 @@ from scipy import stats
 
 from karat.lm import sampling
 from karat.lm.kernels import MOST_FEW, for_few_rows
+from karat.lm.native import draw_of
 from karat.lm.sampling import BLOCK, draw_tokens, forbid, likeliest_tokens, philox, token_uniforms, truncate_logits
 from reference import inverse_cdf
 
@@ -68,16 +69,30 @@ def test_uniforms_are_uniform_and_neighbours_are_independent():
         assert stats.chisquare(grid.ravel()).pvalue > 1e-4, name
 
 
+def compiled_draw(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The compiled pass over rows of float32 logits, where there is a compiler."""
+    draw = draw_of(logits)
+    if draw is None:
+        pytest.skip("no C compiler")
+    return draw(logits, uniforms)
+
+
+either_way = pytest.mark.parametrize("draw", [draw_tokens, compiled_draw])
+
+
 @pytest.mark.parametrize("n_tokens", [1, 5, BLOCK, BLOCK + 1, 3 * BLOCK, 200])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_token_is_the_one_whose_interval_holds_u(n_tokens, dtype):
+@pytest.mark.parametrize(
+    ("draw", "dtype"),
+    [(draw_tokens, torch.float32), (draw_tokens, torch.float64), (compiled_draw, torch.float32)],
+)
+def test_the_token_is_the_one_whose_interval_holds_u(n_tokens, dtype, draw):
     generator = torch.Generator().manual_seed(n_tokens)
     logits = torch.randn(40, n_tokens, generator=generator, dtype=dtype) * 3
     if n_tokens > 1:
         logits[:, ::3] = -torch.inf
         logits[:, 1] = 0.5
     uniforms = torch.rand(40, generator=generator, dtype=torch.float64)
-    tokens, logprobs = draw_tokens(logits, uniforms)
+    tokens, logprobs = draw(logits, uniforms)
     for row in range(40):
         weights = (logits[row] - logits[row].max()).double().exp().tolist()
         assert int(tokens[row]) == inverse_cdf.pick(weights, float(uniforms[row]))
@@ -86,22 +101,24 @@ def test_the_token_is_the_one_whose_interval_holds_u(n_tokens, dtype):
     assert logprobs.dtype == torch.float32
 
 
+@either_way
 @given(
     values=st.lists(st.sampled_from([-float("inf"), -60.0, -20.0, -1.0, 0.0, 2.0]), min_size=1, max_size=200),
     u=st.one_of(st.sampled_from([0.0, 1 - 2.0**-53, 0.5]), st.floats(0, 1, exclude_max=True)),
 )
-def test_a_token_of_probability_zero_is_never_drawn(values, u):
+def test_a_token_of_probability_zero_is_never_drawn(draw, values, u):
     logits = torch.tensor([[*values, 1.0, -float("inf")]])
-    token, logprob = draw_tokens(logits, torch.tensor([u], dtype=torch.float64))
+    token, logprob = draw(logits, torch.tensor([u], dtype=torch.float64))
     assert float(logits[0, token]) > -torch.inf
     assert float(logprob) <= 1e-6
     assert np.isfinite(float(logprob))
 
 
-def test_a_number_at_a_step_belongs_to_the_token_above_it():
+@either_way
+def test_a_number_at_a_step_belongs_to_the_token_above_it(draw):
     logits = torch.full((5, 4 * BLOCK), -torch.inf)
     logits[:, [BLOCK, BLOCK + 3, 2 * BLOCK + 1, 4 * BLOCK - 2]] = 0.0  # four tokens of exactly a quarter each
-    tokens, _ = draw_tokens(logits, torch.tensor([0.0, 0.25, 0.5, 0.75, 1 - 2**-53], dtype=torch.float64))
+    tokens, _ = draw(logits, torch.tensor([0.0, 0.25, 0.5, 0.75, 1 - 2**-53], dtype=torch.float64))
     assert tokens.tolist() == [BLOCK, BLOCK + 3, 2 * BLOCK + 1, 4 * BLOCK - 2, 4 * BLOCK - 2]
 
 
@@ -115,18 +132,20 @@ def test_when_a_blocks_sum_is_rounded_up_its_last_possible_token_is_drawn(monkey
         assert tokens.tolist() == [BLOCK + 5]
 
 
-def test_the_token_never_falls_as_u_rises():
+@either_way
+def test_the_token_never_falls_as_u_rises(draw):
     logits = torch.randn(1, 333, generator=torch.Generator().manual_seed(0)).expand(20_001, -1)
-    tokens, _ = draw_tokens(logits, torch.linspace(0, 1 - 2**-53, 20_001, dtype=torch.float64))
+    tokens, _ = draw(logits, torch.linspace(0, 1 - 2**-53, 20_001, dtype=torch.float64))
     assert bool((tokens.diff() >= 0).all())
     assert int(tokens[0]) == 0
     assert int(tokens[-1]) == 332
 
 
-def test_drawn_tokens_have_the_softmax_distribution():
+@either_way
+def test_drawn_tokens_have_the_softmax_distribution(draw):
     logits = torch.randn(1, 90, generator=torch.Generator().manual_seed(3)) * 1.5
     uniforms = torch.from_numpy(token_uniforms(1, 2, 3, 50_000))
-    tokens, _ = draw_tokens(logits.expand(50_000, -1), uniforms)
+    tokens, _ = draw(logits.expand(50_000, -1), uniforms)
     expected = torch.softmax(logits[0].double(), -1).numpy() * 50_000
     common = expected > 5
     counts = np.bincount(tokens.numpy(), minlength=90)
@@ -212,3 +231,26 @@ def test_an_output_layer_turned_round_gives_the_same_logits_in_the_same_shape(bi
     assert "forward" not in head.__dict__
     with for_few_rows(head):
         assert head(x).requires_grad  # with gradients it is the layer that it was
+
+
+@pytest.mark.parametrize("n_tokens", [3, 700, 40_000])
+def test_the_compiled_pass_draws_what_the_plain_way_draws(n_tokens):
+    generator = torch.Generator().manual_seed(n_tokens)
+    logits = torch.randn(300, n_tokens, generator=generator) * 4
+    logits[::7, : n_tokens // 2] = -torch.inf
+    uniforms = torch.rand(300, generator=generator, dtype=torch.float64)
+    (tokens, logprobs), (plain, expected) = compiled_draw(logits, uniforms), draw_tokens(logits, uniforms)
+    assert torch.equal(tokens, plain)
+    torch.testing.assert_close(logprobs, expected, rtol=1e-6, atol=1e-6)
+    strided = torch.cat([logits, logits], 1)[:, :n_tokens]
+    assert torch.equal(compiled_draw(strided, uniforms)[0], tokens)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_logits_that_are_no_numbers_are_told_by_either_way(bad):
+    logits = torch.zeros(3, 100)
+    logits[1, 70] = bad
+    for draw in (draw_tokens, compiled_draw):
+        assert draw(logits, torch.full((3,), 0.5, dtype=torch.float64))[1].isnan().tolist() == [False, True, False]
+    logits[1] = -torch.inf
+    assert bool(compiled_draw(logits, torch.full((3,), 0.5, dtype=torch.float64))[1][1].isnan())

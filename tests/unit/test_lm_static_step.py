@@ -108,6 +108,7 @@ def test_the_likeliest_tokens_are_the_same(way, drawn_by):
     assert greedy(make_lm("llama"), [], max_new_tokens=3) == drawn_by(way, make_lm("llama"), lambda lm: greedy(lm, [], max_new_tokens=3))[0]  # fmt: skip
 
 
+@pytest.mark.usefixtures("plain_passes")  # which the steps compared here go without
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("adapters", "products"), [(True, None), (False, torch.bfloat16), (True, torch.bfloat16)])
 def test_adapters_and_bfloat16_products(adapters, products, way, tmp_path, drawn_by):

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -73,6 +74,8 @@ class DecodeStep:
     """Position within the response of the token that is fed."""
     width: int
     """Longest response so far, this token included."""
+    recorded: bool = False
+    """True = the step is compiled or recorded: only PyTorch's operations leave a trace in it."""
     masks: dict[int | None, Tensor] = field(default_factory=dict)
     """Additive masks [R, 1, 1, prompt_width + width] by sliding window, made once a step."""
 
@@ -112,6 +115,8 @@ class DecodeCache:
         """The same of responses, [n_rows, kv heads, response_tokens, d] each."""
         self.generation = 0
         """How often the buffers have been exchanged for larger ones."""
+        self.of_layers: dict[int, Any] = {}
+        """By layer, what its steps of one call share; whoever decodes a block puts it there."""
         self.now: PrefillLayout | DecodeStep | None = None
         """What the forward pass under way is."""
 

@@ -58,7 +58,7 @@ class Row:
     """Its number among the prompt's samples."""
     prompt_length: int
     """Tokens of the prompt."""
-    uniforms: np.ndarray
+    uniforms: list[float]
     """The numbers that draw it, by position; empty where nothing is drawn."""
     tokens: list[int] = field(default_factory=list)
     """What was drawn."""
@@ -233,8 +233,8 @@ class Decoder:
         logits = logits.to(self.draws_on)
         uniforms = n_drawn = None
         if self.choose.draws:
-            numbers = np.fromiter((row.uniforms[len(row.tokens) - row.done] for row in rows), np.float64, len(rows))
-            uniforms = torch.from_numpy(numbers).to(logits.device)
+            numbers = [row.uniforms[len(row.tokens) - row.done] for row in rows]
+            uniforms = torch.tensor(numbers, dtype=torch.float64, device=logits.device)
         if self.choose.counts:
             n_drawn = torch.tensor([len(row.tokens) for row in rows], device=logits.device)
         self._record(rows, *_read(*self.choose(logits, uniforms, n_drawn)))
@@ -251,6 +251,7 @@ class Decoder:
 
     def _record(self, rows: list[Row], tokens: Sequence[int], logprobs: Sequence[float]) -> None:
         """Append what was drawn; rows that were done before are left alone."""
+        stops, most, on_token = self.stops, self.max_new_tokens, self.on_token
         for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
             if row.done:
                 continue
@@ -261,12 +262,12 @@ class Decoder:
                 )
             row.tokens.append(token)
             row.logprobs.append(logprob)
-            if self.on_token is not None:
-                self.on_token(row.prompt, row.sample, token)
+            if on_token is not None:
+                on_token(row.prompt, row.sample, token)
             self.n_tokens += 1
-            row.stopped = token in self.stops
-            row.done = row.stopped or len(row.tokens) == self.max_new_tokens
-            self.n_finished += row.done
+            if token in stops or len(row.tokens) == most:
+                row.stopped, row.done = token in stops, True
+                self.n_finished += 1
         if self.progress is not None:
             self.progress(self.n_tokens, self.n_finished, self.n_total)
 

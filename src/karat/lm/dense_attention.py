@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -88,10 +88,24 @@ class Group:
     """Row of each padded query among the L·H; padding repeats a piece's first."""
     key_rows: Int[Tensor, " P*K*k"]
     """Row of each padded key among the L·K; padding repeats a piece's first."""
-    mask: Float[Tensor, "P 1 q k"]
-    """0 = seen, −inf = not seen; a padded query sees everything, so that no row is empty."""
-    asks: Float[Tensor, "P 1 q 1"]
-    """1 = a query, 0 = padding."""
+    first: Int[Tensor, "P q"]
+    """The first key that a query sees, int32; 0 for padding."""
+    last: Int[Tensor, "P q"]
+    """The one behind the last; 0 for padding, which sees none."""
+    dtype: torch.dtype
+    """Of the mask."""
+
+    @cached_property
+    def asks(self) -> Float[Tensor, "P 1 q 1"]:
+        """1 = a query, 0 = padding."""
+        return (self.last > 0).to(self.dtype)[:, None, :, None]
+
+    @cached_property
+    def mask(self) -> Float[Tensor, "P 1 q k"]:
+        """0 = seen, −inf = not seen; a padded query sees everything, so that no row is empty."""
+        k, last = torch.arange(self.shape[2], dtype=torch.int32), self.last[..., None]
+        unseen = ((k < self.first[..., None]) | (k >= last)) & (last > 0)
+        return torch.zeros(unseen.shape, dtype=self.dtype).masked_fill_(unseen, -torch.inf)[:, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,9 +208,9 @@ def plan_of(layout: TreeLayout, n_heads: int, n_key_heads: int, window: int | No
         asks, is_key = q < n_queries, k < n_prompt + n_queries
         query_at = np.where(asks, start + q, start)
         key_at = np.where(is_key, np.where(k < n_prompt, prompt_start + k, start + k - n_prompt), start)
-        distance = q[:, None] + n_prompt[:, :, None] - k
-        seen = is_key[:, None] & (distance >= 0) & (distance < (window or np.inf))
-        mask = np.where(seen | ~asks[:, :, None], 0.0, -np.inf)
+        # a query sees the prompt and its own piece up to itself, or the last `window` of them
+        last = np.where(asks, n_prompt + q + 1, 0).astype(np.int32)
+        first_seen = np.maximum(last - window, 0) if window else np.zeros_like(last)
         query_rows = query_at[:, None] * n_heads + np.arange(n_heads)[:, None]
         key_rows = key_at[:, None] * n_key_heads + np.arange(n_key_heads)[:, None]
         padded = first + np.arange(query_rows.size).reshape(query_rows.shape)
@@ -207,8 +221,9 @@ def plan_of(layout: TreeLayout, n_heads: int, n_key_heads: int, window: int | No
                 shape=(len(pieces), len(q), len(k)),
                 query_rows=torch.from_numpy(query_rows.reshape(-1)),
                 key_rows=torch.from_numpy(key_rows.reshape(-1)),
-                mask=torch.from_numpy(mask).to(dtype)[:, None],
-                asks=torch.from_numpy(asks).to(dtype)[:, None, :, None],
+                first=torch.from_numpy(first_seen),
+                last=torch.from_numpy(last),
+                dtype=dtype,
             )
         )
     return Plan(tuple(groups), torch.from_numpy(places.reshape(-1)), layout.spans[-1].stop * n_heads)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -58,17 +57,6 @@ class Frame:
     """The same."""
 
 
-@lru_cache(maxsize=64)
-def _bounds(plan: Plan) -> tuple[tuple[Tensor, Tensor], ...]:
-    """Of each group the first key that a query sees and the one behind the last, [P, q]; padding sees none."""
-    bounds = []
-    for group in plan.groups:
-        seen = (group.mask[:, 0] == 0) & (group.asks[:, 0] > 0)
-        first = seen.int().argmax(-1)
-        bounds.append((first.int(), (first + seen.sum(-1)).int()))
-    return tuple(bounds)
-
-
 def attend(
     frame: Frame, qkv: Float[Tensor, "L (H+2K)*D"], norms: Sequence[Tensor | None]
 ) -> tuple[Float[Tensor, "L H*D"], list[Tensor]]:
@@ -93,7 +81,7 @@ def attend(
         )
         turned, scales = (*turned, heads), (*scales, scale)
     kept, outputs = [], []
-    for group, (first, last) in zip(plan.groups, _bounds(plan), strict=True):
+    for group in plan.groups:
         n_pieces, n_queries, n_keys = group.shape
         q = qkv.new_empty(n_pieces * K, H // K * n_queries, D)
         k, v = (qkv.new_empty(n_pieces * K, n_keys, D) for _ in range(2))
@@ -103,7 +91,9 @@ def attend(
             address(qkv, (H + K) * D), width, K, D, address(group.key_rows), len(group.key_rows), address(v)
         )
         probs = torch.bmm(q, k.transpose(1, 2))
-        call.attend_forward(address(probs), n_pieces, H, n_queries, n_keys, address(first), address(last), sizes.scale)
+        call.attend_forward(
+            address(probs), n_pieces, H, n_queries, n_keys, address(group.first), address(group.last), sizes.scale
+        )
         outputs.append(torch.bmm(probs, v).view(-1, D))
         kept += [q, k, v, probs]
     together = outputs[0] if len(outputs) == 1 else torch.cat(outputs)

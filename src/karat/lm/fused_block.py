@@ -22,10 +22,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from karat.lm.attention import current_layout, tree_layout
-from karat.lm.cache import GIVEN, DecodeCache, DecodeStep, decode_attention
+from karat.lm.cache import DecodeCache
 from karat.lm.dense_attention import is_short, plan_of
 from karat.lm.final_block import block_lists, rows_wanted
 from karat.lm.fused_attention import Frame, Sizes, attend, attend_back
+from karat.lm.fused_decode import LayerWeights, decoded, decodes, layer_weights
 from karat.lm.kernels import matmul
 from karat.lm.narrow import products_of, stacked, use_narrow_products
 from karat.lm.native import address, library
@@ -88,30 +89,24 @@ def weights_of(block: nn.Module) -> tuple[Tensor | None, ...] | None:
 
     Norms of queries and keys may be missing.
     """
-    try:
-        attention, mlp = block.self_attn, block.mlp
-        linear = [
-            attention.q_proj,
-            attention.k_proj,
-            attention.v_proj,
-            attention.o_proj,
-            mlp.gate_proj,
-            mlp.up_proj,
-            mlp.down_proj,
-        ]
-        norms = [getattr(block, name) for name in NORMS]
-    except AttributeError:
+    # dictionaries instead of attributes: this is asked of every block in every pass
+    attention, mlp = (block._modules.get(name) for name in ("self_attn", "mlp"))
+    if attention is None or mlp is None:
         return None
-    norms += [norm for name in ("q_norm", "k_norm") if (norm := getattr(attention, name, None)) is not None]
+    linear = [attention._modules.get(name) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
+    linear += [mlp._modules.get(name) for name in ("gate_proj", "up_proj", "down_proj")]
+    norms = [block._modules.get(name) for name in NORMS]
+    norms += [norm for name in ("q_norm", "k_norm") if (norm := attention._modules.get(name)) is not None]
+    if not all(type(layer) is nn.Linear and layer._parameters.get("bias") is None for layer in linear) or None in norms:
+        return None
     # `only_rows` hooks these four, once before and once behind; what it does is done here without
-    hooked = () if rows_wanted(block) is None else (attention, mlp, attention.q_proj, attention.o_proj)
-    watched = any(
-        len(part._forward_hooks) + len(part._forward_pre_hooks) + len(part._backward_hooks) > 2 * (part in hooked)
-        for part in (attention, mlp, *linear, *norms)
-    )
-    if watched or not all(type(layer) is nn.Linear and layer.bias is None for layer in linear):
-        return None
-    own = [part.weight for part in (*norms[:1], *linear[:4], norms[1], *linear[4:], *norms[2:])]
+    hooked = () if rows_wanted(block) is None else (attention, mlp, linear[0], linear[3])
+    for part in (attention, mlp, *linear, *norms):
+        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks:
+            n_hooks = len(part._forward_hooks) + len(part._forward_pre_hooks) + len(part._backward_hooks)
+            if n_hooks > 2 * (part in hooked):
+                return None
+    own = [part._parameters.get("weight") for part in (*norms[:1], *linear[:4], norms[1], *linear[4:], *norms[2:])]
     ready = all(type(w) is nn.Parameter and w.dtype == torch.float32 and w.is_contiguous() for w in own)
     return (*own, *((None,) * (11 - len(own)))) if ready else None
 
@@ -133,69 +128,22 @@ def _forward(self: nn.Module, hidden_states: Tensor, *args: Any, **options: Any)
         weights = weights_of(self)
         if weights is not None:
             return fused(hidden_states, angles, layout, products, getattr(self, SIZES), weights, rows_wanted(self))
-    elif not args and angles is not None and _decodes(self, hidden_states, products, options):
-        weights = weights_of(self)
-        if weights is not None:
-            return _decoded(self, hidden_states, angles, products, weights, options)
+    elif not args and angles is not None and not self.training and getattr(self, KNOWN).get(products, False):
+        cache = options.get("past_key_values")
+        if decodes(hidden_states, cache, products):
+            own = _of_layer(self, cache, products)
+            if own is not None:
+                return decoded(hidden_states, angles, own, cache, self.self_attn.layer_idx)
     return type(self).forward(self, hidden_states, *args, **options)
 
 
-def _decodes(block: nn.Module, x: Tensor, products: torch.dtype, options: dict[str, Any]) -> bool:
-    """Whether this is a step of the sampler, a token a row, in a narrower dtype: in float32 stacked weights would be copies."""
-    return (
-        products != torch.float32
-        and not torch.is_grad_enabled()
-        and GIVEN
-        not in options  # steps of static shapes are recorded, and what is compiled here leaves no trace in a record
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and isinstance(cache := options.get("past_key_values"), DecodeCache)
-        and isinstance(cache.now, DecodeStep)
-        and cache.dtype == products
-        and not block.training
-        and not torch.is_autocast_enabled("cpu")
-        and getattr(block, KNOWN).get(products, False)
-    )
-
-
-def _decoded(
-    block: nn.Module,
-    x: Float[Tensor, "1 R d"],
-    angles: tuple[Tensor, Tensor],
-    products: torch.dtype,
-    weights: tuple[Tensor | None, ...],
-    options: dict[str, Any],
-) -> Float[Tensor, "1 R d"]:
-    """The block's output for one token of each row, whose keys and values go into the cache."""
-    norm, wq, wk, wv, wo, norm_mlp, gate, up, down, norm_q, norm_k = weights
-    sizes, call, cache = getattr(block, SIZES), library(products), options["past_key_values"]
-    x, (n, d), m = x.contiguous(), x.shape[1:], len(gate)
-    H, K, D = sizes.heads, sizes.key_heads, sizes.size
-    normed, scale = x.new_empty(n, d, dtype=products), x.new_empty(n)
-    _norm(call, x, None, None, norm, sizes.eps[0], None, normed, scale)
-    qkv = torch.mm(normed, stacked((wq, wk, wv), products).t())
-    turns, heads = [angle.reshape(-1, D).contiguous() for angle in angles], []
-    for first, n_heads, own, eps in ((0, H, norm_q, sizes.eps[1]), (H * D, K, norm_k, sizes.eps[2])):
-        turned, scales = qkv.new_empty(n, n_heads, D), x.new_empty(n, n_heads)
-        call.heads_forward(
-            address(qkv, first), (H + 2 * K) * D, n, n_heads, D, address(own), eps, *map(address, turns), address(turned),
-            address(scales),
-        )  # fmt: skip
-        heads.append(turned.transpose(0, 1)[None])
-    values = qkv[:, (H + K) * D :].view(n, K, D).transpose(0, 1)[None]
-    keys, values = cache.update(heads[1], values, block.self_attn.layer_idx)
-    attended, _ = decode_attention(
-        block.self_attn, heads[0], keys, values, None, scaling=sizes.scale, sliding_window=sizes.window
-    )
-    change = torch.mm(attended.reshape(n, H * D), stacked((wo,), products).t())
-    between, normed_mlp = x.new_empty(n, d), torch.empty_like(normed)
-    _norm(call, x, change, None, norm_mlp, sizes.eps[3], between, normed_mlp, scale)
-    both = torch.mm(normed_mlp, stacked((gate, up), products).t())
-    gated, output = both.new_empty(n, m), torch.empty_like(x)
-    call.gate_forward(address(both), n, m, address(gated))
-    change = torch.mm(gated, stacked((down,), products).t())
-    call.add_rows(address(between), address(change), None, n, d, address(output))
-    return output
+def _of_layer(block: nn.Module, cache: DecodeCache, products: torch.dtype) -> LayerWeights | None:
+    """A block's weights for the sampler's steps, looked at once in a call: within it no weight changes."""
+    layer = block.self_attn.layer_idx
+    if layer not in cache.of_layers:
+        weights = weights_of(block)
+        cache.of_layers[layer] = None if weights is None else layer_weights(getattr(block, SIZES), weights, products)
+    return cache.of_layers[layer]
 
 
 def _suits(block: nn.Module, x: Tensor, layout: TreeLayout, products: torch.dtype, options: dict[str, Any]) -> bool:
@@ -260,7 +208,7 @@ class _Block(torch.autograd.Function):
         _norm(call, x, _times(attended, of_o.t()), rows, norm_mlp, eps[3], between, normed_mlp, scale_mlp)
         both = _times(normed_mlp, of_both.t())
         gated = both.new_empty(n, m)
-        call.gate_forward(address(both), n, m, address(gated))
+        call.gate_forward(address(both), address(both, m), 2 * m, n, m, address(gated))
         output, change = torch.empty_like(x) if rows is None else torch.zeros_like(x), _times(gated, of_down.t())
         call.add_rows(address(between), address(change), address(rows), n, d, address(output))
         ctx.save_for_backward(

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from karat.errors import ConfigError, InputError
 from karat.lm.decoder import Decoder, OnToken, Progress, Row, drawing_device
+from karat.lm.native import draw_of
 from karat.lm.sampling import draw_tokens, forbid, likeliest_tokens, token_uniforms, truncate_logits
 from karat.lm.segments import way_for
 from karat.records import Sample
@@ -66,7 +66,12 @@ class _Drawing:
         self.stops = torch.tensor(sorted(lm.eos_ids), device=drawing_device(lm.model))
 
     def __call__(
-        self, logits: Float[Tensor, "R V"], uniforms: Float[Tensor, " R"] | None, n_drawn: Int[Tensor, " R"] | None
+        self,
+        logits: Float[Tensor, "R V"],
+        uniforms: Float[Tensor, " R"] | None,
+        n_drawn: Int[Tensor, " R"] | None,
+        *,
+        recorded: bool = False,
     ) -> tuple[Int[Tensor, " R"], Float[Tensor, " R"]]:
         if self.temperature != 1:
             logits = logits.div_(self.temperature)  # nobody else reads them
@@ -74,7 +79,8 @@ class _Drawing:
             forbid(logits, self.stops, n_drawn < self.min_new_tokens)
         if self.top_k or self.top_p < 1:
             logits = truncate_logits(logits, top_k=self.top_k, top_p=self.top_p)
-        return draw_tokens(logits, uniforms)
+        quick = None if recorded else draw_of(logits)
+        return (quick or draw_tokens)(logits, uniforms)
 
 
 class _Likeliest:
@@ -83,7 +89,7 @@ class _Likeliest:
     draws = counts = False
     settings = "likeliest"
 
-    def __call__(self, logits: Tensor, uniforms: None, n_drawn: None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def __call__(self, logits: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         return likeliest_tokens(logits)
 
 
@@ -123,7 +129,7 @@ def sample(
         raise InputError(f"sample: found {len(keys)} prompt keys for {len(prompts)} prompts; expected one each")
     groups = [
         [
-            Row(index, number, len(prompt), token_uniforms(seed, key, number, config.max_new_tokens))
+            Row(index, number, len(prompt), token_uniforms(seed, key, number, config.max_new_tokens).tolist())
             for number in range(n_samples)
         ]
         for index, (prompt, key) in enumerate(zip(prompts, keys, strict=True))
@@ -149,7 +155,7 @@ def greedy(
     """
     SamplingConfig(max_new_tokens, batch_rows=batch_rows)
     _check_prompts(lm, prompts, max_new_tokens)
-    groups = [[Row(index, 0, len(prompt), np.empty(0))] for index, prompt in enumerate(prompts)]
+    groups = [[Row(index, 0, len(prompt), [])] for index, prompt in enumerate(prompts)]
     way = way_for(lm.model)
     Decoder(lm, prompts, groups, _Likeliest(), max_new_tokens, batch_rows, progress, way=way).run(on_token)
     return [rows[0].result(prompts[rows[0].prompt]) for rows in groups]

@@ -11,6 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define LANES 16 /* numbers that are added up side by side, and keys that are widened at a time */
+#define BLOCK 64 /* tokens whose weights are summed at a time, as in sampling.py */
+#define INLINED static inline __attribute__((always_inline)) /* with a constant D the loops over it are unrolled */
 #define SMALL 16384 /* numbers below which another thread costs more than it does */
 #define SHARED(numbers) if ((numbers) > SMALL)
 #define AS_PRAGMA(words) _Pragma(#words)
@@ -29,10 +32,21 @@ static inline number rounded(float x) { /* to nearest, ties to even; infinities 
     memcpy(&bits, &x, 4);
     return (number)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
+#define WIDENED(n) (n)
+INLINED const float *widened(const number *restrict from, int64_t n, float *restrict room) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) room[i] = wide(from[i]);
+    return room;
+}
 #else
 typedef float number;
 static inline float wide(number x) { return x; }
 static inline number rounded(float x) { return x; }
+#define WIDENED(n) 1
+INLINED const float *widened(const number *from, int64_t n, float *room) {
+    (void)n, (void)room;
+    return from;
+}
 #endif
 
 /* e^x by 2^i · e^r, |r| ≤ ln 2 / 2, Taylor to r^6 / 720: relative error below 3e-7; 0 below −87, NaN stays NaN. */
@@ -148,36 +162,39 @@ int norm_backward(const float *x, const float *scale, int64_t n, int64_t d, cons
     return 1;
 }
 
-/* Heads of queries or keys: normed where there is a weight, rotated by the angles of their position, rounded. */
+/* A head normed where there is a weight, rotated by the angles of its position, rounded; returns the norm's scale. */
+static inline float turn_head(const number *own, int64_t D, const float *weight, float eps, const float *c, const float *s,
+                              number *y) {
+    int64_t half = D / 2;
+    float x[D], squares = 0, factor = 1;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t j = 0; j < D; j++) {
+        x[j] = wide(own[j]);
+        squares += x[j] * x[j];
+    }
+    if (weight) {
+        factor = 1 / sqrtf(squares / D + eps);
+#pragma omp simd
+        for (int64_t j = 0; j < D; j++) x[j] = x[j] * factor * weight[j];
+    }
+#pragma omp simd
+    for (int64_t j = 0; j < half; j++) {
+        y[j] = rounded(x[j] * c[j] - x[j + half] * s[j]);
+        y[j + half] = rounded(x[j + half] * c[j + half] + x[j] * s[j + half]);
+    }
+    return factor;
+}
+
+/* Heads of queries or keys. */
 void heads_forward(const number *from, int64_t stride, int64_t n, int64_t H, int64_t D,
                    const float *weight, float eps, const float *cosine, const float *sine, number *to, float *scale) {
-    int64_t half = D / 2;
     PARALLEL(n * H * D)
-    for (int64_t i = 0; i < n; i++) {
-        const float *c = cosine + i * D, *s = sine + i * D;
-        float x[D];
+    for (int64_t i = 0; i < n; i++)
         for (int64_t h = 0; h < H; h++) {
-            const number *own = from + i * stride + h * D;
-            number *y = to + (i * H + h) * D;
-            float squares = 0;
-#pragma omp simd reduction(+ : squares)
-            for (int64_t j = 0; j < D; j++) {
-                x[j] = wide(own[j]);
-                squares += x[j] * x[j];
-            }
-            if (weight) {
-                float factor = 1 / sqrtf(squares / D + eps);
-                scale[i * H + h] = factor;
-#pragma omp simd
-                for (int64_t j = 0; j < D; j++) x[j] = x[j] * factor * weight[j];
-            }
-#pragma omp simd
-            for (int64_t j = 0; j < half; j++) {
-                y[j] = rounded(x[j] * c[j] - x[j + half] * s[j]);
-                y[j + half] = rounded(x[j + half] * c[j + half] + x[j] * s[j + half]);
-            }
+            int64_t row = i * H + h;
+            float factor = turn_head(from + i * stride + h * D, D, weight, eps, cosine + i * D, sine + i * D, to + row * D);
+            if (weight) scale[row] = factor;
         }
-    }
 }
 
 /* The way back: from the gradient of rotated heads, float32 by row or, with `places`, numbers at places[row]. */
@@ -304,11 +321,11 @@ void attend_backward(const number *probs, number *grad, int64_t rows, int64_t k,
     }
 }
 
-/* silu(gate)·up of rows [gate, up] */
-void gate_forward(const number *both, int64_t n, int64_t m, number *to) {
+/* silu(gate)·up; a row of either begins `stride` numbers behind the one before */
+void gate_forward(const number *gates, const number *ups, int64_t stride, int64_t n, int64_t m, number *to) {
     PARALLEL(n * m)
     for (int64_t i = 0; i < n; i++) {
-        const number *gate = both + i * 2 * m, *up = gate + m;
+        const number *gate = gates + i * stride, *up = ups + i * stride;
         number *y = to + i * m;
 #pragma omp simd
         for (int64_t j = 0; j < m; j++) {
@@ -373,6 +390,164 @@ int choose_forward(number *logits, const int64_t *tokens, int64_t n, int64_t V, 
             own[tokens[i]] = rounded(expm1f(logprobs[i]));
         }
         free(e);
+    }
+    return !short_of_memory;
+}
+
+/* e[h, j] = q[h]·key j for neighbouring keys, which are widened once for all heads that share them. */
+INLINED void score_keys(const float *restrict q, const number *restrict keys, int64_t n, const int64_t D, int64_t heads,
+                        float *restrict e, int64_t stride) {
+    float room[WIDENED(LANES * D)];
+    for (int64_t first = 0; first < n; first += LANES) {
+        int64_t m = n - first < LANES ? n - first : LANES;
+        const float *some = widened(keys + first * D, m * D, room);
+        for (int64_t h = 0; h < heads; h++)
+            for (int64_t j = 0; j < m; j++) {
+                float sum = 0;
+#pragma omp simd reduction(+ : sum)
+                for (int64_t i = 0; i < D; i++) sum += q[h * D + i] * some[j * D + i];
+                e[h * stride + first + j] = sum;
+            }
+    }
+}
+
+/* mixed[h] += Σ e[h, j]·value j, likewise */
+INLINED void mix_values(const float *restrict e, int64_t stride, const number *restrict values, int64_t n, const int64_t D,
+                        int64_t heads, float *restrict mixed) {
+    float room[WIDENED(LANES * D)];
+    for (int64_t first = 0; first < n; first += LANES) {
+        int64_t m = n - first < LANES ? n - first : LANES;
+        const float *some = widened(values + first * D, m * D, room);
+        for (int64_t h = 0; h < heads; h++)
+            for (int64_t at = 0; at < D; at += LANES) {
+                int64_t width = D - at < LANES ? D - at : LANES;
+                float sum[LANES], *own = mixed + h * D + at;
+                memcpy(sum, own, width * sizeof(float));
+                for (int64_t j = 0; j < m; j++) {
+                    float share = e[h * stride + first + j];
+#pragma omp simd
+                    for (int64_t i = 0; i < width; i++) sum[i] += share * some[j * D + at + i];
+                }
+                memcpy(own, sum, width * sizeof(float));
+            }
+    }
+}
+
+/* The query heads of one key head over the seen part of their prompt and response. `e` has room for all scores. */
+INLINED void attend_heads(const float *restrict q, int64_t heads, const int64_t D, const number *keys, const number *values,
+                          int64_t n_prompt, const number *own_keys, const number *own_values, int64_t n_own, float factor,
+                          float *restrict e, float *restrict mixed, number *restrict to) {
+    int64_t n = n_prompt + n_own;
+    score_keys(q, keys, n_prompt, D, heads, e, n);
+    score_keys(q, own_keys, n_own, D, heads, e + n_prompt, n);
+    for (int64_t h = 0; h < heads; h++) {
+        float *own = e + h * n, peak = -INFINITY, sum = 0;
+#pragma omp simd reduction(max : peak)
+        for (int64_t j = 0; j < n; j++) peak = own[j] > peak ? own[j] : peak;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = 0; j < n; j++) {
+            own[j] = exponential((own[j] - peak) * factor);
+            sum += own[j];
+        }
+        float share = 1 / sum;
+#pragma omp simd
+        for (int64_t j = 0; j < n; j++) own[j] *= share;
+    }
+    memset(mixed, 0, heads * D * sizeof(float));
+    mix_values(e, n, values, n_prompt, D, heads, mixed);
+    mix_values(e + n_prompt, n, own_values, n_own, D, heads, mixed);
+    for (int64_t i = 0; i < heads * D; i++) to[i] = rounded(mixed[i]);
+}
+
+/* A token of each row: its queries and keys normed and rotated, its keys and values stored at `offsets` of the response's
+ * buffers [R, K, T, D], its heads' attention over its prompt, `lengths` tokens at `slots` of [S, K, L, D], and its
+ * response. Window 0 = none. Returns 0 where memory is short. */
+int decode_rows(const number *q, int64_t q_stride, const number *k, int64_t k_stride, const number *v, int64_t v_stride,
+                int64_t R, int64_t H, int64_t K, int64_t D, const float *weight_q, float eps_q, const float *weight_k,
+                float eps_k, const float *cosine, const float *sine, const number *prompt_keys,
+                const number *prompt_values, int64_t L, const int64_t *slots, const int64_t *lengths, number *keys,
+                number *values, int64_t T, const int64_t *offsets, int64_t window, float factor, number *to) {
+    int short_of_memory = 0;
+    int64_t heads = H / K;
+#pragma omp parallel SHARED(R *H *D * 16) reduction(| : short_of_memory)
+    {
+        float *asks = malloc(heads * (2 * D + L + T) * sizeof(float)), *mixed = asks + heads * D, *e = mixed + heads * D;
+        short_of_memory |= !asks;
+#pragma omp for schedule(static)
+        for (int64_t unit = 0; unit < R * K; unit++) {
+            if (!asks) continue;
+            int64_t r = unit / K, g = unit % K, n_own = offsets[r] + 1, n_prompt = lengths[r];
+            const float *c = cosine + r * D, *s = sine + r * D;
+            const number *given_keys = prompt_keys + (slots[r] * K + g) * L * D;
+            const number *given_values = prompt_values + (slots[r] * K + g) * L * D;
+            number *own_keys = keys + unit * T * D, *own_values = values + unit * T * D;
+            turn_head(k + r * k_stride + g * D, D, weight_k, eps_k, c, s, own_keys + offsets[r] * D);
+            memcpy(own_values + offsets[r] * D, v + r * v_stride + g * D, D * sizeof(number));
+            if (window && n_prompt + n_own > window) {
+                int64_t unseen = n_prompt + n_own - window, of_prompt = unseen < n_prompt ? unseen : n_prompt;
+                given_keys += of_prompt * D, given_values += of_prompt * D, n_prompt -= of_prompt;
+                own_keys += (unseen - of_prompt) * D, own_values += (unseen - of_prompt) * D, n_own -= unseen - of_prompt;
+            }
+            for (int64_t h = 0; h < heads; h++) {
+                number turned[D];
+                turn_head(q + r * q_stride + (g * heads + h) * D, D, weight_q, eps_q, c, s, turned);
+                for (int64_t i = 0; i < D; i++) asks[h * D + i] = wide(turned[i]);
+            }
+            number *y = to + unit * heads * D;
+#define ATTEND(size) attend_heads(asks, heads, size, given_keys, given_values, n_prompt, own_keys, own_values, n_own, \
+                                  factor, e, mixed, y)
+            if (D == 64) ATTEND(64);
+            else if (D == 128) ATTEND(128);
+            else ATTEND(D);
+        }
+        free(asks);
+    }
+    return !short_of_memory;
+}
+
+/* A token of each row of logits: the first whose running sum of weights w = e^(logit − peak) is above uniform·Σ w, and
+ * log(w/Σ w). Sums are double, over blocks of tokens, and within the chosen block one by one, as in sampling.draw_tokens. */
+int draw_rows(const float *logits, int64_t stride, int64_t R, int64_t V, const double *uniforms, int64_t *tokens,
+              float *logprobs) {
+    int64_t n_blocks = (V + BLOCK - 1) / BLOCK;
+    int short_of_memory = 0;
+#pragma omp parallel SHARED(R *V) reduction(| : short_of_memory)
+    {
+        double *edges = malloc(n_blocks * sizeof(double));
+        short_of_memory |= !edges;
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < R; r++) {
+            if (!edges) continue;
+            const float *own = logits + r * stride;
+            float peak = -INFINITY;
+#pragma omp simd reduction(max : peak)
+            for (int64_t j = 0; j < V; j++) peak = own[j] > peak ? own[j] : peak;
+            double total = 0;
+            for (int64_t b = 0; b < n_blocks; b++) {
+                int64_t first = b * BLOCK, n = V - first < BLOCK ? V - first : BLOCK;
+                double sum = 0;
+#pragma omp simd reduction(+ : sum)
+                for (int64_t j = 0; j < n; j++) sum += exponential(own[first + j] - peak);
+                edges[b] = total += sum;
+            }
+            double target = uniforms[r] * total;
+            int64_t block = 0;
+            while (block < n_blocks - 1 && !(edges[block] > target)) block++;
+            int64_t chosen = block * BLOCK, end = chosen + BLOCK < V ? chosen + BLOCK : V;
+            double running = block ? edges[block - 1] : 0;
+            float weight = 0;
+            /* rounding may leave the last sum a hair below the target: then the block's last possible token is meant */
+            for (int64_t j = block * BLOCK; j < end && !(running > target); j++) {
+                float w = exponential(own[j] - peak);
+                if (!(w > 0)) continue;
+                running += w;
+                chosen = j;
+                weight = w;
+            }
+            tokens[r] = chosen;
+            logprobs[r] = total == total ? (float)log(weight / total) : NAN;
+        }
+        free(edges);
     }
     return !short_of_memory;
 }

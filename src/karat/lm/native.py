@@ -44,12 +44,14 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "scatter_heads": (A, A, N, N, N, N, A),
     "attend_forward": (A, N, N, N, N, A, A, F),
     "attend_backward": (A, A, N, N, F),
-    "gate_forward": (A, N, N, A),
+    "gate_forward": (A, A, N, N, N, A),
     "gate_backward": (A, A, N, N, A, A),
     "choose_forward": (A, A, N, N, A, F, A),
+    "decode_rows": (A, N, A, N, A, N, N, N, N, N, A, F, A, F, A, A, A, A, N, A, A, A, A, N, A, N, F, A),
+    "draw_rows": (A, N, N, N, A, A, A),
 }
 """Addresses, counts and numbers that each function takes, as in native.c."""
-ANSWERING = {"norm_backward", "heads_backward", "attend_forward", "choose_forward"}
+ANSWERING = {"norm_backward", "heads_backward", "attend_forward", "choose_forward", "decode_rows", "draw_rows"}
 """Those that say whether there was memory enough."""
 
 
@@ -73,7 +75,9 @@ def library(products: torch.dtype) -> ctypes.CDLL | None:
 
 def address(tensor: Tensor | None, offset: int = 0) -> int | None:
     """Where a tensor's numbers begin, or those from some number on; None stays None."""
-    return None if tensor is None else tensor.data_ptr() + offset * tensor.element_size()
+    if tensor is None:
+        return None
+    return tensor.data_ptr() + offset * tensor.element_size() if offset else tensor.data_ptr()
 
 
 def choose_of(products: torch.dtype) -> Callable[[Tensor, Tensor, Tensor | None, float, Tensor], None] | None:
@@ -87,6 +91,24 @@ def choose_of(products: torch.dtype) -> Callable[[Tensor, Tensor, Tensor | None,
         call.choose_forward(address(logits), address(ids), n, width, address(bias), temperature, address(found))
 
     return choose
+
+
+def draw_of(logits: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """What does the work of `sampling.draw_tokens` in one pass; None where logits do not lie as it reads them."""
+    if logits.device.type != "cpu" or logits.dtype != torch.float32 or logits.stride(1) != 1:
+        return None
+    call = library(torch.float32)
+    if call is None:
+        return None
+
+    def draw(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        given = uniforms.contiguous()
+        tokens, logprobs = torch.empty_like(given, dtype=torch.int64), torch.empty_like(given, dtype=torch.float32)
+        places = map(address, (given, tokens, logprobs))
+        call.draw_rows(address(logits), logits.stride(0), *logits.shape, *places)
+        return tokens, logprobs
+
+    return draw
 
 
 def _checked(result: int, _function: Any, _given: Any) -> int:

@@ -42,9 +42,14 @@ class Choose(Protocol):
         """Whether it reads how many tokens a row has."""
 
     def __call__(
-        self, logits: Float[Tensor, "R V"], uniforms: Float[Tensor, " R"] | None, n_drawn: Int[Tensor, " R"] | None
+        self,
+        logits: Float[Tensor, "R V"],
+        uniforms: Float[Tensor, " R"] | None,
+        n_drawn: Int[Tensor, " R"] | None,
+        *,
+        recorded: bool = False,
     ) -> tuple[Int[Tensor, " R"], Float[Tensor, " R"]]:
-        """Tokens and their log-probabilities."""
+        """Tokens and their log-probabilities; `recorded` = by PyTorch's operations alone, which can be compiled or recorded."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,7 @@ def take_step(
         stops: tokens that end a response.    limit: longest response in tokens.
     """
     # a function of its arguments alone: what a compiler made for one call of the sampler serves the next
-    cache.now = DecodeStep(state.layout, state.offsets, width=state.width)
+    cache.now = DecodeStep(state.layout, state.offsets, width=state.width, recorded=True)
     output = model(
         input_ids=state.tokens.unsqueeze(0),
         position_ids=(state.layout.prompt_lengths + state.offsets).unsqueeze(0),
@@ -153,7 +158,8 @@ def take_step(
         **{GIVEN: cache},
     )
     uniforms = state.uniforms.index_select(1, state.step).squeeze(1) if choose.draws else None
-    tokens, logprobs = choose(output.logits[0], uniforms, state.offsets + 1 if choose.counts else None)
+    n_drawn = state.offsets + 1 if choose.counts else None
+    tokens, logprobs = choose(output.logits[0], uniforms, n_drawn, recorded=True)
     state.drawn.index_copy_(1, state.step, tokens.unsqueeze(1))
     state.logprobs.index_copy_(1, state.step, logprobs.unsqueeze(1))
     ends = (tokens.unsqueeze(1) == stops).any(1) | (state.offsets + 2 >= limit)
