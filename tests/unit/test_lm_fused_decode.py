@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import tiny_models
 from karat.lm import fused_block, fused_decode, native
-from karat.lm.cache import DecodeCache, DecodeStep, RowLayout, decoded_logits
+from karat.lm.cache import DecodeCache, DecodeStep, PrefillLayout, RowLayout, decoded_logits
 from karat.lm.fused_attention import Sizes
 from karat.lm.generate import SamplingConfig, sample
 from karat.lm.load import load_lm
@@ -51,7 +51,7 @@ def test_logits_in_float32_are_those_of_the_plain_way(kind, tmp_path, steps):
     prompt, response = [5, 6, 7, 8, 9], [20, 21, 22, 23]
     steps.clear()  # loading has compared steps too
     fused, own = (decoded_logits(one, prompt, response, None) for one in (model, plainly(model)))
-    assert len(steps) == len(model.model.layers) * (len(response) - 1)
+    assert len(steps) == len(model.model.layers) * len(response)  # the prompt and all tokens but the last
     torch.testing.assert_close(fused, own, rtol=1e-4, atol=1e-5)
 
 
@@ -61,7 +61,7 @@ def test_in_bfloat16_they_are_as_near_to_float32_as_the_plain_way(kind, tmp_path
     plain, prompt, response = plainly(model), [5, 6, 7, 8, 9], [20, 21, 22, 23]
     steps.clear()
     fused, own = (decoded_logits(one, prompt, response, BF16) for one in (model, plain))
-    assert len(steps) == len(model.model.layers) * (len(response) - 1)
+    assert len(steps) == len(model.model.layers) * len(response)  # the prompt and all tokens but the last
     use_narrow_products(plain, None)
     exact = decoded_logits(plain, prompt, response, None)
     assert 0 < gap(fused, exact) < 1.5 * gap(own, exact)
@@ -88,6 +88,7 @@ def test_long_prompts_that_many_rows_share_go_the_plain_way_and_say_the_same(tmp
     assert steps
     steps.clear()
     monkeypatch.setattr(fused_decode, "MOST_SHARED", 7)
+    monkeypatch.setattr(fused_decode, "MOST_PROMPT", 3)
     plain = sample(lm, given[0], n_samples=2, config=given[1], seed=1)
     assert not steps
     for mine, own in zip(compiled, plain, strict=True):
@@ -162,7 +163,7 @@ def test_a_pass_over_the_rows_is_attention_key_by_key(dtype, window, apart):
     own = fused_decode.LayerWeights(rows.sizes, (None, None, *rows.norms), (), None, (), None)
     parts = rows.qkv.split((96, 32, 32), dim=1) if apart else (rows.qkv,)
     untouched = rows.cache.responses[0][0][5].clone()
-    found = fused_decode._attended([part.contiguous() for part in parts], rows.angles, own, rows.cache, 0)
+    found = fused_decode._attended([part.contiguous() for part in parts], rows.angles, own, rows.cache, 0, None)
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-3, "atol": 1e-2}
     assert found.dtype == dtype
     assert gap(found.double(), expected) < (1e-6 if dtype == torch.float32 else 5e-3)
@@ -170,6 +171,42 @@ def test_a_pass_over_the_rows_is_attention_key_by_key(dtype, window, apart):
     for kind, stored in enumerate((keys, values)):
         torch.testing.assert_close(rows.cache.responses[0][kind][torch.arange(5), :, at].double(), stored, **tolerance)
     assert torch.equal(rows.cache.responses[0][0][5], untouched)
+
+
+@pytest.mark.parametrize("rows", [None, [2, 6, 11]])
+@pytest.mark.parametrize("window", [None, 1, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, BF16])
+def test_a_pass_over_prompts_is_causal_attention_key_by_key(dtype, window, rows):
+    """Prompts of 3, 4 and 5 tokens; each of their tokens is a row that has answered so far and has no prompt."""
+    given = rows_under_way(window, dtype)
+    lengths, slots, generator = (3, 4, 5), torch.tensor([2, 0, 1]), torch.Generator().manual_seed(5)
+    prompt_of = torch.arange(3).repeat_interleave(torch.tensor(lengths))
+    column_of = torch.cat([torch.arange(n) for n in lengths])
+    given.cache.now = PrefillLayout(slots, torch.zeros(3, 5, dtype=torch.long), prompt_of, column_of)
+    qkv, turn = (torch.randn(12, n, generator=generator) for n in (160, 8))
+    angles = tuple(turn.repeat(1, 2)[None] for turn in (turn.cos(), turn.sin()))
+    own = fused_decode.LayerWeights(given.sizes, (None, None, *given.norms), (), None, (), None)
+    read = None if rows is None else torch.tensor(rows)
+    found = fused_decode._attended([qkv.to(dtype)], angles, own, given.cache, 0, read)
+    step = rows_under_way(window, dtype)
+    for i in range(12):  # token by token, by the pass over rows that the test above holds against loops
+        layout = RowLayout(
+            prompt_lengths=torch.tensor([0]), rows=torch.tensor([0]), slots=slots[prompt_of[i], None],
+            seats=torch.tensor([0]), row_at=torch.tensor([[0]]), prompt_width=1,
+        )  # fmt: skip
+        step.cache.responses = [tuple(buffer[slots[prompt_of[i]], None] for buffer in step.cache.prompts[0])]
+        step.cache.now = DecodeStep(layout, column_of[i, None], width=9)
+        one = [angle[:, i, None] for angle in angles]
+        expected = fused_decode._attended([qkv[i, None].to(dtype)], one, own, step.cache, 0, None)
+        slot, column = slots[prompt_of[i]], column_of[i]
+        for kept, before, mine in zip(
+            step.cache.responses[0], step.cache.prompts[0], given.cache.prompts[0], strict=True
+        ):
+            assert torch.equal(kept[0, :, column], mine[slot, :, column])
+            before[slot] = kept[0]
+        if rows is None or i in rows:
+            place = i if rows is None else rows.index(i)
+            torch.testing.assert_close(found[place], expected[0], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("why", ["recorded", "with gradient", "dtype of the cache"])

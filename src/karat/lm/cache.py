@@ -126,9 +126,7 @@ class DecodeCache:
         """Store what a layer has computed, [1, kv heads, N, d] each, and hand it back in the dtype it is kept in."""
         if self.dtype is not None:
             key_states, value_states = key_states.to(self.dtype), value_states.to(self.dtype)
-        while len(self.prompts) <= layer_idx:
-            self.prompts.append(self._buffers(self.n_slots, self.prompt_tokens, key_states, value_states))
-            self.responses.append(self._buffers(self.n_rows, self.response_tokens, key_states, value_states))
+        self.reserve_layer(layer_idx, key_states, value_states)
         if isinstance(self.now, PrefillLayout):
             width = self.now.index.shape[1]
             for buffer, states in zip(self.prompts[layer_idx], (key_states, value_states), strict=True):
@@ -138,6 +136,12 @@ class DecodeCache:
             for buffer, states in zip(self.responses[layer_idx], (key_states, value_states), strict=True):
                 buffer[rows, :, self.now.offsets] = states[0].transpose(0, 1)
         return key_states, value_states
+
+    def reserve_layer(self, layer_idx: int, keys: Tensor, values: Tensor) -> None:
+        """Make a layer's buffers, and those of the layers before it, unless they are there; of the kind of the given states."""
+        while len(self.prompts) <= layer_idx:
+            self.prompts.append(self._buffers(self.n_slots, self.prompt_tokens, keys, values))
+            self.responses.append(self._buffers(self.n_rows, self.response_tokens, keys, values))
 
     def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 - the interface of transformers
         """0: some models ask even where they are told positions, for a mask that is not read."""

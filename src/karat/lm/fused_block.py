@@ -133,7 +133,7 @@ def _forward(self: nn.Module, hidden_states: Tensor, *args: Any, **options: Any)
         if decodes(hidden_states, cache, products):
             own = _of_layer(self, cache, products)
             if own is not None:
-                return decoded(hidden_states, angles, own, cache, self.self_attn.layer_idx)
+                return decoded(hidden_states, angles, own, cache, self.self_attn.layer_idx, rows_wanted(self))
     return type(self).forward(self, hidden_states, *args, **options)
 
 

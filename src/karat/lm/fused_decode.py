@@ -1,28 +1,31 @@
-"""A decoder block for one token of each running row: five products or eight, and between them one compiled pass each.
+"""A decoder block for the sampler's prompts and steps: products, and between them one compiled pass each.
 
-What `fused_block` is to rows of trees this is to the sampler's steps. Norms, angles, keys and values that are stored and the
-attention over prompt and response are one pass over the rows (`native.decode_rows`), so that a row's numbers do not depend
-on who runs beside it. Steps that are compiled or recorded take the block's own way. Knows weights and the sampler's cache;
-knows nothing about tokens.
+What `fused_block` is to rows of trees this is to one token of each running row, and to short prompts. Norms, angles, the
+keys and values to keep and the attention over them are one pass (`decode_rows` and `prefill_rows` of native.c). Steps that
+are compiled or recorded take the block's own way, and so do long prompts. Knows weights and the sampler's cache; knows
+nothing about tokens.
 
-Dimension letters: R rows, d hidden size, H query heads, K key heads, D head size, m MLP size.
+Dimension letters: N tokens, n of them that are read, d hidden size, H query heads, K key heads, D head size, m MLP size.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from karat.lm.cache import DecodeCache, DecodeStep
 from karat.lm.fused_attention import Sizes
 from karat.lm.kernels import matmul
 from karat.lm.narrow import stacked
-from karat.lm.native import address, library
+from karat.lm.native import GivenHeads, address, library
 
+MOST_PROMPT = 512
+"""Tokens of the longest prompt that is read so: what is longer is attended by products."""
 MOST_SHARED = 1024
 """Keys of a prompt times the rows that share it: with more, PyTorch's products read them once for all of its rows."""
 
@@ -65,13 +68,17 @@ def layer_weights(sizes: Sizes, weights: Sequence[Tensor | None], products: torc
 
 
 def decodes(x: Tensor, cache: object, products: torch.dtype) -> bool:
-    """Whether this is a step of the sampler that the compiled passes can take."""
+    """Whether these are the sampler's prompts or a step of it, such that the compiled passes can take them."""
+    if not isinstance(cache, DecodeCache):
+        return False
+    now = cache.now
+    if isinstance(now, DecodeStep):
+        suits = not now.recorded and now.layout.row_at.shape[1] * now.layout.prompt_width <= MOST_SHARED
+    else:
+        suits = now is not None and now.index.shape[1] <= MOST_PROMPT
     return (
-        isinstance(cache, DecodeCache)
-        and isinstance(cache.now, DecodeStep)
-        and not cache.now.recorded
+        suits
         and (cache.dtype or torch.float32) == products
-        and cache.now.layout.row_at.shape[1] * cache.now.layout.prompt_width <= MOST_SHARED
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_grad_enabled()
@@ -80,11 +87,17 @@ def decodes(x: Tensor, cache: object, products: torch.dtype) -> bool:
 
 
 def decoded(
-    x: Float[Tensor, "1 R d"], angles: tuple[Tensor, Tensor], own: LayerWeights, cache: DecodeCache, layer: int
-) -> Float[Tensor, "1 R d"]:
-    """The block's output for one token of each row, whose keys and values go into the cache.
+    x: Float[Tensor, "1 N d"],
+    angles: tuple[Tensor, Tensor],
+    own: LayerWeights,
+    cache: DecodeCache,
+    layer: int,
+    rows: Int[Tensor, " n"] | None = None,
+) -> Float[Tensor, "1 N d"]:
+    """The block's output for whole prompts, or for one token of each row; keys and values go into the cache.
 
-    Args: angles: cosines and sines [1, R, D].
+    Args:
+        angles: cosines and sines [1, N, D].    rows: at which the output is read; None = all.
     """
     sizes, products = own.sizes, own.of_output.dtype
     call, x, (n, d) = library(products), x.contiguous(), x.shape[1:]
@@ -92,43 +105,60 @@ def decoded(
     norm, norm_mlp = own.norms[:2]
     normed, scale = x.new_empty(n, d, dtype=products), x.new_empty(n)
     call.norm_forward(address(x), None, None, n, d, address(norm), sizes.eps[0], None, address(normed), address(scale))
-    attended = _attended([_times(normed, weight) for weight in own.of_qkv], angles, own, cache, layer)
-    change, between, normed_mlp = _times(attended, own.of_output), x.new_empty(n, d), torch.empty_like(normed)
+    attended = _attended([_times(normed, weight) for weight in own.of_qkv], angles, own, cache, layer, rows)
+    n_read = attended.shape[0]
+    between, normed_mlp = x.new_empty(n_read, d), normed.new_empty(n_read, d)
+    change = _times(attended, own.of_output)
     call.norm_forward(
-        address(x), address(change), None, n, d, address(norm_mlp), sizes.eps[3], address(between), address(normed_mlp),
-        address(scale),
+        address(x), address(change), address(rows), n_read, d, address(norm_mlp), sizes.eps[3], address(between),
+        address(normed_mlp), address(scale),
     )  # fmt: skip
     gates = [_times(normed_mlp, weight) for weight in own.of_gate_up]
-    m = len(own.of_down)
-    gated, output = normed.new_empty(n, m), torch.empty_like(x)
+    m = own.of_down.shape[0]
+    gated, output = normed.new_empty(n_read, m), torch.empty_like(x) if rows is None else torch.zeros_like(x)
     up = address(gates[0], m) if len(gates) == 1 else address(gates[1])
-    call.gate_forward(address(gates[0]), up, gates[0].shape[1], n, m, address(gated))
+    call.gate_forward(address(gates[0]), up, gates[0].shape[1], n_read, m, address(gated))
     change = _times(gated, own.of_down)
-    call.add_rows(address(between), address(change), None, n, d, address(output))
+    call.add_rows(address(between), address(change), address(rows), n_read, d, address(output))
     return output
 
 
 def _attended(
-    qkv: Sequence[Tensor], angles: tuple[Tensor, Tensor], own: LayerWeights, cache: DecodeCache, layer: int
-) -> Float[Tensor, "R H*D"]:
-    sizes, step = own.sizes, cache.now
-    assert isinstance(step, DecodeStep)
+    qkv: Sequence[Tensor],
+    angles: tuple[Tensor, Tensor],
+    own: LayerWeights,
+    cache: DecodeCache,
+    layer: int,
+    rows: Int[Tensor, " n"] | None,
+) -> Float[Tensor, "n H*D"]:
+    sizes, now, n = own.sizes, cache.now, qkv[0].shape[0]
     H, K, D = sizes.heads, sizes.key_heads, sizes.size
     if len(qkv) == 1:
-        width = (H + 2 * K) * D
-        given = [(address(qkv[0], first * D), width) for first in (0, H, H + K)]
+        q, k, v = qkv[0].split((H * D, K * D, K * D), dim=1)
     else:
-        given = [(address(part), part.shape[1]) for part in qkv]
+        q, k, v = qkv
     cosine, sine = (angle.reshape(-1, D).contiguous() for angle in angles)
-    n, prompts, responses, layout = len(qkv[0]), cache.prompts[layer], cache.responses[layer], step.layout
-    attended = qkv[0].new_empty(n, H * D)
-    library(attended.dtype).decode_rows(
-        *(number for part in given for number in part), n, H, K, D,
-        address(own.norms[2]), sizes.eps[1], address(own.norms[3]), sizes.eps[2], address(cosine), address(sine),
-        address(prompts[0]), address(prompts[1]), prompts[0].shape[2], address(layout.slots),
-        address(layout.prompt_lengths), address(responses[0]), address(responses[1]), responses[0].shape[2],
-        address(step.offsets), sizes.window or 0, sizes.scale, address(attended),
+    cache.reserve_layer(layer, *(states.view(1, n, K, D).transpose(1, 2) for states in (k, v)))
+    given = GivenHeads(
+        *map(address, (q, k, v)), q.stride(0), k.stride(0), v.stride(0), H // K, K, D, address(own.norms[2]),
+        address(own.norms[3]), *sizes.eps[1:3], address(cosine), address(sine), sizes.scale,
     )  # fmt: skip
+    prompts, responses, call = cache.prompts[layer], cache.responses[layer], library(q.dtype)
+    keys, values, length = address(prompts[0]), address(prompts[1]), prompts[0].shape[2]
+    n_read = n if rows is None else rows.shape[0]
+    attended = q.new_empty(n_read, H * D)
+    if isinstance(now, DecodeStep):
+        call.decode_rows(
+            ctypes.byref(given), n, keys, values, length, address(now.layout.slots), address(now.layout.prompt_lengths),
+            address(responses[0]), address(responses[1]), responses[0].shape[2], address(now.offsets), sizes.window or 0,
+            address(attended),
+        )  # fmt: skip
+    else:
+        slots = now.slots[now.prompt_of]
+        call.prefill_rows(
+            ctypes.byref(given), n, keys, values, length, address(slots), address(now.column_of), address(rows), n_read,
+            sizes.window or 0, address(attended),
+        )  # fmt: skip
     return attended
 
 

@@ -459,48 +459,94 @@ INLINED void attend_heads(const float *restrict q, int64_t heads, const int64_t 
     for (int64_t i = 0; i < heads * D; i++) to[i] = rounded(mixed[i]);
 }
 
+/* Heads of tokens as products leave them, and what turns them: a token's row begins `*_stride` numbers behind the last. */
+typedef struct {
+    const number *q, *k, *v;
+    int64_t q_stride, k_stride, v_stride, heads, K, D;
+    const float *weight_q, *weight_k;
+    float eps_q, eps_k;
+    const float *cosine, *sine;
+    float factor;
+} given_heads;
+
+/* Key and value of head g of token i, turned, to where they are kept. */
+static inline void keep_head(const given_heads *a, int64_t i, int64_t g, number *key, number *value) {
+    turn_head(a->k + i * a->k_stride + g * a->D, a->D, a->weight_k, a->eps_k, a->cosine + i * a->D, a->sine + i * a->D, key);
+    memcpy(value, a->v + i * a->v_stride + g * a->D, a->D * sizeof(number));
+}
+
+/* Attention of the query heads that share key head g of token i; `room` is for 2·heads·D numbers and all scores. */
+static inline void attend_token(const given_heads *a, int64_t i, int64_t g, const number *keys, const number *values,
+                                int64_t n_prompt, const number *own_keys, const number *own_values, int64_t n_own,
+                                float *room, number *to) {
+    int64_t heads = a->heads, D = a->D;
+    float *asks = room, *mixed = asks + heads * D, *e = mixed + heads * D;
+    for (int64_t h = 0; h < heads; h++) {
+        number turned[D];
+        turn_head(a->q + i * a->q_stride + (g * heads + h) * D, D, a->weight_q, a->eps_q, a->cosine + i * D,
+                  a->sine + i * D, turned);
+        for (int64_t j = 0; j < D; j++) asks[h * D + j] = wide(turned[j]);
+    }
+#define ATTEND(size) attend_heads(asks, heads, size, keys, values, n_prompt, own_keys, own_values, n_own, a->factor, e, mixed, to)
+    if (D == 64) ATTEND(64);
+    else if (D == 128) ATTEND(128);
+    else ATTEND(D);
+}
+
 /* A token of each row: its queries and keys normed and rotated, its keys and values stored at `offsets` of the response's
  * buffers [R, K, T, D], its heads' attention over its prompt, `lengths` tokens at `slots` of [S, K, L, D], and its
  * response. Window 0 = none. Returns 0 where memory is short. */
-int decode_rows(const number *q, int64_t q_stride, const number *k, int64_t k_stride, const number *v, int64_t v_stride,
-                int64_t R, int64_t H, int64_t K, int64_t D, const float *weight_q, float eps_q, const float *weight_k,
-                float eps_k, const float *cosine, const float *sine, const number *prompt_keys,
-                const number *prompt_values, int64_t L, const int64_t *slots, const int64_t *lengths, number *keys,
-                number *values, int64_t T, const int64_t *offsets, int64_t window, float factor, number *to) {
+int decode_rows(const given_heads *a, int64_t R, const number *prompt_keys, const number *prompt_values, int64_t L,
+                const int64_t *slots, const int64_t *lengths, number *keys, number *values, int64_t T,
+                const int64_t *offsets, int64_t window, number *to) {
+    int64_t K = a->K, D = a->D;
     int short_of_memory = 0;
-    int64_t heads = H / K;
-#pragma omp parallel SHARED(R *H *D * 16) reduction(| : short_of_memory)
+#pragma omp parallel SHARED(R *K *a->heads *D * 16) reduction(| : short_of_memory)
     {
-        float *asks = malloc(heads * (2 * D + L + T) * sizeof(float)), *mixed = asks + heads * D, *e = mixed + heads * D;
-        short_of_memory |= !asks;
+        float *room = malloc(a->heads * (2 * D + L + T) * sizeof(float));
+        short_of_memory |= !room;
 #pragma omp for schedule(static)
         for (int64_t unit = 0; unit < R * K; unit++) {
-            if (!asks) continue;
-            int64_t r = unit / K, g = unit % K, n_own = offsets[r] + 1, n_prompt = lengths[r];
-            const float *c = cosine + r * D, *s = sine + r * D;
-            const number *given_keys = prompt_keys + (slots[r] * K + g) * L * D;
-            const number *given_values = prompt_values + (slots[r] * K + g) * L * D;
+            if (!room) continue;
+            int64_t r = unit / K, g = unit % K, at = (slots[r] * K + g) * L, n_own = offsets[r] + 1, n_prompt = lengths[r];
             number *own_keys = keys + unit * T * D, *own_values = values + unit * T * D;
-            turn_head(k + r * k_stride + g * D, D, weight_k, eps_k, c, s, own_keys + offsets[r] * D);
-            memcpy(own_values + offsets[r] * D, v + r * v_stride + g * D, D * sizeof(number));
+            keep_head(a, r, g, own_keys + offsets[r] * D, own_values + offsets[r] * D);
             if (window && n_prompt + n_own > window) {
                 int64_t unseen = n_prompt + n_own - window, of_prompt = unseen < n_prompt ? unseen : n_prompt;
-                given_keys += of_prompt * D, given_values += of_prompt * D, n_prompt -= of_prompt;
-                own_keys += (unseen - of_prompt) * D, own_values += (unseen - of_prompt) * D, n_own -= unseen - of_prompt;
+                at += of_prompt, n_prompt -= of_prompt, unseen -= of_prompt, n_own -= unseen;
+                own_keys += unseen * D, own_values += unseen * D;
             }
-            for (int64_t h = 0; h < heads; h++) {
-                number turned[D];
-                turn_head(q + r * q_stride + (g * heads + h) * D, D, weight_q, eps_q, c, s, turned);
-                for (int64_t i = 0; i < D; i++) asks[h * D + i] = wide(turned[i]);
-            }
-            number *y = to + unit * heads * D;
-#define ATTEND(size) attend_heads(asks, heads, size, given_keys, given_values, n_prompt, own_keys, own_values, n_own, \
-                                  factor, e, mixed, y)
-            if (D == 64) ATTEND(64);
-            else if (D == 128) ATTEND(128);
-            else ATTEND(D);
+            attend_token(a, r, g, prompt_keys + at * D, prompt_values + at * D, n_prompt, own_keys, own_values, n_own, room,
+                         to + unit * a->heads * D);
         }
-        free(asks);
+        free(room);
+    }
+    return !short_of_memory;
+}
+
+/* Whole prompts side by side, n tokens: keys and values stored at `columns` of `slots`, then the causal attention of those
+ * at `rows` (or of all), n_read of them. */
+int prefill_rows(const given_heads *a, int64_t n, number *keys, number *values, int64_t L, const int64_t *slots,
+                 const int64_t *columns, const int64_t *rows, int64_t n_read, int64_t window, number *to) {
+    int64_t K = a->K, D = a->D;
+    int short_of_memory = 0;
+#pragma omp parallel SHARED(n *K *a->heads *D) reduction(| : short_of_memory)
+    {
+        float *room = malloc(a->heads * (2 * D + L) * sizeof(float));
+        short_of_memory |= !room;
+#pragma omp for schedule(static)
+        for (int64_t unit = 0; unit < n * K; unit++) {
+            int64_t i = unit / K, g = unit % K, at = ((slots[i] * K + g) * L + columns[i]) * D;
+            keep_head(a, i, g, keys + at, values + at);
+        }
+#pragma omp for schedule(static, 16)
+        for (int64_t unit = 0; unit < n_read * K; unit++) {
+            if (!room) continue;
+            int64_t i = rows ? rows[unit / K] : unit / K, g = unit % K, n_seen = columns[i] + 1;
+            int64_t first = window && n_seen > window ? n_seen - window : 0, at = ((slots[i] * K + g) * L + first) * D;
+            attend_token(a, i, g, keys + at, values + at, n_seen - first, NULL, NULL, 0, room, to + unit * a->heads * D);
+        }
+        free(room);
     }
     return !short_of_memory;
 }

@@ -47,12 +47,31 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "gate_forward": (A, A, N, N, N, A),
     "gate_backward": (A, A, N, N, A, A),
     "choose_forward": (A, A, N, N, A, F, A),
-    "decode_rows": (A, N, A, N, A, N, N, N, N, N, A, F, A, F, A, A, A, A, N, A, A, A, A, N, A, N, F, A),
+    "decode_rows": (A, N, A, A, N, A, A, A, A, N, A, N, A),
+    "prefill_rows": (A, N, A, A, N, A, A, A, N, N, A),
     "draw_rows": (A, N, N, N, A, A, A),
 }
 """Addresses, counts and numbers that each function takes, as in native.c."""
-ANSWERING = {"norm_backward", "heads_backward", "attend_forward", "choose_forward", "decode_rows", "draw_rows"}
+ANSWERING = {
+    "norm_backward",
+    "heads_backward",
+    "attend_forward",
+    "choose_forward",
+    "decode_rows",
+    "prefill_rows",
+    "draw_rows",
+}
 """Those that say whether there was memory enough."""
+
+
+class GivenHeads(ctypes.Structure):
+    """What `decode_rows` and `prefill_rows` are told of their tokens' heads, as in native.c."""
+
+    _fields_ = (
+        *((name, A) for name in ("q", "k", "v")),
+        *((name, N) for name in ("q_stride", "k_stride", "v_stride", "heads", "key_heads", "size")),
+        ("weight_q", A), ("weight_k", A), ("eps_q", F), ("eps_k", F), ("cosine", A), ("sine", A), ("factor", F),
+    )  # fmt: skip
 
 
 @cache
