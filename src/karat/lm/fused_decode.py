@@ -1,7 +1,7 @@
 """A decoder block for the sampler's prompts and steps: products, and between them one compiled pass each.
 
 What `fused_block` is to rows of trees this is to one token of each running row, and to short prompts. Norms, angles, the
-keys and values to keep and the attention over them are one pass (`decode_rows` and `prefill_rows` of native.c). Steps that
+keys and values to keep and the attention over them are one pass (`decode_rows` and `prefill_rows` of native_sampler.c). Steps that
 are compiled or recorded take the block's own way, and so do long prompts. Knows weights and the sampler's cache; knows
 nothing about tokens.
 

@@ -1,7 +1,7 @@
 """The passes over memory between matrix products, compiled by the machine's own C compiler.
 
-`native.c` is compiled on first use, once for products in float32 and once for bfloat16, and kept in the user's cache under
-a name that says of which source, compiler and processor it is. Without a compiler, or with KARAT_NATIVE=0 in the environment,
+`native_blocks.c` and `native_sampler.c` are compiled on first use, once for products in float32 and once for bfloat16, and
+kept in the user's cache under a name that says of which source, compiler and processor it is. Without a compiler, or with KARAT_NATIVE=0 in the environment,
 there is no library, and whoever asks does the same with PyTorch's operations. Knows a compiler, files and tensors' addresses;
 knows nothing about models.
 """
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("native.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.h", "native_blocks.c", "native_sampler.c"))
 SWITCH = "KARAT_NATIVE"
 """Environment variable; 0 = nothing is compiled or loaded."""
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
@@ -51,7 +51,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "prefill_rows": (A, N, A, A, N, A, A, A, N, N, A),
     "draw_rows": (A, N, N, N, A, A, A),
 }
-"""Addresses, counts and numbers that each function takes, as in native.c."""
+"""Addresses, counts and numbers that each function takes, as in the sources."""
 ANSWERING = {
     "norm_backward",
     "heads_backward",
@@ -65,7 +65,7 @@ ANSWERING = {
 
 
 class GivenHeads(ctypes.Structure):
-    """What `decode_rows` and `prefill_rows` are told of their tokens' heads, as in native.c."""
+    """What `decode_rows` and `prefill_rows` are told of their tokens' heads, as in the sources."""
 
     _fields_ = (
         *((name, A) for name in ("q", "k", "v")),
@@ -144,7 +144,9 @@ def _compiled(flags: tuple[str, ...]) -> Path:
     if compiler is None:
         raise RuntimeError("no C compiler")
     known = hashlib.sha256(
-        "\n".join([SOURCE.read_text(encoding="utf-8"), compiler, *FLAGS, *flags, _processor()]).encode()
+        "\n".join(
+            [*(own.read_text(encoding="utf-8") for own in SOURCES), compiler, *FLAGS, *flags, _processor()]
+        ).encode()
     )
     place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "karat"
     target = place / f"native-{known.hexdigest()[:16]}.so"
@@ -152,7 +154,7 @@ def _compiled(flags: tuple[str, ...]) -> Path:
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=place) as own:
             made = Path(own) / target.name
-            command = [compiler, *FLAGS, *flags, str(SOURCE), "-o", str(made), "-lm"]
+            command = [compiler, *FLAGS, *flags, *map(str, SOURCES[1:]), "-o", str(made), "-lm"]
             for more in ([WIDE_VECTORS], []):
                 done = subprocess.run([*command, *more], capture_output=True, timeout=LONGEST, check=False)
                 if done.returncode == 0:
