@@ -10,6 +10,7 @@ import torch
 from journeys import SANDBOX, inside, karat, write_config, write_rows
 from safetensors.torch import load_file
 
+from journeys_kinds import store_of_sandbox
 from karat.lm import narrow as narrow_module
 from karat.pipeline.stages import Run
 from karat.records import Response, user_prompt
@@ -147,6 +148,24 @@ def test_a_run_keeps_a_bound_and_pays_inside_responses(copied: Path):
     assert prices[1] == pytest.approx(0.5 * (rows[0]["cost/mean"] + 50))
     assert prices == sorted(set(prices))
     assert all(-0.5 < one["score/inside_mean"] < 0 for one in rows)
+
+
+def test_a_given_reward_keeps_its_several_objectives_though_the_votes_speak_of_one(copied: Path):
+    """The weights on its card hold, unless the run names others; before, the first objective alone was optimised."""
+    store_of_sandbox(Path("kinds.db")).close()
+    sft, weights = copied / "runs/tiny/models/sft", {"preference": 1.0, "helpful": 0.5}
+    card = ("--set", "objectives.weights={preference: 1.0, helpful: 0.5}")
+    made = karat("reward", "--model", sft, "--store", "kinds.db", "--out", "given", *card)
+    assert made.code == 0, made.err
+
+    def kept(**changes) -> dict[str, float]:
+        done = karat("ppo", write_config(SANDBOX, reward_model="given", **changes))
+        assert done.code == 0, done.err
+        saved = json.loads((copied / "runs/tiny/models/reward/reward_card.json").read_text(encoding="utf-8"))
+        return saved["objectives_config"]["weights"]
+
+    assert kept() == weights
+    assert kept(objectives={"weights": {"not_harmful": 2.0}}) == {"not_harmful": 2.0}
 
 
 @pytest.mark.long

@@ -393,6 +393,11 @@ def test_seeds_are_read_as_people_write_them():
             cli.parse_seeds(wrong)
 
 
+def test_a_wrong_use_points_to_the_help_of_its_command(capsys):
+    assert "see `karat people add --help`" in outcome(capsys, "people", "add", "a.db", "ann")[2]
+    assert "see `karat --help`" in outcome(capsys, "nosuch")[2]
+
+
 def test_errors_of_usage_are_recognised_by_their_root():
     assert issubclass(typer.BadParameter, cli.UsageError)
     assert cli.UsageError is not Exception

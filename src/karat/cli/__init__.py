@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KaratError as error:
         return _complain(str(error)) if str(error) else 2  # another of several processes has said it
     except UsageError as error:
-        return _complain(f"{error.format_message().rstrip('.')}; see `karat --help`")  # type: ignore[attr-defined]
+        return _complain(f"{error.format_message().rstrip('.')}; see `{_where(error)} --help`")  # type: ignore[attr-defined]
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except BrokenPipeError:
@@ -60,6 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if code == INTERRUPTED and speaks():  # typer itself turns an interruption into this code, silently
         print(f"\n{RESUMES}", file=sys.stderr)
     return code if isinstance(code, int) else 0
+
+
+def _where(error: Exception) -> str:
+    """The command that a wrong usage is of, as it is typed."""
+    context = getattr(error, "ctx", None)
+    return str(context.command_path) if context is not None else "karat"
 
 
 def _complain(message: str) -> int:

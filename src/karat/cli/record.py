@@ -100,7 +100,8 @@ def _verified_store(
         if against is not None:
             read_bundle(against)  # says what is wrong with it before it is believed
             problems = [*problems, *compare_with_bundle(store, against)]
-        sealed = f"{len(chain)} seals through judgement {chain[-1].last_judgement}" if chain else "nothing sealed yet"
+        n_seals = f"{len(chain)} seal{'s' * (len(chain) != 1)}"
+        sealed = f"{n_seals} through judgement {chain[-1].last_judgement}" if chain else "nothing sealed yet"
         shown = store.address
     return _checked(shown, problems, f"{n:,} judgements as they were submitted, {sealed}")
 

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from karat.errors import CheckpointError
@@ -32,7 +34,7 @@ def add_header_metadata(file: Path, metadata: Mapping[str, str]) -> None:
     with file.open("rb") as source, partial.open("wb") as target:
         (n_header,) = struct.unpack("<Q", source.read(8))
         header = json.loads(source.read(n_header))
-        header["__metadata__"] = header.get("__metadata__", {}) | dict(metadata)
+        header["__metadata__"] = dict(sorted((header.get("__metadata__", {}) | dict(metadata)).items()))
         text = json.dumps(header, separators=(",", ":")).encode()
         # Where the data begins must not depend on how long the run's name is: kernels round differently on memory that
         # is aligned differently, and loaded weights are views of the file.
@@ -42,6 +44,16 @@ def add_header_metadata(file: Path, metadata: Mapping[str, str]) -> None:
         target.flush()
         os.fsync(target.fileno())
     os.replace(partial, file)
+
+
+def write_tensors(tensors: Mapping[str, Tensor | np.ndarray], file: Path, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file; equal tensors and text entries give equal bytes.
+
+    The library alone writes text entries in an order drawn anew each time, so that the same work done twice would differ.
+    """
+    there = {name: torch.tensor(one) if isinstance(one, np.ndarray) else one for name, one in tensors.items()}
+    save_file({name: one.detach().contiguous().cpu() for name, one in there.items()}, file)
+    add_header_metadata(file, metadata)
 
 
 def read_header_metadata(file: Path) -> dict[str, str]:

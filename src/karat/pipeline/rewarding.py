@@ -43,6 +43,7 @@ from karat.reward.fit import (
 from karat.reward.gate import sycophancy_finding
 from karat.reward.length_use import length_slope
 from karat.reward.novelty import MOST_TEXTS, fit_novelty, novelty_finding, save_novelty, text_features
+from karat.reward.objectives import ObjectivesConfig, check_known
 from karat.reward.score import Scorer, joined_scorer, load_scorer, reference_scale, scorer_of
 from karat.reward.train import RewardFit
 from karat.reward.trunk import DecoderTrunk
@@ -139,9 +140,14 @@ def _taken(
     samples: ArtifactRef,
     place: Workplace,
 ) -> StageResult:
-    parts = vote_parts(run, config, votes, samples, place)
     path = run.directory / given.path
     scorer = load_scorer(path)
+    # where the run says nothing of objectives those on the model's card hold, and votes need not speak of all of them
+    own = config.objectives if config.objectives.combines else scorer.objectives
+    check_known(own, scorer.model.objectives)
+    names = ObjectivesConfig(names=config.objectives.names)
+    parts = vote_parts(run, replace(config, objectives=names), votes, samples, place)
+    config = replace(config, objectives=own)
     data = vote_data([*parts.train, *parts.validation], parts.snapshot.prompts, parts.snapshot.responses)
     vote_model, findings = scorer.vote_model, []
     if scorer.model.trunk.kind == ClassifierTrunk.kind:

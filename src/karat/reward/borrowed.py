@@ -13,12 +13,11 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from karat.lm.adapter_files import FROZEN, frozen_digest, in_adapter
 from karat.lm.adapters import is_adapted, trunk_beside
-from karat.lm.headers import read_header_metadata, read_tensors
+from karat.lm.headers import read_header_metadata, read_tensors, write_tensors
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import trunk_of
 from karat.lm.narrow import use_narrow_products
@@ -34,7 +33,7 @@ def save_adapters(lm: LoadedLM, directory: Path, *, metadata: Mapping[str, str])
         return
     tensors = {name: tensor.contiguous().cpu() for name, tensor in _adapters(trunk).items()}
     about = {**metadata, FROZEN: frozen_digest(trunk), SCALING: _scaling(trunk)}
-    save_file(tensors, directory / ADAPTERS, about)
+    write_tensors(tensors, directory / ADAPTERS, about)
 
 
 def borrowed_trunk(policy: LoadedLM, directory: Path) -> nn.Module | None:

@@ -20,12 +20,11 @@ from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
 from karat.errors import CheckpointError, InputError
-from karat.lm.headers import read_header_metadata, read_tensors
+from karat.lm.headers import read_header_metadata, read_tensors, write_tensors
 from karat.lm.logprobs import hidden_at
 from karat.lm.trees import Tree, padded_batch
 from karat.ratings import draw_level, ordinal_logprobs
@@ -334,7 +333,7 @@ def save_dense(dense: DenseReward, directory: Path, *, metadata: Mapping[str, st
     about = {**metadata, "names": "\n".join(dense.names)}
     if dense.side is not None:
         tensors, about = tensors | dense.side.tensors(), about | {"beside": "\n".join(dense.side.names)}
-    save_file(tensors, directory / DENSE, about)
+    write_tensors(tensors, directory / DENSE, about)
 
 
 def load_dense(directory: Path, trunk: DecoderTrunk) -> DenseReward:

@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from karat.errors import CheckpointError
-from karat.lm.headers import read_header_metadata, read_tensors
+from karat.lm.headers import read_header_metadata, read_tensors, write_tensors
 from karat.reward.last_layer import LastLayer
 
 LAST_LAYER = "last_layer.safetensors"
@@ -33,7 +32,7 @@ def save_last_layers(posteriors: Mapping[str, LastLayer], directory: str | Path)
         figures = torch.tensor([one.prior_precision, one.log_evidence, one.n_effective], dtype=torch.float64)
         own = (torch.from_numpy(one.mean), torch.from_numpy(one.covariance), figures)
         tensors |= {_name(part, number): tensor.contiguous() for part, tensor in zip(PARTS, own, strict=True)}
-    save_file(tensors, Path(directory) / LAST_LAYER, {"objectives": json.dumps(list(posteriors))})
+    write_tensors(tensors, Path(directory) / LAST_LAYER, {"objectives": json.dumps(list(posteriors))})
 
 
 def load_last_layer(directory: str | Path, objective: str | None = None) -> LastLayer:

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from karat.errors import CheckpointError, InputError
+from karat.lm.headers import write_tensors
 from karat.records import Finding, Prompt
 from karat.reward.model import RewardModel
 from karat.reward.trunk import micro_batches
@@ -154,7 +155,7 @@ def save_novelty(detector: NoveltyDetector, directory: Path, *, metadata: Mappin
         "whitener": detector.whitener.contiguous(),
         "limits": torch.tensor([detector.threshold, detector.false_alarm_frac], dtype=torch.float64),
     }
-    save_file(tensors, directory / FILE, dict(metadata))
+    write_tensors(tensors, directory / FILE, metadata)
 
 
 def load_novelty(directory: Path) -> NoveltyDetector | None:

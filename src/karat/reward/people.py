@@ -19,11 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
 
 from karat.belief import Belief, ScoreScale
 from karat.errors import CheckpointError, InputError
-from karat.lm.headers import read_tensors
+from karat.lm.headers import read_tensors, write_tensors
 from karat.records import Prompt
 from karat.reward.jury import JuryComposition, empanel
 from karat.reward.model import RewardModel
@@ -284,7 +283,7 @@ def save_people(model: PeopleModel, directory: Path, *, metadata: Mapping[str, s
         "person_mean": people.mean, "person_cov": people.cov, "n_votes": people.n_votes, "group": model.group,
         "group_scale": model.group_scale,
     } | ({} if model.person_scale is None else {"person_scale": model.person_scale})  # fmt: skip
-    save_file({name: np.ascontiguousarray(one) for name, one in tensors.items()}, directory / TENSORS, dict(metadata))
+    write_tensors({name: np.ascontiguousarray(one) for name, one in tensors.items()}, directory / TENSORS, metadata)
     if model.features.side is not None:
         save_side(model.features.side, directory, metadata=metadata, name=SIDE)
     card = {

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from karat.errors import CheckpointError, InputError
 from karat.identity import file_hash
-from karat.lm.headers import read_tensors
+from karat.lm.headers import read_tensors, write_tensors
 from karat.reward.people import TENSORS, PeopleModel
 from karat.reward.personal import PersonReward, prior_of, standing
 
@@ -51,7 +50,7 @@ def save_person(saved: SavedPerson, model: PeopleModel, reward: Path, directory:
     population = file_hash(reward / TENSORS)
     tensors = {"mean": person.mean, "cov": person.cov, "x": person.x, "level": person.level}
     metadata = {"name": saved.name, "population": population}
-    save_file({name: np.ascontiguousarray(one) for name, one in tensors.items()}, partial / FILE, metadata)
+    write_tensors({name: np.ascontiguousarray(one) for name, one in tensors.items()}, partial / FILE, metadata)
     sds = np.sqrt(np.maximum(np.diag(person.cov), 0.0)).tolist()
     card = {
         "format": CARD_FORMAT,

@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -32,7 +31,7 @@ from karat.errors import CheckpointError, InputError
 from karat.lm.adapters import merged_trunk
 from karat.lm.attention import NAME as TREE_ATTENTION
 from karat.lm.classifiers import is_classifier, load_classifier
-from karat.lm.headers import add_header_metadata, read_tensors
+from karat.lm.headers import add_header_metadata, read_tensors, write_tensors
 from karat.lm.load import LoadedEncoder, LoadedLM, load_encoder, quiet, save_encoder
 from karat.records import Prompt, ScoreFn
 from karat.reward.borrowed import borrowed_trunk, save_adapters
@@ -245,7 +244,7 @@ def save_reward(
     }
     if len(model.objectives) > 1:
         tensors |= {"further_weight": model.further_weight, "further_prior": model.further_prior}
-    save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, partial / HEADS, dict(metadata))
+    write_tensors(tensors, partial / HEADS, metadata)
     if fit.side is not None:
         save_side(fit.side, partial, metadata=metadata)
     card = _card(fit, metadata, fit.scale if scale is None else scale)

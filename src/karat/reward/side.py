@@ -19,12 +19,11 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
 from scipy import linalg
 from torch import Tensor
 
 from karat.errors import CheckpointError
-from karat.lm.headers import read_header_metadata, read_tensors
+from karat.lm.headers import read_header_metadata, read_tensors, write_tensors
 from karat.ngrams import HASH_BITS, column_weights, ngram_counts, weighted_counts
 from karat.plain_features import response_overlap, response_place
 from karat.plain_numbers import response_numbers
@@ -244,7 +243,7 @@ def save_side(side: SideReward, directory: Path, *, metadata: Mapping[str, str],
         "hash_bits": str(HASH_BITS),
         "n_objectives": str(side.n_objectives),
     }
-    save_file(tensors, directory / name, about)
+    write_tensors(tensors, directory / name, about)
 
 
 def load_side(directory: Path, names: Sequence[str], name: str = SIDE) -> SideReward | None:

@@ -112,7 +112,9 @@ def restore(path: str | Path, address: str | Path) -> Restored:
         try:
             with engine.transaction(opened, shown, write=True) as connection:
                 if names := sa.inspect(connection).get_table_names():
-                    raise StoreError(f"{shown}: found a database with the table {names[0]!r}; expected an empty one")
+                    raise StoreError(
+                        f"{shown}: found a database with the table {names[0]!r}; expected an empty one: give a new path"
+                    )
                 _load(connection, found, rows_of)
         finally:
             opened.dispose()
