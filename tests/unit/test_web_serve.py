@@ -124,8 +124,10 @@ def test_a_killed_worker_is_replaced_and_a_signal_lets_all_finish(tmp_path):
                 receipts.add(client.submit(task.lease, {"level": 6, "n_levels": 7}).commitment)
         after = wait_for(lambda: len(found := children(server.pid)) == 2 and found)
         assert len(after - before) == 1
+        site.store.close()
         server.send_signal(signal.SIGTERM)
         assert server.wait(timeout=60) == 0
+        assert not (tmp_path / "served.db-wal").exists()  # closed as it should be: the store is one file again
         assert not Path(f"/proc/{min(after)}").exists()
     finally:
         server.kill()

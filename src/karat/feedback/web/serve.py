@@ -182,6 +182,9 @@ def _work(job: _Job, listener: socket.socket) -> None:
         h11_max_incomplete_event_size=LARGEST_HEAD,
     )
     server = uvicorn.Server(config)
+    # uvicorn raises the signal again when it has ended: by default that would end us before the store is closed, and on
+    # SQLite everything since the last checkpoint would be left in a file beside it, which whoever copies it misses
+    signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
     sys.setswitchinterval(SWITCH_S)
     gc.collect()
     gc.freeze()  # what is loaded by now stays: no collection looks at it again
