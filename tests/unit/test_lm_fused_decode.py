@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from dataclasses import dataclass
 
 import pytest
@@ -207,6 +208,16 @@ def test_a_pass_over_prompts_is_causal_attention_key_by_key(dtype, window, rows)
         if rows is None or i in rows:
             place = i if rows is None else rows.index(i)
             torch.testing.assert_close(found[place], expected[0], rtol=1e-6, atol=1e-6)
+
+
+def test_a_long_prompt_that_no_row_shares_is_read_by_the_compiled_pass(monkeypatch):
+    monkeypatch.setattr(fused_decode, "MOST_SHARED", 1)
+    rows = rows_under_way(None, torch.float32)
+    with torch.no_grad():
+        assert not fused_decode.decodes(torch.zeros(1, 5, 32), rows.cache, torch.float32)
+        layout = dataclasses.replace(rows.cache.now.layout, row_at=torch.arange(5)[:, None])
+        rows.cache.now = DecodeStep(layout, rows.cache.now.offsets, 9)
+        assert fused_decode.decodes(torch.zeros(1, 5, 32), rows.cache, torch.float32)
 
 
 @pytest.mark.parametrize("why", ["recorded", "with gradient", "dtype of the cache"])

@@ -27,7 +27,7 @@ from karat.lm.native import GivenHeads, address, library
 MOST_PROMPT = 512
 """Tokens of the longest prompt that is read so: what is longer is attended by products."""
 MOST_SHARED = 1024
-"""Keys of a prompt times the rows that share it: with more, PyTorch's products read them once for all of its rows."""
+"""Keys of a prompt times the rows that share it: with more, PyTorch's products, which read them once for all, are faster."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,8 @@ def decodes(x: Tensor, cache: object, products: torch.dtype) -> bool:
         return False
     now = cache.now
     if isinstance(now, DecodeStep):
-        suits = not now.recorded and now.layout.row_at.shape[1] * now.layout.prompt_width <= MOST_SHARED
+        n_shared = now.layout.row_at.shape[1]
+        suits = not now.recorded and (n_shared == 1 or n_shared * now.layout.prompt_width <= MOST_SHARED)
     else:
         suits = now is not None and now.index.shape[1] <= MOST_PROMPT
     return (
