@@ -107,12 +107,18 @@ def _reward(place: Path, metrics: JsonlReporter, *, lora: bool = False) -> None:
 
 
 def _ppo(
-    place: Path, metrics: JsonlReporter, *, lora: bool = False, critic: bool = False, **loaded: torch.dtype
+    place: Path,
+    metrics: JsonlReporter,
+    *,
+    lora: bool = False,
+    critic: bool = False,
+    panel: bool = False,
+    **loaded: torch.dtype,
 ) -> None:
     config = PPOConfig(
         n_iterations=N_STEPS["ppo"],
         checkpoint_every=1,
-        evaluate_every=2,
+        evaluate_every=1 if panel else 2,
         rollout=RolloutSettings(n_prompts=4, n_samples=4, max_new_tokens=6),
         reward=RewardSettings(kl_controller="adaptive", kl_coef=0.05, kl_target=0.2, kl_horizon=100),
         update=UpdateSettings(n_epochs=2, n_minibatches=2, learning_rate=3e-3, token_budget=200),
@@ -121,7 +127,17 @@ def _ppo(
     lm = toy_lm(**loaded)
     if lora:
         lm = dataclasses.replace(lm, model=add_lora(lm.model.requires_grad_(False), 2, 4.0, seed=1))
-    train_ppo(lm, PROMPTS, share_of_w3, config, **_around(place, metrics))
+    train_ppo(lm, PROMPTS, share_of_w3, config, **_around(place, metrics) | (_panel(place) if panel else {}))
+
+
+def _panel(place: Path) -> dict:
+    """Votes that first praise what they later take back: the best policy is an earlier one, of those on disk."""
+    shares = (0.5, 0.55, 0.66, 0.6, 0.58, 0.69, 0.6, 0.5, 0.48)
+    rules = WatchRules(best_metric="validation/panel", of_top=0.85, candidates=2)
+    return {
+        "watcher": Watcher(rules, directory=place / "watcher"),
+        "evaluate": lambda _, done: {"validation/panel": shares[done], "validation/panel_votes": 96.0},
+    }
 
 
 def _online(kind: type, recipe: Callable[..., object], **own: object) -> Callable[[Path, JsonlReporter], None]:
@@ -175,6 +191,7 @@ RECIPES: dict[str, Callable[[Path, JsonlReporter], None]] = {
     "reward": _reward,
     "reward-lora": lambda place, metrics: _reward(place, metrics, lora=True),
     "ppo": _ppo,
+    "ppo-panel": lambda place, metrics: _ppo(place, metrics, panel=True),
     "ppo-lora": lambda place, metrics: _ppo(place, metrics, lora=True),
     "ppo-bfloat16": lambda place, metrics: _ppo(place, metrics, products=torch.bfloat16),
     "ppo-lora-critic": lambda place, metrics: _ppo(place, metrics, lora=True, critic=True),

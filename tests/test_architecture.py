@@ -29,7 +29,7 @@ PURE = {
     "forecasts", "figures", "errors", "ledger.lineage", "lm.chat", "lm.trees", "lm.attention", "lm.flex_trees", "lm.losses", "lm.sampling", "lm.memory", "lm.rotation", "lm.narrow", "lm.narrow_logprobs", "lm.logits", "lm.tiled_attention", "lm.tiled_logprobs",
     "prompts.splits", "sft.loss", "feedback.tasks", "feedback.record.merkle", "feedback.quality.agreement", "feedback.quality.reliability", "reward.posterior",
     "reward.calibration", "reward.latents", "reward.prediction", "reward.contributions", "reward.objectives", "reward.gate", "policy.advantages", "policy.objectives", "policy.kl", "policy.shaping",
-    "policy.group_advantages", "policy.preference_objectives", "policy.implicit_q", "policy.selection",
+    "policy.group_advantages", "policy.vote_curve", "policy.preference_objectives", "policy.implicit_q", "policy.selection",
     "feedback.detect.evidence", "feedback.detect.pool", "feedback.detect.habits", "feedback.detect.collusion", "feedback.detect.triggers", "feedback.detect.traits",
     "feedback.detect.marks", "feedback.detect.outsourcing", "feedback.detect.sketches", "feedback.detect.sybils", "feedback.detect.detectors",
     "reward.thresholds", "reward.held_out", "reward.robustness", "reward.length_use", "reward.attack", "sandbox.rewording", "sandbox.marking",
@@ -294,3 +294,16 @@ def test_commands_that_need_no_model_do_not_wait_for_torch(first: str):
     code = f"import sys\n{first}\nprint([name for name in ('torch', 'transformers') if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_same_tensors_make_the_same_file():
+    """`save_file` writes several entries of metadata in another order each time; `add_header_metadata` does not."""
+    wrong = [
+        f"{name}: line {node.lineno}"
+        for name, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "save_file"
+        for metadata in [*node.args[2:], *[keyword.value for keyword in node.keywords if keyword.arg == "metadata"]]
+        if not (isinstance(metadata, ast.Dict) and len(metadata.keys) == 1)
+    ]
+    assert not wrong, "\n".join(wrong)

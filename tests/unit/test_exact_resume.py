@@ -60,6 +60,10 @@ def left_behind(place: Path) -> tuple[dict[str, bytes], list[dict]]:
     best = place / "watcher" / "best" / "model.safetensors"
     if best.exists():
         files["best"] = best.read_bytes()
+    # of a panel's candidates those that count now; what else lies there is for older checkpoints
+    watched = json.loads(files.get(f"{last.name}/state.json", b"{}")).get("controllers", {}).get("watcher", {})
+    for step in watched.get("looks", ()):
+        files[f"look {step}"] = (place / "watcher" / "looks" / str(step) / "model.safetensors").read_bytes()
     rows = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
     return files, [{k: v for k, v in row.items() if k != "time" and not k.startswith("seconds/")} for row in rows]
 
@@ -91,6 +95,16 @@ def check(recipe: str, tmp_path: Path, n_kills: int, seed: int) -> None:
 
 def test_a_run_killed_by_sigkill_ends_with_the_same_bits(tmp_path):
     check("loop", tmp_path, n_kills=1, seed=0)
+
+
+def test_the_candidates_of_a_panel_survive_a_kill(tmp_path):
+    check("ppo-panel", tmp_path, n_kills=1, seed=3)
+    state = json.loads(next((tmp_path / "whole" / "loop").glob("step-*/state.json")).read_text())["controllers"][
+        "watcher"
+    ]
+    assert state["best_step"] in state["looks"]
+    assert 0 < state["best_step"] < N_STEPS["ppo"]
+    assert len(state["looks"]) == 2
 
 
 @pytest.mark.long

@@ -203,3 +203,95 @@ def test_a_fall_is_called_when_it_is_more_than_chance():
     few = feed(Watcher(rules), [votes(share, n=10) for share in rise + fall])[1]
     assert few == [None] * 8
     assert feed(Watcher(rules), [votes(share, n=0) for share in rise])[1] == [None] * 4  # everybody passed
+
+
+def looking_back(tmp_path=None, **rules):
+    return Watcher(WatchRules(best_metric="validation/panel", of_top=0.85, **rules), tmp_path)
+
+
+def feed_looks(watcher, shares, start=0, n=96, **more):
+    """Votes look by look; what lies on disk after each."""
+    there = []
+
+    def save(path):
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "step").write_text(path.name)
+
+    def keep_only(directory, names):
+        for other in directory.iterdir():
+            if other.name not in names:
+                (other / "step").unlink()
+                other.rmdir()
+
+    reasons = []
+    for step, share in enumerate(shares, start):
+        reasons.append(watcher.observe(step, votes(share, n, **more), save, keep_only))
+        there.append(sorted(int(path.name) for path in (watcher.directory / "looks").iterdir()))
+    return there, reasons
+
+
+FALLING = [0.5, 0.56, 0.62, 0.66, 0.64, 0.72, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3]
+"""Top at look 4; look 5 was lucky."""
+
+
+def test_later_votes_move_the_best_policy_back_to_one_that_is_still_there(tmp_path):
+    watcher = looking_back(tmp_path, candidates=3)
+    there, reasons = feed_looks(watcher, FALLING[:6])
+    assert watcher.best_step == 5
+    later, more = feed_looks(watcher, FALLING[6:], start=6)
+    assert watcher.best_step == 4
+    assert (watcher.best_path / "step").read_text() == "4"
+    assert watcher.looks == later[-1]
+    assert max(map(len, there + later)) == 3
+    assert set(reasons + more) == {None}
+    assert 0.5 < watcher.best_value <= 1
+    share = [row["curve/share"] for row in watcher.history]
+    assert share[0] == 0.5
+    assert watcher.history[-1]["curve/near_top"] == 0.0
+
+
+def test_the_alarm_speaks_once_the_fall_is_all_but_sure(tmp_path):
+    watcher = looking_back(tmp_path, fallen_sure=0.95)
+    reasons = feed_looks(watcher, FALLING)[1]
+    first = next(i for i, reason in enumerate(reasons) if reason)
+    assert 6 <= first <= 9
+    assert reasons[first].startswith("panel: with probability ")
+    rising = feed_looks(looking_back(tmp_path / "rising", fallen_sure=0.95), [0.5, *sorted(FALLING[1:6])])[1]
+    assert rising == [None] * 6
+
+
+def test_a_look_that_broke_a_rule_is_no_candidate_but_its_votes_count(tmp_path):
+    watcher = looking_back(tmp_path, length_limit_sd=1.0, reference_lengths=(9.0, 11.0))
+    feed_looks(watcher, [0.5, 0.6, 0.7], **{"validation/length": 10.0})
+    before = watcher.best_value
+    there, reasons = feed_looks(watcher, [0.9], start=3, **{"validation/length": 30.0})
+    assert reasons[0].startswith("length: ")
+    assert 3 not in there[-1]
+    assert watcher.best_step == 2
+    assert watcher.best_value != before
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_finds_the_policies_of_that_checkpoint(tmp_path):
+    whole, killed = looking_back(tmp_path / "whole", candidates=2), looking_back(tmp_path / "killed", candidates=2)
+    feed_looks(whole, FALLING)
+    feed_looks(killed, FALLING[:6])
+    state = json.loads(json.dumps(killed.state_dict(), allow_nan=False))
+    lost, _ = feed_looks(killed, FALLING[6:10], start=6)  # undone by a kill
+    assert all(set(state["looks"]) <= set(there) for there in lost)
+    assert any(set(killed.looks) - set(state["looks"]) for _ in lost)  # or nothing would have been removed
+    again = looking_back(tmp_path / "killed", candidates=2)
+    again.load_state_dict(state)
+    feed_looks(again, FALLING[6:], start=6)
+    assert json.dumps(again.state_dict()) == json.dumps(whole.state_dict())
+    assert (again.best_path / "step").read_text() == (whole.best_path / "step").read_text()
+
+
+def test_a_curve_says_nothing_where_nobody_voted():
+    watcher = looking_back(None, fallen_sure=0.9)
+    reasons = feed(watcher, [votes(0.5), {}, votes(0.6, n=0)])[1]
+    assert reasons == [None] * 3
+    assert (watcher.best_step, watcher.best_path) == (0, None)
+    with pytest.raises(ConfigError, match=r"WatchRules\.of_top: found 1\.5; expected \(0, 1\) or None"):
+        WatchRules(of_top=1.5)
+    with pytest.raises(ConfigError, match=r"WatchRules\.candidates: found 0"):
+        WatchRules(candidates=0)

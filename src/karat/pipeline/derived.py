@@ -181,6 +181,8 @@ def _memory(config: RunConfig, counts: Counts, size: ModelSize, n_shards: int) -
     if n_shards > 1:
         held = f"of each process: 1/{n_shards} of weights, gradients and Adam; a block, embeddings, activations, logits"
     checkpoint = size.weight_bytes + 2 * trained * size.bytes_per_number
+    # the watcher's best while it runs is one of the five; of a panel's candidates only some are new between checkpoints
+    n_models = N_SAVED_MODELS + (config.watch.panel.candidates if config.watch.panel is not None else 0)
     return [
         Derived("model.parameters", size.parameters, "numbers", "tied weights once"),
         Derived("model.trained", trained, "numbers", "adapters on every linear layer" if config.lora else "all weights"),
@@ -189,7 +191,7 @@ def _memory(config: RunConfig, counts: Counts, size: ModelSize, n_shards: int) -
         Derived(f"memory.{name}", policy, "bytes", f"{held}; {held_beside}"),
         Derived("memory.decode_cache", cache, "bytes", "while sampling; with decode: graph in between too"),
         Derived(
-            "disk", N_SAVED_MODELS * size.weight_bytes + 2 * checkpoint, "bytes",
-            f"{N_SAVED_MODELS} models and two checkpoints of weights and moments",
+            "disk", n_models * size.weight_bytes + 2 * checkpoint, "bytes",
+            f"{n_models} models and two checkpoints of weights and moments",
         ),
     ]  # fmt: skip

@@ -114,8 +114,10 @@ def keep(
     name = config.algorithm
     directory = place.model_directory(name)
     kept_step, lm = result.n_steps, result.lm
-    if config.watch.keep == "best" and result.best_path is not None and result.best_step:
-        kept_step = result.best_step
+    # by people's votes the start may be the best; a reward that praises nothing it trained is no reason to drop it all
+    found = result.best_step is not None and (result.best_step > 0 or config.watch.panel is not None)
+    if config.watch.keep == "best" and result.best_path is not None and found:
+        kept_step = result.best_step or 0
         shutil.rmtree(directory, ignore_errors=True)
         lm = load_lm(result.best_path)
     save_lm(merged(lm), directory, metadata={"run_id": run.id, "stage": name, "step": str(kept_step)})
@@ -127,6 +129,8 @@ def keep(
         "algorithm": name,
         "n_iterations": result.n_steps,
         "kept_step": kept_step,
+        # by a panel's votes: the probability that no look had much more
+        "kept_near_top": watcher.best_value if panel is not None and kept_step == result.best_step else None,
         "stop_reason": result.stop_reason,
         "n_skipped": result.n_skipped,
         "unsafe": list(config.unsafe),
@@ -212,8 +216,9 @@ def watch_rules(config: RunConfig, usual: list[float], lengths: list[float]) -> 
     quantile = settings.disagreement_quantile
     return WatchRules(
         best_metric=best if panel is None else WatchRules.panel_metric,
-        best_looks=1 if panel is None else panel.looks,
-        panel_fall=None if panel is None else panel.fall,
+        of_top=None if panel is None else panel.of_top,
+        fallen_sure=None if panel is None else panel.sure,
+        candidates=None if panel is None else panel.candidates,
         # a method that draws no responses has its KL measured on the watcher's
         kl_metric="kl/k1_per_sequence" if config.rollout is not None else "validation/kl",
         kl_budget=settings.kl_budget,

@@ -22,18 +22,24 @@ class PanelSettings:
 
     n_votes: int = 96
     """Comparisons at each look, one vote each; at most `n_prompts` · `n_samples` of them."""
-    looks: int = 5
-    """Looks that are averaged: the policy is kept, and a fall is seen, by the mean of the last so many."""
-    fall: float | None = 2.0
-    """Alarm when that mean lies so many standard errors below its highest value; None = never."""
+    of_top: float = 0.85
+    """The policy is kept that is likeliest to have this part of the highest gain over the fine-tuned policy, by the curve of
+    all votes so far."""
+    sure: float | None = 0.98
+    """Alarm when the policy has less with a probability above this; None = never."""
+    candidates: int = 4
+    """Policies that stay on disk while the optimiser runs, because later votes may say that one of them is the best."""
     raters: PopulationConfig | None = None
     """Sandbox: who they are; None = other people of the population that the reward's raters came from."""
 
     def __post_init__(self) -> None:
-        if self.n_votes < 1 or self.looks < 1 or (self.fall is not None and self.fall <= 0):
+        if self.n_votes < 1 or self.candidates < 1:
             raise ConfigError(
-                f"watch.panel: found n_votes={self.n_votes}, looks={self.looks}, fall={self.fall}; expected counts ≥ 1 "
-                "and a number > 0, or null"
+                f"watch.panel: found n_votes={self.n_votes}, candidates={self.candidates}; expected counts ≥ 1"
+            )
+        if not 0 < self.of_top < 1 or (self.sure is not None and not 0 < self.sure < 1):
+            raise ConfigError(
+                f"watch.panel: found of_top={self.of_top}, sure={self.sure}; expected shares between 0 and 1, sure or null"
             )
 
 

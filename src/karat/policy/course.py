@@ -6,6 +6,7 @@ Knows nothing about how a step is done.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -106,11 +107,17 @@ def run_course(
         with whole():
             parallel.from_main(lambda: str(save_lm(kept(lm), path, metadata=about)))
 
+    def keep_only(directory: Path, names: Sequence[str]) -> None:
+        parallel.from_main(lambda: _remove_others(directory, names))
+
     def whole_step(index: int) -> Mapping[str, float]:
         if index == 0 and around.evaluate is not None:
             with whole():
                 start = around.evaluate(lm, 0)
-            _observe_start(parallel.agreed(start), watcher, around.reporters, save)
+            start = parallel.agreed(start)
+            watcher.observe(0, start, save, keep_only)  # the untrained policy is the first candidate for the best one
+            for reporter in around.reporters if parallel.is_main() else ():
+                reporter.log(0, start)
         metrics = step(index)
         if around.evaluate is not None and ((index + 1) % rhythm.evaluate_every == 0 or index + 1 == rhythm.n_steps):
             started = time.perf_counter()
@@ -129,7 +136,7 @@ def run_course(
         fingerprint=fingerprint,
         identity=identity,
         reporters=around.reporters,
-        should_stop=lambda done, metrics: watcher.observe(done, metrics, save),
+        should_stop=lambda done, metrics: watcher.observe(done, metrics, save, keep_only),
     )
     return PolicyResult(state.step, reason, watcher.best_step, watcher.best_path, state.n_skipped, last)
 
@@ -169,10 +176,7 @@ def prompt_batch(n_prompts: int, batch: int, iteration: int, seed: int) -> list[
     return picked
 
 
-def _observe_start(
-    figures: Mapping[str, float], watcher: Watcher, reporters: Sequence[Reporter], save: Callable[[Path], None]
-) -> None:
-    """The untrained policy is the first candidate for the best one."""
-    watcher.observe(0, figures, save)
-    for reporter in reporters if parallel.is_main() else ():
-        reporter.log(0, figures)
+def _remove_others(directory: Path, names: Sequence[str]) -> None:
+    for other in directory.iterdir() if directory.is_dir() else ():
+        if other.name not in names:
+            shutil.rmtree(other, ignore_errors=True)

@@ -1,16 +1,18 @@
 """Watches a run by rules stated beforehand: keeps the best policy, and says when to stop and why.
 
-Reads the metrics of an iteration by name and judges them by the rules of `overopt`. Knows nothing about how metrics are
-computed or how a policy is saved.
+Reads the metrics of an iteration by name and judges them by the rules of `overopt`, votes by `vote_curve`. Knows nothing
+about how metrics are computed or how a policy is saved.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from scipy.special import expit
 
 from karat.errors import ConfigError
 from karat.overopt import (
@@ -23,7 +25,12 @@ from karat.overopt import (
     peak_rule,
 )
 from karat.policy.controllers import KLController
+from karat.policy.vote_curve import VoteCurve, covering, fallen_rule, likeliest, vote_curve
 from karat.records import Estimate
+from karat.seeding import numpy_generator
+
+LOOKS = "looks"
+"""Directory of the policies that may yet turn out to be the best, beside `best`."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,13 @@ class WatchRules:
     """How many votes that share is of."""
     panel_fall: float | None = None
     """Alarm when the mean share of the last `best_looks` looks is so many standard errors below its highest; None = off."""
+    of_top: float | None = None
+    """Keep the policy that is likeliest to have this part of the highest gain over the reference, by the curve of all votes
+    (`vote_curve`), instead of that with the highest `best_metric`; None = off."""
+    fallen_sure: float | None = None
+    """`of_top` only. Alarm when the policy has less with a probability above this; None = off."""
+    candidates: int | None = 4
+    """`of_top` only. Policies that stay on disk, because later votes may say that one of them is the best; None = all."""
     on_alarm: Literal["stop", "raise_kl", "ask"] = "stop"
     """What an alarm does: end the run; raise β; or end it and ask for fresh labels of what the policy writes now."""
     kl_factor: float = 2.0
@@ -84,7 +98,16 @@ class WatchRules:
     """raise_kl only: the next alarm after so many raises ends the run."""
 
     def __post_init__(self) -> None:
-        for name in ("kl_budget", "patience", "length_limit_sd", "kl_factor", "peak_looks", "best_looks", "panel_fall"):
+        for name in (
+            "kl_budget",
+            "patience",
+            "length_limit_sd",
+            "kl_factor",
+            "peak_looks",
+            "best_looks",
+            "panel_fall",
+            "candidates",
+        ):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"WatchRules.{name}: found {value}; expected > 0 or None")
@@ -92,7 +115,7 @@ class WatchRules:
             raise ConfigError(f"WatchRules.disagreement_quantile: found {self.disagreement_quantile}; expected (0, 1)")
         if self.max_novel_frac is not None and not 0 <= self.max_novel_frac <= 1:
             raise ConfigError(f"WatchRules.max_novel_frac: found {self.max_novel_frac}; expected [0, 1] or None")
-        for name in ("entropy_floor", "diversity_floor"):
+        for name in ("entropy_floor", "diversity_floor", "of_top", "fallen_sure"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"WatchRules.{name}: found {getattr(self, name)}; expected (0, 1) or None")
         if self.on_alarm == "raise_kl" and self.kl_factor <= 1:
@@ -124,37 +147,56 @@ class Watcher:
         self.best_step: int | None = None
         self.best_value: float | None = None
         self.n_since_best = 0
+        self.looks: list[int] = []
+        """`of_top`: steps whose policies lie on disk, the best among them."""
         self.stop_reason: str | None = None
         self.history: list[dict[str, float]] = []
         self.alarms: list[dict[str, Any]] = []
         self.kl: KLController | None = None
         """Whose β an alarm raises; the recipe sets it."""
+        self._written: list[list[int]] = []
+        """`looks` of the last two checkpoints: a run that goes on from one of them needs those policies."""
 
     @property
     def best_path(self) -> Path | None:
         """Where the best policy lies, if one was saved."""
-        return None if self.directory is None or self.best_step is None else self.directory / "best"
+        if self.directory is None or self.best_step is None:
+            return None
+        return self.directory / "best" if self.rules.of_top is None else self._place(self.directory, self.best_step)
 
-    def observe(self, step: int, metrics: Mapping[str, float], save: Callable[[Path], object]) -> str | None:
+    def observe(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        save: Callable[[Path], object],
+        keep_only: Callable[[Path, Sequence[str]], object] | None = None,
+    ) -> str | None:
         """Take note of one iteration.
 
         Args:
             step: finished iterations; at 0 nothing is done about an alarm.
             metrics: of that iteration; missing ones are not judged.
             save: writes the policy as it is now into a directory (atomically).
+            keep_only: removes all of a directory but what has these names; None = nothing is removed.
         Returns: the reason to stop, or None.
         """
         rules = self.rules
         watched = {name: float(metrics[name]) for name in rules.watched if name in metrics}
         self.history.append({"step": float(step), **watched})
-        broken = next((decision for decision in self._decisions(watched) if decision.stop), None)
+        voted = self._curve() if rules.of_top is not None and watched.get(rules.panel_count, 0) >= 1 else None
+        broken = next((decision for decision in self._decisions(watched, voted) if decision.stop), None)
         # before the first step nothing has been optimised that could be stopped or held back
         self.stop_reason = self._act(step, broken) if broken is not None and step else None
-        if broken is None and rules.best_metric in watched:
+        if voted is not None:
+            self._look_back(step, voted, save, sound=broken is None)
+            if self.directory is not None and keep_only is not None:
+                needed = {place for steps in (self.looks, *self._written) for place in steps}
+                keep_only(self.directory / LOOKS, [str(place) for place in sorted(needed)])
+        elif rules.of_top is None and broken is None and rules.best_metric in watched:
             self._compare(step, self._recent(rules.best_metric), save)
         return self.stop_reason
 
-    def _decisions(self, watched: Mapping[str, float]) -> list[StopDecision]:
+    def _decisions(self, watched: Mapping[str, float], voted: tuple[VoteCurve, list[int]] | None) -> list[StopDecision]:
         """What each rule that is on says of this iteration; the KL budget comes first."""
         rules, found = self.rules, []
         if rules.kl_budget is not None and rules.kl_metric in watched:
@@ -178,6 +220,8 @@ class Watcher:
             asked = [row for row in self.history if row.get(rules.panel_count, 0) >= 1]
             shares, counts = ([row[name] for row in asked] for name in (rules.panel_metric, rules.panel_count))
             found += [fall_rule(shares, counts, looks=rules.best_looks, z=rules.panel_fall)] if asked else []
+        if voted is not None and rules.of_top is not None and rules.fallen_sure is not None:
+            found.append(fallen_rule(voted[0].near_top(rules.of_top), of_top=rules.of_top, sure=rules.fallen_sure))
         if rules.peak_metric is not None and rules.peak_metric in watched:
             found += [fitted[0]] if (fitted := self._fitted()) is not None else []
         return found
@@ -219,6 +263,42 @@ class Watcher:
         values = [row[metric] for row in self.history if metric in row][-self.rules.best_looks :]
         return sum(values) / len(values)
 
+    def _curve(self) -> tuple[VoteCurve, list[int]]:
+        """The curve of all votes so far, with the steps of its rows; writes down what it says of this look."""
+        rules = self.rules
+        asked = [row for row in self.history if row["step"] > 0 and row.get(rules.panel_count, 0) >= 1]
+        steps, shares, counts = (
+            [row[name] for row in asked] for name in ("step", rules.panel_metric, rules.panel_count)
+        )
+        # the same draws at every look, so that a curve that votes do not move is the same curve
+        curve = vote_curve(steps, shares, counts, rng=numpy_generator(0, "watcher", "curve"))
+        near = curve.near_top(rules.of_top or 1.0)[-1]
+        self.history[-1] |= {"curve/share": float(expit(curve.mean[-1])), "curve/near_top": float(near.mean())}
+        return curve, [0, *map(int, steps)]
+
+    def _look_back(
+        self, step: int, voted: tuple[VoteCurve, list[int]], save: Callable[[Path], object], *, sound: bool
+    ) -> None:
+        """Choose anew among the policies on disk and, where it broke no rule, this one; later votes judge earlier looks too."""
+        there = [*self.looks, step] if sound else self.looks
+        if not there:
+            return
+        curve, steps = voted
+        # compared with one another: a look that nobody can go back to is no reason against those that are left
+        near = curve.near_top(self.rules.of_top or 1.0, [steps.index(one) for one in there])
+        stay = covering(near, self.rules.candidates or len(there))
+        self.looks = [there[row] for row in stay]
+        if step in self.looks and self.directory is not None:
+            save(self._place(self.directory, step))
+        best = likeliest(near, stay)
+        self.n_since_best = 0 if there[best] == step else self.n_since_best + 1
+        self.best_step, self.best_value = there[best], float(near[best].mean())
+        self._impatient()
+
+    @staticmethod
+    def _place(directory: Path, step: int) -> Path:
+        return directory / LOOKS / str(step)
+
     def _compare(self, step: int, value: float, save: Callable[[Path], object]) -> None:
         if math.isfinite(value) and (self.best_value is None or value > self.best_value):
             self.best_step, self.best_value, self.n_since_best = step, value, 0
@@ -226,6 +306,9 @@ class Watcher:
                 save(self.directory / "best")
             return
         self.n_since_best += 1
+        self._impatient()
+
+    def _impatient(self) -> None:
         if self.rules.patience is not None and self.n_since_best >= self.rules.patience:
             best = "none yet" if self.best_value is None else f"{self.best_value:.4g} at iteration {self.best_step}"
             self.stop_reason = (
@@ -234,10 +317,12 @@ class Watcher:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON values; numbers that are not finite travel as text."""
+        self._written = [*self._written, list(self.looks)][-2:]
         return {
             "best_step": self.best_step,
             "best_value": self.best_value,
             "n_since_best": self.n_since_best,
+            "looks": self.looks,
             "stop_reason": self.stop_reason,
             "alarms": self.alarms,
             "history": [{k: v if math.isfinite(v) else str(v) for k, v in row.items()} for row in self.history],
@@ -247,6 +332,8 @@ class Watcher:
         """Take over the values of `state_dict`."""
         self.best_step, self.best_value = state["best_step"], state["best_value"]
         self.n_since_best, self.stop_reason = state["n_since_best"], state["stop_reason"]
+        self.looks = list(state.get("looks", ()))
+        self._written = [list(self.looks)]
         self.alarms = [dict(alarm) for alarm in state.get("alarms", ())]
         self.history = [{k: float(v) for k, v in row.items()} for row in state["history"]]
 
