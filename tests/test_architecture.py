@@ -45,7 +45,7 @@ PURE = {
     "feedback.quality.trust_region", "feedback.quality.on_trial", "feedback.quality.scale_trial", "reward.distance",
     "feedback.arm_changes",
     "feedback.quality.rater_drift", "feedback.web.answer_words", "feedback.web.charts", "feedback.web.figures",
-    "feedback.acquisition", "feedback.allocation", "hamiltonian", "reward.hierarchy", "reward.last_layer", "reward.linear_answers", "reward.rated_layer",
+    "feedback.acquisition", "feedback.allocation", "hamiltonian", "reward.whitened", "reward.hierarchy", "reward.last_layer", "reward.linear_answers", "reward.rated_layer",
     "reward.sampled_layer", "reward.tastes", "reward.channel_answers", "reward.layer_turns", "reward.drawn_answers", "reward.drawn_raters", "reward.population_layer", "reward.objective_layer",
 }  # fmt: skip
 EFFECTFUL = {

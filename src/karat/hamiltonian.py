@@ -22,11 +22,13 @@ from karat.errors import ConvergenceError, InputError
 Density = Callable[[np.ndarray], tuple[float, np.ndarray]]
 """log density up to a constant, and its gradient."""
 
-TARGET_ACCEPTANCE = 0.8
+TARGET_ACCEPTANCE = 0.75
 LENGTH = 1.6
 """Trajectory in units of a standard deviation: a quarter turn, after which a normal draw is independent of its start."""
 MOST_STEPS = 40
 FIRST_STEP = 0.03
+WINDOWS = (0.15, 0.35, 0.7)
+"""Shares of the warm-up between which the spread of each coordinate is learned, twice: the first time from a chain that knows none and creeps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +50,7 @@ def sample_chains(
 ) -> Chains:
     """Draws of a density whose coordinates have spreads within a few orders of magnitude of 1.
 
-    The step size is adapted throughout the warm-up; the spread of each coordinate is learned in its second quarter and
-    used from its middle on.
+    The step size is adapted throughout the warm-up; the spread of each coordinate is learned twice on the way (`WINDOWS`).
 
     Args:
         start: [d], around which chains start, a tenth of a unit away.    n_warm: ≥ 20, thrown away.
@@ -91,6 +92,7 @@ def _chain(
         raise ConvergenceError("sample_chains: the density is not finite where the chain starts; look at the start")
     spread, seen = np.ones(len(x)), []
     kept, accepted = np.empty((n_draws, len(x))), []
+    windows = [round(share * n_warm) for share in WINDOWS]
     step = _StepSize(FIRST_STEP)
     for number in range(n_warm + n_draws):
         warm = number < n_warm
@@ -104,12 +106,12 @@ def _chain(
             x, value, gradient = proposed[:3]
         if warm:
             step.learn(chance)
-            if n_warm // 4 <= number < n_warm // 2:
+            if windows[0] <= number < windows[-1]:
                 seen.append(x)
-            if number + 1 == n_warm // 2:
+            if number + 1 in windows[1:]:
                 variance, n = np.var(seen, axis=0), len(seen)
                 spread = np.sqrt((n * variance + 5e-3 * 5) / (n + 5))  # Stan's shrinkage towards small
-                step = _StepSize(FIRST_STEP)
+                step, seen = _StepSize(step.settled), []
         else:
             kept[number - n_warm] = x
             accepted.append(chance)

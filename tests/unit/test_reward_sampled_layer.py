@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from bench.mixture_coverage import covered
-from bench.worlds.mixed_tastes import WORLDS, drawn_world
+from bench.worlds.mixed_tastes import WORLDS, TasteWorld, drawn_world
 from scipy.integrate import quad
 
 from karat.choice import VoteBatch
@@ -92,9 +92,9 @@ def sampled_votes(features, votes, first, rng, **options):
     return sample_population(features, comparisons_alone(votes), nobody_known(n), first, rng, **options)
 
 
-def density_of(delta, votes, *, known, centre, factor, priors, effect_size=0.0):
+def density_of(delta, votes, *, known, centre, priors, effect_size=0.0):
     """Of comparisons whose first texts have these differences of features, and whose second ones have none."""
-    at = Directions(np.concatenate([delta, 0 * delta]), np.concatenate([known, 0 * known]), centre, factor, effect_size)
+    at = Directions(np.concatenate([delta, 0 * delta]), np.concatenate([known, 0 * known]), centre, effect_size)
     params = nobody_known(int(votes.annotator.max()) + 1)
     return HierarchyDensity(comparisons_alone(votes), at, params, priors=priors, raters=RaterPriors())
 
@@ -114,7 +114,7 @@ def test_the_gradient_is_that_of_the_density(n_levels, with_effects):
     )  # fmt: skip
     density = density_of(
         rng.standard_normal((n, d)), votes, known=0.3 * rng.standard_normal(n), centre=np.array([1.0, -0.5]),
-        factor=np.array([[0.5, 0.0], [0.2, 0.3]]), priors=HierarchyPriors(), effect_size=0.8 * with_effects,
+        priors=HierarchyPriors(), effect_size=0.8 * with_effects,
     )  # fmt: skip
     gradient_is_that_of(density, rng)
 
@@ -134,17 +134,21 @@ def test_the_link_of_a_wavering_rater_is_nearly_the_integral_over_what_she_weigh
             lambda z, eta=eta, spread=spread: np.exp(-z * z / 2) / np.sqrt(2 * np.pi) / (1 + np.exp(-eta - spread * z)),
             -9, 9,
         )[0]  # fmt: skip
-        density = density_of(
-            np.ones((1, 1)), votes_of(np.array([1]), np.ones(1), np.array([0]), 2), known=np.zeros(1),
-            centre=np.array([eta]), factor=np.eye(1), priors=HierarchyPriors(lapse=(1.0, 1e9)),
-        )  # fmt: skip
-        x = density.start()
-        x[density.place["spreads"]][3] = np.log(spread / density.spreads(x)["waver_sd"]) / density.priors.wavering[1]
-        with_her = density(x)[0]
-        x[density.place["w"]] = -2 * eta  # the other way round: the same priors, 1 − P
-        against = density(x)[0]
+        found = []
+        for level in (1, 0):  # the other way round: 1 − P
+            density = density_of(
+                np.ones((1, 1)), votes_of(np.array([level]), np.ones(1), np.array([0]), 2), known=np.zeros(1),
+                centre=np.array([eta]), priors=HierarchyPriors(lapse=(1.0, 1e9)),
+            )  # fmt: skip
+            x, priors = density.start(), density.priors
+            spreads = density.place["spreads"]
+            x[spreads.start + 2] = -30.0  # no tastes
+            x[spreads.start + 4] = np.log(abs(eta / density.weights(x)[0])) / density.sized.step
+            x[spreads.start + 3] = np.log(spread / density.spreads(x)["waver_sd"]) / priors.wavering[1]
+            assert density.weights(x) == pytest.approx([eta])
+            found.append(density(x)[0])
         # MacKay's approximation is off by less than .02 in a probability
-        assert abs(1 / (1 + np.exp(against - with_her)) - exact) < 0.02
+        assert abs(1 / (1 + np.exp(found[1] - found[0])) - exact) < 0.02
 
 
 def covered_and_length(draws, mean, seed):
@@ -230,6 +234,31 @@ def test_effects_of_texts_are_drawn_beside_raters_who_differ():
     assert found[1.5].draws.shape[1] == 1
 
 
+FEW = {
+    "labels": {"label": 20},
+    "two scales": {"comparison/3": 10, "comparison/5": 10},
+    "mixture": {"comparison/3": 6, "rating": 8, "label": 6},
+}
+
+
+@pytest.mark.parametrize(
+    ("asked_of", "n_features"), [("labels", 4), ("labels", 48), ("two scales", 48), ("mixture", 4)]
+)
+def test_chains_agree_where_twenty_answers_say_little_of_weights_and_nothing_of_their_size(asked_of, n_features):
+    """R̂ was 1.53, 1.60, 1.36 and 1.99 where λ was drawn beside weights in a unit of their own."""
+    spec = TasteWorld(asked_of, FEW[asked_of], n_raters=8, n_texts=20, n_features=n_features)
+    features, batch, _ = drawn_world(spec, 1000)
+    params = prior_params(batch.channels, spec.n_raters, RaterPriors())
+    turned = fit_by_turns(
+        features, batch, params, RaterPriors(), n_people=spec.n_raters, start=np.zeros(n_features), averaged=True
+    )  # fmt: skip
+    rng = np.random.default_rng(1000)
+    found = sample_population(features, batch, turned.params, turned.posterior, rng, raters=RaterPriors())
+    assert found.rhat < 1.1
+    # twenty answers do not say that scores are some hundred logits apart, nor that they are all the same
+    assert 0.2 < (features @ found.draws.T).std(0).mean() < 20
+
+
 MIXTURE = (
     "comparison",
     "strength",
@@ -258,9 +287,7 @@ def mixed_density(seed=0, *, n=12, effect_size=0.0, modelled=True, taken=MIXTURE
     features, batch, params = mixed_batch(n, seed, taken=taken)
     rng = np.random.default_rng(seed)
     d = features.shape[1]
-    at = Directions(
-        features, 0.2 * rng.standard_normal(len(features)), rng.standard_normal(d), 0.4 * np.eye(d) + 0.1, effect_size
-    )
+    at = Directions(features, 0.2 * rng.standard_normal(len(features)), rng.standard_normal(d), effect_size)
     priors = dataclasses.replace(RaterPriors(), modelled=modelled)
     return HierarchyDensity(batch, at, params, priors=HierarchyPriors(), raters=priors), batch, params, features
 
@@ -282,7 +309,9 @@ def test_the_density_of_a_mixture_is_the_likelihood_that_trains_and_simulates():
         x = density.start() + 0.4 * rng.standard_normal(density.n_dims)
         x[density.place["spreads"]][3] = -35.0  # no wavering
         values.append(density(x)[0])
-        oracles.append(likelihood_at(density, x, batch, params, features) + prior_at(density, x))
+        oracles.append(
+            likelihood_at(density, x, batch, params, features) + prior_at(density, x) + log_volume_at(density, x)
+        )
     assert np.diff(values) == pytest.approx(np.diff(oracles), abs=1e-6)
 
 
@@ -293,10 +322,10 @@ def test_slopes_of_choices_in_closed_form_are_those_of_their_likelihood(kind):
     params = dataclasses.replace(known_raters(2), log_tie=None)
     generator = torch.Generator().manual_seed(0)
     channel = sample_channel(torch.from_numpy(features @ truth), asked(kind, 9), params, generator=generator)
-    rows = ChoiceRows(channel, features, np.zeros(len(features)), params, 5)
+    rows = ChoiceRows(channel, features, np.zeros(len(features)), params)
     scores = np.random.default_rng(0).standard_normal(channel.texts.shape)
     value, first = rows._plain(scores)
-    by_graph, slopes, _ = by_autograd(torch.from_numpy(scores), channel, rows.plain, curved=False)
+    by_graph, slopes, _ = by_autograd(torch.from_numpy(scores), rows.channel, rows.plain, curved=False)
     assert rows.order is not None
     assert value == pytest.approx(by_graph, abs=1e-9)
     assert first == pytest.approx(slopes, abs=1e-9)
@@ -325,16 +354,21 @@ def raters_at(density, x, params):
 
 
 def shift_at(density, x):
-    """By how much the logarithms of gains lie lower because the weights make more of the texts than those of the first fit."""
-    size = lambda w: np.mean((density.at.features @ w) ** 2) + density.doubt  # noqa: E731
-    return -0.5 * np.log(size(density.weights(x)) / size(density.at.centre))
+    """By how much the logarithms of gains lie lower because scores are larger than those of the first fit."""
+    sized, scale, features = density.sized, density.spreads(x), density.at.features
+    unit = np.sqrt(float(scale["precision"]) / sized.first)  # weights and tastes as they would be at the first λ
+    own = x[density.place["apart"]]
+    tau = unit * float(scale["taste_sd"]) * np.exp(0.7 * (own - own.mean()))
+    square = (
+        np.mean((features @ (density.weights(x) * unit)) ** 2) + np.mean((features * tau) ** 2, 0).sum() + sized.doubt
+    )
+    return np.log(unit) - 0.5 * np.log(square / sized.begin)
 
 
 def likelihood_at(density, x, batch, params, features):
     """Each person's own scores of all texts, and what everybody said of them."""
     own, total = raters_at(density, x, params), 0.0
-    tau = float(density.spreads(x)["taste_sd"]) * np.exp(0.7 * x[density.place["apart"]])
-    theta = density.weights(x) + x[density.place["taste"]].reshape(density.n_people, -1) * tau
+    theta = density.weights(x) + density.tastes(x)
     for channel in batch.channels:
         for person in range(density.n_people):
             said = channel.select(channel.rater == person)
@@ -343,39 +377,65 @@ def likelihood_at(density, x, batch, params, features):
     return total
 
 
+def meant_by(density, x):
+    """What the coordinates of weights, tastes and their spreads stand for: w, u, and logarithms of λ, and of what τ and ν share."""
+    scale = density.spreads(x)
+    shares = [
+        np.log(float(scale[name])) - 0.7 * x[density.place[own]].mean()
+        for name, own in (("taste_sd", "apart"), ("waver_sd", "waver"))
+    ]
+    return np.concatenate([density.weights(x), density.tastes(x).ravel(), [*shares, np.log(float(scale["precision"]))]])
+
+
+def log_volume_at(density, x):
+    """log |∂ what is meant/∂ coordinates|, by differences."""
+    spreads = density.place["spreads"].start
+    moved = [*range(*density.place["w"].indices(density.n_dims)), *range(*density.place["taste"].indices(density.n_dims)),
+             spreads + 2, spreads + 3, spreads + 4]  # fmt: skip
+    steps = 1e-5 * np.eye(density.n_dims)[moved]
+    return np.linalg.slogdet([(meant_by(density, x + e) - meant_by(density, x - e)) / 2e-5 for e in steps])[1]
+
+
 def prior_at(density, x):
-    """Independent of the density's own bookkeeping: every coordinate's prior by name."""
-    part, p = {name: x[where] for name, where in density.place.items()}, density.priors
-    lam, w = float(density.spreads(x)["precision"]), density.weights(x)
-    total = len(w) / 2 * np.log(lam) - lam * w @ w / 2
-    total -= sum(
-        float(part[name] @ part[name]) / 2 for name in ("competence", "side", "taste", "apart", "waver", "spreads")
-    )
+    """Independent of the density's own bookkeeping: the prior of everything by name."""
+    part, p, meant = {name: x[where] for name, where in density.place.items()}, density.priors, meant_by(density, x)
+    lam, w, d = np.exp(meant[-1]), density.weights(x), len(part["w"])
+    total = d / 2 * np.log(lam) - lam * w @ w / 2 - ((meant[-1] - p.precision[0]) / p.precision[1]) ** 2 / 2
+    for share, prior in ((meant[-3], p.taste), (meant[-2], p.wavering)):
+        total -= ((share + meant[-1] / 2 - prior[0]) / prior[1]) ** 2 / 2
+    tau, u = np.exp(meant[-3] + 0.7 * part["apart"]), density.tastes(x)
+    total -= float(((u / tau) ** 2).sum()) / 2 + len(u) * float(np.log(tau).sum())
+    total -= sum(float(part[name] @ part[name]) / 2 for name in ("competence", "side", "apart", "waver"))
+    total -= float(part["spreads"][:2] @ part["spreads"][:2]) / 2
     lapse = 1 / (1 + np.exp(-part["lapse"]))
     total += float((p.lapse[0] * np.log(lapse) + p.lapse[1] * np.log1p(-lapse)).sum())  # a Beta, by the logit
     ends = np.cumsum([0, *(block.n_dims for block in density.blocks)])
     for block, a, b in zip(density.blocks, ends, ends[1:], strict=False):
-        z = part["blocks"][a:b]
-        if isinstance(block, ScaleBlock):
-            total -= z @ z / 2
-        elif isinstance(block, LabelBlock):
-            now = block.at(z, shift_at(density, x))
-            mean, log_gain = block.mean + block.step * z[0], float(np.log(now.slope[0]))
-            own = (-now.offset - mean) / 1.0
-            total -= (mean / 10) ** 2 / 2 + (log_gain / 0.7) ** 2 / 2 + own @ own / 2
-        else:
-            now, own = block.at(z, shift_at(density, x)), block.first + z[block.common + 2 :].reshape(3, -1)
-            log_gain = block.log_gain + 0.7 / 4 * z[block.common] + shift_at(density, x)
-            total -= ((log_gain - (0.0 if block.ordinal else np.log(0.15))) / 0.7) ** 2 / 2 + (own**2).sum() / 2
-            if block.ordinal:
-                cuts = now.cuts[1:-1]
-                raw = np.concatenate([cuts[:1], np.log(np.diff(cuts))])
-                total -= (raw / 10) @ (raw / 10) / 2 + z[block.common + 1] ** 2 / 2
-            else:
-                mean = float((now.offset - 0.15 * own[0])[0])
-                log_sd = float((np.log(now.noise - block.least) - 0.3 * own[2])[0])
-                total -= (mean - 0.5) ** 2 / 2 + (log_sd - np.log(0.2)) ** 2 / 2
+        total += prior_of_block(block, part["blocks"][a:b], shift_at(density, x))
     return total
+
+
+def prior_of_block(block, z, shift):
+    """Of one channel's thresholds and raters, from what they are."""
+    if isinstance(block, ScaleBlock):
+        return -z @ z / 2
+    now = block.at(z, shift)
+    if isinstance(block, LabelBlock):
+        mean, log_gain = block.mean + block.step * z[0], float(np.log(now.slope[0]))
+        own = (-now.offset - mean) / 1.0
+        return -((mean / 10) ** 2 + (log_gain / 0.7) ** 2 + own @ own) / 2
+    log_gain, mean = block.log_gain + 0.7 / 4 * z[block.common] + shift, block.mean + block.step * z[0]
+    offsets = (now.offset - (0.0 if block.ordinal else mean)) / (0.15 * (8 if block.ordinal else 1))
+    gains = (now.slope / np.exp(log_gain) - 1) / 0.3
+    noises = z[block.common + 2 + 2 * block.n :]
+    total = -(((log_gain - (0.0 if block.ordinal else np.log(0.15))) / 0.7) ** 2) / 2
+    total -= (offsets @ offsets + gains @ gains + noises @ noises) / 2
+    if block.ordinal:
+        cuts = now.cuts[1:-1]
+        raw = np.concatenate([cuts[:1], np.log(np.diff(cuts))])
+        return total - (raw / 10) @ (raw / 10) / 2 - z[block.common + 1] ** 2 / 2
+    log_sd = float((np.log(now.noise - block.least) - 0.3 * noises)[0])
+    return total - (mean - 0.5) ** 2 / 2 - (log_sd - np.log(0.2)) ** 2 / 2
 
 
 @pytest.mark.usefixtures("short_chains")

@@ -26,11 +26,54 @@ from karat.feedback_likelihood import in_double, local_loglik
 from karat.reward.channel_answers import by_autograd
 
 PROBIT = math.pi / 8
+ABSENT = 1e6
+"""Score, below zero, of a candidate that is not there: none that is comes near it, and differences of two stay numbers."""
+
+
+@dataclass(eq=False)
+class Pull:
+    """Derivatives of the likelihood by what the coordinates stand for."""
+
+    theta: np.ndarray
+    """By each person's weights, [A, d]."""
+    nu2: np.ndarray
+    """By ν², [d]."""
+    texts: np.ndarray
+    """By effects of texts, [N]; zeros where they have none."""
+    slope: np.ndarray
+    """By every slope."""
+    offset: np.ndarray
+    """By every offset."""
+    lapse: np.ndarray
+    """By the judges' lapses, and by that of those who never lapse."""
+    cuts: np.ndarray
+    """By the thresholds of all scales."""
+    noise: np.ndarray
+    """By every standard deviation."""
+
+
+@dataclass(frozen=True, eq=False)
+class ByPerson:
+    """Sums over the answers of each person, which lie together."""
+
+    present: np.ndarray
+    """Who answered."""
+    first: np.ndarray
+    """Where the answers of each of them begin."""
+
+    @classmethod
+    def of(cls, person: np.ndarray) -> ByPerson:
+        """person: of each answer, not falling."""
+        return cls(*np.unique(person, return_index=True))
+
+    def add(self, to: np.ndarray, each: np.ndarray) -> None:
+        """Adds [C, d] to [A, d]."""
+        to[self.present] += np.add.reduceat(each, self.first)
 
 
 @dataclass(frozen=True, eq=False)
 class LinearRows:
-    """Answers that each depend on one number."""
+    """Answers that each depend on one number, person by person."""
 
     delta: np.ndarray
     """Δφ in the drawn directions, [C, d]."""
@@ -38,10 +81,10 @@ class LinearRows:
     """Its squares."""
     known: np.ndarray
     """What the other directions add, [C]."""
-    incidence: sparse.csr_matrix
-    """±1 at the texts of each answer, [C, N]."""
-    by_person: sparse.csr_matrix
-    """1 at the person of each answer, [A, C]."""
+    incidence: sparse.csr_matrix | None
+    """±1 at the texts of each answer, [C, N]; None = texts have no effects of their own."""
+    people: ByPerson
+    """Whose answers lie where."""
     person: np.ndarray
     """Whose taste it is, [C]."""
     weight: np.ndarray
@@ -53,8 +96,40 @@ class LinearRows:
     sign: np.ndarray
     """What the offset is multiplied by, [C]: the side, for a bias to a side."""
 
+    @classmethod
+    def of(
+        cls, columns: dict[str, np.ndarray], features: np.ndarray, known: np.ndarray, *, with_effects: bool
+    ) -> LinearRows:
+        """columns: of answers sorted by person.    features, known: of every text."""
+        a, b = columns["a"], columns["b"]
+        paired, n, number = b >= 0, len(a), np.arange(len(a))
+        delta, beside = features[a].copy(), known[a].copy()
+        delta[paired] -= features[b[paired]]
+        beside[paired] -= known[b[paired]]
+        incidence = None
+        if with_effects:
+            entries = np.concatenate([np.ones(n), -np.ones(int(paired.sum()))])
+            places = np.concatenate([number, number[paired]]), np.concatenate([a, b[paired]])
+            incidence = sparse.csr_matrix((entries, places), shape=(n, len(features)))
+        fields = (columns[name] for name in ("person", "weight", "slope", "offset", "sign"))
+        return cls(delta, delta**2, beside, incidence, ByPerson.of(columns["person"]), *fields)
+
     def __len__(self) -> int:
         return len(self.slope)
+
+    def score(self, theta: np.ndarray, of_texts: np.ndarray | None) -> np.ndarray:
+        """Δφ·θ and what is added to it, [C]."""
+        e = np.einsum("cd,cd->c", self.delta, theta[self.person]) + self.known
+        return e if of_texts is None or self.incidence is None else e + self.incidence @ of_texts
+
+    def pull(self, by: Pull, d_eta: np.ndarray, d_slope: np.ndarray, slope: np.ndarray) -> None:
+        """Add what derivatives by η and slope of each answer are by everything else."""
+        d_score = d_eta * slope
+        self.people.add(by.theta, d_score[:, None] * self.delta)
+        if self.incidence is not None:
+            by.texts += self.incidence.T @ d_score
+        by.slope += np.bincount(self.slope, d_slope, len(by.slope))
+        by.offset += np.bincount(self.offset, d_eta * self.sign, len(by.offset))
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,9 +194,8 @@ class NumberRows:
 class ChoiceRows:
     """Rankings and choices of the best of one channel, by the likelihood that trains and simulates them."""
 
-    def __init__(
-        self, channel: Channel, features: np.ndarray, known: np.ndarray, params: FeedbackParams, n_people: int
-    ) -> None:
+    def __init__(self, channel: Channel, features: np.ndarray, known: np.ndarray, params: FeedbackParams) -> None:
+        channel = channel.select(torch.argsort(channel.rater, stable=True))
         columns = channel.columns
         assert isinstance(columns, RankBatch)
         self.channel, self.texts, self.mask = channel, channel.texts.numpy(), columns.mask.numpy()
@@ -133,8 +207,7 @@ class ChoiceRows:
         apart = (self.phi - (self.phi * counted).sum(1, keepdims=True) / n[:, None]) * counted
         self.squared = 2 * (apart**2).sum(1) / np.maximum(n - 1, 1)  # mean of Δφ² over pairs of candidates
         c, k = self.texts.shape
-        ones, rows = np.ones(c * k), np.arange(c * k)
-        self.by_person = sparse.csr_matrix((ones, (np.repeat(self.person, k), rows)), shape=(n_people, c * k))
+        self.people, self.plain_text = ByPerson.of(self.person), self.texts.ravel()
         wide = in_double(params)
         self.plain = dataclasses.replace(
             wide, competence=torch.ones_like(wide.competence), lapse=torch.zeros_like(wide.lapse)
@@ -143,9 +216,11 @@ class ChoiceRows:
         ties = params.log_tie is not None and len(params.log_tie) > 0
         if channel.kind == "best_of" or not ties:
             ranks = np.where(self.mask, columns.ranks.numpy(), np.iinfo(np.int64).max)
-            self.order = np.argsort(ranks, axis=1, kind="stable")
-            self.counted = np.take_along_axis(self.mask, self.order, 1)
-            self.stage = self.counted & ((np.arange(k) == 0) | (channel.kind != "best_of"))
+            order = np.argsort(ranks, axis=1, kind="stable")
+            counted = np.take_along_axis(self.mask, order, 1)
+            self.stage = counted & ((np.arange(k) == 0) | (channel.kind != "best_of"))
+            self.order, self.absent = order + k * np.arange(c)[:, None], ~counted  # places in the whole table
+            self.not_before = np.tril(np.ones((k, k)))
         always = dataclasses.replace(self.plain, lapse=torch.ones_like(wide.lapse))
         self.log_blind = local_loglik(torch.zeros(c, k, dtype=torch.float64), channel, always).numpy()
 
@@ -182,13 +257,16 @@ class ChoiceRows:
         if self.order is None:
             value, first, _ = by_autograd(torch.from_numpy(scores), self.channel, self.plain, curved=False)
             return value, first
-        ordered = np.where(self.counted, np.take_along_axis(scores, self.order, 1), -np.inf)
+        ordered = scores.ravel()[self.order]
+        ordered[self.absent] = -ABSENT
         left = np.logaddexp.accumulate(ordered[:, ::-1], axis=1)[:, ::-1]
-        stages = np.where(self.stage, left, np.inf)  # what is no stage takes nothing away
-        value = np.where(self.stage, ordered - np.where(self.stage, left, 0.0), 0.0).sum(1)
-        share = np.tril(np.exp(ordered[:, :, None] - stages[:, None, :])).sum(2)
-        first = np.zeros_like(scores)
-        np.put_along_axis(first, self.order, self.stage - share, 1)
+        value = ((ordered - left) * self.stage).sum(1)
+        left[~self.stage] = ABSENT  # what is no stage takes nothing away
+        share = np.einsum(
+            "cij,ij->ci", np.exp(np.minimum(ordered[:, :, None] - left[:, None, :], 0.0)), self.not_before
+        )
+        first = np.empty_like(scores)
+        first.ravel()[self.order] = self.stage - share
         return value, first
 
 

@@ -10,6 +10,10 @@ priors of `karat.reward.latents`. Coordinates begin at 0, where the first fit is
 are: twice the weights with half of the gain are nearly the same answers, and chains would creep along that ridge. Knows columns and
 fitted parameters.
 
+What a rater brings is her population's and her own: x_w = x + τ·z_w. Where she says much, her answers fix x_w, and a chain that moves x would have
+to move all z_w against it; where she says little, z_w is the prior's. Coordinates therefore go z_w = z_w⁰ + ζ_w − a_w·(x − x⁰)/τ with a_w = τ²h_w/(1 + τ²h_w), h_w her
+answers' curvature (Papaspiliopoulos, Roberts & Sköld 2007, Statistical Science 22(1), pp. 59–73).
+
 Dimension letters: A raters of the channel, K levels.
 """
 
@@ -36,6 +40,8 @@ from karat.reward.latents import (
 from karat.reward.linear_votes import step_matrix
 from karat.reward.raters import RaterPriors
 
+BINARY_CURVATURE = 0.2
+"""−∂² log P of a label or an ordinal rating, logits, about."""
 CUT_SD = 10.0
 """Weak normal prior on raw cutpoints of ordinal ratings, as `latents` has it."""
 
@@ -102,11 +108,12 @@ class LabelBlock:
         self.first = (threshold[present] - self.mean) / self.sd if self.sd else np.zeros(n)
         self.log_gain, self.free = math.log(float(own.gain)), float(free_gain)
         self.step = min(1.0, 2.2 / math.sqrt(len(channel)) + self.sd / math.sqrt(n))
+        self.taken = _fixed(self.sd, BINARY_CURVATURE * np.bincount(self.who))
         self.n_dims = 2 + n
 
     def _values(self, z: np.ndarray, shift: float) -> tuple[float, float, np.ndarray]:
         log_gain = self.log_gain + self.free * (LOG_GAIN_SD / 4 * z[1] + shift)
-        return self.mean + self.step * z[0], log_gain, self.first + z[2:]
+        return self.mean + self.step * z[0], log_gain, self.first + z[2:] - self.step * z[0] * self.taken
 
     def at(self, z: np.ndarray, shift: float = 0.0) -> Given:
         """One gain, a threshold a rater, and the cutpoint 0 of good and bad."""
@@ -123,7 +130,8 @@ class LabelBlock:
         )
         pinned = (1 - self.free) * z[1]  # a coordinate that stands for nothing is drawn from its prior
         d_fixed = d_gain * LOG_GAIN_SD / 4 * self.free - pinned
-        gradient = np.concatenate([[d_mean * self.step, d_fixed], -self.sd * by.offset - own])
+        d_own = -self.sd * by.offset - own
+        gradient = np.concatenate([[self.step * (d_mean - float(d_own @ self.taken)), d_fixed], d_own])
         return log_prior - pinned * z[1] / 2, gradient, self.free * d_gain
 
 
@@ -152,6 +160,13 @@ class RatingBlock:
         noise = float(sd[-1]) / math.sqrt(len(channel))
         self.step = 0.3 if self.ordinal else noise + self.offset_sd / math.sqrt(n)
         # population's offset or cutpoints, gain, noise; then each rater's
+        n_each, n_said = np.bincount(self.who), len(channel)
+        # few ratings are fitted too well: the belief counts as five more
+        variance = (n_said * float(sd[-1]) ** 2 + 5 * RATING_NOISE**2) / (n_said + 5)
+        known_by = BINARY_CURVATURE * n_each if self.ordinal else n_each / variance
+        self.taken = _fixed(self.offset_sd, known_by) * (-1.0 if self.ordinal else 1.0)  # cutpoints up is offsets down
+        signal = 0.0 if self.ordinal else max(float(columns.value.double().var(correction=0)) / variance - 1, 0.0)
+        self.taken_gain = self.free * _fixed(self.gain_sd, signal * n_each)
         self.common = len(self.raw) if self.ordinal else 1
         self.n_dims = self.common + 2 + 3 * n
 
@@ -159,8 +174,10 @@ class RatingBlock:
         """The population's offset or raw cutpoints, log gain and log noise; the raters' deviations, [3, A]."""
         start = self.raw if self.ordinal else np.array([self.mean])
         log_gain, log_sd = z[self.common : self.common + 2] * (LOG_GAIN_SD / 4 * self.free, 0.2)
-        log_gain += self.free * shift
         own = self.first + z[self.common + 2 :].reshape(3, self.n)
+        own[0] -= self.step * z[0] * self.taken
+        own[1] -= log_gain * self.taken_gain
+        log_gain += self.free * shift
         return start + self.step * z[: self.common], self.log_gain + log_gain, self.log_sd + log_sd, own
 
     def at(self, z: np.ndarray, shift: float = 0.0) -> Given:
@@ -188,8 +205,10 @@ class RatingBlock:
         d_own = -own
         d_own[0] += self.offset_sd * by.offset
         d_own[1] += self.gain_sd * gain * by.slope
+        d_common[0] -= float(d_own[0] @ self.taken)
         pinned, at = np.array([1 - self.free, float(self.ordinal)]), z[self.common : self.common + 2]
-        d_two = np.array([d_gain * LOG_GAIN_SD / 4 * self.free, 0.0]) - pinned * at
+        d_log = d_gain - float(d_own[1] @ self.taken_gain)
+        d_two = np.array([d_log * LOG_GAIN_SD / 4 * self.free, 0.0]) - pinned * at
         if not self.ordinal:
             free_noise = np.exp(log_sd + self.noise_sd * own[2]) * by.noise
             loud = (log_sd - math.log(RATING_NOISE)) / LOG_NOISE_SD
@@ -198,3 +217,8 @@ class RatingBlock:
             log_prior -= loud**2 / 2
         log_prior -= (self.free * off**2 + float((own * own).sum()) + float(pinned @ at**2)) / 2
         return log_prior, np.concatenate([self.step * d_common, d_two, d_own.ravel()]), self.free * d_gain
+
+
+def _fixed(sd: float, curvature: np.ndarray) -> np.ndarray:
+    """a_w/τ: how far answers of this curvature fix what a rater brings, [A]; 0 where all are the same."""
+    return sd * curvature / (1 + sd**2 * curvature)

@@ -15,19 +15,20 @@ Dimension letters: C answers, A raters, d features, K levels.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse
 
 from karat.choice import VoteBatch
 from karat.feedback_columns import Channel, FeedbackBatch, FeedbackParams, LabelBatch, RankBatch
-from karat.reward.drawn_answers import PROBIT, ChoiceRows, LinearRows, NumberRows, ScaleRows
+from karat.reward.drawn_answers import PROBIT, ChoiceRows, LinearRows, NumberRows, Pull, ScaleRows
 from karat.reward.drawn_raters import Block, Given, LabelBlock, RatingBlock, ScaleBlock
 from karat.reward.latents import is_comparing
 from karat.reward.raters import RaterPriors
+from karat.reward.whitened import PlacedWeights, SizedWeights, TasteScale
 
 Normal = tuple[float, float]
 """Mean and standard deviation of a logarithm."""
@@ -67,26 +68,9 @@ class Directions:
     known: np.ndarray
     """What the other directions add to its score, [N]."""
     centre: np.ndarray
-    """w = centre + factor·x, [d]."""
-    factor: np.ndarray
-    """[d, d]."""
+    """w of a first fit, [d]."""
     effect_size: float = 0.0
     """Standard deviation of effects of single texts relative to that of a weight; 0 = there are none."""
-
-
-@dataclass(eq=False)
-class _Pull:
-    """Derivatives of the likelihood by what the coordinates stand for."""
-
-    theta: np.ndarray
-    """By each person's weights, [A, d]."""
-    nu2: np.ndarray
-    texts: np.ndarray
-    slope: np.ndarray
-    offset: np.ndarray
-    lapse: np.ndarray
-    cuts: np.ndarray
-    noise: np.ndarray
 
 
 class HierarchyDensity:
@@ -103,9 +87,7 @@ class HierarchyDensity:
         self.blocks: list[Block] = []
         self._lay_out(batch.channels, params, raters, free_gain=bool(comparing))
         self.choices = [
-            ChoiceRows(one, at.features, at.known, params, self.n_people)
-            for one in comparing
-            if isinstance(one.columns, RankBatch)
+            ChoiceRows(one, at.features, at.known, params) for one in comparing if isinstance(one.columns, RankBatch)
         ]
         a, d = self.n_judges, at.features.shape[1]
         sizes = {"w": d, "competence": a, "side": a, "lapse": a, "taste": self.n_people * d, "apart": d, "waver": d,
@@ -114,12 +96,45 @@ class HierarchyDensity:
         ends = np.cumsum(list(sizes.values()))
         self.place = {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
         self.n_dims = int(ends[-1])
-        self.second = at.features.T @ at.features / len(at.features)
-        self.doubt = float(np.trace(at.factor.T @ self.second @ at.factor))  # where w is 0, its size is not
+        ends = np.cumsum([0, *(one.n_dims for one in self.blocks)])
+        self.own = [slice(start, end) for start, end in itertools.pairwise(ends)]
+        self._scale()
 
-    def _size(self, w: np.ndarray) -> float:
-        """Mean square of what weights make of the texts, and of what is not known of it."""
-        return float(w @ self.second @ w) + self.doubt
+    def _scale(self) -> None:
+        """How far weights and tastes are fixed by the answers: curvature and slopes at the first fit, by differences."""
+        at, m = self.at, self.priors.precision
+        found = -math.log(max(float((at.centre**2).mean()), 1e-6))
+        log_first = m[0] + min(max(found - m[0], -1.5 * m[1]), 1.5 * m[1])
+        first = math.exp(log_first)
+        whole, people, slope = self._curvature(1e-3 / math.sqrt(first), math.exp(2 * self.priors.wavering[0]) / first)
+        # how far apart people are, by E g² = h + τ²h²; and what their tastes leave of the curvature
+        middle, sd = self.priors.taste
+        moment = np.maximum((slope**2 - people).sum(0), 0.0) / np.maximum((people**2).sum(0), TINY)
+        tau2 = np.clip(moment, math.exp(2 * (middle - sd)) / first, math.exp(2 * (middle + 2 * sd)) / first)
+        left = np.sqrt((people / (1 + tau2 * people)).sum(0) / np.maximum(people.sum(0), TINY))
+        second = at.features.T @ at.features / len(at.features)
+        self.sized = SizedWeights.around(
+            at.centre, left[:, None] * whole * left, second, np.sqrt(tau2), log_first=log_first, prior_sd=m[1] / 2
+        )
+        self.people = TasteScale(at.centre, people, slope)
+        self.first_taste = (float(np.log(tau2).mean() + log_first) / 2 - middle) / sd
+
+    def _curvature(self, step: float, nu2: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """−∂²log P by weights that all share [d, d], by each person's [A, d], and ∂log P by the latter, at the first fit."""
+        at, d = self.at, len(self.at.centre)
+        given = self._given(np.zeros(sum(one.n_dims for one in self.blocks)), 0.0)
+        slope = np.concatenate([np.ones(self.n_judges), *(one.slope for one in given)])
+        offset = np.concatenate([np.zeros(self.n_judges), *(one.offset for one in given)])
+        lapse = np.full(self.n_judges, self.priors.lapse[0] / sum(self.priors.lapse))
+        none = np.zeros(len(at.features)) if at.effect_size > 0 else None
+
+        def slopes(w: np.ndarray) -> np.ndarray:
+            theta = np.tile(w, (self.n_people, 1))
+            return self._answers(theta, np.full(d, nu2), none, slope, offset, lapse, given)[1].theta
+
+        moved = [(slopes(at.centre - one) - slopes(at.centre + one)) / (2 * step) for one in step * np.eye(d)]
+        people = np.stack([each[:, j] for j, each in enumerate(moved)], axis=1)
+        return np.stack([each.sum(0) for each in moved]), np.maximum(people, 0.0), slopes(at.centre)
 
     def _lay_out(
         self, channels: Sequence[Channel], params: FeedbackParams, raters: RaterPriors, *, free_gain: bool
@@ -138,13 +153,14 @@ class HierarchyDensity:
             now = block.at(np.zeros(block.n_dims))
             for i, name in enumerate(("slope", "offset", "cuts", "noise")):
                 sizes[i] += len(getattr(now, name))
-        columns = {name: np.concatenate([row[name] for row in scales]) for name in scales[0]} if scales else {}
-        self.scales = _rows(columns, self.at, self.n_people) if scales else None
+        at, effects = self.at, self.at.effect_size > 0
+        columns = _by_person(scales)
+        self.scales = LinearRows.of(columns, at.features, at.known, with_effects=effects) if scales else None
         self.levels = (
             ScaleRows(*(columns[f] for f in ("upper", "top", "bottom", "n_levels", "lapse"))) if scales else None
         )
-        columns = {name: np.concatenate([row[name] for row in numbers]) for name in numbers[0]} if numbers else {}
-        self.numbers = _rows(columns, self.at, self.n_people) if numbers else None
+        columns = _by_person(numbers)
+        self.numbers = LinearRows.of(columns, at.features, at.known, with_effects=effects) if numbers else None
         self.values = NumberRows(*(columns[f] for f in ("value", "half_step", "noise"))) if numbers else None
 
     def _block(self, channel: Channel, params: FeedbackParams, raters: RaterPriors, *, free_gain: bool) -> Block:
@@ -179,24 +195,39 @@ class HierarchyDensity:
                       "n_levels": zero + n_levels}  # fmt: skip
 
     def start(self) -> np.ndarray:
-        """Everything at its prior's centre, w and raters of labels and ratings at the first fit."""
+        """Everything at its prior's centre; w, what tastes share and raters of labels and ratings at the first fit."""
         x = np.zeros(self.n_dims)
         x[self.place["lapse"]] = math.log(self.priors.lapse[0] / self.priors.lapse[1])
-        spread = 1 / max(float((self.at.centre**2).mean()), 1e-6)
-        at = (math.log(spread) - self.priors.precision[0]) / self.priors.precision[1]
-        x[self.place["spreads"]][4] = min(max(at, -3.0), 3.0)
+        x[self.place["spreads"]][2] = self.first_taste
         return x
+
+    def _placed(self, x: np.ndarray) -> PlacedWeights:
+        z, p = x[..., self.place["spreads"]], self.priors
+        tau = self._apart(p.taste[0] + p.taste[1] * z[..., 2], x[..., self.place["apart"]])
+        return self.sized.at(x[..., self.place["w"]], z[..., 4], tau)
+
+    def _apart(self, shared: np.ndarray, z: np.ndarray) -> np.ndarray:
+        """τ′ or ν′, [d], whose geometric mean is what they share; in units of a weight this is the logarithm of that."""
+        return np.exp(
+            (shared - self.sized.log_first / 2)[..., None] + self.priors.apart * (z - z.mean(-1, keepdims=True))
+        )
 
     def weights(self, x: np.ndarray) -> np.ndarray:
         """w of draws [S, n_dims]."""
-        return self.at.centre + x[..., self.place["w"]] @ self.at.factor.T
+        return self._placed(x).weights
 
     def spreads(self, x: np.ndarray) -> dict[str, np.ndarray]:
-        """σ, β, what τ and ν share (logits a unit of a feature), and λ, of draws [S, n_dims]."""
-        p, z = self.priors, x[..., self.place["spreads"]]
-        logs = [m + s * z[..., i] for i, (m, s) in enumerate((p.competence, p.side, p.taste, p.wavering, p.precision))]
-        return {"competence_sd": np.exp(logs[0]), "side_sd": np.exp(logs[1]), "taste_sd": np.exp(logs[2] - logs[4] / 2),
-                "waver_sd": np.exp(logs[3] - logs[4] / 2), "precision": np.exp(logs[4])}  # fmt: skip
+        """σ, β, geometric means of τ and ν (logits a unit of a feature), and λ, of draws [S, n_dims]."""
+        p, z, now = self.priors, x[..., self.place["spreads"]], self._placed(x)
+        unit = now.log_unit - self.sized.log_first / 2
+        logs = [m + s * z[..., i] for i, (m, s) in enumerate((p.competence, p.side, p.taste, p.wavering))]
+        return {"competence_sd": np.exp(logs[0]), "side_sd": np.exp(logs[1]), "taste_sd": np.exp(logs[2] + unit),
+                "waver_sd": np.exp(logs[3] + unit), "precision": np.exp(now.log_precision)}  # fmt: skip
+
+    def tastes(self, x: np.ndarray) -> np.ndarray:
+        """u of every person, [A, d], at [n_dims]."""
+        now, own = self._placed(x), x[self.place["taste"]].reshape(self.n_people, -1)
+        return self.people.at(own, now.shape, now.spread).standard * now.spread * math.exp(float(now.log_size))
 
     def __call__(self, x: np.ndarray) -> tuple[float, np.ndarray]:
         """log density and gradient at [n_dims]."""
@@ -207,69 +238,75 @@ class HierarchyDensity:
         return (value, gradient) if math.isfinite(value) else (-math.inf, np.zeros_like(x))
 
     def _at(self, x: np.ndarray) -> tuple[float, np.ndarray]:
-        p, part = self.priors, {name: x[where] for name, where in self.place.items()}
-        scale = self.spreads(x)
-        sigma, beta, lam = float(scale["competence_sd"]), float(scale["side_sd"]), float(scale["precision"])
-        w = self.at.centre + self.at.factor @ part["w"]
-        tau = scale["taste_sd"] * np.exp(p.apart * part["apart"])
-        nu2 = (scale["waver_sd"] * np.exp(p.apart * part["waver"])) ** 2
-        standard = part["taste"].reshape(self.n_people, -1)
-        lapse = 1 / (1 + np.exp(-part["lapse"]))
-        of_texts = self.at.effect_size / math.sqrt(lam) * part["effect"] if len(part["effect"]) else None
-        shift = (math.log(self._size(self.at.centre)) - math.log(self._size(w))) / 2
-        given = self._given(part["blocks"], shift)
+        p, part, now = self.priors, {name: x[where] for name, where in self.place.items()}, self._placed(x)
+        z, log_size, tau = part["spreads"], float(now.log_size), now.spread
+        sigma, beta = (math.exp(m + s * float(z[i])) for i, (m, s) in enumerate((p.competence, p.side)))
+        size, unit = math.exp(log_size), math.exp(float(now.log_unit))
+        nu2 = (unit * self._apart(p.wavering[0] + p.wavering[1] * z[3], part["waver"])) ** 2
+        tastes = self.people.at(part["taste"].reshape(self.n_people, -1), now.shape, tau)
+        standard, lapse = tastes.standard, 1 / (1 + np.exp(-part["lapse"]))
+        theta = size * (now.shape + tau * standard)
+        effect_sd = self.at.effect_size * unit / math.sqrt(self.sized.first)
+        of_texts = effect_sd * part["effect"] if len(part["effect"]) else None
+        given = self._given(part["blocks"], -log_size)
         slope = np.concatenate([1 + sigma * part["competence"], *(one.slope for one in given)])
         offset = np.concatenate([beta * part["side"], *(one.offset for one in given)])
         # 1. the answers
-        value, by = self._answers(w + standard * tau, nu2, of_texts, slope, offset, lapse, given)
-        # 2. their gradient
+        value, by = self._answers(theta, nu2, of_texts, slope, offset, lapse, given)
+        # 2. their gradient, and that of what has normal priors
         n, own = self.n_judges, slice(0, self.n_judges)
         d_a, d_b = by.slope[own], by.offset[own]
-        log_prior, d_blocks, d_shift = self._pulled(part["blocks"], given, by, shift)
-        d_w = by.theta.sum(0) - lam * w - d_shift / self._size(w) * (self.second @ w)
-        d_tau, d_nu = (by.theta * standard).sum(0) * tau, 2 * nu2 * by.nu2
-        d_lam = len(w) / 2 - lam * float(w @ w) / 2 - (float(d_tau.sum()) + float(d_nu.sum())) / 2
+        log_prior, d_blocks, d_shift = self._pulled(part["blocks"], given, by, -log_size)
+        d_own, d_shape, d_spread = tastes.pull(size * tau * by.theta - standard)
+        d_spread += size * (by.theta * standard).sum(0) * tau
+        d_nu = 2 * nu2 * by.nu2
+        # what spreads share before the mean of their own is added has the prior
+        z_tau, z_nu = (
+            float(z[i]) - p.apart * float(part[name].mean()) / sd
+            for i, name, sd in ((2, "apart", p.taste[1]), (3, "waver", p.wavering[1]))
+        )
+        z_lam = (float(now.log_precision) - p.precision[0]) / p.precision[1]
+        d_unit = 2 * z_lam / p.precision[1] + float(d_nu.sum())
+        d_unit += float(by.texts @ of_texts) if of_texts is not None else 0.0
+        d_size = float((by.theta * theta).sum()) - d_shift + d_unit
+        d_x, d_tau = self.sized.pull(
+            now, size * by.theta.sum(0) + d_shape, d_spread, self.sized.follows * d_size - d_unit
+        )
         gradient = -x  # of the standard normal coordinates
         if of_texts is not None:
-            d_lam -= float(by.texts @ of_texts) / 2
-            gradient[self.place["effect"]] += self.at.effect_size / math.sqrt(lam) * by.texts
-        gradient[self.place["blocks"]] = d_blocks
-        gradient[self.place["w"]] = self.at.factor.T @ d_w
+            gradient[self.place["effect"]] += effect_sd * by.texts
+        gradient[self.place["w"]], gradient[self.place["blocks"]] = d_x, d_blocks
         gradient[self.place["competence"]] += sigma * d_a
         gradient[self.place["side"]] += beta * d_b
-        gradient[self.place["taste"]] += (by.theta * tau).ravel()
-        gradient[self.place["apart"]] += p.apart * d_tau
-        gradient[self.place["waver"]] += p.apart * d_nu
+        gradient[self.place["taste"]] = d_own.ravel()
+        gradient[self.place["apart"]] += p.apart * (d_tau - d_tau.mean() + z_tau / (len(d_tau) * p.taste[1]))
+        gradient[self.place["waver"]] += p.apart * (d_nu - d_nu.mean() + z_nu / (len(d_nu) * p.wavering[1]))
         alpha, omega = p.lapse
         gradient[self.place["lapse"]] = by.lapse[:n] * lapse * (1 - lapse) + alpha - (alpha + omega) * lapse
-        gradient[self.place["spreads"]] += np.array([
-            p.competence[1] * sigma * float(d_a @ part["competence"]), p.side[1] * beta * float(d_b @ part["side"]),
-            p.taste[1] * float(d_tau.sum()), p.wavering[1] * float(d_nu.sum()), p.precision[1] * d_lam,
+        gradient[self.place["spreads"]] = np.array([
+            p.competence[1] * sigma * float(d_a @ part["competence"]) - z[0], p.side[1] * beta * float(d_b @ part["side"]) - z[1],
+            p.taste[1] * float(d_tau.sum()) - z_tau, p.wavering[1] * float(d_nu.sum()) - z_nu, self.sized.step * d_size,
         ])  # fmt: skip
         # 3. the priors
-        normal = float(x @ x) - sum(float(part[name] @ part[name]) for name in ("w", "lapse", "blocks"))
-        value += len(w) / 2 * math.log(lam) - lam * float(w @ w) / 2 - normal / 2 + log_prior
+        plain = sum(float(part[name] @ part[name]) for name in ("competence", "side", "apart", "waver", "effect"))
+        plain += z[0] ** 2 + z[1] ** 2 + z_tau**2 + z_nu**2 + z_lam**2 + float((standard * standard).sum())
+        value += tastes.log_volume() - self.sized.first * float(now.plain @ now.plain) / 2 - plain / 2 + log_prior
         value += float((alpha * np.log(lapse + TINY) + omega * np.log1p(-lapse)).sum())
         return value, gradient
 
     def _given(self, z: np.ndarray, shift: float) -> list[Given]:
-        ends = np.cumsum([one.n_dims for one in self.blocks])
-        parts = np.split(z, ends[:-1]) if self.blocks else []
-        return [block.at(part, shift) for block, part in zip(self.blocks, parts, strict=True)]
+        return [block.at(z[own], shift) for block, own in zip(self.blocks, self.own, strict=True)]
 
-    def _pulled(
-        self, z: np.ndarray, given: Sequence[Given], by: _Pull, shift: float
-    ) -> tuple[float, np.ndarray, float]:
+    def _pulled(self, z: np.ndarray, given: Sequence[Given], by: Pull, shift: float) -> tuple[float, np.ndarray, float]:
         """Log prior of the blocks, and the gradient by their coordinates and by the shift of their gains."""
         total, d_shift, found, places = 0.0, 0.0, [np.zeros(0)], [self.n_judges, self.n_judges, 0, 0]
-        parts = np.split(z, np.cumsum([one.n_dims for one in self.blocks])[:-1]) if self.blocks else []
-        for block, part, now in zip(self.blocks, parts, given, strict=True):
+        for block, own, now in zip(self.blocks, self.own, given, strict=True):
             each = []
             for i, name in enumerate(("slope", "offset", "cuts", "noise")):
                 end = places[i] + len(getattr(now, name))
                 each.append(getattr(by, name)[places[i] : end])
                 places[i] = end
-            log_prior, gradient, d_own = block.pull(part, Given(*each), shift)
+            log_prior, gradient, d_own = block.pull(z[own], Given(*each), shift)
             total, d_shift = total + log_prior, d_shift + d_own
             found.append(gradient)
         return total, np.concatenate(found), d_shift
@@ -277,66 +314,48 @@ class HierarchyDensity:
     def _answers(
         self, theta: np.ndarray, nu2: np.ndarray, of_texts: np.ndarray | None, slope: np.ndarray, offset: np.ndarray,
         lapse: np.ndarray, given: Sequence[Given],
-    ) -> tuple[float, _Pull]:  # fmt: skip
+    ) -> tuple[float, Pull]:  # fmt: skip
         """Σ log P of everything, and its derivatives by what the coordinates stand for."""
         cuts, noise = (np.concatenate([np.zeros(0), *(getattr(g, name) for g in given)]) for name in ("cuts", "noise"))
         sizes = (len(self.at.features), len(slope), len(offset), self.n_judges + 1, len(cuts), len(noise))
-        by = _Pull(np.zeros_like(theta), np.zeros_like(nu2), *(np.zeros(size) for size in sizes))
+        by = Pull(np.zeros_like(theta), np.zeros_like(nu2), *(np.zeros(size) for size in sizes))
         value, never = 0.0, np.append(lapse, 0.0)
         if self.scales is not None and self.levels is not None:
             rows, levels = self.scales, self.levels
-            e, a = _score(rows, theta, of_texts), slope[rows.slope]
+            e, a = rows.score(theta, of_texts), slope[rows.slope]
             waver = rows.squared @ nu2
             kappa = np.sqrt(1 + PROBIT * a**2 * waver)
             each, *found = levels.loglik(a * e + offset[rows.offset] * rows.sign, kappa, never, cuts)
             d_eta, d_kappa, d_lapse, d_up, d_low = (rows.weight * column for column in found)
             d_kappa = d_kappa * PROBIT / (2 * kappa)
             value += float(rows.weight @ each)
-            _pull_rows(by, rows, d_eta, d_eta * e + d_kappa * 2 * a * waver, a)
+            rows.pull(by, d_eta, d_eta * e + d_kappa * 2 * a * waver, a)
             by.nu2 += rows.squared.T @ (d_kappa * a**2)
             by.lapse += np.bincount(levels.lapse, d_lapse, len(by.lapse))
             by.cuts += np.bincount(levels.upper, d_up, len(cuts)) + np.bincount(levels.upper - 1, d_low, len(cuts))
         if self.numbers is not None and self.values is not None:
             rows = self.numbers
-            e, a = _score(rows, theta, of_texts), slope[rows.slope]
+            e, a = rows.score(theta, of_texts), slope[rows.slope]
             each, *found = self.values.loglik(a * e + offset[rows.offset] * rows.sign, noise)
             d_eta, d_sd = (rows.weight * column for column in found)
             value += float(rows.weight @ each)
-            _pull_rows(by, rows, d_eta, d_eta * e, a)
+            rows.pull(by, d_eta, d_eta * e, a)
             by.noise += np.bincount(self.values.noise, d_sd, len(noise))
         for one in self.choices:
             each_value, d_local, d_a, d_lapse, d_nu2 = one.loglik(theta, of_texts, slope, lapse, nu2)
             value += each_value
-            by.theta += one.by_person @ (d_local.ravel()[:, None] * one.phi.reshape(-1, theta.shape[1]))
+            one.people.add(by.theta, np.einsum("ck,ckd->cd", d_local, one.phi))
             by.slope += np.bincount(one.judge, d_a, len(slope))
             by.lapse += np.bincount(one.judge, d_lapse, len(by.lapse))
             by.nu2 += d_nu2
-            by.texts += np.bincount(one.texts.ravel(), d_local.ravel(), len(by.texts))
+            if of_texts is not None:
+                by.texts += np.bincount(one.plain_text, d_local.ravel(), len(by.texts))
         return value, by
 
 
-def _score(rows: LinearRows, theta: np.ndarray, of_texts: np.ndarray | None) -> np.ndarray:
-    e = np.einsum("cd,cd->c", rows.delta, theta[rows.person]) + rows.known
-    return e if of_texts is None else e + rows.incidence @ of_texts
-
-
-def _pull_rows(by: _Pull, rows: LinearRows, d_eta: np.ndarray, d_slope: np.ndarray, slope: np.ndarray) -> None:
-    d_score = d_eta * slope
-    by.theta += rows.by_person @ (d_score[:, None] * rows.delta)
-    by.texts += rows.incidence.T @ d_score
-    by.slope += np.bincount(rows.slope, d_slope, len(by.slope))
-    by.offset += np.bincount(rows.offset, d_eta * rows.sign, len(by.offset))
-
-
-def _rows(columns: dict[str, np.ndarray], at: Directions, n_people: int) -> LinearRows:
-    a, b = columns["a"], columns["b"]
-    paired, n, number = b >= 0, len(a), np.arange(len(a))
-    delta, known = at.features[a].copy(), at.known[a].copy()
-    delta[paired] -= at.features[b[paired]]
-    known[paired] -= at.known[b[paired]]
-    entries = np.concatenate([np.ones(n), -np.ones(int(paired.sum()))])
-    places = np.concatenate([number, number[paired]]), np.concatenate([a, b[paired]])
-    incidence = sparse.csr_matrix((entries, places), shape=(n, len(at.features)))
-    by_person = sparse.csr_matrix((np.ones(n), (columns["person"], number)), shape=(n_people, n))
-    fields = (columns[name] for name in ("person", "weight", "slope", "offset", "sign"))
-    return LinearRows(delta, delta**2, known, incidence, by_person, *fields)
+def _by_person(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Columns of several channels, the answers of each person together."""
+    if not rows:
+        return {}
+    order = np.argsort(np.concatenate([row["person"] for row in rows]), kind="stable")
+    return {name: np.concatenate([row[name] for row in rows])[order] for name in rows[0]}

@@ -18,13 +18,16 @@ from scipy import linalg
 
 from karat.feedback_columns import FeedbackBatch, FeedbackParams
 from karat.hamiltonian import sample_chains, split_rhat
-from karat.reward.hierarchy import Directions, HierarchyDensity, HierarchyPriors
+from karat.reward.hierarchy import Directions, HierarchyDensity, HierarchyPriors, Normal
 from karat.reward.last_layer import LastLayer
 from karat.reward.raters import RaterPriors
 
 MOST_DIRECTIONS = 32
 """k: directions sampled, the last of them that of what the others leave of the mean. A few thousand answers determine fewer (`n_effective`), and each costs two spreads."""
 N_CHAINS, N_WARM, N_DRAWS = 2, 200, 300
+SIZE: Normal = (math.log(1.5), 1.0)
+"""Mean and standard deviation of the logarithm of how far apart the scores of texts are, logits, before the first answer: .2 to 11 in 95 %. A few
+answers say next to nothing of it: with a belief as wide as any number, scores of thousands of logits would be drawn after twenty labels."""
 MIXED = 1.1
 """R̂ up to which chains count as agreed (Gelman & Rubin 1992); tighter bounds are for tails that nobody reads here."""
 
@@ -75,11 +78,8 @@ def sample_population(
     basis = _directions(first)
     centre = basis.T @ first.mean
     rest = first.mean - basis @ centre
-    priors = hierarchy_priors(raters)
-    if prior_precision is not None:
-        priors = dataclasses.replace(priors, precision=(math.log(prior_precision), 1e-3))
-    factor = linalg.cholesky(basis.T @ first.covariance @ basis, lower=True)
-    at = Directions(features @ basis, features @ rest, centre, factor, effect_size)
+    priors = dataclasses.replace(hierarchy_priors(raters), precision=_precision(features, prior_precision))
+    at = Directions(features @ basis, features @ rest, centre, effect_size)
     density = HierarchyDensity(batch, at, params, priors=priors, raters=raters)
     chains = sample_chains(density, density.start(), rng, n_chains=N_CHAINS, n_warm=N_WARM, n_draws=N_DRAWS)
     pooled = chains.pooled()
@@ -93,6 +93,14 @@ def sample_population(
     spreads = {name: float(np.median(values)) for name, values in density.spreads(pooled).items()}
     rhat = float(split_rhat(density.weights(chains.draws)).max())
     return SampledLayer(sampled @ basis.T + rest + beside, posterior, spreads, rhat)
+
+
+def _precision(features: np.ndarray, given: float | None) -> Normal:
+    """Of log λ: scores whose spread over these texts is that of `SIZE`, or what was given."""
+    if given is not None:
+        return math.log(given), 1e-3
+    spread = max(float(features.var(0).sum()), 1e-12)
+    return math.log(spread) - 2 * SIZE[0], 2 * SIZE[1]
 
 
 def _directions(first: LastLayer) -> np.ndarray:
