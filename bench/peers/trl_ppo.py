@@ -18,6 +18,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 import trl
@@ -100,6 +101,7 @@ def main() -> None:
     work = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(work["threads"])
     torch.manual_seed(work["seed"])  # of the value model's head, where the checkpoint has none
+    np.random.seed(work["seed"])  # noqa: NPY002 - the trainer deals its minibatches by it, and does not seed it
     tokenizer = AutoTokenizer.from_pretrained(work["model"], padding_side="left")
     prompts = [ids for ids in work["prompts"] for _ in range(work["n_samples"])]
     n_prompt = max(map(len, prompts))
