@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import distributions
 
 from karat.errors import InputError
 from karat.evaluate.frontiers import FrontierPoint, interpolate_gold
@@ -105,6 +106,25 @@ def test_distinct_is_the_chance_that_two_samples_differ():
     policy = PolicySamples("p", (("a", "a", "b", "c"),), array, array, array, array)
     pairs = [x != y for x, y in itertools.permutations("aabc", 2)]
     assert policy_figures(policy, policy)["distinct"].value == pytest.approx(np.mean(pairs))
+
+
+def test_a_share_is_no_certainty_where_all_prompts_have_it_and_no_interval_leaves_0_to_1():
+    array = np.zeros((12, 2))
+    apart = PolicySamples("p", (("a", "b"),) * 12, array, array, array, array)
+    distinct = policy_figures(apart, apart)["distinct"]
+    assert (distinct.value, distinct.high) == (1.0, 1.0)
+    assert distinct.low == pytest.approx(12 / (12 + distributions.norm.ppf(0.975) ** 2))  # Wilson, all of 12
+    one = PolicySamples("p", (("a", "b"),) * 11 + (("a", "a"),), array, array, array, array)
+    found = policy_figures(one, one)["distinct"]
+    assert found.value == pytest.approx(11 / 12)
+    assert found.high == 1.0
+    assert 0 < found.low < found.value
+    won = array + 1.0
+    won[0] = 0.0
+    better = PolicySamples("q", (("a", "b"),) * 12, won, won, array, array)
+    rate = win_rate(better, apart)
+    assert rate.value == pytest.approx((11 + 0.5) / 12)
+    assert rate.high == 1.0
 
 
 def test_gold_is_interpolated_in_the_square_root_of_kl_and_never_beyond_the_path():

@@ -7,7 +7,7 @@ Dimension letters: P prompts, N samples per prompt.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from karat.records import Estimate
 from karat.resampling import cluster_bootstrap
 from karat.reward.distance import epic_distance
 from karat.sampled_ties import best_of_n_kl_sampled
-from karat.stats import mean_estimate
+from karat.stats import mean_estimate, wilson
 
 Array = NDArray[np.float64]
 
@@ -95,7 +95,7 @@ def policy_figures(samples: PolicySamples, baseline: PolicySamples) -> dict[str,
         figures["kl"] = _over_prompts(per_prompt, what)
     distinct = _distinct(samples)
     figures["distinct"] = (
-        _over_prompts(distinct, "probability that two samples of a prompt differ")
+        _share(distinct, "probability that two samples of a prompt differ")
         if len(distinct)
         else not_known("one sample a prompt: whether two differ cannot be told")
     )
@@ -118,7 +118,7 @@ def win_rate(samples: PolicySamples, baseline: PolicySamples) -> Estimate:
     points = (difference > 1e-9) + 0.5 * (np.abs(difference) <= 1e-9)
     weight = _weights(samples)[:, :, None] * _weights(baseline)[:, None, :]
     per_prompt = (points * weight).sum((1, 2)) / weight.sum((1, 2))
-    return _over_prompts(per_prompt, f"against {baseline.name}, judged by {judged_by}, ties ½")
+    return _within(_over_prompts(per_prompt, f"against {baseline.name}, judged by {judged_by}, ties ½"))
 
 
 def gold_difference(samples: PolicySamples, baseline: PolicySamples) -> Estimate:
@@ -163,6 +163,23 @@ def as_json(figures: dict[str, Estimate]) -> dict[str, dict[str, object]]:
 def _over_prompts(values: Array, what: str) -> Estimate:
     estimate = mean_estimate(values)
     return Estimate(estimate.value, estimate.low, estimate.high, estimate.n, f"{what}; {estimate.method} over prompts")
+
+
+def _share(values: Array, what: str) -> Estimate:
+    """The mean of shares; where all prompts have one share, which Student's t takes for certainty, Wilson's interval."""
+    if len(values) < 2 or np.ptp(values) > 1e-9:
+        return _within(_over_prompts(values, what))
+    same = wilson(min(float(values.sum()), len(values)), len(values))
+    return Estimate(
+        float(values[0]), same.low, same.high, same.n, f"{what}; {same.method} on prompts (all have one share)"
+    )
+
+
+def _within(share: Estimate) -> Estimate:
+    """A share whose interval ends where shares do."""
+    if share.low is None or share.high is None:
+        return share
+    return replace(share, low=max(share.low, 0.0), high=min(share.high, 1.0))
 
 
 def _weights(samples: PolicySamples) -> Array:

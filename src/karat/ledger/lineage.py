@@ -316,11 +316,15 @@ def trace_lines(nodes: Iterable[TraceNode], *, indent: str = "") -> list[str]:
     lines: list[str] = []
     for node in nodes:
         origin = f"written by {node.stage}" if node.stage else "from outside"
-        facts = "".join(f"; {name} {value}" for name, value in node.facts.items())
+        facts = "".join(f"; {name} {_told(value)}" for name, value in node.facts.items())
         again = "; see above" if node.repeated else ""
         lines.append(f"{indent}{node.artefact.path}  [{short(node.artefact.hash)}] {origin}{facts}{again}")
         lines += trace_lines(node.fed_by, indent=indent + "  ")
     return lines
+
+
+def _told(fact: Any) -> str:
+    return " ".join(map(str, fact)) if isinstance(fact, list | tuple) else str(fact)
 
 
 def short(digest: str) -> str:
