@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 from dataclasses import dataclass
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 import tiny_models
 from karat.lm import fused_block, fused_decode, native
+from karat.lm.adapter_files import peft_at_peace
+from karat.lm.adapters import add_lora, reference_mode
 from karat.lm.cache import DecodeCache, DecodeStep, PrefillLayout, RowLayout, decoded_logits
 from karat.lm.fused_attention import Sizes
 from karat.lm.generate import SamplingConfig, sample
@@ -80,6 +85,54 @@ def test_what_is_drawn_has_the_log_probabilities_of_the_scorer(products, tmp_pat
             scored = response_logprobs(lm.model, pack_trees([tree], token_budget=1000)[0]).logprobs
         drawn = torch.tensor([number for one in own for number in one.logprobs])
         torch.testing.assert_close(drawn, scored, rtol=0, atol=2e-5 if products is None else 0.1)
+
+
+@pytest.mark.parametrize("switched", ["on", "off", "two", "merged"])
+@pytest.mark.parametrize("products", [None, BF16])
+def test_adapters_are_added_as_the_plain_way_adds_them(products, switched, tmp_path, steps):
+    model = add_lora(load_lm(tiny_models.tiny_checkpoint("qwen3", tmp_path), products=products).model, 3, 6.0)
+    if switched == "two":
+        model.add_adapter("other", LoraConfig(r=2, lora_alpha=1.0, target_modules=["q_proj", "down_proj"]))
+        model.base_model.set_adapter(["default", "other"])
+    use_narrow_products(model, products)
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
+    if switched == "merged":
+        model.merge_adapter()
+    own, prompt, response = model.get_base_model(), [5, 6, 7, 8, 9], [20, 21, 22, 23]
+    plain = plainly(own)
+    with reference_mode(model) if switched == "off" else contextlib.nullcontext():
+        steps.clear()
+        fused = decoded_logits(own, prompt, response, products)
+        assert len(steps) == len(own.model.layers) * len(response)
+    if switched == "off":
+        for part in plain.modules():
+            if isinstance(part, BaseTunerLayer):
+                part.enable_adapters(False)
+    expected = decoded_logits(plain, prompt, response, products)
+    assert gap(fused, expected) < (1e-5 if products is None else 2e-2)
+    if switched != "off":
+        with reference_mode(model):
+            assert gap(fused, decoded_logits(own, prompt, response, products)) > 0.1
+
+
+@pytest.mark.parametrize("why", ["dropout", "dora", "watched"])
+def test_adapters_that_do_more_go_the_plain_way(why, tmp_path, steps):
+    options = {"lora_dropout": 0.5} if why == "dropout" else {"use_dora": True} if why == "dora" else {}
+    lm = load_lm(tiny_models.tiny_checkpoint("llama", tmp_path))
+    with peft_at_peace():
+        model = get_peft_model(lm.model, LoraConfig(r=2, target_modules=["v_proj"], **options)).get_base_model().eval()
+    layer, seen = model.model.layers[0].self_attn.v_proj, []
+    if why == "dropout":
+        layer.train()
+    elif why == "watched":
+        layer.lora_A["default"].register_forward_hook(lambda *_: seen.append(1))
+    steps.clear()
+    decoded_logits(model, [5, 6, 7], [8, 9], None)
+    assert len(steps) == 2 * (len(model.model.layers) - (1 if why != "dora" else len(model.model.layers)))
+    assert len(seen) == (2 if why == "watched" else 0)
 
 
 def test_long_prompts_that_many_rows_share_go_the_plain_way_and_say_the_same(tmp_path, steps, monkeypatch):
@@ -162,9 +215,11 @@ def test_a_pass_over_the_rows_is_attention_key_by_key(dtype, window, apart):
     rows = rows_under_way(window, dtype)
     expected, keys, values = slowly_attended(rows)
     own = fused_decode.LayerWeights(rows.sizes, (None, None, *rows.norms), (), None, (), None)
-    parts = rows.qkv.split((96, 32, 32), dim=1) if apart else (rows.qkv,)
+    parts = rows.qkv.split((96, 32, 32), dim=1)
     untouched = rows.cache.responses[0][0][5].clone()
-    found = fused_decode._attended([part.contiguous() for part in parts], rows.angles, own, rows.cache, 0, None)
+    found = fused_decode._attended(
+        [part.contiguous() if apart else part for part in parts], rows.angles, own, rows.cache, 0, None
+    )
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-3, "atol": 1e-2}
     assert found.dtype == dtype
     assert gap(found.double(), expected) < (1e-6 if dtype == torch.float32 else 5e-3)
@@ -188,7 +243,7 @@ def test_a_pass_over_prompts_is_causal_attention_key_by_key(dtype, window, rows)
     angles = tuple(turn.repeat(1, 2)[None] for turn in (turn.cos(), turn.sin()))
     own = fused_decode.LayerWeights(given.sizes, (None, None, *given.norms), (), None, (), None)
     read = None if rows is None else torch.tensor(rows)
-    found = fused_decode._attended([qkv.to(dtype)], angles, own, given.cache, 0, read)
+    found = fused_decode._attended(qkv.to(dtype).split((96, 32, 32), dim=1), angles, own, given.cache, 0, read)
     step = rows_under_way(window, dtype)
     for i in range(12):  # token by token, by the pass over rows that the test above holds against loops
         layout = RowLayout(
@@ -198,7 +253,9 @@ def test_a_pass_over_prompts_is_causal_attention_key_by_key(dtype, window, rows)
         step.cache.responses = [tuple(buffer[slots[prompt_of[i]], None] for buffer in step.cache.prompts[0])]
         step.cache.now = DecodeStep(layout, column_of[i, None], width=9)
         one = [angle[:, i, None] for angle in angles]
-        expected = fused_decode._attended([qkv[i, None].to(dtype)], one, own, step.cache, 0, None)
+        expected = fused_decode._attended(
+            qkv[i, None].to(dtype).split((96, 32, 32), dim=1), one, own, step.cache, 0, None
+        )
         slot, column = slots[prompt_of[i]], column_of[i]
         for kept, before, mine in zip(
             step.cache.responses[0], step.cache.prompts[0], given.cache.prompts[0], strict=True

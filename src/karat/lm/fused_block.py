@@ -28,6 +28,7 @@ from karat.lm.final_block import block_lists, rows_wanted
 from karat.lm.fused_attention import Frame, Sizes, attend, attend_back
 from karat.lm.fused_decode import LayerWeights, decoded, decodes, layer_weights
 from karat.lm.kernels import matmul
+from karat.lm.low_rank import base_of, low_rank_of
 from karat.lm.narrow import products_of, stacked, use_narrow_products
 from karat.lm.native import address, library
 from karat.lm.trees import TreeLayout, TreeSpan
@@ -84,24 +85,37 @@ def sizes_of(block: nn.Module) -> Sizes | None:
     )
 
 
-def weights_of(block: nn.Module) -> tuple[Tensor | None, ...] | None:
-    """Weights of a block in the order of `_Block`; None where a part has more than a weight, or something watches it.
-
-    Norms of queries and keys may be missing.
-    """
+def linear_layers_of(block: nn.Module) -> list[nn.Module | None]:
+    """Queries, keys, values, output; gate, up, down: a block's layers that multiply; None where one is missing."""
     # dictionaries instead of attributes: this is asked of every block in every pass
     attention, mlp = (block._modules.get(name) for name in ("self_attn", "mlp"))
     if attention is None or mlp is None:
+        return [None] * 7
+    found = [attention._modules.get(name) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
+    return found + [mlp._modules.get(name) for name in ("gate_proj", "up_proj", "down_proj")]
+
+
+def weights_of(
+    block: nn.Module, *, bare: Callable[[nn.Module | None], nn.Module | None] | None = None
+) -> tuple[Tensor | None, ...] | None:
+    """Weights of a block in the order of `_Block`; None where a part has more than a weight, or something watches it.
+
+    Norms of queries and keys may be missing.
+
+    Args: bare: what stands for a layer that multiplies, as `low_rank.base_of`; None = the layer itself.
+    """
+    layers = linear_layers_of(block)
+    linear = layers if bare is None else [bare(layer) for layer in layers]
+    if not all(type(layer) is nn.Linear and layer._parameters.get("bias") is None for layer in linear):
         return None
-    linear = [attention._modules.get(name) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
-    linear += [mlp._modules.get(name) for name in ("gate_proj", "up_proj", "down_proj")]
+    attention, mlp = block._modules["self_attn"], block._modules["mlp"]
     norms = [block._modules.get(name) for name in NORMS]
     norms += [norm for name in ("q_norm", "k_norm") if (norm := attention._modules.get(name)) is not None]
-    if not all(type(layer) is nn.Linear and layer._parameters.get("bias") is None for layer in linear) or None in norms:
+    if None in norms:
         return None
     # `only_rows` hooks these four, once before and once behind; what it does is done here without
-    hooked = () if rows_wanted(block) is None else (attention, mlp, linear[0], linear[3])
-    for part in (attention, mlp, *linear, *norms):
+    hooked = () if rows_wanted(block) is None else (attention, mlp, layers[0], layers[3])
+    for part in (attention, mlp, *layers, *norms):
         if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks:
             n_hooks = len(part._forward_hooks) + len(part._forward_pre_hooks) + len(part._backward_hooks)
             if n_hooks > 2 * (part in hooked):
@@ -141,8 +155,11 @@ def _of_layer(block: nn.Module, cache: DecodeCache, products: torch.dtype) -> La
     """A block's weights for the sampler's steps, looked at once in a call: within it no weight changes."""
     layer = block.self_attn.layer_idx
     if layer not in cache.of_layers:
-        weights = weights_of(block)
-        cache.of_layers[layer] = None if weights is None else layer_weights(getattr(block, SIZES), weights, products)
+        weights, found = weights_of(block, bare=base_of), None
+        if weights is not None:
+            adapters = [low_rank_of(one, products) for one in linear_layers_of(block)]
+            found = layer_weights(getattr(block, SIZES), weights, adapters, products)
+        cache.of_layers[layer] = found
     return cache.of_layers[layer]
 
 

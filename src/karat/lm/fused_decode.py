@@ -21,6 +21,7 @@ from torch import Tensor
 from karat.lm.cache import DecodeCache, DecodeStep
 from karat.lm.fused_attention import Sizes
 from karat.lm.kernels import matmul
+from karat.lm.low_rank import LowRank
 from karat.lm.narrow import stacked
 from karat.lm.native import GivenHeads, address, library
 
@@ -46,9 +47,13 @@ class LayerWeights:
     """[d, ·] of gate and up: one for both or one each."""
     of_down: Float[Tensor, "m d"]
     """Of the MLP's output."""
+    adapters: tuple[LowRank | None, ...] = (None,) * 7
+    """Of queries, keys, values, output, gate, up, down."""
 
 
-def layer_weights(sizes: Sizes, weights: Sequence[Tensor | None], products: torch.dtype) -> LayerWeights:
+def layer_weights(
+    sizes: Sizes, weights: Sequence[Tensor | None], adapters: Sequence[LowRank | None], products: torch.dtype
+) -> LayerWeights:
     """Args: weights: in the order of `fused_block.weights_of`.    products: their dtype; in float32 nothing is copied."""
     norm, wq, wk, wv, wo, norm_mlp, gate, up, down, norm_q, norm_k = weights
 
@@ -64,6 +69,7 @@ def layer_weights(sizes: Sizes, weights: Sequence[Tensor | None], products: torc
         *together(wo),
         together(gate, up),
         *together(down),
+        tuple(adapters),
     )
 
 
@@ -106,38 +112,49 @@ def decoded(
     norm, norm_mlp = own.norms[:2]
     normed, scale = x.new_empty(n, d, dtype=products), x.new_empty(n)
     call.norm_forward(address(x), None, None, n, d, address(norm), sizes.eps[0], None, address(normed), address(scale))
-    attended = _attended([_times(normed, weight) for weight in own.of_qkv], angles, own, cache, layer, rows)
-    n_read = attended.shape[0]
+    qkv = _products(normed, own.of_qkv, _widths(sizes), own.adapters[:3])
+    attended = _attended(qkv, angles, own, cache, layer, rows)
+    n_read, m = attended.shape[0], own.of_down.shape[0]
     between, normed_mlp = x.new_empty(n_read, d), normed.new_empty(n_read, d)
-    change = _times(attended, own.of_output)
+    (change,) = _products(attended, (own.of_output,), (d,), own.adapters[3:4])
     call.norm_forward(
         address(x), address(change), address(rows), n_read, d, address(norm_mlp), sizes.eps[3], address(between),
         address(normed_mlp), address(scale),
     )  # fmt: skip
-    gates = [_times(normed_mlp, weight) for weight in own.of_gate_up]
-    m = own.of_down.shape[0]
+    gate, up = _products(normed_mlp, own.of_gate_up, (m, m), own.adapters[4:6])
     gated, output = normed.new_empty(n_read, m), torch.empty_like(x) if rows is None else torch.zeros_like(x)
-    up = address(gates[0], m) if len(gates) == 1 else address(gates[1])
-    call.gate_forward(address(gates[0]), up, gates[0].shape[1], n_read, m, address(gated))
-    change = _times(gated, own.of_down)
+    call.gate_forward(address(gate), address(up), gate.stride(0), n_read, m, address(gated))
+    (change,) = _products(gated, (own.of_down,), (d,), own.adapters[6:])
     call.add_rows(address(between), address(change), address(rows), n_read, d, address(output))
     return output
 
 
+def _widths(sizes: Sizes) -> tuple[int, int, int]:
+    return sizes.heads * sizes.size, sizes.key_heads * sizes.size, sizes.key_heads * sizes.size
+
+
+def _products(
+    x: Tensor, weights: Sequence[Tensor], widths: Sequence[int], adapters: Sequence[LowRank | None]
+) -> Sequence[Tensor]:
+    """x times each of the parts, which stand in one matrix or in one each, with what adapters add to them."""
+    found = [_times(x, weight) for weight in weights]
+    parts = found[0].split(widths, dim=1) if len(found) < len(widths) else found
+    for part, adapter in zip(parts, adapters, strict=True):
+        if adapter is not None:
+            adapter.add_to(part, x)
+    return parts
+
+
 def _attended(
-    qkv: Sequence[Tensor],
+    qkv: Sequence[Tensor],  # [N, ·] of queries, keys and values
     angles: tuple[Tensor, Tensor],
     own: LayerWeights,
     cache: DecodeCache,
     layer: int,
     rows: Int[Tensor, " n"] | None,
 ) -> Float[Tensor, "n H*D"]:
-    sizes, now, n = own.sizes, cache.now, qkv[0].shape[0]
+    (q, k, v), sizes, now, n = qkv, own.sizes, cache.now, qkv[0].shape[0]
     H, K, D = sizes.heads, sizes.key_heads, sizes.size
-    if len(qkv) == 1:
-        q, k, v = qkv[0].split((H * D, K * D, K * D), dim=1)
-    else:
-        q, k, v = qkv
     cosine, sine = (angle.reshape(-1, D).contiguous() for angle in angles)
     cache.reserve_layer(layer, *(states.view(1, n, K, D).transpose(1, 2) for states in (k, v)))
     given = GivenHeads(
