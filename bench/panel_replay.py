@@ -31,7 +31,7 @@ from bench.gao_study import running_mean
 from bench.pages import put_between
 from bench.watcher_study import PANEL_LOOKS
 from bench.watcher_study import RESULTS as THRESHOLDS
-from bench.watcher_worlds import KEPT_FRAC
+from bench.watcher_worlds import KEPT_FRAC, N_LOOKS
 
 from karat.policy.vote_curve import likeliest, vote_curve
 from karat.policy.watcher import Watcher, WatchRules
@@ -66,7 +66,8 @@ def gains() -> list[np.ndarray]:
 def rules_of(rule: str, threshold: float) -> WatchRules:
     """The watcher's rules: the curve of all votes, or the highest mean of the last five looks."""
     if rule == "curve":
-        return WatchRules(best_metric=WatchRules.panel_metric, of_top=KEPT_FRAC, fallen_sure=threshold)
+        metric = WatchRules.panel_metric
+        return WatchRules(best_metric=metric, of_top=KEPT_FRAC, run_steps=N_LOOKS, fallen_sure=threshold)
     return WatchRules(best_metric=WatchRules.panel_metric, best_looks=PANEL_LOOKS, panel_fall=threshold)
 
 
@@ -124,7 +125,9 @@ def replay_best_of_n() -> dict[str, Any]:
             for panel in range(N_PANELS):
                 shares = np.random.default_rng([run, panel, n_votes, 1]).binomial(n_votes, expit(gain[1:])) / n_votes
                 counts = np.full(len(shares), n_votes)
-                curve = vote_curve(range(1, len(gain)), shares, counts, rng=np.random.default_rng(0))
+                curve = vote_curve(
+                    range(1, len(gain)), shares, counts, run_steps=len(gain) - 1, rng=np.random.default_rng(0)
+                )
                 by_curve = likeliest(curve.near_top(KEPT_FRAC), range(len(gain)))
                 by_share = int(np.append(0.5, shares).argmax())
                 for rule, look in (("highest share", by_share), ("curve of all votes", by_curve)):

@@ -24,7 +24,7 @@ if __package__ in (None, ""):  # started as a file
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.pages import put_between
-from bench.watcher_worlds import KEPT_FRAC, MANY_VOTES, WORK, Course, path_of
+from bench.watcher_worlds import KEPT_FRAC, MANY_VOTES, N_LOOKS, WORK, Course, path_of
 
 from karat.policy.watcher import Watcher, WatchRules
 from karat.stats import wilson
@@ -82,7 +82,9 @@ def rules_of(rule: str, threshold: float, path: Course) -> WatchRules:
         if "curve" in rule:
             if "all looks" in rule:
                 votes["candidates"] = None
-            return WatchRules(best_metric=metric, of_top=KEPT_FRAC, fallen_sure=threshold, **votes, **off)
+            return WatchRules(
+                best_metric=metric, of_top=KEPT_FRAC, run_steps=N_LOOKS, fallen_sure=threshold, **votes, **off
+            )
         votes["panel_fall"] = threshold
         return WatchRules(best_metric=metric, best_looks=PANEL_LOOKS, **votes, **off)
     metric = "validation/gold" if "gold" in rule else "validation/lower_bound"

@@ -133,7 +133,7 @@ def _ppo(
 def _panel(place: Path) -> dict:
     """Votes that first praise what they later take back: the best policy is an earlier one, of those on disk."""
     shares = (0.5, 0.55, 0.66, 0.6, 0.58, 0.69, 0.6, 0.5, 0.48)
-    rules = WatchRules(best_metric="validation/panel", of_top=0.85, candidates=2)
+    rules = WatchRules(best_metric="validation/panel", of_top=0.85, run_steps=N_STEPS["ppo"], candidates=2)
     return {
         "watcher": Watcher(rules, directory=place / "watcher"),
         "evaluate": lambda _, done: {"validation/panel": shares[done], "validation/panel_votes": 96.0},

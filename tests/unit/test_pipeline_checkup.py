@@ -50,6 +50,10 @@ def test_batches_and_steps_follow_from_the_settings(tmp_path):
     assert found["ppo.tokens"] == 7 * 24 * 20
     assert found["ppo.passes"] == 200
     whole = config(reward={"posterior": "ensemble", "ensemble": {"models": 3}})
+    asked = config(watch={"panel": {"candidates": 3}})
+    assert {one.name: one.value for one in derived(asked, counts, size)}["disk"] == found[
+        "disk"
+    ] + 3 * size.weight_bytes
     of_three = {one.name: one.value for one in derived(whole, counts, size)}
     assert of_three["reward.steps"] == 3 * found["reward.steps"]
 

@@ -2,21 +2,28 @@
 
 import io
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 from karat.config import build
 from karat.errors import ConfigError
 from karat.feedback.snapshot import read_snapshot
 from karat.feedback.store import open_store
+from karat.lm.load import load_lm, save_lm
+from karat.pipeline.methods import Trained
+from karat.pipeline.optimise import keep
 from karat.pipeline.panel import Panel, preferred
 from karat.pipeline.runs import source_of
 from karat.pipeline.sandbox import open_world
 from karat.pipeline.settings import RunConfig
-from karat.pipeline.stages import Clock, Workplace
+from karat.pipeline.stages import Clock, Run, Workplace
+from karat.policy.watcher import Watcher, WatchRules
 from karat.progress import LineDisplay
 from karat.records import Judgement
+from policy_toys import toy_lm
 
 N_SAMPLES = 3
 CAREFUL = {
@@ -117,6 +124,26 @@ def test_a_vote_counts_for_its_side_however_strong(tmp_path, written):
     for level, wanted in ((0, 0.0), (2, 0.0), (3, 0.5), (4, 1.0), (6, 1.0)):
         assert preferred(replace(judgement, value={"level": level, "n_levels": 7})) == wanted
     assert preferred(replace(judgement, value={"missing": "cannot judge"})) is None
+
+
+def test_where_votes_say_that_the_start_was_best_the_start_is_kept(tmp_path):
+    watcher = Watcher(WatchRules(best_metric="validation/panel", of_top=0.85, run_steps=3), tmp_path / "watcher")
+    start, last = toy_lm(), toy_lm()
+    with torch.no_grad():
+        last.model.get_output_embeddings().weight.mul_(2)
+    for step, share in enumerate((0.5, 0.4, 0.3, 0.2)):
+        policy = last if step else start
+        save = partial(save_lm, policy, metadata={})
+        watcher.observe(step, {"validation/panel": share, "validation/panel_votes": 96.0}, save)
+    place = Workplace(
+        tmp_path, tmp_path / "checkpoints", tmp_path / "metrics" / "ppo.jsonl", LineDisplay(io.StringIO()), Clock(tmp_path)
+    )  # fmt: skip
+    (tmp_path / "metrics").mkdir()
+    ended = Trained(last, 3, None, watcher.best_step, watcher.best_path, 0)
+    found = keep(Run(tmp_path, 0, LineDisplay(io.StringIO())), config_with(), place, ended, watcher)
+    assert found.metrics["kept_step"] == 0
+    kept = load_lm(tmp_path / "models" / "ppo").model.get_output_embeddings().weight
+    assert torch.equal(kept, start.model.get_output_embeddings().weight)
 
 
 def test_a_run_of_given_votes_has_nobody_to_ask(tmp_path):

@@ -10,13 +10,13 @@ from karat.errors import InputError
 from karat.policy.vote_curve import BENDS, SLOPES, covering, fallen_rule, likeliest, vote_curve
 
 
-def curve(steps, shares, n, seed=0):
-    return vote_curve(steps, shares, n, rng=np.random.default_rng(seed))
+def curve(steps, shares, n, seed=0, run_steps=40):
+    return vote_curve(steps, shares, n, run_steps=run_steps, rng=np.random.default_rng(seed))
 
 
 def walked(n_looks, slope, bend, n, rng, fine=40):
     """Curves of the prior, walked in small steps: f′ does a Brownian motion, f adds it up."""
-    h = 0.1 / fine
+    h = 1 / 40 / fine
     f, d, found = np.zeros(n), slope * rng.standard_normal(n), []
     for i in range(1, n_looks * fine + 1):
         kick = bend * math.sqrt(h) * rng.standard_normal(n)
@@ -78,7 +78,7 @@ def test_probabilities_are_right_as_often_as_they_say():
     rng = np.random.default_rng(3)
     said, true = [], []
     for _ in range(60):
-        truth = walked(12, 0.3, 0.6, 1, rng)[:, 0]
+        truth = walked(12, 1.2, 4.8, 1, rng)[:, 0]
         shares = rng.binomial(96, expit(truth)) / 96
         said.append(curve(range(1, 13), shares, np.full(12, 96)).near_top(0.85).mean(1))
         whole = np.append(0, truth)
@@ -94,7 +94,7 @@ def test_probabilities_are_right_as_often_as_they_say():
 def test_what_does_not_matter():
     shares, n = [0.6, 0.7, 0.65, 0.5], [96, 96, 90, 96]
     plain = curve([1, 2, 3, 4], shares, n)
-    assert np.array_equal(curve([5, 10, 15, 20], shares, n).draws, plain.draws)  # looks at every fifth step
+    assert np.array_equal(curve([5, 10, 15, 20], shares, n, run_steps=200).draws, plain.draws)  # a step is no unit
     assert np.array_equal(curve([1, 2, 3, 4], shares, n).draws, plain.draws)  # the same draws give the same bits
     swapped = curve([1, 2, 3, 4], [1 - share for share in shares], n)
     # who is called the policy; its draws are not mirrored, so that both means have their error
@@ -141,3 +141,16 @@ def test_kept_are_the_best_alone_and_what_may_be_instead():
 def test_what_cannot_be_is_refused(steps, shares, n):
     with pytest.raises(InputError, match="vote_curve: found"):
         curve(steps, shares, n)
+    with pytest.raises(InputError, match="run_steps 0"):
+        curve([1], [0.5], [9], run_steps=0)
+
+
+def test_a_way_looked_at_less_often_is_the_same_way():
+    """Few looks with many votes each say what many looks with few votes say, where they look."""
+    truth = 0.5 * np.sin(np.pi * np.arange(1, 41) / 24)
+    often = curve(range(1, 41), expit(truth), np.full(40, 96))
+    seldom = curve(range(4, 41, 4), expit(truth[3::4]), np.full(10, 384))
+    gap = np.abs(often.mean[4::4] - seldom.mean[1:])
+    assert (gap < 0.5 * often.draws[4::4].std(1)).all()
+    # but for the last look, behind which one has four looks' votes and the other one's
+    assert np.abs(often.draws[4:-1:4].std(1) / seldom.draws[1:-1].std(1) - 1).max() < 0.1

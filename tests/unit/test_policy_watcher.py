@@ -206,7 +206,7 @@ def test_a_fall_is_called_when_it_is_more_than_chance():
 
 
 def looking_back(tmp_path=None, **rules):
-    return Watcher(WatchRules(best_metric="validation/panel", of_top=0.85, **rules), tmp_path)
+    return Watcher(WatchRules(best_metric="validation/panel", of_top=0.85, run_steps=40, **rules), tmp_path)
 
 
 def feed_looks(watcher, shares, start=0, n=96, **more):
@@ -293,5 +293,7 @@ def test_a_curve_says_nothing_where_nobody_voted():
     assert (watcher.best_step, watcher.best_path) == (0, None)
     with pytest.raises(ConfigError, match=r"WatchRules\.of_top: found 1\.5; expected \(0, 1\) or None"):
         WatchRules(of_top=1.5)
+    with pytest.raises(ConfigError, match=r"WatchRules\.of_top: found no run_steps"):
+        WatchRules(of_top=0.9)
     with pytest.raises(ConfigError, match=r"WatchRules\.candidates: found 0"):
         WatchRules(candidates=0)

@@ -70,7 +70,6 @@ def train(
     before = scorer(asked, texts)
     usual = spread_of(before, config.aggregator).tolist() if before.n_draws > 1 else []
     lengths = [float(n) for row in samples.lengths for n in row]
-    watcher = Watcher(watch_rules(config, usual, lengths), directory=place.checkpoints / "watcher")
     # 2. the method
     score = (
         asked_once(named_score(config.score, http=config.score_http))
@@ -91,6 +90,8 @@ def train(
     labels = read_snapshot(run.directory / given["labels"].path) if "labels" in given else None
     measuring = frozenset(prompt.id for name in ("validation", "evaluation") for prompt in splits[name])
     material = Material(splits["policy"], score, snapshot, samples, beside, labels, measuring)
+    rules = watch_rules(config, usual, lengths, run_steps=n_steps(config, material))
+    watcher = Watcher(rules, directory=place.checkpoints / "watcher")
     seed, start = child_seed(run.seed, "look"), None
     if config.rollout is None:
         start = lm if config.lora else load_lm(sft, products=PRODUCTS[config.dtype])
@@ -203,13 +204,16 @@ def leash_finding(config: RunConfig) -> Finding:
     )
 
 
-def watch_rules(config: RunConfig, usual: list[float], lengths: list[float]) -> WatchRules:
+def watch_rules(
+    config: RunConfig, usual: list[float], lengths: list[float], *, run_steps: int | None = None
+) -> WatchRules:
     """The rules, stated before the run begins.
 
     Args:
         usual: disagreement on each reference response; [] = a reward with one head, whose best policy is that with the
             highest score.
         lengths: tokens of each reference response.
+        run_steps: of the optimiser, as planned; not needed without a panel.
     """
     settings, panel = config.watch, config.watch.panel
     best = WatchRules.best_metric if usual else "validation/proxy"
@@ -217,6 +221,7 @@ def watch_rules(config: RunConfig, usual: list[float], lengths: list[float]) -> 
     return WatchRules(
         best_metric=best if panel is None else WatchRules.panel_metric,
         of_top=None if panel is None else panel.of_top,
+        run_steps=None if panel is None else run_steps,
         fallen_sure=None if panel is None else panel.sure,
         candidates=None if panel is None else panel.candidates,
         # a method that draws no responses has its KL measured on the watcher's

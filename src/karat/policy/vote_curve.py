@@ -19,10 +19,9 @@ from scipy.special import expit, log_expit
 from karat.errors import ConvergenceError, InputError
 from karat.overopt import StopDecision
 
-SLOPES, BENDS = (0.3, 1.0), (0.1, 0.3, 1.0, 3.0)
-"""Priors that are averaged by their evidence, per ten looks: standard deviation of the curve's slope at the start, logits,
-and of the change of slope. From a curve that is all but straight to one that turns at every look."""
-LOOKS_PER_UNIT = 10.0
+SLOPES, BENDS = (1.2, 4.0), (0.8, 2.4, 8.0, 24.0)
+"""Priors that are averaged by their evidence: standard deviation of the curve's slope at the start, logits in a whole run,
+and of the change of slope in one. From a curve that is all but straight to one that turns back many times."""
 N_DRAWS = 1000
 """Curves drawn; a probability of .9 then has a standard error of .01."""
 TOLERANCE, MOST_STEPS = 1e-8, 100
@@ -54,31 +53,37 @@ class VoteCurve:
         return np.asarray(some >= np.where(top > 0, of_top * top, top))
 
 
-def vote_curve(steps: ArrayLike, shares: ArrayLike, n_votes: ArrayLike, *, rng: np.random.Generator) -> VoteCurve:
+def vote_curve(
+    steps: ArrayLike, shares: ArrayLike, n_votes: ArrayLike, *, run_steps: int, rng: np.random.Generator
+) -> VoteCurve:
     """The posterior of a smooth curve of logits f, given votes at L looks; at the start policy and reference are one.
 
         f(0) = 0        f′(0) ~ N(0, s²)        f″ = white noise of spectral density b²        votes ~ Binomial(n, σ(f))
 
     so that Cov(f(u), f(v)) = s²uv + b²(u³/3 + u²(v − u)/2) for u ≤ v: a random walk of order two. Laplace's approximation for
-    each of SLOPES × BENDS, mixed by its evidence. u counts looks: the steps by their median distance.
+    each of SLOPES × BENDS, mixed by its evidence. u is the part of the run that was done, so that the same way is as smooth however
+    often it is looked at.
 
     Args:
         steps: of the looks, rising, > 0.    shares: of the votes for the policy, ties as halves.    n_votes: > 0.
+        run_steps: of the whole run, as planned, ≥ 1.
         rng: draws the curves.
     Raises: InputError for steps that do not rise, shares outside [0, 1] or counts ≤ 0.
     Source: Wahba 1978, JRSS B 40, pp. 364–372 (the prior); Rasmussen & Williams 2006, algorithms 3.1 and 3.2.
     Differs: not over √KL: the KL of a look is an estimate of the policy one update earlier, and errors in it tear
-        neighbours apart (docs/watcher.md).
+        neighbours apart (docs/decisions/0026).
     """
     u, share, n = (np.asarray(x, dtype=float) for x in (steps, shares, n_votes))
     if not (u.ndim == 1 and u.shape == share.shape == n.shape and (np.diff(u, prepend=0) > 0).all()):
         raise InputError(f"vote_curve: found steps {u.tolist()}; expected them rising from above 0, one for each share")
+    if run_steps < 1:
+        raise InputError(f"vote_curve: found run_steps {run_steps}; expected ≥ 1")
     if not (((share >= 0) & (share <= 1)).all() and (n > 0).all() and np.isfinite(n).all()):
         raise InputError("vote_curve: found shares or numbers of votes out of range; expected [0, 1] and > 0")
     noise = rng.standard_normal((len(u), N_DRAWS))
     if not len(u):
         return VoteCurve(np.zeros((1, N_DRAWS)), ())
-    u = u / np.median(np.diff(u, prepend=0)) / LOOKS_PER_UNIT
+    u = u / run_steps
     fits = [_laplace(_covariance(u, s, b), share, n) for s, b in itertools.product(SLOPES, BENDS)]
     evidence = np.array([fit[2] for fit in fits])
     weights = np.exp(evidence - evidence.max())

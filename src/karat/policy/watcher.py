@@ -86,6 +86,8 @@ class WatchRules:
     (`vote_curve`), instead of that with the highest `best_metric`; None = off."""
     fallen_sure: float | None = None
     """`of_top` only. Alarm when the policy has less with a probability above this; None = off."""
+    run_steps: int | None = None
+    """`of_top` only. Steps of the whole run, as planned: how smooth the curve is."""
     candidates: int | None = 4
     """`of_top` only. Policies that stay on disk, because later votes may say that one of them is the best; None = all."""
     on_alarm: Literal["stop", "raise_kl", "ask"] = "stop"
@@ -107,6 +109,7 @@ class WatchRules:
             "best_looks",
             "panel_fall",
             "candidates",
+            "run_steps",
         ):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -118,6 +121,8 @@ class WatchRules:
         for name in ("entropy_floor", "diversity_floor", "of_top", "fallen_sure"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"WatchRules.{name}: found {getattr(self, name)}; expected (0, 1) or None")
+        if self.of_top is not None and self.run_steps is None:
+            raise ConfigError("WatchRules.of_top: found no run_steps; expected the steps of the whole run beside it")
         if self.on_alarm == "raise_kl" and self.kl_factor <= 1:
             raise ConfigError(f"WatchRules.kl_factor: found {self.kl_factor}; expected > 1, or β would not rise")
         if self.length_limit_sd is not None and len(self.reference_lengths) < 2:
@@ -271,7 +276,9 @@ class Watcher:
             [row[name] for row in asked] for name in ("step", rules.panel_metric, rules.panel_count)
         )
         # the same draws at every look, so that a curve that votes do not move is the same curve
-        curve = vote_curve(steps, shares, counts, rng=numpy_generator(0, "watcher", "curve"))
+        curve = vote_curve(
+            steps, shares, counts, run_steps=rules.run_steps or 1, rng=numpy_generator(0, "watcher", "curve")
+        )
         near = curve.near_top(rules.of_top or 1.0)[-1]
         self.history[-1] |= {"curve/share": float(expit(curve.mean[-1])), "curve/near_top": float(near.mean())}
         return curve, [0, *map(int, steps)]
