@@ -39,7 +39,7 @@ test: $(READY)
 	@$(BIN)/python -m pytest -m 'not long' -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-long: $(READY)
-	@$(BIN)/python -m pytest -m long
+	@$(BIN)/python -m pytest -m long --timeout 1800
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
