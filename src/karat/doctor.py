@@ -75,6 +75,6 @@ def _accelerator() -> Check:
 
     found = accelerator()
     if found is None:
-        return Check("accelerator", True, f"none; {torch.get_num_threads()} threads of the CPU", needed=False)
+        return Check("accelerator", True, f"none; threads of the CPU: {torch.get_num_threads()}", needed=False)
     cards = [torch.device(found.type, index) for index in range(torch.accelerator.device_count())]
     return Check("accelerator", True, "; ".join(map(described, cards)), needed=False)
