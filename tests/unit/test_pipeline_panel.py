@@ -105,6 +105,20 @@ def test_a_look_repeated_asks_nothing_twice_and_its_votes_are_traced(tmp_path, w
     assert {round(vote.propensity, 6) for vote in snapshot.votes} == {round(48 / (24 * N_SAMPLES), 6)}
 
 
+def test_votes_hang_on_the_texts_and_not_on_the_last_bit_of_the_reward(tmp_path, written):
+    """The identity of a stage holds its reward's hash, which two processes round otherwise; the people are the same."""
+    _, good, bad = written
+    mixed = [texts if row % 2 else other for row, (texts, other) in enumerate(zip(good, bad, strict=True))]
+    one, other = (panel_in(tmp_path / name, written, reference=bad) for name in "ab")
+    other.place = replace(other.place, identity="stage:2")
+    assert one(3, mixed) == other(3, mixed)
+    assert one.rows() == other.rows()
+    # of other people nothing is taken over
+    lazy = panel_in(tmp_path / "a", written, reference=bad, raters=CAREFUL | {"attention": 0.5})
+    assert lazy(3, mixed)["validation/panel_votes"] == 48
+    assert set(lazy.rows()[0]["judgements"]).isdisjoint(other.rows()[0]["judgements"])
+
+
 def test_pairs_are_drawn_without_replacement_and_anew_for_each_look(tmp_path, written):
     prompts, good, bad = written
     numbered = [[f"{text} {i} ." for i, text in enumerate(group)] for group in good]

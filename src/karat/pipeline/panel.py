@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from karat.config import plain
 from karat.errors import ConfigError
 from karat.feedback.snapshot import current_judgements, snapshot_place, work_records, write_snapshot
 from karat.feedback.store import Store, open_store
@@ -101,7 +102,14 @@ class Panel:
     def _ask(self, step: int, texts: Sequence[Sequence[str]]) -> dict[str, float]:
         pairs = self.pairs(step, texts)
         propensity = len(pairs) / sum(map(len, texts))
-        batch = content_id("batch", ["panel", self.place.identity, step, [[p.ours, p.theirs] for p in pairs]])
+        # who is asked and what, not by which weights it was written: those differ in the last bit from machine to machine
+        whom = [
+            plain(self.settings.raters),
+            None if self.config.sandbox is None else plain(self.config.sandbox),
+            self.seed,
+        ]
+        texts_shown = [[p.prompt.id, p.ours, p.theirs] for p in pairs]
+        batch = content_id("batch", ["panel", self.place.suffix, whom, step, texts_shown])
         asked = [pair for pair in pairs if not pair.same]
         with open_store(self.place.directory / "karat.db") as store:
             tasks = self._queue(store, [pair.task(batch, propensity) for pair in asked], asked, step)
