@@ -43,6 +43,9 @@ def test_this_machine_is_served(host):
     assert ServerSettings(host=host).url.startswith("http://")
     assert not ServerSettings(host=host).secure
     assert ServerSettings(host="0.0.0.0", public_url="https://example.org").secure
+    with pytest.raises(ConfigError, match="passwords would travel in the clear"):  # nor through a proxy
+        ServerSettings(public_url="http://judge.example.org")
+    assert not ServerSettings(public_url="http://localhost:8000").secure
 
 
 @pytest.mark.parametrize(

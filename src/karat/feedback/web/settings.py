@@ -55,6 +55,11 @@ class ServerSettings:
             raise ConfigError(
                 f"public_url: found {self.public_url!r}; expected an address without a path, as in https://example.org"
             )
+        if self.public_url and not self.secure and not is_loopback(parts.hostname):
+            raise ConfigError(
+                f"public_url: found {self.public_url!r}, an address of others without a public_url of https; passwords would "
+                "travel in the clear: give the proxy TLS and --public-url https://…"
+            )
         if not is_loopback(self.host) and not self.secure:
             raise ConfigError(
                 f"host: found {self.host!r}, which others can reach, without a public_url of https; passwords would "
