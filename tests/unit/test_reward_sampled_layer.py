@@ -159,7 +159,7 @@ def covered_and_length(draws, mean, seed):
 
 @pytest.fixture
 def short_chains(monkeypatch):
-    for name, value in (("N_CHAINS", 1), ("N_WARM", 80), ("N_DRAWS", 120)):
+    for name, value in (("N_CHAINS", 1), ("N_WARM", 80), ("N_DRAWS", 120), ("ENOUGH", 10.0)):
         monkeypatch.setattr(sampled_layer, name, value)
 
 
@@ -257,6 +257,28 @@ def test_chains_agree_where_twenty_answers_say_little_of_weights_and_nothing_of_
     assert found.rhat < 1.1
     # twenty answers do not say that scores are some hundred logits apart, nor that they are all the same
     assert 0.2 < (features @ found.draws.T).std(0).mean() < 20
+
+
+def test_chains_that_do_not_agree_are_drawn_once_more_and_the_better_ones_kept(monkeypatch):
+    delta, votes, _ = crowd(0, n_raters=4, n_each=10)
+    features, first = first_fit(delta, votes, 4)
+    asked_for, drawn = [], []
+
+    def drawing(density, start, rng, **how):
+        asked_for.append((how["n_warm"], how["n_draws"]))
+        drawn.append(sample_chains(density, start, rng, **how))
+        return drawn[-1]
+
+    for name, value in (("N_WARM", 20), ("N_DRAWS", 10), ("sample_chains", drawing)):
+        monkeypatch.setattr(sampled_layer, name, value)
+    for enough, wanted in ((100.0, [(20, 10)]), (0.0, [(20, 10), (40, 20)])):
+        asked_for.clear()
+        monkeypatch.setattr(sampled_layer, "ENOUGH", enough)
+        found = sampled_votes(features, votes, first, np.random.default_rng(0), raters=RaterPriors())
+        assert asked_for == wanted
+    again = sampled_votes(features, votes, first, np.random.default_rng(0), raters=RaterPriors())
+    assert (again.draws == found.draws).all()  # twice, the same draws
+    assert len(found.draws) in [chains.draws.shape[0] * chains.draws.shape[1] for chains in drawn]
 
 
 MIXTURE = (
