@@ -9,10 +9,22 @@ import subprocess
 import pytest
 import torch
 from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    Ernie4_5Config,
+    GemmaConfig,
+    Glm4MoeConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+)
 
 import tiny_models
 from karat.lm import fused_block, native
 from karat.lm.adapters import add_lora
+from karat.lm.attention import NAME as TREE_ATTENTION
+from karat.lm.cache import decoded_logits
 from karat.lm.fused_block import KNOWN, use_fused_blocks
 from karat.lm.load import load_lm
 from karat.lm.logprobs import hidden_at, hidden_states, response_logprobs, trunk_of
@@ -46,7 +58,7 @@ def plainly(model: nn.Module) -> nn.Module:
     """A copy of the model whose blocks go their own way."""
     other = copy.deepcopy(model)
     for block in trunk_of(other).layers:
-        del block.forward
+        vars(block).pop("forward", None)
     return other
 
 
@@ -111,6 +123,80 @@ def test_a_block_of_other_numbers_keeps_its_own_way(tmp_path):
     model.model.layers[0].mlp.act_fn = nn.GELU()
     assert use_fused_blocks(model) == len(model.model.layers) - 1
     assert "forward" not in vars(model.model.layers[0])
+
+
+SHAPE = {
+    "vocab_size": 100, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64,
+}  # fmt: skip
+
+
+def looked_at(config: PreTrainedConfig, products: torch.dtype | None) -> nn.Module:
+    """A model of small random weights without gradients, as one is loaded to sample from."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=TREE_ATTENTION).eval().requires_grad_(False)
+    use_narrow_products(model, products)
+    use_fused_blocks(model)
+    assert not any(weight.requires_grad for weight in model.parameters())
+    assert model.config._attn_implementation == TREE_ATTENTION
+    return model
+
+
+@needs_compiler
+@pytest.mark.parametrize("products", [None, BF16])
+@pytest.mark.parametrize(
+    "config",
+    [
+        GraniteConfig(residual_multiplier=0.22, **SHAPE),
+        GemmaConfig(**SHAPE),
+        LlamaConfig(hidden_act="gelu", **SHAPE),
+        Ernie4_5Config(use_bias=False, **SHAPE),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_blocks_of_other_numbers_are_told_apart_though_their_weights_are_small(config, products):
+    assert not any(hasattr(module, KNOWN) for module in looked_at(config, products).modules())
+
+
+@needs_compiler
+@pytest.mark.parametrize("window", [None, 3, 12])
+def test_a_window_that_only_the_configuration_knows_is_kept(window):
+    model = looked_at(MistralConfig(sliding_window=window, **SHAPE), None)
+    assert all(getattr(block, KNOWN)[torch.float32] for block in model.model.layers)
+    prompt, response = list(range(5, 25)), list(range(30, 36))
+    own = decoded_logits(plainly(model), prompt, response, None)
+    assert gap(decoded_logits(model, prompt, response, None), own) < 1e-5
+    model = looked_at(LlamaConfig(**SHAPE), None)
+    model.config.sliding_window = 3  # which Llama's attention does not read
+    use_fused_blocks(model)
+    own = decoded_logits(plainly(model), prompt, response, None)
+    assert gap(decoded_logits(model, prompt, response, None), own) < 1e-5
+
+
+@needs_compiler
+def test_heads_that_are_turned_in_part_go_the_plain_way():
+    model = looked_at(Glm4MoeConfig(partial_rotary_factor=0.5, first_k_dense_replace=2, **SHAPE), None)
+    found = (decoded_logits(one, [5, 6, 7, 8], [9, 10], None) for one in (model, plainly(model)))
+    assert torch.equal(*found)
+
+
+@needs_compiler
+@pytest.mark.parametrize("of", ["self_attn", "mlp.up_proj", "self_attn.q_norm", "mlp"])
+def test_a_part_that_was_given_another_forward_function_is_not_passed_by(of, tmp_path):
+    model = load_lm(tiny_models.tiny_checkpoint("qwen3", tmp_path)).model
+    part, seen = copy.deepcopy(model).model.layers[0].get_submodule(of), []
+    model.model.layers[0].set_submodule(of, part)
+    decoded_logits(model, [5, 6, 7], [8, 9], None)
+    own = part.forward
+
+    def watched(*given, **options):
+        seen.append(1)
+        return own(*given, **options)
+
+    part.forward = watched
+    decoded_logits(model, [5, 6, 7], [8, 9], None)
+    hidden_states(model, batch())
+    assert len(seen) == 3
 
 
 @needs_compiler

@@ -118,7 +118,7 @@ def test_adapters_are_added_as_the_plain_way_adds_them(products, switched, tmp_p
             assert gap(fused, decoded_logits(own, prompt, response, products)) > 0.1
 
 
-@pytest.mark.parametrize("why", ["dropout", "dora", "watched"])
+@pytest.mark.parametrize("why", ["dropout", "dora", "watched", "another kind"])
 def test_adapters_that_do_more_go_the_plain_way(why, tmp_path, steps):
     options = {"lora_dropout": 0.5} if why == "dropout" else {"use_dora": True} if why == "dora" else {}
     lm = load_lm(tiny_models.tiny_checkpoint("llama", tmp_path))
@@ -129,10 +129,21 @@ def test_adapters_that_do_more_go_the_plain_way(why, tmp_path, steps):
         layer.train()
     elif why == "watched":
         layer.lora_A["default"].register_forward_hook(lambda *_: seen.append(1))
+    elif why == "another kind":
+        layer.__class__ = type(
+            "Shouting", (type(layer),), {"forward": lambda self, x: 2 * super(type(self), self).forward(x)}
+        )
     steps.clear()
     decoded_logits(model, [5, 6, 7], [8, 9], None)
     assert len(steps) == 2 * (len(model.model.layers) - (1 if why != "dora" else len(model.model.layers)))
     assert len(seen) == (2 if why == "watched" else 0)
+
+
+def test_a_cache_that_is_emptied_forgets_the_weights_of_its_layers():
+    cache = DecodeCache(n_slots=1, prompt_tokens=4, n_rows=1, response_tokens=4)
+    cache.of_layers[0] = None
+    cache.clear()
+    assert not cache.of_layers
 
 
 def test_long_prompts_that_many_rows_share_go_the_plain_way_and_say_the_same(tmp_path, steps, monkeypatch):

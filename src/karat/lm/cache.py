@@ -157,6 +157,7 @@ class DecodeCache:
 
     def clear(self) -> None:
         """As if nothing had been stored: a masked key still enters a product, and 0 · NaN is NaN."""
+        self.of_layers.clear()
         for pair in (*self.prompts, *self.responses):
             for buffer in pair:
                 buffer.zero_()

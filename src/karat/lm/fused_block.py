@@ -13,15 +13,18 @@ size.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import MethodType
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from karat.lm.attention import current_layout, tree_layout
+from karat.lm.attention import NAME, current_layout, tree_attention, tree_layout
 from karat.lm.cache import DecodeCache
 from karat.lm.dense_attention import is_short, plan_of
 from karat.lm.final_block import block_lists, rows_wanted
@@ -34,10 +37,13 @@ from karat.lm.native import address, library
 from karat.lm.trees import TreeLayout, TreeSpan
 
 NORMS = ("input_layernorm", "post_attention_layernorm")
-SIZES, KNOWN = "karat_sizes", "karat_fused"
-"""Attributes of a block: its `Sizes`; by dtype of its products, whether the fused way gives its own numbers."""
+SIZES, KNOWN, FORWARDS = "karat_sizes", "karat_fused", "karat_forwards"
+"""Attributes of a block: its `Sizes`; by dtype of its products, whether the fused way gives its own numbers; what its parts did then."""
 LARGEST_GAP = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
-"""Relative to the largest number of the block's own way."""
+"""Relative to the largest number of what the block's own way adds to x, or to a gradient."""
+NOTING = "karat_noting"
+"""Name of the attention that also notes which windows it is asked for."""
+_WINDOWS: ContextVar[list[int | None]] = ContextVar("karat_windows_asked")
 PROBE = TreeLayout((TreeSpan(0, 4, (3, 2)), TreeSpan(9, 3, (4,))), 16)
 
 
@@ -55,9 +61,13 @@ def use_fused_blocks(model: nn.Module) -> int:
             if sizes is None or weights is None or weights[0] is None or weights[0].device.type != "cpu":
                 continue
             own = products_of(block)
-            known = {p: _agrees(block, p, sizes, weights) for p in {own or torch.float32, torch.float32}}
+            # what float32 tells apart is lost in bfloat16's rounding: there both must agree
+            known = {torch.float32: _agrees(block, torch.float32, sizes, weights)}
+            if known[torch.float32] and own is not None:
+                known[own] = _agrees(block, own, sizes, weights)
             use_narrow_products(block, own)
-            if any(known.values()):
+            if known[torch.float32]:
+                setattr(block, FORWARDS, _forwards(block, linear_layers_of(block)))
                 setattr(block, SIZES, sizes)
                 setattr(block, KNOWN, known)
                 block.forward = MethodType(_forward, block)
@@ -73,16 +83,20 @@ def sizes_of(block: nn.Module) -> Sizes | None:
     own = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
     if (own[0] is None) != (own[1] is None) or size % 2 or not hasattr(attention, "scaling"):
         return None
-    rows = [getattr(getattr(attention, name, None), "weight", None) for name in ("q_proj", "k_proj")]
-    if not all(isinstance(weight, Tensor) for weight in rows):
+    rows = [
+        getattr(getattr(attention, name, None), "weight", None) for name in ("q_proj", "k_proj", "v_proj", "o_proj")
+    ]
+    if not all(isinstance(weight, Tensor) and weight.ndim == 2 for weight in rows):
         return None
+    if len(rows[2]) != len(rows[1]) or rows[3].shape[1] != len(rows[0]) or any(len(w) % size for w in rows[:2]):
+        return None  # values of another size than keys
     eps = [0.0 if norm is None else _eps(norm) for norm in (norms[0], *own, norms[1])]
     if not all(isinstance(number, float) for number in eps):
         return None
-    heads, key_heads = (len(weight) // size for weight in rows)
-    return Sizes(
-        heads, key_heads, size, float(attention.scaling), tuple(eps), getattr(attention, "sliding_window", None)
-    )
+    heads, key_heads = (len(weight) // size for weight in rows[:2])
+    # Mistral's attention reads the window from its configuration; `_agrees` sees which one is asked for
+    window = getattr(attention, "sliding_window", getattr(getattr(attention, "config", None), "sliding_window", None))
+    return Sizes(heads, key_heads, size, float(attention.scaling), tuple(eps), window)
 
 
 def linear_layers_of(block: nn.Module) -> list[nn.Module | None]:
@@ -113,6 +127,8 @@ def weights_of(
     norms += [norm for name in ("q_norm", "k_norm") if (norm := attention._modules.get(name)) is not None]
     if None in norms:
         return None
+    if getattr(block, FORWARDS, None) not in (None, _forwards(block, linear)):
+        return None
     # `only_rows` hooks these four, once before and once behind; what it does is done here without
     hooked = () if rows_wanted(block) is None else (attention, mlp, layers[0], layers[3])
     for part in (attention, mlp, *layers, *norms):
@@ -125,6 +141,14 @@ def weights_of(
     return (*own, *((None,) * (11 - len(own)))) if ready else None
 
 
+def _forwards(block: nn.Module, linear: list[nn.Module | None]) -> list[Any]:
+    """The functions that were put before those of the parts' classes."""
+    attention, mlp = block._modules["self_attn"], block._modules["mlp"]
+    norms = [block._modules[name] for name in NORMS] + [attention._modules.get(name) for name in ("q_norm", "k_norm")]
+    own = (None if part is None else vars(part).get("forward") for part in (attention, mlp, *linear, *norms))
+    return [getattr(one, "__func__", one) for one in own]
+
+
 def _eps(norm: nn.Module) -> Any:
     return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
 
@@ -133,6 +157,8 @@ def _forward(self: nn.Module, hidden_states: Tensor, *args: Any, **options: Any)
     """The block's forward function: fused where that is possible here and now."""
     layout, products = current_layout(), products_of(self) or torch.float32
     angles = options.get("position_embeddings")
+    if angles is not None and angles[0].shape != (*hidden_states.shape[:2], getattr(self, SIZES).size):
+        angles = None  # part of a head is turned
     if (
         not args
         and layout is not None
@@ -311,8 +337,38 @@ def _wide(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.to(torch.float32)
 
 
+def _noting(module: nn.Module, *given: Any, **options: Any) -> Any:
+    _WINDOWS.get().append(options.get("sliding_window"))
+    return tree_attention(module, *given, **options)
+
+
+ALL_ATTENTION_FUNCTIONS.register(NOTING, _noting)
+
+
+@contextmanager
+def _probed(block: nn.Module, leaves: list[Tensor]) -> Iterator[list[int | None]]:
+    """Within: the block's weights have gradients, and the windows that its attention is asked for are noted."""
+    config, wanted = block.self_attn.config, [leaf.requires_grad for leaf in leaves]
+    windows, before = [], config._attn_implementation
+    token = _WINDOWS.set(windows)
+    try:
+        config._attn_implementation = NOTING if before == NAME else before
+        for leaf in leaves:
+            leaf.requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad(), tree_layout(PROBE):
+            yield windows
+    finally:
+        config._attn_implementation = before
+        for leaf, learns in zip(leaves, wanted, strict=True):
+            leaf.requires_grad_(learns)
+        _WINDOWS.reset(token)
+
+
 def _agrees(block: nn.Module, products: torch.dtype, sizes: Sizes, weights: tuple[Tensor | None, ...]) -> bool:
-    """Whether the fused way gives a block's own output and gradients on a small example; leaves its mark changed."""
+    """Whether the fused way gives a block's own output and gradients on a small example; leaves its mark changed.
+
+    Of the output what the block adds to x is compared, and of x's gradient likewise: x alone would hide it.
+    """
     if library(products) is None or weights[0] is None:
         return False
     use_narrow_products(block, None if products == torch.float32 else products)
@@ -322,18 +378,21 @@ def _agrees(block: nn.Module, products: torch.dtype, sizes: Sizes, weights: tupl
     turn = positions[:, None] * torch.linspace(1, 0.1, sizes.size // 2).repeat(2)
     angles = (turn.cos()[None], turn.sin()[None])
     options = {"attention_mask": None, "position_ids": positions[None], "past_key_values": None, "use_cache": False}
-    leaves = [w for w in weights if w is not None and w.requires_grad]
+    leaves = [w for w in weights if w is not None]
 
     def tried(way: Callable[[Tensor], Tensor]) -> list[Tensor]:
         own = x.clone().requires_grad_()
         found = way(own)
-        return [found.detach(), *torch.autograd.grad(found, [own, *leaves], given)]
+        of_x, *others = torch.autograd.grad(found, [own, *leaves], given)
+        return [found.detach() - x, of_x - given, *others]
 
     try:
-        with torch.inference_mode(False), torch.enable_grad(), tree_layout(PROBE):
+        with _probed(block, leaves) as windows:
             plain = tried(lambda own: type(block).forward(block, own, position_embeddings=angles, **options))
             quick = tried(lambda own: fused(own, angles, PROBE, products, sizes, weights))
     except Exception:  # whatever a foreign block raises or returns: then it keeps its own way
         return False
     most = LARGEST_GAP[products]
-    return all(float((a - b).abs().max()) <= most * float(b.abs().max()) for a, b in zip(quick, plain, strict=True))
+    return windows == [sizes.window] and all(
+        float((a - b).abs().max()) <= most * float(b.abs().max()) for a, b in zip(quick, plain, strict=True)
+    )

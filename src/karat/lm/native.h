@@ -56,7 +56,7 @@ static inline float exponential(float x) {
     float whole = shifted - 12582912.0f;
     float r = (bound - whole * 0.693359375f) + whole * 2.12194440e-4f;
     float p = 1.0f + r * (1.0f + r * (0.5f + r * (1.0f / 6 + r * (1.0f / 24 + r * (1.0f / 120 + r * (1.0f / 720))))));
-    int32_t bits, zero;
+    uint32_t bits, zero; /* unsigned: a NaN's may overflow */
     float one = 12582912.0f, power;
     memcpy(&bits, &shifted, 4);
     memcpy(&zero, &one, 4);

@@ -121,7 +121,7 @@ def draw_of(logits: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
         return None
 
     def draw(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        given = uniforms.contiguous()
+        given = uniforms.double().contiguous()
         tokens, logprobs = torch.empty_like(given, dtype=torch.int64), torch.empty_like(given, dtype=torch.float32)
         places = map(address, (given, tokens, logprobs))
         call.draw_rows(address(logits), logits.stride(0), *logits.shape, *places)
