@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
-from bench.gao_top_study import moves, tables, top_of
+from bench.gao_top_study import DOCS, MARKS, RESULTS, moves, tables, top_of
 
 
 def points(alpha: float, beta: float) -> list[list[float]]:
@@ -39,3 +41,10 @@ def test_differences_are_paired_by_seed_and_only_where_both_are_there():
     assert "| 8,000 votes less 500 | 0.75 [0.75, 0.75] | 2 of 2 | -7500.00 [-7500.00, -7500.00] | 0 of 2 |" in tables(
         rows
     )
+
+
+def test_the_page_says_what_the_results_say():
+    rows = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]
+    assert all(row["top_d"] == top_of(row["points"])["top_d"] for row in rows)
+    start, end = MARKS
+    assert DOCS.read_text(encoding="utf-8").split(start)[1].split(end)[0].strip() == tables(rows)
