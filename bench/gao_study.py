@@ -202,10 +202,10 @@ def summary(rows: Sequence[Row]) -> list[Row]:
                 "law": law, "votes": n_votes, "reading": reading, "seeds": [row["seed"] for row in own],
                 "r_squared": {name: [fit[name]["r_squared"] for fit in fits] for name in ("proxy", "gold")},
                 "fitted_peak_d": [fit["gold"]["peak_d"][0] for fit in fits],
-                "top_d": _estimate([fit["top_d"] for fit in fits]),
-                "top_gold": _estimate([fit["top_gold"] for fit in fits]),
-                "last_gold": _estimate([row["curves"][law][-1][2] for row in own]),
-                "last_d": _estimate([row["curves"][law][-1][0] ** 0.5 for row in own]),
+                "top_d": estimate_of([fit["top_d"] for fit in fits]),
+                "top_gold": estimate_of([fit["top_gold"] for fit in fits]),
+                "last_gold": estimate_of([row["curves"][law][-1][2] for row in own]),
+                "last_d": estimate_of([row["curves"][law][-1][0] ** 0.5 for row in own]),
             })  # fmt: skip
     return lines
 
@@ -225,27 +225,30 @@ def moves(rows: Sequence[Row]) -> list[Row]:
     }.items():
         known = [(top[a], top[b]) for a, b in pairs if a in top and b in top]
         found += [
-            {"what": name, "figure": figure, "difference": _estimate([b[figure] - a[figure] for a, b in known])}
+            {"what": name, "figure": figure, "difference": estimate_of([b[figure] - a[figure] for a, b in known])}
             for figure in ("top_d", "top_gold")
         ]
     return found
 
 
-def _estimate(values: Sequence[float]) -> list[float | None]:
+def estimate_of(values: Sequence[float]) -> list[float | None]:
+    """Mean and its 95 % t interval over seeds; Nones where there is nothing."""
     if not values:
         return [None, None, None]
     estimate = mean_estimate(np.array(values))
     return [estimate.value, estimate.low, estimate.high]
 
 
+def shown(estimate: Sequence[float | None]) -> str:
+    """The same for a table."""
+    value, low, high = estimate
+    if value is None:
+        return ""
+    return f"{value:.2f}" if low is None or high is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
 def tables(rows: Sequence[Row]) -> str:
     """The results as Markdown."""
-
-    def shown(estimate: Sequence[float | None]) -> str:
-        value, low, high = estimate
-        if value is None:
-            return ""
-        return f"{value:.2f}" if low is None or high is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
     seeds = sorted({row["seed"] for row in rows})
     lines = [

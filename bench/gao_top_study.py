@@ -33,7 +33,9 @@ from bench.gao_study import (
     configured,
     continued,
     drawn_from_sft,
+    estimate_of,
     scores_of,
+    shown,
 )
 from bench.pages import put_between
 from bench.rows import machine
@@ -42,7 +44,6 @@ from bench.turns import ROOT, WORK
 from karat.overopt import fit_gao
 from karat.pipeline.runs import run_once
 from karat.progress import LineDisplay
-from karat.stats import mean_estimate
 
 SEEDS = tuple(range(15))
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -120,25 +121,14 @@ def moves(rows: Sequence[Row]) -> list[Row]:
         ]
         line: Row = {"what": name, "n_seeds": len(both)}
         for figure in ("top_d", "gain"):
-            line[figure] = _estimate([other[figure] - one[figure] for one, other in both])
+            line[figure] = estimate_of([other[figure] - one[figure] for one, other in both])
             line[f"{figure}_more"] = sum(other[figure] > one[figure] for one, other in both)
         found.append(line)
     return found
 
 
-def _estimate(values: Sequence[float]) -> list[float | None]:
-    if not values:
-        return [None, None, None]
-    found = mean_estimate(np.array(values))
-    return [found.value, found.low, found.high]
-
-
 def tables(rows: Sequence[Row]) -> str:
     """The results as Markdown."""
-
-    def shown(estimate: Sequence[float | None]) -> str:
-        value, low, high = estimate
-        return "" if value is None else f"{value:.2f}" if low is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
     seeds = sorted({row["seed"] for row in rows})
     lines = [
@@ -151,8 +141,8 @@ def tables(rows: Sequence[Row]) -> str:
             if own:
                 fits = [row["r_squared"] for row in own]
                 lines.append(
-                    f"| {n_votes:,} | {reading.replace('_', ' ')} | {shown(_estimate([row['top_d'] for row in own]))} | "
-                    f"{shown(_estimate([row['gain'] for row in own]))} | {min(fits):.3f}, {np.median(fits):.3f} |"
+                    f"| {n_votes:,} | {reading.replace('_', ' ')} | {shown(estimate_of([row['top_d'] for row in own]))} | "
+                    f"{shown(estimate_of([row['gain'] for row in own]))} | {min(fits):.3f}, {np.median(fits):.3f} |"
                 )
     lines += [
         "", "| paired by seed | top farther out by | on seeds | more gold by | on seeds |", "|---|---|---|---|---|",

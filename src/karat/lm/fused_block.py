@@ -241,18 +241,18 @@ class _Block(torch.autograd.Function):
         normed, scale = x.new_empty(n_positions, d, dtype=products), x.new_empty(n_positions)
         _norm(call, x, None, None, norm, eps[0], None, normed, scale)
         of_qkv = stacked((wq, wk, wv), products)
-        qkv = _times(normed, of_qkv.t())
+        qkv = matmul(normed, of_qkv.t())
         attended, kept = attend(frame, qkv, (norm_q, norm_k))
         if rows is not None:
             attended = attended.index_select(0, rows)
         of_o, of_both, of_down = (stacked(own, products) for own in ((wo,), (gate, up), (down,)))
         n, m = len(attended), len(gate)
         between, normed_mlp, scale_mlp = x.new_empty(n, d), normed.new_empty(n, d), x.new_empty(n)
-        _norm(call, x, _times(attended, of_o.t()), rows, norm_mlp, eps[3], between, normed_mlp, scale_mlp)
-        both = _times(normed_mlp, of_both.t())
+        _norm(call, x, matmul(attended, of_o.t()), rows, norm_mlp, eps[3], between, normed_mlp, scale_mlp)
+        both = matmul(normed_mlp, of_both.t())
         gated = both.new_empty(n, m)
         call.gate_forward(address(both), address(both, m), 2 * m, n, m, address(gated))
-        output, change = torch.empty_like(x) if rows is None else torch.zeros_like(x), _times(gated, of_down.t())
+        output, change = torch.empty_like(x) if rows is None else torch.zeros_like(x), matmul(gated, of_down.t())
         call.add_rows(address(between), address(change), address(rows), n, d, address(output))
         ctx.save_for_backward(
             x, rows, norm, norm_mlp, norm_q, norm_k, normed, scale, of_qkv, qkv, attended, of_o, between,
@@ -272,19 +272,19 @@ class _Block(torch.autograd.Function):
         grad, (n_positions, d), (n, m2) = grads[0].contiguous(), x.shape[1:], both.shape
         narrow_grad = normed.new_empty(n, d)
         call.narrow_rows(address(grad), address(rows), n, d, address(narrow_grad), d)
-        of_gated, gated = _times(narrow_grad, of_down), both.new_empty(n, m2 // 2)
+        of_gated, gated = matmul(narrow_grad, of_down), both.new_empty(n, m2 // 2)
         grad_both = torch.empty_like(both)
         call.gate_backward(address(both), address(of_gated), n, m2 // 2, address(grad_both), address(gated))
         found: dict[str, Tensor | None] = {"down": _of_weight(narrow_grad, gated, learns[8])}
         of_both_weights = _of_weight(grad_both, normed_mlp, learns[6] or learns[7])
         of_between, narrow_between = torch.empty_like(between), torch.empty_like(normed_mlp)
-        of_norm_mlp, of_normed = torch.empty_like(norm_mlp), _times(grad_both, of_both)
+        of_norm_mlp, of_normed = torch.empty_like(norm_mlp), matmul(grad_both, of_both)
         call.norm_backward(
             address(between), address(scale_mlp), n, d, address(norm_mlp), address(of_normed), address(grad),
             address(rows), address(of_between), address(narrow_between), address(of_norm_mlp),
         )  # fmt: skip
         found["o"] = _of_weight(narrow_between, attended, learns[4])
-        of_attended = _times(narrow_between, of_o)
+        of_attended = matmul(narrow_between, of_o)
         places = None
         if rows is not None:
             of_attended = normed.new_zeros(n_positions, of_attended.shape[1]).index_copy_(0, rows, of_attended)
@@ -292,7 +292,7 @@ class _Block(torch.autograd.Function):
             places[rows] = torch.arange(n)
         grad_qkv, of_norms = attend_back(ctx.frame, of_attended, qkv, (norm_q, norm_k), kept)
         of_qkv_weights = _of_weight(grad_qkv, normed, any(learns[1:4]))
-        of_x, of_norm, of_normed = torch.empty_like(x), torch.empty_like(norm), _times(grad_qkv, of_qkv)
+        of_x, of_norm, of_normed = torch.empty_like(x), torch.empty_like(norm), matmul(grad_qkv, of_qkv)
         call.norm_backward(
             address(x), address(scale), n_positions, d, address(norm), address(of_normed), address(of_between),
             address(places), address(of_x), None, address(of_norm),
@@ -324,12 +324,8 @@ def _norm(
     )
 
 
-def _times(left: Tensor, right: Tensor) -> Tensor:
-    return matmul(left, right) if left.dtype == torch.float32 else torch.mm(left, right)
-
-
 def _of_weight(grad: Tensor, factor: Tensor, wanted: bool) -> Tensor | None:
-    return _times(grad.t(), factor) if wanted else None
+    return matmul(grad.t(), factor) if wanted else None
 
 
 def _wide(tensor: Tensor | None) -> Tensor | None:

@@ -137,7 +137,7 @@ def _products(
     x: Tensor, weights: Sequence[Tensor], widths: Sequence[int], adapters: Sequence[LowRank | None]
 ) -> Sequence[Tensor]:
     """x times each of the parts, which stand in one matrix or in one each, with what adapters add to them."""
-    found = [_times(x, weight) for weight in weights]
+    found = [matmul(x, weight) for weight in weights]
     parts = found[0].split(widths, dim=1) if len(found) < len(widths) else found
     for part, adapter in zip(parts, adapters, strict=True):
         if adapter is not None:
@@ -178,7 +178,3 @@ def _attended(
             sizes.window or 0, address(attended),
         )  # fmt: skip
     return attended
-
-
-def _times(left: Tensor, right: Tensor) -> Tensor:
-    return matmul(left, right) if left.dtype == torch.float32 else torch.mm(left, right)

@@ -73,6 +73,8 @@ def linear(
 
 def matmul(left: Float[Tensor, "n k"], right: Float[Tensor, "k m"]) -> Float[Tensor, "n m"]:
     """left·right without gradients, through oneDNN where that is faster."""
+    if left.dtype != torch.float32:  # asked of every product of a sampler's step in bfloat16
+        return torch.mm(left, right)
     if not _suits(left, right.t()):
         return left @ right
     return _onednn(left, right.t(), None)
