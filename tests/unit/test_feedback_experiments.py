@@ -279,6 +279,9 @@ def test_the_api_sets_up_and_reports(site):
     body = {"name": "why", "arms": {"off": {"change": {"rationale": "off"}}, "asked": {"weight": 2}}}
     assert admin.post("/api/v1/experiments", json=body).json() == {"new": 1}
     assert project_settings(site.store).experiments["why"] == {"off": 1.0, "asked": 2.0}
+    arms = {"off": {"weight": 1.0, "change": {"rationale": "off"}}, "asked": {"weight": 2.0, "change": {}}}
+    about = {"experiment": "why", "unit": "rater", "running": True, "arms": arms}
+    assert admin.get("/api/v1/experiments").json() == [{**about, "drawn": {"off": 0, "asked": 0}, "effects": []}]
     for wrong in ({"guideline": "\ud800"}, {"guideline": "v\0"}, {"levels": "9" * 5000}, {"colour": "red"}):
         arms = {"a": {"change": wrong}, "b": {}}
         sent_text = json.dumps({"name": "wrong", "arms": arms})
@@ -288,9 +291,13 @@ def test_the_api_sets_up_and_reports(site):
     assert admin.post("/api/v1/experiments", json=body).status_code == 422  # both change rationale
     rater = site.browser("annotator")
     rater.post("/work", sent(rater.get("/work").text, choice="0"))
-    found = admin.get("/api/v1/experiments").json()
-    assert {one["experiment"] for one in found} == {"why"}
-    assert {one["unit"] for one in found} == {"rater"}
+    [found] = admin.get("/api/v1/experiments").json()
+    assert {name: found[name] for name in about} == about
+    assert sum(found["drawn"].values()) == 1
+    assert {one["unit"] for one in found["effects"]} == {"rater"}
+    end_experiment(site.store, "why", now=9.0)
+    [ended] = admin.get("/api/v1/experiments").json()
+    assert (ended["running"], ended["arms"], len(ended["effects"])) == (False, {}, len(found["effects"]))
 
 
 def test_the_command_sets_up_ends_and_reports(tmp_path, capsys):
@@ -300,12 +307,16 @@ def test_the_command_sets_up_ends_and_reports(tmp_path, capsys):
     assert cli.main([*make, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"experiment": "scale", "done": "experiment made"}
     assert cli.main(["experiment", address, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"effects": []}
+    [listed] = json.loads(capsys.readouterr().out)["experiments"]
+    assert (listed["experiment"], listed["drawn"], listed["effects"]) == ("scale", {"seven": 0, "binary": 0}, [])
+    assert cli.main(["experiment", address]) == 0
+    assert capsys.readouterr().out == "scale: running; binary (0 raters), seven (0 raters)\n"
     assert cli.main(["experiment", address, "scale", "--end"]) == 0
     for arguments, said in (
         (["scale", "--end"], "none by the name"),
         (["--end"], "found no name"),
         (["x", "--arm", "a"], "two or more"),
+        (["nothing"], "lists them"),
     ):
         capsys.readouterr()
         assert cli.main(["experiment", address, *arguments]) == 2
@@ -387,9 +398,11 @@ def test_only_answers_given_in_an_arm_count_and_an_arm_without_anybody_is_named(
     )
     assert cli.main(["experiment", store.address, "tie"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "tie, seconds of activity (1 rater):"
-    assert lines[1].split() == [drawn, "60.000", "no", "interval:", "found", "1", "rater,", "an", "interval", "needs", "2,", "1", "rater"]  # fmt: skip
-    assert lines[2].split() == [empty, "no", "rater", "yet:", "nothing", "to", "compare", "with"]
+    assert [lines[0].partition(";")[0], lines[1]] == ["tie: running", "tie, seconds of activity (1 rater):"]
+    assert f"{drawn} (1 rater)" in lines[0]
+    assert f"{empty} (0 raters)" in lines[0]
+    assert lines[2].split() == [drawn, "60.000", "no", "interval:", "found", "1", "rater,", "an", "interval", "needs", "2,", "1", "rater"]  # fmt: skip
+    assert lines[3].split() == [empty, "no", "rater", "yet:", "nothing", "to", "compare", "with"]
 
 
 def test_the_command_says_what_can_be_told_of_each_arm(tmp_path, capsys):

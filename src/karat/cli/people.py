@@ -161,6 +161,12 @@ def _effect_lines(effect: Any) -> list[str]:
     return [*lines, *(f"  {arm:<20} no {effect.unit} yet: nothing to compare with" for arm in effect.without)]
 
 
+def _experiment_line(one: Any) -> str:
+    """An experiment with its arms, as a person reads it."""
+    arms = [f"{arm} ({n:,} {one.unit}{'s' * (n != 1)})" for arm, n in one.drawn.items()]
+    return f"{one.experiment}: {'running' if one.running else 'ended'}; {', '.join(arms)}"
+
+
 @app.command(epilog='Example: karat experiment karat.db scale --arm "seven" --arm "binary = 1: levels = 2"')
 def experiment(
     run_or_store: StoreOrRun,
@@ -179,7 +185,7 @@ def experiment(
     from karat.feedback.people.accounts import log
     from karat.feedback.people.roles import COMMAND_LINE
     from karat.feedback.store import open_store
-    from karat.feedback.work.experiments import end_experiment, experiment_effects, make_experiment
+    from karat.feedback.work.experiments import end_experiment, list_experiments, make_experiment
 
     if (arm or end) and not name:
         raise ConfigError("experiment: found no name; expected karat experiment STORE NAME …")
@@ -194,12 +200,16 @@ def experiment(
             log(store, COMMAND_LINE, done, name, "; ".join(arm or ())[:1000], now=now)
             answer(as_json, {"experiment": name, "done": done}, [f"{name}: {done}"])
             return
-        found = [one for one in experiment_effects(store, np.random.default_rng(0)) if name in ("", one.experiment)]
-    lines = [line for one in found for line in _effect_lines(one)]
+        listed = [one for one in list_experiments(store, np.random.default_rng(0)) if name in ("", one.experiment)]
+    if name and not listed:
+        raise ConfigError(f"experiment: found none by the name {name!r}; `karat experiment {run_or_store}` lists them")
+    found = [effect for one in listed for effect in one.effects]
+    lines = [_experiment_line(one) for one in listed]
+    lines += [line for one in found for line in _effect_lines(one)]
     if found:
         methods = dict.fromkeys(one.report.method for one in found)
         lines += [*methods, "several outcomes are looked at: one small p among many is to be expected"]
-    answer(as_json, {"effects": [dataclasses.asdict(one) for one in found]}, lines or ["no judgement in any arm yet"])
+    answer(as_json, {"experiments": [dataclasses.asdict(one) for one in listed]}, lines or ["no experiment yet"])
 
 
 @people.command("add", epilog="Example: karat people add karat.db --role annotator --n 20")

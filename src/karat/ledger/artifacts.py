@@ -26,6 +26,7 @@ __all__ = [
     "disk_error",
     "ref_of",
     "staged_directory",
+    "take_place",
     "write_bytes",
     "write_json",
     "write_text",
@@ -85,7 +86,6 @@ def staged_directory(path: Path) -> Iterator[Path]:
     Raises: LedgerError when the disk is full or the place cannot be written; what was there before is untouched.
     """
     staging = path.with_name(f".{path.name}.part")
-    retired = path.with_name(f".{path.name}.old")
     filled = False
     try:
         shutil.rmtree(staging, ignore_errors=True)
@@ -95,19 +95,7 @@ def staged_directory(path: Path) -> Iterator[Path]:
         for file in sorted(staging.rglob("*")):
             if file.is_file():
                 _sync_file(file)
-        # A directory cannot replace a full one in one step: the old one steps aside first, and comes back if the
-        # second rename fails.
-        shutil.rmtree(retired, ignore_errors=True)
-        if path.exists():
-            os.replace(path, retired)
-        try:
-            os.replace(staging, path)
-        except OSError:
-            if retired.exists():
-                os.replace(retired, path)
-            raise
-        _sync_directory(path.parent)
-        shutil.rmtree(retired, ignore_errors=True)
+        take_place(staging, path)
     except OSError as error:
         shutil.rmtree(staging, ignore_errors=True)
         if not filled and error.errno not in FULL:
@@ -116,6 +104,27 @@ def staged_directory(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+def take_place(new: Path, path: Path) -> None:
+    """Put a file or directory at `path` of the same disk, in the place of what stands there.
+
+    A directory cannot replace a full one in one step: the old one steps aside first, and comes back if the second
+    rename fails.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    retired = path.with_name(f".{path.name}.old")
+    shutil.rmtree(retired, ignore_errors=True)
+    if path.is_dir():
+        os.replace(path, retired)
+    try:
+        os.replace(new, path)
+    except OSError:
+        if retired.exists():
+            os.replace(retired, path)
+        raise
+    _sync_directory(path.parent)
+    shutil.rmtree(retired, ignore_errors=True)
 
 
 def directory_files(path: Path) -> tuple[tuple[str, str], ...]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from karat.errors import LedgerError
 from karat.identity import content_id
 
-ProblemKind = Literal["altered", "missing", "added", "manifest", "stale", "unchecked", "erased"]
+ProblemKind = Literal["altered", "missing", "added", "manifest", "stale", "interrupted", "unchecked", "erased"]
 WORDS_FILE = "words.jsonl"
 """Name of the file of an artefact that holds people's words and nothing else: what may be erased from it is named by
 the rest of the artefact, and nothing that is computed depends on it."""
@@ -23,6 +23,8 @@ ASKED = "asked"
 outputs were made."""
 SNAPSHOTS = ("snapshot", ASKED)
 """Kinds of artefacts that hold judgements."""
+METRICS = "metrics"
+"""Kind of the figures of a stage's training steps, a line a step: an end in itself, from which nothing is made."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ class Problem:
     """The file, relative to the run's directory."""
     kind: ProblemKind
     """altered, missing, added, manifest (damaged or contradicting itself), stale (rewritten after it had been
-    read), unchecked (an input outside the run that is not on this machine), or erased (words taken out on request)."""
+    read), interrupted (a stage was stopped while its new files took their places), unchecked (an input outside the run
+    that is not on this machine), or erased (words taken out on request)."""
     detail: str
     """What was expected and what was found, one line."""
     stage: str
@@ -249,36 +252,13 @@ def compare(recorded: ArtifactRef, found: ArtifactRef | None, stage: str) -> lis
     return problems
 
 
-def excuse_erased(
-    problems: Sequence[Problem], recorded: Mapping[str, str], found: Mapping[str, str], erased: Sequence[ErasedWords]
-) -> list[Problem]:
-    """The same problems, where those of words that were taken out on request say "erased" instead of "altered".
-
-    Args:
-        recorded, found: hashes of files by path, as a manifest has them and as they are now.
-        erased: in the order in which words were taken out; each goes on from the one before.
-    """
-    result = []
-    for problem in problems:
-        digest, reasons = recorded.get(problem.path), []
-        for one in erased:
-            if one.path == problem.path and one.before == digest and one.path.endswith("/" + WORDS_FILE):
-                digest = one.after
-                reasons.append(one.reason)
-        if problem.kind == "altered" and reasons and digest == found.get(problem.path):
-            detail = f"words were taken out on request ({'; '.join(dict.fromkeys(reasons))})"
-            problem = Problem(problem.path, "erased", detail, problem.stage)
-        result.append(problem)
-    return result
-
-
 def trace(manifests: Sequence[Manifest], artefact: str | None = None) -> tuple[TraceNode, ...]:
     """What an artefact was made from, back to what came from outside.
 
     Args:
         manifests: of one run.
         artefact: a path, a hash (or its beginning), a stage, or `stage/name`; None = every artefact that no
-            other stage read.
+            other stage read, but figures of training steps.
     Returns: one tree for each artefact meant; inputs are linked to the stage that wrote the same path and hash.
     Raises: LedgerError where no artefact answers to the name.
     """
@@ -359,7 +339,8 @@ def _meant(manifests: Sequence[Manifest], artefact: str | None) -> list[Artifact
     if artefact is None:
         sources = (reference for manifest in manifests for reference in (*manifest.inputs, *manifest.asked))
         read = {(reference.path, reference.hash) for reference in sources}
-        return [reference for _, reference in outputs if (reference.path, reference.hash) not in read]
+        ends = (reference for _, reference in outputs if reference.kind != METRICS)
+        return [reference for reference in ends if (reference.path, reference.hash) not in read]
     sources = [(manifest.stage, reference) for manifest in manifests for reference in manifest.inputs]
     name = artefact.rstrip("/")
     found = _answering(outputs, name) or [reference for _, reference in _named(sources, name)]

@@ -21,6 +21,7 @@ from typing import Any
 from karat.errors import LedgerError
 from karat.identity import canonical_json
 from karat.ledger.artifacts import disk_error, ref_of, write_text
+from karat.ledger.excuses import excuse_erased, explain_interrupted
 from karat.ledger.lineage import (
     WORDS_FILE,
     ArtifactRef,
@@ -28,7 +29,6 @@ from karat.ledger.lineage import (
     Manifest,
     Problem,
     TraceNode,
-    excuse_erased,
     stage_key,
     trace,
     verify_manifests,
@@ -36,12 +36,13 @@ from karat.ledger.lineage import (
 
 __all__ = [
     "Manifest",
+    "announce",
     "code_commit",
-    "files_of",
     "finished_stage",
     "is_run",
     "lock_run",
     "note_erased",
+    "outputs_of",
     "package_versions",
     "read_erased",
     "read_manifest",
@@ -49,12 +50,15 @@ __all__ = [
     "stage_key",
     "trace_run",
     "verify_run",
+    "withdraw",
     "write_manifest",
 ]
 
 FORMAT = 1
 ERASED = "erased.jsonl"
 """The list of words taken out of a run's files on request, in the run's directory."""
+ANNOUNCED = ".next"
+"""Ends the name of a manifest whose files are taking their places."""
 PACKAGES = ("karat", "torch", "transformers", "tokenizers", "peft", "accelerate", "numpy", "scipy")
 STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -127,19 +131,33 @@ def finished_stage(
     return manifest
 
 
-def files_of(run_dir: Path, stage: str) -> frozenset[Path]:
-    """Files in a run that the standing manifest of a stage says it wrote, where they are; none without a manifest."""
+def outputs_of(run_dir: Path, stage: str) -> frozenset[Path]:
+    """Files and directories in a run that the standing manifest of a stage says it wrote, where they are; none without a manifest."""
     if not _manifest_path(run_dir, stage).exists():
         return frozenset()
     written = (run_dir / one.path for one in read_manifest(run_dir, stage).outputs if not one.outside)
-    return frozenset(path for path in written if path.is_file())
+    return frozenset(path for path in written if path.exists())
+
+
+def announce(run_dir: Path, manifest: Manifest) -> None:
+    """Write down, before the first of a stage's old files is replaced, what will stand once all are.
+
+    Whoever verifies the run in between sees what happened. `withdraw` it once the manifest itself is written.
+    """
+    write_text(_announced_path(run_dir, manifest.stage), _rendered(manifest))
+
+
+def withdraw(run_dir: Path, stage: str) -> None:
+    """Take back what a stage announced: it is done, or was given up."""
+    _announced_path(run_dir, stage).unlink(missing_ok=True)
 
 
 def verify_run(run_dir: Path) -> list[Problem]:
     """Everything in a run that is not as its manifests say, file by file; empty = all of it is.
 
     Hashes every recorded file again, links what each stage read to what another wrote, and recomputes every
-    manifest's own id. Inputs outside the run that are not on this machine come back as `unchecked`.
+    manifest's own id. Inputs outside the run that are not on this machine come back as `unchecked`, what a stage was
+    replacing when it was stopped as `interrupted`.
 
     Raises: LedgerError when the directory is not a run.
     """
@@ -165,6 +183,7 @@ def verify_run(run_dir: Path) -> list[Problem]:
     references = {ref.path: ref for manifest in manifests for ref in (*manifest.inputs, *manifest.outputs)}
     found = {path: _found(run_dir, reference) for path, reference in references.items()}
     problems += verify_manifests(manifests, found)
+    problems = explain_interrupted(problems, manifests, _announced(run_dir), found)
     erased = read_erased(run_dir)
     if not erased:
         return problems
@@ -283,6 +302,18 @@ def _manifest_path(run_dir: Path, stage: str) -> Path:
     if not STAGE_NAME.fullmatch(stage):
         raise LedgerError(f"stage {stage!r}: found a name that is no file name; expected letters, digits, . _ -")
     return run_dir / "manifests" / f"{stage}.json"
+
+
+def _announced_path(run_dir: Path, stage: str) -> Path:
+    return _manifest_path(run_dir, stage).with_suffix(ANNOUNCED)
+
+
+def _announced(run_dir: Path) -> Iterator[Manifest]:
+    for path in sorted((run_dir / "manifests").glob(f"*{ANNOUNCED}")):
+        with contextlib.suppress(LedgerError):  # a damaged one explains nothing
+            manifest, stated = _parse(path)
+            if manifest.id == stated and manifest.stage == path.stem:
+                yield manifest
 
 
 def _manifest_files(run_dir: Path) -> list[Path]:

@@ -158,7 +158,7 @@ def _meant(set_up: Arena, policy: str, known: Mapping[str, ArtifactRef], directo
 
 def _measure(one: Voted, seed: int, place: Workplace) -> StageResult:
     with open_store(one.address) as store:
-        snapshot = place.directory / "snapshots" / one.stage
+        snapshot = place.beside(place.directory / "snapshots" / one.stage)
         # votes of before are in the store too; here a copy of them would only escape the next erasure
         if snapshot.exists():
             shutil.rmtree(snapshot)
@@ -167,7 +167,7 @@ def _measure(one: Voted, seed: int, place: Workplace) -> StageResult:
     root = read_snapshot(snapshot).root
     about = {"store": _label(one.address), "root": root, "is": dict(one.policies)}
     content = {**about, **figures, "written_by": one.arena.written_by, "checkpoints": one.arena.checkpoints}
-    target = place.directory / "arenas" / f"{one.stage.removeprefix(STAGE)}.json"
+    target = place.beside(place.directory / "arenas" / f"{one.stage.removeprefix(STAGE)}.json")
     write_json(target, jsonable(content))
     metrics = {**about, **{name: value for name, value in figures.items() if name != "slices"}}
     outputs = [Output("votes", snapshot, ASKED), Output("arena", target)]

@@ -16,7 +16,7 @@ from karat.feedback.quality.agreement import alpha, pairwise_agreement
 from karat.feedback.schema import UNKNOWN_ANNOTATOR
 from karat.feedback.snapshot import Snapshot
 from karat.ledger.artifacts import write_text
-from karat.pipeline.stages import level_counts
+from karat.pipeline.stages import Output, Workplace, level_counts
 from karat.records import Demonstration, Prompt, Turn
 from karat.seeding import numpy_generator
 
@@ -69,6 +69,18 @@ def read_prompts(path: Path) -> dict[str, list[Prompt]]:
     for row in read_rows(path):
         splits[row["split"]].append(prompt_of(row))
     return splits
+
+
+def write_source_files(
+    place: Workplace, splits: Mapping[str, Sequence[Prompt]], demonstrations: Sequence[Demonstration]
+) -> list[Output]:
+    """The prompts in their splits and the demonstrations of a run, as its first stage hands them on."""
+    outputs = [
+        Output(name, place.beside(place.directory / "data" / f"{name}.jsonl")) for name in ("prompts", "demonstrations")
+    ]
+    write_prompts(outputs[0].path, splits)
+    write_demonstrations(outputs[1].path, demonstrations)
+    return outputs
 
 
 def write_demonstrations(path: Path, demonstrations: Sequence[Demonstration]) -> None:

@@ -107,7 +107,7 @@ def side_by_side(
         valued = utilities_by_group(measured, prompts, source.group_gold)
         content["by_group"] = group_content(valued, name, "sft")
         findings.append(worst_group_finding(group_gains(valued, name, "sft"), name, "sft"))
-    target = place.directory / "evaluation.json"
+    target = place.beside(place.directory / "evaluation.json")
     write_json(target, jsonable(content))
     metrics = {f"{name}_minus_sft": difference, "n_prompts": len(prompts)}
     notes = [

@@ -138,7 +138,7 @@ def _looked(scorer: Scorer, seen: LookedAt, settings: LookSettings, place: Workp
             bar.reach(sum(parts.values()), **{what.replace(" ", "_"): n_done})
 
         found = look_inside(scorer, seen, settings, progress=tell)
-    target = place.directory / "inside.json"
+    target = place.beside(place.directory / "inside.json")
     write_json(target, jsonable(_record(found)))
     metrics = {"n_texts": len(seen.texts), "explained_frac": found.atlas.explained_frac}
     return StageResult([Output("inside", target)], metrics, found.findings)

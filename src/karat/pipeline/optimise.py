@@ -19,6 +19,7 @@ from karat.evaluate.measure import draw, sequence_kl, texts_of
 from karat.feedback.snapshot import read_snapshot, snapshot_place, write_snapshot
 from karat.feedback.store import open_store
 from karat.ledger.artifacts import ArtifactRef, ref_of
+from karat.ledger.lineage import METRICS
 from karat.lm import parallel
 from karat.lm.adapters import is_adapted, merged, reference_mode
 from karat.lm.load import LoadedLM, load_lm, save_lm
@@ -122,7 +123,7 @@ def keep(
         shutil.rmtree(directory, ignore_errors=True)
         lm = load_lm(result.best_path)
     save_lm(merged(lm), directory, metadata={"run_id": run.id, "stage": name, "step": str(kept_step)})
-    watched = place.directory / "metrics" / f"watch{place.suffix}.jsonl"
+    watched = place.beside(place.directory / "metrics" / f"watch{place.suffix}.jsonl")
     write_rows(watched, watcher.history)
     metrics = {
         "alarms": watcher.alarms,
@@ -138,7 +139,11 @@ def keep(
     }
     notes = [f"stopped early: {result.stop_reason}"] if result.stop_reason else []
     notes += [f"optimised for {config.score}, not for the reward model"] if config.score else []
-    outputs = [Output("model", directory, "model"), Output("metrics", place.metrics_path), Output("watch", watched)]
+    outputs = [
+        Output("model", directory, "model"),
+        Output("metrics", place.metrics_path, METRICS),
+        Output("watch", watched),
+    ]
     outputs += [] if panel is None else panel.outputs()
     return StageResult(outputs, metrics, [leash_finding(config)], notes)
 

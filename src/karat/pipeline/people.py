@@ -23,10 +23,10 @@ from karat.feedback.store import Store
 from karat.feedback.work.gates import over_budget
 from karat.lm.chat import prompt_tokens
 from karat.lm.load import load_lm
-from karat.pipeline.data import write_demonstrations, write_prompts
+from karat.pipeline.data import write_source_files
 from karat.pipeline.preferences import FRACTIONS, check_context
 from karat.pipeline.settings import RunConfig
-from karat.pipeline.stages import Output, StageResult, Workplace
+from karat.pipeline.stages import StageResult, Workplace
 from karat.progress import Progress
 from karat.prompts.sources import ANSWER_FIELDS, read_prompts, rows_with_answers
 from karat.prompts.splits import split
@@ -62,10 +62,7 @@ def write_source(config: RunConfig, place: Workplace) -> StageResult:
         "validation": parts["validation"][: config.watch.n_prompts],
         "evaluation": parts["evaluation"][: config.evaluate.n_prompts],
     }
-    data = place.directory / "data"
-    write_prompts(data / "prompts.jsonl", splits)
-    write_demonstrations(data / "demonstrations.jsonl", shown)
-    outputs = [Output("prompts", data / "prompts.jsonl"), Output("demonstrations", data / "demonstrations.jsonl")]
+    outputs = write_source_files(place, splits, shown)
     notes = []
     if left_out := len(prompts) - len(fits):
         notes.append(f"{left_out} of {len(prompts)} prompts are longer than the limit and were left out")

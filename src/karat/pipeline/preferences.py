@@ -18,7 +18,7 @@ from karat.feedback.store import Store, open_store
 from karat.ledger.artifacts import write_json
 from karat.lm.chat import prompt_tokens, response_tokens
 from karat.lm.load import LoadedLM, load_lm
-from karat.pipeline.data import write_demonstrations, write_prompts
+from karat.pipeline.data import write_source_files
 from karat.pipeline.settings import PreferencesSettings, RunConfig
 from karat.pipeline.stages import Output, StageResult, Workplace
 from karat.prompts.splits import split
@@ -63,12 +63,10 @@ def write_source(config: RunConfig, place: Workplace) -> StageResult:
         for judgement in fits
         if judgement.prompt_id in practice
     ]
-    data = place.directory / "data"
-    write_json(data / IDS, [record.id for record in records])
-    write_prompts(data / "prompts.jsonl", splits)
-    write_demonstrations(data / "demonstrations.jsonl", chosen)
-    outputs = [Output("prompts", data / "prompts.jsonl"), Output("demonstrations", data / "demonstrations.jsonl")]
-    outputs.append(Output("judgements", data / IDS))
+    outputs = write_source_files(place, splits, chosen)
+    ids = place.beside(place.directory / "data" / IDS)
+    write_json(ids, [record.id for record in records])
+    outputs.append(Output("judgements", ids))
     counts = {"n_rows": rows.n_rows, "n_prompts": {name: len(group) for name, group in splits.items()}}
     left_out = len(judgements) - len(fits)
     notes = [f"{rows.n_identical} rows have two equal texts and were left out"] if rows.n_identical else []

@@ -20,7 +20,7 @@ from karat.ledger.artifacts import write_text
 from karat.lm import parallel
 from karat.lm.fresh import word_tokenizer, write_fresh_decoder
 from karat.lm.load import save_lm
-from karat.pipeline.data import write_demonstrations, write_prompts
+from karat.pipeline.data import write_source_files
 from karat.pipeline.models import load_for_training
 from karat.pipeline.people import collect_from_people, open_to_people
 from karat.pipeline.settings import CollectSettings, RunConfig, SandboxSettings
@@ -82,21 +82,13 @@ def write_source(config: RunConfig, seed: int, place: Workplace) -> StageResult:
     # the policy practises on the prompts that were judged and on those that were demonstrated, never on the others
     splits["policy"] = splits["collect"] + splits["sft"]
     demonstrations = [Demonstration(p, world.demonstration(p, rng), "demonstrator") for p in splits["sft"]]
-    data = place.directory / "data"
-    write_prompts(data / "prompts.jsonl", splits)
-    write_demonstrations(data / "demonstrations.jsonl", demonstrations)
+    outputs = write_source_files(place, splits, demonstrations)
     texts = world.pretraining_texts(settings.n_base_texts, numpy_generator(seed, "source", "base"))
-    write_text(data / "base_texts.txt", "".join(f"{text}\n" for text in texts))
+    base_texts = place.beside(place.directory / "data" / "base_texts.txt")
+    write_text(base_texts, "".join(f"{text}\n" for text in texts))
     gold = float(np.mean([world.gold_reward(d.prompt, d.text) for d in demonstrations]))
-    outputs = [Output(name, data / file) for name, file in SOURCE_FILES.items()]
+    outputs.append(Output("base_texts", base_texts))
     return StageResult(outputs, {"n_prompts": {k: len(v) for k, v in splits.items()}, "demonstrator_gold": gold})
-
-
-SOURCE_FILES = {
-    "prompts": "prompts.jsonl",
-    "demonstrations": "demonstrations.jsonl",
-    "base_texts": "base_texts.txt",
-}
 
 
 def write_untrained(config: RunConfig, seed: int, directory: Path) -> Path:

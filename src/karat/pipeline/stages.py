@@ -20,8 +20,18 @@ from typing import Any
 from karat import devices
 from karat.config import plain
 from karat.identity import content_id
-from karat.ledger.artifacts import ArtifactRef, ref_of
-from karat.ledger.manifest import Manifest, code_commit, files_of, finished_stage, package_versions, write_manifest
+from karat.ledger.artifacts import ArtifactRef, ref_of, take_place
+from karat.ledger.lineage import METRICS
+from karat.ledger.manifest import (
+    Manifest,
+    announce,
+    code_commit,
+    finished_stage,
+    outputs_of,
+    package_versions,
+    withdraw,
+    write_manifest,
+)
 from karat.lm import parallel
 from karat.lm.checkpoints import newest_step
 from karat.lm.loop import JsonlReporter, Reporter
@@ -30,8 +40,8 @@ from karat.progress import Progress
 from karat.records import Finding, Vote
 from karat.report.card import finding_of
 
-ANEW = ".anew"
-"""Ends the name of a file that grows beside the one that it is to replace."""
+GROWN = "grown"
+"""Folder among a stage's checkpoints where files and directories grow that are to replace what stands."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +91,17 @@ class Workplace:
     suffix: str = ""
     """Ends the names of what a later round writes: `-2`; "" = the first round."""
     standing: frozenset[Path] = frozenset()
-    """Files that the stage wrote under other settings, and that its manifest still vouches for."""
+    """Files and directories that the stage wrote under other settings, and that its manifest still vouches for."""
+
+    @property
+    def grown(self) -> Path:
+        """The folder of what is to replace something that stands; it goes with the checkpoints."""
+        return self.checkpoints / GROWN
 
     def beside(self, path: Path) -> Path:
-        """Where a file grows while the work goes on: its own place, or beside what stands there until the work is done."""
-        return path.with_name(f"{path.stem}{ANEW}{path.suffix}") if path in self.standing else path
+        """Where a file or directory grows while the work goes on: its own place, or, where something stands there, among
+        the checkpoints until the work is done."""
+        return self.grown / path.relative_to(self.directory) if path in self.standing else path
 
     @property
     def training(self) -> Path:
@@ -93,8 +109,8 @@ class Workplace:
         return self.checkpoints / "loop"
 
     def model_directory(self, stage: str) -> Path:
-        """models/<stage>, where a stage leaves its model; later rounds have their own."""
-        return self.directory / "models" / f"{stage}{self.suffix}"
+        """Where a stage leaves its model, to become models/<stage>; later rounds have their own."""
+        return self.beside(self.directory / "models" / f"{stage}{self.suffix}")
 
 
 @dataclass(frozen=True)
@@ -142,6 +158,7 @@ class Run:
         seeds = {"run": self.seed}
         done = parallel.from_main(lambda: finished_stage(self.directory, name, inputs, settings, seeds))
         if done is not None:
+            parallel.from_main(lambda: withdraw(self.directory, name))
             self.progress.note(f"{name}: done before, kept")
             return done
         checkpoints = self.directory / "checkpoints" / name
@@ -149,7 +166,7 @@ class Run:
         started_at = utc_now()
         identity = content_id("stage", [[[one.name, one.hash] for one in inputs], settings, seeds])
         metrics_path = self.directory / "metrics" / f"{name}.jsonl"
-        standing = parallel.from_main(lambda: files_of(self.directory, name))
+        standing = parallel.from_main(lambda: outputs_of(self.directory, name))
         place = Workplace(self.directory, checkpoints, metrics_path, self.progress, clock, identity, self.tracking,
                           suffix, standing)  # fmt: skip
         place = dataclasses.replace(place, metrics_path=place.beside(metrics_path))
@@ -161,26 +178,24 @@ class Run:
         shared = work(place) if together else None
 
         def recorded() -> Manifest:
-            result = in_place(work(place) if shared is None else shared)
+            result = with_metrics(work(place) if shared is None else shared, place.metrics_path)
             manifest = record(
                 self.directory, result, run_id=self.id, stage=name, inputs=inputs, settings=settings, seeds=seeds,
-                started_at=started_at, seconds=clock.seconds(), notes=(*notes, *devices.notes(kinds)),
+                started_at=started_at, seconds=clock.seconds(), notes=(*notes, *devices.notes(kinds)), grown=place.grown,
             )  # fmt: skip
+            if metrics_path in standing and metrics_path not in outputs_of(self.directory, name):
+                metrics_path.unlink(missing_ok=True)  # of a training that the stage no longer has
             shutil.rmtree(checkpoints, ignore_errors=True)
             return manifest
 
         return parallel.from_main(recorded)
 
 
-def in_place(result: StageResult) -> StageResult:
-    """The result of work that is done, with what had grown beside older files put into their places."""
-    outputs = []
-    for one in result.outputs:
-        if one.path.stem.endswith(ANEW):
-            final = one.path.with_name(one.path.stem.removesuffix(ANEW) + one.path.suffix)
-            one = dataclasses.replace(one, path=one.path.replace(final))
-        outputs.append(one)
-    return dataclasses.replace(result, outputs=outputs)
+def with_metrics(result: StageResult, path: Path) -> StageResult:
+    """The result of work that is done, with the figures of its training steps among the outputs where it wrote any."""
+    if not path.exists() or any(one.path == path for one in result.outputs):
+        return result
+    return dataclasses.replace(result, outputs=(*result.outputs, Output("metrics", path, METRICS)))
 
 
 @contextlib.contextmanager
@@ -198,7 +213,7 @@ def training_reporters(
         yield []
         return
     trackers = open_trackers(
-        place.tracking, run=place.directory.name, stage=place.metrics_path.stem.removesuffix(ANEW), identity=place.identity,
+        place.tracking, run=place.directory.name, stage=place.checkpoints.name, identity=place.identity,
         mark=place.checkpoints / "trackers.json", directory=place.directory / "tracking",
     )  # fmt: skip
     with trackers as tracked, place.progress.stage(name, n_steps) as bar:
@@ -219,13 +234,20 @@ def record(
     started_at: str,
     seconds: float,
     notes: Sequence[str] = (),
+    grown: Path | None = None,
 ) -> Manifest:
-    """Write the manifest of a finished stage: what it read, what it wrote and was told, its figures and findings."""
+    """Write the manifest of a finished stage: what it read, what it wrote and was told, its figures and findings.
+
+    Args:
+        grown: outputs in this folder replace what stands in the run under the same names: first it is written down what
+            will stand there, then they take their places, then the manifest is written.
+    """
+    refs = tuple(_ref_in_place(directory, one, grown) for one in result.outputs)
     manifest = Manifest(
         run_id=run_id,
         stage=stage,
         inputs=tuple(inputs),
-        outputs=tuple(ref_of(directory, one.path, one.kind, one.name) for one in result.outputs),
+        outputs=refs,
         config=settings,
         seeds=seeds,
         versions=package_versions(),
@@ -237,8 +259,21 @@ def record(
         findings=tuple(jsonable(dataclasses.asdict(finding)) for finding in result.findings),
         notes=(*result.notes, *notes),
     )
+    if grown is not None and grown.exists():
+        announce(directory, manifest)
+        for one in result.outputs:
+            if one.path.is_relative_to(grown) and one.path.exists():  # one inside another has moved with it
+                take_place(one.path, directory / one.path.relative_to(grown))
     write_manifest(directory, manifest)
+    withdraw(directory, stage)
     return manifest
+
+
+def _ref_in_place(directory: Path, one: Output, grown: Path | None) -> ArtifactRef:
+    """The reference of an output, by the path that it will have."""
+    if grown is None or not one.path.is_relative_to(grown):
+        return ref_of(directory, one.path, one.kind, one.name)
+    return ref_of(grown, one.path, one.kind, one.name)
 
 
 def output(manifest: Manifest, name: str) -> ArtifactRef:

@@ -208,7 +208,8 @@ def take_in(config: VotesConfig, seed: int, place: Workplace) -> StageResult:
         times = [j.active_s for j in store.judgements() if j.active_s is not None]
         n_reasons = sum(j.reason is not None for j in store.judgements())
     pairs = published(files, snapshot)
-    write_json(place.directory / "data" / "consensus.json", [asdict(pair) for pair in pairs])
+    agreed = place.beside(place.directory / "data" / "consensus.json")
+    write_json(agreed, [asdict(pair) for pair in pairs])
     rng = numpy_generator(seed, "agreement")
     drawn = [vote for vote in snapshot.votes if vote.strategy == "random"]
     metrics = {
@@ -219,7 +220,7 @@ def take_in(config: VotesConfig, seed: int, place: Workplace) -> StageResult:
         "levels": level_counts(snapshot.votes), "agreement": pairwise_agreement(drawn, rng, ties=False),
         "alpha": alpha(drawn, rng),
     }  # fmt: skip
-    outputs = [Output("snapshot", target, "snapshot"), Output("consensus", place.directory / "data" / "consensus.json")]
+    outputs = [Output("snapshot", target, "snapshot"), Output("consensus", agreed)]
     notes = (
         [f"{done.n_identical} votes compare two equal texts and say nothing about a reward"] if done.n_identical else []
     )
@@ -266,7 +267,7 @@ def run_fold(run: Run, config: VotesConfig, fold: int, snapshot_ref: ArtifactRef
         )  # fmt: skip
     predictors |= reward_predictors(fit, "reward_model")
     study = parallel.from_main(lambda: _evaluated(predictors, test_votes, pairs, snapshot))
-    target = place.directory / "data" / f"fold-{fold}.json"
+    target = place.beside(place.directory / "data" / f"fold-{fold}.json")
     parallel.from_main(lambda: write_json(target, jsonable(asdict(study))))
     accuracy = {name: sum(rows.correct) / max(len(rows.correct), 1) for name, rows in study.systems.items()}
     metrics = {"topics": sorted(test), "accuracy": accuracy, **fit.metrics}

@@ -34,7 +34,7 @@ from karat.feedback.web import api_models as shapes
 from karat.feedback.web.access import Visitor, needs
 from karat.feedback.web.cells import CELL_NAMES, cells
 from karat.feedback.work.dashboard import pulse
-from karat.feedback.work.experiments import experiment_effects, make_experiment
+from karat.feedback.work.experiments import list_experiments, make_experiment
 from karat.feedback.work.queueing import StoreQueue, queue_tasks
 from karat.questions import Question, check_anchors
 from karat.records import Annotator, Judgement, Prompt, Response, Task
@@ -254,8 +254,8 @@ def add_experiment(request: Request, visitor: Admin, sent: ExperimentIn) -> dict
 
 @router.get("/experiments")
 def experiments(request: Request, _: Admin) -> list[dict[str, Any]]:
-    """The effect of every experiment on every outcome, with intervals over what was drawn."""
-    return [asdict(one) for one in experiment_effects(_store(request), np.random.default_rng(0))]
+    """Every experiment: its arms, who was drawn into them, and the effects, with intervals over what was drawn."""
+    return [asdict(one) for one in list_experiments(_store(request), np.random.default_rng(0))]
 
 
 @router.get("/stats")

@@ -6,8 +6,10 @@ is `karat.feedback.arm_changes`', the tests are `karat.feedback.quality.arms`'.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from sqlalchemy import select
@@ -43,6 +45,24 @@ class Effect:
     """What was drawn into the arms, and is compared: rater or task."""
     without: tuple[str, ...] = ()
     """Arms of the settings in which nobody (or no task) has this outcome yet, so that there is nothing to compare with."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment, whether or not anybody was drawn into its arms yet."""
+
+    experiment: str
+    """Its name."""
+    unit: str
+    """What is drawn into the arms: rater or task."""
+    running: bool
+    """False = it was ended; what was recorded stays."""
+    arms: Mapping[str, Mapping[str, Any]]
+    """Weight and change of each arm; {} once it was ended."""
+    drawn: Mapping[str, int]
+    """How many raters were drawn into each arm, or how many tasks were answered in it."""
+    effects: tuple[Effect, ...]
+    """Its effect on every outcome that can be measured so far."""
 
 
 def drawn_arms(store: Store) -> dict[str, dict[str, str]]:
@@ -141,6 +161,24 @@ def experiment_effects(store: Store, rng: np.random.Generator) -> list[Effect]:
                 there = {each.arm for each in report.arms}
                 without = tuple(sorted(set(planned.get(experiment, ())) - there))
                 found.append(Effect(experiment, outcome, report, unit, without))
+    return found
+
+
+def list_experiments(store: Store, rng: np.random.Generator) -> list[Experiment]:
+    """Every experiment that runs, then those that were ended; `rng` as `experiment_effects` has it."""
+    settings, effects = project_settings(store), experiment_effects(store, rng)
+    by_rater = drawn_arms(store)
+    answered = _drawn_tasks([record.judgement for record in store.records()], set(by_rater))
+    ended = dict.fromkeys([*by_rater, *answered])
+    found = []
+    for name in dict.fromkeys([*settings.experiments, *ended]):
+        weights, changes = settings.experiments.get(name, {}), settings.arm_changes.get(name, {})
+        unit = settings.arm_units.get(name, TASK if name in answered else RATER)
+        drawn = Counter({**by_rater, **answered}.get(name, {}).values())
+        arms = {arm: {"weight": weight, "change": dict(changes.get(arm, {}))} for arm, weight in weights.items()}
+        counts = {arm: drawn[arm] for arm in dict.fromkeys([*arms, *sorted(drawn)])}
+        mine = tuple(one for one in effects if one.experiment == name)
+        found.append(Experiment(name, unit, bool(weights), arms, counts, mine))
     return found
 
 
