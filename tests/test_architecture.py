@@ -46,7 +46,7 @@ PURE = {
     "feedback.arm_changes",
     "feedback.quality.rater_drift", "feedback.web.answer_words", "feedback.web.charts", "feedback.web.figures",
     "feedback.acquisition", "feedback.allocation", "hamiltonian", "reward.whitened", "reward.hierarchy", "reward.last_layer", "reward.linear_answers", "reward.rated_layer",
-    "reward.sampled_layer", "reward.tastes", "reward.channel_answers", "reward.layer_turns", "reward.drawn_answers", "reward.drawn_raters", "reward.population_layer", "reward.objective_layer",
+    "reward.sampled_layer", "reward.tastes", "reward.channel_answers", "reward.layer_turns", "reward.drawn_answers", "reward.drawn_raters", "reward.population_layer", "reward.objective_layer", "reward.halo",
 }  # fmt: skip
 EFFECTFUL = {
     "ledger.artifacts", "ledger.manifest", "lm.headers", "lm.loop_identity", "lm.adapter_files", "lm.load", "lm.own_numbers", "lm.logprobs", "lm.decoder", "lm.generate", "lm.segments", "lm.loop", "lm.freed_memory", "lm.native", "lm.checkpoints", "lm.sharding", "lm.parallel", "lm.together", "lm.trackers", "lm.endpoint",

@@ -24,6 +24,7 @@ from karat.records import Estimate, Finding, Prompt, Response
 from karat.reward.calibration import VoteModel
 from karat.reward.contributions import contributions
 from karat.reward.data import FeedbackData, feedback_data
+from karat.reward.halo import Halo, joint_layers
 from karat.reward.last_layer import LastLayer
 from karat.reward.layer_file import cooled_layer
 from karat.reward.model import RewardModel, log_lengths
@@ -77,7 +78,7 @@ def bayesian_fit(
     seen = _seen(model, data, side, config)
     widths = [seen.phi.shape[1] if number == 0 else model.trunk.width for number in range(len(data.objectives))]
     # 2. heads and raters by turns, objective by objective; draws as heads
-    layers = _layers(fit, seen, widths, config, seed)
+    layers, halos = _layers(fit, seen, widths, config, seed)
     params = joined_params(fit.params, layers, data.batch)
     raters = people_of(params, len(fit.annotators), fit.raters.cutpoints)
     heads = _with_heads(model, [layer.draws[:, :width] for layer, width in zip(layers, widths, strict=True)])
@@ -104,7 +105,7 @@ def bayesian_fit(
         fit, model=heads, raters=raters, params=params, metrics=metrics, contributions=tuple(found),
         vote_model=VoteModel(config.raters, tuple(raters.cutpoints.tolist())), reference=logits.mean(1),
         scale=response_scale(logits[..., 0].mean(0), data.groups),
-        findings=[*fit.findings, *_findings(layers), *_about_side(side, layers, len(data.batch))],
+        findings=[*fit.findings, *_findings(layers, halos), *_about_side(side, layers, len(data.batch))],
         side=_side(side, layers, widths), zero=zero if level else None,
     )  # fmt: skip
     posteriors = {layer.objective: layer.posterior for layer in layers}
@@ -114,9 +115,9 @@ def bayesian_fit(
 
 def _layers(
     fit: RewardFit, seen: _Seen, widths: Sequence[int], config: RewardConfig, seed: int
-) -> list[ObjectiveLayer]:
-    """The last layer of every objective."""
-    names, found = seen.data.objectives, []
+) -> tuple[list[ObjectiveLayer], list[Halo]]:
+    """The last layer of every objective, and what answers about several of them share."""
+    names, found, said = seen.data.objectives, [], []
     for number, (name, width) in enumerate(zip(names, widths, strict=True)):
         own = spoken_about(seen.data.batch, number, name, seen.phi[:, :width], seen.blocks)
         purpose = ("reward", "last layer", *([name] if number else []))
@@ -128,7 +129,8 @@ def _layers(
         except KaratError as error:
             raise error if len(names) == 1 else type(error)(f"objective {name!r}: {error}") from None
         found.append(layer)
-    return found
+        said.append(own)
+    return joint_layers(found, said, config.raters) if len(found) > 1 else (found, [])
 
 
 def _raw(seen: _Seen, widths: Sequence[int], layers: Sequence[ObjectiveLayer]) -> Float[Tensor, "S N O"]:
@@ -146,7 +148,7 @@ def _figures(layers: Sequence[ObjectiveLayer]) -> dict[str, float]:
     }
 
 
-def _findings(layers: Sequence[ObjectiveLayer]) -> list[Finding]:
+def _findings(layers: Sequence[ObjectiveLayer], halos: Sequence[Halo]) -> list[Finding]:
     if len(layers) == 1:
         return list(layers[0].findings)
     named = [
@@ -155,11 +157,17 @@ def _findings(layers: Sequence[ObjectiveLayer]) -> list[Finding]:
         for one in layer.findings
     ]
     names = ", ".join(layer.objective for layer in layers)
+    most = max((abs(one.correlation) for one in halos), default=0.0)
+    shared = "; ".join(
+        f"{one.objectives[0]} and {one.objectives[1]} {one.correlation:+.2f} ± {one.sd:.2f}, {one.n_shared:,} answers, "
+        f"{one.shrunk:+.2f} of it taken into the draws"
+        for one in halos
+    )
     return [*named, Finding(
-        "reward.last_layer_objectives", "What do the draws of several objectives have in common?", "info",
-        Estimate(float(len(layers)), None, None, len(layers), "objectives, each with a posterior of its own"),
-        detail=f"Nothing but the features: {names} are drawn independently. What moves one rater's answers about several of them at "
-        "once (a halo) is not in it, so that the spread of a weighted sum may be too small.",
+        "reward.last_layer_objectives", "What moves one rater's answers about several objectives of one response at once (a halo)?",
+        "info", Estimate(most, None, None, len(layers), "largest correlation of what is left of two such answers; objectives"),
+        detail=shared or f"Nothing that could be told: too few raters spoke about two of {names} of the same response; they are drawn "
+        "independently.",
     )]  # fmt: skip
 
 
