@@ -1,6 +1,8 @@
 """An endpoint as sampler, against a small server in this process: order, seeds, retries, and one line for each failure."""
 
 import json
+import signal
+import threading
 
 import pytest
 
@@ -86,6 +88,38 @@ def test_a_server_that_is_not_there_or_too_slow_is_one_line(server, monkeypatch)
     monkeypatch.setattr(module.httpx.Client, "post", slow)
     with pytest.raises(InputError, match=r"no answer within 3 s; expected a chat completion"):
         endpoint(server, timeout_s=3.0, n_tries=2)([user_prompt("q")], n_samples=1, seed=0)
+
+
+@pytest.mark.parametrize("ends", [InputError, KeyboardInterrupt])
+def test_nobody_waits_for_requests_of_a_round_that_is_over(ends):
+    """The server holds all requests but one until the test lets go, which it does only after the round has ended."""
+    held, let_go = threading.Event(), threading.Event()
+
+    class Handler(Quiet):
+        def do_POST(self):
+            if json.loads(self.sent())["messages"][0]["content"] == "refused":
+                held.wait()
+                self.reply(400, "no")
+            held.set()
+            let_go.wait()
+
+    main = threading.main_thread().ident
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started us without one
+    if ends is KeyboardInterrupt:
+
+        def interrupted(*_: object) -> None:
+            held.wait()
+            signal.pthread_kill(main, signal.SIGINT)
+
+        threading.Thread(target=interrupted, daemon=True).start()
+    asked = [user_prompt("held"), *([user_prompt("refused")] * (ends is InputError))]
+    with serving(Handler) as server:
+        try:
+            with pytest.raises(ends):
+                endpoint(server)(asked, n_samples=3, seed=0)
+        finally:
+            let_go.set()
+            signal.signal(signal.SIGINT, before)
 
 
 def test_refuses_what_cannot_be():

@@ -7,9 +7,9 @@ and log-probabilities that an update needs. Knows HTTP and conversations; knows 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import queue
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,52 @@ class EndpointReply:
     """What it said, outer blanks stripped."""
     stopped: bool
     """True = it ended by itself; False = cut off at the limit."""
+
+
+class Round:
+    """Requests of which several are under way at a time; the first that fails ends it, and so does an interruption.
+
+    Neither waits for the others: a server that does not answer would hold the program for as long as it may be asked again.
+    """
+
+    def __init__(self, n_parallel: int) -> None:
+        """n_parallel: requests under way at a time, ≥ 1."""
+        self.n_parallel = n_parallel
+        self.over = threading.Event()
+
+    def __enter__(self) -> Round:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+
+    def each(self, ask: Callable[[Any], EndpointReply], wanted: Sequence[Any]) -> list[EndpointReply]:
+        """What `ask` gives for each, in their order. Raises: what the first that failed raised."""
+        todo: queue.SimpleQueue[int] = queue.SimpleQueue()
+        done: queue.SimpleQueue[tuple[int, EndpointReply | Exception]] = queue.SimpleQueue()
+        for number in range(len(wanted)):
+            todo.put(number)
+
+        def work() -> None:
+            while not self.over.is_set():
+                try:
+                    number = todo.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    done.put((number, ask(wanted[number])))
+                except Exception as error:
+                    done.put((number, error))
+
+        for _ in range(min(self.n_parallel, len(wanted))):
+            threading.Thread(target=work, daemon=True).start()  # daemons: the end of the program does not wait for them
+        found: dict[int, EndpointReply] = {}
+        while len(found) < len(wanted):
+            number, reply = done.get()
+            if isinstance(reply, Exception):
+                raise reply
+            found[number] = reply
+        return [found[number] for number in range(len(wanted))]
 
 
 @dataclass(frozen=True)
@@ -87,12 +133,12 @@ class Endpoint:
         limits = httpx.Limits(max_connections=self.n_parallel)
         with (
             httpx.Client(timeout=self.timeout_s, headers=headers, limits=limits) as client,
-            ThreadPoolExecutor(self.n_parallel) as pool,
+            Round(self.n_parallel) as asked,
         ):
-            flat = list(pool.map(lambda one: self._one(client, *one, seed=seed), wanted))
+            flat = asked.each(lambda one: self._one(client, asked, *one, seed=seed), wanted)
         return [flat[start : start + n_samples] for start in range(0, len(flat), n_samples)]
 
-    def _one(self, client: httpx.Client, prompt: Prompt, number: int, *, seed: int) -> EndpointReply:
+    def _one(self, client: httpx.Client, asked: Round, prompt: Prompt, number: int, *, seed: int) -> EndpointReply:
         body = {
             "model": self.model,
             "messages": [{"role": turn.role, "content": turn.content} for turn in prompt.turns],
@@ -102,14 +148,14 @@ class Endpoint:
             "seed": child_seed(seed, "endpoint", prompt.id, number) % (1 << SEED_BITS),
             "stream": False,
         }
-        return self._read(self._send(client, body))
+        return self._read(self._send(client, asked, body))
 
-    def _send(self, client: httpx.Client, body: dict[str, Any]) -> httpx.Response:
+    def _send(self, client: httpx.Client, asked: Round, body: dict[str, Any]) -> httpx.Response:
         """The answer to a request, asked again where that may help."""
         address, problem = f"{self.url.rstrip('/')}/chat/completions", ""
         for attempt in range(self.n_tries):
-            if attempt:
-                time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
+            if attempt and asked.over.wait(FIRST_WAIT_S * 2 ** (attempt - 1)):
+                break
             try:
                 response = client.post(address, json=body)
             except httpx.TimeoutException:

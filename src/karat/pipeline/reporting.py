@@ -120,7 +120,8 @@ def report_input(directory: Path, title: str, unsafe: Sequence[str], manifests: 
         arenas=arenas,
         samples=tuple(_shown(row) for row in evaluation.get("shown", ())),
         **_inside(directory, by_stage),
-        notes=tuple(notes) + _equal_kl(evaluation),
+        notes=tuple(notes),
+        at_equal_kl=_equal_kl(evaluation),
     )
 
 
@@ -319,7 +320,7 @@ def _held_out(by_stage: Mapping[str, Manifest]) -> tuple[tuple[str, Estimate], .
     if "reward" not in by_stage:
         return ()
     return tuple(
-        (finding.name.partition(".")[2].replace("_", " ").replace(".", ": "), finding.estimate)
+        (finding.question, finding.estimate)
         for finding in findings_of(by_stage[newest_round(by_stage, "reward")])
         if finding.estimate is not None and finding.name.startswith(("gate.", "held_out."))
     )
@@ -371,7 +372,7 @@ def _equal_kl(evaluation: Mapping[str, Any]) -> tuple[str, ...]:
         if gold is not None:
             said = f"{ppo:.2f} (interpolated along training)" if ppo is not None else "not reached by its path"
             notes.append(
-                f"at equal KL ({row['kl']:.2f} nats): {name.replace('_', ' ')} has gold {gold:.2f}, {TITLES.get(name_of, name_of)} {said}"
+                f"At equal KL ({row['kl']:.2f} nats): {name.replace('_', ' ')} has gold {gold:.2f}, {TITLES.get(name_of, name_of)} {said}."
             )
     return tuple(notes)
 

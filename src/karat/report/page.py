@@ -195,6 +195,8 @@ class ReportInput:
     """Calibration of the reward model on held-out votes."""
     frontier: tuple[Panel, ...] = ()
     """Gold (and proxy) against KL: positions are KLs in nats, drawn at their square roots."""
+    at_equal_kl: tuple[str, ...] = ()
+    """What was bought at one and the same distance from the reference, a sentence each."""
     held_out: tuple[tuple[str, Estimate], ...] = ()
     """Held-out figures of the reward model and its baselines."""
     feedback: FeedbackSummary | None = None

@@ -135,7 +135,7 @@ def train_reward(
     if validation is None:
         train, validation, how = split_votes(said, holdout_frac=config.holdout_frac)
     else:
-        train, how = list(said), f"{len(validation)} votes held out by the caller"
+        train, how = list(said), f"{len(validation):,} votes, kept apart before the training"
     check_informative(train)
     ordinal = config.ratings == "ordinal"
     data = feedback_data(train, prompts, responses, ordinal=ordinal)

@@ -27,7 +27,8 @@
       Plotly.react("plot-" + name, painted.data, layout, {
         responsive: true,
         displaylogo: false,
-        displayModeBar: "hover",
+        // where nothing can hover the bar would always lie on the legend
+        displayModeBar: matchMedia("(hover: hover)").matches ? "hover" : false,
         modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
       });
     }

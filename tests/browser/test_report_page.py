@@ -1,0 +1,66 @@
+"""The report on a phone and on paper: nothing lies on a legend, and nothing that cannot be scrolled to is cut off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page
+
+from karat.ledger.lineage import ArtifactRef, Manifest
+from karat.records import Estimate, Finding
+from karat.report.figures import Bin, Panel, Series
+from karat.report.page import Curve, ReportInput, write_page
+
+pytestmark = pytest.mark.browser
+
+GOLD = Estimate(-0.2915, -0.3624, -0.2163, 400, "mean over prompts, Student t interval, 95 %")
+COLUMNS = ("gold", "proxy", "kl", "win_rate", "length", "distinct", "agrees_wrong", "reward_distance")
+BEYOND = """(selector) => [...document.querySelectorAll(selector)].map((one) => one.getBoundingClientRect())
+    .filter((box) => box.width && (box.right > innerWidth - 8 || box.left < 8)).length"""
+"""How many of these elements reach beyond the page's margin."""
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report with every wide part."""
+    series = Series("gold", (1.0, 4.0), (0.1, 0.3), (0.0, 0.2), (0.2, 0.4), ("a", "b"), "gold")
+    ref = ArtifactRef("m", "data/demonstrations_of_a_longer_name.jsonl", "sha256:" + "1" * 64, "file")
+    manifest = Manifest("demo", "evaluate", (ref,), (ref,), {}, {}, {}, None, "", "t", 3.0)
+    long = "How many verdicts does an edit turn that keeps the meaning: reworded?"
+    content = ReportInput(
+        run_id="demo",
+        title="A run",
+        manifests=(manifest,),
+        policies={name: dict.fromkeys(COLUMNS, GOLD) for name in ("sft", "best_of_16", "ppo")},
+        findings=(Finding("challenge.D2", long, "not measured", None, "SFT 0.24, PPO 0.13"),),
+        curves=(Curve("c", "PPO", (Panel("loss", (series,)),), "rollouts"),),
+        calibration=(Bin(0.5, 0.4, 0.3, 0.5, 10),),
+        frontier=(Panel("gold", (series,)),),
+        held_out=((long, GOLD),) * 3,
+    )
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_page(path, content)
+    return path
+
+
+def opened(chromium: Browser, report: Path, **options: object) -> Page:
+    page = chromium.new_context(**options).new_page()
+    page.goto(report.as_uri())
+    page.wait_for_function("document.querySelectorAll('.main-svg').length > 0")
+    return page
+
+
+def test_on_a_phone_no_bar_lies_on_a_legend_and_every_status_is_seen(chromium: Browser, report: Path):
+    page = opened(chromium, report, viewport={"width": 375, "height": 800}, is_mobile=True, has_touch=True)
+    assert page.locator(".legend").count() > 0
+    assert [one.is_visible() for one in page.locator(".modebar").all()].count(True) == 0
+    assert page.evaluate(BEYOND, ".challenges .badge, .held-out td") == 0
+    page.context.close()
+
+
+def test_on_paper_every_column_is_there(chromium: Browser, report: Path):
+    page = opened(chromium, report, viewport={"width": 794, "height": 1123})  # A4 at 96 dots an inch
+    page.emulate_media(media="print")
+    assert page.evaluate(BEYOND, ".policies td, .stages td code, .held-out td, .challenges .badge") == 0
+    page.context.close()
