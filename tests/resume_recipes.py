@@ -140,7 +140,9 @@ def _panel(place: Path) -> dict:
     }
 
 
-def _online(kind: type, recipe: Callable[..., object], **own: object) -> Callable[[Path, JsonlReporter], None]:
+def _online(
+    kind: type, recipe: Callable[..., object], *, limit: float | None = None, **own: object
+) -> Callable[[Path, JsonlReporter], None]:
     """A method that draws its own responses."""
 
     def work(place: Path, metrics: JsonlReporter) -> None:
@@ -149,7 +151,7 @@ def _online(kind: type, recipe: Callable[..., object], **own: object) -> Callabl
             checkpoint_every=1,
             evaluate_every=2,
             rollout=RolloutSettings(n_prompts=4, n_samples=4, max_new_tokens=6),
-            update=StepSettings(n_epochs=2, n_minibatches=2, learning_rate=3e-3, token_budget=200),
+            update=StepSettings(n_epochs=2, n_minibatches=2, learning_rate=3e-3, token_budget=200, max_step_kl=limit),
             **own,
         )
         recipe(toy_lm(), PROMPTS, share_of_w3, config, **_around(place, metrics))
@@ -197,6 +199,7 @@ RECIPES: dict[str, Callable[[Path, JsonlReporter], None]] = {
     "ppo-lora-critic": lambda place, metrics: _ppo(place, metrics, lora=True, critic=True),
     "ppo-critic": lambda place, metrics: _ppo(place, metrics, critic=True),
     "rloo": _online(GroupConfig, train_group, method="rloo"),
+    "rloo-short-steps": _online(GroupConfig, train_group, method="rloo", limit=1e-4),
     "grpo": _online(GroupConfig, train_group, method="grpo"),
     "reinforce_pp": _online(GroupConfig, train_group, method="reinforce_pp"),
     "online_dpo": _online(OnlineDPOConfig, train_online_dpo),

@@ -159,7 +159,13 @@ def ppo(place: Path, reporters: list, model: Path) -> nn.Module:
         rollout=replace(ROLLOUT, exact_entropy=True, exact_kl=True),
         reward=RewardSettings(kl_controller="adaptive", kl_target=0.2, kl_horizon=50, bootstrap_truncated=True),
         update=UpdateSettings(
-            n_epochs=2, n_minibatches=2, learning_rate=1e-3, ptx_coef=0.1, ptx_batch=3, max_approx_kl=9
+            n_epochs=2,
+            n_minibatches=2,
+            learning_rate=1e-3,
+            ptx_coef=0.1,
+            ptx_batch=3,
+            max_approx_kl=9,
+            max_step_kl=1e-5,
         ),
         value=ValueSettings(warmup_iterations=1),
     )
@@ -190,11 +196,12 @@ def ppo_critic(place: Path, reporters: list, model: Path) -> nn.Module:
 
 
 def group(method: str) -> Callable[[Path, list, Path], nn.Module]:
-    """RLOO with the KL in the reward, GRPO with it in the loss, REINFORCE++ with returns normalised over all processes."""
+    """RLOO with the KL in the reward and short steps, GRPO with it in the loss, REINFORCE++ with returns normalised over all processes."""
 
     def recipe(place: Path, reporters: list, model: Path) -> nn.Module:
         del place, model
-        config = GroupConfig(method=method, n_iterations=2, rollout=ROLLOUT, update=STEPS)
+        update = replace(STEPS, max_step_kl=1e-5) if method == "rloo" else STEPS
+        config = GroupConfig(method=method, n_iterations=2, rollout=ROLLOUT, update=update)
         lm = toy_lm()
         train_group(lm, PROMPTS, share_of_w3, config, seed=3, reporters=reporters)
         return lm.model

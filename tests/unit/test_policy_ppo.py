@@ -337,7 +337,7 @@ def test_every_logged_metric_is_documented():
     reporter = Rows()
     config = small(1, reward=RewardSettings())
     rollout = RolloutSettings(n_prompts=4, n_samples=4, max_new_tokens=6, exact_entropy=True)
-    config = PPOConfig(1, 0, 1, rollout, config.reward, config.update, config.value)
+    config = PPOConfig(1, 0, 1, rollout, config.reward, replace(config.update, max_step_kl=1.0), config.value)
     train_ppo(toy_lm(), PROMPTS, share_of_w3, config, seed=0, reporters=[reporter], evaluate=lambda _l, _i: {"x": 1.0})
     documented = set(re.findall(r"^\| `([a-z_0-9/]+)` \|", DOCS.read_text(encoding="utf-8"), flags=re.MULTILINE))
     logged = set(reporter.rows[-1][1]) - {"x"}

@@ -137,6 +137,11 @@ def token_values(actor: ActorCritic, batch: TreeBatch) -> Float[Tensor, " n"]:
     return head_values(actor, hidden)
 
 
+def policy_logprobs(lm: LoadedLM, batch: TreeBatch, *, temperature: float) -> Float[Tensor, " n"]:
+    """log π of the response tokens by the policy as it is now."""
+    return response_logprobs(lm.model, batch, temperature=temperature).logprobs
+
+
 def reference_logprobs(actor: ActorCritic | Policy, batch: TreeBatch, *, temperature: float) -> Float[Tensor, " n"]:
     """log π_ref of the response tokens, without gradient."""
     with torch.no_grad():

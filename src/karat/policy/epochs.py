@@ -21,6 +21,7 @@ from karat.lm.sharding import even_share
 from karat.lm.trees import Tree, TreeBatch, empty_batch
 from karat.policy.actor import pack
 from karat.policy.objectives import PolicyLoss
+from karat.policy.step_limit import HeldWeights, Move, shortened
 
 POLICY, CRITIC = "policy", "critic"
 
@@ -46,6 +47,11 @@ class StepSettings(Protocol):
     @property
     def max_approx_kl(self) -> float | None:
         """Epochs end after a minibatch whose KL from the rollout's policy, per token, exceeds this."""
+        ...
+
+    @property
+    def max_step_kl(self) -> float | None:
+        """An optimiser step that moves the policy further, in nats per token, is shortened."""
         ...
 
     @property
@@ -115,6 +121,10 @@ class UpdateStats:
     """Minibatches gone through."""
     ended_early: bool = False
     """True = the epochs were cut short by `max_approx_kl`."""
+    before: list[Tensor] | None = None
+    """log π of the tokens of this process's micro-batches before the step that is being made; None = nobody asks."""
+    moves: list[Move] = field(default_factory=list)
+    """How far each step moved the policy, where `max_step_kl` limits it; the same in every process."""
 
     def put_together(self) -> None:
         """Replace this process's sums and maxima by those of all processes."""
@@ -135,6 +145,8 @@ class UpdateStats:
         }
         if finite:
             result["update/grad_norm"] = sum(finite) / len(finite)
+        if self.moves:
+            result |= step_metrics(self.moves)
         if with_value:
             n = max(self.n_tokens, 1.0)
             result |= {"value/loss": self.value_loss / n, "value/clip_frac": self.n_value_clipped / n}
@@ -184,6 +196,8 @@ class Pass:
     losses: Callable[[Minibatch, str], Iterator[Tensor]]
     """The loss of each micro-batch for the optimiser of that name, divided by the minibatch's denominator; fills the
     statistics. A generator, so that only one micro-batch's graph is alive at a time."""
+    logprobs: Callable[[TreeBatch], Tensor] | None = None
+    """log π of a micro-batch's tokens by the policy as it is; None = it is not being trained."""
 
 
 def run_epochs(
@@ -213,6 +227,9 @@ def run_epochs(
             minibatch = work.minibatch(part.tolist())
             before = stats.approx_kl
             for name in names:
+                limited = name == POLICY and settings.max_step_kl is not None and work.logprobs is not None
+                held = HeldWeights(state.optimisers[name]) if limited else None
+                stats.before = [] if limited else None
                 norm = optimiser_step(
                     state,
                     name,
@@ -221,6 +238,9 @@ def run_epochs(
                     learning_rate=learning_rates[name],
                     shared=True,
                 )
+                if held is not None and math.isfinite(norm):
+                    stats.moves.append(_limited(held, stats, work, minibatch, settings))
+                stats.before = None
                 stats.grad_norms.append(norm)
                 counts.add(name, skipped=not math.isfinite(norm))
             stats.n_minibatches += 1
@@ -234,6 +254,36 @@ def run_epochs(
         if stats.ended_early:
             break
     stats.put_together()
+
+
+def _limited(held: HeldWeights, stats: UpdateStats, work: Pass, minibatch: Minibatch, settings: StepSettings) -> Move:
+    """Shorten the step just made where it went too far on its own minibatch."""
+    logprobs, limit = work.logprobs, settings.max_step_kl
+    assert logprobs is not None
+    assert limit is not None
+    assert stats.before is not None
+
+    def after() -> Iterator[Tensor]:
+        return (logprobs(batch) for batch in minibatch.batches)
+
+    return shortened(held, stats.before, after, n_tokens=minibatch.n_tokens, limit=limit)
+
+
+def step_metrics(moves: Sequence[Move]) -> dict[str, float]:
+    """How far optimiser steps moved the policy, for the log."""
+    n = len(moves)
+    return {
+        "policy/step_kl": sum(move.kl for move in moves) / n,
+        "policy/step_kl_asked": sum(move.kl_asked for move in moves) / n,
+        "policy/step_share": sum(move.share for move in moves) / n,
+        "policy/step_shortened_frac": sum(move.share < 1 for move in moves) / n,
+    }
+
+
+def note_logprobs(stats: UpdateStats, logprobs: Tensor) -> None:
+    """Keep log π of a micro-batch's tokens before the step, where somebody asks how far it goes."""
+    if stats.before is not None:
+        stats.before.append(logprobs.detach())
 
 
 def packed_minibatch(

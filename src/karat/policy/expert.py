@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
 from karat.errors import InputError
 from karat.lm.load import LoadedLM
-from karat.lm.logprobs import response_logprobs
 from karat.lm.loop import Reporter, TrainState, linear_warmup_decay
 from karat.lm.loop_identity import identity_of
 from karat.lm.losses import total_nll
 from karat.lm.narrow import tolerance
 from karat.lm.trees import Tree
-from karat.policy.actor import Policy, build_policy
+from karat.policy.actor import Policy, build_policy, policy_logprobs
 from karat.policy.beside import Beside
 from karat.policy.course import (
     Around,
@@ -38,6 +38,7 @@ from karat.policy.epochs import (
     UpdateStats,
     check_optimiser_steps,
     check_steps,
+    note_logprobs,
     packed_minibatch,
     run_epochs,
 )
@@ -130,6 +131,7 @@ def expert_iteration(
     # 3. epochs of minibatches
     started = time.perf_counter()
     stats = UpdateStats()
+    own_logprobs = partial(policy_logprobs, policy.lm, temperature=config.rollout.temperature)
 
     def minibatch(indices: Sequence[int]) -> Minibatch:
         return packed_minibatch(
@@ -139,7 +141,8 @@ def expert_iteration(
     def losses(part: Minibatch, name: str) -> Iterator[Tensor]:
         del name
         for batch in part.batches:
-            logprobs = response_logprobs(policy.lm.model, batch, temperature=config.rollout.temperature).logprobs
+            logprobs = own_logprobs(batch)
+            note_logprobs(stats, logprobs)
             total = total_nll(logprobs)
             stats.data_loss += float(total.detach())
             yield total / part.denominator
@@ -154,7 +157,7 @@ def expert_iteration(
     run_epochs(
         state,
         stats,
-        Pass(len(trees), minibatch, losses),
+        Pass(len(trees), minibatch, losses, own_logprobs),
         config.update,
         learning_rates={POLICY: rate},
         generator=torch_generator(seed, "ppo", "minibatches", iteration),

@@ -6,9 +6,9 @@ Reads top to bottom in the order things happen. Gets scores as a `ScoreFn` and k
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -18,12 +18,11 @@ from torch import Tensor
 from karat.errors import InputError
 from karat.lm import parallel
 from karat.lm.load import LoadedLM
-from karat.lm.logprobs import response_logprobs
 from karat.lm.loop import Reporter, TrainState, linear_warmup_decay
 from karat.lm.loop_identity import identity_of
 from karat.lm.narrow import tolerance
 from karat.lm.trees import TreeBatch, branch_sums, flat_of
-from karat.policy.actor import Policy, build_policy
+from karat.policy.actor import Policy, build_policy, policy_logprobs
 from karat.policy.beside import Beside, check_beside, data_losses, dense_metrics, dense_rewards, response_costs
 from karat.policy.controllers import AdaptiveKL, FixedKL
 from karat.policy.course import (
@@ -44,6 +43,7 @@ from karat.policy.epochs import (
     check_first_ratio,
     check_optimiser_steps,
     check_steps,
+    note_logprobs,
     note_policy_loss,
     packed_minibatch,
     run_epochs,
@@ -163,7 +163,7 @@ def group_iteration(
     run_epochs(
         state,
         work.stats,
-        Pass(len(rollout.trees), work.minibatch, work.losses),
+        Pass(len(rollout.trees), work.minibatch, work.losses, work.logprobs),
         config.update,
         learning_rates={POLICY: rate},
         generator=torch_generator(seed, "ppo", "minibatches", iteration),
@@ -289,13 +289,17 @@ class GroupUpdate:
         n_entries = n_responses if choices.level == "sequence" else whole.n_tokens
         return replace(whole, denominator=float(denominator), n_entries=n_entries)
 
+    @property
+    def logprobs(self) -> Callable[[TreeBatch], Tensor]:
+        """log π of a micro-batch's tokens."""
+        return partial(policy_logprobs, self.policy.lm, temperature=self.config.rollout.temperature)
+
     def losses(self, minibatch: Minibatch, name: str) -> Iterator[Tensor]:
         """The loss of each micro-batch, divided by the minibatch's denominator; fills the statistics."""
         first = self.stats.n_minibatches == 0
         for batch in minibatch.batches:
-            logprobs = response_logprobs(
-                self.policy.lm.model, batch, temperature=self.config.rollout.temperature
-            ).logprobs
+            logprobs = self.logprobs(batch)
+            note_logprobs(self.stats, logprobs)
             if self.own_logprobs is not None:
                 self.own_logprobs[minibatch.rows[batch.branch_id[batch.branch_of]], batch.offset_of] = logprobs.detach()
             yield self._loss(minibatch, batch, logprobs, first=first)

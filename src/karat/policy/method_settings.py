@@ -37,6 +37,9 @@ class StepSettings:
     """Gradients are scaled down to this norm."""
     max_approx_kl: float | None = None
     """An epoch loop ends after a minibatch whose KL(old ‖ new) per token exceeds this; None = never."""
+    max_step_kl: float | None = None
+    """An optimiser step that moves the policy further than this, KL(before ‖ after) per token of its minibatch, is
+    shortened in the same direction; costs a forward pass and a copy of the trained weights. None = no limit."""
     ratio_tolerance: float = 1e-4
     """Largest |ratio − 1| before the first update of a rollout, and |log-ratio| to the reference at the start; a
     float32 figure: half precision needs a larger one."""
@@ -51,8 +54,9 @@ class StepSettings:
     def __post_init__(self) -> None:
         at_least_one("update", self, "n_epochs", "n_minibatches", "token_budget", "ptx_batch")
         positive("update", self, "learning_rate", "adam_eps", "max_grad_norm", "ratio_tolerance")
-        if self.max_approx_kl is not None:
-            positive("update", self, "max_approx_kl")
+        positive(
+            "update", self, *(name for name in ("max_approx_kl", "max_step_kl") if getattr(self, name) is not None)
+        )
         if self.ptx_coef < 0 or not 0 <= self.max_skipped_frac < 1:
             raise ConfigError(
                 f"update: found ptx_coef={self.ptx_coef}, max_skipped_frac={self.max_skipped_frac}; expected ≥ 0 and [0, 1)"

@@ -6,8 +6,9 @@ Reads top to bottom in the order things happen. Gets scores as a `ScoreFn` and k
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,12 +17,11 @@ from torch import Tensor
 from karat.errors import InputError
 from karat.lm import parallel
 from karat.lm.load import LoadedLM
-from karat.lm.logprobs import response_logprobs
 from karat.lm.loop import Reporter, TrainState, linear_warmup_decay
 from karat.lm.loop_identity import identity_of
 from karat.lm.narrow import tolerance
-from karat.lm.trees import Tree
-from karat.policy.actor import Policy, build_policy
+from karat.lm.trees import Tree, TreeBatch
+from karat.policy.actor import Policy, build_policy, policy_logprobs
 from karat.policy.beside import Beside, check_beside, data_losses
 from karat.policy.course import (
     Around,
@@ -40,6 +40,7 @@ from karat.policy.epochs import (
     UpdateStats,
     check_optimiser_steps,
     check_steps,
+    note_logprobs,
     packed_minibatch,
     run_epochs,
 )
@@ -144,7 +145,7 @@ def online_dpo_iteration(
     run_epochs(
         state,
         work.stats,
-        Pass(len(compared.trees), work.minibatch, work.losses),
+        Pass(len(compared.trees), work.minibatch, work.losses, work.logprobs),
         config.update,
         learning_rates={POLICY: rate},
         generator=torch_generator(seed, "ppo", "minibatches", iteration),
@@ -187,6 +188,11 @@ class PairUpdate:
             device=self.policy.lm.model.device,
         )
 
+    @property
+    def logprobs(self) -> Callable[[TreeBatch], Tensor]:
+        """log π of a micro-batch's tokens."""
+        return partial(policy_logprobs, self.policy.lm, temperature=self.config.rollout.temperature)
+
     def losses(self, part: Minibatch, name: str) -> Iterator[Tensor]:
         """The loss of each micro-batch, divided by the minibatch's comparisons; fills the statistics."""
         del name
@@ -194,7 +200,8 @@ class PairUpdate:
         indices = (part.rows.view(-1, k)[:, 0] // k).tolist()
         n_pairs = len(indices) * self.compared.n_compared
         for batch in part.batches:
-            logprobs = response_logprobs(self.policy.lm.model, batch, temperature=config.rollout.temperature).logprobs
+            logprobs = self.logprobs(batch)
+            note_logprobs(self.stats, logprobs)
             found = pair_batch_loss(
                 self.compared,
                 indices,

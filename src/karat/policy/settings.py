@@ -147,6 +147,9 @@ class UpdateSettings:
     """True = advantages get mean 0 and variance 1 over the whole rollout's counted tokens."""
     max_approx_kl: float | None = None
     """An epoch loop ends after a minibatch whose KL(old ‖ new) per token exceeds this; None = never."""
+    max_step_kl: float | None = None
+    """An optimiser step that moves the policy further than this, KL(before ‖ after) per token of its minibatch, is
+    shortened in the same direction; costs a forward pass and a copy of the trained weights. None = no limit."""
     ratio_tolerance: float = 1e-4
     """Largest |ratio − 1| before the first update of a rollout, and |log-ratio| to the reference at the start; a
     float32 figure: half precision needs a larger one."""
@@ -172,8 +175,9 @@ class UpdateSettings:
             )
         if self.dual_clip is not None and self.dual_clip <= 1:
             raise ConfigError(f"update: found dual_clip={self.dual_clip}; expected > 1 or None")
-        if self.max_approx_kl is not None:
-            positive("update", self, "max_approx_kl")
+        positive(
+            "update", self, *(name for name in ("max_approx_kl", "max_step_kl") if getattr(self, name) is not None)
+        )
 
 
 @dataclass(frozen=True)

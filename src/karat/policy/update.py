@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from karat.lm.logprobs import response_logprobs
 from karat.lm.loop import TrainState
 from karat.lm.narrow import tolerance
 from karat.lm.trees import TreeBatch, flat_of
-from karat.policy.actor import ActorCritic, token_scores, token_values
+from karat.policy.actor import ActorCritic, policy_logprobs, token_scores, token_values
 from karat.policy.advantages import Advantages
 from karat.policy.epochs import (
     CRITIC,
@@ -24,6 +24,7 @@ from karat.policy.epochs import (
     Pass,
     UpdateStats,
     check_first_ratio,
+    note_logprobs,
     note_policy_loss,
     packed_minibatch,
     read_together,
@@ -85,6 +86,7 @@ def update_on_rollout(
         n_units=len(rollout.trees),
         minibatch=lambda indices: cut_minibatch(rollout, indices, config.update.token_budget),
         losses=lambda minibatch, name: minibatch_losses(update, minibatch, name),
+        logprobs=partial(policy_logprobs, actor.lm, temperature=config.rollout.temperature) if train_policy else None,
     )
     run_epochs(
         state,
@@ -121,7 +123,7 @@ def minibatch_losses(update: _Update, minibatch: Minibatch, name: str) -> Iterat
         if name == CRITIC or not update.train_policy:
             yield _value_part(update, minibatch, batch, token_values(actor, batch))
         elif actor.critic is not None:
-            logprobs = response_logprobs(actor.lm.model, batch, temperature=temperature).logprobs
+            logprobs = policy_logprobs(actor.lm, batch, temperature=temperature)
             yield _policy_part(update, minibatch, batch, logprobs, first=first)
         else:
             scores = token_scores(actor, batch, temperature=temperature)
@@ -136,6 +138,7 @@ def minibatch_losses(update: _Update, minibatch: Minibatch, name: str) -> Iterat
 
 def _policy_part(update: _Update, minibatch: Minibatch, batch: TreeBatch, logprobs: Tensor, *, first: bool) -> Tensor:
     stats, settings = update.stats, update.config.update
+    note_logprobs(stats, logprobs)
     found = ppo_policy_loss(
         logprobs,
         flat_of(update.rollout.logprobs[minibatch.rows], batch),
