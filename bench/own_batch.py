@@ -121,8 +121,16 @@ def search_name(side: str, setting: Setting, seed: int) -> str:
 
 
 def full_name(setting: Setting) -> str:
-    """Learning rate, optimiser steps and samples a prompt, in words."""
-    return f"{setting_name(setting)}, {setting.get('n_samples', PLAIN)} samples"
+    """Learning rate, optimiser steps, samples a prompt, and what else is not as published, in words.
+
+    >>> full_name({"learning_rate": 3e-3, "n_minibatches": 1, "dtype": "bfloat16", "max_step_kl": 0.3})
+    'lr 0.003, 1 steps, 4 samples, bfloat16, steps of 0.3 nats'
+    """
+    words = [setting_name(setting), f"{setting.get('n_samples', PLAIN)} samples"]
+    words += [str(setting[key]) for key in ("dtype", "peer_dtype") if key in setting]
+    words += ["no clip"] if "max_grad_norm" in setting else []
+    words += [f"steps of {setting['max_step_kl']:g} nats"] if "max_step_kl" in setting else []
+    return ", ".join(words)
 
 
 def peers_search(cell: OwnBatch, runs: Runs, place: Mapping[str, Any]) -> list[tuple[Setting, Mapping[str, Any]]]:

@@ -68,8 +68,8 @@ class Contender:
         return not there and not over and len(self.turns) < self.most_iterations
 
 
-def race(contenders: Mapping[str, Contender], label: str) -> None:
-    """Turn by turn, every second time in the opposite order, until none goes on."""
+def race(contenders: Mapping[str, Contender], label: str, *, close: bool = True) -> None:
+    """Turn by turn, every second time in the opposite order, until none goes on; then they end, unless more is to come."""
     number = 0
     while any(one.going for one in contenders.values()):
         number += 1
@@ -78,7 +78,7 @@ def race(contenders: Mapping[str, Contender], label: str) -> None:
                 contenders[who].turns.append(contenders[who].worker.turn())
         said = ", ".join(f"{who} {one.turns[-1]['score']:.2f}" for who, one in contenders.items() if one.going)
         print(f"{label} {number}: {said}", file=sys.stderr, flush=True)
-    for one in contenders.values():
+    for one in contenders.values() if close else ():
         one.worker.close()
 
 

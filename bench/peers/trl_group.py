@@ -105,6 +105,7 @@ def config_of(work, config_class, **more):
         max_steps=work["n_iterations"] * n_steps,
         learning_rate=work["learning_rate"],
         beta=work["kl_coef"],
+        max_grad_norm=work.get("max_grad_norm", 1.0),
         temperature=1.0,
         top_p=1.0,
         top_k=0,
