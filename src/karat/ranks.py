@@ -13,6 +13,8 @@ WORLD, RANK, LOCAL_RANK = (
     ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"),
     ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK"),
 )
+SPOKEN_FOR = "KARAT_SPOKEN_FOR"
+"""Set in processes that `--processes` started: that they were interrupted is said by the one that started them."""
 
 
 def launched() -> int:
@@ -33,6 +35,11 @@ def launched_local_rank() -> int | None:
 def speaks() -> bool:
     """Whether this process speaks for all: the first of several, or the only one."""
     return launched() == 1 or not launched_rank()
+
+
+def says_interrupted() -> bool:
+    """Whether this process is to say that it was interrupted: the first of several, unless who started it does."""
+    return speaks() and SPOKEN_FOR not in os.environ
 
 
 def launched_in_shards() -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +16,8 @@ import pytest
 from journeys import SANDBOX, STAGES, karat, write_config
 
 from karat import ranks
+from karat.errors import LedgerError
+from karat.ledger.manifest import lock_run
 
 LAUNCHERS = {
     "karat": ["-m", "karat"],
@@ -73,3 +78,26 @@ def test_what_is_wrong_for_all_is_said_once():
     assert outcome.returncode == 2
     assert [line for line in outcome.stderr.splitlines() if "rounds" in line] == outcome.stderr.splitlines()[-1:]
     assert "Traceback" not in outcome.stderr
+
+
+@pytest.mark.long
+def test_two_processes_are_killed_and_one_goes_on(finished: Path, here: Path):
+    config = write_config(SANDBOX)
+    process = subprocess.Popen(
+        [sys.executable, *LAUNCHERS["karat"], "run", config, "--processes", "2"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    run = here / "runs" / "tiny"
+    while process.poll() is None and not list((run / "checkpoints" / "ppo" / "loop").glob("step-*")):
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    while True:  # a process that was killed keeps its lock until it is gone
+        with contextlib.suppress(LedgerError), lock_run(run):
+            break
+    assert not (run / "manifests" / "ppo.json").exists()
+    outcome = karat("run", config)
+    assert outcome.code == 0, outcome.err
+    same(rows(finished / "runs" / "tiny", "ppo"), rows(run, "ppo"))
+    assert karat("verify", run).code == 0

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,7 +12,7 @@ from karat.cli import processes
 TELLS = """
 import json, os, sys
 print("said by", os.environ["RANK"], flush=True)
-names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "KARAT_SPOKEN_FOR")
 open(sys.argv[1] + os.environ["RANK"], "w").write(json.dumps({name: os.environ[name] for name in names}))
 """
 FAILS = """
@@ -40,6 +41,7 @@ def test_each_process_knows_its_place_and_the_first_alone_speaks(tmp_path: Path,
     assert {one["WORLD_SIZE"] for one in told} == {"3"}
     assert len({(one["MASTER_ADDR"], one["MASTER_PORT"]) for one in told}) == 1
     assert all(int(one["OMP_NUM_THREADS"]) >= 1 for one in told)
+    assert {one[ranks.SPOKEN_FOR] for one in told} == {"1"}
     assert capfd.readouterr().out == "said by 0\n"
 
 
@@ -71,6 +73,20 @@ def test_an_interruption_ends_them_all(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         processes.start(["5", "0"], 2, program=["-c", FAILS])
     assert [process.poll() is not None for process in started] == [True, True]
+
+
+@pytest.mark.parametrize(("spoken_for", "said"), [(False, 1), (True, 0)])
+def test_an_interruption_is_said_once(monkeypatch, capsys, spoken_for: bool, said: int):
+    """By the process that a person started, not by it and the first of those that it started."""
+
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    if spoken_for:
+        monkeypatch.setenv(ranks.SPOKEN_FOR, "1")
+    monkeypatch.setattr(cli.typer.main, "get_command", lambda _: SimpleNamespace(main=interrupted))
+    assert cli.main(["doctor"]) == 130
+    assert capsys.readouterr().err.count("interrupted; the same command continues") == said
 
 
 def test_a_command_starts_itself_again_with_its_own_arguments(monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -96,5 +97,26 @@ def test_a_number_of_processes_without_a_place_to_meet_is_one_line(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(ConfigError, match="no MASTER_ADDR and MASTER_PORT"), parallel.joined():
         pass
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    monkeypatch.setenv("RANK", "2")
+    with pytest.raises(ConfigError, match="found the rank 2 among 2"), parallel.joined():
+        pass
     assert not torch.distributed.is_initialized()
     assert os.environ["WORLD_SIZE"] == "2"
+
+
+def test_a_process_whose_others_do_not_come_says_where_it_waits(monkeypatch, capsys):
+    def alone(*_: object, **__: object) -> None:
+        for thread in threading.enumerate():
+            if isinstance(thread, threading.Timer):
+                thread.join()
+        raise RuntimeError("enough waited")
+
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(parallel, "ALONE_S", 0.0)
+    monkeypatch.setattr(torch.distributed, "init_process_group", alone)
+    with pytest.raises(RuntimeError, match="enough waited"), parallel.joined():
+        pass
+    assert "process 1 of 2 waits for the others at node0:29500" in capsys.readouterr().err

@@ -22,7 +22,7 @@ from karat.cli import quality, upkeep, record, setup  # noqa: F401
 from karat.cli.options import app
 from karat.cli.river import parse_seeds
 from karat.errors import KaratError
-from karat.ranks import speaks
+from karat.ranks import says_interrupted
 
 __all__ = ["UsageError", "app", "main", "parse_seeds"]
 
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         place = getattr(error, "filename", None) or "a write failed"
         return _complain(f"{place}: the disk is full; free some space and run the same command again")
-    if code == INTERRUPTED and speaks():  # typer itself turns an interruption into this code, silently
+    if code == INTERRUPTED and says_interrupted():  # typer itself turns an interruption into this code, silently
         print(f"\n{RESUMES}", file=sys.stderr)
     return code if isinstance(code, int) else 0
 

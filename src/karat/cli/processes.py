@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from karat.errors import ConfigError
-from karat.ranks import launched, launched_in_shards
+from karat.ranks import SPOKEN_FOR, launched, launched_in_shards
 
 GRACE_S = 10.0
 """Seconds for the others to notice that one is gone, before they are ended."""
@@ -79,7 +79,7 @@ def start(arguments: Sequence[str], n: int, *, program: Sequence[str] = ("-m", "
     """
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // n))
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(n)}
-    environment = os.environ | meeting | {"LOCAL_WORLD_SIZE": str(n), "OMP_NUM_THREADS": threads}
+    environment = os.environ | meeting | {"LOCAL_WORLD_SIZE": str(n), "OMP_NUM_THREADS": threads, SPOKEN_FOR: "1"}
     command = [sys.executable, *program, *arguments]
     running: list[subprocess.Popen[bytes]] = []
     with _ended_by_sigterm():

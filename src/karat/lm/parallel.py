@@ -17,6 +17,8 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -36,6 +38,8 @@ that ended is noticed at once, whatever this is: its connections close."""
 BUCKET_NUMBERS = 1 << 24
 """Gradients summed in one message: bounds the copy, 64 MB of float32."""
 FIRST_WORDS = "karat/complained"
+ALONE_S = 60.0
+"""Seconds after which a process that waits for the others to begin says so."""
 _alone = 0
 _in_shards = False
 
@@ -86,8 +90,11 @@ def joined(*, in_shards: bool = False) -> Iterator[None]:
             f"processes: found {n} of them and no {'rank' if here is None else 'MASTER_ADDR and MASTER_PORT'} in the "
             "environment; expected both: use `karat run --processes`, torchrun or `accelerate launch`"
         )
+    if not 0 <= here < n:
+        raise ConfigError(f"processes: found the rank {here} among {n} of them; expected 0 … {n - 1}")
     os.environ |= {"RANK": str(here), "WORLD_SIZE": str(n)}
-    distributed.init_process_group(backends(), timeout=PATIENCE)
+    with _said_if_alone(here, n, ":".join(map(str, address))):
+        distributed.init_process_group(backends(), timeout=PATIENCE)
     _in_shards = in_shards
     try:
         yield
@@ -100,6 +107,21 @@ def joined(*, in_shards: bool = False) -> Iterator[None]:
         _in_shards = False
         with contextlib.suppress(RuntimeError):
             distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _said_if_alone(here: int, n: int, address: str) -> Iterator[None]:
+    """Say where this process waits, if the others do not come soon: one may not have been started, or cannot reach us."""
+    words = (
+        f"karat: process {here} of {n} waits for the others at {address}; they are started apart, or cannot reach it"
+    )
+    note = threading.Timer(ALONE_S, lambda: print(words, file=sys.stderr, flush=True))
+    note.daemon = True
+    note.start()
+    try:
+        yield
+    finally:
+        note.cancel()
 
 
 def from_main(work: Callable[[], T]) -> T:

@@ -26,6 +26,7 @@ from karat.lm.load import LoadedLM, load_lm, save_lm
 from karat.overopt import distinct_frac
 from karat.pipeline.beside import beside_the_score, paid_by
 from karat.pipeline.data import practised, read_demonstrations, read_prompts, read_texts, write_rows
+from karat.pipeline.measured import measured_once, scored_once
 from karat.pipeline.methods import Around, Material, Trained, n_steps, run_method
 from karat.pipeline.model_settings import PRODUCTS, dtype_key
 from karat.pipeline.models import load_for_training
@@ -68,8 +69,7 @@ def train(
     samples = read_texts(run.directory / given["samples"].path)
     # 1. what is usual: the ensemble's disagreement on the reference policy's own responses; one head has none
     asked, texts = flat_texts(samples)
-    before = scorer(asked, texts)
-    usual = spread_of(before, config.aggregator).tolist() if before.n_draws > 1 else []
+    usual = measured_once(place, "usual", lambda: usual_spread(scorer(asked, texts), config))
     lengths = [float(n) for row in samples.lengths for n in row]
     # 2. the method
     score = (
@@ -77,6 +77,7 @@ def train(
         if config.score
         else score_fn(scorer, config.aggregator)
     )
+    score = scored_once(place, score) if config.algorithm == "ilql" else score
     if config.watch.odd_quantile is not None:
         low, high = usual_range(list(score(asked, texts)), config.watch.odd_quantile)
         score = OddRewards(score, low, high, place.directory / ODD)
@@ -207,6 +208,11 @@ def leash_finding(config: RunConfig) -> Finding:
         detail=f"{config.algorithm}: kl_coef {config.kl_coef:g}, KL budget {config.watch.kl_budget or 'none'}",
         threshold="β of the method > 0 or watch.kl_budget set",
     )
+
+
+def usual_spread(before: Belief, config: RunConfig) -> list[float]:
+    """An ensemble's disagreement on each response; [] = a reward with one head, which has none."""
+    return spread_of(before, config.aggregator).tolist() if before.n_draws > 1 else []
 
 
 def watch_rules(
