@@ -7,6 +7,15 @@ Every kind of feedback enters by its own likelihood (`drawn_answers`), with rate
 weighs otherwise from one answer to the next (attention that comes and goes), integrated by κ (MacKay 1992, Neural Computation 4(5),
 eq. 10). Taken as known, each of σ, τ, ν, c and ε moves the size of w, and an interval that does not know them is too short.
 
+Whether anybody wavers is for the answers to say, so that none at all must be among what is believed:
+
+    ν_j = n/√λ·|z|³·exp(0.7·(z_j − z̄))        z, z_j ~ N(0, 1)        p(ν̄√λ = x) ∝ x^−⅔·exp(−(x/n)^⅔/2)
+
+A logarithm with a normal belief has hardly any density near 0: answers that speak against wavering push against a wall, and scores are
+believed larger than they are. Here a third of the belief lies below n/12 and a twentieth above 7.5·n: a pole and a long tail, as the horseshoe has (Carvalho, Polson & Scott
+2010, Biometrika 97(2), pp. 465–480). Answers know ν² alone, so that the density goes on smoothly through z = 0, and a chain meets no wall; the half z < 0 is
+the same once more.
+
 What somebody wrote leans her own way: it has her taste, and the competence of the virtual rater of its kind. How prone rankings are to
 ties is taken as fitted. Knows features and columns; knows nothing about trunks, texts or files.
 
@@ -47,8 +56,8 @@ class HierarchyPriors:
     """Of β, logits."""
     taste: Normal = (math.log(0.3), 1.0)
     """Of what all τ_j share, in units of 1/√λ, the size of a weight."""
-    wavering: Normal = (math.log(0.3), 1.0)
-    """Of what all ν_j share, in the same units."""
+    wavering: float = 0.3
+    """n: half of what is believed of what all ν_j share lies below .31·n, a twentieth above 7.5·n, in the same units."""
     apart: float = 0.7
     """How far log τ_j and log ν_j lie from what they share."""
     step: Normal = (math.log(0.5), 1.0)
@@ -106,7 +115,7 @@ class HierarchyDensity:
         found = -math.log(max(float((at.centre**2).mean()), 1e-6))
         log_first = m[0] + min(max(found - m[0], -1.5 * m[1]), 1.5 * m[1])
         first = math.exp(log_first)
-        whole, people, slope = self._curvature(1e-3 / math.sqrt(first), math.exp(2 * self.priors.wavering[0]) / first)
+        whole, people, slope = self._curvature(1e-3 / math.sqrt(first), (0.3 * self.priors.wavering) ** 2 / first)
         # how far apart people are, by E g² = h + τ²h²; and what their tastes leave of the curvature
         middle, sd = self.priors.taste
         moment = np.maximum((slope**2 - people).sum(0), 0.0) / np.maximum((people**2).sum(0), TINY)
@@ -212,6 +221,10 @@ class HierarchyDensity:
             (shared - self.sized.log_first / 2)[..., None] + self.priors.apart * (z - z.mean(-1, keepdims=True))
         )
 
+    def _unit_nu2(self, z: np.ndarray) -> np.ndarray:
+        """ν′² of every direction, [d], where z = 1: what they share is n."""
+        return self._apart(np.full(z.shape[:-1], math.log(self.priors.wavering)), z) ** 2
+
     def weights(self, x: np.ndarray) -> np.ndarray:
         """w of draws [S, n_dims]."""
         return self._placed(x).weights
@@ -220,9 +233,10 @@ class HierarchyDensity:
         """σ, β, geometric means of τ and ν (logits a unit of a feature), and λ, of draws [S, n_dims]."""
         p, z, now = self.priors, x[..., self.place["spreads"]], self._placed(x)
         unit = now.log_unit - self.sized.log_first / 2
-        logs = [m + s * z[..., i] for i, (m, s) in enumerate((p.competence, p.side, p.taste, p.wavering))]
+        logs = [m + s * z[..., i] for i, (m, s) in enumerate((p.competence, p.side, p.taste))]
+        waver = p.wavering * np.abs(z[..., 3]) ** 3 * np.exp(unit)
         return {"competence_sd": np.exp(logs[0]), "side_sd": np.exp(logs[1]), "taste_sd": np.exp(logs[2] + unit),
-                "waver_sd": np.exp(logs[3] + unit), "precision": np.exp(now.log_precision)}  # fmt: skip
+                "waver_sd": waver, "precision": np.exp(now.log_precision)}  # fmt: skip
 
     def tastes(self, x: np.ndarray) -> np.ndarray:
         """u of every person, [A, d], at [n_dims]."""
@@ -242,7 +256,8 @@ class HierarchyDensity:
         z, log_size, tau = part["spreads"], float(now.log_size), now.spread
         sigma, beta = (math.exp(m + s * float(z[i])) for i, (m, s) in enumerate((p.competence, p.side)))
         size, unit = math.exp(log_size), math.exp(float(now.log_unit))
-        nu2 = (unit * self._apart(p.wavering[0] + p.wavering[1] * z[3], part["waver"])) ** 2
+        unit_nu2 = unit**2 * self._unit_nu2(part["waver"])
+        nu2 = z[3] ** 6 * unit_nu2
         tastes = self.people.at(part["taste"].reshape(self.n_people, -1), now.shape, tau)
         standard, lapse = tastes.standard, 1 / (1 + np.exp(-part["lapse"]))
         theta = size * (now.shape + tau * standard)
@@ -260,11 +275,8 @@ class HierarchyDensity:
         d_own, d_shape, d_spread = tastes.pull(size * tau * by.theta - standard)
         d_spread += size * (by.theta * standard).sum(0) * tau
         d_nu = 2 * nu2 * by.nu2
-        # what spreads share before the mean of their own is added has the prior
-        z_tau, z_nu = (
-            float(z[i]) - p.apart * float(part[name].mean()) / sd
-            for i, name, sd in ((2, "apart", p.taste[1]), (3, "waver", p.wavering[1]))
-        )
+        # what tastes share before the mean of their own is added has the prior
+        z_tau = float(z[2]) - p.apart * float(part["apart"].mean()) / p.taste[1]
         z_lam = (float(now.log_precision) - p.precision[0]) / p.precision[1]
         d_unit = 2 * z_lam / p.precision[1] + float(d_nu.sum())
         d_unit += float(by.texts @ of_texts) if of_texts is not None else 0.0
@@ -280,16 +292,17 @@ class HierarchyDensity:
         gradient[self.place["side"]] += beta * d_b
         gradient[self.place["taste"]] = d_own.ravel()
         gradient[self.place["apart"]] += p.apart * (d_tau - d_tau.mean() + z_tau / (len(d_tau) * p.taste[1]))
-        gradient[self.place["waver"]] += p.apart * (d_nu - d_nu.mean() + z_nu / (len(d_nu) * p.wavering[1]))
+        gradient[self.place["waver"]] += p.apart * (d_nu - d_nu.mean())
         alpha, omega = p.lapse
         gradient[self.place["lapse"]] = by.lapse[:n] * lapse * (1 - lapse) + alpha - (alpha + omega) * lapse
         gradient[self.place["spreads"]] = np.array([
             p.competence[1] * sigma * float(d_a @ part["competence"]) - z[0], p.side[1] * beta * float(d_b @ part["side"]) - z[1],
-            p.taste[1] * float(d_tau.sum()) - z_tau, p.wavering[1] * float(d_nu.sum()) - z_nu, self.sized.step * d_size,
+            p.taste[1] * float(d_tau.sum()) - z_tau, 6 * z[3] ** 5 * float(by.nu2 @ unit_nu2) - z[3],
+            self.sized.step * d_size,
         ])  # fmt: skip
         # 3. the priors
         plain = sum(float(part[name] @ part[name]) for name in ("competence", "side", "apart", "waver", "effect"))
-        plain += z[0] ** 2 + z[1] ** 2 + z_tau**2 + z_nu**2 + z_lam**2 + float((standard * standard).sum())
+        plain += z[0] ** 2 + z[1] ** 2 + z_tau**2 + z[3] ** 2 + z_lam**2 + float((standard * standard).sum())
         value += tastes.log_volume() - self.sized.first * float(now.plain @ now.plain) / 2 - plain / 2 + log_prior
         value += float((alpha * np.log(lapse + TINY) + omega * np.log1p(-lapse)).sum())
         return value, gradient
