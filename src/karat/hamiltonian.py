@@ -6,7 +6,7 @@ Dimension letters: M chains, S draws of each, d dimensions.
 
 Source: Neal 2011, arXiv:1206.1901 (leapfrog, §5.2); Hoffman & Gelman 2014, JMLR 15, algorithm 5 (step size by dual
     averaging); Vehtari et al. 2021, arXiv:1903.08008 §3 (R̂ of split chains).
-Differs: a trajectory has a fixed length with jitter instead of an adaptive one; R̂ without rank normalisation.
+Differs: a trajectory has a fixed length with jitter instead of an adaptive one, and some are of short steps (Neal, §4.2); R̂ without rank normalisation.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ LENGTH = 1.6
 """Trajectory in units of a standard deviation: a quarter turn, after which a normal draw is independent of its start."""
 MOST_STEPS = 40
 FIRST_STEP = 0.03
+SHORT, OFTEN = 0.2, 0.2
+"""By how much, and in which share of the trajectories after the warm-up, steps are shorter. Where a density is stiffer than where the step was learned (a
+noise near 0), every trajectory of one step length is refused, and a chain that came there stays for good; a short one leads on."""
 WINDOWS = (0.15, 0.35, 0.7)
 """Shares of the warm-up between which the spread of each coordinate is learned, twice: the first time from a chain that knows none and creeps."""
 
@@ -98,6 +101,8 @@ def _chain(
         warm = number < n_warm
         size = step.now if warm else step.settled
         n_steps = min(max(1, round(LENGTH * rng.uniform(0.7, 1.3) / size)), MOST_STEPS)
+        if not warm and rng.random() < OFTEN:  # as many steps: it costs the same
+            size *= SHORT
         momentum = rng.standard_normal(len(x))
         proposed = _trajectory(density, x, gradient, momentum, size * spread, n_steps)
         gain = proposed[1] - value + float(momentum @ momentum - proposed[3] @ proposed[3]) / 2

@@ -190,7 +190,7 @@ class RatingBlock:
         return Given(math.exp(log_gain) * (1 + self.gain_sd * own[1]), mean + self.offset_sd * own[0], cuts, noise)
 
     def pull(self, z: np.ndarray, by: Given, shift: float = 0.0) -> tuple[float, np.ndarray, float]:
-        """o ~ N(½, 1), log g ~ N(centre, 0.7²), log s ~ N(log 0.2, 1), raw cutpoints ~ N(0, 10²), z ~ N(0, 1)."""
+        """o ~ N(½, 1), log g ~ N(centre, 0.7²), log s ~ N(log 0.2, 0.5²), raw cutpoints ~ N(0, 10²), z ~ N(0, 1)."""
         common, log_gain, log_sd, own = self._values(z, shift)
         gain = math.exp(log_gain)
         if self.ordinal:
