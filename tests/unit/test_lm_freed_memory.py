@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from karat.lm import freed_memory
+from karat.lm.kernels import onednn_is_faster
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
 PROGRAM = """
@@ -53,3 +54,38 @@ def test_nothing_is_changed_where_the_allocator_takes_no_options(monkeypatch):
     monkeypatch.setattr(freed_memory.ctypes, "CDLL", lambda _: object())
     with freed_memory.freed_memory_kept() as kept:
         assert not kept
+
+
+PRODUCTS = """
+import ctypes, sys
+import torch
+from karat.lm.freed_memory import keep_few_products
+
+class Said(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena a b c mapped d e used f g".split()]
+
+ask = ctypes.CDLL(None).mallinfo2
+ask.restype = Said
+if sys.argv[1] == "few":
+    keep_few_products()
+x, weight = torch.randn(600, 64), torch.randn(256, 64)
+multiply = lambda n: torch.ops.mkldnn._linear_pointwise(x[:n], weight, None, "none", [], "")
+multiply(100)
+before = ask().used
+for n in range(101, 301):
+    multiply(n)
+print((ask().used - before) >> 20)
+"""
+
+
+@pytest.mark.skipif(not onednn_is_faster(), reason="products go through oneDNN with AVX-512 only")
+def test_of_products_with_ever_other_rows_few_are_kept():
+    environment = {k: v for k, v in os.environ.items() if k not in freed_memory.PRODUCT_CACHES}
+
+    def grown(how, **variables):
+        command = [sys.executable, "-c", PRODUCTS, how]
+        return int(subprocess.run(command, env=environment | variables, capture_output=True, check=True).stdout)
+
+    assert grown("few") < 20
+    assert grown("all") > 60
+    assert grown("few", **dict.fromkeys(freed_memory.PRODUCT_CACHES, "1024")) > 60

@@ -1,4 +1,4 @@
-"""What becomes of memory that was freed: kept for the next step, or given back to the system.
+"""What becomes of memory that was freed, kept for the next step or given back to the system, and of prepared products.
 
 A training step asks for the same blocks as the step before. glibc gives the end of its heap back whenever enough of it is
 free, and a block above a threshold at once, so that the system must clear the same pages for every step (6 % of a PPO
@@ -24,6 +24,17 @@ LARGE_BLOCK = 1 << 22
 KEPT_BLOCK = 1 << 25
 """Bytes up to which a block stays while a loop runs: glibc's own limit, which it comes to only after freeing such a block."""
 NEVER = -1
+PRODUCT_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+"""Of oneDNN and of PyTorch's way to it: each keeps what it prepared for up to 1,024 products, a quarter of a megabyte each."""
+MOST_PRODUCTS = 24
+"""Kept by each: a block's with its gradient repeat in every layer, but no two micro-batches have equally many rows. More take no
+time off a step (docs/LOG.md); besides, being made in mid-step, they stand between freed blocks, which then fit nothing."""
+
+
+def keep_few_products() -> None:
+    """Have few products kept prepared, unless the user has said how many; takes effect before the first of them."""
+    for name in PRODUCT_CACHES:
+        os.environ.setdefault(name, str(MOST_PRODUCTS))
 
 
 def give_memory_back() -> bool:

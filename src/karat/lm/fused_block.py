@@ -1,18 +1,12 @@
-"""A decoder block as one operation: matrix products, and between them one pass over memory each.
+"""Which decoder blocks are computed as one operation (`block_pass`), and when.
 
-A block of Llama's kind (RMS norms, rotary angles, a gated MLP, no biases) is some hundred operations of PyTorch with its
-gradient, each of which reads and writes all numbers and takes a few microseconds of Python and of starting threads. Here
-what lies between two products is one call of a compiled function (`native`), which also rounds. Rows of trees only; all
-else takes the block's own way, as does a block whose numbers differ from its own on a small example. Knows modules of
-transformers and layouts; knows nothing of what is learnt.
-
-Dimension letters: L flat positions, n of them that are read, d hidden size, H query heads, K key heads, D head size, m MLP
-size.
+Blocks of Llama's kind (RMS norms, rotary angles, a gated MLP, no biases), with peft's LoRA on any of their linear layers or
+without. Rows of trees only; all else takes the block's own way, as does a block whose numbers differ from its own on a small
+example. Knows modules of transformers and layouts; knows nothing of what is learnt.
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,20 +14,19 @@ from types import MethodType
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from karat.lm.attention import NAME, current_layout, tree_attention, tree_layout
+from karat.lm.block_pass import fused
 from karat.lm.cache import DecodeCache
-from karat.lm.dense_attention import is_short, plan_of
+from karat.lm.dense_attention import is_short
 from karat.lm.final_block import block_lists, rows_wanted
-from karat.lm.fused_attention import Frame, Sizes, attend, attend_back
+from karat.lm.fused_attention import Sizes
 from karat.lm.fused_decode import LayerWeights, decoded, decodes, layer_weights
-from karat.lm.kernels import matmul
-from karat.lm.low_rank import base_of, low_rank_of
-from karat.lm.narrow import products_of, stacked, use_narrow_products
-from karat.lm.native import address, library
+from karat.lm.low_rank import base_of, low_rank_of, trained_low_ranks
+from karat.lm.narrow import products_of, use_narrow_products
+from karat.lm.native import library
 from karat.lm.trees import TreeLayout, TreeSpan
 
 NORMS = ("input_layernorm", "post_attention_layernorm")
@@ -165,9 +158,10 @@ def _forward(self: nn.Module, hidden_states: Tensor, *args: Any, **options: Any)
         and angles is not None
         and _suits(self, hidden_states, layout, products, options)
     ):
-        weights = weights_of(self)
-        if weights is not None:
-            return fused(hidden_states, angles, layout, products, getattr(self, SIZES), weights, rows_wanted(self))
+        weights, adapters = weights_of(self, bare=base_of), trained_low_ranks(linear_layers_of(self))
+        if weights is not None and adapters is not None:
+            frame = (layout, products, getattr(self, SIZES))
+            return fused(hidden_states, angles, frame, weights, adapters, rows_wanted(self))
     elif not args and angles is not None and not self.training and getattr(self, KNOWN).get(products, False):
         cache = options.get("past_key_values")
         if decodes(hidden_states, cache, products):
@@ -202,135 +196,6 @@ def _suits(block: nn.Module, x: Tensor, layout: TreeLayout, products: torch.dtyp
         and getattr(block, KNOWN).get(products, False)
         and is_short(layout, products)
     )
-
-
-def fused(
-    x: Float[Tensor, "1 L d"],
-    angles: tuple[Tensor, Tensor],
-    layout: TreeLayout,
-    products: torch.dtype,
-    sizes: Sizes,
-    weights: tuple[Tensor | None, ...],
-    rows: Int[Tensor, " n"] | None = None,
-) -> Float[Tensor, "1 L d"]:
-    """A block's output by the fused way.
-
-    Args: angles: cosines and sines [1, L, D].    rows: at which the output is read, ascending; None = everywhere.
-    """
-    plan, call = plan_of(layout, sizes.heads, sizes.key_heads, sizes.window, torch.float32), library(products)
-    assert call is not None
-    turns = (angle.detach().reshape(-1, sizes.size).contiguous() for angle in angles)
-    return _Block.apply(x.contiguous(), rows, Frame(call, plan, sizes, products, *turns), *weights)
-
-
-class _Block(torch.autograd.Function):
-    """x + attention(norm(x)), then + MLP(norm(·))."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Float[Tensor, "1 L d"],
-        rows: Int[Tensor, " n"] | None,
-        frame: Frame,
-        *weights: Tensor,
-    ) -> Float[Tensor, "1 L d"]:
-        """Args: rows: at which the output is read; None = all.    weights: as `weights_of` orders them."""
-        norm, wq, wk, wv, wo, norm_mlp, gate, up, down, norm_q, norm_k = weights
-        call, products, eps = frame.call, frame.products, frame.sizes.eps
-        n_positions, d = x.shape[1:]
-        normed, scale = x.new_empty(n_positions, d, dtype=products), x.new_empty(n_positions)
-        _norm(call, x, None, None, norm, eps[0], None, normed, scale)
-        of_qkv = stacked((wq, wk, wv), products)
-        qkv = matmul(normed, of_qkv.t())
-        attended, kept = attend(frame, qkv, (norm_q, norm_k))
-        if rows is not None:
-            attended = attended.index_select(0, rows)
-        of_o, of_both, of_down = (stacked(own, products) for own in ((wo,), (gate, up), (down,)))
-        n, m = len(attended), len(gate)
-        between, normed_mlp, scale_mlp = x.new_empty(n, d), normed.new_empty(n, d), x.new_empty(n)
-        _norm(call, x, matmul(attended, of_o.t()), rows, norm_mlp, eps[3], between, normed_mlp, scale_mlp)
-        both = matmul(normed_mlp, of_both.t())
-        gated = both.new_empty(n, m)
-        call.gate_forward(address(both), address(both, m), 2 * m, n, m, address(gated))
-        output, change = torch.empty_like(x) if rows is None else torch.zeros_like(x), matmul(gated, of_down.t())
-        call.add_rows(address(between), address(change), address(rows), n, d, address(output))
-        ctx.save_for_backward(
-            x, rows, norm, norm_mlp, norm_q, norm_k, normed, scale, of_qkv, qkv, attended, of_o, between,
-            normed_mlp, scale_mlp, of_both, both, of_down, *kept,
-        )  # fmt: skip
-        ctx.frame = frame
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x and of the weights."""
-        (
-            x, rows, norm, norm_mlp, norm_q, norm_k, normed, scale, of_qkv, qkv, attended, of_o, between,
-            normed_mlp, scale_mlp, of_both, both, of_down, *kept,
-        ) = ctx.saved_tensors  # fmt: skip
-        sizes, call, learns = ctx.frame.sizes, ctx.frame.call, ctx.needs_input_grad[3:]
-        grad, (n_positions, d), (n, m2) = grads[0].contiguous(), x.shape[1:], both.shape
-        narrow_grad = normed.new_empty(n, d)
-        call.narrow_rows(address(grad), address(rows), n, d, address(narrow_grad), d)
-        of_gated, gated = matmul(narrow_grad, of_down), both.new_empty(n, m2 // 2)
-        grad_both = torch.empty_like(both)
-        call.gate_backward(address(both), address(of_gated), n, m2 // 2, address(grad_both), address(gated))
-        found: dict[str, Tensor | None] = {"down": _of_weight(narrow_grad, gated, learns[8])}
-        of_both_weights = _of_weight(grad_both, normed_mlp, learns[6] or learns[7])
-        of_between, narrow_between = torch.empty_like(between), torch.empty_like(normed_mlp)
-        of_norm_mlp, of_normed = torch.empty_like(norm_mlp), matmul(grad_both, of_both)
-        call.norm_backward(
-            address(between), address(scale_mlp), n, d, address(norm_mlp), address(of_normed), address(grad),
-            address(rows), address(of_between), address(narrow_between), address(of_norm_mlp),
-        )  # fmt: skip
-        found["o"] = _of_weight(narrow_between, attended, learns[4])
-        of_attended = matmul(narrow_between, of_o)
-        places = None
-        if rows is not None:
-            of_attended = normed.new_zeros(n_positions, of_attended.shape[1]).index_copy_(0, rows, of_attended)
-            places = torch.full((n_positions,), -1, dtype=torch.int64)
-            places[rows] = torch.arange(n)
-        grad_qkv, of_norms = attend_back(ctx.frame, of_attended, qkv, (norm_q, norm_k), kept)
-        of_qkv_weights = _of_weight(grad_qkv, normed, any(learns[1:4]))
-        of_x, of_norm, of_normed = torch.empty_like(x), torch.empty_like(norm), matmul(grad_qkv, of_qkv)
-        call.norm_backward(
-            address(x), address(scale), n_positions, d, address(norm), address(of_normed), address(of_between),
-            address(places), address(of_x), None, address(of_norm),
-        )  # fmt: skip
-        h, k = sizes.heads * sizes.size, sizes.key_heads * sizes.size
-        cut = (None,) * 3 if of_qkv_weights is None else of_qkv_weights.split((h, k, k))
-        halves = (None,) * 2 if of_both_weights is None else of_both_weights.split(m2 // 2)
-        return (
-            of_x, None, None,
-            of_norm, *(_wide(part) for part in cut), _wide(found["o"]), of_norm_mlp,
-            *(_wide(part) for part in halves), _wide(found["down"]), *of_norms,
-        )  # fmt: skip
-
-
-def _norm(
-    call: ctypes.CDLL,
-    x: Tensor,
-    change: Tensor | None,
-    rows: Tensor | None,
-    weight: Tensor,
-    eps: float,
-    total: Tensor | None,
-    *made: Tensor,
-) -> None:
-    """x (+ change) normed into made[0], its scales into made[1]."""
-    n, d = made[0].shape
-    call.norm_forward(
-        address(x), address(change), address(rows), n, d, address(weight), eps, address(total), *map(address, made)
-    )
-
-
-def _of_weight(grad: Tensor, factor: Tensor, wanted: bool) -> Tensor | None:
-    return matmul(grad.t(), factor) if wanted else None
-
-
-def _wide(tensor: Tensor | None) -> Tensor | None:
-    """The same in float32."""
-    return None if tensor is None else tensor.to(torch.float32)
 
 
 def _noting(module: nn.Module, *given: Any, **options: Any) -> Any:
@@ -385,7 +250,7 @@ def _agrees(block: nn.Module, products: torch.dtype, sizes: Sizes, weights: tupl
     try:
         with _probed(block, leaves) as windows:
             plain = tried(lambda own: type(block).forward(block, own, position_embeddings=angles, **options))
-            quick = tried(lambda own: fused(own, angles, PROBE, products, sizes, weights))
+            quick = tried(lambda own: fused(own, angles, (PROBE, products, sizes), weights))
     except Exception:  # whatever a foreign block raises or returns: then it keeps its own way
         return False
     most = LARGEST_GAP[products]

@@ -37,6 +37,7 @@ from karat import devices
 from karat.errors import CheckpointError, InputError
 from karat.lm.adapter_files import adapted_model, adapter_settings, holds_adapters, with_adapters
 from karat.lm.attention import NAME as TREE_ATTENTION
+from karat.lm.freed_memory import keep_few_products
 from karat.lm.fused_block import use_fused_blocks
 from karat.lm.headers import add_header_metadata, state_on_processor
 from karat.lm.kernels import use_fast_kernels
@@ -104,6 +105,7 @@ def load_lm(
     Raises: CheckpointError (one line) for a missing or pickled or damaged checkpoint, no tokenizer, no EOS, an
         encoder-decoder, or a model whose hidden states or logits karat cannot reproduce.
     """
+    keep_few_products()
     path = Path(path)
     adapted = holds_adapters(path)
     base = _base_of(path) if adapted else path
