@@ -92,6 +92,8 @@ def test_a_policy_or_address_that_is_none_is_one_line(tmp_path, served, said):
 class OnlyThis:
     """A server that always says one thing."""
 
+    url = "http://127.0.0.1/v1"
+
     def __init__(self, text, stopped):
         self.text, self.stopped = text, stopped
 

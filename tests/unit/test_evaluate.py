@@ -9,6 +9,7 @@ from scipy.stats import distributions
 
 from karat.errors import InputError
 from karat.evaluate.frontiers import FrontierPoint, interpolate_gold
+from karat.evaluate.measure import check_drawn
 from karat.evaluate.table import (
     PolicySamples,
     best_of,
@@ -19,6 +20,7 @@ from karat.evaluate.table import (
     win_rate,
 )  # fmt: skip
 from karat.overopt import expected_best_of_n
+from karat.records import Sample
 
 
 def samples(name="sft", seed=0, n_prompts=6, n=5, shift=0.0, gold=True):
@@ -50,6 +52,19 @@ def test_best_of_n_means_equal_the_enumeration_of_all_subsets(n):
     scores[0, :3] = 0.5
     expected = [enumerated_best_of(s, v, n) for s, v in zip(scores, values, strict=True)]
     assert expected_best_of_n(scores, n, values=values) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_server_that_gives_the_likeliest_text_instead_of_draws_is_refused():
+    def said(n_prompts: int, texts: list[int], logprob: float) -> list[list[Sample]]:
+        return [[Sample((1,), (text, 2), (logprob, logprob), True, i) for i, text in enumerate(texts)]] * n_prompts
+
+    with pytest.raises(
+        InputError, match=r"endpoint u: found 4 equal responses to each of 5 prompts, .*10\^13; .*do_sample"
+    ):
+        check_drawn(said(5, [7, 7, 7, 7], -1.0), "u")  # 5 prompts, 3 repeats each, 2 nats: 30 nats = 13.03 tens
+    check_drawn(said(5, [7, 7, 8, 7], -1.0), "u")  # one of them differs
+    check_drawn(said(5, [7, 7, 7, 7], -0.4), "u")  # 12 nats: once in 10^5.2
+    check_drawn(said(50, [7], -9.0), "u")  # a single response says nothing
 
 
 def test_the_best_of_n_policy_is_the_same_as_a_reweighting():

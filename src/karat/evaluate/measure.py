@@ -5,6 +5,7 @@ Knows models and texts; what a response is worth it is told by functions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from karat.errors import InputError
 from karat.lm import parallel
 from karat.lm.chat import check_fits, prompt_tokens, response_text, response_tokens
 from karat.lm.endpoint import Endpoint, EndpointReply
@@ -23,6 +25,8 @@ from karat.lm.trees import Tree, TreeBatch, pack_trees
 from karat.records import Prompt, Sample
 
 Array = NDArray[np.float64]
+ALIKE = -6.0
+"""log₁₀ of the chance below which equal responses to every prompt are no draws."""
 
 
 def draw(
@@ -61,7 +65,8 @@ def draw_served(
 
     Args:
         server: at temperature 1.    lm: the checkpoint that it serves.
-    Raises: InputError for a server that fails, or whose responses with their prompts do not fit into the context.
+    Raises: InputError for a server that fails, that gives the likeliest text instead of draws, or whose responses with
+        their prompts do not fit into the context.
     """
     replies = parallel.from_main(lambda: server.replies(prompts, n_samples=n_samples, seed=seed))
     trees = []
@@ -71,13 +76,31 @@ def draw_served(
         check_fits(tokens, max(map(len, branches)), lm.context_length)
         trees.append(Tree(tokens, tuple(branches)))
     logprobs = iter(_logprobs(lm, trees))
-    return [
+    samples = [
         [
             Sample(tree.prompt, branch, tuple(next(logprobs)), reply.stopped, number)
             for number, (branch, reply) in enumerate(zip(tree.branches, group, strict=True))
         ]
         for tree, group in zip(trees, replies, strict=True)
     ]
+    check_drawn(samples, server.url)
+    return samples
+
+
+def check_drawn(samples: Sequence[Sequence[Sample]], url: str) -> None:
+    """Raise InputError where a server said one and the same of every prompt, and draws would hardly have done so.
+
+    P(all N alike) ≤ Π over prompts of π(y)^(N − 1), for the y that it gave
+    """
+    if any(one.response_tokens != group[0].response_tokens for group in samples for one in group):
+        return
+    chance = sum((len(group) - 1) * min(0.0, sum(group[0].logprobs)) for group in samples) / math.log(10)
+    if chance < ALIKE:
+        raise InputError(
+            f"endpoint {url}: found {len(samples[0])} equal responses to each of {len(samples)} prompts, which draws from the "
+            f"checkpoint give once in 10^{-chance:.0f}; expected draws at temperature 1: set do_sample: true and top_k: 0 in "
+            "the generation_config.json that it serves"
+        )
 
 
 def _tokens_of(lm: LoadedLM, reply: EndpointReply) -> list[int]:
