@@ -150,7 +150,7 @@ def test_one_pass_gives_logprobs_and_the_hidden_states_behind_them() -> None:
     lm = loaded("llama")
     batch = pack_trees(some_trees(), token_budget=100)[0]
     result, hidden = response_logprobs_and_hidden(lm.model, batch)
-    torch.testing.assert_close(hidden, hidden_states(lm.model, batch)[batch.predict_index], rtol=0, atol=0)
+    torch.testing.assert_close(hidden, hidden_states(lm.model, batch)[batch.predict_index], rtol=0, atol=1e-12)
     hidden.sum().backward()
     assert result.logprobs.shape == (batch.target_ids.numel(),)
     assert lm.model.get_input_embeddings().weight.grad.abs().sum() > 0

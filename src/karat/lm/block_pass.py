@@ -48,7 +48,8 @@ def fused(
         rows: at which the output is read, ascending; None = everywhere.
     """
     layout, products, sizes = known
-    plan, call = plan_of(layout, sizes.heads, sizes.key_heads, sizes.window, torch.float32), library(products)
+    even, call = products == torch.bfloat16, library(products)
+    plan = plan_of(layout, sizes.heads, sizes.key_heads, sizes.window, torch.float32, even)
     assert call is not None
     turns = (angle.detach().reshape(-1, sizes.size).contiguous() for angle in angles)
     frame = Frame(call, plan, sizes, products, *turns)

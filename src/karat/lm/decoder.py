@@ -23,10 +23,11 @@ from karat.devices import CPU, has_float64
 from karat.errors import InvariantError
 from karat.lm.cache import DecodeCache, DecodeStep, PrefillLayout, RowLayout, decoding
 from karat.lm.final_block import only_rows
-from karat.lm.kernels import for_few_rows
+from karat.lm.kernels import even_rows, for_few_rows
 from karat.lm.logprobs import head_of, trunk_of
 from karat.lm.narrow import products_of, weights_kept
 from karat.lm.segments import Segments, capacity
+from karat.lm.shapes import FEW_PARTS
 from karat.lm.static_step import SEGMENT, Choose
 from karat.lm.ways import Decode
 from karat.records import Sample
@@ -273,7 +274,12 @@ class Decoder:
 
     def _compact(self) -> None:
         """Let the last rows take the places of finished ones, and the last prompts those that no row reads."""
-        self.running, moves = _close_gaps(self.running, [not row.done for row in self.running])
+        keep = [not row.done for row in self.running]
+        if not (self.pending or self.waiting):  # else others take the places
+            n_more = even_rows(sum(keep), self.device, FEW_PARTS) - sum(keep)
+            for place in [place for place, kept in enumerate(keep) if not kept][:n_more]:
+                keep[place] = True
+        self.running, moves = _close_gaps(self.running, keep)
         self.cache.move_rows(*moves)
         needed = {row.slot for row in self.running} | {row.slot for row in self.pending}
         old = list(range(len(self.slots)))

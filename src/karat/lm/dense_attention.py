@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from karat.lm.shapes import FEW_PARTS, even_number
 from karat.lm.trees import TreeLayout
 
 MOST_KEYS = 160
@@ -135,7 +136,7 @@ class DenseTreeAttention(torch.autograd.Function):
     ) -> Float[Tensor, "1 L H D"]:
         """The attention's output, laid out by position; scores and softmax are in float32 or wider."""
         n_heads, n_key_heads, wide = query.shape[1], key.shape[1], _wide(query.dtype)
-        plan = plan_of(layout, n_heads, n_key_heads, window, wide)
+        plan = plan_of(layout, n_heads, n_key_heads, window, wide, query.dtype == torch.bfloat16)
         queries, keys, values = (_by_row(t.transpose(1, 2)) for t in (query, key, value))
         outputs, kept = [], []
         for group in plan.groups:
@@ -195,8 +196,13 @@ def _put_back(parts: Sequence[Float[Tensor, "n D"]], plan: Plan) -> Float[Tensor
 
 
 @lru_cache(maxsize=16)
-def plan_of(layout: TreeLayout, n_heads: int, n_key_heads: int, window: int | None, dtype: torch.dtype) -> Plan:
-    """The groups of a layout; kept, as each layer of a model asks for the same."""
+def plan_of(
+    layout: TreeLayout, n_heads: int, n_key_heads: int, window: int | None, dtype: torch.dtype, even: bool = False
+) -> Plan:
+    """The groups of a layout; kept, as each layer of a model asks for the same.
+
+    Args: even: whether products are compiled for every shape, so that few shapes are to occur (`even_rows`).
+    """
     groups, first = [], 0
     places = np.zeros((layout.n_positions, n_heads), dtype=np.int64)
     for pieces in grouped(pieces_of(layout), n_heads):
@@ -204,7 +210,8 @@ def plan_of(layout: TreeLayout, n_heads: int, n_key_heads: int, window: int | No
         prompt_start = np.array([piece.prompt_start for piece in pieces])[:, None]
         n_queries = np.array([piece.n_queries for piece in pieces])[:, None]
         n_prompt = np.array([piece.n_prompt for piece in pieces])[:, None]
-        q, k = np.arange(n_queries.max()), np.arange((n_prompt + n_queries).max())
+        most = n_queries.max(), (n_prompt + n_queries).max()
+        q, k = (np.arange(even_number(int(n), FEW_PARTS) if even else n) for n in most)
         asks, is_key = q < n_queries, k < n_prompt + n_queries
         query_at = np.where(asks, start + q, start)
         key_at = np.where(is_key, np.where(k < n_prompt, prompt_start + k, start + k - n_prompt), start)

@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from karat.lm.kernels import even_rows
+
 MOST_SHARE = 0.9
 """Share of positions above which picking rows costs more than it saves."""
 MARK = "karat_final_block_alone"
@@ -105,6 +107,10 @@ def only_rows(trunk: nn.Module, rows: Int[Tensor, " n"], shape: Sequence[int]) -
     if len(kept) > MOST_SHARE * n_positions:
         yield
         return
+    n_more = min(even_rows(len(kept), rows.device), n_positions) - len(kept)
+    if n_more:  # some that nobody reads
+        wanted[(~wanted).nonzero()[-n_more:, 0]] = True
+        kept = wanted.nonzero().squeeze(1)
 
     def pick(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return (inputs[0].flatten(0, 1).index_select(0, kept.to(inputs[0].device)).unsqueeze(0), *inputs[1:])

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from karat.lm.cache import DecodeCache, DecodeStep
 from karat.lm.fused_attention import Sizes
-from karat.lm.kernels import matmul
+from karat.lm.kernels import even_rows, matmul
 from karat.lm.low_rank import LowRank
 from karat.lm.narrow import stacked
 from karat.lm.native import GivenHeads, address, library
@@ -110,23 +110,30 @@ def decoded(
     call, x, (n, d) = library(products), x.contiguous(), x.shape[1:]
     assert call is not None
     norm, norm_mlp = own.norms[:2]
-    normed, scale = x.new_empty(n, d, dtype=products), x.new_empty(n)
+    normed, scale = _room(n, d, products), x.new_empty(n)
     call.norm_forward(address(x), None, None, n, d, address(norm), sizes.eps[0], None, address(normed), address(scale))
     qkv = _products(normed, own.of_qkv, _widths(sizes), own.adapters[:3])
-    attended = _attended(qkv, angles, own, cache, layer, rows)
-    n_read, m = attended.shape[0], own.of_down.shape[0]
-    between, normed_mlp = x.new_empty(n_read, d), normed.new_empty(n_read, d)
+    attended = _attended([part[:n] for part in qkv], angles, own, cache, layer, rows)
+    n_read, m = n if rows is None else rows.shape[0], own.of_down.shape[0]
+    between, normed_mlp = x.new_empty(n_read, d), _room(n_read, d, products)
     (change,) = _products(attended, (own.of_output,), (d,), own.adapters[3:4])
     call.norm_forward(
         address(x), address(change), address(rows), n_read, d, address(norm_mlp), sizes.eps[3], address(between),
         address(normed_mlp), address(scale),
     )  # fmt: skip
     gate, up = _products(normed_mlp, own.of_gate_up, (m, m), own.adapters[4:6])
-    gated, output = normed.new_empty(n_read, m), torch.empty_like(x) if rows is None else torch.zeros_like(x)
+    gated, output = _room(n_read, m, products), torch.empty_like(x) if rows is None else torch.zeros_like(x)
     call.gate_forward(address(gate), address(up), gate.stride(0), n_read, m, address(gated))
     (change,) = _products(gated, (own.of_down,), (d,), own.adapters[6:])
     call.add_rows(address(between), address(change), address(rows), n_read, d, address(output))
     return output
+
+
+def _room(n: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Place for n rows, and rows of 0 behind them where that makes a number which products are compiled for (`even_rows`)."""
+    made = torch.empty(even_rows(n, torch.device("cpu")), width, dtype=dtype)
+    made[n:] = 0
+    return made
 
 
 def _widths(sizes: Sizes) -> tuple[int, int, int]:
@@ -152,7 +159,7 @@ def _attended(
     cache: DecodeCache,
     layer: int,
     rows: Int[Tensor, " n"] | None,
-) -> Float[Tensor, "n H*D"]:
+) -> Tensor:  # [n, H·D] and what `_room` adds
     (q, k, v), sizes, now, n = qkv, own.sizes, cache.now, qkv[0].shape[0]
     H, K, D = sizes.heads, sizes.key_heads, sizes.size
     cosine, sine = (angle.reshape(-1, D).contiguous() for angle in angles)
@@ -164,7 +171,7 @@ def _attended(
     prompts, responses, call = cache.prompts[layer], cache.responses[layer], library(q.dtype)
     keys, values, length = address(prompts[0]), address(prompts[1]), prompts[0].shape[2]
     n_read = n if rows is None else rows.shape[0]
-    attended = q.new_empty(n_read, H * D)
+    attended = _room(n_read, H * D, q.dtype)
     if isinstance(now, DecodeStep):
         call.decode_rows(
             ctypes.byref(given), n, keys, values, length, address(now.layout.slots), address(now.layout.prompt_lengths),

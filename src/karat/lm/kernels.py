@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from karat.lm.narrow import narrow_linear, products_of
 from karat.lm.rotation import fast_rotation
+from karat.lm.shapes import PARTS, even_number
 
 # Multiply-adds below which the call overhead of oneDNN (about 10 µs) outweighs its rate, measured on Zen 5.
 SMALLEST_PRODUCT = 1 << 20
@@ -140,6 +141,15 @@ def onednn_is_faster() -> bool:
     except (AttributeError, RuntimeError):
         return False
     return operation is not None and torch.backends.mkldnn.is_available()
+
+
+def even_rows(n: int, device: torch.device, parts: int = PARTS) -> int:
+    """How many rows to compute where n are wanted: more where products are oneDNN's (`shapes.even_number`), else n.
+
+    oneDNN compiles its products for every number of rows, half a megabyte and half a millisecond each, and keeps a thousand
+    of them; rows of packed texts are hardly ever as many twice (`bench/shapes_study.py`, docs/LOG.md).
+    """
+    return even_number(n, parts) if device.type == "cpu" and onednn_is_faster() else n
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
@@ -22,14 +23,14 @@ from transformers import PreTrainedModel
 from karat.errors import InputError
 from karat.lm.attention import tree_layout
 from karat.lm.final_block import only_rows
-from karat.lm.kernels import matmul
+from karat.lm.kernels import even_rows, matmul
 from karat.lm.logits import cap_slope, chosen_logprobs, logits_of, pieces, softmax_
 from karat.lm.memory import KEPT_NUMBERS, LEAST_ROWS, rows_at_a_time
 from karat.lm.narrow import narrowed, products_of
 from karat.lm.narrow_logprobs import NarrowLogprobs
 from karat.lm.native import choose_of
 from karat.lm.tiled_logprobs import TiledLogprobs
-from karat.lm.trees import Batch, TreeBatch
+from karat.lm.trees import Batch, TreeBatch, filled
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,13 @@ def hidden_states(model: nn.Module, batch: Batch) -> Float[Tensor, "L d"]:
     """
     trunk = trunk_of(model)
     if isinstance(batch, TreeBatch):
+        n_positions, batch = batch.n_tokens, _evened(batch)
         with tree_layout(batch.layout):
             output = trunk(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
-    else:
-        output = trunk(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            position_ids=batch.position_ids,
-            use_cache=False,
-        )
+        return output.last_hidden_state[0, :n_positions]
+    output = trunk(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids, use_cache=False
+    )
     return output.last_hidden_state.flatten(0, 1)
 
 
@@ -92,9 +91,15 @@ def hidden_at(model: nn.Module, batch: Batch, rows: Int[Tensor, " n"]) -> Float[
     Args:
         rows: positions of the flattened batch; they may repeat.
     """
+    if isinstance(batch, TreeBatch):
+        batch = _evened(batch)
     with only_rows(trunk_of(model), rows, batch.input_ids.shape):
         hidden = hidden_states(model, batch)
     return hidden.index_select(0, rows.to(hidden.device))
+
+
+def _evened(batch: TreeBatch) -> TreeBatch:
+    return filled(batch, even_rows(batch.n_tokens, batch.input_ids.device))
 
 
 def response_logprobs(
@@ -152,6 +157,23 @@ def token_logprobs(
     head, softcap = head_of(model)
     if not isinstance(head, nn.Linear):
         raise InputError(f"token_logprobs: found an output layer {type(head).__name__}; expected a linear one")
+    n = len(hidden)
+    n_more = even_rows(n, hidden.device) - n
+    hidden, token_ids = F.pad(hidden, (0, 0, 0, n_more)), F.pad(token_ids, (0, n_more))
+    logprobs, entropy = _of_layer(head, softcap, hidden, token_ids, temperature, chunk_rows, with_entropy)
+    return logprobs[:n], None if entropy is None else entropy[:n]
+
+
+def _of_layer(
+    head: nn.Linear,
+    softcap: float | None,
+    hidden: Float[Tensor, "n d"],
+    token_ids: Int[Tensor, " n"],
+    temperature: float,
+    chunk_rows: int | None,
+    with_entropy: bool,
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"] | None]:
+    """The same from an output layer, by the way that suits its width and dtype."""
     n_tokens, products = len(head.weight), products_of(head)
     rows = chunk_rows or rows_at_a_time(n_tokens)
     learns = torch.is_grad_enabled() and (hidden.requires_grad or head.weight.requires_grad)

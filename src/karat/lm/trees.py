@@ -192,6 +192,23 @@ def empty_batch(device: torch.device | str = "cpu") -> TreeBatch:
     return replace(row, **dict.fromkeys(names, nothing)).to(device)
 
 
+def filled(batch: TreeBatch, n_positions: int) -> TreeBatch:
+    """The same row with filler up to so many positions: a tree of its own, from which nothing is read.
+
+    Args: n_positions: not fewer than there are.
+    """
+    n_filler = n_positions - batch.layout.n_positions
+    if not n_filler:
+        return batch
+    more = torch.arange(n_filler, device=batch.input_ids.device)[None]
+    return replace(
+        batch,
+        input_ids=torch.cat([batch.input_ids, batch.input_ids[:, -1:].expand(1, n_filler)], dim=1),
+        position_ids=torch.cat([batch.position_ids, more], dim=1),
+        layout=TreeLayout((*batch.layout.spans, TreeSpan(batch.layout.n_positions, 0, (n_filler,))), n_positions),
+    )
+
+
 def cut_trees(trees: Sequence[Tree], token_budget: int) -> list[Tree]:
     """The same branches in the same order in trees that fit the budget: a larger tree becomes several with its prompt.
 
