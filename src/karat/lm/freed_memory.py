@@ -26,9 +26,9 @@ KEPT_BLOCK = 1 << 25
 NEVER = -1
 PRODUCT_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 """Of oneDNN and of PyTorch's way to it: each keeps what it prepared for up to 1,024 products, a quarter of a megabyte each."""
-MOST_PRODUCTS = 24
-"""Kept by each: a block's with its gradient repeat in every layer, but no two micro-batches have equally many rows. More take no
-time off a step (docs/LOG.md); besides, being made in mid-step, they stand between freed blocks, which then fit nothing."""
+MOST_PRODUCTS = 400
+"""Kept by each: what the steps of a recipe ask for again, now that rows are filled up to few numbers (`shapes`); with 24 every
+product of a step is prepared anew (docs/LOG.md). Those that are dropped leave holes between tensors, which fit nothing."""
 
 
 def keep_few_products() -> None:
