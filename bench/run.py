@@ -1,6 +1,6 @@
 """The benches: karat beside its peers, the same weights, inputs, threads and optimiser steps on both sides.
 
-    python bench/run.py [--work reward|ppo|ppo-k4|ppo-bf16|ppo-k4-bf16|rloo|grpo|dpo|sft|sample|sample-150k|efficiency-reward|efficiency-ppo|load|all] [--quick]
+    python bench/run.py [--work reward|ppo|ppo-k4|ppo-bf16|ppo-k4-bf16|rloo|grpo|dpo|sft|sample|sample-150k|efficiency-reward|efficiency-ppo|memory-ppo|memory-ppo-k4|memory-rloo|load|all] [--quick]
     python bench/run.py --long [--work ranking|time-to-score|ukp|ukp-curve|real-data|real-marks|methods|hybrid|process|dense|growth|gao|asking|bounds|coverage|mixture|people|last-layer|all]
 
 Standard output has one JSON object a row; progress goes to standard error. docs/benchmarks.md says what each figure
@@ -37,6 +37,9 @@ PPO_WORK = {
     "kl_coef": 0.05,
     "adam_eps": 1e-8,
 }
+N_ITERATIONS = {"small": 9, "medium": 5}
+"""Of an online row, the warm-up included."""
+MEMORY_TARGET = 2.0
 TARGETS = {
     "reward": 5.0, "ppo": 2.5, "ppo-k4": 4.5, "rloo": 4.0, "grpo": 4.0, "dpo": 4.0, "dpo-both": 4.0, "sft": 1.3,
     "sample": 3.5, "sample-150k": 3.0, "ranking": 3.0, "ppo-bf16": 6.0, "ppo-k4-bf16": 10.0,
@@ -79,18 +82,26 @@ def ranking_row(*, quick: bool) -> dict[str, Any]:
 
 
 def ppo_row(
-    name: str, n_prompts: int, n_samples: int, *, quick: bool, dtype: str = "float32", peer_dtype: str = "float32"
+    name: str,
+    n_prompts: int,
+    n_samples: int,
+    *,
+    quick: bool,
+    dtype: str = "float32",
+    peer_dtype: str = "float32",
+    size: str = "small",
 ) -> dict[str, Any]:
     """One PPO iteration: samples a second, and the seconds of its parts on our side."""
     from bench.inputs import hh_prompts
     from bench.models import checkpoint, classifier
 
-    n_warm, n_iterations = (1, 3) if quick else (1, 9)
+    n_warm, n_iterations = 1, 3 if quick else N_ITERATIONS[size]
     work = PPO_WORK | {
         "n_prompts": n_prompts,
         "n_samples": n_samples,
-        "model": str(checkpoint("small")),
-        "classifier": str(classifier("small")),
+        "size": size,
+        "model": str(checkpoint(size)),
+        "classifier": str(classifier(size)),
         "prompts": hh_prompts(n_prompts)[1],
         "n_iterations": n_iterations,
         "reward": "model",
@@ -120,14 +131,15 @@ def narrow_ppo_row(name: str, n_prompts: int, n_samples: int, *, quick: bool) ->
     return beside_the_faster({peer: row_beside(peer_dtype=peer) for peer in ("float32", "bfloat16")})
 
 
-def group_row(name: str, *, quick: bool) -> dict[str, Any]:
+def group_row(name: str, *, quick: bool, size: str = "small") -> dict[str, Any]:
     """One RLOO or GRPO iteration, 16 prompts × 8 samples, one optimiser step: samples a second."""
     from bench.inputs import hh_prompts
     from bench.models import checkpoint, classifier, hh_ids
 
-    n_warm, n_iterations = (1, 3) if quick else (1, 9)
+    n_warm, n_iterations = 1, 3 if quick else N_ITERATIONS[size]
     work = {
         "method": name,
+        "size": size,
         "n_prompts": 16,
         "n_samples": 8,
         "max_new_tokens": 48,
@@ -136,8 +148,8 @@ def group_row(name: str, *, quick: bool) -> dict[str, Any]:
         "learning_rate": 3e-6,
         "kl_coef": 0.05,
         "adam_eps": 1e-8,
-        "model": str(checkpoint("small")),
-        "classifier": str(classifier("small")),
+        "model": str(checkpoint(size)),
+        "classifier": str(classifier(size)),
         "prompts": hh_prompts(16)[1],
         "eos_id": hh_ids()[0],
         "n_iterations": n_iterations,
@@ -156,6 +168,16 @@ def group_row(name: str, *, quick: bool) -> dict[str, Any]:
         "seconds_ours": {part: round(seconds, 3) for part, seconds in parts.items()},
         "mean_score": {side: round(score, 4) for side, score in scores.items()},
     }
+
+
+def memory_row(made: Callable[..., dict[str, Any]], *, quick: bool) -> dict[str, Any]:
+    """A row of the "medium" model, for its memory: theirs over ours, each side's peak less what it held before its first turn."""
+    found = made(quick=quick, size="medium")
+    ratio = found["ratio_memory_of_work"]
+    return found | {
+        "work": f"memory-{found['work']}", "unit": "peak bytes", "speed_ratio": found["ratio"], "ratio": ratio,
+        "target": MEMORY_TARGET, "met": ratio >= MEMORY_TARGET,
+    }  # fmt: skip
 
 
 def dpo_row(name: str, *, precompute: bool, quick: bool) -> dict[str, Any]:
@@ -306,6 +328,9 @@ ROWS: dict[str, Callable[..., dict[str, Any]]] = {
     "sample-150k": partial(sample_row, "sample-150k", "wide"),
     "efficiency-reward": partial(efficiency_row, "reward"),
     "efficiency-ppo": partial(efficiency_row, "ppo"),
+    "memory-ppo": partial(memory_row, partial(ppo_row, "ppo", 64, 1)),
+    "memory-ppo-k4": partial(memory_row, partial(ppo_row, "ppo-k4", 16, 4)),
+    "memory-rloo": partial(memory_row, partial(group_row, "rloo")),
     "load": load_row,
 }
 
