@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from karat.errors import InputError
 from karat.records import Prompt, Turn
@@ -172,11 +172,22 @@ def write_rows(path: str | Path, values: Iterable[Mapping[str, Any]]) -> int:
     data = "".join(lines).encode()
     if path.suffix == ".gz":
         data = gzip.compress(data, mtime=0)
+    with appearing(path) as file:
+        file.write(data)
+    return len(lines)
+
+
+@contextlib.contextmanager
+def appearing(path: Path) -> Iterator[IO[bytes]]:
+    """Within: a file to write that takes its place on leaving; where that fails it vanishes, and what was there stays.
+
+    Raises: InputError where it cannot be written.
+    """
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(name, path)
@@ -185,7 +196,6 @@ def write_rows(path: str | Path, values: Iterable[Mapping[str, Any]]) -> int:
             raise
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); nothing was left") from None
-    return len(lines)
 
 
 def _rows(path: Path, lines: Iterable[tuple[int, str]]) -> list[Row]:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from karat.errors import ConfigError, InputError
 from karat.feedback.exchange.events import EventSummary, event_rows, import_event_rows
 from karat.feedback.store import Store
 from karat.ledger.artifacts import staged_directory
-from karat.rowfiles import Row
+from karat.rowfiles import Row, appearing
 
 PLAIN = ("format", "id", "erased", "prompt", "topic", "responses")
 """Parts of a row that are columns as they are."""
@@ -34,17 +32,8 @@ def export_parquet(store: Store, path: str | Path) -> int:
     pyarrow, parquet = _module("pyarrow"), _module("pyarrow.parquet")
     path, rows = Path(path), [_flat(row) for row in event_rows(store)]
     table = pyarrow.Table.from_pylist(rows, schema=_schema(pyarrow))
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        try:
-            parquet.write_table(table, name, compression="zstd")
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); nothing was left") from None
+    with appearing(path) as file:
+        parquet.write_table(table, file, compression="zstd")
     return len(rows)
 
 
