@@ -35,6 +35,8 @@ class OwnOptions(OwnBatch):
 
     chosen: tuple[tuple[str, Any], ...] = ()
     """Our setting, found on seeds from 200 on before the first race (docs/LOG.md)."""
+    beside: tuple[tuple[str, Any], ...] = ()
+    """Another setting of ours, which races too on fresh seeds and has a row of its own."""
     fresh: bool = False
     """Whether no design saw these seeds before: the peer's score is made in the race, in ten iterations of its published setting."""
 
@@ -46,10 +48,14 @@ class OwnOptions(OwnBatch):
     @property
     def shape(self) -> dict[str, Any]:
         """What all runs of the cell have in common, as it is kept beside them."""
-        return self.published.shape | {
-            "our_iterations": self.n_iterations,
-            "ours": dict(self.chosen),
-        }
+        return (
+            self.published.shape
+            | {
+                "our_iterations": self.n_iterations,
+                "ours": dict(self.chosen),
+            }
+            | ({"beside": dict(self.beside)} if self.beside else {})
+        )
 
     @property
     def earlier(self) -> str:
@@ -109,13 +115,29 @@ def about_search(cell: OwnOptions, runs: Runs, earlier: Runs, place: Mapping[str
     }
 
 
+def of_beside(runs: Runs) -> dict[str, Mapping[str, Any]]:
+    """The same races with our other setting in the place of the chosen one; without those in which it did not run."""
+    return {
+        name: {**run, "ours": run["beside"], "settings": {**run["settings"], "ours": run["settings"]["beside"]}}
+        for name, run in runs.items()
+        if "beside" in run
+    }
+
+
 CHOSEN = {
     ("rloo", "length"): ours(3e-3, n_samples=16, dtype="bfloat16"),
     ("rloo", "word"): ours(3e-3, n_samples=8, dtype="bfloat16", max_grad_norm=NO_CLIP),
 }
-CELLS = tuple(
-    OwnOptions(*pair, seeds=seeds, fresh=fresh, chosen=setting)
-    for seeds, fresh in (((0, 1, 2), False), ((3, 4, 5), True))
-    for pair, setting in CHOSEN.items()
-)
+SHORT_STEPS = ("max_step_kl", 1.0)
+"""Beside the setting for `word` on fresh seeds, because that had collapsed on seed 1."""
+CELLS = (
+    *(OwnOptions(*pair, seeds=(0, 1, 2), chosen=setting) for pair, setting in CHOSEN.items()),
+    *(
+        OwnOptions(
+            *pair, seeds=(3, 4, 5), fresh=True, chosen=setting,
+            beside=(*setting, SHORT_STEPS) if pair[1] == "word" else (),
+        )
+        for pair, setting in CHOSEN.items()
+    ),
+)  # fmt: skip
 """In the order in which they are run."""

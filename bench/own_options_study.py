@@ -30,13 +30,15 @@ from bench.own_batch import (
 )
 from bench.own_batch_study import RESULTS as EARLIER
 from bench.own_batch_study import Contender, _where, race, race_run, search_run, started
-from bench.own_options import CELLS, OwnOptions, about_search, peers_choice, peers_settings
+from bench.own_options import CELLS, OwnOptions, about_search, of_beside, peers_choice, peers_settings
 from bench.pages import put_between
 from bench.score_cells import SIDES, Setting
 from bench.score_figures import smoothed
 from bench.turns import ROOT
 
 RESULTS = ROOT / "bench" / "results" / "own_options_study.json"
+OURS = ("ours", "beside")
+"""Which contenders of a race are our program."""
 MARKS = ("<!-- own_options_study: begin -->", "<!-- own_options_study: end -->")
 
 
@@ -75,6 +77,8 @@ def run_cell(
             sought[name] = search_run(cell, "theirs", setting, seed, goal.mark, most_cpu, threads)
             score_study.write(found, path)
     chosen = {"ours": dict(cell.chosen), "published": goal.setting}
+    if cell.beside:
+        chosen["beside"] = dict(cell.beside)
     if (other := peers_choice(cell, sought, earlier, place)) is not None:
         chosen["chosen"] = other
     for number in cell.seeds:
@@ -86,6 +90,8 @@ def run_cell(
             )
             score_study.write(found, path)
     own["row"] = row(cell, runs, place) | {"search": about_search(cell, sought, earlier, place)}
+    if cell.beside:
+        own["row beside"] = row(cell, of_beside(runs), place)
     score_study.write(found, path)
     return own["row"]
 
@@ -97,18 +103,21 @@ def fresh_race(cell: OwnOptions, chosen: Mapping[str, Setting], seed: int, threa
     """
     contenders = {}
     for who, setting in chosen.items():
-        side = "ours" if who == "ours" else "theirs"
+        side = "ours" if who in OURS else "theirs"
         worker, most = started(cell, side, setting, seed, threads)
         contenders[who] = Contender(worker, float("inf"), window_of(cell, side, setting), most_iterations=most)
     workers = {who: one.worker for who, one in contenders.items()}
     gap = score_study.score_gap(workers["ours"].probe_scores, workers["published"].probe_scores)
-    label, ours, theirs = f"{cell.name}, seed {seed}", contenders["ours"], contenders["published"]
-    most, ours.most_iterations = ours.most_iterations, theirs.most_iterations
-    race({"ours": ours, "published": theirs}, label, close=False)
+    label, theirs = f"{cell.name}, seed {seed}", contenders["published"]
+    ours = [one for who, one in contenders.items() if who in OURS]
+    for one in ours:
+        one.most_iterations = theirs.most_iterations
+    race({who: one for who, one in contenders.items() if who != "chosen"}, label, close=False)
     mark = smoothed(theirs.record["scores"], cell.published.window)[-1]
-    ours.most_iterations = most
     for one in contenders.values():
         one.mark = mark
+    for one in ours:
+        one.most_iterations = cell.n_iterations
     if "chosen" in contenders:
         contenders["chosen"].most_cpu = PEERS_SLACK * seconds_to(theirs.record, mark, cell.published.window)
     race(contenders, label)
@@ -134,8 +143,9 @@ def table(cells: Sequence[OwnOptions], found: Mapping[str, Any]) -> str:
     ]
     for cell in cells:
         name = f"{cell.method}, {cell.reward}, {listed(cell.seeds, 'd')}" + (" (fresh)" if cell.fresh else "")
-        one = found.get(cell.name, {}).get("row")
-        lines.append(f"| {name} |" + (_line(one) if one else " not run | | | | | |"))
+        for which in ("row", "row beside") if cell.beside else ("row",):
+            one = found.get(cell.name, {}).get(which)
+            lines.append(f"| {name} |" + (_line(one) if one else " not run | | | | | |"))
     return "\n".join(lines)
 
 

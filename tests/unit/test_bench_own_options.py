@@ -9,11 +9,11 @@ import pytest
 from bench import own_options_study as study
 from bench import score_study
 from bench.own_batch import full_name, row, search_name
-from bench.own_options import CELLS, NO_CLIP, OwnOptions, ours, peers_choice, peers_search, peers_settings
+from bench.own_options import CELLS, NO_CLIP, OwnOptions, of_beside, ours, peers_choice, peers_search, peers_settings
 from bench.score_cells import SIDES, run_name
 
 LOW = {"learning_rate": 3e-4, "n_minibatches": 1}
-CELL = OwnOptions("rloo", "length", chosen=ours(3e-3, n_samples=8, dtype="bfloat16"), seeds=(3,), fresh=True)  # fmt: skip
+CELL = OwnOptions("rloo", "length", chosen=ours(3e-3, n_samples=8, dtype="bfloat16"), beside=ours(3e-3), seeds=(3,), fresh=True)  # fmt: skip
 BEST = {"learning_rate": 1e-3, "n_minibatches": 4}
 
 
@@ -73,7 +73,7 @@ def test_on_fresh_seeds_the_peers_own_end_is_the_mark(monkeypatch, tmp_path) -> 
         made.append((who, full_name(setting), seed))
         if who == "theirs":
             return Side([0.0] * 7 + [4.0, 5.0, 6.0] if setting == BEST else [0.0, *[9.0] * 9]), 10
-        return Side([0.0] * 2 + [9.0] * 18), 20
+        return Side([0.0] * 2 + [9.0] * 18 if "dtype" in setting else [0.0] * 20), 20
 
     def load(asked):
         if asked == score_study.RESULTS:
@@ -90,6 +90,7 @@ def test_on_fresh_seeds_the_peers_own_end_is_the_mark(monkeypatch, tmp_path) -> 
     assert (found["marks"], found["seconds"]) == ([5.0], {"ours": [4.0], "theirs": [2.0]})
     assert found["sooner"] == ["chosen"]
     assert found["ratios"] == [0.5]
+    assert json.loads((tmp_path / "found.json").read_text())["cells"][CELL.name]["row beside"]["ratios"] == [None]
     assert len([one for one in made if one[0] == "theirs" and one[2] == 100]) == 4
     text = study.page([CELL], json.loads((tmp_path / "found.json").read_text())["cells"])
     assert "| rloo, length, 3 (fresh) | 0.5 (0.5; 0.5) | 4, **missed** |" in text
@@ -102,9 +103,10 @@ def test_the_page_says_what_the_results_say() -> None:
     found, places = (score_study.load(path)["cells"] for path in (study.RESULTS, score_study.RESULTS))
     for cell in CELLS:
         one = found.get(cell.name, {})
-        if "row" in one:
-            expected = json.loads(json.dumps(row(cell, one["runs"], places[cell.published.name])))
-            assert {**one["row"], "search": None} == {**expected, "search": None}
+        for which, runs in (("row", one.get("runs", {})), ("row beside", of_beside(one.get("runs", {})))):
+            if which in one:
+                expected = json.loads(json.dumps(row(cell, runs, places[cell.published.name])))
+                assert {**one[which], "search": None} == {**expected, "search": None}
         assert all(run["same_scores"] for run in one.get("runs", {}).values() if "same_scores" in run)
     start, end = study.MARKS
     written = score_study.DOCS.read_text(encoding="utf-8")
