@@ -88,12 +88,20 @@ def run_cell(
                 if cell.fresh
                 else race_run(cell, chosen, number, place, threads)
             )
+            note_rows(cell, found, place, earlier)
             score_study.write(found, path)
-    own["row"] = row(cell, runs, place) | {"search": about_search(cell, sought, earlier, place)}
-    if cell.beside:
-        own["row beside"] = row(cell, of_beside(runs), place)
+    note_rows(cell, found, place, earlier)
     score_study.write(found, path)
     return own["row"]
+
+
+def note_rows(cell: OwnOptions, found: Mapping[str, Any], place: Mapping[str, Any], earlier: Mapping[str, Any]) -> None:
+    """Write a cell's rows beside its runs, over the races that are done."""
+    own, sought = found["cells"][cell.name], found["cells"][cell.earlier]["runs"]
+    if (one := row(cell, own["runs"], place)) is not None:
+        own["row"] = one | {"search": about_search(cell, sought, earlier, place)}
+        if cell.beside:
+            own["row beside"] = row(cell, of_beside(own["runs"]), place)
 
 
 def fresh_race(cell: OwnOptions, chosen: Mapping[str, Setting], seed: int, threads: int) -> dict[str, Any]:
