@@ -528,13 +528,13 @@ def test_tastes_of_comparisons_on_two_scales_are_found_and_what_they_cost_in_cer
 @pytest.mark.long
 @pytest.mark.parametrize("world", [0, 1])
 def test_intervals_of_mixtures_cover_what_a_population_of_different_tastes_wants(world):
-    """Twelve seeds: pairs of a seed share a posterior, so the tolerance is that of twelve binomials of few directions each."""
+    """Pairs of a seed share a posterior: of a right one of four weights a seed's coverage has an sd of .126 around .9, and eight seeds'
+    mean lies in .77 to .991 in 99 %. Their own sd is none to go by: it is 0 where all are covered."""
     inside = {name: [] for name in ("one taste", "drawn along")}
-    for seed in range(2000, 2012):
+    for seed in range(2000, 2008):
         for name, figures in covered(WORLDS[world], seed).items():
             inside[name].append(np.mean(figures["covered"]))
-    # four weights: a seed's 200 pairs are worth some three, √(.09/36) = .05
-    assert abs(np.mean(inside["drawn along"]) - 0.9) < 3 * max(np.std(inside["drawn along"], ddof=1) / 12**0.5, 0.02)
+    assert 0.77 < np.mean(inside["drawn along"]) < 0.991
     assert np.mean(inside["one taste"]) < np.mean(inside["drawn along"]) - 0.1
 
 
