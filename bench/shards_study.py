@@ -36,7 +36,7 @@ from karat.cli.processes import start
 from karat.lm import parallel
 from karat.lm.fresh import SPECIAL, word_tokenizer, write_fresh_decoder
 from karat.lm.load import load_lm
-from karat.lm.memory import size_of, training_bytes
+from karat.lm.memory import Work, size_of, training_bytes
 from karat.lm.sharding import whole
 from karat.sft import train as sft
 
@@ -127,7 +127,7 @@ def study(*, cases: list[str], n_steps: int, n_turns: int) -> dict[str, Any]:
                     size = size_of(load_lm(place / name).model.config, own[0]["parameters"])
                     found[way]["estimate_mib"] = round(
                         training_bytes(
-                            size, n_trained=size.parameters, n_tokens=n_sequences * N_TOKENS // N_PROCESSES,
+                            size, n_trained=size.parameters, work=Work(n_sequences * N_TOKENS // N_PROCESSES),
                             n_shards=N_PROCESSES if way == "shards" else 1,
                         ) / 2**20
                     )  # fmt: skip

@@ -68,6 +68,11 @@ def use_fused_blocks(model: nn.Module) -> int:
     return n_found
 
 
+def may_be_fused(model: nn.Module) -> bool:
+    """Whether any block of a loaded model may be computed as one operation."""
+    return any(hasattr(module, KNOWN) for module in model.modules())
+
+
 def sizes_of(block: nn.Module) -> Sizes | None:
     """The sizes of a block whose parts are named as Llama's; None for any other."""
     attention, norms = getattr(block, "self_attn", None), [getattr(block, name, None) for name in NORMS]

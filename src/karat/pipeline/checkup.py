@@ -7,11 +7,13 @@ the very code that will read them; nothing else is run and nothing is left behin
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -21,15 +23,18 @@ from karat.config import apply_overrides, build, load_yaml
 from karat.devices import chosen, described, memory_bytes
 from karat.doctor import Check
 from karat.errors import KaratError
-from karat.lm.chat import prompt_tokens
+from karat.lm.chat import prompt_tokens, response_tokens
+from karat.lm.fused_block import may_be_fused
 from karat.lm.load import LoadedLM, load_lm
 from karat.lm.memory import ModelSize, size_of
 from karat.lm.narrow import fast_on
+from karat.lm.native import library
 from karat.lm.trackers import check_trackers
 from karat.lm.ways import GRAPHED, Decode, decode_problem
 from karat.pipeline.data import read_demonstrations, read_prompts
 from karat.pipeline.dead import cautions, contradictions, dead_settings
 from karat.pipeline.derived import Counts, Derived, derived
+from karat.pipeline.model_settings import PRODUCTS
 from karat.pipeline.optimise import check_demonstrations
 from karat.pipeline.payment import payment_problems
 from karat.pipeline.runs import source_of
@@ -80,7 +85,7 @@ def check_config(
             Path(temporary), Path(temporary) / "c", Path(temporary) / "m", progress, Clock(Path(temporary))
         )
         try:
-            counts, lm, size = _look_at_source(config, place)
+            counts, lm, size = _look_at_source(config, place, device)
         except KaratError as error:
             checks.append(Check("source", False, str(error)))
         else:
@@ -112,7 +117,7 @@ def _settings(config: RunConfig, given: Mapping[str, Any]) -> list[Check]:
     return found or [Check("settings", True, "none is dead, none contradicts another")]
 
 
-def _look_at_source(config: RunConfig, place: Workplace) -> tuple[Counts, LoadedLM, ModelSize]:
+def _look_at_source(config: RunConfig, place: Workplace, device: torch.device) -> tuple[Counts, LoadedLM, ModelSize]:
     """Run the source's first station in the temporary place, and load the model to start from."""
     source = source_of(config, config.seed)
     source.write(place)
@@ -132,15 +137,22 @@ def _look_at_source(config: RunConfig, place: Workplace) -> tuple[Counts, Loaded
 
         with open_store(place.directory / "karat.db") as store:
             votes = store.n_judgements()
+    shown = read_demonstrations(data / "demonstrations.jsonl")
+    lengths = [len(prompt_tokens(lm.tokenizer, prompt.turns)) for prompt in asked]
+    written = [len(response_tokens(lm.tokenizer, one.text, lm.eos_ids[0])) for one in shown]
     counts = Counts(
-        demonstrations=len(read_demonstrations(data / "demonstrations.jsonl")),
+        demonstrations=len(shown),
         policy_prompts=len(prompts["policy"]),
         collect_prompts=len(prompts["collect"]),
         votes=votes,
-        longest_prompt=max((len(prompt_tokens(lm.tokenizer, prompt.turns)) for prompt in asked), default=0),
+        longest_prompt=max(lengths, default=0),
+        typical_prompt=math.ceil(fmean(lengths)) if lengths else 0,
+        typical_response=math.ceil(fmean(written)) if written else 0,
     )
     size = size_of(lm.model.config, _parameters(model))
-    return counts, lm, replace(size, narrow=config.dtype == "bfloat16")
+    here = device.type == "cpu"
+    compiled = here and may_be_fused(lm.model) and library(PRODUCTS[config.dtype] or torch.float32) is not None
+    return counts, lm, replace(size, narrow=config.dtype == "bfloat16", compiled=compiled, tiled=here)
 
 
 def _parameters(model: Path) -> int:

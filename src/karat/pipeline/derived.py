@@ -6,14 +6,17 @@ Pure arithmetic on settings and counts. Knows the configuration; reads no file a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from karat.lm.memory import ModelSize, cache_bytes, lora_parameters, training_bytes
+from karat.lm.dense_attention import MOST_KEYS, MOST_NARROW_KEYS
+from karat.lm.memory import ModelSize, Work, cache_bytes, lora_parameters, training_bytes
 from karat.pipeline.gating import GATE_FRAC
 from karat.pipeline.settings import RunConfig
 from karat.policy.method_settings import DirectConfig, ExpertConfig, GroupConfig, ImplicitQConfig, OnlineDPOConfig
 from karat.policy.settings import PPOConfig, RolloutSettings
 
+PADDED = 1.15
+"""Positions of a group of pieces, padding included, over its own."""
 N_SAVED_MODELS = 5
 """Models that a run keeps: base, sft, reward, ppo, and the watcher's best while it runs."""
 
@@ -46,6 +49,10 @@ class Counts:
     """Votes given or to be asked for."""
     longest_prompt: int
     """Tokens."""
+    typical_prompt: int = 0
+    """Mean tokens; 0 = as long as the longest."""
+    typical_response: int = 0
+    """Mean tokens of a demonstration; 0 = as long as what is drawn may be."""
 
 
 def derived(config: RunConfig, counts: Counts, size: ModelSize, *, n_shards: int = 1) -> list[Derived]:
@@ -154,8 +161,6 @@ def _offline(config: RunConfig, counts: Counts) -> list[Derived]:
 def _memory(config: RunConfig, counts: Counts, size: ModelSize, n_shards: int) -> list[Derived]:
     trained = lora_parameters(size, config.lora.rank) if config.lora else size.parameters
     name, method, rollout = config.section, config.method, config.rollout
-    longest = counts.longest_prompt + config.policy_tokens * (1 if rollout is None else rollout.n_samples)
-    budget = max((method.token_budget if rollout is None else method.update.token_budget), longest)  # type: ignore[union-attr]
     # the reward model, which is adapters on the policy's weights where both learn by adapters, and the policy's reference,
     # which is the adapter switched off where there is one
     copies, held_beside = 2, "reference policy and reward model beside them"
@@ -167,19 +172,25 @@ def _memory(config: RunConfig, counts: Counts, size: ModelSize, n_shards: int) -
     separate = isinstance(method, PPOConfig) and method.value.critic == "separate"
     # weights, gradient and two moments; of adapters alone where the trunk is the policy's
     critic = 4 * (trained if config.lora else size.parameters) * size.bytes_per_number if separate else 0
-    policy = training_bytes(
-        size, n_trained=trained, n_tokens=budget, n_copies=copies, n_shards=n_shards, n_beside=critic
-    )
+    options = {"n_trained": trained, "n_shards": n_shards}
+    policy = _peak(
+        size, _of_method(config, counts, size), n_copies=copies, n_beside=critic, n_before=2, **options
+    )  # fmt: skip
     drawn = rollout or RolloutSettings(n_samples=config.watch.n_samples)
     cache = cache_bytes(
         size, n_prompts=max(1, drawn.decode_rows // drawn.n_samples), prompt_tokens=counts.longest_prompt,
         n_rows=drawn.decode_rows, response_tokens=config.policy_tokens,
     )  # fmt: skip
-    sft = training_bytes(size, n_trained=trained, n_tokens=config.sft.token_budget, n_shards=n_shards)
-    reward = training_bytes(size, n_trained=trained, n_tokens=config.reward.token_budget, n_shards=n_shards)
-    held = "weights, gradients, Adam, activations of token_budget tokens, logits"
+    own = counts.typical_response or config.collect.max_new_tokens
+    shown = _works(counts, size, config.sft.batch_size, (1, own), config.sft.token_budget)
+    sft = _peak(size, shown, **options)
+    judged = _works(counts, size, math.ceil(config.reward.batch_responses / 2), (2, own), config.reward.token_budget)
+    judged = [replace(work, logits=False) for work in judged]
+    # the last block is computed at the last token of each response alone; the best epoch's weights are kept
+    reward = _peak(replace(size, layers=max(1, size.layers - 1)), judged, n_kept=1, n_before=1, **options)
+    held = "libraries, weights, gradients, Adam, activations of a micro-batch, logits"
     if n_shards > 1:
-        held = f"of each process: 1/{n_shards} of weights, gradients and Adam; a block, embeddings, activations, logits"
+        held = f"of each process: libraries, 1/{n_shards} of weights, gradients and Adam; a block, embeddings, activations, logits"
     checkpoint = size.weight_bytes + 2 * trained * size.bytes_per_number
     # the watcher's best while it runs is one of the five; of a panel's candidates only some are new between checkpoints
     n_models = N_SAVED_MODELS + (config.watch.panel.candidates if config.watch.panel is not None else 0)
@@ -195,3 +206,42 @@ def _memory(config: RunConfig, counts: Counts, size: ModelSize, n_shards: int) -
             f"{n_models} models and two checkpoints of weights and moments",
         ),
     ]  # fmt: skip
+
+
+def _peak(size: ModelSize, works: list[Work], **options: int) -> int:
+    """The most that any of the kinds of micro-batches takes."""
+    return max(
+        training_bytes(size if work.n_keys else replace(size, compiled=False), work=work, **options) for work in works
+    )
+
+
+def _of_method(config: RunConfig, counts: Counts, size: ModelSize) -> list[Work]:
+    """Micro-batches of the optimiser."""
+    method, rollout = config.method, config.rollout
+    if rollout is None:
+        assert isinstance(method, DirectConfig | ImplicitQConfig)
+        paired = isinstance(method, DirectConfig) and method.loss != "kto"
+        own = counts.typical_response or config.collect.max_new_tokens
+        return _works(counts, size, method.batch_size, (1 + paired, own), method.token_budget)
+    update = method.update  # type: ignore[union-attr]
+    learnt = 1 if isinstance(method, ExpertConfig) else rollout.n_samples
+    trees = rollout.n_prompts // update.n_minibatches
+    return _works(counts, size, trees, (learnt, rollout.max_new_tokens), update.token_budget)
+
+
+def _works(counts: Counts, size: ModelSize, n_trees: int, branches: tuple[int, int], token_budget: int) -> list[Work]:
+    """Micro-batches of an optimiser step over so many prompts: of short texts, of long ones, or both where there are both.
+
+    Args:
+        branches: responses of a prompt, and the tokens of each.
+    """
+    n_branches, n_new = branches
+    prompt = counts.typical_prompt or counts.longest_prompt
+    longest = counts.longest_prompt + n_branches * n_new
+    n_tokens = min(max(token_budget, longest), n_trees * (prompt + n_branches * n_new))
+    most = MOST_NARROW_KEYS if size.narrow else MOST_KEYS
+    n_keys, longest_keys = prompt + n_new, counts.longest_prompt + n_new
+    # pieces of like size are padded to the longest of a group
+    pieces = n_branches * n_keys / (prompt + n_branches * n_new)
+    found = [Work(n_tokens, n_keys=round(PADDED * n_keys), n_pieces=PADDED * pieces)] if n_keys <= most else []
+    return found + ([Work(n_tokens)] if longest_keys > most else [])
