@@ -7,8 +7,10 @@ changes nothing.
 from __future__ import annotations
 
 import contextlib
+import csv
 import difflib
 import gzip
+import itertools
 import json
 import os
 import tempfile
@@ -119,6 +121,41 @@ def texts_in(value: Any) -> Iterator[str]:
             waiting += [one for pair in found.items() for one in pair]
         elif isinstance(found, list | tuple):
             waiting += found
+
+
+def read_table(path: str | Path) -> list[Row]:
+    """All rows of a table with a head: cells by column, as text; empty cells are absent, empty rows skipped.
+
+    Commas, semicolons or tabs part the cells, whichever the head has; a cell in double quotes may hold any of them, and
+    line ends. A row's line is the one that it begins in.
+
+    Raises: InputError (one line) as `read_rows`, and for a head with a column twice, or a row of more cells than it.
+    """
+    path = Path(path)
+    lines = _lines(path)
+    first = next(lines, (1, ""))[1]
+    parted = max(",;\t", key=first.count)
+    rows, line = csv.reader(itertools.chain([first], (text for _, text in lines)), delimiter=parted, strict=True), 1
+    found: list[Row] = []
+    try:
+        head = [name.strip() for name in next(rows, [])]
+        if not any(head) or len(set(head)) < len(head) or "" in head:
+            raise InputError(f"{path}:1: found the columns {_listed(head)}; expected different names")
+        line = rows.line_num + 1
+        for cells in rows:
+            if len(cells) > len(head):
+                raise InputError(f"{path}:{line}: found {len(cells)} cells in a row of {len(head)} columns")
+            values = {name: cell for name, cell in zip(head, cells, strict=False) if cell.strip()}
+            fault = next(filter(None, map(text_fault, values.values())), "")
+            if fault:
+                raise InputError(f"{path}:{line}: {fault}")
+            found += [Row(values, path, line)] if values else []
+            line = rows.line_num + 1
+    except csv.Error as error:
+        raise InputError(f"{path}:{line}: found no complete row of a table ({error})") from None
+    if not found:
+        raise InputError(f"{path}: found no rows; expected a head and one row an answer")
+    return found
 
 
 def read_lines(path: str | Path) -> list[tuple[int, str]]:

@@ -215,3 +215,19 @@ def test_whoever_begins_anew_says_step_0_once(tmp_path):
     for _ in range(2):
         JsonlReporter(path, resumed_step=0).log(0, {"a": 1.0})
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0]
+
+
+def test_whoever_asks_sees_the_weights_just_before_they_change_and_not_before_a_step_that_is_skipped():
+    layer = nn.Linear(2, 1)
+    state = TrainState({"m": layer}, {"m": torch.optim.Adam(layer.parameters(), lr=0.1)})
+    seen, expected = [], []
+    for factor in (1.0, math.inf, 1.0):
+        start = layer.weight.detach().clone()
+        loss = (layer(torch.ones(1, 2)) * factor).sum()
+        optimiser_step(
+            state, "m", [loss], max_grad_norm=1.0, before_step=lambda: seen.append(layer.weight.detach().clone())
+        )
+        assert torch.equal(layer.weight.detach(), start) is (factor == math.inf)
+        expected += [start] if factor == 1.0 else []
+    assert len(seen) == 2
+    assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))

@@ -13,10 +13,10 @@ from karat.cli.options import AsJson, Out, StorePath, answer, app, counts, store
 from karat.errors import ConfigError, StoreError
 
 ImportFormat = Literal[
-    "votes", "preferences", "hh", "ukp", "judgements", "parquet", "datasets", "argilla", "label-studio"
+    "answers", "votes", "preferences", "hh", "ukp", "judgements", "parquet", "datasets", "argilla", "label-studio"
 ]
 ExportFormat = Literal[
-    "conversational", "standard", "votes", "judgements", "parquet", "datasets", "argilla", "label-studio"
+    "conversational", "standard", "answers", "votes", "judgements", "parquet", "datasets", "argilla", "label-studio"
 ]
 SNAPSHOT_FORMATS = ("conversational", "standard")
 
@@ -26,7 +26,7 @@ def import_(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines, plain or gzip; or what the format says.")],
     kind: Annotated[ImportFormat, typer.Option("--format", help="How the file is written (docs/votes-format.md).")],
     store: StorePath = "karat.db",
-    texts: Annotated[Path | None, typer.Option(help="The texts that votes name by id (votes, ukp).")] = None,
+    texts: Annotated[Path | None, typer.Option(help="The texts that votes name by id (answers, votes, ukp).")] = None,
     prompt_field: Annotated[str, typer.Option(help="argilla, label-studio: the field of the prompt.")] = "",
     response_fields: Annotated[str, typer.Option(help="argilla, label-studio: the responses' fields, a,b,…")] = "",
     scale: Annotated[str, typer.Option(help="argilla, label-studio: ends of the ratings' scale.")] = "1-5",
@@ -65,8 +65,8 @@ def export(
         answer(as_json, {"out": str(out), **dataclasses.asdict(summary)}, [f"{out}: {counts(summary)}"])
         return
     with open_store(store_address(source), create=False) as opened:
-        if kind == "votes":
-            summary = exporters.export_votes(opened, out)
+        if kind in ("answers", "votes"):
+            summary = (exporters.export_votes if kind == "votes" else exporters.export_answers)(opened, out)
             answer(as_json, {"out": str(out), **dataclasses.asdict(summary)}, [f"{out}: {counts(summary)}"])
             return
         n_rows = _exporter(kind)(opened, out)
@@ -74,10 +74,11 @@ def export(
 
 
 def _importers(kind: str, texts: Path | None, names: Any) -> Callable[[Any, Path], Any]:
-    from karat.feedback.exchange import events, foreign, importers, tabular
+    from karat.feedback.exchange import answers, events, foreign, importers, tabular
     from karat.rowfiles import read_rows
 
     return {
+        "answers": lambda store, path: answers.import_answers(store, path, texts),
         "votes": lambda store, path: importers.import_votes(store, path, texts),
         "preferences": importers.import_preferences,
         "hh": importers.import_hh,

@@ -177,6 +177,7 @@ def optimiser_step(
     max_grad_norm: float,
     learning_rate: float | None = None,
     shared: bool = False,
+    before_step: Callable[[], object] | None = None,
 ) -> float:
     """One optimiser step over the sum of micro-batch losses, clipped; skipped and counted if not finite.
 
@@ -186,6 +187,7 @@ def optimiser_step(
     Args:
         losses: of the micro-batches; a generator keeps one graph alive at a time.
         shared: True = these are this process's micro-batches only (`parallel.share`): gradients are summed over all.
+        before_step: called when all passes are over and the weights are about to change; not where the step is skipped.
     Returns: the gradient norm before clipping (nan or inf where the step was skipped).
     Source: mean of micro means is the fault fixed in OpenRLHF c5bebd14; that gradient clipping must really be
         applied is row 22 of the PPO details.
@@ -212,6 +214,8 @@ def optimiser_step(
     if learning_rate is not None:
         for group in optimiser.param_groups:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+    if before_step is not None:
+        before_step()
     optimiser.step()
     state.n_stepped += 1
     return norm

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -228,8 +229,8 @@ def run_epochs(
             before = stats.approx_kl
             for name in names:
                 limited = name == POLICY and settings.max_step_kl is not None and work.logprobs is not None
-                held = HeldWeights(state.optimisers[name]) if limited else None
                 stats.before = [] if limited else None
+                held: list[HeldWeights] = []
                 norm = optimiser_step(
                     state,
                     name,
@@ -237,9 +238,10 @@ def run_epochs(
                     max_grad_norm=settings.max_grad_norm,
                     learning_rate=learning_rates[name],
                     shared=True,
+                    before_step=partial(_hold, held, state.optimisers[name]) if limited else None,
                 )
-                if held is not None and math.isfinite(norm):
-                    stats.moves.append(_limited(held, stats, work, minibatch, settings))
+                if held:
+                    stats.moves.append(_limited(held[0], stats, work, minibatch, settings))
                 stats.before = None
                 stats.grad_norms.append(norm)
                 counts.add(name, skipped=not math.isfinite(norm))
@@ -254,6 +256,11 @@ def run_epochs(
         if stats.ended_early:
             break
     stats.put_together()
+
+
+def _hold(held: list[HeldWeights], optimiser: torch.optim.Optimizer) -> None:
+    """Keep what is trained as it is: only now, when no activations lie beside it any more."""
+    held.append(HeldWeights(optimiser))
 
 
 def _limited(held: HeldWeights, stats: UpdateStats, work: Pass, minibatch: Minibatch, settings: StepSettings) -> Move:

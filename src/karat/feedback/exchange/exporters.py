@@ -1,10 +1,11 @@
-"""Votes to files: TRL's preference format, and the documented votes format.
+"""Votes and answers to files: TRL's preference format, and the documented formats of votes and answers.
 
 Knows snapshots, the store's reading side and files; knows nothing about training.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,8 @@ from typing import Any, Literal
 from karat.errors import InputError
 from karat.feedback.snapshot import Snapshot, current_judgements
 from karat.feedback.store import Store
-from karat.records import Prompt, Vote
+from karat.fitting import TARGETS
+from karat.records import KINDS, WORD_KINDS, Judgement, Prompt, Vote
 from karat.rowfiles import write_rows
 
 Style = Literal["standard", "conversational"]
@@ -52,24 +54,36 @@ def export_votes(store: Store, path: str | Path) -> ExportSummary:
 
     Raises: InputError where the file cannot be written.
     """
+    return _export(store, path, ("comparison",), with_kind=False)
+
+
+def export_answers(store: Store, path: str | Path) -> ExportSummary:
+    """Every answer that counts, of every kind, in the documented form of `answers.import_answers`, as JSON lines.
+
+    Raises: InputError where the file cannot be written.
+    """
+    return _export(store, path, KINDS, with_kind=True)
+
+
+def _export(store: Store, path: str | Path, kinds: Collection[str], *, with_kind: bool) -> ExportSummary:
     prompts, responses, annotators = store.prompts(), store.responses(), store.annotators()
-    tasks = {task.id: task for task in store.tasks()}
+    batches = {task.id: task.batch for task in store.tasks()}
     rows: list[dict[str, Any]] = []
     records, _ = current_judgements(store.records())
     for record in records:
         judgement = record.judgement
-        if judgement.kind != "comparison":
+        if judgement.kind not in kinds or (record.erased and judgement.kind in WORD_KINDS):
             continue
-        prompt, batch = prompts[judgement.prompt_id], tasks[judgement.task_id].batch
+        batch = batches[judgement.task_id]
+        texts = [responses[one].text for one in judgement.response_ids]
         row = {
-            "prompt": _messages(prompt),
-            "topic": prompt.topic,
-            "a": responses[judgement.response_ids[0]].text,
-            "b": responses[judgement.response_ids[1]].text,
+            "kind": judgement.kind if with_kind else None,
+            "prompt": _messages(prompts[judgement.prompt_id]),
+            "topic": prompts[judgement.prompt_id].topic,
+            **_judged(judgement, texts),
             **judgement.value,
             "annotator": judgement.annotator,
             "group": annotators[judgement.annotator].group,
-            "shown_first": "ab"[judgement.shown_order[0]] if judgement.shown_order else None,
             "reason": judgement.reason,
             "pair": batch.removeprefix("imported/") if batch.startswith("imported/") else None,
             "submitted_at": judgement.created_at or None,
@@ -83,6 +97,17 @@ def export_votes(store: Store, path: str | Path) -> ExportSummary:
         }
         rows.append({name: value for name, value in row.items() if value is not None})
     return ExportSummary(write_rows(path, rows), 0, len(records) - len(rows))
+
+
+def _judged(judgement: Judgement, texts: Sequence[str]) -> dict[str, Any]:
+    """The responses that were judged, and the order in which they were shown."""
+    order = judgement.shown_order
+    if judgement.kind == "comparison":
+        return {"a": texts[0], "b": texts[1], "shown_first": "ab"[order[0]] if order else None}
+    shown = {"shown_order": list(order) or None}
+    if TARGETS[judgement.kind][1] == 0:
+        return shown
+    return shown | ({"response": texts[0]} if TARGETS[judgement.kind][1] == 1 else {"responses": list(texts)})
 
 
 def _row(snapshot: Snapshot, vote: Vote, style: Style) -> dict[str, Any]:

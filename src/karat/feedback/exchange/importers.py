@@ -24,7 +24,7 @@ from karat.feedback.store import Provenance, Store
 from karat.feedback.tasks import answer
 from karat.feedback.work.queueing import planned_tasks
 from karat.identity import file_hash
-from karat.records import Annotator, Judgement, Prompt, Response, Task, user_prompt
+from karat.records import Annotator, Judgement, Kind, Prompt, Response, Task, user_prompt
 from karat.rowfiles import Row, read_rows, turns_of
 
 LEVELS = {"b": 0, "tie": 1, "a": 2}
@@ -59,20 +59,37 @@ class ImportSummary:
 
 
 @dataclass(frozen=True)
-class _Vote:
+class Given:
+    """An answer as a row of a file gives it."""
+
     row: Row
+    """The row."""
     prompt: Prompt
-    texts: tuple[str, str]
+    """What was answered."""
+    texts: tuple[str, ...]
+    """The responses that were judged, in identity order."""
     value: Mapping[str, Any]
+    """The answer, as `Judgement.value` has it."""
+    kind: Kind = "comparison"
+    """What was given."""
     annotator: str = UNKNOWN_ANNOTATOR
+    """Who gave it."""
     group: str | None = None
+    """Her group."""
     batch: str = "imported"
+    """Task.batch of the question."""
     created_at: str = ""
+    """When it was sent, ISO 8601 UTC; "" = not known."""
     shown_order: tuple[int, ...] = ()
+    """Identity indices in the order shown; () = not known."""
     session: str | None = None
+    """The sitting."""
     rest: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of the Judgement."""
     asked: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of the Task."""
     submission: str = ""
+    """The key of the answer; "" = file and line."""
 
 
 def import_hh(store: Store, path: str | Path) -> ImportSummary:
@@ -92,7 +109,7 @@ def import_hh(store: Store, path: str | Path) -> ImportSummary:
                     "expected conversations that differ in the last answer only"
                 )
             votes.append(_preference(row, prompt, chosen, rejected))
-    return _store(store, Path(path), votes)
+    return store_given(store, Path(path), votes)
 
 
 def import_preferences(store: Store, path: str | Path) -> ImportSummary:
@@ -110,14 +127,14 @@ def import_preferences(store: Store, path: str | Path) -> ImportSummary:
             if type(chosen) is not type(rejected):
                 raise InputError("found text beside a list of messages in 'chosen' and 'rejected'; expected one format")
             votes.append(_preference(row, *trl_parts(row.get("prompt", (str, list)), chosen, rejected)))
-    return _store(store, Path(path), votes)
+    return store_given(store, Path(path), votes)
 
 
-def _preference(row: Row, prompt: Prompt, chosen: str, rejected: str) -> _Vote:
+def _preference(row: Row, prompt: Prompt, chosen: str, rejected: str) -> Given:
     # by identity, so that a and b say nothing about who won
     ids = [Response(prompt.id, text, "").id for text in (chosen, rejected)]
     texts, level = ((chosen, rejected), 1) if ids[0] < ids[1] else ((rejected, chosen), 0)
-    return _Vote(row, prompt, texts, {"level": level, "n_levels": 2})
+    return Given(row, prompt, texts, {"level": level, "n_levels": 2})
 
 
 def import_votes(store: Store, path: str | Path, texts_path: str | Path | None = None) -> ImportSummary:
@@ -127,14 +144,17 @@ def import_votes(store: Store, path: str | Path, texts_path: str | Path | None =
         texts_path: rows {"id", "prompt", "text", "topic"}; then `a` and `b` in the votes are ids of it.
     Raises: InputError naming file and line; nothing is stored then.
     """
-    texts = None
-    if texts_path is not None:
-        texts = {}
-        for row in read_rows(texts_path):
-            with row.named():
-                row.refuse_unknown(TEXT_FIELDS)
-                _add_text(texts, row, _prompt_in(row), row.need("text", str))
-    return _import_votes(store, Path(path), texts)
+    return _import_votes(store, Path(path), None if texts_path is None else texts_by_id(texts_path))
+
+
+def texts_by_id(path: str | Path) -> dict[str, tuple[Prompt, str]]:
+    """Prompt and text of each row of a file of texts, by its id. Raises: InputError naming file and line."""
+    texts: dict[str, tuple[Prompt, str]] = {}
+    for row in read_rows(path):
+        with row.named():
+            row.refuse_unknown(TEXT_FIELDS)
+            _add_text(texts, row, prompt_of_row(row), row.need("text", str))
+    return texts
 
 
 def import_ukp(store: Store, votes_path: str | Path, arguments_path: str | Path) -> ImportSummary:
@@ -181,26 +201,33 @@ def _add_text(texts: dict[str, tuple[Prompt, str]], row: Row, prompt: Prompt, te
     texts[name] = (prompt, text)
 
 
-def _prompt_in(row: Row) -> Prompt:
+def prompt_of_row(row: Row) -> Prompt:
+    """The prompt of a row, with its topic."""
     asked, topic = row.need("prompt", (str, list)), row.get("topic", str)
     return user_prompt(asked, topic=topic) if isinstance(asked, str) else Prompt(turns_of(asked), topic)
 
 
 def _import_votes(store: Store, path: Path, texts: Mapping[str, tuple[Prompt, str]] | None) -> ImportSummary:
     rows = read_rows(path)
-    shares = Counter((_session(row), row.values.get("annotator")) for row in rows)
+    shares = rows_by_session(rows)
     votes = []
     for row in rows:
         with row.named():
             row.refuse_unknown(VOTE_FIELDS)
-            votes.append(_vote(row, texts, shares[(_session(row), row.values.get("annotator"))]))
-    return _store(store, path, votes)
+            votes.append(vote_in(row, texts, shares[session_of(row), row.values.get("annotator")]))
+    return store_given(store, path, votes)
 
 
-def _vote(row: Row, texts: Mapping[str, tuple[Prompt, str]] | None, n_shared: int) -> _Vote:
+def rows_by_session(rows: Sequence[Row]) -> Counter[tuple[Any, Any]]:
+    """How many rows each rater has in each session."""
+    return Counter((session_of(row), row.values.get("annotator")) for row in rows)
+
+
+def vote_in(row: Row, texts: Mapping[str, tuple[Prompt, str]] | None, n_shared: int) -> Given:
+    """The comparison in a row of the votes format; `n_shared` as `about` has it. Raises: InputError."""
     a, b = row.need("a", str), row.need("b", str)
     if texts is None:
-        prompt = _prompt_in(row)
+        prompt = prompt_of_row(row)
     else:
         for name in (a, b):
             if name not in texts:
@@ -211,6 +238,16 @@ def _vote(row: Row, texts: Mapping[str, tuple[Prompt, str]] | None, n_shared: in
     first = row.get("shown_first", str)
     if first not in (None, "a", "b"):
         raise InputError(f"found {first!r} in the field 'shown_first'; expected 'a' or 'b'")
+    order = () if first is None else ((0, 1) if first == "a" else (1, 0))
+    return Given(row, prompt, (a, b), _value(row), shown_order=order, **about(row, n_shared))
+
+
+def about(row: Row, n_shared: int) -> dict[str, Any]:
+    """The fields of a Given that do not hang on its kind: who gave it, when, and how the question was asked.
+
+    Args:
+        n_shared: rows of this rater in this session, among which the time between its two ends is divided.
+    """
     submitted, active_s = row.get("submitted_at", str), row.get("active_s", (int, float))
     if active_s is None:
         active_s = _seconds_between(row, n_shared)
@@ -219,26 +256,21 @@ def _vote(row: Row, texts: Mapping[str, tuple[Prompt, str]] | None, n_shared: in
         for name, kind in (("guideline", str), ("strategy", str), ("propensity", (int, float)))
     }
     pair = row.get("pair", str)
-    return _Vote(
-        row,
-        prompt,
-        (a, b),
-        _value(row),
-        annotator=_named(row),
-        group=row.get("group", str),
-        batch="imported" if pair is None else f"imported/{pair}",
-        created_at="" if submitted is None else _moment(submitted, "submitted_at").strftime("%Y-%m-%dT%H:%M:%SZ"),
-        shown_order=() if first is None else ((0, 1) if first == "a" else (1, 0)),
-        session=_session(row),
-        rest={
+    return {
+        "annotator": _named(row),
+        "group": row.get("group", str),
+        "batch": "imported" if pair is None else f"imported/{pair}",
+        "created_at": "" if submitted is None else _moment(submitted, "submitted_at").strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "session": session_of(row),
+        "rest": {
             "active_s": active_s,
             "idle_s": row.get("idle_s", (int, float)),
             "reason": row.get("reason", str),
             "shown": row.get("shown", dict, {}),
         },
-        asked={name: value for name, value in asked.items() if value is not None},
-        submission=row.get("submission", str, ""),
-    )
+        "asked": {name: value for name, value in asked.items() if value is not None},
+        "submission": row.get("submission", str, ""),
+    }
 
 
 def _named(row: Row) -> str:
@@ -248,7 +280,8 @@ def _named(row: Row) -> str:
     return name
 
 
-def _session(row: Row) -> str | None:
+def session_of(row: Row) -> str | None:
+    """The sitting that a row names."""
     return row.get("session", str) or row.get("task", str)
 
 
@@ -276,7 +309,7 @@ def _seconds_between(row: Row, n_shared: int) -> float | None:
     seconds = (_moment(submitted, "submitted_at") - _moment(accepted, "accepted_at")).total_seconds()
     if seconds < 0:
         raise InputError(f"submitted_at {submitted} is before accepted_at {accepted}; correct one of them")
-    return seconds / (n_shared if _session(row) is not None else 1)
+    return seconds / (n_shared if session_of(row) is not None else 1)
 
 
 def _moment(text: str, name: str) -> datetime.datetime:
@@ -295,7 +328,8 @@ def _with_topic(known: Prompt | None, prompt: Prompt) -> Prompt:
     return known
 
 
-def _store(store: Store, path: Path, votes: Sequence[_Vote]) -> ImportSummary:
+def store_given(store: Store, path: Path, votes: Sequence[Given]) -> ImportSummary:
+    """Bring what rows of a file give into a store, in one transaction. Raises: InputError naming file and line."""
     file_key = file_hash(path).removeprefix("sha256:")[:16]
     prompt_ids: dict[Prompt, str] = {}
     prompts: dict[str, Prompt] = {}
@@ -316,12 +350,12 @@ def _store(store: Store, path: Path, votes: Sequence[_Vote]) -> ImportSummary:
                     response = Response(prompt_id, text, path.name)
                     responses[(prompt_id, text)] = (response.id, response)
                 named.append(responses[(prompt_id, text)][0])
-            if named[0] == named[1]:
+            if vote.kind == "comparison" and named[0] == named[1]:
                 n_identical += 1
                 continue
-            key = (*named, vote.batch, *sorted(vote.asked.items()))
+            key = (vote.kind, prompt_id, *named, vote.batch, *sorted(vote.asked.items()))
             if key not in tasks:
-                task = Task(prompt_id, (named[0], named[1]), batch=vote.batch, **vote.asked)
+                task = Task(prompt_id, tuple(named), kind=vote.kind, batch=vote.batch, **vote.asked)
                 tasks[key] = (task.id, task)
             n_votes[key] += 1
             rater = Annotator(vote.annotator, "imported", vote.group if vote.annotator != UNKNOWN_ANNOTATOR else None)

@@ -26,6 +26,7 @@ from starlette.requests import Request
 from karat.errors import InputError
 from karat.feedback.arm_changes import change_of
 from karat.feedback.documents import add_questions
+from karat.feedback.exchange.answers import import_answers
 from karat.feedback.exchange.events import EventSummary, event_rows, import_event_rows
 from karat.feedback.exchange.importers import ImportSummary, import_hh, import_preferences, import_votes
 from karat.feedback.people import accounts
@@ -193,10 +194,10 @@ def import_lines(
     request: Request,
     visitor: Admin,
     lines: Annotated[bytes, Body(media_type=LINES)],
-    form: Literal["judgements", "votes", "preferences", "hh"] = "judgements",
+    form: Literal["judgements", "answers", "votes", "preferences", "hh"] = "judgements",
 ) -> dict[str, Any]:
     """Judgements from JSON lines: all of them or none. Compressed files are refused: unpack them first."""
-    readers = {"votes": import_votes, "preferences": import_preferences, "hh": import_hh}
+    readers = {"answers": import_answers, "votes": import_votes, "preferences": import_preferences, "hh": import_hh}
     if lines[:2] == b"\x1f\x8b":
         raise InputError("import: found a compressed file; expected lines of JSON")
     with tempfile.TemporaryDirectory() as folder:
