@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertMo
 import tiny_models
 from karat.errors import CheckpointError
 from karat.lm.chat import prompt_tokens
+from karat.lm.fresh import DecoderShape, word_tokenizer, write_fresh_decoder
 from karat.lm.generate import SamplingConfig, sample
 from karat.lm.headers import read_header_metadata
 from karat.lm.load import load_encoder, load_lm, mean_pooled, save_encoder, save_lm
@@ -300,3 +301,13 @@ def test_a_model_with_an_attention_of_its_own_is_named(qwen: Path) -> None:
     ) as caught:
         load_lm(qwen)
     assert "\n" not in str(caught.value)
+
+
+def test_whoever_serves_a_fresh_decoder_or_what_it_became_draws_from_it(tmp_path: Path) -> None:
+    shape = DecoderShape(hidden=32, mlp=64, layers=1, heads=2, kv_heads=1, head_size=16, context=64)
+    lm = load_lm(write_fresh_decoder(tmp_path / "fresh", word_tokenizer(["a", "b"]), shape, seed=0))
+    save_lm(lm, tmp_path / "later", metadata={})
+    for name in ("fresh", "later"):
+        said = json.loads((tmp_path / name / "generation_config.json").read_text(encoding="utf-8"))
+        assert (said["do_sample"], said["top_k"]) == (True, 0)
+        assert said.get("temperature", 1.0) == said.get("top_p", 1.0) == 1.0

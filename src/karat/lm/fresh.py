@@ -99,6 +99,8 @@ def write_fresh_decoder(directory: Path, tokenizer: PreTrainedTokenizerFast, sha
         model = Qwen3ForCausalLM(config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
+    # whoever serves it draws from the model itself, not its likeliest text
+    model.generation_config.do_sample, model.generation_config.top_k = True, 0
     with quiet():
         model.save_pretrained(directory, safe_serialization=True)
         tokenizer.save_pretrained(directory)
