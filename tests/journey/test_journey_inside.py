@@ -113,7 +113,7 @@ def test_a_run_with_an_ensemble_of_whole_models_judges_and_optimises_all_of_them
     card = json.loads((run / "models/reward/reward_card.json").read_text())
     assert card["posterior"] == {"kind": "ensemble", "members": ["member-0", "member-1"]}
     manifest = json.loads((run / "manifests/reward.json").read_text())
-    assert [one["name"] for one in manifest["outputs"]] == ["model", "member-0", "member-1"]
+    assert [one["name"] for one in manifest["outputs"]] == ["model", "member-0", "member-1", "metrics"]
     assert len({one["hash"] for one in manifest["outputs"]}) == 3
     seeds = [one["seed"] for one in manifest["metrics"]["members"].values()]
     assert len(set(seeds)) == 2
