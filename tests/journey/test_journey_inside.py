@@ -114,7 +114,7 @@ def test_a_run_with_an_ensemble_of_whole_models_judges_and_optimises_all_of_them
     assert card["posterior"] == {"kind": "ensemble", "members": ["member-0", "member-1"]}
     manifest = json.loads((run / "manifests/reward.json").read_text())
     assert [one["name"] for one in manifest["outputs"]] == ["model", "member-0", "member-1", "metrics"]
-    assert len({one["hash"] for one in manifest["outputs"]}) == 3
+    assert len({one["hash"] for one in manifest["outputs"]}) == 4
     seeds = [one["seed"] for one in manifest["metrics"]["members"].values()]
     assert len(set(seeds)) == 2
     assert "reward.ensemble" in {finding["name"] for finding in manifest["findings"]}
