@@ -52,7 +52,7 @@ def demo(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """The whole river in the sandbox, from nothing to an audited policy, in about six minutes."""
+    """The whole river in the sandbox, from nothing to an audited policy, in two to six minutes."""
     chosen = name or "-".join(["demo", *([fault] if fault else []), *([f"seed-{seed}"] if seed else [])])
 
     def work(pipeline: Any, progress: Any) -> Any:

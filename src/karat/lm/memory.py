@@ -22,7 +22,7 @@ LOGIT_COPIES = 2
 """Logits that are made, and their gradient as it enters a product."""
 TILE_NUMBERS = 1 << 21
 """Of a tile of logits (`tiled_logprobs`)."""
-LIBRARY_BYTES = 60 << 20
+LIBRARY_BYTES = 120 << 20
 """Measured: what libraries take at work (prepared products, tokenizer, data base, records) beyond what they take when imported."""
 LEFT_BYTES = 100 << 20
 """Measured: what each earlier station of a run leaves behind, whatever the model's size: records, and holes between blocks."""
