@@ -24,8 +24,9 @@ TILE_NUMBERS = 1 << 21
 """Of a tile of logits (`tiled_logprobs`)."""
 LIBRARY_BYTES = 120 << 20
 """Measured: what libraries take at work (prepared products, tokenizer, data base, records) beyond what they take when imported."""
-LEFT_BYTES = 100 << 20
-"""Measured: what each earlier station of a run leaves behind, whatever the model's size: records, and holes between blocks."""
+LEFT_BYTES = 160 << 20
+"""Measured: what each earlier station of a run leaves behind, whatever the model's size: products prepared for its
+shapes, records, and holes between blocks."""
 HELD_APART = 1.1
 """What the allocator keeps beside what is in use: holes between blocks that differ from step to step."""
 SAVED_WIDE, SAVED_HEADS, SAVED_MLP = 4, 3, 4
