@@ -155,7 +155,7 @@ class _Block(torch.autograd.Function):
                 address(x), address(scale), n_positions, d, address(norm), address(of_normed), address(of_between),
                 address(places), address(of_x), None, address(of_norm),
             )  # fmt: skip
-        cut = (None,) * 3 if of_qkv_weights is None else of_qkv_weights.split(_widths(ctx.frame.sizes))
+        cut = (None,) * 3 if of_qkv_weights is None else of_qkv_weights.split(ctx.frame.sizes.widths)
         halves = (None,) * 2 if of_both_weights is None else of_both_weights.split(m2 // 2)
         return (
             of_x, None, None, None,
@@ -165,17 +165,12 @@ class _Block(torch.autograd.Function):
         )  # fmt: skip
 
 
-def _widths(sizes: Sizes) -> tuple[int, int, int]:
-    """Columns of queries, keys and values."""
-    return sizes.heads * sizes.size, sizes.key_heads * sizes.size, sizes.key_heads * sizes.size
-
-
 def _updates(
     frame: Frame, d: int, m: int, narrow: Sequence[Tensor | None], scales: Sequence[float]
 ) -> tuple[SharedInput, SharedInput, SharedInput, SharedInput]:
     """Low-rank updates by what their layers read: normed x, what was attended, normed again, what was gated."""
     found, begin = [], 0
-    for widths in (_widths(frame.sizes), (d,), (m, m), (d,)):
+    for widths in (frame.sizes.widths, (d,), (m, m), (d,)):
         end = begin + len(widths)
         found.append(SharedInput(widths, narrow[2 * begin : 2 * end], scales[begin:end], frame.products))
         begin = end

@@ -38,6 +38,11 @@ class Sizes:
     window: int | None
     """Positions that a position sees at most; None = all before it."""
 
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """Columns of queries, keys and values."""
+        return self.heads * self.size, self.key_heads * self.size, self.key_heads * self.size
+
 
 @dataclass(frozen=True, eq=False)
 class Frame:

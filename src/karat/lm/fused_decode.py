@@ -112,7 +112,7 @@ def decoded(
     norm, norm_mlp = own.norms[:2]
     normed, scale = _room(n, d, products), x.new_empty(n)
     call.norm_forward(address(x), None, None, n, d, address(norm), sizes.eps[0], None, address(normed), address(scale))
-    qkv = _products(normed, own.of_qkv, _widths(sizes), own.adapters[:3])
+    qkv = _products(normed, own.of_qkv, sizes.widths, own.adapters[:3])
     attended = _attended([part[:n] for part in qkv], angles, own, cache, layer, rows)
     n_read, m = n if rows is None else rows.shape[0], own.of_down.shape[0]
     between, normed_mlp = x.new_empty(n_read, d), _room(n_read, d, products)
@@ -134,10 +134,6 @@ def _room(n: int, width: int, dtype: torch.dtype) -> Tensor:
     made = torch.empty(even_rows(n, torch.device("cpu")), width, dtype=dtype)
     made[n:] = 0
     return made
-
-
-def _widths(sizes: Sizes) -> tuple[int, int, int]:
-    return sizes.heads * sizes.size, sizes.key_heads * sizes.size, sizes.key_heads * sizes.size
 
 
 def _products(
