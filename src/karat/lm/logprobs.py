@@ -159,7 +159,8 @@ def token_logprobs(
         raise InputError(f"token_logprobs: found an output layer {type(head).__name__}; expected a linear one")
     n = len(hidden)
     n_more = even_rows(n, hidden.device) - n
-    hidden, token_ids = F.pad(hidden, (0, 0, 0, n_more)), F.pad(token_ids, (0, n_more))
+    if n_more:  # to fill up by nothing would be a copy
+        hidden, token_ids = F.pad(hidden, (0, 0, 0, n_more)), F.pad(token_ids, (0, n_more))
     logprobs, entropy = _of_layer(head, softcap, hidden, token_ids, temperature, chunk_rows, with_entropy)
     return logprobs[:n], None if entropy is None else entropy[:n]
 
