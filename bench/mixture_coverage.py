@@ -1,16 +1,25 @@
 """Do 90 % intervals from a mixture of kinds cover what a population of different tastes truly wants, in linear worlds?
 
-    python bench/mixture_coverage.py [--quick] [--seeds 40] [--first-seed 0] [--only mixture] [--out bench/results/mixture_coverage.json]
+    python bench/mixture_coverage.py [--quick] [--seeds 40] [--first-seed 0] [--only mixture] [--believed] [--out bench/results/mixture_coverage.json]
 
 Worlds are in bench/worlds/mixed_tastes.py. Each is fitted as `reward.posterior: laplace` fits it: by turns with raters of one
 taste, and with raters who differ drawn along. A pair's interval is mean ± 1.645 sd of the one and the 5 % and 95 % quantiles of the
 draws of the other; 200 pairs of new responses a seed. Pairs of one seed share a posterior, so intervals are over seeds.
+
+Beside coverage stands what says more with few seeds: the root mean square of z, of weights m ± S against the planted w,
+
+    z² = (m − w)ᵀS⁻¹(m − w)/d        along w (the size) and across it (the shape) apart
+
+which is 1 where posteriors are as wide as their errors, whatever the pairs. `--believed` draws sizes and spreads of the world from what the sampler
+believes (`believed_world`): a right sampler covers .90 there, and where it does, another figure in a world held fixed is one of beliefs.
 """
 
 import argparse
 import json
+import re
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +27,9 @@ import numpy as np
 if __package__ in (None, ""):  # started as a file
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.worlds.mixed_tastes import WORLDS, TasteWorld, drawn_world
+from bench.worlds.mixed_tastes import WORLDS, TasteWorld, believed_world, drawn_world
 
+from karat.reward.last_layer import LastLayer
 from karat.reward.latents import prior_params
 from karat.reward.layer_turns import fit_by_turns
 from karat.reward.raters import RaterPriors
@@ -30,9 +40,20 @@ LEVEL, Z, N_PAIRS = 0.9, 1.6449, 200
 PRIORS = RaterPriors()
 
 
-def covered(spec: TasteWorld, seed: int) -> dict[str, dict[str, list[float]]]:
-    """By posterior: 1 where the interval of a pair holds the target; the slope of its mean on the truth, its width, R̂, seconds."""
-    features, batch, mean = drawn_world(spec, seed)
+def squares(posterior: LastLayer, truth: np.ndarray) -> dict[str, list[float]]:
+    """z² of all weights, of what lies along the truth and of what lies across it, [1] each."""
+    error, covariance = posterior.mean - truth, posterior.covariance
+    across = np.linalg.svd(truth[:, None])[0]  # the first column lies along the truth
+    found = {}
+    for name, basis in (("z2", across), ("z2_size", across[:, :1]), ("z2_shape", across[:, 1:])):
+        part = basis.T @ error
+        found[name] = [float(part @ np.linalg.solve(basis.T @ covariance @ basis, part)) / len(part)]
+    return found
+
+
+def covered(spec: TasteWorld, seed: int, *, believed: bool = False) -> dict[str, dict[str, list[float]]]:
+    """By posterior: 1 where the interval of a pair holds the target; the slope of its mean on the truth, its width, z², R̂, seconds."""
+    features, batch, mean = believed_world(spec, seed) if believed else drawn_world(spec, seed)
     began = time.process_time()
     turned = fit_by_turns(
         features, batch, prior_params(batch.channels, spec.n_raters, PRIORS), PRIORS, n_people=spec.n_raters,
@@ -56,38 +77,73 @@ def covered(spec: TasteWorld, seed: int) -> dict[str, dict[str, list[float]]]:
             "slope": [float(middle @ target / (target @ target))], "width": [float((high - low).mean())],
             "rhat": [sampled.rhat if name == "drawn along" else 1.0], "taste_sd": [sampled.spreads["taste_sd"]],
             "cpu_s": [between - began if name == "one taste" else ended - between],
+            **squares(one if name == "one taste" else sampled.posterior, mean),
         }  # fmt: skip
     return found
 
 
+def root_mean(square: np.ndarray) -> list[float]:
+    """√ of the mean over seeds, and of the ends of its 95 % interval (normal, squares as they are)."""
+    middle, half = float(square.mean()), 1.96 * float(square.std(ddof=min(1, len(square) - 1))) / len(square) ** 0.5
+    return [round(max(value, 0.0) ** 0.5, 3) for value in (middle, middle - half, middle + half)]
+
+
+def summary(runs: Sequence[dict[str, dict]]) -> dict[str, dict]:
+    """What the table says of a world, from figures by seed."""
+    rows = {}
+    for name in (name for name in runs[0] if name != "seed"):
+        inside = np.repeat(
+            np.tile([1.0, 0.0], len(runs)),
+            np.concatenate([[n, N_PAIRS - n] for n in (r[name]["n_covered"] for r in runs)]),
+        )
+        estimate = proportion(inside, np.repeat([run["seed"] for run in runs], N_PAIRS), np.random.default_rng(0))
+        ends = (estimate.value, estimate.low or 0, estimate.high or 0)
+        rows[name] = {"covered": [round(x, 3) for x in ends], "n_pairs": len(inside), "n_seeds": len(runs)}
+        for figure in ("slope", "width", "rhat", "taste_sd", "cpu_s"):
+            rows[name][figure] = round(float(np.mean([run[name][figure] for run in runs])), 3)
+        for figure in ("z2", "z2_size", "z2_shape"):
+            rows[name]["rms_" + figure.replace("2", "", 1)] = root_mean(np.array([run[name][figure] for run in runs]))
+        rows[name]["rhat_most"] = round(max(run[name]["rhat"] for run in runs), 3)
+    return rows
+
+
+def by_seed(spec: TasteWorld, seed: int, *, believed: bool) -> dict:
+    """The figures of one seed, as they are written down."""
+    found: dict = {"seed": seed}
+    for name, figures in covered(spec, seed, believed=believed).items():
+        found[name] = {"n_covered": int(sum(figures.pop("covered")))} | {k: round(v[0], 4) for k, v in figures.items()}
+    return found
+
+
 def main() -> None:
-    """Run the study and write it down."""
+    """Run the study and write it down; seeds that the file holds already are not run again."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed: does it run?")
     parser.add_argument("--seeds", type=int, default=40)
     parser.add_argument("--first-seed", type=int, default=0, help="settings were tried on seeds from 1000 on")
     parser.add_argument("--only", default=",".join(one.name for one in WORLDS), help="worlds, with commas between")
+    parser.add_argument("--believed", action="store_true", help="draw the worlds' sizes and spreads from the beliefs")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
-    seeds = list(range(options.first_seed, options.first_seed + (1 if options.quick else options.seeds)))
-    worlds: dict[str, dict] = {}
+    seeds = range(options.first_seed, options.first_seed + (1 if options.quick else options.seeds))
+    known = options.out is not None and options.out.exists()
+    result = (
+        json.loads(options.out.read_text(encoding="utf-8"))
+        if known
+        else {"level": LEVEL, "believed": options.believed, "worlds": {}}
+    )
+    if result["believed"] != options.believed:
+        parser.error(f"{options.out}: found worlds of the other design; expected the same --believed, or another file")
     for spec in (one for one in WORLDS if one.name in options.only.split(",")):
-        runs = [covered(spec, seed) for seed in seeds]
-        rows = {}
-        for name in runs[0]:
-            inside = np.concatenate([run[name]["covered"] for run in runs])
-            estimate = proportion(inside, np.repeat(seeds, N_PAIRS), np.random.default_rng(0))
-            ends = (estimate.value, estimate.low or 0, estimate.high or 0)
-            rows[name] = {"covered": [round(x, 3) for x in ends], "n_pairs": len(inside), "n_seeds": len(seeds)}
-            for figure in ("slope", "width", "rhat", "taste_sd", "cpu_s"):
-                rows[name][figure] = round(float(np.mean([run[name][figure][0] for run in runs])), 3)
-            rows[name]["rhat_most"] = round(max(run[name]["rhat"][0] for run in runs), 3)
-        worlds[spec.name] = rows
-        print(spec.name, json.dumps(rows), file=sys.stderr, flush=True)
-        if options.out is not None:  # what is done stays, if the rest is killed
-            result = {"level": LEVEL, "seeds": [seeds[0], seeds[-1]], "worlds": worlds}
-            options.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(json.dumps(worlds, indent=1, ensure_ascii=False))
+        runs = result["worlds"].get(spec.name, {"by_seed": []})["by_seed"]
+        for seed in sorted(set(seeds) - {run["seed"] for run in runs}):
+            runs.append(by_seed(spec, seed, believed=options.believed))
+            result["worlds"][spec.name] = {**summary(runs), "by_seed": runs}
+            if options.out is not None:  # what is done stays, if the rest is killed
+                text = json.dumps(result, indent=1, ensure_ascii=False)
+                options.out.write_text(re.sub(r"\n {5,}|\n {4}(?=[\]}])", " ", text) + "\n", encoding="utf-8")
+        print(spec.name, json.dumps(summary(runs)), file=sys.stderr, flush=True)
+    print(json.dumps({name: summary(world["by_seed"]) for name, world in result["worlds"].items()}, indent=1))
 
 
 if __name__ == "__main__":

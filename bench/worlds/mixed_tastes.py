@@ -3,6 +3,9 @@
 Every rater's utility is φ·(w + u), u ~ N(0, τ²), and she answers by the likelihoods of `karat.feedback_likelihood` with a competence,
 side bias, lapse, offset, gain, noise and threshold of her own. The target is φ·w, as differences. Three worlds; in the third most of what
 is said is of kinds whose scale is free (ratings, labels), and comparisons are few: chosen to defeat the interval.
+
+`believed_world` asks the same questions where sizes and spreads are drawn from what the sampler believes of them before the first answer: there a
+right sampler's intervals cover what they say, whatever they cover in one world that is held fixed (Cook, Gelman & Rubin 2006, J. Comp. Graph. Stat. 15(3)).
 """
 
 from __future__ import annotations
@@ -27,6 +30,9 @@ from karat.feedback_columns import (
 )
 from karat.feedback_likelihood import sample_channel
 from karat.ratings import RatingParams
+from karat.reward.hierarchy import HierarchyPriors
+from karat.reward.latents import LOG_GAIN_SD, LOG_NOISE_SD
+from karat.reward.sampled_layer import SIZE
 
 WIDTHS = {"comparison/3": 2, "comparison/5": 2, "correction": 2, "ranking": 4, "best_of": 3, "rating": 1, "label": 1}
 
@@ -88,6 +94,62 @@ def drawn_world(spec: TasteWorld, seed: int) -> tuple[np.ndarray, FeedbackBatch,
             answers += [sample_channel(scores, part, params, generator=generator)] if len(part) else []
         channels.append(_joined(answers))
     return features, FeedbackBatch(tuple(channels)), mean
+
+
+def believed_world(spec: TasteWorld, seed: int) -> tuple[np.ndarray, FeedbackBatch, np.ndarray]:
+    """What `drawn_world` gives, with weights, tastes, wavering, competences, sides, steps and gains drawn from `HierarchyPriors`.
+
+    Offsets and thresholds of the population stay the world's: what is believed of them is far wider than a scale, on purpose.
+    """
+    rng, beliefs, d = np.random.default_rng([seed, len(spec.name), 1]), HierarchyPriors(), spec.n_features
+
+    def spread(belief: tuple[float, float]) -> float:
+        return float(np.exp(belief[0] + belief[1] * rng.standard_normal()))
+
+    features = rng.standard_normal((spec.n_texts, d))
+    features -= features.mean(0)
+    unit = spread(SIZE) / float(np.sqrt(features.var(0).sum()))
+    mean = unit * rng.standard_normal(d)
+    taste = unit * spread(beliefs.taste) * np.exp(beliefs.apart * rng.standard_normal(d))
+    apart = rng.standard_normal(d)
+    waver = beliefs.wavering * unit * abs(rng.standard_normal()) ** 3 * np.exp(beliefs.apart * (apart - apart.mean()))
+    own = mean + taste * rng.standard_normal((spec.n_raters, d))
+    spec = dataclasses.replace(spec, competence_sd=spread(beliefs.competence))
+    params = _raters(spec, rng)
+    n, column = spec.n_raters, torch.from_numpy
+    steps = [spread(beliefs.step) for _ in range(3)]
+    five = np.cumsum(steps[1:])
+    gain = 0.15 * np.exp(LOG_GAIN_SD * rng.standard_normal())
+    noise = 0.2 * np.exp(LOG_NOISE_SD * rng.standard_normal())
+    rating = params.ratings["rating"]
+    params = dataclasses.replace(
+        params, competence=column(1 + spec.competence_sd * rng.standard_normal(n + 3)),
+        side_bias=params.side_bias / 0.3 * spread(beliefs.side),
+        cutpoints={**params.cutpoints, "comparison/3": column(np.array([-steps[0], steps[0]])),
+                   "comparison/5": column(np.concatenate([-five[::-1], five]))},
+        ratings={"rating": dataclasses.replace(rating, gain=rating.gain / 0.12 * gain, sd=rating.sd / 0.12 * noise)},
+        labels={"label": dataclasses.replace(params.labels["label"], gain=torch.tensor(np.exp(LOG_GAIN_SD * rng.standard_normal())))},
+    )  # fmt: skip
+    channels = []
+    for kind, count in spec.asked.items():
+        channel = _questions(kind, count, spec, rng)
+        # wavering in Gaussian ratings is part of their noise
+        weights = own[channel.rater.numpy()] + (kind != "rating") * waver * rng.standard_normal((count, d))
+        texts = channel.texts
+        scores = np.einsum("ckd,cd->ck", features[texts.numpy()], weights).ravel()
+        apiece = _placed(channel, torch.arange(texts.numel()).reshape(texts.shape))
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        answers = sample_channel(column(scores), apiece, params, generator=generator)
+        channels.append(_joined([_placed(answers, texts)]))
+    return features, FeedbackBatch(tuple(channels)), mean
+
+
+def _placed(channel: Channel, texts: torch.Tensor) -> Channel:
+    """The same statements about other texts."""
+    columns = channel.columns
+    names = {VoteBatch: ("a", "b"), RankBatch: ("responses",)}.get(type(columns), ("response",))
+    moved = dict(zip(names, texts.T, strict=True)) if len(names) == texts.shape[1] else {names[0]: texts}
+    return dataclasses.replace(channel, columns=dataclasses.replace(columns, **moved))
 
 
 def _raters(spec: TasteWorld, rng: np.random.Generator) -> FeedbackParams:
