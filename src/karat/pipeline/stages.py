@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +35,7 @@ from karat.lm import parallel
 from karat.lm.checkpoints import newest_step
 from karat.lm.loop import JsonlReporter, Reporter
 from karat.lm.trackers import TrackerName, open_trackers
+from karat.pipeline import tries
 from karat.progress import Progress
 from karat.records import Finding, Vote
 from karat.report.card import finding_of
@@ -162,11 +162,16 @@ class Run:
             self.progress.note(f"{name}: done before, kept")
             return done
         checkpoints = self.directory / "checkpoints" / name
-        clock = Clock(checkpoints)
         started_at = utc_now()
-        identity = content_id("stage", [[[one.name, one.hash] for one in inputs], settings, seeds])
+        read = [[one.name, one.hash] for one in inputs]
+        identity = content_id("stage", [read, settings, seeds])
         metrics_path = self.directory / "metrics" / f"{name}.jsonl"
         standing = parallel.from_main(lambda: outputs_of(self.directory, name))
+        told = {"inputs": dict(read), **settings, "seeds": seeds}
+        growing = None if metrics_path in standing else metrics_path
+        if note := parallel.from_main(lambda: tries.take_up(checkpoints, identity, told, growing)):
+            self.progress.note(f"{name}: {note}")
+        clock = Clock(checkpoints)
         place = Workplace(self.directory, checkpoints, metrics_path, self.progress, clock, identity, self.tracking,
                           suffix, standing)  # fmt: skip
         place = dataclasses.replace(place, metrics_path=place.beside(metrics_path))
@@ -185,7 +190,7 @@ class Run:
             )  # fmt: skip
             if metrics_path in standing and metrics_path not in outputs_of(self.directory, name):
                 metrics_path.unlink(missing_ok=True)  # of a training that the stage no longer has
-            shutil.rmtree(checkpoints, ignore_errors=True)
+            tries.drop_all(checkpoints)
             return manifest
 
         return parallel.from_main(recorded)
