@@ -63,7 +63,9 @@ class Row:
 
     def need(self, name: str, kind: type[T] | tuple[type, ...]) -> T | Any:
         """The field. Raises: InputError where it is absent, null or of another type."""
-        if self.values.get(name) is None:
+        if name in self.values and self.values[name] is None:
+            raise InputError(f"{self.at}: found null in the field {name!r}; give it a value")
+        if name not in self.values:
             raise InputError(f"{self.at}: found no field {name!r} among {_listed(self.values)}; add it")
         return self.get(name, kind)
 

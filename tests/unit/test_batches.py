@@ -114,6 +114,7 @@ def test_loading_a_reward_says_nothing(reward, capfd):
     ("row", "words"),
     [
         ({"response": "x"}, "found no field 'prompt'"),
+        ({"prompt": None, "response": "x"}, "found null in the field 'prompt'"),
         ({"prompt": 3, "response": "x"}, "found 3 in the field 'prompt'"),
         ({"prompt": [{"role": "user"}], "response": "x"}, "expected text or a list of"),
         ({"prompt": ["hello"], "response": "x"}, "expected text or a list of"),

@@ -55,3 +55,20 @@ def test_the_licence_is_the_one_declared():
     assert PROJECT["license"] == "Apache-2.0"
     assert "Apache License" in text
     assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_the_index_of_the_docs_names_every_page_and_every_link_leads_somewhere():
+    pages = sorted((ROOT / "docs").glob("*.md"))
+    links = {
+        page: re.findall(r"\]\(([^)\s#]+)(?:#[^)]*)?\)", page.read_text("utf-8"))
+        for page in [ROOT / "README.md", *pages]
+    }
+    listed = links[ROOT / "docs" / "README.md"]
+    assert [page.name for page in pages if page.name not in listed and page.name != "README.md"] == []
+    lost = {
+        f"{page.name}: {link}"
+        for page, found in links.items()
+        for link in found
+        if not link.startswith("http") and not (page.parent / link).exists()
+    }
+    assert lost == set()
