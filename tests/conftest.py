@@ -1,6 +1,11 @@
 """Settings for all tests: examples are drawn from a fixed seed, and slow machines are not failures."""
 
 import os
+
+# Read when the libraries are loaded. Threads of OpenBLAS wait for one another by turning in circles: where another
+# program has the core, a fit of seconds takes minutes.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", os.environ.get("KARAT_TEST_THREADS", "1"))
+
 from collections.abc import Callable, Iterator
 
 import pytest

@@ -45,6 +45,7 @@ def test_differences_are_paired_by_seed_and_only_where_both_are_there():
 
 def test_the_page_says_what_the_results_say():
     rows = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]
-    assert all(row["top_d"] == top_of(row["points"])["top_d"] for row in rows)
+    # another processor's sums differ in the last bits
+    assert [top_of(row["points"])["top_d"] for row in rows] == pytest.approx([row["top_d"] for row in rows], rel=1e-9)
     start, end = MARKS
     assert DOCS.read_text(encoding="utf-8").split(start)[1].split(end)[0].strip() == tables(rows)
