@@ -1,7 +1,7 @@
 """The benches: karat beside its peers, the same weights, inputs, threads and optimiser steps on both sides.
 
     python bench/run.py [--work reward|ppo|ppo-k4|ppo-bf16|ppo-k4-bf16|rloo|grpo|dpo|sft|sample|sample-150k|efficiency-reward|efficiency-ppo|memory-ppo|memory-ppo-k4|memory-rloo|load|all] [--quick]
-    python bench/run.py --long [--work ranking|time-to-score|ukp|ukp-curve|real-data|real-marks|methods|hybrid|process|dense|growth|gao|asking|bounds|coverage|mixture|people|last-layer|all]
+    python bench/run.py --long [--work ranking|time-to-score|ukp|ukp-curve|real-data|real-marks|methods|hybrid|process|dense|growth|gao|far-top|asking|bounds|coverage|mixture|people|last-layer|all]
 
 Standard output has one JSON object a row; progress goes to standard error. docs/benchmarks.md says what each figure
 means.
@@ -413,7 +413,7 @@ LONG_ROWS: dict[str, Callable[..., dict[str, Any]]] = {
         work: partial(study_row, work, script)
         for work, script in {
             "asking": "asking_study", "bounds": "bounds_study", "coverage": "coverage_study",
-            "mixture": "mixture_coverage", "people": "people_study", "last-layer": "last_layer_study",
+            "mixture": "mixture_coverage", "people": "people_study", "last-layer": "last_layer_study", "far-top": "far_top_study",
         }.items()
     },
 }  # fmt: skip
