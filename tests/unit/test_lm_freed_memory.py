@@ -56,6 +56,22 @@ def test_nothing_is_changed_where_the_allocator_takes_no_options(monkeypatch):
         assert not kept
 
 
+def test_holes_go_back_where_a_process_has_grown_beyond_what_one_step_takes(monkeypatch):
+    trimmed, sizes = [], iter([1000, 1090, 1101, 400, 900, 990, 991, 995])
+
+    class Library:
+        def malloc_trim(self, left: int) -> int:
+            trimmed.append(left)
+            return 1
+
+    monkeypatch.setattr(freed_memory.ctypes, "CDLL", lambda _: Library())
+    monkeypatch.setattr(freed_memory, "resident_bytes", lambda: next(sizes))
+    holes = freed_memory.Holes()
+    # the step after is what the next ones are measured by
+    assert [holes.step_ended() for _ in range(8)] == [False, False, True, False, True, False, False, False]
+    assert trimmed == [0, 0]
+
+
 PRODUCTS = """
 import ctypes, sys
 import torch

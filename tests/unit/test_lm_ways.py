@@ -64,7 +64,7 @@ def test_trees_are_attended_plainly_where_that_is_asked_for(monkeypatch):
     lm, batch = policy_toys.toy_lm(), pack_trees([Tree((3, 4, 5), ((6, 7), (8, 9)))], token_budget=64)[0]
     asked = []
     monkeypatch.setattr(flex_trees, "DEVICES", ("cpu",))
-    monkeypatch.setattr(fused_block, "is_short", lambda *_: False)  # a fused block has its own attention
+    monkeypatch.setattr(fused_block, "_suits", lambda *_: False)  # a fused block has its own attention
     monkeypatch.setattr(attention, "_flex_works", lambda *_: asked.append(1))
     with torch.no_grad(), in_ways(attention="plain"):
         plain = response_logprobs(lm.model, batch).logprobs

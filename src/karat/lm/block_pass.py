@@ -19,12 +19,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from karat.lm.dense_attention import plan_of
+from karat.lm.dense_attention import is_short, plan_of
 from karat.lm.fused_attention import Frame, Sizes, attend, attend_back
+from karat.lm.fused_tiles import attend_tiles, attend_tiles_back
 from karat.lm.kernels import matmul
 from karat.lm.low_rank import NO_UPDATES, SharedInput, TrainedLowRank
 from karat.lm.narrow import stacked
 from karat.lm.native import address, library
+from karat.lm.row_tiles import RowTiles, row_tiles
 from karat.lm.trees import TreeLayout
 
 N_WEIGHTS = 11
@@ -49,7 +51,10 @@ def fused(
     """
     layout, products, sizes = known
     even, call = products == torch.bfloat16, library(products)
-    plan = plan_of(layout, sizes.heads, sizes.key_heads, sizes.window, torch.float32, even)
+    if is_short(layout, products):
+        plan = plan_of(layout, sizes.heads, sizes.key_heads, sizes.window, torch.float32, even)
+    else:
+        plan = row_tiles(layout, sizes.window)
     assert call is not None
     turns = (angle.detach().reshape(-1, sizes.size).contiguous() for angle in angles)
     frame = Frame(call, plan, sizes, products, *turns)
@@ -80,7 +85,7 @@ class _Block(torch.autograd.Function):
         of_qkv = stacked((wq, wk, wv), products)
         qkv = matmul(normed, of_qkv.t())
         low_qkv = of_heads.add_to(qkv, normed)
-        attended, kept = attend(frame, qkv, (norm_q, norm_k))
+        attended, kept = _attend(frame, qkv, (norm_q, norm_k), rows)
         if rows is not None:
             attended = attended.index_select(0, rows)
         of_o, of_both, of_down = (stacked(own, products) for own in ((wo,), (gate, up), (down,)))
@@ -96,41 +101,42 @@ class _Block(torch.autograd.Function):
         low_down = of_last.add_to(change, gated)
         call.add_rows(address(between), address(change), address(rows), n, d, address(output))
         ctx.save_for_backward(
-            x, rows, norm, norm_mlp, norm_q, norm_k, normed, scale, of_qkv, qkv, attended, of_o, between,
-            normed_mlp, scale_mlp, of_both, both, of_down, low_qkv, low_o, low_both, low_down,
-            *weights[N_WEIGHTS:], *kept,
+            x, rows, norm, norm_mlp, norm_q, norm_k, of_qkv, qkv, attended, of_o, between, of_both, both, of_down,
+            low_qkv, low_o, low_both, low_down, *weights[N_WEIGHTS:], *kept,
         )  # fmt: skip
         ctx.frame, ctx.scales = frame, scales
         return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x and of the weights."""
+        """Gradients of x and of the weights; what was gated is made again in the place of its gradient."""
         (
-            x, rows, norm, norm_mlp, norm_q, norm_k, normed, scale, of_qkv, qkv, attended, of_o, between,
-            normed_mlp, scale_mlp, of_both, both, of_down, low_qkv, low_o, low_both, low_down, *more,
+            x, rows, norm, norm_mlp, norm_q, norm_k, of_qkv, qkv, attended, of_o, between, of_both, both, of_down,
+            low_qkv, low_o, low_both, low_down, *more,
         ) = ctx.saved_tensors  # fmt: skip
         narrow, kept = more[:14], more[14:]
-        call, learns = ctx.frame.call, ctx.needs_input_grad[4:]
+        call, learns, eps = ctx.frame.call, ctx.needs_input_grad[4:], ctx.frame.sizes.eps
         grad, (n_positions, d), (n, m2) = grads[0].contiguous(), x.shape[1:], both.shape
         of_heads, of_output, of_gates, of_last = _updates(ctx.frame, d, m2 // 2, narrow, ctx.scales)
         # 1. the MLP
-        narrow_grad = normed.new_empty(n, d)
+        narrow_grad = both.new_empty(n, d)
         call.narrow_rows(address(grad), address(rows), n, d, address(narrow_grad), d)
-        of_gated, gated = matmul(narrow_grad, of_down), both.new_empty(n, m2 // 2)
+        of_gated, grad_both = matmul(narrow_grad, of_down), torch.empty_like(both)
         of_low_down = of_last.back(narrow_grad, of_gated)
-        grad_both = torch.empty_like(both)
-        call.gate_backward(address(both), address(of_gated), n, m2 // 2, address(grad_both), address(gated))
-        found: dict[str, Tensor | None] = {"down": _of_weight(narrow_grad, gated, learns[8])}
-        updates_down = of_last.gradients(narrow_grad, gated, low_down, of_low_down)
+        call.gate_backward(address(both), address(of_gated), n, m2 // 2, address(grad_both), address(of_gated))
+        found: dict[str, Tensor | None] = {"down": _of_weight(narrow_grad, of_gated, learns[8])}
+        updates_down = of_last.gradients(narrow_grad, of_gated, low_down, of_low_down)
+        del of_gated
+        normed_mlp, scale_mlp = _normed(call, between, norm_mlp, eps[3], both.dtype)
         of_both_weights = _of_weight(grad_both, normed_mlp, learns[6] or learns[7])
-        of_between, narrow_between = torch.empty_like(between), torch.empty_like(normed_mlp)
+        of_between, narrow_between = torch.empty_like(between), both.new_empty(n, d)
         of_norm_mlp, of_normed = torch.empty_like(norm_mlp), matmul(grad_both, of_both)
         updates_both = of_gates.gradients(grad_both, normed_mlp, low_both, of_gates.back(grad_both, of_normed))
         call.norm_backward(
             address(between), address(scale_mlp), n, d, address(norm_mlp), address(of_normed), address(grad),
             address(rows), address(of_between), address(narrow_between), address(of_norm_mlp),
         )  # fmt: skip
+        del grad_both, of_normed, normed_mlp
         # 2. attention
         found["o"] = _of_weight(narrow_between, attended, learns[4])
         of_attended = matmul(narrow_between, of_o)
@@ -139,10 +145,11 @@ class _Block(torch.autograd.Function):
         )  # fmt: skip
         places = None
         if rows is not None:
-            of_attended = normed.new_zeros(n_positions, of_attended.shape[1]).index_copy_(0, rows, of_attended)
+            of_attended = both.new_zeros(n_positions, of_attended.shape[1]).index_copy_(0, rows, of_attended)
             places = torch.full((n_positions,), -1, dtype=torch.int64)
             places[rows] = torch.arange(n)
-        grad_qkv, of_norms = attend_back(ctx.frame, of_attended, qkv, (norm_q, norm_k), kept)
+        grad_qkv, of_norms = _attend_back(ctx.frame, of_attended, qkv, (norm_q, norm_k), (kept, rows))
+        normed, scale = _normed(call, x, norm, eps[0], both.dtype)
         of_qkv_weights = _of_weight(grad_qkv, normed, any(learns[1:4]))
         # 3. what came in; of a lowest block with adapters nobody asks for it
         below = ctx.needs_input_grad[0] or learns[0]
@@ -163,6 +170,29 @@ class _Block(torch.autograd.Function):
             *(_wide(part) for part in halves), _wide(found["down"]), *of_norms,
             *updates_qkv, *updates_o, *updates_both, *updates_down,
         )  # fmt: skip
+
+
+def _attend(
+    frame: Frame, qkv: Tensor, norms: tuple[Tensor | None, ...], rows: Tensor | None
+) -> tuple[Tensor, list[Tensor]]:
+    """What attention gives, at least at `rows`, and what its gradient needs."""
+    if isinstance(frame.plan, RowTiles):
+        return attend_tiles(frame, frame.plan, qkv, norms, rows)
+    return attend(frame, frame.plan, qkv, norms)
+
+
+def _attend_back(
+    frame: Frame,
+    grad: Tensor,
+    qkv: Tensor,
+    norms: tuple[Tensor | None, ...],
+    known: tuple[Sequence[Tensor], Tensor | None],
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Args: known: what `_attend` kept, and its rows."""
+    kept, rows = known
+    if isinstance(frame.plan, RowTiles):
+        return attend_tiles_back(frame, frame.plan, grad, qkv, norms, rows)
+    return attend_back(frame, frame.plan, grad, qkv, norms, kept)
 
 
 def _updates(
@@ -192,6 +222,16 @@ def _norm(
     call.norm_forward(
         address(x), address(change), address(rows), n, d, address(weight), eps, address(total), *map(address, made)
     )
+
+
+def _normed(
+    call: ctypes.CDLL, x: Float[Tensor, "*1 n d"], weight: Tensor, eps: float, products: torch.dtype
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
+    """x normed once more for the gradient, and its scales: to keep them would take as much as x itself."""
+    n, d = x.shape[-2:]
+    made = x.new_empty(n, d, dtype=products), x.new_empty(n)
+    _norm(call, x, None, None, weight, eps, None, *made)
+    return made
 
 
 def _of_weight(grad: Tensor, factor: Tensor, wanted: bool) -> Tensor | None:

@@ -24,6 +24,9 @@ LARGE_BLOCK = 1 << 22
 KEPT_BLOCK = 1 << 25
 """Bytes up to which a block stays while a loop runs: glibc's own limit, which it comes to only after freeing such a block."""
 NEVER = -1
+MOST_GROWTH = 1.1
+"""Resident size over that after one step from which free pages between blocks go back: steps of other sizes than those before
+leave holes that fit nothing, and fill them bit by bit (docs/LOG.md)."""
 PRODUCT_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 """Of oneDNN and of PyTorch's way to it: each keeps what it prepared for up to 1,024 products, a quarter of a megabyte each."""
 MOST_PRODUCTS = 400
@@ -42,16 +45,40 @@ def give_memory_back() -> bool:
     return THRESHOLD_VARIABLE not in os.environ and _set(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
+class Holes:
+    """Gives free pages between blocks back whenever the process has grown too much beyond what one step takes."""
+
+    def __init__(self) -> None:
+        self._of_one_step: int | None = None
+
+    def step_ended(self) -> bool:
+        """To be called after each step; whether pages were given back."""
+        resident = resident_bytes()
+        if self._of_one_step is None:
+            self._of_one_step = resident
+        elif resident > MOST_GROWTH * self._of_one_step:
+            ctypes.CDLL(None).malloc_trim(0)
+            self._of_one_step = None  # the next step says it
+            return True
+        return False
+
+
+def resident_bytes() -> int:
+    """What this process holds in memory now, by Linux."""
+    with open("/proc/self/statm", encoding="ascii") as told:
+        return int(told.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 @contextlib.contextmanager
-def freed_memory_kept() -> Iterator[bool]:
-    """Within: what is freed stays with this process; on leaving it goes back. Gives False where nothing was changed."""
+def freed_memory_kept() -> Iterator[Holes | None]:
+    """Within: what is freed stays with this process; on leaving it goes back. Gives None where nothing was changed."""
     kept = (
         not any(name in os.environ for name in TOLD_BY)
         and _set(M_MMAP_THRESHOLD, KEPT_BLOCK)
         and _set(M_TRIM_THRESHOLD, NEVER)
     )
     try:
-        yield kept
+        yield Holes() if kept else None
     finally:
         if kept:
             _set(M_TRIM_THRESHOLD, 2 * KEPT_BLOCK)  # where glibc's own rule ends

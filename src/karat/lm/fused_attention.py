@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from karat.lm.dense_attention import Plan
 from karat.lm.native import address
+from karat.lm.row_tiles import RowTiles
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +51,8 @@ class Frame:
 
     call: ctypes.CDLL
     """The compiled functions."""
-    plan: Plan
-    """The groups of the layout."""
+    plan: Plan | RowTiles
+    """The groups of the layout, or its tiles where texts are long."""
     sizes: Sizes
     """Of the block."""
     products: torch.dtype
@@ -63,28 +64,12 @@ class Frame:
 
 
 def attend(
-    frame: Frame, qkv: Float[Tensor, "L (H+2K)*D"], norms: Sequence[Tensor | None]
+    frame: Frame, plan: Plan, qkv: Float[Tensor, "L (H+2K)*D"], norms: Sequence[Tensor | None]
 ) -> tuple[Float[Tensor, "L H*D"], list[Tensor]]:
     """What attention gives each position, and what its gradient needs."""
-    (n, width), call, plan, sizes = qkv.shape, frame.call, frame.plan, frame.sizes
+    (n, width), call, sizes = qkv.shape, frame.call, frame.sizes
     H, K, D = sizes.heads, sizes.key_heads, sizes.size
-    angles = address(frame.cosine), address(frame.sine)
-    turned, scales = (), ()
-    for first, n_heads, norm, eps in ((0, H, norms[0], sizes.eps[1]), (H * D, K, norms[1], sizes.eps[2])):
-        heads, scale = qkv.new_empty(n, n_heads * D), frame.cosine.new_empty(n, n_heads)
-        call.heads_forward(
-            address(qkv, first),
-            width,
-            n,
-            n_heads,
-            D,
-            address(norm),
-            eps,
-            *angles,
-            address(heads),
-            address(scale),
-        )
-        turned, scales = (*turned, heads), (*scales, scale)
+    turned, scales = turned_heads(frame, qkv, norms)
     kept, outputs = [], []
     for group in plan.groups:
         n_pieces, n_queries, n_keys = group.shape
@@ -106,14 +91,18 @@ def attend(
 
 
 def attend_back(
-    frame: Frame, grad: Float[Tensor, "L H*D"], qkv: Tensor, norms: Sequence[Tensor | None], kept: Sequence[Tensor]
+    frame: Frame,
+    plan: Plan,
+    grad: Float[Tensor, "L H*D"],
+    qkv: Tensor,
+    norms: Sequence[Tensor | None],
+    kept: Sequence[Tensor],
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Gradients of what `attend` was given: of [queries, keys, values], and of the norms' weights."""
-    (n, width), call, plan, sizes = qkv.shape, frame.call, frame.plan, frame.sizes
+    call, sizes = frame.call, frame.sizes
     H, K, D = sizes.heads, sizes.key_heads, sizes.size
-    angles = address(frame.cosine), address(frame.sine)
     scales, kept = kept[:2], kept[2:]
-    of_keys, of_values = (frame.cosine.new_zeros(n, K * D) for _ in range(2))
+    of_keys, of_values = (frame.cosine.new_zeros(len(qkv), K * D) for _ in range(2))
     of_queries = []
     for number, group in enumerate(plan.groups):
         q, k, v, probs = kept[4 * number : 4 * number + 4]
@@ -127,12 +116,48 @@ def attend_back(
         for part, total in zip(parts, (of_keys, of_values), strict=True):
             call.scatter_heads(address(part), address(group.key_rows), n_pieces, K, n_keys, D, address(total))
     together = of_queries[0] if len(of_queries) == 1 else torch.cat(of_queries)
+    return turned_back(frame, qkv, norms, scales, (together, plan.places), of_keys, of_values)
+
+
+def turned_heads(
+    frame: Frame, qkv: Float[Tensor, "L (H+2K)*D"], norms: Sequence[Tensor | None]
+) -> tuple[tuple[Float[Tensor, "L H*D"], Float[Tensor, "L K*D"]], list[Tensor]]:
+    """Queries and keys, normed and turned by their positions' angles, and the scales of their norms."""
+    (n, width), sizes = qkv.shape, frame.sizes
+    H, K, D = sizes.heads, sizes.key_heads, sizes.size
+    turned, scales = [], []
+    for first, n_heads, norm, eps in ((0, H, norms[0], sizes.eps[1]), (H * D, K, norms[1], sizes.eps[2])):
+        heads, scale = qkv.new_empty(n, n_heads * D), frame.cosine.new_empty(n, n_heads)
+        frame.call.heads_forward(
+            address(qkv, first), width, n, n_heads, D, address(norm), eps, address(frame.cosine), address(frame.sine),
+            address(heads), address(scale),
+        )  # fmt: skip
+        turned.append(heads)
+        scales.append(scale)
+    return tuple(turned), scales
+
+
+def turned_back(
+    frame: Frame,
+    qkv: Float[Tensor, "L (H+2K)*D"],
+    norms: Sequence[Tensor | None],
+    scales: Sequence[Tensor],
+    of_queries: tuple[Tensor, Int[Tensor, " L*H"]],
+    of_keys: Float[Tensor, "L K*D"],
+    of_values: Float[Tensor, "L K*D"],
+) -> tuple[Float[Tensor, "L (H+2K)*D"], list[Tensor | None]]:
+    """The way back of `turned_heads`: gradients of [queries, keys, values], and of the norms' weights.
+
+    Args: of_queries: gradients of heads in any order, and where that of each (position, head) stands among them.
+    """
+    (n, width), call, sizes = qkv.shape, frame.call, frame.sizes
+    H, K, D = sizes.heads, sizes.key_heads, sizes.size
     grad_qkv, of_norms = torch.empty_like(qkv), [None if norm is None else torch.empty_like(norm) for norm in norms]
     for first, n_heads, at in ((0, H, 0), (H * D, K, 1)):
-        given = (None, address(together), address(plan.places)) if at == 0 else (address(of_keys), None, None)
+        given = (None, *map(address, of_queries)) if at == 0 else (address(of_keys), None, None)
         call.heads_backward(
-            address(qkv, first), width, n, n_heads, D, address(norms[at]), *angles, address(scales[at]), *given,
-            address(grad_qkv, first), width, address(of_norms[at]),
+            address(qkv, first), width, n, n_heads, D, address(norms[at]), address(frame.cosine), address(frame.sine),
+            address(scales[at]), *given, address(grad_qkv, first), width, address(of_norms[at]),
         )  # fmt: skip
     call.narrow_rows(address(of_values), None, n, K * D, address(grad_qkv, (H + K) * D), width)
     return grad_qkv, of_norms

@@ -20,7 +20,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from karat.lm.attention import NAME, current_layout, tree_attention, tree_layout
 from karat.lm.block_pass import fused
 from karat.lm.cache import DecodeCache
-from karat.lm.dense_attention import is_short
 from karat.lm.final_block import block_lists, rows_wanted
 from karat.lm.fused_attention import Sizes
 from karat.lm.fused_decode import LayerWeights, decoded, decodes, layer_weights
@@ -199,7 +198,6 @@ def _suits(block: nn.Module, x: Tensor, layout: TreeLayout, products: torch.dtyp
         and not (torch.is_grad_enabled() and getattr(block, "gradient_checkpointing", False))
         and not torch.is_autocast_enabled("cpu")
         and getattr(block, KNOWN).get(products, False)
-        and is_short(layout, products)
     )
 
 

@@ -108,11 +108,19 @@ def run_loop(
     Raises: LedgerError for a checkpoint of another configuration; InvariantError where most optimiser steps were skipped.
     """
     kept = None if directory is None else _Kept(directory, fingerprint, identity)
+    holes = None
     with contextlib.ExitStack() as around:
         state.shards = around.enter_context(sharded(state.modules, state.optimisers))
         if state.shards is None:  # which give memory back instead
-            around.enter_context(freed_memory_kept())
-        stopped = _steps(state, step, config, kept=kept, reporters=reporters, should_stop=should_stop)
+            holes = around.enter_context(freed_memory_kept())
+
+        def one(index: int) -> Mapping[str, float]:
+            metrics = step(index)
+            if holes is not None:
+                holes.step_ended()
+            return metrics
+
+        stopped = _steps(state, one, config, kept=kept, reporters=reporters, should_stop=should_stop)
     state.shards = None
     if state.n_skipped > state.n_stepped:  # however few they were: what is saved now has hardly learnt anything
         n_asked = state.n_skipped + state.n_stepped

@@ -34,8 +34,8 @@ SAVED_WIDE, SAVED_HEADS, SAVED_MLP = 4, 3, 4
 the heads (before and after rotation, the attention's output), as the MLP (gate, up, activated, product)."""
 NARROW_WIDE, NARROW_HEADS, NARROW_MLP = 4.5, 2.0, 4.0
 """The same where products are bfloat16: what goes into one is kept in half as many bytes, once for each product."""
-UNDER_WAY_MLP = 4
-"""Tensors as wide as the MLP that one block's gradient makes and drops: of gate and up, of their product, and that again."""
+UNDER_WAY_MLP = 3
+"""Tensors as wide as the MLP that one block's gradient makes and drops: of gate and up, and of their product."""
 ROUNDED_BYTES = 2
 """Of a weight's rounded copy, kept from forward to backward pass."""
 
@@ -112,7 +112,8 @@ def lora_parameters(size: ModelSize, rank: int) -> int:
 def activation_bytes(size: ModelSize, n_tokens: int, *, n_keys: int = 0, n_pieces: float = 1.0) -> int:
     """Bytes kept between forward and backward pass for so many tokens.
 
-        compiled   layers · tokens · (2·hidden·4 + (2·hidden + 3·queries + (2 + 2·pieces)·keys + 2·mlp + heads·n_keys)·bytes of products)
+        compiled   layers · tokens · (2·hidden·4 + (3·queries + (2 + 2·pieces)·keys + 2·mlp + heads·n_keys)·bytes of products)
+        the same without probabilities   layers · tokens · (2·hidden·4 + (2·queries + 2·keys + 2·mlp)·bytes of products)
         PyTorch's  layers · tokens · (4·hidden + 3·(queries + keys) + 4·mlp + heads·n_keys) · bytes
 
     Args:
@@ -122,7 +123,8 @@ def activation_bytes(size: ModelSize, n_tokens: int, *, n_keys: int = 0, n_piece
     seen = size.heads * n_keys
     if size.compiled:
         q, k = size.query_width, size.key_width
-        narrow = 2 * size.hidden + 3 * q + (2 + 2 * n_pieces) * k + 2 * size.mlp + seen
+        attention = 3 * q + (2 + 2 * n_pieces) * k + seen if n_keys else 2 * q + 2 * k
+        narrow = attention + 2 * size.mlp
         return round(size.layers * n_tokens * (2 * size.hidden * size.bytes_per_number + narrow * size.product_bytes))
     wide, heads, mlp = (NARROW_WIDE, NARROW_HEADS, NARROW_MLP) if size.narrow else (SAVED_WIDE, SAVED_HEADS, SAVED_MLP)
     kept = wide * size.hidden + heads * (size.query_width + size.key_width) + mlp * size.mlp

@@ -188,6 +188,36 @@ void scatter_heads(const number *from, const int64_t *at, int64_t P, int64_t H, 
             }
 }
 
+/* Softmax of one row of scores·factor over keys from … to − 1 and more_from … more_to − 1 behind them, 0 elsewhere; e has room. */
+static inline void attend_row(number *own, float *e, int64_t k, int64_t from, int64_t to, int64_t more_from, int64_t more_to,
+                              float factor) {
+    const int64_t parts[2][2] = {{from, to}, {more_from, more_to}};
+    float peak = -INFINITY, sum = 0;
+    for (int part = 0; part < 2; part++) {
+#pragma omp simd reduction(max : peak)
+        for (int64_t j = parts[part][0]; j < parts[part][1]; j++) {
+            e[j] = wide(own[j]) * factor;
+            peak = e[j] > peak ? e[j] : peak;
+        }
+    }
+    for (int part = 0; part < 2; part++) {
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = parts[part][0]; j < parts[part][1]; j++) {
+            e[j] = exponential(e[j] - peak);
+            sum += e[j];
+        }
+    }
+    float share = 1 / sum;
+    int64_t done = 0;
+    for (int part = 0; part < 2; part++) {
+        for (; done < parts[part][0]; done++) own[done] = 0;
+#pragma omp simd
+        for (int64_t j = parts[part][0]; j < parts[part][1]; j++) own[j] = rounded(e[j] * share);
+        done = parts[part][1] > done ? parts[part][1] : done;
+    }
+    for (; done < k; done++) own[done] = 0;
+}
+
 /* Softmax of scores·factor over keys first[p, i] … last[p, i] − 1, 0 elsewhere; in place. Scores are [P, H, q, k]. */
 int attend_forward(number *scores, int64_t P, int64_t H, int64_t q, int64_t k, const int32_t *first, const int32_t *last,
                    float factor) {
@@ -199,24 +229,26 @@ int attend_forward(number *scores, int64_t P, int64_t H, int64_t q, int64_t k, c
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < P * H * q; row++) {
             if (!e) continue;
-            int64_t seen = (row / (H * q)) * q + row % q, from = first[seen], to = last[seen];
-            number *own = scores + row * k;
-            float peak = -INFINITY, sum = 0;
-#pragma omp simd reduction(max : peak)
-            for (int64_t j = from; j < to; j++) {
-                e[j] = wide(own[j]) * factor;
-                peak = e[j] > peak ? e[j] : peak;
-            }
-#pragma omp simd reduction(+ : sum)
-            for (int64_t j = from; j < to; j++) {
-                e[j] = exponential(e[j] - peak);
-                sum += e[j];
-            }
-            float share = 1 / sum;
-            for (int64_t j = 0; j < from; j++) own[j] = 0;
-#pragma omp simd
-            for (int64_t j = from; j < to; j++) own[j] = rounded(e[j] * share);
-            for (int64_t j = to; j < k; j++) own[j] = 0;
+            int64_t seen = (row / (H * q)) * q + row % q;
+            attend_row(scores + row * k, e, k, first[seen], last[seen], 0, 0, factor);
+        }
+        free(e);
+    }
+    return !short_of_memory;
+}
+
+/* The same over keys seen[i, 0] … seen[i, 1] − 1 and seen[i, 2] … seen[i, 3] − 1 behind them. Scores are [q, G, k]. */
+int attend_tile(number *scores, int64_t q, int64_t G, int64_t k, const int32_t *seen, float factor) {
+    int short_of_memory = 0;
+#pragma omp parallel SHARED(q *G *k) reduction(| : short_of_memory)
+    {
+        float *e = malloc(k * sizeof(float));
+        short_of_memory |= !e;
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < q * G; row++) {
+            if (!e) continue;
+            const int32_t *at = seen + row / G * 4;
+            attend_row(scores + row * k, e, k, at[0], at[1], at[2], at[3], factor);
         }
         free(e);
     }
@@ -251,7 +283,7 @@ void gate_forward(const number *gates, const number *ups, int64_t stride, int64_
     }
 }
 
-/* The gradients of [gate, up], and silu(gate)·up once more for that of the next layer's weight. */
+/* The gradients of [gate, up], and silu(gate)·up once more for that of the next layer's weight; it may take grad's place. */
 void gate_backward(const number *both, const number *grad, int64_t n, int64_t m, number *of_both, number *again) {
     PARALLEL(n * m)
     for (int64_t i = 0; i < n; i++) {

@@ -210,9 +210,7 @@ def _memory(config: RunConfig, counts: Counts, size: ModelSize, n_shards: int) -
 
 def _peak(size: ModelSize, works: list[Work], **options: int) -> int:
     """The most that any of the kinds of micro-batches takes."""
-    return max(
-        training_bytes(size if work.n_keys else replace(size, compiled=False), work=work, **options) for work in works
-    )
+    return max(training_bytes(size, work=work, **options) for work in works)
 
 
 def _of_method(config: RunConfig, counts: Counts, size: ModelSize) -> list[Work]:
