@@ -113,6 +113,19 @@ def test_every_kind_by_keyboard_alone(kind: str, place: Place, visit):
     assert len(judgement.shown["truncated"]) == len(judgement.response_ids)
 
 
+@pytest.mark.parametrize("kind", ["comparison", "ranking", "best_of", "rating", "label", "step_marks"])
+def test_keys_mean_the_same_after_an_answer_that_was_refused(kind: str, place: Place, visit):
+    account, link = place.rater()
+    add_kind(place.store, kind, account.annotator)
+    page = visit(link)
+    page.keyboard.press("Enter")
+    page.locator("#messages [role=alert]").wait_for()
+    for key in KEYS[kind]:
+        page.keyboard.press(key)
+    submit(page, lambda: page.keyboard.press("Enter"))
+    answered(place, account.annotator, kind)
+
+
 @pytest.mark.parametrize("words", ["the sky is never green, even then", "hello there, use e or u or s"])
 def test_words_typed_where_no_box_takes_them_are_no_keys(place: Place, visit, words: str):
     account, link = place.rater()

@@ -108,14 +108,18 @@ function noteSurroundings() {
 
 function invalidate(fields) {
   for (const node of form.querySelectorAll("[aria-invalid]")) node.removeAttribute("aria-invalid");
+  const wrong = [];
   for (const name of fields) {
     const found = name ? form.elements[name] : null;
     const node = found instanceof RadioNodeList ? found[0] : found;
     if (!node) continue;
     node.setAttribute("aria-invalid", "true");
     node.closest("details")?.setAttribute("open", "");
-    node.focus({ preventScroll: false });
+    wrong.push(node);
   }
+  // in a rank's box a digit is that response's rank, everywhere else it is the response that comes next
+  const first = wrong[0]?.matches(".rank-select select") ? document.getElementById("pool-head") : wrong[0];
+  first?.focus({ preventScroll: false });
 }
 
 function answered(code, body) {
