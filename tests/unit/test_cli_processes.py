@@ -143,6 +143,14 @@ def test_shards_want_several_processes(monkeypatch, capsys):
     assert (processes.in_shards(False), processes.in_shards(True)) == (False, True)
 
 
+def test_an_interrupted_process_ends_without_taking_the_interpreter_apart(monkeypatch):
+    ended = []
+    monkeypatch.setattr(processes.os, "_exit", ended.append)
+    with pytest.raises(SystemExit):
+        processes.leave(cli.INTERRUPTED)
+    assert ended == [130]
+
+
 def test_a_process_that_held_shards_ends_without_taking_the_interpreter_apart(monkeypatch):
     ended = []
     monkeypatch.setattr(processes.os, "_exit", ended.append)

@@ -20,6 +20,7 @@ from karat.cli import quality, upkeep, record, setup  # noqa: F401
 
 # isort: on
 from karat.cli.options import app
+from karat.cli.processes import INTERRUPTED
 from karat.cli.river import parse_seeds
 from karat.errors import KaratError
 from karat.ranks import says_interrupted
@@ -27,7 +28,6 @@ from karat.ranks import says_interrupted
 __all__ = ["UsageError", "app", "main", "parse_seeds"]
 
 RESUMES = "karat: interrupted; the same command continues where it stopped"
-INTERRUPTED = 130
 # typer carries its own copy of click, whose root of usage errors has no public name.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0].__bases__[0]
 

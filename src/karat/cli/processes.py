@@ -22,6 +22,8 @@ from karat.ranks import SPOKEN_FOR, launched, launched_in_shards
 GRACE_S = 10.0
 """Seconds for the others to notice that one is gone, before they are ended."""
 LOOK_EVERY_S = 0.1
+INTERRUPTED = 130
+"""Exit code of a command that was interrupted."""
 _holds_shards = False
 """Whether this process was told to: what torch keeps of it outlives the command."""
 
@@ -59,9 +61,10 @@ def leave(code: int) -> None:
     """End this process with the command's exit code.
 
     torch's caches keep the group of processes that held shards, and with it threads that can abort a process in which
-    the interpreter is being taken apart: there the process ends at once, all that was to be written being written.
+    the interpreter is being taken apart: there the process ends at once, all that was to be written being written. So
+    does one that was interrupted: somebody waits for the prompt, and taking apart all that torch brought takes seconds.
     """
-    if _holds_shards:
+    if _holds_shards or code == INTERRUPTED:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
