@@ -35,14 +35,15 @@ def tiled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def batch(seed: int) -> TreeBatch:
-    """One long text, and others of random lengths with and without a common prompt."""
+    """One long text, a prompt with so many branches that the last are far from it, and others of random lengths."""
     rng = random.Random(seed)
 
     def ids(n: int) -> tuple[int, ...]:
         return tuple(rng.randrange(3, 250) for _ in range(n))
 
-    trees = [Tree(ids(1), (ids(rng.randrange(161, 420)),))]
-    for n_branches in [rng.randrange(1, 6) for _ in range(rng.randrange(1, 5))]:
+    many = tuple(ids(rng.randrange(60, 120)) for _ in range(6))
+    trees = [Tree(ids(1), (ids(rng.randrange(161, 420)),)), Tree(ids(rng.randrange(1, 220)), many)]
+    for n_branches in [rng.randrange(1, 6) for _ in range(rng.randrange(1, 3))]:
         branches = tuple(ids(rng.randrange(1, 90)) for _ in range(n_branches))
         trees = [*trees, Tree(ids(rng.randrange(1, 220)), branches)]
     rng.shuffle(trees)

@@ -82,10 +82,12 @@ def test_tiles_ask_once_for_every_position_and_see_what_the_definition_says(size
     assert torch.equal(found, seen_by_definition(layout))
 
 
-def test_long_sequences_are_cut_evenly_and_short_branches_share_a_tile():
+def test_long_sequences_are_cut_into_tiles_of_one_size_and_short_branches_share_a_tile():
     tiles = tiles_of(TreeLayout((TreeSpan(0, 1000, (24, *[40] * 6)),), 1264), 2, torch.float32)
     assert [tile.n_queries for tile in tiles] == [QUERIES] * 8 + [120, 120]
     assert [tile.n_keys for tile in tiles] == [*range(QUERIES, 1025, QUERIES), 1120, 1120]
+    longer = tiles_of(TreeLayout((TreeSpan(0, 1, (299,)),), 300), 2, torch.float32)
+    assert [(tile.n_queries, tile.n_keys) for tile in longer] == [(QUERIES, 128), (QUERIES, 256), (44, 300)]
     apart = tiles_of(TreeLayout((TreeSpan(0, 4, (100, 60, 60)),), 224), 2, torch.float32)
     assert [tile.n_queries for tile in apart] == [104, 120]  # 120² scores instead of 2 · 60², within FREE_WASTE
     assert MOST_WASTE * 2 * 60 * 64 < 120 * 124

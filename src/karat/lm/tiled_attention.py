@@ -202,7 +202,8 @@ def tiles_of(layout: TreeLayout, group: int, dtype: torch.dtype) -> tuple[Tile, 
 def _cuts(lengths: list[int], span: TreeSpan, at_most: int) -> Iterator[tuple[int, int, int]]:
     """(start, stop, first key behind the prompt) of each tile, counted from the tree's start.
 
-    Long sequences are cut evenly, short neighbours laid together.
+    Long sequences are cut at multiples of `at_most`, so that of a text only the last tile has a shape of its own; short
+    neighbours are laid together.
 
     Args: lengths: of what asks: the prompt with its first branch, then each further branch.
     """
@@ -210,8 +211,8 @@ def _cuts(lengths: list[int], span: TreeSpan, at_most: int) -> Iterator[tuple[in
     while number < len(lengths):
         first_key = 0 if number == 0 else begin
         if lengths[number] > at_most:
-            n_tiles = -(-lengths[number] // at_most)
-            edges = [begin + lengths[number] * place // n_tiles for place in range(n_tiles + 1)]
+            stop = begin + lengths[number]
+            edges = [*range(begin, stop, at_most), stop]
             yield from ((start, stop, first_key) for start, stop in pairwise(edges))
             begin += lengths[number]
             number += 1
