@@ -159,6 +159,11 @@ def test_the_verdict_says_what_the_interval_allows(low: float, high: float, word
     assert "50 prompts" in verdict(content)
 
 
+def test_the_verdict_has_the_digits_of_the_table_below_it():
+    content = ReportInput("demo", "t", difference=Estimate(-3.0, -3.14, -2.87, 160, "paired"))
+    assert "gold reward −3.00 (95 % interval −3.14 to −2.87, 160 prompts)" in verdict(content)
+
+
 def test_figures_have_the_digits_that_their_interval_supports():
     assert format_estimate(Estimate(0.4123, 0.35, 0.47, 9, "")) == ("0.41", "0.35 to 0.47")
     assert format_estimate(Estimate(-1.23456, -1.235, -1.234, 9, ""))[0] == "−1.2346"

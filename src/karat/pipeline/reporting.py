@@ -371,9 +371,11 @@ def _equal_kl(evaluation: Mapping[str, Any]) -> tuple[str, ...]:
         ppo = row[f"{name_of}_gold"]
         if gold is not None:
             said = f"{ppo:.2f} (interpolated along training)" if ppo is not None else "not reached by its path"
-            notes.append(
-                f"At equal KL ({row['kl']:.2f} nats): {name.replace('_', ' ')} has gold {gold:.2f}, {TITLES.get(name_of, name_of)} {said}."
+            line = (
+                f"At equal KL ({row['kl']:.2f} nats): {name.replace('_', ' ')} has gold {gold:.2f}, "
+                f"{TITLES.get(name_of, name_of)} {said}."
             )
+            notes.append(line.replace(" -", " −"))  # as in the table above it
     return tuple(notes)
 
 

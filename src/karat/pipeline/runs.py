@@ -227,12 +227,18 @@ def sweep_points(sweep: Sequence[str]) -> list[tuple[str, ...]]:
     >>> sweep_points(["a=1,2", "b=x"])
     [('a=1', 'b=x'), ('a=2', 'b=x')]
     """
-    axes = []
+    axes: list[list[str]] = []
     for option in sweep:
         key, separator, values = option.partition("=")
         if not key or not separator or not values:
             raise ConfigError(f"--sweep {option}: expected key=value,value")
-        axes.append([f"{key}={value}" for value in values.split(",")])
+        given = values.split(",")
+        if "" in given or len(set(given)) < len(given):
+            what = "an empty value" if "" in given else f"{next(one for one in given if given.count(one) > 1)} twice"
+            raise ConfigError(f"--sweep {option}: found {what}; expected each value once")
+        if any(axis[0].startswith(f"{key}=") for axis in axes):
+            raise ConfigError(f"--sweep {option}: found {key} in two sweeps; expected all of its values in one")
+        axes.append([f"{key}={value}" for value in given])
     return [tuple(point) for point in itertools.product(*axes)]
 
 

@@ -258,12 +258,14 @@ def verdict(content: ReportInput) -> str:
     if difference is None or difference.value is None or difference.low is None or difference.high is None:
         return "Whether the policy became better has not been measured."
     policy, baseline = content.difference_of.upper(), content.baseline.upper()
-    interval = f"95 % interval {signed(difference.low)} to {signed(difference.high)}, {difference.n} prompts"
+    digits = _digits(difference.high - difference.low)
+    value, low, high = (signed(one, digits) for one in (difference.value, difference.low, difference.high))
+    interval = f"95 % interval {low} to {high}, {difference.n} prompts"
     if difference.low > 0:
-        return f"{policy} is better than {baseline}: gold reward {signed(difference.value)} ({interval})."
+        return f"{policy} is better than {baseline}: gold reward {value} ({interval})."
     if difference.high < 0:
-        return f"{policy} is worse than {baseline}: gold reward {signed(difference.value)} ({interval})."
-    return f"No difference between {policy} and {baseline} was shown: {signed(difference.value)} ({interval})."
+        return f"{policy} is worse than {baseline}: gold reward {value} ({interval})."
+    return f"No difference between {policy} and {baseline} was shown: {value} ({interval})."
 
 
 def format_estimate(estimate: Estimate | None) -> tuple[str, str]:
@@ -280,9 +282,9 @@ def format_estimate(estimate: Estimate | None) -> tuple[str, str]:
     return _fixed(estimate.value, digits), f"{_fixed(estimate.low, digits)} to {_fixed(estimate.high, digits)}"
 
 
-def signed(value: float) -> str:
-    """A difference with its sign, three decimals at most."""
-    return f"{value:+.3g}".replace("-", "−")
+def signed(value: float, digits: int) -> str:
+    """A difference with its sign and that many decimals."""
+    return f"{value:+,.{digits}f}".replace("-", "−")
 
 
 def _digits(width: float) -> int:
