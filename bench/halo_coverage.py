@@ -1,6 +1,7 @@
 """Do 90 % intervals of what two objectives say together hold it, where a rater's answers about both err alike?
 
     python bench/halo_coverage.py [--quick] [--seeds 40] [--first-seed 0] [--only tastes] [--out bench/results/halo_coverage.json]
+    python bench/halo_coverage.py --table bench/results/halo_coverage.json
 
 Worlds are in bench/worlds/halo.py. Each objective has a last layer as `reward.posterior: laplace` fits it, with raters who differ drawn along where they do;
 *apart* are its draws as they come, *joint* what `karat.reward.halo` makes of them. An interval is the 5 % and 95 % quantile of the draws of the sum
@@ -20,6 +21,7 @@ import numpy as np
 if __package__ in (None, ""):  # started as a file
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.pages import put_between
 from bench.worlds.halo import WORLDS, HaloWorld, drawn_world
 
 from karat.reward.halo import joint_layers
@@ -30,6 +32,8 @@ from karat.reward.settings import LaplaceConfig, RewardConfig
 from karat.stats import proportion
 
 LEVEL, N_PAIRS, N_DRAWS = 0.9, 200, 600
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "uncertainty.md"
+MARKS = ("<!-- halo_coverage: begin -->", "<!-- halo_coverage: end -->")
 SIGNS = {"sum": 1.0, "difference": -1.0}
 
 
@@ -85,6 +89,24 @@ def summary(runs: Sequence[dict[str, float]]) -> dict[str, object]:
     return row
 
 
+def table(worlds: dict[str, dict]) -> str:
+    """A row for each world and for sum and difference."""
+    lines = ["| world | seeds | planted in noise, in tastes | found | of both | apart: covered, rms of z, width | joint: covered, rms of z, width |",
+             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    for spec in (spec for spec in WORLDS if spec.name in worlds):
+        row = worlds[spec.name]
+        for name in SIGNS:
+            cells = []
+            for kind in ("apart", "joint"):
+                own = row[f"{kind} {name}"]
+                middle, low, high = (f"{value:.2f}".removeprefix("0") for value in own["covered"])
+                cells.append(f"{middle} [{low}, {high}], {own['rms_z']:.2f}, {own['width']:.2f}")
+            lines.append(
+                f"| {spec.name} | {row['n_seeds']} | {spec.halo:.1f}, {spec.spilt:.1f} | {row['found']:.2f} | {name} | {cells[0]} | {cells[1]} |"
+            )
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Run the study and write it down; seeds that the file holds already are not run again."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -93,7 +115,11 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--only", default=",".join(one.name for one in WORLDS), help="worlds, with commas between")
     parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--table", type=Path, default=None, help="only write these results into docs/uncertainty.md")
     options = parser.parse_args()
+    if options.table:
+        put_between(PAGE, MARKS, table(json.loads(options.table.read_text(encoding="utf-8"))["worlds"]))
+        return
     seeds = range(options.first_seed, options.first_seed + (1 if options.quick else options.seeds))
     known = options.out is not None and options.out.exists()
     worlds = json.loads(options.out.read_text(encoding="utf-8"))["worlds"] if known else {}

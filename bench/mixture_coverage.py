@@ -1,6 +1,7 @@
 """Do 90 % intervals from a mixture of kinds cover what a population of different tastes truly wants, in linear worlds?
 
-    python bench/mixture_coverage.py [--quick] [--seeds 40] [--first-seed 0] [--only mixture] [--believed] [--out bench/results/mixture_coverage.json]
+    python bench/mixture_coverage.py [--quick] [--seeds 40] [--first-seed 0] [--only mixture] [--believed] [--out bench/results/mixture_coverage_24.json]
+    python bench/mixture_coverage.py --table bench/results/mixture_coverage*.json
 
 Worlds are in bench/worlds/mixed_tastes.py. Each is fitted as `reward.posterior: laplace` fits it: by turns with raters of one
 taste, and with raters who differ drawn along. A pair's interval is mean ± 1.645 sd of the one and the 5 % and 95 % quantiles of the
@@ -27,6 +28,7 @@ import numpy as np
 if __package__ in (None, ""):  # started as a file
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.pages import put_between
 from bench.worlds.mixed_tastes import WORLDS, TasteWorld, believed_world, drawn_world
 
 from karat.reward.last_layer import LastLayer
@@ -37,6 +39,8 @@ from karat.reward.sampled_layer import sample_population
 from karat.stats import proportion
 
 LEVEL, Z, N_PAIRS = 0.9, 1.6449, 200
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "uncertainty.md"
+MARKS = ("<!-- mixture_coverage: begin -->", "<!-- mixture_coverage: end -->")
 PRIORS = RaterPriors()
 
 
@@ -107,6 +111,40 @@ def summary(runs: Sequence[dict[str, dict]]) -> dict[str, dict]:
     return rows
 
 
+def _between(ends: Sequence[float]) -> str:
+    """A figure with its interval."""
+    middle, low, high = (f"{value:.2f}".removeprefix("0") if value < 1 else f"{value:.2f}" for value in ends)
+    return f"{middle} [{low}, {high}]"
+
+
+def table(files: Sequence[Path]) -> str:
+    """A row for each world of each file, and what all of a world's seeds cover together."""
+    lines = ["| world | seeds | one taste | drawn along | slopes of the two means | mean widths, logits | rms of z: all, size, shape | R̂ of the worst seed |",
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    for name in (spec.name for spec in WORLDS):
+        pairs, inside = 0, 0.0
+        for result in (result for result in results if name in result["worlds"]):
+            world = result["worlds"][name]
+            one, drawn = world["one taste"], world["drawn along"]
+            seeds = [run["seed"] for run in world["by_seed"]] if "by_seed" in world else result["seeds"]
+            z = (
+                ", ".join(f"{drawn['rms_z' + part][0]:.2f}" for part in ("", "_size", "_shape"))
+                if "rms_z" in drawn
+                else ""
+            )
+            lines.append(
+                f"| {name} | {min(seeds)} to {max(seeds)} | {_between(one['covered'])} | {_between(drawn['covered'])} | "
+                f"{one['slope']:.2f}, {drawn['slope']:.2f} | {one['width']:.1f}, {drawn['width']:.1f} | {z} | {drawn['rhat_most']:.2f} |"
+            )
+            pairs, inside = pairs + drawn["n_pairs"], inside + drawn["n_pairs"] * drawn["covered"][0]
+        if pairs:
+            lines.append(
+                f"| {name} | all {pairs // N_PAIRS} |  | **{_between([inside / pairs] * 3).split()[0]}** |  |  |  |  |"
+            )
+    return "\n".join(lines)
+
+
 def by_seed(spec: TasteWorld, seed: int, *, believed: bool) -> dict:
     """The figures of one seed, as they are written down."""
     found: dict = {"seed": seed}
@@ -124,7 +162,13 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(one.name for one in WORLDS), help="worlds, with commas between")
     parser.add_argument("--believed", action="store_true", help="draw the worlds' sizes and spreads from the beliefs")
     parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument(
+        "--table", type=Path, nargs="+", default=None, help="only write these results into docs/uncertainty.md"
+    )
     options = parser.parse_args()
+    if options.table:
+        put_between(PAGE, MARKS, table(options.table))
+        return
     seeds = range(options.first_seed, options.first_seed + (1 if options.quick else options.seeds))
     known = options.out is not None and options.out.exists()
     result = (
