@@ -624,7 +624,10 @@ def test_after_a_new_guideline_the_page_counts_and_asks_again(site):
 
 def test_the_plan_says_what_votes_cost_or_what_is_missing(site):
     admin = site.browser("admin")
-    assert "found no comparisons to plan from" in text_of(admin.get("/admin/plan"))
+    opened = admin.get("/admin/plan")
+    assert "found no comparisons to plan from" in text_of(opened)
+    assert 'role="alert"' not in opened.text  # nobody has done anything wrong
+    assert 'role="alert"' in admin.get("/admin/plan", params={"width": "10"}).text
     crowd(site, 3, clicker=None)
     put_settings(site.store, ProjectSettings(pay=Pay(36.0, "EUR", "hour")), now=site.now)
     answer = admin.get("/admin/plan", params={"width": "10", "raters": "1000"})

@@ -63,7 +63,7 @@ def plan_page(request: Request, visitor: Admin) -> Response:
         visitor,
         "admin_plan.html",
         message=message,
-        failed=bool(message),
+        failed=bool(message and request.query_params),  # whoever only opens the page has done nothing wrong
         typed=typed,
         batches=list(dict.fromkeys(row.batch for row in queue(store, now=now) if row.kind == "comparison")),
         plans=plans,

@@ -42,7 +42,9 @@ def outcomes_of(store: Store, batch: str = "") -> Outcomes:
     current = (record.judgement for record in current_judgements(work_records(store, batch=batch or None))[0])
     votes = [one for one in current if one.kind == "comparison" and "missing" not in one.value]
     if not votes:
-        raise InputError("plan: found no comparisons to plan from; ask some questions twice as a pilot")
+        raise InputError(
+            "plan: found no comparisons to plan from; have two raters answer some questions each, as a pilot"
+        )
     what = "how often one of two responses is preferred"
     first = {one.task_id: min(one.response_ids) for one in votes}
     if batch.startswith(PREFIX):
