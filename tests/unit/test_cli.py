@@ -421,3 +421,19 @@ def test_the_store_of_a_run_that_is_about_to_begin_is_made_with_its_directory(ca
     code, out, _ = outcome(capsys, "people", "add", str(place))
     assert (code, place.is_file()) == (0, True)
     assert "/invite/" in out
+
+
+def test_a_choice_that_there_is_none_of_is_said_in_the_users_words(capsys):
+    code, _, err = outcome(capsys, "score", "model", "answers.jsonl", "--out", "x", "--suite", "rm-bench")
+    assert code == 2
+    assert err.startswith("karat: Invalid value for '--suite': 'rm-bench' is not one of 'rewardbench'")
+
+
+def test_agreement_that_is_undefined_says_why_once(tmp_path, capsys):
+    store = str(tmp_path / "judged.db")
+    votes = tmp_path / "votes.jsonl"
+    votes.write_text('{"prompt": "Which?", "a": "x", "b": "y", "level": 2, "n_levels": 3, "annotator": "ann"}\n')
+    assert outcome(capsys, "import", str(votes), "--format", "votes", "--store", store)[0] == 0
+    code, out, _ = outcome(capsys, "quality", store)
+    assert code == 0
+    assert "agreement: undefined: no item has two votes\n" in out

@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KaratError as error:
         return _complain(str(error)) if str(error) else 2  # another of several processes has said it
     except UsageError as error:
-        return _complain(f"{error.format_message().rstrip('.')}; see `{_where(error)} --help`")  # type: ignore[attr-defined]
+        said = error.format_message().rstrip(".").replace("Value error, ", "")  # type: ignore[attr-defined]
+        return _complain(f"{said}; see `{_where(error)} --help`")
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except BrokenPipeError:

@@ -119,7 +119,13 @@ def _text_of(path: Path) -> str:
 
 
 def _agreement_line(row: AgreementRow) -> str:
-    return f"agreement  {row.about}, {row.coefficient}: {_figure(row.by_item)} over items, {_figure(row.by_rater)} over raters"
+    by_item, by_rater = _figure(row.by_item), _figure(row.by_rater)
+    said = (
+        by_item
+        if by_item == by_rater and row.by_item.value is None
+        else f"{by_item} over items, {by_rater} over raters"
+    )
+    return f"agreement  {row.about}, {row.coefficient}: {said}"
 
 
 def _consensus_line(row: ConsensusRow) -> str:
