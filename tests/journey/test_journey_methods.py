@@ -95,11 +95,9 @@ def test_an_optimiser_goes_on_only_under_what_paid_it_and_stays_close_to_demonst
     ptx = ("--set", "group.update.ptx_coef=0.2", "--set", "watch.odd_quantile=null")
     stopped = karat("rloo", config, *ptx, "--set", "score=payments:first")
     assert "raised AssertionError: enough" in stopped.complaint
-    other = karat("rloo", config, *ptx, "--set", "score=payments:second")
-    assert "(paid by.score: payments:first there, payments:second here)" in other.complaint
-    shutil.rmtree(copied / "runs/tiny/checkpoints/rloo")
     done = karat("rloo", config, *ptx, "--set", "score=payments:second")
     assert done.code == 0, done.err
+    assert "payments:first there, payments:second here" in done.err  # the unfinished try was set aside
     rows = [json.loads(line) for line in (copied / "runs/tiny/metrics/rloo.jsonl").read_text().splitlines()]
     assert all(row["policy/data_nll"] > 0 for row in rows if row["step"])
     manifest = json.loads((copied / "runs/tiny/manifests/rloo.json").read_text(encoding="utf-8"))
