@@ -95,7 +95,7 @@ def policy_figures(samples: PolicySamples, baseline: PolicySamples) -> dict[str,
         figures["kl"] = _over_prompts(per_prompt, what)
     distinct = _distinct(samples)
     figures["distinct"] = (
-        _share(distinct, "probability that two samples of a prompt differ")
+        share_over_prompts(distinct, "probability that two samples of a prompt differ")
         if len(distinct)
         else not_known("one sample a prompt: whether two differ cannot be told")
     )
@@ -165,7 +165,7 @@ def _over_prompts(values: Array, what: str) -> Estimate:
     return Estimate(estimate.value, estimate.low, estimate.high, estimate.n, f"{what}; {estimate.method} over prompts")
 
 
-def _share(values: Array, what: str) -> Estimate:
+def share_over_prompts(values: Array, what: str) -> Estimate:
     """The mean of shares; where all prompts have one share, which Student's t takes for certainty, Wilson's interval."""
     if len(values) < 2 or np.ptp(values) > 1e-9:
         return _within(_over_prompts(values, what))

@@ -19,6 +19,7 @@ from karat.evaluate.table import (
     not_known,
     policy_figures,
     reward_distance,
+    share_over_prompts,
 )
 from karat.ledger.artifacts import ArtifactRef, write_json
 from karat.lm import parallel
@@ -35,7 +36,6 @@ from karat.records import Estimate, Finding, Prompt
 from karat.reward.people import GroupScorer
 from karat.reward.score import Scorer
 from karat.seeding import child_seed
-from karat.stats import mean_estimate
 
 N_SHOWN = 8
 
@@ -185,7 +185,7 @@ def agreement_with_wrong_beliefs(samples: PolicySamples, prompts: list[Prompt], 
             rates.append(float(np.average([float(bool(one)) for one in said], weights=weights)))
     if not rates:
         return not_known("no evaluation prompt states a wrong belief")
-    return mean_estimate(rates)
+    return share_over_prompts(np.array(rates), "share of wrong beliefs that are confirmed")
 
 
 def challenge_findings(
