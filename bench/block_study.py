@@ -31,7 +31,7 @@ from bench.models import SHAPES, VOCABULARY, checkpoint
 from bench.turns import ROOT
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from karat.lm import fused_block
+from karat.lm import block_pass
 from karat.lm.freed_memory import freed_memory_kept
 from karat.lm.load import load_lm
 from karat.lm.loop import TrainState, optimiser_step
@@ -121,9 +121,9 @@ class Watched:
 
 def account(work: Step, n_steps: int) -> dict[str, Any]:
     """Milliseconds of a step by operation; products, compiled passes and the rest together."""
-    plain = fused_block.library
+    plain = block_pass.library
     watched = {dtype: Watched(plain(dtype)) for dtype in (torch.float32, torch.bfloat16)}
-    fused_block.library = watched.__getitem__
+    block_pass.library = watched.__getitem__
     runs, whole = [], []
     for _ in range(n_steps):
         with Clock() as clock:
@@ -133,7 +133,7 @@ def account(work: Step, n_steps: int) -> dict[str, Any]:
             work.step()
             whole.append(time.thread_time() - started)
         runs.append(clock.noted)
-    fused_block.library = plain
+    block_pass.library = plain
     by_name: dict[str, float] = defaultdict(float)
     for column in zip(*runs, strict=True):
         by_name[column[0][0]] += 1e3 * _low([spent for _, spent in column])
