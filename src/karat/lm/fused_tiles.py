@@ -38,9 +38,9 @@ def attend_tiles(
     turned, scales = turned_heads(frame, qkv, norms)
     q, k, v = _by_key_head(frame, tiles, turned, qkv)
     del turned
-    output = qkv.new_zeros(len(qkv), K, H // K * D)
+    output, asked = qkv.new_zeros(len(qkv), K, H // K * D), read_by(tiles.tiles, read)
     for head in range(K):
-        for tile in read_by(tiles.tiles, read):
+        for tile in asked:
             probs = _probs(frame, _rows_of(q[head], tile, D), _seen(k[head], tile), tile)
             found = matmul(probs, _seen(v[head], tile)).view(QUERIES, -1)
             output[tile.start : tile.stop, head] = found[: tile.stop - tile.start]
@@ -61,11 +61,11 @@ def attend_tiles_back(
     q, k, v = _by_key_head(frame, tiles, turned, qkv)
     del turned
     given = _with_filler(grad.view(len(grad), K, -1).transpose(0, 1), tiles.n_rows)
-    of_queries = qkv.new_zeros(len(qkv), K, H // K * D)
+    of_queries, asked = qkv.new_zeros(len(qkv), K, H // K * D), read_by(tiles.tiles, read)
     # as [D, R]: queries and gradients are less to turn round than scores
     of_keys, of_values = (frame.cosine.new_zeros(K, D, tiles.n_rows) for _ in range(2))
     for head in range(K):
-        for tile in read_by(tiles.tiles, read):
+        for tile in asked:
             own, seen, grad_output = _rows_of(q[head], tile, D), _seen(k[head], tile), _rows_of(given[head], tile, D)
             probs = _probs(frame, own, seen, tile)
             _add(of_values[head], matmul(grad_output.t().contiguous(), probs), tile)
