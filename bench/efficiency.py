@@ -18,8 +18,6 @@ from bench.models import SHAPES, VOCABULARY, checkpoint, classifier
 from bench.rows import Turn, row, take_turns
 from bench.turns import Worker, start_pair
 
-TARGET = 0.6
-
 
 def matrices(size: str) -> dict[str, int]:
     """The product whose rate is the machine's: a batch of 4,096 tokens through the widest layer."""
@@ -27,7 +25,7 @@ def matrices(size: str) -> dict[str, int]:
 
 
 def reward_row(
-    *, quick: bool, threads: int, size: str = "medium", target: float = TARGET, on: Mapping[str, str] | None = None
+    *, quick: bool, threads: int, size: str = "medium", target: float | None = None, on: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Reward training of the row `reward`, medium.
 
@@ -81,7 +79,7 @@ def _turns(
 
 
 def _row(
-    name: str, turns: list[Turn], ours: Worker, theirs: Worker, threads: int, *, target: float = TARGET
+    name: str, turns: list[Turn], ours: Worker, theirs: Worker, threads: int, *, target: float | None = None
 ) -> dict[str, Any]:
     found = row(name, "operations/s", turns, ours, theirs, target=target, threads=threads)
     libraries = sorted({turn.theirs["library"] for turn in turns})

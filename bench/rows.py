@@ -17,6 +17,13 @@ from typing import Any
 
 from bench.turns import Worker
 
+TARGETS = {
+    "reward": 5.0, "ppo": 3.0, "ppo-k4": 5.5, "ppo-bf16": 6.0, "ppo-k4-bf16": 10.0, "rloo": 4.0, "grpo": 4.0, "dpo": 4.0,
+    "dpo-both": 4.0, "sft": 1.3, "sample": 5.0, "sample-150k": 3.0, "efficiency-reward": 0.6, "efficiency-ppo": 0.6,
+    "memory-ppo": 2.0, "memory-ppo-k4": 2.0, "memory-rloo": 2.0, "ranking": 3.0,
+}  # fmt: skip
+"""Of the ratio of each row, in the order of the tables."""
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -71,9 +78,20 @@ def take_turns(ours: Worker, theirs: Worker, *, n_warm: int, n_turns: int, label
 
 
 def row(
-    work: str, unit: str, turns: Sequence[Turn], ours: Worker, theirs: Worker, *, target: float, threads: int
+    work: str,
+    unit: str,
+    turns: Sequence[Turn],
+    ours: Worker,
+    theirs: Worker,
+    *,
+    threads: int,
+    target: float | None = None,
 ) -> dict[str, Any]:
-    """The JSON object of one row; figures are medians over turns, the ratio is the median of the turns' ratios."""
+    """The JSON object of one row; figures are medians over turns, the ratio is the median of the turns' ratios.
+
+    Args: target: of the ratio; None = that of `TARGETS`.
+    """
+    target = TARGETS[work] if target is None else target
     ratios = [turn.ratio for turn in turns]
     rates = {"ours": [rate(t.ours) for t in turns], "theirs": [rate(t.theirs) for t in turns]}
     ratio = statistics.median(ratios)
@@ -94,6 +112,7 @@ def row(
         "versions": {"ours": ours.versions, "theirs": theirs.versions},
         "threads": threads,
         "machine": machine(),
+        "measured": time.strftime("%Y-%m-%d"),
         "n_repeats": len(turns),
         "spread": {name: _quartiles(values) for name, values in (*rates.items(), ("ratio", ratios))},
     }

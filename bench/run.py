@@ -25,7 +25,7 @@ if __package__ in (None, ""):  # started as a file, not as `python -m bench`
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.environments import PPO_PEER, REWARD_PEER, trl_python
-from bench.rows import beside_the_faster, equal_steps, row, take_turns
+from bench.rows import TARGETS, beside_the_faster, equal_steps, row, take_turns
 from bench.turns import ROOT, WORK, Worker, start_pair
 
 THREADS = int(os.environ.get("KARAT_BENCH_THREADS", "2"))
@@ -39,11 +39,6 @@ PPO_WORK = {
 }
 N_ITERATIONS = {"small": 9, "medium": 5}
 """Of an online row, the warm-up included."""
-MEMORY_TARGET = 2.0
-TARGETS = {
-    "reward": 5.0, "ppo": 2.5, "ppo-k4": 4.5, "rloo": 4.0, "grpo": 4.0, "dpo": 4.0, "dpo-both": 4.0, "sft": 1.3,
-    "sample": 3.5, "sample-150k": 3.0, "ranking": 3.0, "ppo-bf16": 6.0, "ppo-k4-bf16": 10.0,
-}  # fmt: skip
 
 
 def reward_row(*, quick: bool) -> dict[str, Any]:
@@ -54,7 +49,7 @@ def reward_row(*, quick: bool) -> dict[str, Any]:
     pairs = hh_pairs(n_steps * pairs_per_step)
     ours, theirs = _reward_pair("reward", pairs.token_ids, n_steps, pairs_per_step)
     turns = take_turns(ours, theirs, n_warm=n_warm, n_turns=n_steps - n_warm, label="reward")
-    result = row("reward", "pairs/s", turns[n_warm:], ours, theirs, target=TARGETS["reward"], threads=THREADS)
+    result = row("reward", "pairs/s", turns[n_warm:], ours, theirs, threads=THREADS)
     gaps = [abs(turn.ours["loss"] - turn.theirs["loss"]) for turn in turns]
     n_tokens = sum(len(a) + len(b) for a, b in pairs.token_ids)
     return result | {
@@ -78,7 +73,7 @@ def ranking_row(*, quick: bool) -> dict[str, Any]:
         "ranking", rankings.token_ids, n_steps, 3 * rankings_per_step, rankings_per_step=rankings_per_step
     )
     turns = take_turns(ours, theirs, n_warm=n_warm, n_turns=n_steps - n_warm, label="ranking")
-    return row("ranking", "rankings/s", turns[n_warm:], ours, theirs, target=TARGETS["ranking"], threads=THREADS)
+    return row("ranking", "rankings/s", turns[n_warm:], ours, theirs, threads=THREADS)
 
 
 def ppo_row(
@@ -116,7 +111,7 @@ def ppo_row(
     n_steps = equal_steps(name, turns)
     timed = turns[n_warm:]
     parts = {part: statistics.median(turn.ours["parts"][part] for turn in timed) for part in timed[0].ours["parts"]}
-    return row(name, "samples/s", timed, ours, theirs, target=TARGETS[name], threads=THREADS) | {
+    return row(name, "samples/s", timed, ours, theirs, threads=THREADS) | {
         "optimiser_steps": n_steps,
         "seconds_ours": {part: round(seconds, 3) for part, seconds in parts.items()},
     }
@@ -163,7 +158,7 @@ def group_row(name: str, *, quick: bool, size: str = "small") -> dict[str, Any]:
     timed = turns[n_warm:]
     parts = {part: statistics.median(turn.ours["parts"][part] for turn in timed) for part in timed[0].ours["parts"]}
     scores = {side: statistics.mean(getattr(turn, side)["score"] for turn in turns) for side in ("ours", "theirs")}
-    return row(name, "samples/s", timed, ours, theirs, target=TARGETS[name], threads=THREADS) | {
+    return row(name, "samples/s", timed, ours, theirs, threads=THREADS) | {
         "optimiser_steps": n_steps,
         "seconds_ours": {part: round(seconds, 3) for part, seconds in parts.items()},
         "mean_score": {side: round(score, 4) for side, score in scores.items()},
@@ -173,10 +168,10 @@ def group_row(name: str, *, quick: bool, size: str = "small") -> dict[str, Any]:
 def memory_row(made: Callable[..., dict[str, Any]], *, quick: bool) -> dict[str, Any]:
     """A row of the "medium" model, for its memory: theirs over ours, each side's peak less what it held before its first turn."""
     found = made(quick=quick, size="medium")
-    ratio = found["ratio_memory_of_work"]
+    ratio, work = found["ratio_memory_of_work"], f"memory-{found['work']}"
     return found | {
-        "work": f"memory-{found['work']}", "unit": "peak bytes", "speed_ratio": found["ratio"], "ratio": ratio,
-        "target": MEMORY_TARGET, "met": ratio >= MEMORY_TARGET,
+        "work": work, "unit": "peak bytes", "speed_ratio": found["ratio"], "ratio": ratio,
+        "target": TARGETS[work], "met": ratio >= TARGETS[work],
     }  # fmt: skip
 
 
@@ -203,7 +198,7 @@ def dpo_row(name: str, *, precompute: bool, quick: bool) -> dict[str, Any]:
     ours, theirs = _pair(name, work, "bench.ours.dpo", "bench.peers.trl_dpo", trl_python(REWARD_PEER))
     turns = take_turns(ours, theirs, n_warm=n_warm, n_turns=n_steps - n_warm, label=name)
     gaps = [abs(turn.ours["loss"] - turn.theirs["loss"]) for turn in turns]
-    return row(name, "pairs/s", turns[n_warm:], ours, theirs, target=TARGETS[name], threads=THREADS) | {
+    return row(name, "pairs/s", turns[n_warm:], ours, theirs, threads=THREADS) | {
         "reference": "before the first step" if precompute else "in every step",
         "max_loss_gap": max(gaps),
         "losses_equal": max(gaps) <= 1e-4,
@@ -235,7 +230,7 @@ def sft_row(*, quick: bool) -> dict[str, Any]:
     turns = take_turns(ours, theirs, n_warm=n_warm, n_turns=n_steps - n_warm, label="sft")
     means = {side: statistics.mean(getattr(turn, side)["loss"] for turn in turns) for side in ("ours", "theirs")}
     # the same texts in another order a step, so that only means over steps compare
-    return row("sft", "tokens/s", turns[n_warm:], ours, theirs, target=TARGETS["sft"], threads=THREADS) | {
+    return row("sft", "tokens/s", turns[n_warm:], ours, theirs, threads=THREADS) | {
         "mean_loss": {side: round(loss, 4) for side, loss in means.items()},
         "tokens_a_step": {
             side: round(statistics.mean(getattr(turn, side)["units"] for turn in turns)) for side in means
@@ -263,7 +258,7 @@ def sample_row(name: str, size: str, *, quick: bool) -> dict[str, Any]:
     ours, theirs = _pair(name, work, "bench.ours.sample", "bench.peers.hf_generate", trl_python(REWARD_PEER))
     turns = take_turns(ours, theirs, n_warm=n_warm, n_turns=n_turns, label=name)[n_warm:]
     n_tokens = {side: statistics.mean(getattr(t, side)["units"] for t in turns) for side in ("ours", "theirs")}
-    return row(name, "tokens/s", turns, ours, theirs, target=TARGETS[name], threads=THREADS) | {
+    return row(name, "tokens/s", turns, ours, theirs, threads=THREADS) | {
         "tokens_a_turn": {side: round(n) for side, n in n_tokens.items()},
     }
 
