@@ -134,6 +134,9 @@ def test_replicates_give_a_table_with_intervals_and_reuse_what_is_done(here: Pat
         assert row["ppo gold"]["n"] == 2
         assert row["ppo gold"]["low"] <= row["ppo gold"]["value"] <= row["ppo gold"]["high"]
         assert "ppo − sft gold" in row
+    assert len(answer["unsafe"]) == 1
+    for n, run in enumerate(answer["runs"], 1):
+        assert f"run {n} of 4: {run}" in first.err
     before = {run: manifests(here / run) for run in answer["runs"]}
     again = karat(*command)
     assert json.loads(again.out) == answer
@@ -143,6 +146,8 @@ def test_replicates_give_a_table_with_intervals_and_reuse_what_is_done(here: Pat
     plain = karat("run", "tiny.yaml", "--seeds", "0-1", "--sweep", "ppo.update.learning_rate=0.001,0.01")
     assert plain.code == 0
     assert "ppo.update.learning_rate=0.001" in plain.out
+    assert plain.out.startswith("UNSAFE: allow_ungated_reward")
+    assert all(f"{run}/report.html" in plain.out for run in answer["runs"])
 
 
 def test_with_adapters_the_reference_is_the_adapter_off_and_what_is_saved_is_merged(

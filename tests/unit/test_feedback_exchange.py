@@ -44,7 +44,7 @@ def store(tmp_path: Path):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_round_trip_keeps_every_event_with_order_rater_timing_and_guideline(store, tmp_path, name):
+def test_a_round_trip_keeps_every_event_with_order_rater_timing_and_guideline(store, tmp_path, name, capsys):
     write, read = FORMATS[name]
     path = tmp_path / f"out.{name}"
     assert write(store, path) > 0
@@ -60,6 +60,7 @@ def test_a_round_trip_keeps_every_event_with_order_rater_timing_and_guideline(st
         assert other.responses() == store.responses()
         assert other.verify() == []
         assert read(other, path).n_new == 0
+    assert capsys.readouterr().err == ""  # no bars of a library's own
 
 
 def test_a_row_whose_content_was_altered_is_refused_and_nothing_is_stored(store, tmp_path):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from karat.errors import InputError
+from karat.pipeline.data import write_prompts
 from karat.prompts.sources import read_demonstrations, read_prompts
 from karat.records import Demonstration, Prompt, Turn, user_prompt
 
@@ -23,6 +24,14 @@ def test_prompts_from_text_and_json_lines(tmp_path):
     assert read_prompts(tmp_path / "p.txt") == [user_prompt("first"), user_prompt("second")]
     path = lines(tmp_path / "p.jsonl", {"prompt": "hi", "topic": "t"}, {"prompt": MESSAGES}, {"messages": MESSAGES})
     assert read_prompts(path) == [user_prompt("hi", topic="t"), CONVERSATION]
+
+
+def test_the_prompts_that_a_run_writes_are_read(tmp_path):
+    write_prompts(tmp_path / "p.jsonl", {"sft": [user_prompt("hi", topic="t")], "evaluation": [CONVERSATION]})
+    assert read_prompts(tmp_path / "p.jsonl") == [user_prompt("hi", topic="t"), CONVERSATION]
+    for wrong in ("hi", [["user", "hi", "there"]], [["robot", "hi"]], []):
+        with pytest.raises(InputError, match=r"w.jsonl:1: .*found"):
+            read_prompts(lines(tmp_path / "w.jsonl", {"turns": wrong}))
 
 
 def test_demonstrations_in_every_shape(tmp_path):

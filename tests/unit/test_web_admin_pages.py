@@ -437,6 +437,13 @@ def test_a_link_is_shown_once_signs_in_and_dies_when_a_new_one_is_made(site):
     assert not any(secret in entry.detail for entry in accounts.log_entries(site.store) for secret in secrets_kept)
 
 
+def test_accounts_are_called_raters_as_in_the_form(site):
+    page = site.browser("admin").get("/admin/accounts").text
+    assert "<td>rater</td>" in page
+    assert '<option value="annotator" selected>rater</option>' in page
+    assert '<span class="tag">rater</span>' in site.browser("admin").post("/admin/accounts", {"role": "annotator"}).text
+
+
 def test_many_accounts_are_made_at_once_and_nobody_locks_herself_out(site):
     admin = site.browser("admin")
     before = len(accounts.accounts(site.store))

@@ -98,20 +98,27 @@ def run_config(
     configs = {point: build(RunConfig, apply_overrides(settings, [*overrides, *point])) for point in points}
     results: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     seeds = [next(iter(configs.values())).seed] if seeds is None else seeds
-    for point, seed in itertools.product(points, seeds):
+    several = len(points) > 1 or len(seeds) > 1
+    for n_begun, (point, seed) in enumerate(itertools.product(points, seeds), 1):
         config = configs[point]
-        several = len(points) > 1 or len(seeds) > 1
         name = "-".join(
             [config.name, *(part.replace("/", "_") for part in point), *([f"seed-{seed}"] if several else [])]
         )
         target = Path("runs") / name
+        if several:  # the stages of all runs have the same names
+            progress.note(f"run {n_begun} of {len(points) * len(seeds)}: {target}")
         results.setdefault(point, []).append(
             run_once(config, seed=seed, directory=target, progress=progress, until=until, desk=desk)
         )
     first = results[points[0]][0]
-    if len(points) == 1 and len(seeds) == 1:
+    if not several:
         return first
-    return {"runs": [one["directory"] for group in results.values() for one in group], "table": sweep_table(results)}
+    every = [one for group in results.values() for one in group]
+    return {
+        "runs": [one["directory"] for one in every],
+        "unsafe": list(dict.fromkeys(note for one in every for note in one["unsafe"])),
+        "table": sweep_table(results),
+    }
 
 
 def run_once(

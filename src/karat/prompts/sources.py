@@ -14,7 +14,8 @@ ANSWER_FIELDS = ("response", "completion")
 def read_prompts(path: str | Path) -> list[Prompt]:
     """Prompts from a `.txt` file (one a line) or JSON lines, in the file's order, each different one once.
 
-    A row holds `prompt` (text or a list of {"role", "content"}) or `messages`, and perhaps `topic`.
+    A row holds `prompt` (text or a list of {"role", "content"}) or `messages`, and perhaps `topic`; or `turns`, pairs of
+    role and content, as a run writes its own `data/prompts.jsonl`, whose prompts of every split are read.
 
     Raises: InputError naming file and line.
     """
@@ -57,6 +58,11 @@ def rows_with_answers(path: str | Path) -> list[Demonstration]:
 
 def _prompt(row: Row) -> Prompt:
     with row.named():
+        if row.values.get("prompt") is None and "turns" in row.values:
+            pairs = row.need("turns", list)
+            if not all(isinstance(one, list) and len(one) == 2 for one in pairs):
+                raise InputError(f"found the turns {str(pairs)[:60]!r}; expected pairs of role and content")
+            return Prompt(turns_of([{"role": who, "content": said} for who, said in pairs]), row.get("topic", str))
         name = "messages" if row.values.get("prompt") is None and "messages" in row.values else "prompt"
         asked, topic = row.need(name, (str, list)), row.get("topic", str)
         return user_prompt(asked, topic=topic) if isinstance(asked, str) else Prompt(turns_of(asked), topic)

@@ -16,7 +16,8 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     """What a person reads when a run has ended: unsafe options, policies, difference, gate, where the report is.
 
     Args:
-        summary: the content of summary.json; `directory` (the run) and `table` (rows of a sweep) are used if there.
+        summary: the content of summary.json; `directory` (the run), `table` (rows of a sweep)
+            and `runs` (its directories) are used if there.
     """
     lines = [f"UNSAFE: {note}" for note in summary.get("unsafe", ())]
     if summary.get("policies"):
@@ -46,6 +47,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     if summary.get("table"):
         names = list(dict.fromkeys(name for row in summary["table"] for name in row))
         lines += aligned([names, *([_cell(row.get(name)) for name in names] for row in summary["table"])])
+    lines += [f"run: {directory}, its report: {directory}/report.html" for directory in summary.get("runs", ())]
     if summary.get("report"):
         place = f"{summary['directory']}/" if summary.get("directory") else ""
         lines.append(f"report: {place}{summary['report']}")

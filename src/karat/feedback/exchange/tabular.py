@@ -6,6 +6,7 @@ pyarrow and datasets (extra `data`, imported where used) and the rows of `events
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -63,7 +64,7 @@ def export_dataset(store: Store, path: str | Path) -> int:
         raise InputError(f"{path}: is already there; choose another name, or remove it first")
     table = pyarrow.Table.from_pylist([_flat(row) for row in event_rows(store)], schema=_schema(pyarrow))
     data = datasets.Dataset(table)
-    with staged_directory(path) as staging:
+    with staged_directory(path) as staging, _no_bars(datasets):
         staging.chmod(0o700)  # people's words: for whoever exports them
         data.save_to_disk(str(staging))
     return len(data)
@@ -77,7 +78,8 @@ def import_dataset(store: Store, path: str | Path) -> EventSummary:
     datasets = _module("datasets")
     path = Path(path)
     try:
-        data = datasets.load_from_disk(str(path))
+        with _no_bars(datasets):
+            data = datasets.load_from_disk(str(path))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be opened by datasets ({' '.join(str(error).split())[:200]})") from None
     if not isinstance(data, datasets.Dataset):
@@ -124,6 +126,18 @@ def _schema(pyarrow: Any) -> Any:
             ("shown_order", pyarrow.list_(whole)), *((name, text) for name in NESTED),
         ]
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _no_bars(datasets: Any) -> Iterator[None]:
+    """Without the library's own bars, which would stand in what a command prints."""
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def _module(name: str) -> Any:

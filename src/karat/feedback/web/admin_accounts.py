@@ -35,6 +35,8 @@ ROLE_WORDS = {
     "admin": "admin: sees and runs everything, judges nothing",
 }
 """Roles by what they may do."""
+ROLE_NAMES = {name: words.partition(":")[0] for name, words in ROLE_WORDS.items()}
+"""Roles as people call them."""
 
 router = APIRouter(include_in_schema=False)
 
@@ -129,6 +131,7 @@ def _list(
         seen=_last_seen(store),
         links=[(one, f"{request.app.state.settings.url}/invite/{token}") for one, token in links],
         roles=ROLE_WORDS,
+        named=ROLE_NAMES,
         most=MOST_AT_ONCE,
     )
 
