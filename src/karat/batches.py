@@ -21,7 +21,7 @@ from karat.policy.best_of_n import best_of_n
 from karat.policy.score_sources import named_score
 from karat.records import Prompt, ScoreFn
 from karat.reward.score import load_scorer
-from karat.rowfiles import prompt_in, read_rows, write_rows
+from karat.rowfiles import asked_in, prompt_in, read_rows, write_rows
 
 SCORE_ROWS = 256
 """Rows scored together, so that progress is seen; the scores do not depend on it."""
@@ -57,7 +57,7 @@ def generate_file(
         out,
         (
             {
-                "prompt": row.values["prompt"],
+                "prompt": asked_in(row),
                 "response": response_text(lm.tokenizer, entry.response_tokens, lm.eos_ids),
                 "sample": entry.sample,
                 "stopped": entry.stopped,
@@ -84,7 +84,7 @@ def generate_from(endpoint: Endpoint, prompts: Path, out: Path, *, n_samples: in
     return write_rows(
         out,
         (
-            {"prompt": row.values["prompt"], "response": one.text, "sample": number, "stopped": one.stopped}
+            {"prompt": asked_in(row), "response": one.text, "sample": number, "stopped": one.stopped}
             for row, group in zip(rows, replies, strict=True)
             for number, one in enumerate(group)
         ),
@@ -175,7 +175,7 @@ def best_of_n_file(
     write_rows(
         out,
         (
-            {"prompt": row.values["prompt"], "response": text, "score": score, "n": n}
+            {"prompt": asked_in(row), "response": text, "score": score, "n": n}
             for row, text, score in zip(rows, found.texts, found.scores, strict=True)
         ),
     )

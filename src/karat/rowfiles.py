@@ -186,12 +186,33 @@ def turns_of(messages: Sequence[Any]) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-def prompt_in(row: Row) -> Prompt:
-    """The prompt of a row: text for a single user turn, or a list of {"role", "content"}.
+def messages_of_turns(pairs: Sequence[Any]) -> list[dict[str, Any]]:
+    """Pairs of role and content, as a run keeps its prompts, as a list of {"role", "content"}.
+
+    Raises: InputError for anything but pairs.
+    """
+    if not all(isinstance(one, list) and len(one) == 2 for one in pairs):
+        raise InputError(f"found the turns {str(pairs)[:60]!r}; expected pairs of role and content")
+    return [{"role": who, "content": said} for who, said in pairs]
+
+
+def asked_in(row: Row) -> str | list[Any]:
+    """What a row asks, as it is written; a run's own `turns` as messages.
 
     Raises: InputError naming file and line.
     """
-    asked = row.need("prompt", (str, list))
+    if row.values.get("prompt") is None and "turns" in row.values:
+        with row.named():
+            return messages_of_turns(row.need("turns", list))
+    return row.need("prompt", (str, list))
+
+
+def prompt_in(row: Row) -> Prompt:
+    """The prompt of a row: text for a single user turn, or a list of {"role", "content"}; or a run's own `turns`.
+
+    Raises: InputError naming file and line.
+    """
+    asked = asked_in(row)
     turns = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
     try:
         return Prompt(tuple(Turn(turn["role"], turn["content"]) for turn in turns))

@@ -66,6 +66,12 @@ def test_responses_come_in_the_order_of_the_prompts_and_again_from_the_same_seed
     assert read(tmp_path / "c.jsonl") != rows
 
 
+def test_the_prompts_that_a_run_writes_are_read(base, tmp_path):
+    prompts = written(tmp_path / "in.jsonl", {"split": "sft", "topic": None, "turns": [["user", "q"]]})
+    assert generate_file(base, prompts, tmp_path / "a.jsonl", n_samples=1, config=SHORT, seed=1) == 1
+    assert json.loads((tmp_path / "a.jsonl").read_text())["prompt"] == [{"role": "user", "content": "q"}]
+
+
 def test_a_short_context_gets_the_responses_that_fit_where_nobody_named_a_length(base, tmp_path):
     prompts = written(tmp_path / "in.jsonl", {"prompt": "w" * 90}, {"prompt": "w"})
     long = SamplingConfig(max_new_tokens=128)  # the model's whole context

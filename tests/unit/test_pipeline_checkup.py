@@ -283,6 +283,7 @@ def test_doctor_reads_files_model_and_context(tmp_path, capsys):
     code, out, _ = outcome(capsys, "doctor", str(file), "--set", "ppo.rollout.max_new_tokens=127")
     assert code == 1
     assert "response tokens; expected at most 128 in all" in out
+    assert "Lower people.max_prompt_tokens, or collect.max_new_tokens and ppo.rollout.max_new_tokens" in out
 
 
 def test_what_pays_the_policy_is_looked_over_before_anything_is_run(tmp_path, capsys, monkeypatch):

@@ -80,9 +80,12 @@ def check_context(lm: LoadedLM, prompts: Sequence[Prompt], config: RunConfig) ->
     room = max(config.collect.max_new_tokens, config.policy_tokens)
     longest = max((len(prompt_tokens(lm.tokenizer, prompt.turns)) for prompt in prompts), default=0)
     if longest + room > lm.context_length:
+        source = "preferences" if config.preferences is not None else "people"
+        drawn = ["collect", *([] if config.rollout is None else [f"{config.section}.rollout"])]
         raise InputError(
             f"{lm.path}: found a prompt of {longest} tokens with room wanted for {room} response tokens; expected at most "
-            f"{lm.context_length} in all, the model's context. Lower preferences.max_prompt_tokens or max_new_tokens"
+            f"{lm.context_length} in all, the model's context. Lower {source}.max_prompt_tokens, or "
+            + " and ".join(f"{name}.max_new_tokens" for name in drawn)
         )
 
 

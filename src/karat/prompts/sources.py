@@ -6,7 +6,7 @@ from pathlib import Path
 
 from karat.errors import InputError
 from karat.records import Demonstration, Prompt, user_prompt
-from karat.rowfiles import Row, read_lines, read_rows, turns_of
+from karat.rowfiles import Row, messages_of_turns, read_lines, read_rows, turns_of
 
 ANSWER_FIELDS = ("response", "completion")
 
@@ -59,10 +59,7 @@ def rows_with_answers(path: str | Path) -> list[Demonstration]:
 def _prompt(row: Row) -> Prompt:
     with row.named():
         if row.values.get("prompt") is None and "turns" in row.values:
-            pairs = row.need("turns", list)
-            if not all(isinstance(one, list) and len(one) == 2 for one in pairs):
-                raise InputError(f"found the turns {str(pairs)[:60]!r}; expected pairs of role and content")
-            return Prompt(turns_of([{"role": who, "content": said} for who, said in pairs]), row.get("topic", str))
+            return Prompt(turns_of(messages_of_turns(row.need("turns", list))), row.get("topic", str))
         name = "messages" if row.values.get("prompt") is None and "messages" in row.values else "prompt"
         asked, topic = row.need(name, (str, list)), row.get("topic", str)
         return user_prompt(asked, topic=topic) if isinstance(asked, str) else Prompt(turns_of(asked), topic)
