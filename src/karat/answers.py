@@ -100,7 +100,7 @@ def _span_marks(value: Mapping[str, Any], n_responses: int) -> None:
     for span in spans:
         inside = isinstance(span, Mapping) and is_int(span.get("response")) and 0 <= span["response"] < n_responses
         if not inside or not _is_range(span) or not isinstance(span.get("class"), str):
-            raise InputError(f"span_marks: found {span!r}; expected response, start < end and a class")
+            raise InputError(f"span_marks: found {span!r}; expected response, 0 ≤ start < end and a class")
 
 
 def _step_marks(value: Mapping[str, Any], n_responses: int) -> None:

@@ -298,6 +298,8 @@ def test_one_rater_only(here: Path):
     assert set(manifests(here / "runs/votes")) == {"collect"}  # the import is done, and no vote is lost
     assert not (here / "runs/votes/models").exists()
     train = ("reward", "--store", "runs/votes/karat.db", "--model", "model", "--out", "reward")
+    assert "nowhere.db" in karat("reward", "--store", "nowhere.db", "--model", "model", "--out", "reward").complaint
+    assert not Path("nowhere.db").exists()  # a name mistyped makes no empty store
     assert "one rater only" in karat(*train).complaint
     assert not Path("reward").exists()
     assert karat(*train, "--set", "allow_one_rater=true", "--set", "reward.n_epochs=1").code == 0

@@ -50,6 +50,17 @@ def test_the_policy_of_whichever_method_is_looked_at():
 
 
 @pytest.mark.usefixtures("copied")
+def test_a_reward_fitted_anew_is_looked_at_without_the_policy_of_the_one_before():
+    again = karat("reward", write_config(SANDBOX), "--set", "reward.weight_decay=0.02")
+    assert "ppo: left out, stale" in again.out + again.err
+    outcome = karat(*LOOK)
+    assert "inside: left out" not in outcome.out + outcome.err
+    cells = json.loads(Path("runs/tiny/inside.json").read_text())["cells"]
+    assert {name for cell in cells for name, _ in cell["source_fracs"]} == {"sft"}
+    assert "Inside the reward model" in Path("runs/tiny/report.html").read_text()
+
+
+@pytest.mark.usefixtures("copied")
 def test_questions_that_cannot_be_asked_are_said():
     assert "found no question; expected --look-inside" in karat("audit", "runs/tiny").complaint
     assert "found n_attributed=0" in karat("audit", "runs/tiny", "--look-inside", "--attributed", "0").complaint

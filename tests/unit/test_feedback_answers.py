@@ -122,6 +122,10 @@ def test_the_documented_rows_are_answers(tmp_path):
         ({"kind": "span_marks", "response": "one", "spans": [{"quote": "two", "class": "w"}]}, "found 'two' 0 times"),
         ({"kind": "span_marks", "response": "one", "spans": [{"start": 1, "end": 9, "class": "w"}]}, "marks 1–9 of a"),
         (
+            {"kind": "span_marks", "response": "one", "spans": [{"start": -1, "end": 2, "class": "w"}]},
+            "0 ≤ start < end",
+        ),
+        (
             {"kind": "step_marks", "response": "one", "steps": [{"start": 0, "end": 2, "mark": 2}]},
             "expected −1, 0 or 1",
         ),

@@ -258,3 +258,5 @@ def test_questions_are_chosen_with_a_reward_model_and_the_gain_is_said(checkpoin
     assert done.gain.low < done.gain.value < done.gain.high
     with pytest.raises(ConfigError, match="strategy bald for a rating with a reward model"):
         replace(asking, question=asked_question("rating"))
+    with pytest.raises(ConfigError, match="--strategy margin: expected one of random, bald, variance"):
+        replace(asking, strategy="margin")

@@ -87,6 +87,9 @@ def test_nobody_known_gets_the_population_and_it_is_said(population):
     many = updated(model, person, np.random.default_rng(3).normal(size=(30, 5)), np.full(30, 1))
     assert "mostly" not in standing(model, many)
     assert standing(model, many).startswith("30 answers")
+    clear = updated(model, person, np.random.default_rng(3).normal(size=(3, 5)) * 20, np.full(3, 1))
+    assert "mostly" not in standing(model, clear)  # few answers that told most of what there is to know
+    assert standing(model, updated(model, person, np.ones((1, 5)), np.array([1]))).startswith("1 answer; ")
     with pytest.raises(InputError, match="group 3; expected 0 … 0"):
         new_person(model, 3)
 

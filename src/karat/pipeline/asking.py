@@ -26,7 +26,7 @@ from karat.feedback.work.arena import PREFIX, add_pairs, name_checkpoints
 from karat.feedback.work.queueing import Queue, StoreQueue
 from karat.ledger.artifacts import content_hash
 from karat.lm.load import LoadedLM, load_lm
-from karat.pipeline.choosing import Pace, choose_comparisons, pace_of
+from karat.pipeline.choosing import Pace, check_strategy, choose_comparisons, pace_of
 from karat.pipeline.kind_shares import KINDS_PARTED, KindShares, kind_shares
 from karat.pipeline.people import how_to_judge, wait_for_answers
 from karat.pipeline.room import LONGEST, check_room, longest_response, with_room
@@ -74,6 +74,7 @@ class Asking:
             raise ConfigError(f"questions: found {self}; expected every count ≥ 1")
         if self.question.kind in ("comparison", "ranking", "best_of") and self.n_samples < 2:
             raise ConfigError(f"questions: found {self.n_samples} sample for a {self.question.kind}; expected ≥ 2")
+        check_strategy(self.strategy)  # before minutes of sampling
         chosen = self.strategy != "random" or self.seconds is not None
         if chosen and (self.reward is None or self.question.kind != "comparison"):
             raise ConfigError(

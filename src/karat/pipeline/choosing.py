@@ -133,6 +133,12 @@ def comparisons(
     return list(chosen.tasks), [Finding("collect.gain", question, "info", chosen.gain, detail=detail)]
 
 
+def check_strategy(strategy: str) -> None:
+    """Raises: ConfigError for a name that is no strategy."""
+    if strategy not in STRATEGIES:
+        raise ConfigError(f"--strategy {strategy}: expected one of {', '.join(STRATEGIES)}")
+
+
 def choose_comparisons(
     scorer: Scorer,
     prompts: Mapping[str, Prompt],
@@ -154,8 +160,7 @@ def choose_comparisons(
         random_frac: share of the random arm, [0.1, 1]; held-out figures come from it alone.
     Raises: ConfigError for an unknown strategy; InputError where no two responses differ.
     """
-    if strategy not in STRATEGIES:
-        raise ConfigError(f"--strategy {strategy}: expected one of {', '.join(STRATEGIES)}")
+    check_strategy(strategy)
     pool = _pool(responses_by_prompt)
     if not pool:
         raise InputError("collect: found no two different responses to a prompt; sample more responses")

@@ -16,7 +16,7 @@ from karat.feedback.snapshot import read_snapshot
 from karat.ledger.artifacts import ArtifactRef, ref_of, write_json
 from karat.ledger.manifest import Manifest, lock_run, read_manifests
 from karat.lm.load import load_lm
-from karat.pipeline.current import newest_round
+from karat.pipeline.current import current, newest_round
 from karat.pipeline.data import read_prompts, read_texts
 from karat.pipeline.reporting import optimised, write_report
 from karat.pipeline.rewarding import flat_texts
@@ -45,7 +45,8 @@ def inspect_run(directory: Path, settings: LookSettings, *, progress: Progress) 
     Raises: LedgerError where the run has no reward model; ConfigError for a run of given votes, which has no samples.
     """
     directory = directory.resolve()
-    done = {manifest.stage: manifest for manifest in read_manifests(directory)}
+    stages, _ = current(read_manifests(directory))  # a policy of an earlier reward would make this stage stale at once
+    done = {manifest.stage: manifest for manifest in stages}
     if "reward" in done and output(done["reward"], "model").path == ".":
         return _inspect_fitted(directory, done["reward"], settings, progress)
     if "reward" not in done:

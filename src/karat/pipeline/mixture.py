@@ -369,7 +369,7 @@ def _snapshot(request: RewardRequest) -> tuple[Path, Snapshot]:
     if request.snapshot is not None:
         return request.snapshot, read_snapshot(request.snapshot)
     assert request.store is not None
-    with open_store(request.store) as store:
+    with open_store(request.store, create=False) as store:
         request.out.parent.mkdir(parents=True, exist_ok=True)
         path = snapshot_place(store, request.out.with_name(f"{request.out.name}-snapshot"), batch=request.batch)
         return path, write_snapshot(store, path, batch=request.batch)

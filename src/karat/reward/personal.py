@@ -23,8 +23,8 @@ from karat.errors import InputError
 from karat.reward.linear_votes import NODES, WEIGHTS, LinearVotes, level_probs, slopes
 from karat.reward.users import Posterior, UserModel, posterior_of
 
-FEW_VOTES = 5
-"""Below so many answers what is said of a person is said to rest on the population mostly."""
+MOSTLY_HERS = 0.5
+"""Below this share of the variance explained, what is said of a person is said to rest on the population mostly."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,8 +244,11 @@ def standing(model: UserModel, person: PersonReward) -> str:
             "everybody gets the shared reward"
         )
     prior, own = np.trace(prior_of(model, person.group).cov), np.trace(person.cov)
-    told = f"{person.n_votes} answers; {1 - own / prior:.0%} of the variance between people is explained"
-    return told + ("; this is mostly the population's reward" if person.n_votes < FEW_VOTES else "")
+    known = 1 - own / prior
+    told = (
+        f"{person.n_votes} answer{'s' * (person.n_votes != 1)}; {known:.0%} of the variance between people is explained"
+    )
+    return told + ("; this is mostly the population's reward" if known < MOSTLY_HERS else "")
 
 
 def as_posterior(people: Sequence[PersonReward]) -> Posterior:
