@@ -12,10 +12,10 @@ from karat.cli import main
 from karat.errors import InputError, LedgerError
 from karat.feedback.snapshot import read_snapshot, write_snapshot
 from karat.ledger.artifacts import file_hash
-from karat.pipeline.mixture import said_in
-from karat.records import Response, user_prompt
+from karat.pipeline.mixture import said_findings, said_in
+from karat.records import Estimate, Response, user_prompt
 from karat.report.table import aligned
-from karat.reward.contributions import contribution_table
+from karat.reward.contributions import Contribution, contribution_findings, contribution_table
 from karat.reward.dense import load_dense
 from karat.reward.objectives import ObjectivesConfig
 from karat.reward.score import load_scorer
@@ -58,6 +58,22 @@ def test_demonstrations_are_held_against_the_newest_samples(snapshot):
     said = said_in(snapshot, RewardConfig(kinds=("demonstration",)), ObjectivesConfig(), samples=samples)
     (one,) = said.statements
     assert said.responses[one.response_ids[1]].text == "of this round"
+
+
+def test_marks_that_train_nothing_are_said_to_train_nothing(snapshot):
+    said = said_in(snapshot, RewardConfig(), ObjectivesConfig())
+    told = {use: said_findings(said, marks_train=use)[-1].detail for use in (True, False)}
+    assert f"marks inside {len(said.marks)} responses train token-level rewards" in told[True]
+    assert "responses train nothing" in told[False]
+    assert "dense.weights" in told[False]
+
+
+def test_the_report_gets_what_each_kind_contributed_beside_its_gain():
+    nll, gain, none = (Estimate(value, 0.1, 0.9, 7, "m") for value in (0.5, 0.2, None))
+    rows = [Contribution("rating", "honest", 12, 3.0, 0.25, *pair) for pair in ((nll, gain), (none, none))]
+    told = [finding.detail for finding in contribution_findings(rows)]
+    trained = "12 judgements trained on, 25% of the information about it"
+    assert told == [f"{trained}; −log P of a held-out one 0.500 [0.100, 0.900] nats", trained]
 
 
 def test_a_snapshot_whose_other_kinds_were_altered_is_named(tmp_path):

@@ -108,6 +108,12 @@ def test_foreign_text_stays_text_everywhere():
     assert hostile.text.count("alert(1)") > 20
 
 
+def test_held_out_figures_stand_with_what_they_rest_on():
+    told = Finding("held_out.rating.honest", "How much better?", "info", GOLD, "12 judgements trained on")
+    page = replace(full_input("plain"), held_out=(("How much better?", GOLD),), findings=(told,))
+    assert "How much better?12 judgements trained on" in Seen(render_page(page)).text
+
+
 def test_the_page_refers_to_nothing_outside_itself():
     seen = Seen(render_page(full_input("plain")))
     for name, value in seen.attributes:

@@ -8,13 +8,13 @@ import torch
 
 from journeys_kinds import store_of_sandbox
 from karat.cli import main
-from karat.cli.findings import finding_lines
+from karat.cli.findings import finding_lines, gain_line
 from karat.feedback.documents import add_questions
 from karat.feedback.store import open_store
 from karat.feedback.tasks import answer
 from karat.pipeline import mixture
 from karat.questions import Question
-from karat.records import Annotator, Response, Task, user_prompt
+from karat.records import Annotator, Estimate, Response, Task, user_prompt
 from karat.reward import fit as fitting
 from karat.reward.dense import load_dense
 from karat.reward.score import CARD, load_scorer
@@ -231,3 +231,15 @@ def test_what_is_in_only_the_gates_prompts_is_calibrated_by_kind(tmp_path, capsy
     found = json.loads(capsys.readouterr().out)["calibration_slices"]["kind"]
     assert {name.split("/")[0] for name in found} == {"comparison", "label", "ranking"}
     assert all(one["n"] > 0 for one in found.values())
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [
+        (0.00112, 0.00141, "+0.00126 bits [+0.00112, +0.00141], 60 questions"),
+        (-0.2, 0.3, "+0.001 bits [-0.200, +0.300], 60 questions"),
+        (0.00126, 0.00126, "+0.001 bits [+0.001, +0.001], 60 questions"),
+    ],
+)
+def test_a_small_gain_is_shown_with_the_digits_of_its_interval(low, high, shown):
+    assert gain_line(Estimate(0.00126, low, high, 60, "bits")).endswith(shown)

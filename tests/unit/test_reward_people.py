@@ -137,6 +137,9 @@ def test_a_population_in_which_nobody_differs_is_saved_too(made, tmp_path):
     reward = shutil.copytree(directory, tmp_path / "reward")
     for file in tmp_path.glob("people*"):
         shutil.copy(file, reward / file.name)
+    with pytest.raises(InputError, match="--simulate nobody: expected one of the population's raters"):
+        personalise(reward, None, tmp_path / "ada", None, Asking(simulate="nobody"))
+    assert not (tmp_path / "ada").exists()
     done = personalise(reward, None, tmp_path / "ada", _never, Asking())
     assert (done.n_votes, done.n_skipped) == (0, 0)
     assert "no answer would change anything" in done.standing

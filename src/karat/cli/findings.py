@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,7 +55,10 @@ def gain_line(gain: Any) -> str:
     """What choosing is expected to gain, in one line."""
     if gain.value is None:
         return f"expected gain of a chosen question over a random one: not estimable, {gain.method}"
+    width = gain.high - gain.low
+    digits = 3 if width == 0 else min(max(3, 1 - math.floor(math.log10(width))), 6)  # two of the interval's width
+    shown = [f"{value:+.{digits}f}" for value in (gain.value, gain.low, gain.high)]
     return (
-        f"expected gain of a chosen question over a random one: {gain.value:+.3f} bits "
-        f"[{gain.low:+.3f}, {gain.high:+.3f}], {gain.n} questions"
+        f"expected gain of a chosen question over a random one: {shown[0]} bits "
+        f"[{shown[1]}, {shown[2]}], {gain.n} questions"
     )

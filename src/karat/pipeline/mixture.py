@@ -53,6 +53,10 @@ from karat.seeding import child_seed, numpy_generator
 from karat.statements import Marked, Statement
 
 MARKS_APART = "reward.marks"
+NOT_ASKED = (
+    "train nothing: they say nothing about whole responses, and token-level rewards take a decoder "
+    "(in a run, `dense.weights` too)"
+)
 NAMED = 3
 """Judgements that a finding names, of those that do not fit."""
 
@@ -174,8 +178,12 @@ def newest_samples(path: Path, snapshot: Snapshot) -> dict[str, list[Response]]:
     return found
 
 
-def said_findings(said: Said) -> list[Finding]:
-    """What was not trained on, in words: silent judgements by reason, and marks inside responses."""
+def said_findings(said: Said, *, marks_train: bool) -> list[Finding]:
+    """What was not trained on, in words: silent judgements by reason, and marks inside responses.
+
+    Args:
+        marks_train: whether rewards of single tokens are fitted to the marks; else nothing is.
+    """
     findings = [
         Finding("reward.silent", "Which judgements say nothing about the reward?", "info", detail=f"{n} × {reason}")
         for reason, n in sorted(said.silent.items())
@@ -186,7 +194,8 @@ def said_findings(said: Said) -> list[Finding]:
         detail = f"{len(said.misfits)} left out; {'; '.join(some)}{more}"
         findings.append(Finding("reward.misfits", "Which judgements do not fit what was asked?", "warn", detail=detail))
     if said.marks:
-        detail = f"marks inside {len(said.marks)} responses train token-level rewards, not this one"
+        what = "train token-level rewards, not this one" if marks_train else NOT_ASKED
+        detail = f"marks inside {len(said.marks)} responses {what}"
         findings.append(Finding(MARKS_APART, "Which feedback is about parts of responses?", "info", detail=detail))
     return findings
 
@@ -233,7 +242,8 @@ def _reward_from(request: RewardRequest, progress: Progress) -> dict[str, Any]:
             seed=child_seed(request.seed, "gate"), progress=lambda n_done: bar.reach(n_done),
         )  # fmt: skip
     slices = _slices(request, fitted, crossed, gate, said, snapshot)
-    findings = [*fitted.findings, cooling, *said_findings(said), *checks, *slice_findings(slices)]
+    by_token = isinstance(fit.model.trunk, DecoderTrunk)
+    findings = [*fitted.findings, cooling, *said_findings(said, marks_train=by_token), *checks, *slice_findings(slices)]
     if request.reward.panel_frac:
         apart, rng = {vote.prompt_id for vote in gate}, numpy_generator(request.seed, "panel of raters")
         findings += panel_findings(crossed, panel, apart, texts, rng)

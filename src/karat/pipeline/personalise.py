@@ -122,6 +122,10 @@ def personalise(reward: Path, responses: Path | None, out: Path, ask: Ask | None
     """
     scorer, model = load_scorer(reward), load_people(reward)
     session = _Session(scorer, model, reward, out, _opened(model, reward, out, asking))
+    if asking.simulate is not None and asking.simulate not in model.annotators:
+        raise InputError(
+            f"--simulate {asking.simulate}: expected one of the population's raters, like {model.annotators[0]}"
+        )
     if asking.answers is not None:
         n_repeated = session.read(asking.answers)
         return replace(session.outcome(0, 0.0), n_repeated=n_repeated)
@@ -239,12 +243,7 @@ def pairs_in(responses: Path, rng: np.random.Generator) -> list[Pair]:
 
 
 def simulated(model: PeopleModel, annotator: str, psi: Mapping[Pair, np.ndarray], rng: np.random.Generator) -> Ask:
-    """A rater of the population who answers by her most probable reward.
-
-    Raises: InputError for an annotator that the population does not have.
-    """
-    if annotator not in model.annotators:
-        raise InputError(f"--simulate {annotator}: expected one of the population's raters, like {model.annotators[0]}")
+    """A rater of the population who answers by her most probable reward."""
     theta = model.person_theta()[model.annotators.index(annotator)]
 
     def ask(pair: Pair, n_levels: int) -> int:

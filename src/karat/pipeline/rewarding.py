@@ -274,7 +274,7 @@ def judged(
         *fitted.findings,
         cooling,
         *dense,
-        *said_findings(parts.said),
+        *said_findings(parts.said, marks_train=bool(config.dense.weights)),
         *contribution_findings(fit.contributions),
         *findings,
         *slice_findings(slices),

@@ -237,6 +237,7 @@ def render_page(content: ReportInput) -> str:
         gate=[finding for finding in content.findings if finding.name.startswith("gate.")],
         other=[f for f in content.findings if not f.name.startswith(("gate.", "challenge.", "held_out.", "inside."))],
         inside=[finding for finding in content.findings if finding.name.startswith("inside.")],
+        rests_on={f.question: f.detail for f in content.findings if f.name.startswith("held_out.")},
         challenges=challenge_rows(content.findings),
         figures=figures,
         figures_json=_script_json({name: figure["figure"] for name, figure in figures.items()}),

@@ -109,17 +109,22 @@ def contribution_rows(found: Sequence[Contribution]) -> list[dict[str, object]]:
 
 
 def contribution_findings(found: Sequence[Contribution]) -> list[Finding]:
-    """The held-out gain of each kind as findings, for the report."""
+    """The held-out gain of each kind as findings, for the report; what it contributed and its −log P are in the detail."""
     return [
         Finding(
             f"held_out.{one.kind}.{one.objective}",
             f"How much better does the reward predict a {one.kind} about {one.objective} than no reward does?",
             "info" if one.gain.value is not None else "not measured",
             one.gain,
-            f"{one.n_judgements} judgements trained on, {one.information_frac:.0%} of the information about it",
+            f"{one.n_judgements} judgements trained on, {one.information_frac:.0%} of the information about it"
+            + ("" if one.nll.value is None else f"; −log P of a held-out one {_words(one.nll)} nats"),
         )
         for one in found
     ]
+
+
+def _words(estimate: Estimate) -> str:
+    return figure(estimate.value, estimate.low, estimate.high)
 
 
 def estimate_text(estimate: Mapping[str, Any]) -> str:
