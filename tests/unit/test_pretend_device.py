@@ -56,8 +56,9 @@ from reward_worlds import planted_votes
 from tiny_models import tiny_checkpoint, tiny_tokenizer
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+WEIGHTS_CLOSE = {"rtol": 1e-5, "atol": 5e-5}  # where a gradient is next to nothing, Adam makes a step of its rounding
 NOT_COMPARED = ("seconds/", "pairs/right_frac")  # a pair's margin starts at 0, and rounding decides on its sign
-SHORT = ("sft", "ppo-critic", "dpo")
+SHORT = ("sft", "ppo-critic", "rloo", "dpo")  # rloo limits its steps
 RECIPES = [name for name in two_processes.RECIPES if name not in ("parts", "resumed", "words")]
 
 
@@ -158,7 +159,7 @@ def test_a_recipe_trains_to_the_same_weights_and_figures(name, tmp_path):
 
     (weights, rows), (weights_there, rows_there) = on_both(work)
     for key, expected in weights.items():
-        torch.testing.assert_close(weights_there[key], expected.detach(), **CLOSE, msg=f"{name}: {key}")
+        torch.testing.assert_close(weights_there[key], expected.detach(), **WEIGHTS_CLOSE, msg=f"{name}: {key}")
     assert len(rows) == len(rows_there) > 0
     for (step, metrics), (other, found) in zip(rows, rows_there, strict=True):
         assert (step, set(metrics)) == (other, set(found))

@@ -100,7 +100,9 @@ def shortened(
 def _step_kl(before: Sequence[Tensor], after: Callable[[], Iterable[Tensor]], n_tokens: int) -> float:
     """Mean k3 over the tokens of all processes; infinite where it is not a number."""
     with whole(), torch.no_grad():
-        sums = [float(k3(old.double(), new.double()).sum()) for old, new in zip(before, after(), strict=True)]
+        # on the processor: one number is read of each, and not every device has float64
+        pairs = ((old.cpu().double(), new.cpu().double()) for old, new in zip(before, after(), strict=True))
+        sums = [float(k3(old, new).sum()) for old, new in pairs]
     kl = parallel.total(math.fsum(sums) if all(map(math.isfinite, sums)) else math.inf) / n_tokens
     return kl if math.isfinite(kl) else math.inf
 
