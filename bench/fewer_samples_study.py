@@ -152,7 +152,7 @@ def rows_before(rewards: Sequence[str]) -> list[str]:
     for reward in rewards:
         one = cells[f"ppo, {reward} (whole search)"]["row"]
         lines.append(
-            f"| {reward} | {listed(one['targets'], '.1f')} | {listed(one['samples']['ours'], 'd')} | {listed(one['samples']['theirs'], 'd')}; {MOST} | "
+            f"| {reward} | {listed(one['final_scores']['theirs'], '.1f')} | {listed(one['samples']['ours'], 'd')} | {listed(one['samples']['theirs'], 'd')}; {MOST} | "
             "that of the time-to-score study |"
         )
     return lines
