@@ -191,7 +191,8 @@ class _Reader:
         if not written:
             raise InputError(
                 f"demonstration {judgement.id}: no response of the policy to its prompt {judgement.prompt_id}; "
-                "sample the policy on the prompts that were demonstrated, or leave demonstrations out (kinds)"
+                "sample the policy on the prompts that were demonstrated (karat generate, then --set samples=FILE), or leave "
+                "demonstrations out (reward.kinds)"
             )
         self.responses.setdefault(shown.id, shown)
         return [

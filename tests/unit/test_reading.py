@@ -110,7 +110,7 @@ def test_a_demonstration_is_one_judgement_against_all_that_the_policy_wrote():
     assert refreshed.responses[newest[0].id] == newest[0]
     reached = said(shown, samples={PROMPT.id: [Response(PROMPT.id, "like this", "policy-9")]})
     assert (reached.statements, reached.silent) == ((), {"the policy writes the same": 1})
-    with pytest.raises(InputError, match="no response of the policy to its prompt"):
+    with pytest.raises(InputError, match=r"no response of the policy to its prompt.*--set samples=FILE.*reward.kinds"):
         said(shown, samples={})
 
 
