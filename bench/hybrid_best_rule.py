@@ -21,12 +21,13 @@ rater's gain beside the others'. Degrees of knowledge:
                no bound (who bets on the middle has `scale`), but what the best rule for `nothing` comes to there
 
 TV = E|tanh(L/2)|, L the log likelihood ratio, over draws from both states by halves. In the bound all time so far went to
-whatever mix tells most (all to ratings in the first two). Levels of prompts are noise here, σ² + τ².
+whatever mix tells most. In the first two that is all to ratings, which hold what any rule could have seen; in the others it is the
+best of SHARES, and a rule that chooses its mix by what it sees might pass it a little. Levels of prompts are noise here, σ² + τ².
 
 The best rule for two states. L is taken as Gaussian, N(±J/2, J) with J(time, ratings) from TV = 2Φ(√J/2) − 1; a share f
 gives 1 + f(ρ − 1) times the information of comparisons alone, ρ = (1/κ)/(σ² + τ²), and mean accuracy rises with the logarithm
 of time, so that the saving is 1 − exp(−E log(1 + f(ρ − 1))). Dynamic programming over rounds, ratings so far and L
-gives the rule of the largest p·E₊ + (1 − p)·E₋ for prior odds of every size: what a saving at + x costs at − x at least.
+gives the rule of the largest p·E₊ + (1 − p)·E₋ for prior odds of every size: what a saving at + x costs at − x, about.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ The `hybrid` way of `bench/hybrid_study.py`, seeds 2000 to 2035, three worlds, I
     half      half first, then the share σ(9z) but at least 2 % to each kind; z = log worth/se, se² = 15/ratings +
               5/comparisons, which fits the errors that `bench/hybrid_limits.py` found
 
-`half` is the shape that the best rule for two states has (`bench/hybrid_best_rule.py`): a large first look, all to one kind where
+`half` is the shape of the best rule for two states (`bench/hybrid_best_rule.py`): a large first look, all to one kind where
 the estimate is a third of its error away from even, and something between where it is nearer.
 
 Said before any run: a rule takes the place of the one in place if its savings, summed over the nine cells, are larger with a 95 %
