@@ -362,6 +362,8 @@ def _river(work: Callable[[Any, Any], Any], as_json: bool) -> None:
         summary = work(pipeline, progress)
     if first:
         answer(as_json, summary, _summary_lines(summary))
+    if summary.get("refused"):  # a check that failed, in some of the runs
+        raise typer.Exit(1)
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -82,9 +82,10 @@ def run_config(
     Args:
         seeds: None = the configuration's own.    sweep: `key=v1,v2`, every combination is run.
         desk: of `run_once`; a server has one store, so one run.
-    Returns: the summary of the run; of several, a table with means and intervals over seeds.
+    Returns: the summary of the run; of several, a table with means and intervals over seeds, and which of them were
+        refused by their reward's gate.
     Raises: ConfigError for a sweep or an earlier station of a configuration of `votes`, and for a desk with several runs
-        or without simulated raters.
+        or without simulated raters; GateError where no run got past its gate.
     """
     settings = load_yaml(path)
     if desk is not None and (sweep or len(seeds or ()) > 1 or "votes" in settings):
@@ -97,6 +98,7 @@ def run_config(
     points = sweep_points(sweep)
     configs = {point: build(RunConfig, apply_overrides(settings, [*overrides, *point])) for point in points}
     results: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    refused: dict[str, str] = {}
     seeds = [next(iter(configs.values())).seed] if seeds is None else seeds
     several = len(points) > 1 or len(seeds) > 1
     for n_begun, (point, seed) in enumerate(itertools.product(points, seeds), 1):
@@ -107,15 +109,23 @@ def run_config(
         target = Path("runs") / name
         if several:  # the stages of all runs have the same names
             progress.note(f"run {n_begun} of {len(points) * len(seeds)}: {target}")
-        results.setdefault(point, []).append(
-            run_once(config, seed=seed, directory=target, progress=progress, until=until, desk=desk)
-        )
-    first = results[points[0]][0]
+        try:
+            done = run_once(config, seed=seed, directory=target, progress=progress, until=until, desk=desk)
+        except GateError as error:
+            if not several:
+                raise
+            refused[str(target)] = str(error)  # a result like others: the rest of the runs says how often that is so
+            progress.note(f"{target} ends here: {error}")
+            continue
+        results.setdefault(point, []).append(done)
     if not several:
-        return first
+        return results[points[0]][0]
+    if not results:
+        raise GateError(f"every one of {len(refused)} runs ended so. {next(iter(refused.values()))}")
     every = [one for group in results.values() for one in group]
     return {
         "runs": [one["directory"] for one in every],
+        "refused": refused,
         "unsafe": list(dict.fromkeys(note for one in every for note in one["unsafe"])),
         "table": sweep_table(results),
     }
@@ -243,6 +253,9 @@ def sweep_points(sweep: Sequence[str]) -> list[tuple[str, ...]]:
         if "" in given or len(set(given)) < len(given):
             what = "an empty value" if "" in given else f"{next(one for one in given if given.count(one) > 1)} twice"
             raise ConfigError(f"--sweep {option}: found {what}; expected each value once")
+        if key in ("seed", "name"):
+            how = f"--seeds {values}" if key == "seed" else "another key: each run of a sweep is named by its values"
+            raise ConfigError(f"--sweep {option}: expected {how}")
         if any(axis[0].startswith(f"{key}=") for axis in axes):
             raise ConfigError(f"--sweep {option}: found {key} in two sweeps; expected all of its values in one")
         axes.append([f"{key}={value}" for value in given])

@@ -16,10 +16,11 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     """What a person reads when a run has ended: unsafe options, policies, difference, gate, where the report is.
 
     Args:
-        summary: the content of summary.json; `directory` (the run), `table` (rows of a sweep)
-            and `runs` (its directories) are used if there.
+        summary: the content of summary.json; `directory` (the run), `table` (rows of a sweep), `runs` (its directories)
+            and `refused` (those that a gate ended, and why) are used if there.
     """
     lines = [f"UNSAFE: {note}" for note in summary.get("unsafe", ())]
+    lines += [f"REFUSED, not in the table: {run}: {why}" for run, why in summary.get("refused", {}).items()]
     if summary.get("policies"):
         lines += [*policy_table(summary["policies"]), ""]
     lines += [f"note: {one}" for one in summary.get("left_out", ())]
