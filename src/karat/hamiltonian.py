@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from karat.errors import ConvergenceError, InputError
 
 Density = Callable[[np.ndarray], tuple[float, np.ndarray]]
 """log density up to a constant, and its gradient."""
+Counted = Callable[[int, int], None]
+"""Hears how many draws of how many are made."""
 
 TARGET_ACCEPTANCE = 0.75
 LENGTH = 1.6
@@ -49,7 +52,14 @@ class Chains:
 
 
 def sample_chains(
-    density: Density, start: np.ndarray, rng: np.random.Generator, *, n_chains: int, n_warm: int, n_draws: int
+    density: Density,
+    start: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    n_chains: int,
+    n_warm: int,
+    n_draws: int,
+    counted: Counted | None = None,
 ) -> Chains:
     """Draws of a density whose coordinates have spreads within a few orders of magnitude of 1.
 
@@ -57,14 +67,16 @@ def sample_chains(
 
     Args:
         start: [d], around which chains start, a tenth of a unit away.    n_warm: ≥ 20, thrown away.
+        counted: hears of every draw of every chain, those of the warm-up included.
     Raises: InputError for too few draws; ConvergenceError where the density is not finite at the start, or no step is
         accepted.
     """
     if n_chains < 1 or n_warm < 20 or n_draws < 4:
         raise InputError(f"sample_chains: found {n_chains} chains, {n_warm} + {n_draws} draws; expected ≥ 1, ≥ 20, ≥ 4")
-    found = [
-        _chain(density, start + 0.1 * rng.standard_normal(len(start)), rng, n_warm, n_draws) for _ in range(n_chains)
-    ]
+    each, found = n_warm + n_draws, []
+    for chain in range(n_chains):
+        tell = partial(_tell, counted, chain * each, n_chains * each)
+        found.append(_chain(density, start + 0.1 * rng.standard_normal(len(start)), rng, n_warm, n_draws, tell))
     acceptance = float(np.mean([accepted for _, accepted in found]))
     if acceptance < 0.2:
         raise ConvergenceError(f"sample_chains: {acceptance:.2f} of the steps were accepted; expected about 0.8")
@@ -87,8 +99,18 @@ def split_rhat(draws: np.ndarray) -> np.ndarray:
         return np.where(within > 0, np.sqrt((half - 1) / half + between / within), 1.0)
 
 
+def _tell(counted: Counted | None, before: int, of: int, number: int) -> None:
+    if counted is not None:
+        counted(before + number, of)
+
+
 def _chain(
-    density: Density, x: np.ndarray, rng: np.random.Generator, n_warm: int, n_draws: int
+    density: Density,
+    x: np.ndarray,
+    rng: np.random.Generator,
+    n_warm: int,
+    n_draws: int,
+    tell: Callable[[int], None],
 ) -> tuple[np.ndarray, float]:
     value, gradient = density(x)
     if not (math.isfinite(value) and np.isfinite(gradient).all()):
@@ -120,6 +142,7 @@ def _chain(
         else:
             kept[number - n_warm] = x
             accepted.append(chance)
+        tell(number + 1)
     return kept, float(np.mean(accepted))
 
 

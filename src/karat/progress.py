@@ -65,6 +65,27 @@ class Progress(Protocol):
 
 
 @contextlib.contextmanager
+def counted(progress: Progress | None, name: str, unit: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A stage that begins when something is first counted: for work which may have nothing to count.
+
+    Args: progress: None = nobody watches.
+    Returns: what hears how many of how many are done; None where nobody watches.
+    """
+    if progress is None:
+        yield None
+        return
+    with contextlib.ExitStack() as begun:
+        bars: list[StageProgress] = []
+
+        def count(done: int, of: int) -> None:
+            if not bars:
+                bars.append(begun.enter_context(progress.stage(name, of, unit)))
+            bars[0].reach(done, of=of)
+
+        yield count
+
+
+@contextlib.contextmanager
 def open_progress(
     *, quiet: bool = False, silent: bool = False, stream: TextIO | None = None, interval_s: float = LINE_INTERVAL_S
 ) -> Iterator[Progress]:

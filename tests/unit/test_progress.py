@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress as Bars
 
-from karat.progress import BarDisplay, LineDisplay, duration, open_progress
+from karat.progress import BarDisplay, LineDisplay, counted, duration, open_progress
 
 
 class Clock:
@@ -81,6 +81,28 @@ def test_waiting_says_each_count_once_and_rates_only_what_came_since():
         "judgements: 46/46 answers, 0.5/min",
         "judgements: done in 12 min 00 s",
     ]
+
+
+def test_a_stage_that_counts_nothing_is_not_announced():
+    clock, stream = Clock(), io.StringIO()
+    display = LineDisplay(stream, interval_s=5.0, clock=clock)
+    with counted(display, "last layer", "draws"):
+        pass
+    assert not stream.getvalue()
+    with counted(display, "last layer", "draws") as count:
+        for n in (1, 2):
+            clock.now += 6.0
+            count(n, 4)
+    assert stream.getvalue().splitlines() == [
+        "last layer: started, 4 draws",
+        "last layer: 2/4 draws, 0.333/s, 6.0 s left",
+        "last layer: done in 6.0 s",
+    ]
+
+
+def test_nobody_who_watches_is_told_nothing():
+    with counted(None, "last layer", "draws") as count:
+        assert count is None
 
 
 def test_large_figures_are_said_in_full():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from karat.belief import lower_bound, mean_score, to_reference
 from karat.errors import CheckpointError, ConfigError, InputError
 from karat.lm.load import load_lm
+from karat.progress import open_progress
 from karat.records import user_prompt
 from karat.reward.bayes import bayesian_fit
 from karat.reward.fit import cooled, fit_reward, n_steps_done, n_steps_planned, optimised_scorer, save_fitted
@@ -40,11 +42,22 @@ def fitted(tmp_path_factory):
 
     def work(kind):
         config = dataclasses.replace(CONFIG, posterior=kind)
-        return fit_reward(
-            lambda: DecoderTrunk(load_lm(path, for_training=True)), votes, prompts, responses, config=config, seed=0
-        )
+        with open_progress(stream=lines.setdefault(kind, io.StringIO())) as progress:
+            return fit_reward(
+                lambda: DecoderTrunk(load_lm(path, for_training=True)), votes, prompts, responses, config=config, seed=0,
+                progress=progress,
+            )  # fmt: skip
 
-    return {kind: work(kind) for kind in ("heads", "laplace", "ensemble")}
+    lines: dict[str, io.StringIO] = {}
+    done = {kind: work(kind) for kind in ("heads", "laplace", "ensemble")}
+    return done | {"lines": {kind: one.getvalue().splitlines() for kind, one in lines.items()}}
+
+
+def test_raters_drawn_along_with_a_last_layer_are_counted_where_somebody_watches(fitted):
+    said = {kind: one for kind, one in fitted["lines"].items() if one}
+    assert set(said) == {"laplace"}
+    assert said["laplace"][0].startswith("last layer: started, ")
+    assert said["laplace"][-1].startswith("last layer: done in ")
 
 
 @pytest.mark.parametrize(("kind", "n_draws"), [("heads", 2), ("laplace", 64), ("ensemble", 4)])

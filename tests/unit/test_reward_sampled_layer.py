@@ -50,6 +50,19 @@ def test_draws_have_the_mean_and_covariance_of_a_normal_density():
     assert split_rhat(chains.draws).max() < 1.05
 
 
+def test_every_draw_of_every_chain_is_counted_and_counting_changes_none():
+    told = []
+
+    def drawn(**options):
+        rng = np.random.default_rng(0)
+        how = {"n_chains": 2, "n_warm": 20, "n_draws": 4}
+        return sample_chains(lambda x: (-float(x @ x) / 2, -x), np.zeros(2), rng, **how, **options).draws
+
+    counted = drawn(counted=lambda done, of: told.append((done, of)))
+    assert told == [(n, 48) for n in range(1, 49)]
+    assert np.array_equal(counted, drawn())
+
+
 def test_chains_that_disagree_and_densities_without_a_value_are_named():
     apart = np.random.default_rng(1).standard_normal((2, 100, 2)) + np.array([[[0.0, 0.0]], [[0.0, 3.0]]])
     rhat = split_rhat(apart)

@@ -280,7 +280,7 @@ def _fit(
             bar.reach(n_steps_done(request.reward, request.training))
         return fit_reward(
             lambda: open_trunk(request.model, request.dtype), train, *texts, config=request.reward, seed=request.seed,
-            validation=held or None, directory=request.training, reporters=[bar],
+            validation=held or None, directory=request.training, reporters=[bar], progress=progress,
         )  # fmt: skip
 
 

@@ -113,7 +113,7 @@ def train(
         fitted = fit_reward(
             lambda: DecoderTrunk(load_for_training(path, config.lora, seed=lora_seed, dtype=config.dtype)), parts.fit, prompts, responses,
             config=config.reward, seed=seed, validation=parts.held or None, directory=place.training,
-            reporters=reporters,
+            reporters=reporters, progress=place.progress if parallel.is_main() else None,
         )  # fmt: skip
     return parallel.from_main(lambda: judged(run, config, source, fitted, parts, samples, place))
 

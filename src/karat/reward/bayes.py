@@ -20,6 +20,7 @@ from torch import Tensor
 
 from karat.errors import KaratError
 from karat.feedback_columns import FeedbackParams
+from karat.progress import Progress, counted
 from karat.records import Estimate, Finding, Prompt, Response
 from karat.reward.calibration import VoteModel
 from karat.reward.contributions import contributions
@@ -60,11 +61,13 @@ def bayesian_fit(
     *,
     config: RewardConfig,
     seed: int,
+    progress: Progress | None = None,
 ) -> tuple[RewardFit, dict[str, LastLayer]]:
     """The same model with draws of each objective's posterior as its heads, and the posteriors themselves, in logits.
 
     Args:
         fit: a trained model, with what it was trained on and what was held out; its trunk is not changed.
+        progress: has a stage for every objective whose raters are drawn along.
     Returns: temperature, reference, scale, rater parameters, contributions and held-out likelihood are those of the new
         heads. Parameters of kinds that speak of single responses are for scores measured from each draw's own mean over
         the training responses: where a draw has its zero is not known, and nobody's preference.
@@ -78,7 +81,7 @@ def bayesian_fit(
     seen = _seen(model, data, side, config)
     widths = [seen.phi.shape[1] if number == 0 else model.trunk.width for number in range(len(data.objectives))]
     # 2. heads and raters by turns, objective by objective; draws as heads
-    layers, halos = _layers(fit, seen, widths, config, seed)
+    layers, halos = _layers(fit, seen, widths, config, seed, progress)
     params = joined_params(fit.params, layers, data.batch)
     raters = people_of(params, len(fit.annotators), fit.raters.cutpoints)
     heads = _with_heads(model, [layer.draws[:, :width] for layer, width in zip(layers, widths, strict=True)])
@@ -114,7 +117,12 @@ def bayesian_fit(
 
 
 def _layers(
-    fit: RewardFit, seen: _Seen, widths: Sequence[int], config: RewardConfig, seed: int
+    fit: RewardFit,
+    seen: _Seen,
+    widths: Sequence[int],
+    config: RewardConfig,
+    seed: int,
+    progress: Progress | None,
 ) -> tuple[list[ObjectiveLayer], list[Halo]]:
     """The last layer of every objective, and what answers about several of them share."""
     names, found, said = seen.data.objectives, [], []
@@ -122,10 +130,11 @@ def _layers(
         own = spoken_about(seen.data.batch, number, name, seen.phi[:, :width], seen.blocks)
         purpose = ("reward", "last layer", *([name] if number else []))
         try:
-            layer = fit_objective(
-                own, fit.params, _whole_weight(fit.model, number), n_people=len(fit.annotators),
-                config=config, rng=numpy_generator(seed, *purpose),
-            )  # fmt: skip
+            with counted(progress, "last layer" if len(names) == 1 else f"last layer of {name}", "draws") as count:
+                layer = fit_objective(
+                    own, fit.params, _whole_weight(fit.model, number), n_people=len(fit.annotators),
+                    config=config, rng=numpy_generator(seed, *purpose), counted=count,
+                )  # fmt: skip
         except KaratError as error:
             raise error if len(names) == 1 else type(error)(f"objective {name!r}: {error}") from None
         found.append(layer)

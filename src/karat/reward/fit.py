@@ -23,6 +23,7 @@ from karat.choice import vote_batch
 from karat.errors import ConfigError, InputError
 from karat.lm.checkpoints import newest_step
 from karat.lm.loop import Reporter
+from karat.progress import Progress
 from karat.records import Estimate, Finding, Prompt, Response, Vote
 from karat.reward.bayes import bayesian_fit
 from karat.reward.calibration import VoteModel, fit_temperature, predicted_probs, vote_nll
@@ -72,6 +73,7 @@ def fit_reward(
     validation: Sequence[Vote] | None = None,
     directory: Path | None = None,
     reporters: Sequence[Reporter] = (),
+    progress: Progress | None = None,
 ) -> FittedReward:
     """Train what `config.posterior` asks for.
 
@@ -83,6 +85,7 @@ def fit_reward(
         make_trunk: a trunk with the starting weights, at every call.    validation: held out, the same for all models.
         directory: for checkpoints; each model has its own folder in it.
         reporters: hear of every step; the steps of an ensemble's models are counted on from one to the next.
+        progress: has a stage where raters are drawn along with a last layer, which takes minutes.
     Raises: what `train_reward` raises; PosteriorError; ConfigError for an ensemble without held-out votes; InputError, before
         training, for laplace and an objective of one response.
     """
@@ -95,7 +98,7 @@ def fit_reward(
         )  # fmt: skip
         layers: dict[str, LastLayer] = {}
         if config.posterior == "laplace":
-            fit, layers = bayesian_fit(fit, prompts, responses, config=config, seed=seed)
+            fit, layers = bayesian_fit(fit, prompts, responses, config=config, seed=seed, progress=progress)
         return FittedReward(config.posterior, (fit,), scorer_of(fit), fit.metrics, fit.findings, layers)
     members: list[RewardFit] = []
     for number, own in enumerate(member_seeds(config, seed)):

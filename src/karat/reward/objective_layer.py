@@ -19,6 +19,7 @@ import torch
 from karat.choice import RaterParams
 from karat.errors import ConfigError
 from karat.feedback_columns import FeedbackBatch, FeedbackParams, RankBatch
+from karat.hamiltonian import Counted
 from karat.records import Estimate, Finding
 from karat.reward.block_layer import block_scales
 from karat.reward.channel_answers import batch_answers, needs_level
@@ -105,12 +106,13 @@ def fit_objective(
     n_people: int,
     config: RewardConfig,
     rng: np.random.Generator,
+    counted: Counted | None = None,
 ) -> ObjectiveLayer:
     """The last layer of what was said about one objective, with raters by turns.
 
     Args:
         params: where raters begin.    start: weights of `said.phi` to begin from.    n_people: raters who are people.
-        rng: of the draws.
+        rng: of the draws.    counted: hears of every draw where raters are drawn along.
     Raises: ConfigError for effects of too many texts; what `fit_by_turns` and the fits of populations raise.
     """
     settings, about = config.laplace, {channel.name for channel in said.batch.channels}
@@ -130,7 +132,9 @@ def fit_objective(
         prior_precision=settings.prior_precision,
         averaged=_averaged(said.batch) and not with_tastes(said.batch, n_people, config),
     )  # fmt: skip
-    population = population_of(turned, said.batch, phi - centre, effects, n_people=n_people, config=config, rng=rng)
+    population = population_of(
+        turned, said.batch, phi - centre, effects, n_people=n_people, config=config, rng=rng, counted=counted
+    )
     figures = {"prior_precision": population.posterior.prior_precision, "log_evidence": population.posterior.log_evidence,
                "n_effective": population.posterior.n_effective} | population.figures  # fmt: skip
     findings = (_finding(population.posterior, width, len(said.batch)), *population.findings)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from karat.feedback_columns import FeedbackBatch, FeedbackParams
+from karat.hamiltonian import Counted
 from karat.records import Estimate, Finding
 from karat.reward.channel_answers import compares_only
 from karat.reward.last_layer import LastLayer, comparison_observations
@@ -60,12 +61,14 @@ def population_of(
     n_people: int,
     config: RewardConfig,
     rng: np.random.Generator,
+    counted: Counted | None = None,
 ) -> Population:
     """What raters who differ do to a posterior of one taste: drawn with it, by moments, or nothing.
 
     Args:
         turned: the fit of one taste, of features and effects.    effects: of single texts, [N, e].    rng: of the draws.
         phi: features [N, d], measured from their mean where something speaks of single responses.
+        counted: hears of every draw of raters.
     """
     settings, width, params = config.laplace, phi.shape[1], turned.params
     posterior = without_effects(turned.posterior, width)
@@ -86,7 +89,7 @@ def population_of(
         return Population(found_layer, found_layer.draws(settings.n_draws, rng), params, spreads)
     sampled = sample_population(
         phi, batch, params, posterior, rng, raters=config.raters, prior_precision=settings.prior_precision,
-        effect_size=float(effects[0, 0]) if effects.size else 0.0,
+        effect_size=float(effects[0, 0]) if effects.size else 0.0, counted=counted,
     )  # fmt: skip
     drawn = some_draws(sampled, settings.n_draws)
     figures = {name: sampled.spreads[name] for name in ("taste_sd", "competence_sd", "waver_sd")}

@@ -17,7 +17,7 @@ import numpy as np
 from scipy import linalg
 
 from karat.feedback_columns import FeedbackBatch, FeedbackParams
-from karat.hamiltonian import sample_chains, split_rhat
+from karat.hamiltonian import Counted, sample_chains, split_rhat
 from karat.reward.hierarchy import Directions, HierarchyDensity, HierarchyPriors, Normal
 from karat.reward.last_layer import LastLayer
 from karat.reward.raters import RaterPriors
@@ -65,6 +65,7 @@ def sample_population(
     raters: RaterPriors,
     prior_precision: float | None = None,
     effect_size: float = 0.0,
+    counted: Counted | None = None,
 ) -> SampledLayer:
     """Draws of the population's mean taste, with raters, cutpoints and spreads drawn along.
 
@@ -75,6 +76,7 @@ def sample_population(
         raters: priors of a rater.    prior_precision: λ > 0; None = drawn too.
         effect_size: standard deviation of effects of single texts, relative to that of a weight; they are drawn along and left
             out of what is returned. 0 = texts have none.
+        counted: hears of every draw; where chains did not agree, of those of longer ones anew.
     Raises: what `sample_chains` raises.
     """
     basis = _directions(first)
@@ -86,7 +88,13 @@ def sample_population(
     rhat, chains = math.inf, None
     for times in (1, LONGER):
         again = sample_chains(
-            density, density.start(), rng, n_chains=N_CHAINS, n_warm=times * N_WARM, n_draws=times * N_DRAWS
+            density,
+            density.start(),
+            rng,
+            n_chains=N_CHAINS,
+            n_warm=times * N_WARM,
+            n_draws=times * N_DRAWS,
+            counted=counted,
         )
         found = float(split_rhat(density.weights(again.draws)).max())
         if chains is None or found < rhat:
