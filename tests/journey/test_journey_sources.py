@@ -252,6 +252,8 @@ def test_a_second_round_asks_about_the_policy_and_says_how_well_its_reward_did(h
     run = here / "runs" / "rounds"
     found = manifests(run)
     assert {"collect-2", "reward-2", "ppo-2"} <= set(found)
+    assert f"policy: {Path('runs/rounds')}/models/ppo-2" in outcome.out  # not the first round's
+    assert json.loads((run / "summary.json").read_text())["policy"] == "models/ppo-2"
     first, replay = (read_snapshot(run / "snapshots" / name) for name in ("votes", "replay-2"))
     assert {vote.judgement_id for vote in first.votes} < {vote.judgement_id for vote in replay.votes}
     manifest = json.loads(found["collect-2"])

@@ -177,8 +177,8 @@ def _report_duel(duel: Duel, ballots: list[Ballot], as_json: bool) -> None:
         known = "no interval yet" if rate.low is None or rate.high is None else f"{rate.low:.2f} … {rate.high:.2f}"
         shown = "no votes yet" if rate.value is None else f"{rate.value:.2f} ({known})"
         lines = [
-            f"{first} against {second}: win rate {shown}; {found.n_wins} wins, {found.n_ties} ties, "
-            f"{found.n_losses} losses, {found.arena.n_identical} prompts with equal texts",
+            f"{first} against {second}: win rate {shown}; won {found.n_wins}, tied {found.n_ties}, lost {found.n_losses}, "
+            f"equal texts {found.arena.n_identical}",
             f"kept in {duel.store.address}, arena {duel.name}",
         ]
     answer(as_json, json.loads(json.dumps(content, default=list)), lines)

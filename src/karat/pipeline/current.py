@@ -52,6 +52,13 @@ def newest_round(stages: Collection[str], base: str) -> str:
     return max(later, key=round_of, default=base)
 
 
+def policy_of(by_stage: Mapping[str, Manifest], method: str) -> dict[str, str]:
+    """`{"policy": path}` of what a method left; of several rounds, what the last of them left; {} where it left no model."""
+    last = by_stage.get(newest_round(by_stage, method))
+    found = [ref.path for ref in last.outputs if ref.kind == "model"] if last else []
+    return {"policy": found[0]} if found else {}
+
+
 def last_findings(by_stage: Mapping[str, Manifest]) -> tuple[Finding, ...]:
     """What every stage found; of a stage that several rounds did, what the last of them did, and what rounds say of rounds."""
     found: list[Finding] = []

@@ -13,7 +13,7 @@ from karat.errors import LedgerError
 from karat.evaluate.table import names_in_order
 from karat.ledger.manifest import Manifest, read_manifests
 from karat.pipeline.arena_rows import people_stage, shown_arenas, with_people
-from karat.pipeline.current import collected, current, last_findings, newest_round, round_of, unmeasured
+from karat.pipeline.current import collected, current, last_findings, newest_round, policy_of, round_of, unmeasured
 from karat.pipeline.data import read_rows
 from karat.pipeline.stages import findings_of
 from karat.pipeline.titles import ALGORITHMS, TITLES
@@ -68,9 +68,8 @@ def write_report(directory: Path) -> dict[str, Any]:
         report=REPORT,
         unsafe=content.unsafe,
         extra={
-            "run": directory.name,
-            "seed": settings["seed"],
-            "verdict": content.verdict,
+            **{"run": directory.name, "seed": settings["seed"], "verdict": content.verdict},
+            **policy_of(by_stage, optimised(by_stage)),
             **({"left_out": left_out} if left_out else {}),
             **({"arenas": [plain(one) for one in content.arenas]} if content.arenas else {}),
             **_extra(directory, manifests),

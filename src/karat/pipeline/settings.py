@@ -349,7 +349,7 @@ class RunConfig:
 
 
 UNGATED = (
-    "allow_ungated_reward is set: the policy was optimised although the reward may not have passed its acceptance gate"
+    "allow_ungated_reward is set: the policy is optimised although the reward may not have passed its acceptance gate"
 )
 ONE_RATER = (
     "allow_one_rater is set: where one rater gave every vote, her taste cannot be told from what people want, and nothing "

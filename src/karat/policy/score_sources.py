@@ -183,7 +183,7 @@ class HttpScore:
                 continue
             return self._scores(answer, len(body["responses"]))
         raise InputError(
-            f"{self.key} {self.url}: no scores within {self.timeout_s:g} s (tried {self.n_retries + 1} ×, last: {said}); expected "
+            f"{self.key} {self.url}: no scores, tried {self.n_retries + 1} × for at most {self.timeout_s:g} s (last: {said}); expected "
             'POST → {"scores": […]}. The run can be continued when the endpoint answers'
         )
 

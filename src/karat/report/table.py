@@ -49,9 +49,8 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         names = list(dict.fromkeys(name for row in summary["table"] for name in row))
         lines += aligned([names, *([_cell(row.get(name)) for name in names] for row in summary["table"])])
     lines += [f"run: {directory}, its report: {directory}/report.html" for directory in summary.get("runs", ())]
-    if summary.get("report"):
-        place = f"{summary['directory']}/" if summary.get("directory") else ""
-        lines.append(f"report: {place}{summary['report']}")
+    place = f"{summary['directory']}/" if summary.get("directory") else ""
+    lines += [f"{name}: {place}{summary[name]}" for name in ("policy", "report") if summary.get(name)]
     return lines
 
 
