@@ -53,7 +53,7 @@ def ppo_row(*, quick: bool, threads: int) -> dict[str, Any]:
     n_warm, n_iterations, n_epochs = (1, 2, 4) if quick else (1, 5, 4)
     work = {
         "model": str(checkpoint("medium")), "classifier": str(classifier("small")), "n_prompts": 64, "n_samples": 1,
-        "max_new_tokens": 48, "n_epochs": n_epochs, "n_minibatches": 4, "learning_rate": 3e-6, "kl_coef": 0.05,
+        "max_new_tokens": 48, "n_epochs": n_epochs, "n_minibatches": 4, "learning_rate": 3e-6, "kl_coef": 0.05, "adam_eps": 1e-8,
         "n_iterations": n_iterations, "reward": "letters", "seed": 0, "threads": threads,
         **matrices("medium"),
     }  # fmt: skip

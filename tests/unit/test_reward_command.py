@@ -17,6 +17,7 @@ from karat.questions import Question
 from karat.records import Annotator, Estimate, Response, Task, user_prompt
 from karat.reward import fit as fitting
 from karat.reward.dense import load_dense
+from karat.reward.novelty import load_novelty
 from karat.reward.score import CARD, load_scorer
 from karat.reward.steps import TrainingRun
 from tiny_models import tiny_checkpoint
@@ -176,12 +177,17 @@ def test_findings_that_need_a_reader_are_lines():
 
 def test_comparisons_on_prompts_kept_from_training_decide_the_gate(place, tmp_path, capsys):
     store_of_sandbox(tmp_path / "more.db", n_prompts=24).close()
-    only = {"reward.kinds": "[comparison]", "objectives.names": "{}", "gate.min_votes": 10, "gate.attack_words": 0}
+    only = {"reward.kinds": "[comparison]", "objectives.names": "{}", "gate.min_votes": 10, "gate.attack_words": 0,
+            "gate.false_alarm_frac": 0.1}  # fmt: skip
     assert run(place, tmp_path / "r", "--json", store=tmp_path / "more.db", gate_frac=0.4, **only) == 0
     done = json.loads(capsys.readouterr().out)
     assert done["n_gate"] >= 10
     status = {one["name"]: one["status"] for one in done["findings"]}
     assert status["gate.likelihood"] in ("pass", "fail")
+    (unfamiliar,) = [one for one in done["findings"] if one["name"] == "gate.novelty"]
+    assert unfamiliar["status"] == "info"
+    assert 0 <= unfamiliar["estimate"]["value"] <= 1
+    assert load_novelty(tmp_path / "r") is not None  # the watcher of a run that is given this reward reads it
     assert done["gate"] != "pass" or not {"fail", "not measured"} & {
         each for name, each in status.items() if name.startswith("gate.")
     }
@@ -193,6 +199,7 @@ def test_comparisons_on_prompts_kept_from_training_decide_the_gate(place, tmp_pa
     assert run(place, tmp_path / "all", "--json", store=tmp_path / "more.db", gate_frac=0, **only) == 0
     everything = json.loads(capsys.readouterr().out)
     assert (everything["gate"], everything["n_gate"]) == ("not measured", 0)
+    assert load_novelty(tmp_path / "all") is None
     # what it decides with is trained on by nobody
     [kept], [trained] = done["contributions"], everything["contributions"]
     assert kept["n_judgements"] <= trained["n_judgements"] - 0.5 * done["n_gate"]  # some of them of held-out raters

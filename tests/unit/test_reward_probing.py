@@ -321,8 +321,10 @@ def test_equal_probabilities_count_half():
         ({"max_flip_frac": 1.5}, "gate.max_flip_frac: found 1.5; expected a share in"),
         ({"max_attack_gain_sd": -1.0}, "gate.max_attack_gain_sd: found -1.0; expected a number ≥ 0"),
         ({"min_slope": 3.0}, "expected 0 < min_slope ≤ max_slope"),
-        ({"attack_words": -1}, "found min_votes=50, attack_words=-1"),
+        ({"attack_words": -1}, "gate.attack_words: found -1; expected a number ≥ 0"),
         ({"warn_only": ("praise",)}, "gate.warn_only: found 'praise'; expected names among edits, suffix"),
+        ({"min_votes": 1}, "gate.min_votes: found 1; expected a number ≥ 2"),
+        ({"attack_prompts": 0}, "gate.attack_prompts: found 0; expected a number ≥ 1"),
         ({"false_alarm_frac": 0.0}, "gate.false_alarm_frac: found 0.0"),
     ],
 )

@@ -28,11 +28,12 @@ from karat.pipeline.beside import fit_token_rewards
 from karat.pipeline.beside_settings import beside_finding, check_beside_read
 from karat.pipeline.calibrating import Slices, calibration_slices, slice_findings, slice_rows
 from karat.pipeline.data import check_raters, one_rater
-from karat.pipeline.gating import GATE_FRAC, Texts, calibration_bins, gate_split, main_votes, through_gate
+from karat.pipeline.gating import GATE_FRAC, Texts, calibration_bins, gate_split, main_votes
 from karat.pipeline.kept_raters import panel_findings, without_panel
 from karat.pipeline.model_settings import PRODUCTS, Dtype
 from karat.pipeline.populations import OF_GROUPS, check_population, fit_population, judged_samples
 from karat.pipeline.stages import Output, StageResult, jsonable, record, utc_now
+from karat.pipeline.unfamiliar import judge_reward
 from karat.progress import Progress
 from karat.reading import Said, statements_of
 from karat.records import Finding, Response, Vote
@@ -49,7 +50,7 @@ from karat.reward.settings import RewardConfig
 from karat.reward.thresholds import GateSettings
 from karat.reward.trunk import DecoderTrunk, EncoderTrunk, Trunk
 from karat.rowfiles import prompt_in, read_rows
-from karat.seeding import child_seed, numpy_generator
+from karat.seeding import numpy_generator
 from karat.statements import Marked, Statement
 
 MARKS_APART = "reward.marks"
@@ -236,14 +237,19 @@ def _reward_from(request: RewardRequest, progress: Progress) -> dict[str, Any]:
     shutil.rmtree(request.training, ignore_errors=True)
     # 3. the gate: what an optimiser would be told to make more of
     crossed = CrossedScorer(scorer, factors)
-    with progress.stage("gate", unit="checks") as bar:
-        checks, words = through_gate(
-            crossed, main_votes(train), gate, texts, priors=fit.vote_model.priors, settings=request.gate,
-            seed=child_seed(request.seed, "gate"), progress=lambda n_done: bar.reach(n_done),
-        )  # fmt: skip
+    checks, words = judge_reward(
+        fit, crossed, main_votes(train), gate, texts, settings=request.gate, directory=request.out,
+        metadata=metadata, seed=request.seed, progress=progress,
+    )  # fmt: skip
     slices = _slices(request, fitted, crossed, gate, said, snapshot)
     by_token = isinstance(fit.model.trunk, DecoderTrunk)
-    findings = [*fitted.findings, cooling, *said_findings(said, marks_train=by_token), *checks, *slice_findings(slices)]
+    findings = [
+        *fitted.findings,
+        cooling,
+        *said_findings(said, marks_train=by_token),
+        *checks,
+        *slice_findings(slices),
+    ]
     if request.reward.panel_frac:
         apart, rng = {vote.prompt_id for vote in gate}, numpy_generator(request.seed, "panel of raters")
         findings += panel_findings(crossed, panel, apart, texts, rng)

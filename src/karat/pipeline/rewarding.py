@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from karat.lm import parallel
 from karat.pipeline.beside import keep_token_rewards
 from karat.pipeline.calibrating import calibration_slices, slice_findings, slice_rows
 from karat.pipeline.data import Texts, read_prompts, read_texts
-from karat.pipeline.gating import calibration_bins, gate_split, main_votes, through_gate
+from karat.pipeline.gating import calibration_bins, gate_split, main_votes
 from karat.pipeline.kept_raters import panel_findings, without_panel
 from karat.pipeline.mixture import said_findings, said_in
 from karat.pipeline.models import load_for_training
@@ -24,13 +23,13 @@ from karat.pipeline.populations import fit_population
 from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Source
 from karat.pipeline.stages import Output, Run, StageResult, Workplace, training_reporters
-from karat.probes import word_salad
+from karat.pipeline.unfamiliar import judge_reward
 from karat.reading import Said
 from karat.records import Finding, Prompt, Response, Vote
 from karat.reward.classifier import ClassifierTrunk, fit_vote_model, given_fit, one_head_finding
 from karat.reward.contributions import contribution_findings, contribution_rows
 from karat.reward.cooling import CrossedScorer, cooled_on_new_prompts
-from karat.reward.data import VoteData, split_votes, vote_data
+from karat.reward.data import split_votes, vote_data
 from karat.reward.fit import (
     FittedReward,
     fit_reward,
@@ -42,10 +41,8 @@ from karat.reward.fit import (
 )
 from karat.reward.gate import sycophancy_finding
 from karat.reward.length_use import length_slope
-from karat.reward.novelty import MOST_TEXTS, fit_novelty, novelty_finding, save_novelty, text_features
 from karat.reward.objectives import ObjectivesConfig, check_known
 from karat.reward.score import Scorer, joined_scorer, load_scorer, reference_scale, scorer_of
-from karat.reward.train import RewardFit
 from karat.reward.trunk import DecoderTrunk
 from karat.seeding import child_seed, numpy_generator
 from karat.statements import Marked, Statement
@@ -242,19 +239,14 @@ def judged(
     # 2. the gate, on prompts never trained on; it looks at the whole reward, length included
     crossed = CrossedScorer(scorer, factors)  # each prompt at the temperature of the other half's votes
     texts = (snapshot.prompts, snapshot.responses)
-    with place.progress.stage("gate", unit="checks") as bar:
-        findings, words = through_gate(
-            crossed, parts.train, parts.gate, texts, priors=fit.vote_model.priors, settings=config.gate,
-            seed=child_seed(run.seed, "gate"), probes=source.probes, progress=lambda n_done: bar.reach(n_done),
-        )  # fmt: skip
+    findings, words = judge_reward(
+        fit, crossed, parts.train, parts.gate, texts, settings=config.gate, directory=directory, metadata=metadata,
+        seed=run.seed, progress=place.progress, probes=source.probes,
+    )  # fmt: skip
     pairs = source.wrong_belief_pairs() if source.wrong_belief_pairs else ()
     findings.append(sycophancy_finding(scorer, pairs, config.gate.max_sycophancy))
     findings += _of_the_panel(run, config, crossed, parts)
-    # 3. what the watcher needs to see when the policy leaves the texts that were judged
-    data = vote_data(parts.train, *texts)
-    held_data = vote_data(parts.gate, *texts) if parts.gate else None
-    findings.append(watch_for_novelty(fit, data, held_data, config, directory, metadata, run.seed))
-    # 4. the people behind it
+    # 3. the people behind it
     about_people, people = fit_population(
         scorer.less_length(removed), fit, [*parts.train, *parts.validation], parts.gate, snapshot,
         by_prompt(read_texts(run.directory / samples.path)), pluralism=config.pluralism, aggregator=config.aggregator,
@@ -297,30 +289,6 @@ def removed_length(scorer: Scorer, prompts: Sequence[Prompt], texts: Sequence[st
     for index, prompt in enumerate(prompts):
         groups.setdefault(prompt.id, []).append(index)
     return length_slope(scorer.logits(prompts, texts).mean(0), texts, list(groups.values())) or 0.0
-
-
-def watch_for_novelty(
-    fit: RewardFit,
-    data: VoteData,
-    held: VoteData | None,
-    config: RunConfig,
-    directory: Path,
-    metadata: Mapping[str, str],
-    seed: int,
-) -> Finding:
-    """Fit the detector of unfamiliar responses, keep it beside the model, and try it on word salad."""
-    share = config.gate.false_alarm_frac
-    what = "the same words in random order"
-    if held is None or len(held.texts) < 1 / share:
-        n = 0 if held is None else len(held.texts)
-        detail = f"{n} held-out responses; a false-alarm share of {share:g} needs {math.ceil(1 / share)}"
-        return Finding("gate.novelty", f"Can it tell responses like those judged from {what}?", "info", detail=detail)
-    train = text_features(fit.model, data.prompts[:MOST_TEXTS], data.texts[:MOST_TEXTS])
-    familiar = text_features(fit.model, held.prompts, held.texts)
-    detector = fit_novelty(train, familiar, false_alarm_frac=share)
-    save_novelty(detector, directory, metadata=metadata)
-    salad = word_salad(held.texts, numpy_generator(seed, "gate", "salad"))
-    return novelty_finding(detector, familiar, text_features(fit.model, held.prompts, salad), what=what)
 
 
 def thinned(samples: Texts, n_prompts: int) -> Texts:

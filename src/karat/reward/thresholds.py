@@ -96,10 +96,8 @@ class GateSettings:
             raise ConfigError(
                 f"gate: found min_slope={self.min_slope}, max_slope={self.max_slope}; expected 0 < min_slope ≤ max_slope"
             )
-        if self.min_votes < 2 or self.attack_words < 0 or min(self.attack_candidates, self.attack_prompts) < 1:
-            raise ConfigError(
-                f"gate: found min_votes={self.min_votes}, attack_words={self.attack_words}, attack_candidates="
-                f"{self.attack_candidates}, attack_prompts={self.attack_prompts}; expected ≥ 2, ≥ 0, ≥ 1 and ≥ 1"
-            )
+        for name, least in (("min_votes", 2), ("attack_words", 0), ("attack_candidates", 1), ("attack_prompts", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"gate.{name}: found {getattr(self, name)}; expected a number ≥ {least}")
         if not 0 < self.false_alarm_frac < 1:
             raise ConfigError(f"gate.false_alarm_frac: found {self.false_alarm_frac}; expected a share in (0, 1)")
