@@ -22,11 +22,10 @@ import torch
 if __package__ in (None, ""):  # started as a file
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.hybrid_study import N_DRAWS, N_PAIRS, SECONDS, Collected, break_even
+from bench.hybrid_study import Collected, break_even, log_worth
 from bench.worlds.hybrid import WORLDS, HybridWorld, draw_pool
 
 from karat.choice import RaterParams, VoteBatch
-from karat.feedback.allocation import kind_rates
 from karat.feedback_columns import RatingBatch
 from karat.reward.last_layer import comparison_observations, fit_last_layer
 from karat.reward.rated_layer import RatedLayer, rating_observations
@@ -51,13 +50,7 @@ def collected(world: HybridWorld, seed: int, asked: tuple[int, int], beyond: flo
 def worth(world: HybridWorld, seed: int, asked: tuple[int, int], beyond: float) -> float:
     """The estimate of one seed."""
     one = collected(world, seed, asked, beyond, ("est", *asked, str(beyond)))
-    features, rng, fitted = one.pool.features, one.rng, one.fit()
-    a = rng.integers(0, len(features), N_PAIRS)
-    b = a // world.n_responses * world.n_responses + (a + 1) % world.n_responses
-    delta = fitted.posterior.draws(N_DRAWS, rng) @ (features[a] - features[b]).T
-    found = kind_rates(delta, np.zeros(1), SECONDS, rating_sd=fitted.noise, level_sd=0.0)
-    rates = {kind.kind: kind.rate for kind in found}
-    return math.log(rates["rating"] / rates["comparison"])
+    return log_worth(one.pool, one.fit(), world, one.rng)
 
 
 def apart(world: HybridWorld, seed: int, asked: tuple[int, int]) -> tuple[float, float]:

@@ -38,21 +38,17 @@ from bench.hybrid_study import (
     EXPLORE,
     FIRST_SHARE,
     N_CURVES,
-    N_DRAWS,
-    N_PAIRS,
     N_RESAMPLED,
     ROUND,
-    SECONDS,
     TIME,
     Collected,
     break_even,
     compared_only,
+    log_worth,
     saving,
 )
-from bench.worlds.hybrid import WORLDS, HybridPool, HybridWorld, draw_pool
+from bench.worlds.hybrid import WORLDS, HybridWorld, draw_pool
 
-from karat.feedback.allocation import kind_rates
-from karat.reward.rated_layer import RatedLayer
 from karat.seeding import numpy_generator
 
 FIRST_SEED, N_SEEDS = 2000, 36
@@ -75,16 +71,6 @@ def steep(log_worth: float, n_ratings: int, n_pairs: int) -> float:
 
 
 RULES: dict[str, tuple[float, Share]] = {"place": (FIRST_SHARE, mostly), "fifths": (0.4, mostly), "half": (0.5, steep)}
-
-
-def log_worth(pool: HybridPool, fitted: RatedLayer, world: HybridWorld, rng: np.random.Generator) -> float:
-    """log(information of ratings/of comparisons) for a second, as the allocator takes it."""
-    a = rng.integers(0, len(pool.features), N_PAIRS)
-    b = a // world.n_responses * world.n_responses + (a + 1) % world.n_responses
-    delta = fitted.posterior.draws(N_DRAWS, rng) @ (pool.features[a] - pool.features[b]).T
-    rates = kind_rates(delta, np.zeros(1), SECONDS, rating_sd=fitted.noise, level_sd=0.0)
-    by_kind = {one.kind: one.rate for one in rates}
-    return math.log(by_kind["rating"] / by_kind["comparison"])
 
 
 def spent(world: HybridWorld, rule: str, beyond: float, seed: int) -> tuple[float, float]:

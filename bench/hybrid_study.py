@@ -29,6 +29,7 @@ Every finished seed is kept in the file; the same command goes on where it stopp
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -42,7 +43,7 @@ from bench.by_seed import by_seed
 from bench.worlds.hybrid import WORLDS, HybridPool, HybridWorld, compared, draw_pool, rated
 
 from karat.choice import RaterParams, VoteBatch
-from karat.feedback.allocation import allocation, break_even_sd, kind_rates
+from karat.feedback.allocation import KindRate, allocation, break_even_sd, kind_rates
 from karat.feedback_columns import RatingBatch
 from karat.reward.last_layer import comparison_observations
 from karat.reward.rated_layer import RatedLayer, fit_rated_layer
@@ -138,11 +139,21 @@ def spent(world: HybridWorld, way: str, icc: float, seed: int, repeat: int) -> d
 
 def rating_share(pool: HybridPool, fitted: RatedLayer, world: HybridWorld, rng: np.random.Generator) -> float:
     """What the allocator gives to ratings, by the information that both kinds are expected to give for a second."""
+    return allocation(rates_of(pool, fitted, world, rng), KINDS, explore=EXPLORE)["rating"]
+
+
+def log_worth(pool: HybridPool, fitted: RatedLayer, world: HybridWorld, rng: np.random.Generator) -> float:
+    """log(information of ratings/of comparisons) for a second, as the allocator takes it."""
+    rates = {kind.kind: kind.rate for kind in rates_of(pool, fitted, world, rng)}
+    return math.log(rates["rating"] / rates["comparison"])
+
+
+def rates_of(pool: HybridPool, fitted: RatedLayer, world: HybridWorld, rng: np.random.Generator) -> list[KindRate]:
+    """What each kind is expected to say for its time, by what was learnt so far, over random pairs of a prompt."""
     a = rng.integers(0, len(pool.features), N_PAIRS)
     b = a // world.n_responses * world.n_responses + (a + 1) % world.n_responses
     delta = fitted.posterior.draws(N_DRAWS, rng) @ (pool.features[a] - pool.features[b]).T
-    rates = kind_rates(delta, np.zeros(1), SECONDS, rating_sd=fitted.noise, level_sd=0.0)
-    return allocation(rates, KINDS, explore=EXPLORE)["rating"]
+    return kind_rates(delta, np.zeros(1), SECONDS, rating_sd=fitted.noise, level_sd=0.0)
 
 
 def compared_only(world: HybridWorld, seed: int, repeat: int) -> list[float]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from karat.errors import InputError
 from karat.records import Demonstration, Prompt, user_prompt
-from karat.rowfiles import Row, messages_of_turns, read_lines, read_rows, turns_of
+from karat.rowfiles import Row, asked_in, read_lines, read_rows, turns_of
 
 ANSWER_FIELDS = ("response", "completion")
 
@@ -58,10 +58,9 @@ def rows_with_answers(path: str | Path) -> list[Demonstration]:
 
 def _prompt(row: Row) -> Prompt:
     with row.named():
-        if row.values.get("prompt") is None and "turns" in row.values:
-            return Prompt(turns_of(messages_of_turns(row.need("turns", list))), row.get("topic", str))
-        name = "messages" if row.values.get("prompt") is None and "messages" in row.values else "prompt"
-        asked, topic = row.need(name, (str, list)), row.get("topic", str)
+        chat = row.values.get("prompt") is None and "turns" not in row.values and "messages" in row.values
+        asked = row.need("messages", (str, list)) if chat else asked_in(row)
+        topic = row.get("topic", str)
         return user_prompt(asked, topic=topic) if isinstance(asked, str) else Prompt(turns_of(asked), topic)
 
 
