@@ -256,6 +256,7 @@ def test_questions_are_chosen_with_a_reward_model_and_the_gain_is_said(checkpoin
     assert {(t.overlap, t.batch) for t in tasks} == {(2, "c")}
     assert all(0 < t.propensity <= 1 for t in tasks)
     assert done.gain.low < done.gain.value < done.gain.high
+    assert "8 span 7 directions and 9 questions were chosen" in done.caution
     with pytest.raises(ConfigError, match="strategy bald for a rating with a reward model"):
         replace(asking, question=asked_question("rating"))
     with pytest.raises(ConfigError, match="--strategy margin: expected one of random, bald, variance"):

@@ -53,6 +53,28 @@ def test_chosen_questions_are_about_what_is_not_known_and_the_random_arm_is_not(
     assert batch.gain.low < batch.gain.value < batch.gain.high
 
 
+def test_five_heads_are_said_to_be_too_few_to_choose_by():
+    def heads(n_draws):
+        def few(prompts, texts):
+            belief = scorer(prompts, texts)
+            return Belief(belief.draws[:n_draws], belief.reference[:n_draws], belief.prompt_index)
+
+        return few
+
+    def caution(n_draws):
+        rng = np.random.default_rng(0)
+        return choose_comparisons(heads(n_draws), PROMPTS, RESPONSES, rng, strategy="bald", n_tasks=20).caution
+
+    five = caution(5)
+    assert five.startswith("too few draws to choose by: 5 span 4 directions and 16 questions were chosen")
+    assert "reward.posterior: laplace" in five
+    assert (caution(17), caution(40)) == ("", "")
+    flat = [one for group in RESPONSES.values() for one in group]
+    settings = CollectSettings(n_tasks=20, acquisition="bald")
+    _, said = comparisons(settings, list(PROMPTS.values()), flat, np.random.default_rng(3), scorer=heads(5))
+    assert "too few draws to choose by" in said[0].detail
+
+
 def test_a_round_draws_at_random_until_there_is_a_reward_to_choose_with():
     flat = [one for group in RESPONSES.values() for one in group]
     settings = CollectSettings(n_tasks=20, acquisition="variance", random_frac=0.25)

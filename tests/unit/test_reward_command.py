@@ -249,4 +249,6 @@ def test_what_is_in_only_the_gates_prompts_is_calibrated_by_kind(tmp_path, capsy
     ],
 )
 def test_a_small_gain_is_shown_with_the_digits_of_its_interval(low, high, shown):
-    assert gain_line(Estimate(0.00126, low, high, 60, "bits")).endswith(shown)
+    gain = Estimate(0.00126, low, high, 60, "bits")
+    assert gain_line(gain).endswith(shown)
+    assert gain_line(gain, "too few draws").endswith(f"{shown}; too few draws")

@@ -51,8 +51,8 @@ def noises(kinds: Any) -> str:
     return "".join(f", {one}" for one in said)
 
 
-def gain_line(gain: Any) -> str:
-    """What choosing is expected to gain, in one line."""
+def gain_line(gain: Any, caution: str = "") -> str:
+    """What choosing is expected to gain, in one line, and why the belief is not one to choose by."""
     if gain.value is None:
         return f"expected gain of a chosen question over a random one: not estimable, {gain.method}"
     width = gain.high - gain.low
@@ -60,5 +60,5 @@ def gain_line(gain: Any) -> str:
     shown = [f"{value:+.{digits}f}" for value in (gain.value, gain.low, gain.high)]
     return (
         f"expected gain of a chosen question over a random one: {shown[0]} bits "
-        f"[{shown[1]}, {shown[2]}], {gain.n} questions"
+        f"[{shown[1]}, {shown[2]}], {gain.n} questions" + (f"; {caution}" if caution else "")
     )

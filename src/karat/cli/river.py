@@ -183,7 +183,7 @@ def collect(
     if not server and not wait:
         lines.append(f"let people answer with: karat serve {shown}")
     if done.gain is not None:
-        lines.insert(1, gain_line(done.gain))
+        lines.insert(1, gain_line(done.gain, done.caution))
         timed = f"{done.pace.factor:.2f} × the seconds its words lead to expect, measured on {done.pace.n} answers"
         lines[2:2] = [f"a comparison takes {timed}"] if done.pace.n else []
     if done.kinds is not None:

@@ -26,7 +26,7 @@ from karat.feedback.work.arena import PREFIX, add_pairs, name_checkpoints
 from karat.feedback.work.queueing import Queue, StoreQueue
 from karat.ledger.artifacts import content_hash
 from karat.lm.load import LoadedLM, load_lm
-from karat.pipeline.choosing import Pace, check_strategy, choose_comparisons, pace_of
+from karat.pipeline.choosing import Chosen, Pace, check_strategy, choose_comparisons, pace_of
 from karat.pipeline.kind_shares import KINDS_PARTED, KindShares, kind_shares
 from karat.pipeline.people import how_to_judge, wait_for_answers
 from karat.pipeline.room import LONGEST, check_room, longest_response, with_room
@@ -110,6 +110,8 @@ class Asked:
     """How long people of this store took for a comparison, by which a budget of time was spent."""
     kinds: KindShares | None = None
     """How the time was parted between kinds; None = one kind was asked."""
+    caution: str = ""
+    """Why the reward model's belief is not one to choose by; "" = nothing is known against it."""
 
 
 def ask_about(
@@ -148,7 +150,7 @@ def ask_about(
             new = [Response(prompt.id, text, name, number) for number, text in enumerate(texts)]
             responses += new
             written.setdefault(name, {})[prompt.id] = [response.id for response in new]
-    gain, pace, kinds = None, Pace(), None
+    gain, pace, kinds, caution = None, Pace(), None, ""
     plan = {"question": asking.question.id, "stop_after": asking.stop_after, "guideline": newest or "v1"}
     if len(models) == 2:
         pairs, propensity = _across(written, {one.id: one.text for one in responses}, prompts, asking)
@@ -169,7 +171,8 @@ def ask_about(
             with progress.stage(f"chooses by {asking.strategy}"):
                 if isinstance(store, Store) and asking.seconds is not None:
                     pace = pace_of(store.judgements(), store.prompts(), store.responses())
-                tasks, gain, kinds = _by_reward(store, prompts, responses, asking, pace)
+                tasks, chosen, kinds = _by_reward(store, prompts, responses, asking, pace)
+            gain, caution = chosen.gain, chosen.caution
         else:
             tasks = _within(written, asking)
         asked = [replace(task, **plan) for task in tasks if task.kind == asking.question.kind]
@@ -178,7 +181,7 @@ def ask_about(
             plan |= {"question": one.id, "stop_after": 0}
             asked += [replace(task, **plan) for task in tasks if task.kind == one.kind]
         n_new = queue.add_tasks(asked)
-    return Asked(len(prompts), len({one.id for one in responses}), n_new, 0, asking.batch, gain, pace, kinds)
+    return Asked(len(prompts), len({one.id for one in responses}), n_new, 0, asking.batch, gain, pace, kinds, caution)
 
 
 def collect_from(
@@ -254,8 +257,8 @@ def arena_batch(models: Sequence[Path]) -> str:
 
 def _by_reward(
     store: Store | Queue, prompts: Sequence[Prompt], responses: Sequence[Response], asking: Asking, pace: Pace
-) -> tuple[list[Task], Estimate, KindShares | None]:
-    """Comparisons chosen with the belief of a saved reward model, and what that is expected to gain; and other kinds beside."""
+) -> tuple[list[Task], Chosen, KindShares | None]:
+    """Comparisons chosen with the belief of a saved reward model and other kinds beside; and the choice, with what it is expected to gain."""
     assert asking.reward is not None
     scorer, known = load_scorer(asking.reward), {prompt.id: prompt for prompt in prompts}
     by_prompt: dict[str, list[Response]] = {}
@@ -283,7 +286,7 @@ def _by_reward(
         seconds_factor=asking.overlap * pace.factor, random_frac=asking.random_frac,
     )  # fmt: skip
     tasks = [replace(task, overlap=asking.overlap, batch=asking.batch) for task in (*chosen.tasks, *others)]
-    return tasks, chosen.gain, kinds
+    return tasks, chosen, kinds
 
 
 def _within(written: Mapping[str, Mapping[str, Sequence[str]]], asking: Asking) -> list[Task]:

@@ -31,6 +31,8 @@ from karat.stats import not_estimable
 
 SECONDS_PER_WORD, SECONDS_BESIDES = 0.25, 2.0
 """Reading at 240 words a minute and a decision: what a question costs before anybody's time has been measured."""
+FEW_DRAWS = 32
+"""Joint draws below which a belief may know fewer directions than it is asked about: heads are 5 by default, a last layer has 128."""
 FEWEST_TIMED, MOST_TIMES = 20, 10.0
 """Timed answers from which seconds are measured, and times the assumed ones at which one of them is cut: a pause is no work."""
 
@@ -45,6 +47,8 @@ class Chosen:
     """Bits a question of the chosen arm is expected to give beyond one of the random arm, difference of means."""
     n_random: int
     """Questions of the random arm."""
+    caution: str = ""
+    """Why the belief is not one to choose by, in words; "" = nothing is known against it."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,7 @@ def comparisons(
         random_frac=settings.random_frac,
     )  # fmt: skip
     detail = f"{settings.acquisition}: {chosen.n_random} of {len(chosen.tasks)} questions are the random arm"
+    detail += f"; {chosen.caution}" if chosen.caution else ""
     question = "How many bits is a chosen question expected to tell beyond a random one?"
     return list(chosen.tasks), [Finding("collect.gain", question, "info", chosen.gain, detail=detail)]
 
@@ -178,7 +183,25 @@ def choose_comparisons(
         choices = _within(choices, cost, seconds)
     swaps = rng.random(len(choices)) < 0.5
     tasks = tuple(_task(pool[c.pair], c, bool(swap)) for c, swap in zip(choices, swaps, strict=True))
-    return Chosen(tasks, _gain(pairs, choices, counterfactual), sum(c.strategy == "random" for c in choices))
+    n_random = sum(c.strategy == "random" for c in choices)
+    caution = few_draws(len(belief.draws), len(choices) - n_random)
+    return Chosen(tasks, _gain(pairs, choices, counterfactual), n_random, caution)
+
+
+def few_draws(n_draws: int, n_chosen: int) -> str:
+    """What is to be said where a belief of so few draws chooses so many questions; "" = nothing.
+
+    S draws span S − 1 directions: after as many different questions the belief has nothing left to ask.
+
+    >>> few_draws(5, 4), few_draws(128, 200)
+    ('', '')
+    """
+    if n_draws >= FEW_DRAWS or n_chosen < n_draws:
+        return ""
+    return (
+        f"too few draws to choose by: {n_draws} span {n_draws - 1} directions and {n_chosen} questions were chosen; "
+        "`reward.posterior: laplace` has 128 (docs/asking.md)"
+    )
 
 
 def _pool(responses_by_prompt: Mapping[str, Sequence[Response]]) -> list[tuple[Response, Response]]:
