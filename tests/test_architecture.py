@@ -52,7 +52,7 @@ EFFECTFUL = {
     "ledger.artifacts", "ledger.manifest", "lm.headers", "lm.loop_identity", "lm.adapter_files", "lm.load", "lm.own_numbers", "lm.logprobs", "lm.decoder", "lm.generate", "lm.segments", "lm.loop", "lm.freed_memory", "lm.native", "lm.checkpoints", "lm.sharding", "lm.parallel", "lm.together", "lm.trackers", "lm.endpoint",
     "feedback.store", "feedback.engine", "feedback.baton", "feedback.prepared", "feedback.work.sitting", "feedback.additions", "feedback.submission", "feedback.misfits", "feedback.leases", "feedback.waiting", "feedback.snapshot", "feedback.exchange.importers", "feedback.exchange.answers", "feedback.exchange.exporters",
     "feedback.people.accounts", "feedback.work.adjudication", "feedback.work.assignment", "feedback.work.gates", "feedback.people.care", "feedback.work.check_answers",
-    "feedback.work.checks", "feedback.work.check_items", "feedback.documents", "feedback.people.drafts", "feedback.keys", "feedback.openings", "feedback.work.requeue",
+    "feedback.work.checks", "feedback.work.check_items", "feedback.documents", "feedback.people.door", "feedback.people.drafts", "feedback.keys", "feedback.openings", "feedback.work.requeue",
     "feedback.people.roles", "feedback.people.sessions", "feedback.people.standing", "feedback.work.turns", "feedback.turnstile", "feedback.upserts",
     "feedback.record.seals", "feedback.record.verification", "feedback.record.erasure", "feedback.record.backup", "feedback.record.bundle",
     "feedback.schema", "prompts.sources", "reward.score", "reward.train", "reward.dense", "reward.mark_quality", "policy.rollout", "policy.ppo", "policy.odd_rewards", "sft.train",

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from karat import cli
 from karat.errors import ConfigError
 from karat.feedback.client import RaterClient
+from karat.feedback.documents import documents
 from karat.feedback.people import accounts
 from karat.feedback.store import open_store
 from karat.feedback.web.serve import default_workers, serve
@@ -81,6 +83,34 @@ def test_what_is_wrong_is_said_before_a_worker_starts(tmp_path):
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}.*--port"):
             serve(str(tmp_path / "s.db"), ServerSettings(port=port))
+
+
+def test_links_begin_with_the_address_that_the_server_was_last_started_with(tmp_path, monkeypatch, capsys):
+    store = str(tmp_path / "s.db")
+
+    def link(*options: str) -> tuple[str, str]:
+        assert cli.main(["people", "add", store, *options]) == 0
+        said = capsys.readouterr()
+        return said.out.split()[1].partition("/invite/")[0], said.err
+
+    monkeypatch.setattr("karat.feedback.web.serve._Workers.keep", lambda *_: None)
+    address, said = link()
+    assert address == "http://127.0.0.1:8000"
+    assert "no server of this store was started yet: http://127.0.0.1:8000 is assumed" in said
+    assert "--url" in said
+    for settings in (ServerSettings(port=0), ServerSettings(port=0, public_url="https://judge.example.org")):
+        lines: list[str] = []
+        serve(store, settings, say=lines.append)
+        assert link() == (lines[0].split(" at ")[1], "")
+    assert link("--url", "http://localhost:9/") == ("http://localhost:9", "")
+    with open_store(store) as opened:
+        assert [one.body["url"] for one in documents(opened, "server")][1:] == ["https://judge.example.org"]
+        accounts.make_account(opened, "admin", login="boss", now=0.0)
+    assert cli.main(["people", "link", store, "boss"]) == 0
+    assert cli.main(["people", "study", store, "pilot"]) == 0
+    first, second = capsys.readouterr().out.split()
+    assert first.startswith("https://judge.example.org/invite/")
+    assert second.startswith("https://judge.example.org/study/")
 
 
 def children(pid: int) -> set[int]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from karat.cli.links import link_begins
 from karat.cli.options import (
     AsJson,
     Decoding,
@@ -219,7 +220,7 @@ def people_add(
     login: Annotated[str, typer.Option(help="Name to sign in with, where a password will be set.")] = "",
     contact: Annotated[str, typer.Option(help="How to reach the person; shown to admins only.")] = "",
     n: Annotated[int, typer.Option(help="How many accounts.")] = 1,
-    url: Annotated[str, typer.Option(help="Address that the links begin with.")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Option(help="Address that the links begin with; empty = the server's.")] = "",
     days: Annotated[float, typer.Option(help="How long a link lives.")] = 14.0,
     as_json: AsJson = False,
 ) -> None:
@@ -231,9 +232,10 @@ def people_add(
         raise ConfigError(f"people add: found --n {n}; expected 1 or more, and 1 with --login or --contact")
     made, now = [], time.time()
     with open_store(store_or_new(run_or_store)) as store:
+        begins = link_begins(store, url)
         for _ in range(n):
             account = make_account(store, role, now=now, login=login or None, contact=contact or None)
-            link = f"{url.rstrip('/')}/invite/{invite(store, account.id, now=now, days=days)}"
+            link = f"{begins}/invite/{invite(store, account.id, now=now, days=days)}"
             made.append({"account": account.id, "annotator": account.annotator, "role": role, "link": link})
     answer(as_json, {"accounts": made}, [f"{one['annotator'] or one['role']}  {one['link']}" for one in made])
 
@@ -242,7 +244,7 @@ def people_add(
 def people_link(
     run_or_store: StoreOrRun,
     who: Annotated[str, typer.Argument(help="A pseudonym, login or account id.")],
-    url: Annotated[str, typer.Option(help="Address that the link begins with.")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Option(help="Address that the link begins with; empty = the server's.")] = "",
     days: Annotated[float, typer.Option(help="How long the link lives.")] = 14.0,
     as_json: AsJson = False,
 ) -> None:
@@ -252,7 +254,7 @@ def people_link(
 
     with open_store(store_address(run_or_store), create=False) as store:
         found = _named(accounts(store), who)
-        link = f"{url.rstrip('/')}/invite/{invite(store, found.id, now=time.time(), days=days)}"
+        link = f"{link_begins(store, url)}/invite/{invite(store, found.id, now=time.time(), days=days)}"
     answer(as_json, {"account": found.id, "link": link}, [link])
 
 
@@ -326,7 +328,9 @@ def people_study(
     run_or_store: StoreOrRun,
     name: Annotated[str, typer.Argument(help="Name of the study here.")],
     close: Annotated[bool, typer.Option("--close", help="Let nobody in by its link any more.")] = False,
-    url: Annotated[str, typer.Option(help="Address that the link begins with; by default the one given before.")] = "",
+    url: Annotated[
+        str, typer.Option(help="Address that the link begins with; empty = the one given before, or the server's.")
+    ] = "",
     completed: Annotated[
         str | None, typer.Option(help="Completion address or code of who has done what there was; '' = forget it.")
     ] = None,
@@ -343,8 +347,9 @@ def people_study(
     ends = {end: out.strip() for end, out in given.items() if out is not None}
     with open_store(store_or_new(run_or_store)) as store:
         study = (close_study if close else open_study)(store, name, now=time.time(), ends=ends, url=url)
+        begins = link_begins(store, study.url)
     query = "PROLIFIC_PID={{%PROLIFIC_PID%}}&STUDY_ID={{%STUDY_ID%}}&SESSION_ID={{%SESSION_ID%}}"
-    link = f"{study.url or 'http://127.0.0.1:8000'}/study/{study.token}?{query}"
+    link = f"{begins}/study/{study.token}?{query}"
     ways_out = [f"{end}: {out}" for end, out in study.ends.items()]
     lines = [link if study.is_open else f"{name}: closed", *ways_out]
     answer(as_json, {"study": name, "open": study.is_open, "link": link, "ends": dict(study.ends)}, lines)

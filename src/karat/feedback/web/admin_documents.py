@@ -27,6 +27,7 @@ from karat.feedback.documents import (
     put_document,
 )
 from karat.feedback.people.about_you import DEMOGRAPHICS, body_of, fields_of, text_of
+from karat.feedback.people.door import DOOR
 from karat.feedback.people.studies import PREFIX as STUDIES
 from karat.feedback.web.access import Visitor
 from karat.feedback.web.desk import Admin, Sent, done, field_of, note, page
@@ -58,7 +59,8 @@ def document_list(request: Request, visitor: Admin) -> Response:
     """Every document with its newest version."""
     store = request.app.state.store
     hidden = (PREFIX, STUDIES)
-    newest = {one.name: one for one in documents(store) if one.name != SETTINGS and not one.name.startswith(hidden)}
+    shown = (one for one in documents(store) if one.name not in (SETTINGS, DOOR) and not one.name.startswith(hidden))
+    newest = {one.name: one for one in shown}
     names = [*KNOWN, *(name for name in newest if name not in KNOWN)]
     return page(
         request,

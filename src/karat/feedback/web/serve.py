@@ -25,6 +25,7 @@ from typing import Any
 import uvicorn
 
 from karat.errors import ConfigError
+from karat.feedback.people.door import keep_door
 from karat.feedback.store import open_store
 from karat.feedback.web.app import create_app
 from karat.feedback.web.first_admin import setup_token
@@ -76,6 +77,7 @@ def serve(
             settings = replace(settings, port=listener.getsockname()[1])
         with open_store(url) as store:
             create_app(store, settings)  # what is wrong with it is said here, once, and not by every worker
+            keep_door(store, settings.url, now=time.time())
             token = setup_token(store)
             say(f"karat serves {store.address} at {settings.url}")
         if token is not None:
