@@ -157,6 +157,37 @@ def outcome(capsys, *arguments):
     return code, captured.out, captured.err
 
 
+def test_a_person_who_types_what_is_no_vote_is_told_what_is_one_and_asked_again(
+    tmp_path, checkpoints, capsys, monkeypatch
+):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("say a\nsay b\n")
+    typed = iter(["3", "", "left", " 2 ", "yes", "/quit"])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda _: next(typed))
+    command = ("compare", *checkpoints, "--rater", "ann", "--prompts", prompts, "--store", tmp_path / "k.db")
+    code, out, err = outcome(capsys, *command, "--max-new-tokens", 6)
+    assert code == 0
+    assert "won 1, tied 0, lost 0" in out or "won 0, tied 0, lost 1" in out
+    expected = "expected 1, 2, t (tie) or s (skip), or /quit"
+    told = [line.rpartition("> ")[2] for line in err.splitlines() if "found" in line]
+    assert told == [f"found {word!r}; {expected}" for word in ("3", "", "left", "yes")]
+
+
+@pytest.mark.parametrize("command", ["chat", "generate", "score"])
+def test_who_interrupts_what_does_not_continue_is_told_so(command, checkpoints, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    for place in ("karat.lm.load.load_lm", "karat.batches.generate_file", "karat.batches.score_file"):
+        monkeypatch.setattr(place, interrupt)
+    more = {"chat": [], "generate": ["p.jsonl", "--out", "o"], "score": ["r.jsonl", "--out", "o"]}[command]
+    code, _, err = outcome(capsys, command, checkpoints[0], *more)
+    holds = "what was said is not kept, and the same command begins a new conversation"
+    said = holds if command == "chat" else "nothing was written, and the same command begins anew"
+    assert (code, err.splitlines()[-1]) == (130, f"karat: interrupted; {said}")
+
+
 def test_both_commands_from_a_script(tmp_path, checkpoints, capsys):
     turns = tmp_path / "turns.txt"
     turns.write_text("hello\n/reset\nbye\n")

@@ -1,7 +1,7 @@
 """The command line: one thin command for each recipe, which imports its room only when it runs.
 
 Results go to standard output, progress and errors to standard error. A wrong input is one line and exit code 2;
-interrupting is safe (130) and the same command continues. Knows no method: every command hands over to a room.
+interrupting is safe (130) and the same command continues, or the line says what holds instead. Knows no method: every command hands over to a room.
 """
 
 from __future__ import annotations
@@ -28,6 +28,12 @@ from karat.ranks import says_interrupted
 __all__ = ["UsageError", "app", "main", "parse_seeds"]
 
 RESUMES = "karat: interrupted; the same command continues where it stopped"
+ANEW = "karat: interrupted; nothing was written, and the same command begins anew"
+ENDED = {
+    "chat": "karat: interrupted; what was said is not kept, and the same command begins a new conversation",
+    **dict.fromkeys(("generate", "best-of-n", "score"), ANEW),
+}
+"""What holds for commands that do not continue."""
 # typer carries its own copy of click, whose root of usage errors has no public name.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0].__bases__[0]
 
@@ -59,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place = getattr(error, "filename", None) or "a write failed"
         return _complain(f"{place}: the disk is full; free some space and run the same command again")
     if code == INTERRUPTED and says_interrupted():  # typer itself turns an interruption into this code, silently
-        print(f"\n{RESUMES}", file=sys.stderr)
+        print(f"\n{ENDED.get(given[0] if given else '', RESUMES)}", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 

@@ -135,16 +135,18 @@ def _prompts(path: Path | None, lines: Iterator[str], typed: bool) -> Iterator[A
 
 def _answer(lines: Iterator[str], typed: bool) -> str | None:
     """The next answer; a person is asked again until it is one, a script is taken at its word."""
-    from karat.talk.duel import LEVELS, SKIPS
+    from karat.talk.duel import ANSWERS, LEVELS, SKIPS
 
     while True:
         if typed:
-            print("better: 1, 2, t (tie), s (skip)> ", end="", file=sys.stderr, flush=True)
+            print(f"better: {ANSWERS}> ", end="", file=sys.stderr, flush=True)
         line = next(lines, None)
         if line is None or line.strip() == "/quit":
             return None
         if (not typed and line.strip()) or line.strip().lower() in (*LEVELS, *SKIPS):
             return line
+        if typed:
+            print(f"found {line.strip()!r}; expected {ANSWERS}, or /quit", file=sys.stderr)
 
 
 def _shower(*, quiet: bool) -> Any:

@@ -27,6 +27,8 @@ from karat.talk.conversation import TalkSettings, draw_reply, room_wanted
 LEVELS = {"1": 2, "t": 1, "tie": 1, "2": 0}
 """What is typed, and the level in favour of the text shown first."""
 SKIPS = ("s", "skip")
+ANSWERS = "1, 2, t (tie) or s (skip)"
+"""What is understood, in words."""
 N_LEVELS = 3
 
 
@@ -190,7 +192,7 @@ def _vote(answer: str) -> str:
         return "skip"
     if said in LEVELS:
         return said if said in ("1", "2") else "tie"
-    raise InputError(f"compare: found the answer {answer.strip()!r}; expected 1, 2, t (tie) or s (skip)")
+    raise InputError(f"compare: found the answer {answer.strip()!r}; expected {ANSWERS}")
 
 
 def _judgement(duel: Duel, task: Task, shown: Shown, vote: str, *, active_s: float) -> Judgement:
