@@ -198,7 +198,8 @@ VOTES = [
 ]
 
 
-def test_votes_go_in_out_and_down_to_their_ids_in_a_trace(capsys, tmp_path: Path):
+def voted_run(capsys, tmp_path: Path) -> Path:
+    """A run of two votes with its snapshot."""
     source, run = tmp_path / "votes.jsonl", tmp_path / "run"
     source.write_text("\n".join(json.dumps(vote) for vote in VOTES))
     store = run / "karat.db"
@@ -217,6 +218,12 @@ def test_votes_go_in_out_and_down_to_their_ids_in_a_trace(capsys, tmp_path: Path
         write_snapshot(opened, run / "snapshots" / "main")
     reference = artifacts.ref_of(run, Path("snapshots/main"), "snapshot", "snapshot")
     write_manifest(run, Manifest("demo", "collect", (), (reference,), {}, {}, {}, None, "", "", 1.0))
+    return run
+
+
+def test_votes_go_in_out_and_down_to_their_ids_in_a_trace(capsys, tmp_path: Path):
+    run = voted_run(capsys, tmp_path)
+    store = run / "karat.db"
     code, out, _ = outcome(capsys, "trace", str(run))
     assert code == 0
     assert "votes 2; raters 2" in out
@@ -231,6 +238,25 @@ def test_votes_go_in_out_and_down_to_their_ids_in_a_trace(capsys, tmp_path: Path
     code, _, err = outcome(capsys, "export", str(store), "--format", "standard", "--out", str(tmp_path / "x"))
     assert (code, (tmp_path / "x").exists()) == (2, False)
     assert "expected a snapshot" in err
+
+
+def test_a_snapshot_in_the_place_of_a_store_and_the_other_way_round_is_said_with_what_to_give(capsys, tmp_path: Path):
+    run = voted_run(capsys, tmp_path)
+    snapshot = run / "snapshots" / "main"
+    for place in (snapshot, snapshot / "snapshot.json", snapshot / "judgements.jsonl"):
+        code, _, err = outcome(capsys, "export", str(place), "--format", "datasets", "--out", str(tmp_path / "x"))
+        said = f"found a snapshot; expected the store or run that it was taken from, {run}"
+        assert (code, (tmp_path / "x").exists()) == (2, False)
+        assert err == (
+            f"karat: export --format datasets: {place}: {said}; of a snapshot itself there is --format conversational or standard\n"
+        )
+        assert outcome(capsys, "quality", str(place))[2] == f"karat: {place}: {said}\n"
+    for place, found in ((run, "no snapshot.json in it"), (snapshot / "snapshot.json", "a file")):
+        code, _, err = outcome(capsys, "export", str(place), "--format", "standard", "--out", str(tmp_path / "x"))
+        assert (code, err) == (
+            2,
+            f"karat: {place}: found {found}; expected the directory of a snapshot, as {snapshot} is\n",
+        )
 
 
 def test_a_bad_row_imports_nothing(capsys, tmp_path: Path):

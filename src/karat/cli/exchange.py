@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from karat.cli.options import AsJson, Out, StorePath, answer, app, counts, store_address
 from karat.errors import ConfigError, StoreError
+
+if TYPE_CHECKING:
+    from karat.feedback.store import Store
 
 ImportFormat = Literal[
     "answers", "votes", "preferences", "hh", "ukp", "judgements", "parquet", "datasets", "argilla", "label-studio"
@@ -53,24 +56,36 @@ def export(
     """Write votes to a file: as preference trainers read them (a snapshot), or all that is known (a store)."""
     from karat.feedback.exchange import exporters
     from karat.feedback.snapshot import read_snapshot
-    from karat.feedback.store import open_store
 
     place = Path(source)
     if kind in SNAPSHOT_FORMATS:
         if not place.exists():
             raise StoreError(f"{place}: nothing is there; expected the directory of a snapshot")
-        if not place.is_dir():
+        if place.is_file() and not (place.parent / "snapshot.json").is_file():
             raise ConfigError(f"export --format {kind}: found {place}; expected a snapshot (a directory)")
         summary = exporters.export_preferences(read_snapshot(place), out, style=kind)  # type: ignore[arg-type]
         answer(as_json, {"out": str(out), **dataclasses.asdict(summary)}, [f"{out}: {counts(summary)}"])
         return
-    with open_store(store_address(source), create=False) as opened:
+    with _store_of(source, kind) as opened:
         if kind in ("answers", "votes"):
             summary = (exporters.export_votes if kind == "votes" else exporters.export_answers)(opened, out)
             answer(as_json, {"out": str(out), **dataclasses.asdict(summary)}, [f"{out}: {counts(summary)}"])
             return
         n_rows = _exporter(kind)(opened, out)
     answer(as_json, {"out": str(out), "n_rows": n_rows}, [f"{out}: {n_rows:,} rows"])
+
+
+def _store_of(source: str, kind: str) -> Store:
+    """The store to be exported. Raises: StoreError where there is none; of a snapshot with what can be had of it."""
+    from karat.feedback.store import open_store
+
+    try:
+        address = store_address(source)
+    except StoreError as error:
+        formats = " or ".join(SNAPSHOT_FORMATS)
+        more = f"; of a snapshot itself there is --format {formats}" if "found a snapshot" in str(error) else ""
+        raise StoreError(f"export --format {kind}: {error}{more}") from None
+    return open_store(address, create=False)
 
 
 def _importers(kind: str, texts: Path | None, names: Any) -> Callable[[Any, Path], Any]:

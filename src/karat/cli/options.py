@@ -96,9 +96,14 @@ StoreOrRun = Annotated[
 def store_address(run_or_store: str) -> str:
     """The address of the store of a run, or the address itself.
 
-    Raises: StoreError for a directory without a store.
+    Raises: StoreError for a directory without a store, and for a snapshot, which is none.
     """
     place = Path(run_or_store)
+    snapshot = next((one for one in (place, place.parent) if (one / "snapshot.json").is_file()), None)
+    if "://" not in run_or_store and snapshot is not None and place.suffix != ".db":
+        run = snapshot.parent.parent
+        store = f", {run}" if (run / "karat.db").is_file() else ""
+        raise StoreError(f"{place}: found a snapshot; expected the store or run that it was taken from{store}")
     if "://" in run_or_store or not place.is_dir():
         return run_or_store
     if not (place / "karat.db").is_file():

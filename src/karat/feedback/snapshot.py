@@ -184,6 +184,11 @@ def read_snapshot(path: str | Path) -> Snapshot:
     Raises: LedgerError naming what is missing or was altered.
     """
     path = Path(path)
+    if path.exists() and not (path / "snapshot.json").is_file():
+        near = [path.parent / "snapshot.json", *path.glob("snapshots/*/snapshot.json"), *path.glob("*/snapshot.json")]
+        others = next((f", as {one.parent} is" for one in sorted(near[1:]) + near[:1] if one.is_file()), "")
+        found = "no snapshot.json in it" if path.is_dir() else "a file"
+        raise LedgerError(f"{path}: found {found}; expected the directory of a snapshot{others}")
     try:
         return _read(path)
     except FileNotFoundError as error:
