@@ -18,7 +18,7 @@ from karat.lm.endpoint import Endpoint
 from karat.lm.generate import SamplingConfig, sample
 from karat.lm.load import LoadedLM, load_lm
 from karat.policy.best_of_n import best_of_n
-from karat.policy.score_sources import named_score
+from karat.policy.score_sources import asked_once, named_score
 from karat.records import Prompt, ScoreFn
 from karat.reward.score import load_scorer
 from karat.rowfiles import asked_in, prompt_in, read_rows, write_rows
@@ -170,7 +170,7 @@ def best_of_n_file(
         drawn = sample(lm, tokens, n_samples=n_samples, config=config, seed=seed, progress=progress)
         return [[response_text(lm.tokenizer, one.response_tokens, lm.eos_ids) for one in group] for group in drawn]
 
-    score = reward_mean(Path(score_by)) if Path(score_by).is_dir() else named_score(score_by)
+    score = reward_mean(Path(score_by)) if Path(score_by).is_dir() else asked_once(named_score(score_by), name=score_by)
     found = best_of_n(asked, endpoint or sampler, score, n=n, seed=seed, n_samples=n_samples)
     write_rows(
         out,

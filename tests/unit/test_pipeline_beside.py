@@ -71,7 +71,9 @@ def test_a_function_can_be_bounded_instead(scorer, tmp_path, monkeypatch):
     bound = ConstraintConfig(cost="costs:words", keep="below", limit=3)
     assert beside_the_score(scorer, tmp_path, NO_DENSE, bound).cost_fn([PROMPT] * 3, TEXTS) == [3.0, 3.0, 4.0]
     broken = beside_the_score(scorer, tmp_path, NO_DENSE, dataclasses.replace(bound, cost="costs:broken")).cost_fn
-    with pytest.raises(InputError, match="cost function broken: raised ValueError: no idea"):  # not the score function
+    with pytest.raises(
+        InputError, match=r"cost function costs:broken: raised ValueError: no idea \(line 4 of costs\.py\)"
+    ):  # not the score function
         broken([PROMPT], ["a"])
     with pytest.raises(ConfigError, match=r"constraint\.cost: found no function 'letters' in costs"):
         beside_the_score(scorer, tmp_path, NO_DENSE, dataclasses.replace(bound, cost="costs:letters"))

@@ -140,7 +140,7 @@ def test_refuses_bad_input():
     actor = toy_actor()
     settings = RolloutSettings(n_prompts=1, n_samples=2, max_new_tokens=4)
     arguments = {"settings": settings, "token_budget": 100, "seed": 0}
-    with pytest.raises(InputError, match="found nan for the response"):
+    with pytest.raises(InputError, match=r"found nan for responses\[1\] of 2"):
         collect_rollout(actor, PROMPTS[:1], lambda _p, _t: [0.0, math.nan], **arguments)
     with pytest.raises(InputError, match="found 1 scores for 2 responses"):
         collect_rollout(actor, PROMPTS[:1], lambda _p, _t: [0.0], **arguments)

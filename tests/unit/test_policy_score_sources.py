@@ -1,6 +1,7 @@
 """Score functions from outside: found by name, asked over HTTP with tries again, and one clear line when they fail."""
 
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +9,16 @@ from contextlib import contextmanager
 import pytest
 
 from karat.errors import ConfigError, InputError
-from karat.policy.score_sources import BATCH, HttpScore, HttpSettings, WeightedScore, named_score, source_hash
+from karat.policy.score_sources import (
+    BATCH,
+    HttpScore,
+    HttpSettings,
+    WeightedScore,
+    asked_once,
+    named_score,
+    source_hash,
+)
+from karat.policy.scores import score_responses
 from karat.records import user_prompt
 from local_server import Quiet, serving
 
@@ -116,6 +126,63 @@ def test_a_python_function_by_name(tmp_path, monkeypatch):
     ):
         with pytest.raises(ConfigError, match=said):
             named_score(name)
+
+
+WRONG = """\
+def raises(prompts, texts):
+    return [1 / len(text) for text in texts]
+
+def nan(prompts, texts):
+    return [float(text or "nan") for text in texts]
+
+def words(prompts, texts):
+    return [text or "none" for text in texts]
+
+def fewer(prompts, texts):
+    return [float(text) for text in texts if text]
+
+def more(prompts, texts):
+    return [1.0] * 5
+
+def nothing(prompts, texts):
+    pass
+
+class Judge:
+    def __call__(self, prompts, texts):
+        return [None] * len(texts)
+
+judge = Judge()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "raises",
+            "raised ZeroDivisionError: division by zero (line 2 of wrong_scores.py) for 3 responses, the first '1'",
+        ),
+        ("nan", "found nan for responses[1] of 3, '' to {prompt}; expected a finite number"),
+        ("words", "found 'none' for responses[1] of 3, '' to {prompt}; expected a finite number"),
+        ("fewer", "found 2 scores for 3 responses; responses[2] is the first without one; expected one each"),
+        ("more", "found 5 scores for 3 responses; expected one each"),
+        ("nothing", "found None; expected one finite number for each response"),
+        ("judge", "found None for responses[0] of 3, '1' to {prompt}; expected a finite number"),
+    ],
+)
+def test_a_wrong_score_is_said_with_the_function_and_the_first_response(name, said, tmp_path, monkeypatch):
+    (tmp_path / "wrong_scores.py").write_text(WRONG)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "wrong_scores", raising=False)
+    function = named_score(f"wrong_scores:{name}")
+    asked = ([PROMPT] * 3, ["1", "", "2"])
+    with pytest.raises(InputError) as caught:
+        asked_once(function, name=f"wrong_scores:{name}")(*asked)
+    assert str(caught.value).startswith(f"score function wrong_scores:{name}: {said.format(prompt=PROMPT.id)}")
+    with pytest.raises(InputError) as caught:  # whoever calls it without a name says where it was defined
+        score_responses(function, *asked, what="cost function")
+    own = "Judge" if name == "judge" else name
+    assert str(caught.value).startswith(f"cost function wrong_scores:{own}: {said.format(prompt=PROMPT.id)}")
 
 
 def test_an_edited_score_function_is_told_from_what_it_was(tmp_path, monkeypatch):

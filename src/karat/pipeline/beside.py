@@ -97,7 +97,8 @@ def cost_fn(scorer: Scorer, constraint: ConstraintConfig, *, http: HttpSettings 
     Raises: ConfigError as `beside_the_score` has it.
     """
     if constraint.cost:
-        measure = asked_once(named_score(constraint.cost, key="constraint.cost", http=http), what="cost function")
+        named = named_score(constraint.cost, key="constraint.cost", http=http)
+        measure = asked_once(named, what="cost function", name=constraint.cost)
     else:
         names = scorer.model.objectives
         if constraint.objective not in names:

@@ -73,7 +73,7 @@ def train(
     lengths = [float(n) for row in samples.lengths for n in row]
     # 2. the method
     score = (
-        asked_once(named_score(config.score, http=config.score_http))
+        asked_once(named_score(config.score, http=config.score_http), name=config.score)
         if config.score
         else score_fn(scorer, config.aggregator)
     )

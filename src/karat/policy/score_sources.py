@@ -67,15 +67,15 @@ def named_score(name: str, *, key: str = "score", http: HttpSettings | None = No
     return python_score(name, key=key)
 
 
-def asked_once(score: ScoreFn, *, what: str = "score function") -> ScoreFn:
+def asked_once(score: ScoreFn, *, what: str = "score function", name: str = "") -> ScoreFn:
     """A score function from outside that is called in one process for all: it may count its calls, or cost money.
 
     Args:
-        what: it is, by which a complaint names it.
+        what, name: by which a complaint names it, as in `score_responses`.
     """
 
     def ask(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        return parallel.from_main(lambda: score_responses(score, prompts, responses, what=what))
+        return parallel.from_main(lambda: score_responses(score, prompts, responses, what=what, name=name))
 
     return ask
 
