@@ -310,6 +310,13 @@ def test_what_pays_the_policy_is_looked_over_before_anything_is_run(tmp_path, ca
     (given / "dense.safetensors").write_bytes(b"cut")
     with pytest.raises(CheckpointError, match=r"dense\.safetensors: truncated or unreadable safetensors"):
         list(payment_problems(config(reward_model=str(given), dense={"weights": {"step": 1.0}})))
+    floors = {"floors": {"preference": 0.0, "harmless": -1.0}}
+    (one,) = payment_problems(config(pluralism={"enabled": True, **floors}))
+    assert one.startswith(
+        "pluralism.floors: found 'harmless', which the reward will not score; expected one of preference"
+    )
+    assert list(payment_problems(config(pluralism=floors))) == []
+    assert "pluralism.floors" in dict(dead_settings(config(pluralism=floors), {"pluralism": floors}))
     right = {"score": "tastes:short", "constraint": {"objective": "preference"}, "collect": {"n_step_marks": 3}}
     assert list(payment_problems(config(**right, dense={"weights": {"step": 1.0}}))) == []
     # a run stops at once, and leaves nothing behind
@@ -326,4 +333,41 @@ def test_doctor_says_what_would_stop_the_run(tmp_path, capsys):
     code, out, _ = outcome(capsys, "doctor", str(file))
     assert code == 1
     assert re.search(r"^wrong    source: .*none: found no directory; expected a model directory", out, re.MULTILINE)
+    assert re.search(r"^wrong    source: .*none.jsonl: no such file; check the path", out, re.MULTILINE)
     assert re.search(r"^wrong    tracking: tracking: found mlflow", out, re.MULTILINE)
+    file.write_text(f"preferences: {{path: {tmp_path}/none.jsonl, model: {tmp_path}/none}}\n")
+    code, out, _ = outcome(capsys, "doctor", str(file))
+    assert [line.partition("found no")[0] for line in out.splitlines() if line.startswith("wrong    source")] == [
+        f"wrong    source: {tmp_path}/none: ", f"wrong    source: {tmp_path}/none.jsonl: no such file; check the path"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("source", ["people", "preferences"])
+def test_a_text_that_is_too_long_for_the_model_is_found_before_anything_is_trained(
+    source, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    tiny_checkpoint("qwen3", tmp_path / "m")
+    prompts = [f"say {i}" for i in range(60)]
+    texts = ["w " * (60 if i % 2 else 2) + str(i) for i in range(60)]
+    if source == "people":
+        rows = [{"prompt": prompt, "response": text} for prompt, text in zip(prompts, texts, strict=True)]
+        given, what = {"prompts": "rows.jsonl"}, "demonstration"
+    else:
+        rows = [
+            {"prompt": prompt, "chosen": text, "rejected": "no"} for prompt, text in zip(prompts, texts, strict=True)
+        ]
+        given = {"path": "rows.jsonl", "format": "preferences"}
+        what = "comparison"
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = rf"rows\.jsonl: found a {what} of \d+ prompt and \d+ response tokens.*; expected at most 128 in all, "
+    short = {"rollout": {"n_prompts": 4, "max_new_tokens": 16}}
+    content = {source: {**given, "model": "m"}, "collect": {"max_new_tokens": 16}, "ppo": short, "name": "long"}
+    Path("c.yaml").write_text(json.dumps(content))
+    code, out, _ = outcome(capsys, "doctor", "c.yaml")
+    assert code == 1
+    assert re.search(rf"^wrong    source: {said}", out, re.MULTILINE)
+    code, _, err = outcome(capsys, "run", "c.yaml")
+    assert code == 2
+    assert re.search(f"^karat: {said}", err, re.MULTILINE)
+    assert "started" not in err

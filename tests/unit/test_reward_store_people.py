@@ -220,6 +220,9 @@ def test_groups_that_nobody_is_in_are_refused_before_training(place, tmp_path, c
     assert "found no member of 'up' for its 12 seats" in capsys.readouterr().err
     assert reward(place, tmp_path / "r", **{"pluralism.target": "{group: {up: 0.5, left: 0.5}}"}) == 2
     assert "up" in capsys.readouterr().err
+    assert reward(place, tmp_path / "r", **{"pluralism.floors": "{harmless: -1.0}"}) == 2
+    said = "pluralism.floors: found 'harmless', which the reward will not score; expected one of preference"
+    assert said in capsys.readouterr().err
     assert reward(place, tmp_path / "r", **{"pluralism.enabled": "false"}) == 2
     assert "aggregator: found worst_group without people; expected pluralism.enabled: true" in capsys.readouterr().err
     assert reward(place, tmp_path / "r", aggregator="median") == 2

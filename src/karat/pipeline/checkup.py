@@ -10,7 +10,7 @@ import contextlib
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -23,6 +23,7 @@ from karat.config import apply_overrides, build, load_yaml
 from karat.devices import chosen, described, memory_bytes
 from karat.doctor import Check
 from karat.errors import KaratError
+from karat.feedback.store import open_store
 from karat.lm.chat import prompt_tokens, response_tokens
 from karat.lm.fused_block import may_be_fused
 from karat.lm.load import LoadedLM, load_lm
@@ -37,12 +38,14 @@ from karat.pipeline.derived import Counts, Derived, derived
 from karat.pipeline.model_settings import PRODUCTS
 from karat.pipeline.optimise import check_demonstrations
 from karat.pipeline.payment import payment_problems
+from karat.pipeline.preferences import fill
 from karat.pipeline.runs import source_of
 from karat.pipeline.sandbox import write_untrained
-from karat.pipeline.settings import RunConfig
+from karat.pipeline.settings import PreferencesSettings, RunConfig
 from karat.pipeline.stages import Clock, Workplace
 from karat.pipeline.votes import VotesConfig, load_trunk
 from karat.progress import Progress
+from karat.prompts.sources import read_prompts as read_prompt_file
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,9 @@ def check_config(
         try:
             counts, lm, size = _look_at_source(config, place, device)
         except KaratError as error:
-            checks.append(Check("source", False, str(error)))
+            checks += [
+                Check("source", False, problem) for problem in _problems_of_inputs(config, place) or [str(error)]
+            ]
         else:
             checks += [
                 Check("source", True, f"{counts.policy_prompts} prompts, {counts.demonstrations} demonstrations"),
@@ -133,8 +138,6 @@ def _look_at_source(config: RunConfig, place: Workplace, device: torch.device) -
     asked = [prompt for group in prompts.values() for prompt in group]
     votes = config.collect.n_tasks * config.collect.overlap
     if not source.asks:
-        from karat.feedback.store import open_store
-
         with open_store(place.directory / "karat.db") as store:
             votes = store.n_judgements()
     shown = read_demonstrations(data / "demonstrations.jsonl")
@@ -153,6 +156,22 @@ def _look_at_source(config: RunConfig, place: Workplace, device: torch.device) -
     here = device.type == "cpu"
     compiled = here and may_be_fused(lm.model) and library(PRODUCTS[config.dtype] or torch.float32) is not None
     return counts, lm, replace(size, narrow=config.dtype == "bfloat16", compiled=compiled, tiled=here)
+
+
+def _problems_of_inputs(config: RunConfig, place: Workplace) -> list[str]:
+    """What is wrong with the checkpoint and with the file of a source, each looked at by itself: one hides the other."""
+    looks: list[Callable[[], object]] = []
+    if (people := config.people) is not None:
+        looks = [lambda: load_lm(people.model), lambda: read_prompt_file(people.prompts)]
+    if (given := config.preferences) is not None:
+        looks = [lambda: load_lm(given.model), lambda: _read_preferences(place.directory / "looked-at.db", given)]
+    found = [_passes("source", look, "") for look in looks]
+    return [one.found for one in found if not one.ok]
+
+
+def _read_preferences(store: Path, given: PreferencesSettings) -> None:
+    with open_store(store) as opened:
+        fill(opened, given)
 
 
 def _parameters(model: Path) -> int:

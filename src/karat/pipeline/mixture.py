@@ -39,7 +39,7 @@ from karat.reading import Said, statements_of
 from karat.records import Finding, Response, Vote
 from karat.reward.contributions import contribution_rows
 from karat.reward.cooling import CrossedScorer, cooled_on_new_prompts
-from karat.reward.data import check_objectives, feedback_data, split_votes
+from karat.reward.data import check_objectives, feedback_data, split_votes, spoken_objectives
 from karat.reward.fit import FittedReward, fit_reward, n_steps_done, n_steps_planned, optimised_scorer, save_fitted
 from karat.reward.gate import gate_verdict
 from karat.reward.mark_quality import MarkQuality, mark_rows
@@ -226,7 +226,7 @@ def _reward_from(request: RewardRequest, progress: Progress) -> dict[str, Any]:
     check_beside_read(request.reward, marks=bool(said.marks))
     train, held, _ = split_votes(trained, holdout_frac=request.reward.holdout_frac)
     voted = main_votes([*train, *held])
-    check_population(voted, snapshot.annotators, request.pluralism)
+    check_population(voted, snapshot.annotators, request.pluralism, spoken_objectives(said.statements))
     # 2. fit
     texts = (snapshot.prompts, said.responses)
     fitted, factors, cooling = cooled_on_new_prompts(_fit(request, train, held, texts, progress), gate, *texts)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from karat.errors import CheckpointError, ConfigError
 from karat.lm.headers import read_header_metadata
+from karat.pipeline.populations import floor_problem
 from karat.pipeline.settings import RunConfig
 from karat.policy.score_sources import named_score
 from karat.reward.dense import DENSE
@@ -27,8 +28,8 @@ def check_payment(config: RunConfig) -> None:
 def payment_problems(config: RunConfig) -> Iterator[str]:
     """What would stop the run where the policy is to be paid, one line each.
 
-    Objectives and marks are only known before the run of a given reward model, and of the sandbox's own raters; of
-    people's judgements they are found when they are read.
+    Objectives and marks are only known before the run of a given reward model, of the sandbox's own raters and of a file
+    of comparisons; of people's judgements they are found when they are read.
     """
     bound, given = config.constraint, config.reward_model
     for key, name in (("score", config.score), ("constraint.cost", bound.cost if bound is not None else "")):
@@ -48,6 +49,9 @@ def payment_problems(config: RunConfig) -> Iterator[str]:
     for key, name in named:
         if objectives is not None and name not in objectives:
             yield f"{key}: found {name!r}; expected one of the reward's: {', '.join(objectives)}"
+    for name in config.pluralism.floors if config.pluralism.enabled else ():
+        if objectives is not None and name not in objectives:
+            yield floor_problem(name, objectives)
     if not config.dense.weights or classes is None:
         return
     if not classes:
@@ -62,7 +66,8 @@ def payment_problems(config: RunConfig) -> Iterator[str]:
 def _objectives(config: RunConfig) -> list[str] | None:
     """The reward's objectives; None = they depend on judgements that are not there yet."""
     if config.reward_model is None:
-        return [PREFERENCE] if config.sandbox is not None and not config.n_people else None
+        compared = config.preferences is not None or (config.sandbox is not None and not config.n_people)
+        return [PREFERENCE] if compared else None
     card = config.reward_model / CARD
     return (
         list(json.loads(card.read_text(encoding="utf-8")).get("objectives", [PREFERENCE])) if card.is_file() else None

@@ -32,6 +32,7 @@ from karat.prompts.sources import ANSWER_FIELDS, read_prompts, rows_with_answers
 from karat.prompts.splits import split
 from karat.questions import Question, plain_question
 from karat.records import Kind, Task
+from karat.sft.train import tokenised
 
 N_LEVELS = 3
 """Levels of a comparison: b better, tie, a better. The reward's likelihood takes one scale for all votes."""
@@ -55,6 +56,8 @@ def write_source(config: RunConfig, place: Workplace) -> StageResult:
         )
     practice = {prompt.id for prompt in parts["practice"]}
     shown = [d for d in rows_with_answers(settings.prompts) if d.prompt.id in practice]
+    if shown:
+        tokenised(lm, shown)  # says now what does not fit, not after fine-tuning has begun
     splits = {
         "sft": [d.prompt for d in shown],
         "collect": parts["practice"][: config.collect.n_prompts],

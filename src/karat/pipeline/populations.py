@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from karat.belief import fit_scale
-from karat.errors import ConvergenceError
+from karat.errors import ConvergenceError, InputError
 from karat.evaluate.measure import draw, texts_of
 from karat.feedback.quality.population import rake
 from karat.feedback.snapshot import Snapshot
@@ -112,11 +112,22 @@ def why_none(votes: Sequence[Vote], pluralism: PluralismConfig) -> str | None:
     return enough_votes(votes, pluralism) if votes else "no votes"
 
 
-def check_population(votes: Sequence[Vote], annotators: Mapping[str, Annotator], pluralism: PluralismConfig) -> None:
-    """Say before training what would go wrong after it: a target or a jury of groups that these raters are not in.
+def check_population(
+    votes: Sequence[Vote],
+    annotators: Mapping[str, Annotator],
+    pluralism: PluralismConfig,
+    objectives: Sequence[str],
+) -> None:
+    """Say before training what would go wrong after it: a floor on an objective that will not be scored, a target or a
+    jury of groups that these raters are not in.
 
+    Args:
+        objectives: what was spoken about, which the reward will score.
     Raises: InputError.
     """
+    for name in pluralism.floors if pluralism.enabled else ():
+        if name not in objectives:
+            raise InputError(floor_problem(name, objectives))
     if why_none(votes, pluralism) is not None:
         return
     who = sorted({vote.annotator for vote in votes})
@@ -126,6 +137,14 @@ def check_population(votes: Sequence[Vote], annotators: Mapping[str, Annotator],
     if pluralism.jury is not None:
         members = {name: np.flatnonzero(code == number).tolist() for number, name in enumerate(names)}
         empanel(JuryComposition(pluralism.jury, pluralism.n_jurors), members, np.random.default_rng(0))
+
+
+def floor_problem(name: str, objectives: Sequence[str]) -> str:
+    """What is said of a floor that could never be checked: a limit on what nothing scores."""
+    return (
+        f"pluralism.floors: found {name!r}, which the reward will not score; expected one of {', '.join(objectives)}: a "
+        "floor needs feedback about its objective"
+    )
 
 
 def judged_samples(votes: Sequence[Vote], snapshot: Snapshot) -> list[tuple[Prompt, list[str]]]:

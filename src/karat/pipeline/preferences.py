@@ -113,7 +113,10 @@ def fitting(
     judgements: Sequence[Judgement],
     settings: PreferencesSettings,
 ) -> list[Judgement]:
-    """Judgements whose prompt and responses are within the limits, in order, at most `limit` of them."""
+    """Judgements whose prompt and responses are within the limits, in order, at most `limit` of them.
+
+    Raises: InputError where the limits together let through what no context of the model holds.
+    """
     n_prompt = {key: len(prompt_tokens(lm.tokenizer, prompt.turns)) for key, prompt in prompts.items()}
     n_response = {
         key: len(response_tokens(lm.tokenizer, response.text, lm.eos_ids[0])) for key, response in responses.items()
@@ -124,7 +127,16 @@ def fitting(
         if n_prompt[judgement.prompt_id] <= settings.max_prompt_tokens
         and all(n_response[one] <= settings.max_response_tokens for one in judgement.response_ids)
     ]
-    return kept if settings.limit is None else kept[: settings.limit]
+    kept = kept if settings.limit is None else kept[: settings.limit]
+    lengths = [(n_prompt[one.prompt_id], max(n_response[each] for each in one.response_ids)) for one in kept]
+    longest = max(lengths, key=sum, default=(0, 0))
+    if sum(longest) > lm.context_length:
+        raise InputError(
+            f"{settings.path}: found a comparison of {longest[0]} prompt and {longest[1]} response tokens; expected at most "
+            f"{lm.context_length} in all, the model's context. Lower preferences.max_prompt_tokens or "
+            "preferences.max_response_tokens"
+        )
+    return kept
 
 
 def preferred(judgement: Judgement) -> str:

@@ -19,7 +19,7 @@ from karat.pipeline.gating import calibration_bins, gate_split, main_votes
 from karat.pipeline.kept_raters import panel_findings, without_panel
 from karat.pipeline.mixture import said_findings, said_in
 from karat.pipeline.models import load_for_training
-from karat.pipeline.populations import fit_population
+from karat.pipeline.populations import check_population, fit_population
 from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Source
 from karat.pipeline.stages import Output, Run, StageResult, Workplace, training_reporters
@@ -29,7 +29,7 @@ from karat.records import Finding, Prompt, Response, Vote
 from karat.reward.classifier import ClassifierTrunk, fit_vote_model, given_fit, one_head_finding
 from karat.reward.contributions import contribution_findings, contribution_rows
 from karat.reward.cooling import CrossedScorer, cooled_on_new_prompts
-from karat.reward.data import split_votes, vote_data
+from karat.reward.data import split_votes, spoken_objectives, vote_data
 from karat.reward.fit import (
     FittedReward,
     fit_reward,
@@ -97,10 +97,12 @@ def train(
     Args:
         samples: what the policy wrote before it was optimised; they set the optimiser's scale.
         newest: what the newest policy wrote, which demonstrations are held against; None = `samples`.
-    Raises: ConfigError, before training, for a jury of objectives.
+    Raises: before training, ConfigError for a jury of objectives, InputError for groups and floors that do not fit.
     """
     parts = vote_parts(run, config, votes, samples if newest is None else newest, place)
     check_jury(parts.fit, config)
+    voted = [*parts.train, *parts.validation]
+    check_population(voted, parts.snapshot.annotators, config.pluralism, spoken_objectives(parts.fit))
     prompts, responses = parts.snapshot.prompts, parts.said.responses
     seed = child_seed(run.seed, "reward")
     path, lora_seed = run.directory / sft.path, child_seed(seed, "lora")

@@ -18,7 +18,7 @@ from torch import Tensor
 from karat.errors import ConfigError, InputError
 from karat.identity import content_id
 from karat.lm import losses, parallel
-from karat.lm.chat import check_fits, prompt_tokens, response_tokens
+from karat.lm.chat import prompt_tokens, response_tokens
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import response_logprobs
 from karat.lm.loop import LoopConfig, Reporter, TrainState, check_skipped, linear_warmup_decay, optimiser_step, run_loop
@@ -89,7 +89,12 @@ def tokenised(lm: LoadedLM, demonstrations: Sequence[Demonstration]) -> list[tup
     for demonstration in demonstrations:
         prompt = prompt_tokens(lm.tokenizer, demonstration.prompt.turns)
         response = response_tokens(lm.tokenizer, demonstration.text, lm.eos_ids[0])
-        check_fits(prompt, len(response), lm.context_length)
+        if len(prompt) + len(response) > lm.context_length:
+            raise InputError(
+                f"{demonstration.source or 'demonstrations'}: found a demonstration of {len(prompt)} prompt and {len(response)} "
+                f"response tokens ({demonstration.text[:40]!r}); expected at most {lm.context_length} in all, the model's "
+                "context. Shorten it or take it out, or use a model of longer context"
+            )
         pairs.append((prompt, response))
     return pairs
 
