@@ -215,6 +215,28 @@ def test_what_does_not_fit_comes_back_with_a_message_and_everything_typed(place:
     assert not place.judgements(account.annotator)
 
 
+def test_a_reason_that_is_too_long_is_said_to_be_so_and_kept_whole(place: Place, visit):
+    account, link = place.rater()
+    add_kind(place.store, "comparison", account.annotator)
+    page = visit(link)
+    page.keyboard.press("1")
+    page.keyboard.press("r")
+    page.keyboard.insert_text("y" * 5001)
+    page.locator("#submit").click()
+    expect(page.locator("#messages [role=alert]")).to_contain_text("5,001 characters")
+    assert page.locator("#reason").input_value() == "y" * 5001
+    assert not place.judgements(account.annotator)
+
+
+def test_without_a_mark_the_text_to_be_marked_is_where_one_goes_on(place: Place, visit):
+    account, link = place.rater()
+    add_kind(place.store, "span_marks", account.annotator)
+    page = visit(link)
+    page.locator("#submit").click()
+    expect(page.locator("#messages [role=alert]")).to_contain_text("Mark at least one part")
+    expect(page.locator(".spannable")).to_be_focused()
+
+
 def test_r_leads_into_the_reason_and_never_hides_what_was_written(place: Place, visit):
     account, link = place.rater()
     add_kind(place.store, "comparison", account.annotator)

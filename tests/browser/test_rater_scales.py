@@ -44,6 +44,32 @@ def test_words_of_a_scale_are_read_on_a_phone_too(place: Place, visit):
     assert page.locator(".ends").inner_text().split("\n") == ["the first wins", "the second wins"]
 
 
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        (Question(kind="rating"), ["← less", "more →"]),
+        (Question(kind="rating", high=100), ["From 1 to 100"]),
+        (Question(kind="rating", low=0, high=100, anchors=("useless", "useful")), ["From 0 (useless) to 100 (useful)"]),
+    ],
+)
+def test_every_rating_says_which_end_is_which(question: Question, said: list[str], place: Place, visit):
+    account, link = place.rater()
+    add_task(place.store, question, ("Blue.",), reserved_for=account.annotator)
+    page = visit(link)
+    for words in said:
+        assert page.locator(".attribute").get_by_text(words, exact=True).is_visible(), words
+
+
+def test_one_frame_goes_with_the_choice_that_a_key_makes(place: Place, visit):
+    account, link = place.rater()
+    add_task(place.store, Question(topic="frame"), ("Blue.", "Red."), reserved_for=account.annotator)
+    page = visit(link)
+    page.locator("[data-scale]").first.focus()
+    for key in ("ArrowRight", "2", "+"):
+        page.keyboard.press(key)
+        assert page.evaluate("document.activeElement.checked"), key
+
+
 @pytest.mark.parametrize("width", [360, 700, 1280])
 def test_the_button_that_copies_is_there_once_and_lies_over_no_code(width, place: Place, visit):
     account, link = place.rater()

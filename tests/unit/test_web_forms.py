@@ -131,6 +131,7 @@ def test_ranks_are_made_dense():
         (asked(Question(kind="correction"), 1), {"text": ["  \n"]}, "text", "is empty"),
         (asked(Question(kind="demonstration"), 0), {"text": ["x" * (MOST_WORDS + 1)]}, "text", "20,001 characters"),
         (asked(Question(kind="critique"), 1), {}, "text", "right or wrong"),
+        (asked(Question(kind="demonstration"), 0), {"text": ["\u200b \u2060\n"]}, "text", "as it should be"),
         (asked(SPANS, 2), {}, "span", "Nothing to mark"),
         (asked(SPANS, 2), {"span": ["0:0:99:wrong"]}, "span", "does not fit"),
         (asked(SPANS, 2), {"span": ["0:3:3:wrong"]}, "span", "does not fit"),
@@ -144,6 +145,7 @@ def test_ranks_are_made_dense():
         (step_asked(), {"step-1": ["-1"]}, "step-0", "without a mark: 1"),
         (Asked(plain_question("step_marks"), ("",), (0,)), {}, "step-0", "Mark every step"),
         (asked(Question(rationale="required")), {"choice": ["0"], "reason": [" "]}, "reason", "why"),
+        (asked(Question(rationale="required")), {"choice": ["0"], "reason": ["\u200d"]}, "reason", "why"),
         (asked(Question()), {"choice": ["0"], "reason": ["x" * (MOST_REASON + 1)]}, "reason", "5,001 characters"),
     ],
 )  # fmt: skip

@@ -99,7 +99,8 @@ def whisker_chart(
     if reference is not None:
         parts.append(_line(across(reference), 0, across(reference), height - BOTTOM, "reference"))
     for i, row in enumerate(rows):
-        parts.append(_text(0, ROW * i + 17, row.label, "start"))
+        known = row.estimate.value is not None
+        parts.append(_text(0, ROW * i + 17, row.label if known else f"{row.label}: undefined", "start"))
         parts += _whisker(row, ROW * i + 32, across, (low, high))
     drawn = [row for row in rows if row.estimate.value is not None]
     said = f"{len(drawn)} of {len(rows)} figures with their intervals; the table has the numbers"
@@ -123,7 +124,7 @@ def share_bar(name: str, title: str, share: float | None) -> Markup:
 def _whisker(row: Whisker, y: float, across: Callable[[float], float], ends: tuple[float, float]) -> list[Markup]:
     estimate, look = row.estimate, "noted" if row.mark else "point"
     if estimate.value is None:
-        return [_text(across(ends[0]), y + 4, "undefined", "start")]
+        return []
     parts = []
     if estimate.low is not None and estimate.high is not None:
         parts.append(_line(across(estimate.low), y, across(estimate.high), y, f"whisker {look}"))

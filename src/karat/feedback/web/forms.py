@@ -14,6 +14,7 @@ from typing import Any
 from karat.answers import MARKS, check_value, missing
 from karat.errors import InputError
 from karat.feedback.web.positions import as_shown, as_stored
+from karat.feedback.web.rendering import is_blank
 from karat.questions import Question
 from karat.segments import steps_of
 
@@ -72,7 +73,7 @@ class _DoesNotFitError(Exception):
 
 def answer_of(asked: Asked, fields: Fields) -> Answer:
     """The answer that was posted, or what is wrong with it."""
-    reason = _text(fields, "reason") or None
+    reason = None if is_blank(said := _text(fields, "reason")) else said
     try:
         value, unchanged = as_stored(asked.question.kind, _value(asked, fields), asked.order), False
         if "missing" not in value:
@@ -215,7 +216,7 @@ def _label(asked: Asked, fields: Fields) -> dict[str, Any]:
 
 def _words(asked: Asked, fields: Fields) -> dict[str, Any]:
     text = as_sent((fields.get("text") or [""])[0])
-    if not text.strip():
+    if is_blank(text):
         raise _DoesNotFitError("text", _EMPTY_WORDS[asked.question.kind])
     if len(text) > MOST_WORDS:
         message = f"The text has {len(text):,} characters; use {MOST_WORDS:,} or fewer."

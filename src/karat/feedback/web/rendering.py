@@ -95,6 +95,11 @@ def visible(text: str) -> str:
     return _MARKED.sub(lambda found: f"⟨{_label(found[1])}⟩", _marked(text))
 
 
+def is_blank(text: str) -> bool:
+    """Whether nothing of the text can be seen: no character at all, spaces and hidden characters alone."""
+    return not _HIDDEN.sub("", text).strip()
+
+
 @lru_cache(maxsize=512)
 def markdown_html(text: str) -> Markup:
     """A text in Markdown as HTML without scripts, handlers, styles, addresses or anything to load.

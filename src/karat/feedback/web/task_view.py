@@ -23,6 +23,8 @@ FASTEST_WORDS_PER_S = 30.0
 """Nobody reads faster than this; an answer that came sooner is asked back once, never refused."""
 FASTEST_S = 0.8
 """The same for texts of a few words, seconds."""
+MOST_POINTS = 11
+"""A rating of more points is typed, not chosen."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,14 @@ class TaskView:
         anchors = self.question.anchors
         if self.kind == "comparison":  # where there is room for letters only, the two words still say what they mean
             return (anchors[-1], anchors[0]) if anchors else ("← A is better", "B is better →")
-        return (anchors[0], anchors[1]) if len(anchors) == 2 else ("", "")
+        if self.worded and self.chosen:  # they stand at the points themselves
+            return ("", "")
+        return (anchors[0], anchors[-1]) if anchors else ("← less", "more →")
+
+    @property
+    def chosen(self) -> bool:
+        """Whether the points of a rating are buttons; a number is typed where there are too many."""
+        return len(self.points) <= MOST_POINTS
 
     @property
     def worded(self) -> bool:

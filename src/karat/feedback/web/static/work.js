@@ -118,7 +118,9 @@ function invalidate(fields) {
     wrong.push(node);
   }
   // in a rank's box a digit is that response's rank, everywhere else it is the response that comes next
-  const first = wrong[0]?.matches(".rank-select select") ? document.getElementById("pool-head") : wrong[0];
+  // a mark is made in the text
+  const first = wrong[0]?.matches(".rank-select select") ? document.getElementById("pool-head")
+    : fields.includes("span") ? form.querySelector(".spannable") : wrong[0];
   first?.focus({ preventScroll: false });
 }
 
@@ -185,6 +187,11 @@ form.addEventListener("submit", (event) => {
   send(event.submitter);
 });
 form.addEventListener("input", () => invalidate([]));
+// A choice made by a key takes along the frame of a group in which it stands already: two frames would be two answers
+form.addEventListener("change", ({ target }) => {
+  const at = document.activeElement;
+  if (target.type === "radio" && at?.type === "radio" && at.name === target.name) target.focus({ preventScroll: true });
+});
 
 // A conversation opens at its end, where the question is
 const conversation = document.querySelector(".prompt > .body");
