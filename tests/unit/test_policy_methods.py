@@ -374,11 +374,11 @@ def test_a_score_function_that_fails_is_one_line():
 
     config = METHODS["rloo"][1]
     for bad, said in (
-        (broken, "broken: raised ValueError: no idea for 16 responses"),
-        (lambda prompts, texts: sys.exit(3), "raised SystemExit: 3 for 16 responses"),  # noqa: ARG005
-        (lambda prompts, texts: [float("nan")] * len(texts), "found nan for the response"),  # noqa: ARG005
+        (broken, r"broken: raised ValueError: no idea \(line \d+ of .*\) for 16 responses"),
+        (lambda prompts, texts: sys.exit(3), r"raised SystemExit: 3 \(line \d+ of .*\) for 16 responses"),  # noqa: ARG005
+        (lambda prompts, texts: [float("nan")] * len(texts), r"found nan for responses\[0\] of 16"),  # noqa: ARG005
         (lambda prompts, texts: [1.0], "found 1 scores for 16 responses"),  # noqa: ARG005
-        (lambda prompts, texts: ["good"] * len(texts), "expected one finite number for each"),  # noqa: ARG005
+        (lambda prompts, texts: ["good"] * len(texts), r"found 'good' for responses\[0\] of 16"),  # noqa: ARG005
         (lambda prompts, texts: None, "found None; expected one finite number"),  # noqa: ARG005
     ):
         with pytest.raises(InputError, match=said):
