@@ -46,8 +46,11 @@ def test_judging_roles_get_a_pseudonym_that_is_in_the_store(store):
 
 def test_logins_and_pseudonyms_are_taken_once(store):
     rater(store, login=" Ann@Example.org ", annotator="a")
-    for taken in ({"login": "ann@example.ORG"}, {"annotator": "a"}):
-        with pytest.raises(StoreError, match="is taken; choose another"):
+    for taken, said in (
+        ({"login": "ann@example.ORG"}, "login 'ann@example.ORG'"),
+        ({"annotator": "a"}, "pseudonym 'a'"),
+    ):
+        with pytest.raises(StoreError, match=f"account: the {said} is taken; choose another"):
             rater(store, **taken)
     assert len(people.accounts(store)) == 1
     with pytest.raises(InputError, match="the role 'root'; expected one of annotator, expert, auditor, admin"):

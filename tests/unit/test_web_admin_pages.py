@@ -444,6 +444,22 @@ def test_accounts_are_called_raters_as_in_the_form(site):
     assert '<span class="tag">rater</span>' in site.browser("admin").post("/admin/accounts", {"role": "annotator"}).text
 
 
+def test_the_log_calls_whoever_has_no_name_by_the_pseudonym(site):
+    admin = site.browser("admin")
+    admin.post("/admin/accounts", {"role": "annotator", "annotator": "blue-finch"})
+    log = admin.get("/admin/log").text
+    assert '<td class="wide-text">blue-finch</td>' in log
+    assert "account:" not in log
+
+
+def test_the_same_role_once_more_is_no_change_and_said_to_be_none(site):
+    admin, one = site.browser("admin"), site.accounts["expert"]
+    sent = admin.post(f"/admin/accounts/{one.id}/role", {"role": "expert"})
+    assert "nothing is changed" in admin.get(sent.headers["location"]).text
+    sent = admin.post(f"/admin/accounts/{one.id}/role", {"role": "auditor"})
+    assert "The role is changed" in admin.get(sent.headers["location"]).text
+
+
 def test_many_accounts_are_made_at_once_and_nobody_locks_herself_out(site):
     admin = site.browser("admin")
     before = len(accounts.accounts(site.store))

@@ -111,7 +111,9 @@ def make_account(
                 raise InputError(f"account: found the pseudonym {annotator!r}; expected 1 to 200 characters")
             insert_new(connection, tables.annotators, {"id": annotator, "origin": "person", "grp": None})
         if not insert_new(connection, people.accounts, row):
-            raise StoreError(f"account: the login {login!r} or the pseudonym {annotator!r} is taken; choose another")
+            by_login = select(people.accounts.c.id).where(people.accounts.c.login == row["login"])
+            taken = f"login {login!r}" if connection.execute(by_login).first() else f"pseudonym {annotator!r}"
+            raise StoreError(f"account: the {taken} is taken; choose another")
         return _account(connection, row["id"])
 
     return store.write(write)

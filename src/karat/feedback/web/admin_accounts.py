@@ -26,6 +26,7 @@ MOST_AT_ONCE = 100
 MESSAGES = {
     "locked": "The account is locked: its sessions and links have ended.",
     "unlocked": "The account is unlocked; give out a new link if there is no password.",
+    "same": "The account has this role already; nothing is changed.",
     "role": "The role is changed: sessions and links of the account have ended; give out a new link if there is no password.",
 }
 ROLE_WORDS = {
@@ -102,6 +103,8 @@ def change_role(request: Request, visitor: Admin, account_id: str, form: Sent) -
     """Give an account another role; the last admin stays one."""
     store, now = request.app.state.store, request.app.state.clock()
     one = _account(store, account_id)
+    if field_of(form, "role") == one.role:
+        return done("/admin/accounts", "same")
     try:
         roles.change_role(store, one.id, field_of(form, "role"), by=visitor.account, now=now)
     except KaratError as error:

@@ -67,7 +67,7 @@ def log_page(request: Request, visitor: Admin, n: str = "") -> Response:
     store = request.app.state.store
     many = number_of(n, at_most=10_000) or LOG_PAGE
     entries = accounts.log_entries(store, many + 1)
-    names = {one.id: one.login or one.contact or one.id for one in accounts.accounts(store)}
+    names = {one.id: one.login or one.contact or one.annotator or one.id for one in accounts.accounts(store)}
     more = many * 4 if len(entries) > many else None
     return page(request, visitor, "admin_log.html", entries=entries[:many], names=names, more=more)
 
