@@ -97,14 +97,18 @@ def described(device: torch.device) -> str:
     if device.type == "cpu":
         n = torch.get_num_threads()
         return f"cpu, {n} thread{'s' if n != 1 else ''}"
-    module = torch.get_device_module(device)
-    name = getattr(module, "get_device_name", None)
-    shown = f"{device} ({name(device)})" if name is not None else str(device)
+    shown = f"{device} ({card(device)})" if card(device) != device.type else str(device)
     memory = memory_bytes(device)
     if memory is None:
         return f"{shown}, memory not known"
     free, whole = (n / (1 << 30) for n in memory)
     return f"{shown}, {free:.1f} of {whole:.1f} GiB free"
+
+
+def card(device: torch.device) -> str:
+    """What an accelerator calls itself, as its maker named it; its kind where it has no name: `cpu`."""
+    name = getattr(torch.get_device_module(device), "get_device_name", None)
+    return device.type if name is None or device.type == "cpu" else str(name(device))
 
 
 def memory_bytes(device: torch.device) -> tuple[int, int] | None:

@@ -41,6 +41,9 @@ def test_auto_is_the_accelerator_where_there_is_one_and_cpu_stays_cpu(monkeypatc
                 assert devices.current().type == "cpu"
         assert devices.current().type == "cpu"
         assert "no card at all" in devices.described(torch.device("pretend:0"))
+        assert devices.card(torch.device("pretend:0")) == "no card at all"
+    assert devices.card(torch.device("cpu")) == "cpu"
+    with pretend_device():
         assert "3.0 of 4.0 GiB free" in devices.described(torch.device("pretend:0"))
 
 

@@ -15,7 +15,7 @@ from feedback_cases import OLD_ROWS, old_store, small_store, tamper, vote
 from karat.errors import StoreError
 from karat.feedback import people_tables as people
 from karat.feedback import schema as tables
-from karat.feedback.record.backup import LEFT_OUT, backup, read_backup, restore
+from karat.feedback.record.backup import LEFT_OUT, backup, read_backup, restore, rows_hash
 from karat.feedback.record.seals import seal, seals
 from karat.feedback.store import Store, open_store
 
@@ -105,6 +105,21 @@ def test_nobody_stays_signed_in_and_only_the_owner_may_look(tmp_path):
         restore(tmp_path / path, tmp_path / f"{i}.db")
         with open_store(tmp_path / f"{i}.db") as other, other.connection() as connection:
             assert connection.execute(sa.select(people.sessions)).all() == []
+
+
+def test_two_stores_of_one_hash_hold_the_same_rows(tmp_path):
+    store = lived_in(tmp_path / "k.db")
+    before = rows_hash(store)
+    backup(store, tmp_path / "copy.db", now=10.0)
+    with open_store(tmp_path / "copy.db") as copy:
+        assert rows_hash(copy) == before
+        assert contents(copy) == contents(store)
+        with copy.connection(write=True) as connection:  # signing in is no part of the record
+            connection.execute(people.limits.insert().values(key="k", n=1, started_at=0.0))
+        assert rows_hash(copy) == before
+        copy.submit(vote(copy.tasks()[1], "r3"))
+        assert rows_hash(copy) != before
+    assert rows_hash(store) == before
 
 
 def test_a_file_is_copied_while_people_work(tmp_path, target):

@@ -134,3 +134,33 @@ def test_references_are_relative_inside_the_run_and_absolute_outside(tmp_path: P
     assert (outside.name, outside.hash, outside.files) == ("votes", bytes_hash(b"v"), ())
     with pytest.raises(LedgerError, match="nothing is there"):
         artifacts.ref_of(run, Path("models/ppo"))
+
+
+def test_a_copy_is_whole_or_not_there(tmp_path: Path, monkeypatch):
+    source = tmp_path / "source"
+    (source / "below").mkdir(parents=True)
+    (source / "one").write_bytes(os.urandom(5000))
+    (source / "below" / "two").write_bytes(b"")
+    (source / "one").chmod(0o600)
+    artifacts.copy_in(source, tmp_path / "copy")
+    assert (tmp_path / "copy/one").read_bytes() == (source / "one").read_bytes()
+    assert (tmp_path / "copy/below/two").read_bytes() == b""
+    assert (tmp_path / "copy/one").stat().st_mode & 0o777 == 0o600
+
+    def refuse(*_) -> int:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "copy_file_range", refuse, raising=False)
+    artifacts.copy_in(source / "one", tmp_path / "elsewhere" / "one")
+    assert (tmp_path / "elsewhere/one").read_bytes() == (source / "one").read_bytes()
+
+    def full(*_) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "copy_file_range", full, raising=False)
+    for given in (source, source / "one"):
+        with pytest.raises(LedgerError, match="the disk is full"):
+            artifacts.copy_in(given, tmp_path / "none")
+        assert sorted(one.name for one in tmp_path.iterdir()) == ["copy", "elsewhere", "source"]
+    with pytest.raises(LedgerError, match="nothing is there; expected a file or directory to copy"):
+        artifacts.copy_in(tmp_path / "missing", tmp_path / "none")

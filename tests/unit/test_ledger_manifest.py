@@ -14,6 +14,7 @@ from karat.ledger import artifacts
 from karat.ledger.manifest import (
     Manifest,
     code_commit,
+    code_hash,
     finished_stage,
     is_run,
     lock_run,
@@ -249,5 +250,7 @@ def test_versions_and_commit_are_said_without_importing_what_computes(tmp_path: 
     assert {"python", "karat", "torch"} <= set(package_versions())
     assert package_versions(("no-such-package",)).keys() == {"python"}
     assert code_commit(tmp_path) is None
+    assert code_hash() == code_hash()
+    assert code_hash().startswith("tree:")
     code = "import sys, karat.ledger.manifest as m; m.package_versions(); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

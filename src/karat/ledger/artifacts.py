@@ -21,6 +21,7 @@ from karat.ledger.lineage import ArtifactRef, tree_hash
 
 __all__ = [
     "ArtifactRef",
+    "copy_in",
     "directory_files",
     "directory_hash",
     "disk_error",
@@ -33,6 +34,8 @@ __all__ = [
 ]
 
 
+MOST_AT_ONCE = 1 << 26
+"""Bytes copied in one call."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 ABOUT = ("manifests", "erased.jsonl", ".lock")
 """What a directory with manifests of its own says about itself: no part of it where it is an artefact as a whole."""
@@ -104,6 +107,59 @@ def staged_directory(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+def copy_in(source: Path, path: Path) -> None:
+    """Put a copy of a file or directory at `path`, whole or not at all.
+
+    Never a second name of the same bytes: whoever writes to one of them must not change the other. File systems that can
+    (Btrfs, XFS) share the blocks all the same, until one of them is written to.
+
+    Raises: LedgerError when nothing is at `source`, the disk is full or the place cannot be written; what was there before
+        is untouched.
+    """
+    if not source.exists():
+        raise LedgerError(f"{source}: nothing is there; expected a file or directory to copy")
+    if not source.is_dir():
+        temporary = path.with_name(f".{path.name}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _copy_file(source, temporary)
+            take_place(temporary, path)
+        except OSError as error:
+            _discard(temporary)
+            raise disk_error(path, error) from None
+        return
+    try:
+        with staged_directory(path) as staging:
+            for file in sorted(source.rglob("*")):
+                if file.is_file():
+                    target = staging / file.relative_to(source)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    _copy_file(file, target)
+    except OSError as error:
+        raise disk_error(path, error) from None
+
+
+def _copy_file(source: Path, path: Path) -> None:
+    """The bytes and permissions of a file, on the disk when this returns."""
+    with source.open("rb") as old, path.open("wb") as new:
+        done = False
+        try:
+            while os.copy_file_range(old.fileno(), new.fileno(), MOST_AT_ONCE):
+                pass
+            done = os.fstat(old.fileno()).st_size == os.fstat(new.fileno()).st_size
+        except (AttributeError, OSError) as error:  # not on this system, or not from there to here
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise
+        if not done:
+            old.seek(0)
+            new.seek(0)
+            new.truncate()
+            shutil.copyfileobj(old, new, MOST_AT_ONCE)
+        new.flush()
+        os.fsync(new.fileno())
+    shutil.copymode(source, path)
 
 
 def take_place(new: Path, path: Path) -> None:

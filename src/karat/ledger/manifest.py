@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import json
 import platform
 import re
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from karat.errors import LedgerError
-from karat.identity import canonical_json
+from karat.identity import canonical_json, file_hash
 from karat.ledger.artifacts import disk_error, ref_of, write_text
 from karat.ledger.excuses import excuse_erased, explain_interrupted
 from karat.ledger.lineage import (
@@ -31,6 +32,7 @@ from karat.ledger.lineage import (
     TraceNode,
     stage_key,
     trace,
+    tree_hash,
     verify_manifests,
 )
 
@@ -38,6 +40,7 @@ __all__ = [
     "Manifest",
     "announce",
     "code_commit",
+    "code_hash",
     "finished_stage",
     "is_run",
     "lock_run",
@@ -250,6 +253,14 @@ def code_commit(directory: Path | None = None) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return head + ("-dirty" if dirty else "")
+
+
+@functools.cache
+def code_hash() -> str:
+    """Hash of karat's own files as this process found them, whatever a version or a commit says of them."""
+    package = Path(__file__).parent.parent
+    files = (path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return tree_hash((path.relative_to(package).as_posix(), file_hash(path)) for path in files)
 
 
 @contextlib.contextmanager

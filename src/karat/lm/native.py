@@ -147,7 +147,7 @@ def _compiled(flags: tuple[str, ...]) -> Path:
         raise RuntimeError("no C compiler")
     known = hashlib.sha256(
         "\n".join(
-            [*(own.read_text(encoding="utf-8") for own in SOURCES), compiler, *FLAGS, *flags, _processor()]
+            [*(own.read_text(encoding="utf-8") for own in SOURCES), compiler, *FLAGS, *flags, processor()]
         ).encode()
     )
     place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "karat"
@@ -167,7 +167,7 @@ def _compiled(flags: tuple[str, ...]) -> Path:
     return target
 
 
-def _processor() -> str:
+def processor() -> str:
     """What tells this processor's instructions from another's that sees the same cache."""
     known = Path("/proc/cpuinfo")
     lines = known.read_text(encoding="utf-8").splitlines() if known.exists() else []
