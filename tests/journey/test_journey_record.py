@@ -137,6 +137,10 @@ def test_replicates_give_a_table_with_intervals_and_reuse_what_is_done(here: Pat
     assert len(answer["unsafe"]) == 1
     for n, run in enumerate(answer["runs"], 1):
         assert f"run {n} of 4: {run}" in first.err
+    # the second value's runs take over what the first value's have done, each from the one of its own seed
+    lent = [line.partition(": taken over from ")[2] for line in first.err.splitlines() if ": taken over from " in line]
+    names = [Path(run).name for run in answer["runs"][:2]]
+    assert [line.partition(",")[0] for line in lent] == [name for name in names for _ in STAGES[:5]]
     before = {run: manifests(here / run) for run in answer["runs"]}
     again = karat(*command)
     assert json.loads(again.out) == answer

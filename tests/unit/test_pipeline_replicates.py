@@ -49,3 +49,34 @@ def test_where_the_gate_refuses_every_seed_that_is_the_answer(refusing):
     with pytest.raises(GateError, match=r"every one of 3 runs ended so\. the gate of seed 0 failed"):
         run(0, 1, 2)
     assert begun == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "until", "begun"),
+    [
+        ("ppo.n_iterations=1,2", None, [(1, None), (2, None)]),
+        ("rounds=1,2", None, [(1, "collect"), (2, "collect"), (1, None), (2, None)]),
+        ("rounds=1,2", "collect", [(1, "collect"), (2, "collect")]),
+        ("watch.panel.n_votes=1,2", "ppo", [(1, "collect"), (2, "collect"), (1, "ppo"), (2, "ppo")]),
+    ],
+)
+def test_where_more_votes_are_asked_for_later_all_runs_go_up_to_their_first_ones(
+    monkeypatch, tmp_path, sweep, until, begun
+):
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text(yaml.safe_dump({"name": "c", "sandbox": {}}), encoding="utf-8")
+    found = []
+
+    def run_once(_config, *, directory, until, lenders: tuple[Path, ...], **_):
+        value = int(directory.name.partition("=")[2][0])
+        found.append((value, until))
+        assert [path.name for path in lenders] == [f"c-{sweep.partition('=')[0]}={3 - value}-seed-{directory.name[-1]}"]
+        return {"directory": str(directory), "unsafe": []}
+
+    monkeypatch.setattr(runs, "run_once", run_once)
+    with open_progress(silent=True) as progress:
+        table = runs.run_config(
+            Path("c.yaml"), overrides=[], seeds=[0, 1], sweep=[sweep], until=until, progress=progress
+        )
+    assert found == [one for one in begun for _ in range(2)]
+    assert len(table["runs"]) == 4

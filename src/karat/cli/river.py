@@ -81,7 +81,7 @@ def run(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a configuration to its report, for each seed and each value of a sweep; what is finished is reused."""
+    """Run a configuration to its report, for each seed and each value of a sweep; what is finished is reused, and what runs share is done once."""
     said = [*(overrides or []), *([f"rounds={rounds}"] if rounds else [])]
     work = _configured(config, seeds, sweep, said, until=None, server=server)
     _together(context, processes, work, as_json, fsdp)

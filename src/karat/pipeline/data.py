@@ -16,8 +16,8 @@ from karat.feedback.quality.agreement import alpha, pairwise_agreement
 from karat.feedback.schema import UNKNOWN_ANNOTATOR
 from karat.feedback.snapshot import Snapshot
 from karat.ledger.artifacts import write_text
-from karat.pipeline.stages import Output, Workplace, level_counts
-from karat.records import Demonstration, Prompt, Turn
+from karat.pipeline.stages import Output, Workplace
+from karat.records import Demonstration, Prompt, Turn, Vote
 from karat.seeding import numpy_generator
 
 SPLITS = ("sft", "collect", "policy", "validation", "evaluation")
@@ -160,3 +160,12 @@ def check_raters(found: bool, *, allow_one: bool) -> None:
             "reward: all votes are of one rater only; expected at least two, for her taste cannot be told from what "
             "people want. Ask others too, or set `allow_one_rater: true` for a reward of one person's own"
         )
+
+
+def level_counts(votes: Iterable[Vote]) -> dict[str, int]:
+    """How often b was better, neither, and a."""
+    counts = {"b better": 0, "tie": 0, "a better": 0}
+    for vote in votes:
+        doubled = 2 * vote.level - (vote.n_levels - 1)
+        counts["tie" if doubled == 0 else "a better" if doubled > 0 else "b better"] += 1
+    return counts

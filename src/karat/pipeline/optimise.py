@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from karat.pipeline.beside import beside_the_score, paid_by
 from karat.pipeline.data import practised, read_demonstrations, read_prompts, read_texts, write_rows
 from karat.pipeline.measured import measured_once, scored_once
 from karat.pipeline.methods import Around, Material, Trained, n_steps, run_method
-from karat.pipeline.model_settings import PRODUCTS, dtype_key
+from karat.pipeline.model_settings import PRODUCTS
 from karat.pipeline.models import load_for_training
 from karat.pipeline.panel import Panel
 from karat.pipeline.populations import JURY, OF_GROUPS, open_scorer
@@ -37,7 +36,7 @@ from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Gold, Source
 from karat.pipeline.stages import Output, Run, StageResult, Workplace, training_reporters
 from karat.policy.odd_rewards import OddRewards, usual_range
-from karat.policy.score_sources import asked_once, named_score, source_hash
+from karat.policy.score_sources import asked_once, named_score
 from karat.policy.watcher import Watcher, WatchRules
 from karat.records import Finding, Prompt
 from karat.reward.novelty import load_novelty, text_features
@@ -187,15 +186,6 @@ def check_demonstrations(config: RunConfig, path: Path) -> None:
             f"update.ptx_coef: found {config.ptx_coef:g} in a run without demonstrations to train on; expected some "
             "(prompts with a `response`), or 0"
         )
-
-
-def further_settings(config: RunConfig) -> list[Any]:
-    """What else the policy depends on, where it is set: what pays and charges it, and the dtype it is trained in."""
-    settings: list[Any] = [config.score, source_hash(config.score)] if config.score else []
-    settings += ([config.dense] if config.dense.weights else []) + dtype_key(config.dtype)
-    settings += [config.constraint] if config.constraint is not None else []
-    cost = config.constraint.cost if config.constraint is not None else ""
-    return settings + ([source_hash(cost)] if cost else [])
 
 
 def leash_finding(config: RunConfig) -> Finding:

@@ -32,7 +32,6 @@ from karat.pipeline.data import (
     vote_figures,
     write_texts,
 )
-from karat.pipeline.model_settings import dtype_key
 from karat.pipeline.models import load_for_training
 from karat.pipeline.round_questions import Advice, ask_round
 from karat.pipeline.settings import RunConfig
@@ -46,6 +45,7 @@ from karat.pipeline.stages import (
     output,
     training_reporters,
 )
+from karat.pipeline.told import POLICY, told
 from karat.prompts.splits import check_no_leakage
 from karat.records import Finding, Prompt
 from karat.reward.gate import check_gate, gate_checks
@@ -65,7 +65,7 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     # 1. prompts and demonstrations
     # a file that is not there is the source's to complain about
     files = tuple(ref_of(run.directory, path.resolve(), name=path.name) for path in source.given if path.is_file())
-    done["source"] = run.stage("source", inputs=files, config=source.settings, work=source.write)
+    done["source"] = run.stage("source", inputs=files, work=source.write, **told("source", config))
     prompts, demonstrations = output(done["source"], "prompts"), output(done["source"], "demonstrations")
     optimise.check_demonstrations(config, run.directory / demonstrations.path)
     # 2. the model to start from
@@ -73,8 +73,7 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     base = bases[-1]
     # 3. supervised fine-tuning
     work = partial(fine_tune, run, base, config)
-    settings = [config.sft, config.lora, *dtype_key(config.dtype)]
-    done["sft"] = run.stage("sft", inputs=(*bases, demonstrations), config=settings, work=work, together=True)
+    done["sft"] = run.stage("sft", inputs=(*bases, demonstrations), work=work, together=True, **told("sft", config))
     sft = output(done["sft"], "model")
     if until == "sft":
         return done
@@ -85,20 +84,18 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     own = [reference for reference in done["source"].outputs if reference.name == "judgements"]
     own += [adviser] if adviser is not None else []
     done["collect"] = run.stage(
-        "collect", inputs=(sft, prompts, *own), config=[source.settings, config.collect.key], work=work, together=True
+        "collect", inputs=(sft, prompts, *own), work=work, together=True, **told("collect", config)
     )
     snapshot, samples = output(done["collect"], "snapshot"), output(done["collect"], "samples")
     if until == "collect":
         return done
     check_raters(done["collect"].metrics.get("one_rater", False), allow_one=config.allow_one_rater)
     # 5. the reward model and its gate
-    settings = [config.reward, config.objectives, config.aggregator, config.gate, config.pluralism]
-    settings += ([config.lora] if config.lora else []) + dtype_key(config.dtype)
-    settings += [config.dense] if config.dense.weights else []
     station = rewarding.train if given is None else rewarding.take
     start = sft if given is None else given
     work = partial(station, run, config, source, start, snapshot, samples)
-    done["reward"] = run.stage("reward", inputs=(start, snapshot, samples), config=settings, work=work, together=True)
+    inputs = (start, snapshot, samples)
+    done["reward"] = run.stage("reward", inputs=inputs, work=work, together=True, **told("reward", config))
     reward = output(done["reward"], "model")
     checks = [*gate_checks(findings_of(done["reward"])), optimise.leash_finding(config)]
     check_gate(checks, allow_ungated=config.allow_ungated_reward)
@@ -109,9 +106,8 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     made = {"sft": sft, "reward": reward, "prompts": prompts, "samples": samples, "snapshot": snapshot}
     made |= {"demonstrations": demonstrations, **optimise.given_labels(run, config)}
     work = partial(optimise.train, run, config, made, source)
-    settings = [config.method, config.lora, config.watch, config.aggregator, config.allow_ungated_reward]
-    settings += optimise.further_settings(config)
-    done[name] = run.stage(name, inputs=optimise.reads(config, made), config=settings, work=work, together=True)
+    inputs = optimise.reads(config, made)
+    done[name] = run.stage(name, inputs=inputs, work=work, together=True, **told(POLICY, config))
     if until == name:
         return done
     policies = {"sft": sft, name: output(done[name], "model")}
@@ -138,10 +134,8 @@ def compare(
 ) -> Manifest:
     """The measuring station over some policies, the fine-tuned one first."""
     work = partial(evaluation.measure, run, config, policies, reward, source)
-    settings = [config.evaluate, config.aggregator]
-    return run.stage(
-        "evaluate", inputs=(*policies.values(), reward, prompts), config=settings, work=work, together=True
-    )
+    inputs = (*policies.values(), reward, prompts)
+    return run.stage("evaluate", inputs=inputs, work=work, together=True, **told("evaluate", config))
 
 
 def fine_tune(run: Run, base: ArtifactRef, config: RunConfig, place: Workplace) -> StageResult:

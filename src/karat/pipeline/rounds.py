@@ -22,10 +22,10 @@ from karat.pipeline import optimise, rewarding
 from karat.pipeline.collect_settings import AUTO
 from karat.pipeline.data import vote_figures
 from karat.pipeline.gating import gate_split
-from karat.pipeline.model_settings import dtype_key
 from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Source
 from karat.pipeline.stages import Output, Run, StageResult, Workplace, findings_of, output
+from karat.pipeline.told import POLICY, settings_of
 from karat.records import Estimate, Finding, Vote
 from karat.reward.calibration import decided_probs, predicted_probs
 from karat.reward.data import vote_data
@@ -75,28 +75,24 @@ def run_rounds(
             number=number,
         )  # fmt: skip
         inputs = (policies[-1], rewards[-1], prompts, *(output(one, "snapshot") for one in collected))
-        settings = [source.settings, config.collect.key]
-        done = stage("collect", inputs=inputs, config=settings, work=work, together=True)
+        done = stage("collect", inputs=inputs, config=settings_of("collect", config), work=work, together=True)
         collected.append(done)
         # 2. the reward, fitted to the votes of all rounds
         replay = output(done, "replay")
-        settings = [config.reward, config.objectives, config.aggregator, config.gate, config.pluralism]
-        settings += [config.lora] if config.lora else []
-        settings += ([config.dense] if config.dense.weights else []) + dtype_key(config.dtype)
         newest = output(done, "samples")
         work = partial(rewarding.train, run, config, source, sft, replay, samples, newest=newest)
-        fitted = stage("reward", inputs=(sft, replay, samples, newest), config=settings, work=work, together=True)
+        inputs = (sft, replay, samples, newest)
+        fitted = stage("reward", inputs=inputs, config=settings_of("reward", config), work=work, together=True)
         rewards.append(output(fitted, "model"))
         findings = [*gate_checks(findings_of(fitted)), optimise.leash_finding(config)]
         check_gate(findings, allow_ungated=config.allow_ungated_reward)
         # 3. the policy, from its reference
-        settings = [config.method, config.lora, config.watch, config.aggregator, config.allow_ungated_reward]
-        settings += optimise.further_settings(config)
         given = {"sft": sft, "reward": rewards[-1], "prompts": prompts, "samples": samples, "snapshot": replay}
         given["demonstrations"] = output(first["source"], "demonstrations")
         given |= optimise.given_labels(run, config)
         work = partial(optimise.train, run, config, given, source)
-        moved = stage(name, inputs=optimise.reads(config, given), config=settings, work=work, together=True)
+        inputs = optimise.reads(config, given)
+        moved = stage(name, inputs=inputs, config=settings_of(POLICY, config), work=work, together=True)
         policies.append(output(moved, "model"))
         made |= {one.stage: one for one in (done, fitted, moved)}
     named = {f"{name}_round_{number}": policy for number, policy in enumerate(policies[:-1], 1)}

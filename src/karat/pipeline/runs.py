@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,13 @@ from karat.lm.trackers import check_trackers
 from karat.lm.ways import in_ways
 from karat.pipeline import people, preferences, sandbox, votes
 from karat.pipeline.arenas import take_run_arenas
-from karat.pipeline.model_settings import dtype_key
 from karat.pipeline.payment import check_payment
 from karat.pipeline.reporting import REPORT, write_report
 from karat.pipeline.river import run_river
 from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Source
 from karat.pipeline.stages import Run, output
+from karat.pipeline.told import told
 from karat.progress import Progress
 from karat.reward.gate import GateProbes
 from karat.sandbox.rewording import meaning_preserving
@@ -77,7 +77,7 @@ def run_config(
     progress: Progress,
     desk: Desk | None = None,
 ) -> dict[str, Any]:
-    """Run a configuration for every seed and every value of a sweep.
+    """Run a configuration for every seed and every value of a sweep; a stage that runs share is done by the first of them.
 
     Args:
         seeds: None = the configuration's own.    sweep: `key=v1,v2`, every combination is run.
@@ -101,23 +101,29 @@ def run_config(
     refused: dict[str, str] = {}
     seeds = [next(iter(configs.values())).seed] if seeds is None else seeds
     several = len(points) > 1 or len(seeds) > 1
-    for n_begun, (point, seed) in enumerate(itertools.product(points, seeds), 1):
-        config = configs[point]
-        name = "-".join(
-            [config.name, *(part.replace("/", "_") for part in point), *([f"seed-{seed}"] if several else [])]
-        )
-        target = Path("runs") / name
+    targets = {
+        (point, seed): Path("runs") / _named(configs[point], point, seed if several else None)
+        for point, seed in itertools.product(points, seeds)
+    }
+    for stop, (n_begun, ((point, seed), target)) in itertools.product(
+        _stops(configs.values(), until), enumerate(targets.items(), 1)
+    ):
         if several:  # the stages of all runs have the same names
-            progress.note(f"run {n_begun} of {len(points) * len(seeds)}: {target}")
+            first = ", its votes at first" if stop != until else ""
+            progress.note(f"run {n_begun} of {len(targets)}{first}: {target}")
+        others = tuple(path.resolve() for (_, its), path in targets.items() if its == seed and path != target)
         try:
-            done = run_once(config, seed=seed, directory=target, progress=progress, until=until, desk=desk)
+            done = run_once(
+                configs[point], seed=seed, directory=target, progress=progress, until=stop, desk=desk, lenders=others
+            )
         except GateError as error:
             if not several:
                 raise
             refused[str(target)] = str(error)  # a result like others: the rest of the runs says how often that is so
             progress.note(f"{target} ends here: {error}")
             continue
-        results.setdefault(point, []).append(done)
+        if stop == until:
+            results.setdefault(point, []).append(done)
     if not several:
         return results[points[0]][0]
     if not results:
@@ -131,6 +137,23 @@ def run_config(
     }
 
 
+def _named(config: RunConfig, point: Sequence[str], seed: int | None) -> str:
+    """A run's directory: the configuration's name, what the sweep says, and the seed where there are several runs."""
+    return "-".join(
+        [config.name, *(part.replace("/", "_") for part in point), *([] if seed is None else [f"seed-{seed}"])]
+    )
+
+
+def _stops(configs: Collection[RunConfig], until: str | None) -> list[str | None]:
+    """How far all runs go before the first of them goes on: to their votes, where what follows asks for more votes.
+
+    A store is taken over as the votes left it, and not once other questions are in it.
+    """
+    asked_later = any(config.rounds > 1 or config.watch.panel is not None for config in configs)
+    waits = len(configs) > 1 and asked_later and until not in ("sft", "collect")
+    return ["collect", until] if waits else [until]
+
+
 def run_once(
     config: RunConfig,
     *,
@@ -139,11 +162,13 @@ def run_once(
     progress: Progress,
     until: str | None = None,
     desk: Desk | None = None,
+    lenders: tuple[Path, ...] = (),
 ) -> dict[str, Any]:
     """One run of one seed, from its first missing stage to its report; returns the summary.
 
     Args:
         desk: where simulated raters work, an `AdminClient` of the server of the run's store; None = the store itself.
+        lenders: directories of runs that this one may take finished stages over from.
     Raises: ConfigError for a desk where no rater is simulated; GateError, with a report, for a reward that fails its gate.
     """
     source = source_of(config, seed, desk)
@@ -154,7 +179,7 @@ def run_once(
         about = {"title": config.title, "unsafe": list(config.unsafe)}
         plainly = {**about, "config": plain(config), "seed": seed}
         parallel.from_main(lambda: write_json(directory / "config.json", plainly))
-        run = Run(directory.resolve(), seed, progress, config.tracking)
+        run = Run(directory.resolve(), seed, progress, config.tracking, lenders)
         try:
             done = run_river(run, source, config, until=until)
         except GateError as error:  # a refusal is a result: what was measured is there to be read
@@ -174,7 +199,6 @@ def source_of(config: RunConfig, seed: int, desk: Desk | None = None) -> Source:
     if config.sandbox is not None:
         world = sandbox.open_world(config.sandbox, seed)
         return Source(
-            settings=[config.sandbox, config.collect.n_prompts, config.watch.n_prompts, config.evaluate.n_prompts],
             write=partial(sandbox.write_source, config, seed),
             base=partial(_trained_base, config, seed),
             votes=partial(sandbox.collect_votes, config, seed, desk=desk),
@@ -188,7 +212,6 @@ def source_of(config: RunConfig, seed: int, desk: Desk | None = None) -> Source:
         )
     if config.people is not None:
         return Source(
-            settings=[config.people, config.collect.n_prompts, config.watch.n_prompts, config.evaluate.n_prompts],
             write=partial(people.write_source, config),
             base=partial(_given_base, config.people.model),
             votes=people.collect_from_people,
@@ -198,7 +221,6 @@ def source_of(config: RunConfig, seed: int, desk: Desk | None = None) -> Source:
         )
     assert config.preferences is not None
     return Source(
-        settings=[config.preferences, config.collect.n_prompts, config.watch.n_prompts, config.evaluate.n_prompts],
         write=partial(preferences.write_source, config),
         base=partial(_given_base, config.preferences.model),
         votes=partial(preferences.import_votes, config),
@@ -209,11 +231,8 @@ def source_of(config: RunConfig, seed: int, desk: Desk | None = None) -> Source:
 
 
 def _trained_base(config: RunConfig, seed: int, run: Run, source: Manifest) -> tuple[ArtifactRef, ...]:
-    assert config.sandbox is not None
-    settings = [config.sandbox.world, config.sandbox.model, config.base, *dtype_key(config.dtype)]
-    texts = output(source, "base_texts")
-    work = partial(sandbox.train_base, config, seed)
-    manifest = run.stage("base", inputs=(texts,), config=settings, work=work, together=True)
+    inputs, work = (output(source, "base_texts"),), partial(sandbox.train_base, config, seed)
+    manifest = run.stage("base", inputs=inputs, work=work, together=True, **told("base", config))
     return (output(manifest, "model"),)
 
 

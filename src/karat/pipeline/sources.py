@@ -24,8 +24,6 @@ BeliefPair = tuple[Prompt, str, str]
 class Source:
     """Where prompts, the starting model and votes come from."""
 
-    settings: Any
-    """The configuration section of the source, part of every key that depends on it."""
     write: Callable[[Workplace], StageResult]
     """Writes prompts and demonstrations; the outputs `prompts` and `demonstrations` must be among them."""
     base: Callable[[Run, Manifest], tuple[ArtifactRef, ...]]

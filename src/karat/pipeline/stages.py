@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import datetime
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,10 @@ from karat.lm import parallel
 from karat.lm.checkpoints import newest_step
 from karat.lm.loop import JsonlReporter, Reporter
 from karat.lm.trackers import TrackerName, open_trackers
-from karat.pipeline import tries
+from karat.pipeline import taking, tries
+from karat.pipeline.taking import Lendable, Wanted
 from karat.progress import Progress
-from karat.records import Finding, Vote
+from karat.records import Finding
 from karat.report.card import finding_of
 
 GROWN = "grown"
@@ -125,6 +126,10 @@ class Run:
     """Live progress."""
     tracking: tuple[TrackerName, ...] = ()
     """Trackers that hear of every training step; no result depends on them."""
+    lenders: tuple[Path, ...] = ()
+    """Directories of runs that this one may take finished stages over from."""
+    gone: list[Manifest] = field(default_factory=list, compare=False)
+    """The stages gone through so far."""
 
     @property
     def id(self) -> str:
@@ -140,8 +145,11 @@ class Run:
         work: Callable[[Workplace], StageResult],
         round_number: int = 1,
         together: bool = False,
+        lendable: Lendable | None = None,
     ) -> Manifest:
         """Do the work of a stage unless a manifest says that this very work is done; returns the manifest.
+
+        Where a manifest of one of the lenders says so, what that run did is taken over.
 
         Of several processes the first looks for the manifest, does the work and writes the manifest, and the others
         wait; all of them call `work` where it is done together.
@@ -151,30 +159,70 @@ class Run:
             work: writes the outputs; called only where there is work to do.
             round_number: of the stage; from the second on it is part of the stage's name.
             together: True = `work` shares its work out by `parallel`, and lets the first process write.
+            lendable: what of it another run can take over; None = nothing.
         """
         suffix = f"-{round_number}" if round_number > 1 else ""
-        name += suffix
-        settings = {"settings": plain(config)}
-        seeds = {"run": self.seed}
-        done = parallel.from_main(lambda: finished_stage(self.directory, name, inputs, settings, seeds))
+        # how it is worked out matters to others alone, and takes a moment to find out
+        here = taking.circumstances() if self.lenders and lendable is not None else {}
+        wanted = Wanted(
+            name + suffix,
+            tuple(inputs),
+            {"settings": plain(config)},
+            {"run": self.seed},
+            lendable if here else None,
+            here,
+        )
+        found = parallel.from_main(lambda: self._done_before(wanted)) or self._worked_out(
+            wanted, work, suffix=suffix, together=together
+        )
+        self.gone.append(found)
+        return found
+
+    def _done_before(self, wanted: Wanted) -> Manifest | None:
+        """The manifest of a stage that was done here, or in another run that lends it; None = nobody has done it."""
+        name, directory = wanted.stage, self.directory
+        done = finished_stage(directory, name, wanted.inputs, wanted.settings, wanted.seeds)
         if done is not None:
-            parallel.from_main(lambda: withdraw(self.directory, name))
+            withdraw(directory, name)
             self.progress.note(f"{name}: done before, kept")
             return done
-        checkpoints = self.directory / "checkpoints" / name
+        if wanted.lendable is None:
+            return None
+        place = self._place(wanted, outputs_of(directory, name))
         started_at = utc_now()
-        read = [[one.name, one.hash] for one in inputs]
-        identity = content_id("stage", [read, settings, seeds])
-        metrics_path = self.directory / "metrics" / f"{name}.jsonl"
-        standing = parallel.from_main(lambda: outputs_of(self.directory, name))
-        told = {"inputs": dict(read), **settings, "seeds": seeds}
-        growing = None if metrics_path in standing else metrics_path
-        if note := parallel.from_main(lambda: tries.take_up(checkpoints, identity, told, growing)):
+        taken = taking.take_over(
+            directory, self.lenders, wanted, self.gone, beside=place.beside, note=self.progress.note
+        )
+        if taken is None:
+            return None
+        # when it took its place here; which of two stages ended last is read from that
+        taken = dataclasses.replace(taken, started_at=started_at, finished_at=utc_now())
+        put(directory, taken, place.grown)
+        self._tidy(place)
+        return taken
+
+    def _place(self, wanted: Wanted, standing: frozenset[Path], suffix: str = "") -> Workplace:
+        checkpoints = self.directory / "checkpoints" / wanted.stage
+        read = [[one.name, one.hash] for one in wanted.inputs]
+        identity = content_id("stage", [read, wanted.settings, wanted.seeds])
+        metrics = self.directory / "metrics" / f"{wanted.stage}.jsonl"
+        return Workplace(self.directory, checkpoints, metrics, self.progress, Clock(checkpoints), identity, self.tracking,
+                         suffix, standing)  # fmt: skip
+
+    def _worked_out(
+        self, wanted: Wanted, work: Callable[[Workplace], StageResult], *, suffix: str, together: bool
+    ) -> Manifest:
+        """Do the work, and write the manifest."""
+        name, started_at = wanted.stage, utc_now()
+        place = self._place(wanted, parallel.from_main(lambda: outputs_of(self.directory, name)), suffix)
+        checkpoints, metrics_path = place.checkpoints, place.metrics_path
+        told = {"inputs": {one.name: one.hash for one in wanted.inputs}, **wanted.settings, "seeds": wanted.seeds}
+        growing = None if metrics_path in place.standing else metrics_path
+        if note := parallel.from_main(lambda: tries.take_up(checkpoints, place.identity, told, growing)):
             self.progress.note(f"{name}: {note}")
-        clock = Clock(checkpoints)
-        place = Workplace(self.directory, checkpoints, metrics_path, self.progress, clock, identity, self.tracking,
-                          suffix, standing)  # fmt: skip
-        place = dataclasses.replace(place, metrics_path=place.beside(metrics_path))
+        place = dataclasses.replace(place, clock=Clock(checkpoints), metrics_path=place.beside(metrics_path))
+        begun = parallel.from_main((checkpoints / "devices").exists)
+        marks = parallel.from_main(lambda: taking.marked(checkpoints, wanted.here, begun=begun)) if wanted.here else ()
         kinds = parallel.from_main(lambda: devices.marked(checkpoints / "devices", devices.current().type))
         if len(kinds) > 1:
             self.progress.note(f"{name}: {' and '.join(devices.notes(kinds))}: equal to rounding, not to the bit")
@@ -184,16 +232,25 @@ class Run:
 
         def recorded() -> Manifest:
             result = with_metrics(work(place) if shared is None else shared, place.metrics_path)
+            if wanted.here:
+                how = {taking.WORKED_OUT: wanted.worked_out(self.directory, marks)}
+                result = dataclasses.replace(result, metrics={**result.metrics, **how})
             manifest = record(
-                self.directory, result, run_id=self.id, stage=name, inputs=inputs, settings=settings, seeds=seeds,
-                started_at=started_at, seconds=clock.seconds(), notes=(*notes, *devices.notes(kinds)), grown=place.grown,
+                self.directory, result, run_id=self.id, stage=name, inputs=wanted.inputs, settings=wanted.settings,
+                seeds=wanted.seeds, started_at=started_at, seconds=place.clock.seconds(),
+                notes=(*notes, *devices.notes(kinds)), grown=place.grown,
             )  # fmt: skip
-            if metrics_path in standing and metrics_path not in outputs_of(self.directory, name):
-                metrics_path.unlink(missing_ok=True)  # of a training that the stage no longer has
-            tries.drop_all(checkpoints)
+            self._tidy(place)
             return manifest
 
         return parallel.from_main(recorded)
+
+    def _tidy(self, place: Workplace) -> None:
+        """Remove what only an unfinished stage needs."""
+        metrics = self.directory / "metrics" / f"{place.checkpoints.name}.jsonl"
+        if metrics in place.standing and metrics not in outputs_of(self.directory, place.checkpoints.name):
+            metrics.unlink(missing_ok=True)  # of a training that the stage no longer has
+        tries.drop_all(place.checkpoints)
 
 
 def with_metrics(result: StageResult, path: Path) -> StageResult:
@@ -264,14 +321,23 @@ def record(
         findings=tuple(jsonable(dataclasses.asdict(finding)) for finding in result.findings),
         notes=(*result.notes, *notes),
     )
+    put(directory, manifest, grown)
+    return manifest
+
+
+def put(directory: Path, manifest: Manifest, grown: Path | None) -> None:
+    """Write a manifest, once what has grown for it stands in its place.
+
+    Args:
+        grown: the folder of outputs that replace what stands in the run under the same names; None = there are none.
+    """
     if grown is not None and grown.exists():
         announce(directory, manifest)
-        for one in result.outputs:
-            if one.path.is_relative_to(grown) and one.path.exists():  # one inside another has moved with it
-                take_place(one.path, directory / one.path.relative_to(grown))
+        for one in manifest.outputs:
+            if not one.outside and (grown / one.path).exists():  # one inside another has moved with it
+                take_place(grown / one.path, directory / one.path)
     write_manifest(directory, manifest)
-    withdraw(directory, stage)
-    return manifest
+    withdraw(directory, manifest.stage)
 
 
 def _ref_in_place(directory: Path, one: Output, grown: Path | None) -> ArtifactRef:
@@ -284,15 +350,6 @@ def _ref_in_place(directory: Path, one: Output, grown: Path | None) -> ArtifactR
 def output(manifest: Manifest, name: str) -> ArtifactRef:
     """The artefact that a stage wrote under a name."""
     return next(reference for reference in manifest.outputs if reference.name == name)
-
-
-def level_counts(votes: Iterable[Vote]) -> dict[str, int]:
-    """How often b was better, neither, and a."""
-    counts = {"b better": 0, "tie": 0, "a better": 0}
-    for vote in votes:
-        doubled = 2 * vote.level - (vote.n_levels - 1)
-        counts["tie" if doubled == 0 else "a better" if doubled > 0 else "b better"] += 1
-    return counts
 
 
 def findings_of(manifest: Manifest) -> list[Finding]:

@@ -28,7 +28,7 @@ from karat.lm import parallel
 from karat.lm.load import load_encoder, load_lm
 from karat.lm.trackers import TrackerName, check_trackers
 from karat.lm.ways import Attending, in_ways
-from karat.pipeline.data import check_raters, one_rater
+from karat.pipeline.data import check_raters, level_counts, one_rater
 from karat.pipeline.model_settings import PRODUCTS, Dtype, dtype_key
 from karat.pipeline.reporting import write_report
 from karat.pipeline.settings import ONE_RATER
@@ -38,7 +38,6 @@ from karat.pipeline.stages import (
     StageResult,
     Workplace,
     jsonable,
-    level_counts,
     output,
     training_reporters,
 )
