@@ -1,5 +1,6 @@
 """Trackers: each step once though the run is killed, one line where a package is missing, and TensorBoard's own file."""
 
+import io
 import json
 
 import pytest
@@ -11,8 +12,10 @@ from karat.errors import ConfigError
 from karat.lm import trackers
 from karat.lm.checkpoints import newest_step
 from karat.lm.loop import LoopConfig, TrainState, optimiser_step, run_loop
-from karat.lm.trackers import Mark, TrackerReporter, check_trackers, open_trackers
+from karat.lm.trackers import Mark, TrackerReporter, check_trackers, flat_settings, open_trackers
 from karat.pipeline.settings import RunConfig
+from karat.pipeline.stages import Clock, Workplace, training_reporters
+from karat.progress import LineDisplay
 
 
 class Recorded:
@@ -113,6 +116,13 @@ def test_a_missing_package_is_one_clear_line(monkeypatch):
         check_trackers(["mlflow"])
 
 
+def test_a_folder_of_a_trackers_name_is_no_package(tmp_path, monkeypatch):
+    (tmp_path / "karat_runs").mkdir()  # as wandb leaves one of its own name where it was run
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"^tracking: found karat_runs, whose package is not installed"):
+        check_trackers(["karat_runs"])
+
+
 def test_a_tracker_that_does_not_start_is_one_clear_line(tmp_path, monkeypatch):
     from accelerate import tracking
 
@@ -129,6 +139,53 @@ def test_the_configuration_names_trackers_and_refuses_others():
     assert build(RunConfig, {"sandbox": {}, "tracking": ["tensorboard", "wandb"]}).tracking == ("tensorboard", "wandb")
     with pytest.raises(ConfigError, match=r"tracking\[0\]: found 'tensorbord'; expected one of tensorboard, wandb"):
         build(RunConfig, {"sandbox": {}, "tracking": ["tensorbord"]})
+
+
+def test_settings_are_one_table_of_names_with_dots():
+    assert flat_settings({"settings": [{"epochs": 1.0}, None]}) == {"settings.0.epochs": 1.0, "settings.1": "null"}
+    nested = {"seed": 1, "settings": {"kl": 0.1, "reward": {"heads": [1, 2], "name": "a", "path": None, "on": True}}}
+    assert flat_settings(nested) == {
+        "seed": 1, "settings.kl": 0.1, "settings.reward.heads": "[1, 2]", "settings.reward.name": "a",
+        "settings.reward.path": "null", "settings.reward.on": True,
+    }  # fmt: skip
+
+
+def test_every_tracker_hears_the_settings_of_its_run(tmp_path, monkeypatch, server):
+    heard = []
+    monkeypatch.setattr(Recorded, "store_init_configuration", lambda _, values: heard.append(values), raising=False)
+    place = Workplace(
+        tmp_path, tmp_path / "c", tmp_path / "m.jsonl", LineDisplay(io.StringIO()), Clock(tmp_path),
+        tracking=("wandb", "mlflow"), told={"seed": 3, "settings": {"lr": 0.1}},
+    )  # fmt: skip
+    with training_reporters(place, "sft", 1) as reporters:
+        assert len(reporters) == 4
+    assert heard == [{"seed": 3, "settings.lr": 0.1}] * 2
+    assert server == []
+
+    def refuses(*_):
+        raise RuntimeError("too long")
+
+    monkeypatch.setattr(Recorded, "store_init_configuration", refuses)
+    with pytest.raises(ConfigError, match=r"^tracking: wandb did not take the settings: too long$"):
+        training_reporters(place, "sft", 1).__enter__()
+
+
+def test_tensorboard_has_the_settings_in_the_run_itself(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    opening = {"run": "r", "stage": "sft", "identity": "i", "mark": tmp_path / "t.json", "directory": tmp_path}
+    for _ in range(2):
+        with open_trackers(["tensorboard"], **opening, settings={"lr": 0.5, "name": "a"}):
+            pass
+    (place,) = (tmp_path / "tensorboard").iterdir()
+    assert all(one.is_file() for one in place.iterdir())
+    events = EventAccumulator(str(place))
+    events.Reload()
+    kept = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    hparams = HParamsPluginData.FromString(kept).session_start_info.hparams
+    assert (hparams["lr"].number_value, hparams["name"].string_value) == (0.5, "a")
 
 
 def test_tensorboard_reads_back_what_was_sent(tmp_path):

@@ -96,7 +96,8 @@ class TrackerReporter:
 def check_trackers(names: Sequence[str]) -> None:
     """Raise ConfigError when the package of a tracker is not installed, before any work is done for it."""
     for name in names:
-        if importlib.util.find_spec(name) is None:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:  # a folder of that name, such as the one in which wandb keeps its runs
             raise ConfigError(
                 f"tracking: found {name}, whose package is not installed; pip install {name}, or leave it out "
                 "(the metrics are written as JSON lines anyway)"
@@ -105,7 +106,14 @@ def check_trackers(names: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def open_trackers(
-    names: Sequence[TrackerName], *, run: str, stage: str, identity: str, mark: Path, directory: Path
+    names: Sequence[TrackerName],
+    *,
+    run: str,
+    stage: str,
+    identity: str,
+    mark: Path,
+    directory: Path,
+    settings: Mapping[str, Any] | None = None,
 ) -> Iterator[list[TrackerReporter]]:
     """Trackers of one stage while it trains; an empty list where none is asked for.
 
@@ -113,6 +121,7 @@ def open_trackers(
         run, stage: name and group the tracked run.    identity: content hash of what decides the stage's result.
         mark: the file that notes what was sent; it should live and die with the stage's checkpoints.
         directory: where trackers that write files put them (TensorBoard: `tensorboard/<tracked run>`).
+        settings: what the stage was told, by which runs are compared; `flat_settings` says under which names.
     Raises: ConfigError for a tracker that is not installed or does not start.
     """
     if not names:
@@ -126,11 +135,48 @@ def open_trackers(
         for name in names:
             tracker = _start(name, noted, group=run, directory=directory)
             started.append(tracker)
+            _tell(name, tracker, flat_settings(settings or {}))
         noted.write()
         yield [TrackerReporter(started, noted)]
     finally:
         for tracker in started:
             tracker.finish()
+
+
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    """Nested settings as one table: `{"reward": {"kl_coef": 0.1}}` is `{"reward.kl_coef": 0.1}`.
+
+    Of a list of sections each has its place for a name (`settings.0.epochs`); other lists and None are JSON.
+    """
+    flat: dict[str, bool | int | float | str] = {}
+    for name, value in settings.items():
+        if isinstance(value, (list, tuple)) and any(isinstance(one, Mapping) for one in value):
+            value = {str(i): one for i, one in enumerate(value)}
+        if isinstance(value, Mapping):
+            flat |= flat_settings(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
+    return flat
+
+
+def _tell(name: TrackerName, tracker: Any, settings: Mapping[str, bool | int | float | str]) -> None:
+    """Give a tracker the settings of its run. A continued run has the same: it hears them again."""
+    if not settings:
+        return
+    try:
+        if name == "tensorboard":  # accelerate's way makes a further run of no steps, at each start another
+            from torch.utils.tensorboard.summary import hparams
+
+            for summary in hparams(dict(settings), {}):
+                tracker.writer.file_writer.add_summary(summary)
+        else:
+            tracker.store_init_configuration(dict(settings))
+    except Exception as error:  # as at the start
+        raise ConfigError(f"tracking: {name} did not take the settings: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _start(name: TrackerName, mark: Mark, *, group: str, directory: Path) -> Tracker:
@@ -153,8 +199,7 @@ def _start(name: TrackerName, mark: Mark, *, group: str, directory: Path) -> Tra
             tracker = tracking.TrackioTracker(PROJECT, name=mark.run, group=group, resume="allow")
         tracker.start()
     except Exception as error:  # every tracker has errors of its own; none of them may look like one of training
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise ConfigError(f"tracking: {name} did not start: {reason}") from error
+        raise ConfigError(f"tracking: {name} did not start: {_first_line(error)}") from error
     if name == "mlflow":
         mark.ids[name] = tracker.tracker.info.run_id
     return tracker

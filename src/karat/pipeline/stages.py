@@ -93,6 +93,8 @@ class Workplace:
     """Ends the names of what a later round writes: `-2`; "" = the first round."""
     standing: frozenset[Path] = frozenset()
     """Files and directories that the stage wrote under other settings, and that its manifest still vouches for."""
+    told: Mapping[str, Any] = field(default_factory=dict)
+    """Settings and seed of the stage, for those who hear of its training."""
 
     @property
     def grown(self) -> Path:
@@ -207,7 +209,7 @@ class Run:
         identity = content_id("stage", [read, wanted.settings, wanted.seeds])
         metrics = self.directory / "metrics" / f"{wanted.stage}.jsonl"
         return Workplace(self.directory, checkpoints, metrics, self.progress, Clock(checkpoints), identity, self.tracking,
-                         suffix, standing)  # fmt: skip
+                         suffix, standing, {"seed": self.seed} | wanted.settings)  # fmt: skip
 
     def _worked_out(
         self, wanted: Wanted, work: Callable[[Workplace], StageResult], *, suffix: str, together: bool
@@ -276,7 +278,7 @@ def training_reporters(
         return
     trackers = open_trackers(
         place.tracking, run=place.directory.name, stage=place.checkpoints.name, identity=place.identity,
-        mark=place.checkpoints / "trackers.json", directory=place.directory / "tracking",
+        mark=place.checkpoints / "trackers.json", directory=place.directory / "tracking", settings=place.told,
     )  # fmt: skip
     with trackers as tracked, place.progress.stage(name, n_steps) as bar:
         done = newest_step(place.training) if n_done is None else n_done
