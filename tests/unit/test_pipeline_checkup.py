@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from karat.cli import main
-from karat.config import build
+from karat.config import build, plain
 from karat.errors import CheckpointError
 from karat.lm.fresh import DecoderShape, word_tokenizer, write_fresh_decoder
 from karat.lm.fused_block import may_be_fused
@@ -241,7 +241,14 @@ def test_settings_of_another_method_have_no_effect():
     }
     queue = {"algorithm": "kto", "watch": {"odd_quantile": 0.9}}
     assert dict(dead_settings(config(**queue), queue)) == {"watch.odd_quantile": "kto asks for no scores"}
-    assert "`ppo`" in dict(dead_settings(config(group={}), {"group": {}}))["group"]
+    other = {"group": {"n_iterations": 3}}
+    assert "`ppo`" in dict(dead_settings(config(**other), other))["group"]
+
+
+def test_a_file_that_writes_every_default_down_has_no_setting_without_effect():
+    given = plain(config())
+    assert dead_settings(config(), given) == []
+    assert [key for key, _ in dead_settings(config(labels="labels.db"), given)] == ["labels"]
 
 
 def test_contradictions_and_cautions():

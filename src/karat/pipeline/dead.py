@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from karat.config import build, plain
 from karat.pipeline.settings import RunConfig
 
 METHOD_SECTIONS = ("ppo", "group", "online_dpo", "expert", "direct", "ilql")
@@ -30,11 +31,21 @@ def named_keys(values: Mapping[str, Any], *, at: str = "") -> Iterator[str]:
 def dead_settings(config: RunConfig, given: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(key, why it has no effect) of keys that the file names and nothing reads.
 
+    What is as it would be without the file is not named: a file of `karat init` writes every key down.
+
     Args:
         given: the file's mapping, overrides applied.
     """
     keys = set(named_keys(given))
-    return [(key, why) for key, dead, why in _rules(config) if dead and key in keys]
+    own, usual = plain(config), plain(build(RunConfig, {"sandbox": {}}))
+    found = [(key, why) for key, dead, why in _rules(config) if dead and key in keys]
+    return [(key, why) for key, why in found if _at(own, key) != _at(usual, key)]
+
+
+def _at(values: Any, key: str) -> Any:
+    for name in key.split("."):
+        values = values.get(name) if isinstance(values, Mapping) else None
+    return values
 
 
 def _rules(config: RunConfig) -> list[tuple[str, bool, str]]:
