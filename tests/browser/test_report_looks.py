@@ -64,3 +64,27 @@ def test_on_paper_every_column_is_there(chromium: Browser, report: Path):
     page.emulate_media(media="print")
     assert page.evaluate(BEYOND, ".policies td, .stages td code, .held-out td, .challenges .badge") == 0
     page.context.close()
+
+
+STYLE = "([what, name]) => [...new Set([...document.querySelectorAll(what)].map(one => getComputedStyle(one)[name]))]"
+
+
+def test_on_paper_no_heading_stands_alone_and_bars_are_printed(chromium: Browser, report: Path):
+    page = opened(chromium, report, viewport={"width": 794, "height": 1123})
+    page.emulate_media(media="print")
+    assert page.evaluate(STYLE, ["h2, .lead", "breakAfter"]) == ["avoid"]
+    assert page.evaluate(STYLE, [".card:has(.findings), .card:has(table)", "breakInside"]) == ["auto"]
+    assert page.evaluate(STYLE, ["figure, .findings li, tr", "breakInside"]) == ["avoid"]
+    assert page.evaluate(STYLE, [".track i, .meter i, .badge", "printColorAdjust"]) == ["exact"]
+    page.context.close()
+
+
+def test_a_dark_page_is_dark_again_after_it_was_printed(chromium: Browser, report: Path):
+    page = opened(chromium, report, color_scheme="dark")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    dark = page.evaluate(ground)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(ground) != dark
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(ground) == dark
+    page.context.close()

@@ -38,6 +38,12 @@
     draw();
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-  addEventListener("beforeprint", () => { root.dataset.theme = "light"; draw(); });
+  let before; // the colours on the screen, which printing borrows
+  addEventListener("beforeprint", () => { before = root.dataset.theme; root.dataset.theme = "light"; draw(); });
+  addEventListener("afterprint", () => {
+    if (before) root.dataset.theme = before;
+    else delete root.dataset.theme;
+    draw();
+  });
   draw();
 })();
