@@ -26,7 +26,7 @@ FLOORS = {
 PURE = {
     "statements", "segments", "reading", "fitting", "edits", "feedback_columns", "feedback_likelihood",
     "records", "choice", "ranking", "ratings", "belief", "overopt", "probes", "tensors", "stats", "resampling",
-    "forecasts", "figures", "errors", "ledger.lineage", "ledger.excuses", "lm.chat", "lm.trees", "lm.attention", "lm.flex_trees", "lm.losses", "lm.sampling", "lm.shapes", "lm.memory", "lm.rotation", "lm.narrow", "lm.narrow_logprobs", "lm.logits", "lm.tiled_attention", "lm.row_tiles", "lm.tiled_logprobs",
+    "forecasts", "figures", "errors", "ledger.lineage", "ledger.excuses", "lm.chat", "lm.trees", "lm.attention", "lm.flex_trees", "lm.losses", "lm.sampling", "lm.shapes", "lm.memory", "lm.rotation", "lm.narrow", "lm.narrow_logprobs", "lm.logits", "lm.tiled_attention", "lm.tiled_logprobs",
     "prompts.splits", "sft.loss", "feedback.tasks", "feedback.record.merkle", "feedback.quality.agreement", "feedback.quality.reliability", "reward.posterior",
     "reward.calibration", "reward.latents", "reward.prediction", "reward.contributions", "reward.objectives", "reward.gate", "policy.advantages", "policy.objectives", "policy.kl", "policy.shaping",
     "policy.group_advantages", "policy.vote_curve", "policy.preference_objectives", "policy.implicit_q", "policy.selection",

@@ -62,8 +62,7 @@ def test_a_pass_saves_what_is_counted(way, products, tmp_path, request):
     n_tokens = TREES * (PROMPT + BRANCHES * NEW)
     groups = plan_of(trees().layout, SHAPE.heads, SHAPE.kv_heads, None, torch.float32).groups
     n_keys = round(sum(p * q * k for p, q, k in (group.shape for group in groups)) / n_tokens)
-    laid_out = sum(p * k for p, _, k in (group.shape for group in groups)) / n_tokens
-    counted = activation_bytes(size, n_tokens, n_keys=n_keys, n_pieces=laid_out)
+    counted = activation_bytes(size, n_tokens, n_keys=n_keys)
     outside = size.vocabulary * size.hidden * (2 if products is not None else 0)  # the output layer is not in this pass
     counted += rounded_bytes(size) - outside
     saved = saved_bytes(lm)

@@ -87,11 +87,8 @@ def test_batches_and_steps_of_every_method(tmp_path, algorithm, section, expecte
     assert {key: found[f"{section}.{key}"] for key in expected} == expected
     # the reward model and a reference beside it; KTO's reference point needs one of its own
     n_tokens, n_copies = (150 if "examples" in expected else 100), (3 if algorithm == "kto" else 2)
-    branches, new = {"expert_iteration": (1, 20), "dpo": (2, 40), "ipo": (2, 40), "kto": (1, 40), "ilql": (1, 40)}.get(
-        algorithm, (3, 20)
-    )
-    laid_out = branches * (30 + new) / (30 + branches * new)
-    work = Work(n_tokens, n_keys=round(PADDED * (30 + new)), n_pieces=PADDED * laid_out)
+    new = 40 if "examples" in expected else 20
+    work = Work(n_tokens, n_keys=round(PADDED * (30 + new)))
     counted = training_bytes(size, n_trained=1000, work=work, n_copies=n_copies, n_before=2)
     assert found[f"memory.{section}"] == counted
     assert not [name for name in found if "ppo" in name]

@@ -19,14 +19,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from karat.lm.dense_attention import is_short, plan_of
 from karat.lm.fused_attention import Frame, Sizes, attend, attend_back
-from karat.lm.fused_tiles import attend_tiles, attend_tiles_back
 from karat.lm.kernels import matmul
 from karat.lm.low_rank import NO_UPDATES, SharedInput, TrainedLowRank
 from karat.lm.narrow import stacked
 from karat.lm.native import address, library
-from karat.lm.row_tiles import RowTiles, row_tiles
 from karat.lm.trees import TreeLayout
 
 N_WEIGHTS = 11
@@ -50,14 +47,10 @@ def fused(
         rows: at which the output is read, ascending; None = everywhere.
     """
     layout, products, sizes = known
-    even, call = products == torch.bfloat16, library(products)
-    if is_short(layout, products):
-        plan = plan_of(layout, sizes.heads, sizes.key_heads, sizes.window, torch.float32, even)
-    else:
-        plan = row_tiles(layout, sizes.window)
+    call = library(products)
     assert call is not None
     turns = (angle.detach().reshape(-1, sizes.size).contiguous() for angle in angles)
-    frame = Frame(call, plan, sizes, products, *turns)
+    frame = Frame(call, layout, sizes, products, *turns)
     scales = tuple(0.0 if one is None else one.scale for one in updates)
     narrow = [part for one in updates for part in ((None, None) if one is None else (one.down, one.up))]
     return _Block.apply(x.contiguous(), rows, frame, scales, *weights, *narrow)
@@ -85,7 +78,7 @@ class _Block(torch.autograd.Function):
         of_qkv = stacked((wq, wk, wv), products)
         qkv = matmul(normed, of_qkv.t())
         low_qkv = of_heads.add_to(qkv, normed)
-        attended, kept = _attend(frame, qkv, (norm_q, norm_k), rows)
+        attended, kept = attend(frame, qkv, (norm_q, norm_k), rows)
         if rows is not None:
             attended = attended.index_select(0, rows)
         of_o, of_both, of_down = (stacked(own, products) for own in ((wo,), (gate, up), (down,)))
@@ -148,7 +141,7 @@ class _Block(torch.autograd.Function):
             of_attended = both.new_zeros(n_positions, of_attended.shape[1]).index_copy_(0, rows, of_attended)
             places = torch.full((n_positions,), -1, dtype=torch.int64)
             places[rows] = torch.arange(n)
-        grad_qkv, of_norms = _attend_back(ctx.frame, of_attended, qkv, (norm_q, norm_k), (kept, rows))
+        grad_qkv, of_norms = attend_back(ctx.frame, of_attended, qkv, (norm_q, norm_k), (kept, rows))
         normed, scale = _normed(call, x, norm, eps[0], both.dtype)
         of_qkv_weights = _of_weight(grad_qkv, normed, any(learns[1:4]))
         # 3. what came in; of a lowest block with adapters nobody asks for it
@@ -170,29 +163,6 @@ class _Block(torch.autograd.Function):
             *(_wide(part) for part in halves), _wide(found["down"]), *of_norms,
             *updates_qkv, *updates_o, *updates_both, *updates_down,
         )  # fmt: skip
-
-
-def _attend(
-    frame: Frame, qkv: Tensor, norms: tuple[Tensor | None, ...], rows: Tensor | None
-) -> tuple[Tensor, list[Tensor]]:
-    """What attention gives, at least at `rows`, and what its gradient needs."""
-    if isinstance(frame.plan, RowTiles):
-        return attend_tiles(frame, frame.plan, qkv, norms, rows)
-    return attend(frame, frame.plan, qkv, norms)
-
-
-def _attend_back(
-    frame: Frame,
-    grad: Tensor,
-    qkv: Tensor,
-    norms: tuple[Tensor | None, ...],
-    known: tuple[Sequence[Tensor], Tensor | None],
-) -> tuple[Tensor, list[Tensor | None]]:
-    """Args: known: what `_attend` kept, and its rows."""
-    kept, rows = known
-    if isinstance(frame.plan, RowTiles):
-        return attend_tiles_back(frame, frame.plan, grad, qkv, norms, rows)
-    return attend_back(frame, frame.plan, grad, qkv, norms, kept)
 
 
 def _updates(

@@ -1,10 +1,9 @@
-"""Attention over trees of short texts between two products: norms, angles, groups and softmax in compiled passes (`native`).
+"""Attention over trees between two products, in compiled passes (`native`): norms and angles, then each tree by itself.
 
-The same groups of pieces as in `dense_attention`; what is not a product reads and writes its numbers once, and of a group's
-scores only those that are seen. Knows queries, keys and plans; knows nothing about models, tokens or losses.
+Of scores only those that are seen are computed, a few queries' at a time; for the gradient heads and probabilities are made
+again from the projections. Knows queries, keys and layouts; knows nothing about models, tokens or losses.
 
-Dimension letters: L flat positions, H query heads, K key heads, D head size; of a group: P pieces, q and k their queries and
-keys.
+Dimension letters: L flat positions, H query heads, K key heads, D head size, P pieces of trees, T trees.
 """
 
 from __future__ import annotations
@@ -12,14 +11,18 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from karat.lm.dense_attention import Plan
-from karat.lm.native import address
-from karat.lm.row_tiles import RowTiles
+from karat.lm.dense_attention import pieces_of
+from karat.lm.native import AskedTrees, address
+from karat.lm.trees import TreeLayout
+
+NO_WINDOW = 2**31 - 1
+"""More positions than there are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +54,8 @@ class Frame:
 
     call: ctypes.CDLL
     """The compiled functions."""
-    plan: Plan | RowTiles
-    """The groups of the layout, or its tiles where texts are long."""
+    layout: TreeLayout
+    """Which positions belong together."""
     sizes: Sizes
     """Of the block."""
     products: torch.dtype
@@ -63,60 +66,69 @@ class Frame:
     """The same."""
 
 
+@lru_cache(maxsize=16)
+def placed(layout: TreeLayout) -> tuple[Int[Tensor, "P 4"], Int[Tensor, " T+1"]]:
+    """Pieces as int32 [first position that asks, the one behind the last, first and number of the prompt's keys], and the
+    piece with which each tree begins, last their number; kept, as each layer of a model asks for the same."""
+    pieces = [(one.start, one.stop, one.prompt_start, one.n_prompt) for one in pieces_of(layout)]
+    begins = [0, *torch.tensor([len(span.branch_lengths) for span in layout.spans]).cumsum(0).tolist()]
+    return torch.tensor(pieces, dtype=torch.int32), torch.tensor(begins, dtype=torch.int32)
+
+
 def attend(
-    frame: Frame, plan: Plan, qkv: Float[Tensor, "L (H+2K)*D"], norms: Sequence[Tensor | None]
+    frame: Frame,
+    qkv: Float[Tensor, "L (H+2K)*D"],
+    norms: Sequence[Tensor | None],
+    read: Int[Tensor, " n"] | None,
 ) -> tuple[Float[Tensor, "L H*D"], list[Tensor]]:
-    """What attention gives each position, and what its gradient needs."""
-    (n, width), call, sizes = qkv.shape, frame.call, frame.sizes
-    H, K, D = sizes.heads, sizes.key_heads, sizes.size
+    """What attention gives each position, and what its gradient needs beside qkv.
+
+    Args: read: positions at which the output is used; elsewhere it means nothing. None = everywhere.
+    Raises: MemoryError where memory is short.
+    """
     turned, scales = turned_heads(frame, qkv, norms)
-    kept, outputs = [], []
-    for group in plan.groups:
-        n_pieces, n_queries, n_keys = group.shape
-        q = qkv.new_empty(n_pieces * K, H // K * n_queries, D)
-        k, v = (qkv.new_empty(n_pieces * K, n_keys, D) for _ in range(2))
-        call.gather_heads(address(turned[0]), H * D, H, D, address(group.query_rows), len(group.query_rows), address(q))
-        call.gather_heads(address(turned[1]), K * D, K, D, address(group.key_rows), len(group.key_rows), address(k))
-        call.gather_heads(
-            address(qkv, (H + K) * D), width, K, D, address(group.key_rows), len(group.key_rows), address(v)
-        )
-        probs = torch.bmm(q, k.transpose(1, 2))
-        call.attend_forward(
-            address(probs), n_pieces, H, n_queries, n_keys, address(group.first), address(group.last), sizes.scale
-        )
-        outputs.append(torch.bmm(probs, v).view(-1, D))
-        kept += [q, k, v, probs]
-    together = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return together.index_select(0, plan.places).view(n, H * D), [*scales, *kept]
+    output = qkv.new_zeros(len(qkv), frame.sizes.widths[0])
+    sums = frame.cosine.new_empty(len(qkv), frame.sizes.heads)
+    marks = _marks(len(qkv), read)
+    frame.call.attend_trees(_asked(frame, turned, qkv, marks), address(output), address(sums))
+    return output, [*scales, sums]
 
 
 def attend_back(
     frame: Frame,
-    plan: Plan,
     grad: Float[Tensor, "L H*D"],
     qkv: Tensor,
     norms: Sequence[Tensor | None],
-    kept: Sequence[Tensor],
+    known: tuple[Sequence[Tensor], Int[Tensor, " n"] | None],
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Gradients of what `attend` was given: of [queries, keys, values], and of the norms' weights."""
-    call, sizes = frame.call, frame.sizes
-    H, K, D = sizes.heads, sizes.key_heads, sizes.size
-    scales, kept = kept[:2], kept[2:]
-    of_keys, of_values = (frame.cosine.new_zeros(len(qkv), K * D) for _ in range(2))
-    of_queries = []
-    for number, group in enumerate(plan.groups):
-        q, k, v, probs = kept[4 * number : 4 * number + 4]
-        n_pieces, n_queries, n_keys = group.shape
-        own = torch.empty_like(q)
-        call.gather_heads(address(grad), H * D, H, D, address(group.query_rows), len(group.query_rows), address(own))
-        scores = torch.bmm(own, v.transpose(1, 2))
-        call.attend_backward(address(probs), address(scores), n_pieces * H * n_queries, n_keys, sizes.scale)
-        of_queries.append(torch.bmm(scores, k).view(-1, D))
-        parts = torch.bmm(scores.transpose(1, 2), q), torch.bmm(probs.transpose(1, 2), own)
-        for part, total in zip(parts, (of_keys, of_values), strict=True):
-            call.scatter_heads(address(part), address(group.key_rows), n_pieces, K, n_keys, D, address(total))
-    together = of_queries[0] if len(of_queries) == 1 else torch.cat(of_queries)
-    return turned_back(frame, qkv, norms, scales, (together, plan.places), of_keys, of_values)
+    """Gradients of what `attend` was given: of [queries, keys, values], and of the norms' weights.
+
+    Args: known: what it gave for this, and its `read`.
+    """
+    (*scales, sums), read = known
+    turned, _ = turned_heads(frame, qkv, norms)
+    found, marks = [frame.cosine.new_zeros(len(qkv), width) for width in frame.sizes.widths], _marks(len(qkv), read)
+    asked = _asked(frame, turned, qkv, marks)
+    frame.call.attend_trees_back(asked, address(grad), address(sums), *map(address, found))
+    return turned_back(frame, qkv, norms, scales, found)
+
+
+def _marks(n: int, read: Int[Tensor, " n"] | None) -> Tensor | None:
+    """1 at the positions that are read, as the compiled pass wants to know it."""
+    return None if read is None else torch.zeros(n, dtype=torch.uint8).index_fill_(0, read, 1)
+
+
+def _asked(frame: Frame, turned: Sequence[Tensor], qkv: Tensor, marks: Tensor | None) -> ctypes.c_void_p:
+    """What the compiled pass is told; tensors must outlive the call."""
+    sizes, (pieces, trees) = frame.sizes, placed(frame.layout)
+    query_width, key_width, _ = sizes.widths
+    return ctypes.byref(
+        AskedTrees(
+            *map(address, turned), address(qkv, query_width + key_width), query_width, key_width, qkv.shape[1],
+            sizes.heads, sizes.key_heads, sizes.size, address(pieces), address(trees), len(trees) - 1,
+            sizes.window or NO_WINDOW, address(marks), sizes.scale,
+        )
+    )  # fmt: skip
 
 
 def turned_heads(
@@ -142,22 +154,19 @@ def turned_back(
     qkv: Float[Tensor, "L (H+2K)*D"],
     norms: Sequence[Tensor | None],
     scales: Sequence[Tensor],
-    of_queries: tuple[Tensor, Int[Tensor, " L*H"]],
-    of_keys: Float[Tensor, "L K*D"],
-    of_values: Float[Tensor, "L K*D"],
+    found: Sequence[Tensor],
 ) -> tuple[Float[Tensor, "L (H+2K)*D"], list[Tensor | None]]:
     """The way back of `turned_heads`: gradients of [queries, keys, values], and of the norms' weights.
 
-    Args: of_queries: gradients of heads in any order, and where that of each (position, head) stands among them.
+    Args: found: gradients of turned queries, turned keys and values, float32.
     """
     (n, width), call, sizes = qkv.shape, frame.call, frame.sizes
     H, K, D = sizes.heads, sizes.key_heads, sizes.size
     grad_qkv, of_norms = torch.empty_like(qkv), [None if norm is None else torch.empty_like(norm) for norm in norms]
     for first, n_heads, at in ((0, H, 0), (H * D, K, 1)):
-        given = (None, *map(address, of_queries)) if at == 0 else (address(of_keys), None, None)
         call.heads_backward(
             address(qkv, first), width, n, n_heads, D, address(norms[at]), address(frame.cosine), address(frame.sine),
-            address(scales[at]), *given, address(grad_qkv, first), width, address(of_norms[at]),
+            address(scales[at]), address(found[at]), address(grad_qkv, first), width, address(of_norms[at]),
         )  # fmt: skip
-    call.narrow_rows(address(of_values), None, n, K * D, address(grad_qkv, (H + K) * D), width)
+    call.narrow_rows(address(found[2]), None, n, K * D, address(grad_qkv, (H + K) * D), width)
     return grad_qkv, of_norms

@@ -109,26 +109,23 @@ def lora_parameters(size: ModelSize, rank: int) -> int:
     return rank * size.layers * (square + narrow + 3 * (size.hidden + size.mlp))
 
 
-def activation_bytes(size: ModelSize, n_tokens: int, *, n_keys: int = 0, n_pieces: float = 1.0) -> int:
+def activation_bytes(size: ModelSize, n_tokens: int, *, n_keys: int = 0) -> int:
     """Bytes kept between forward and backward pass for so many tokens.
 
-        compiled   layers · tokens · (2·hidden·4 + (3·queries + (2 + 2·pieces)·keys + 2·mlp + heads·n_keys)·bytes of products)
-        the same without probabilities   layers · tokens · (2·hidden·4 + (2·queries + 2·keys + 2·mlp)·bytes of products)
+        compiled   layers · tokens · (2·hidden·4 + (2·queries + 2·keys + 2·mlp)·bytes of products)
         PyTorch's  layers · tokens · (4·hidden + 3·(queries + keys) + 4·mlp + heads·n_keys) · bytes
 
     Args:
-        n_keys: positions that one sees where probabilities are kept (texts short enough for dense attention); 0 = they are not.
-        n_pieces: how often a position's key is laid out: a prompt's once for each response.
+        n_keys: positions that one sees where probabilities are kept (PyTorch's way, texts short enough for dense
+            attention); 0 = they are not.
     """
-    seen = size.heads * n_keys
     if size.compiled:
-        q, k = size.query_width, size.key_width
-        attention = 3 * q + (2 + 2 * n_pieces) * k + seen if n_keys else 2 * q + 2 * k
-        narrow = attention + 2 * size.mlp
+        narrow = 2 * (size.query_width + size.key_width + size.mlp)
         return round(size.layers * n_tokens * (2 * size.hidden * size.bytes_per_number + narrow * size.product_bytes))
     wide, heads, mlp = (NARROW_WIDE, NARROW_HEADS, NARROW_MLP) if size.narrow else (SAVED_WIDE, SAVED_HEADS, SAVED_MLP)
     kept = wide * size.hidden + heads * (size.query_width + size.key_width) + mlp * size.mlp
-    return round(size.layers * n_tokens * (kept * size.bytes_per_number + seen * size.product_bytes))
+    probs = size.heads * n_keys * size.product_bytes
+    return round(size.layers * n_tokens * (kept * size.bytes_per_number + probs))
 
 
 def rounded_bytes(size: ModelSize) -> int:
@@ -168,8 +165,6 @@ class Work:
     """Positions of a micro-batch."""
     n_keys: int = 0
     """Of `activation_bytes`."""
-    n_pieces: float = 1.0
-    """Of `activation_bytes`."""
     logits: bool = True
     """False = no token is predicted, as in a reward model."""
 
@@ -200,7 +195,7 @@ def training_bytes(
     held = trained if n_shards == 1 else trained // n_shards + gathered_bytes(size)
     outside = LIBRARY_BYTES + n_before * LEFT_BYTES
     held += n_copies * size.weight_bytes + outside
-    passing = activation_bytes(size, work.n_tokens, n_keys=work.n_keys, n_pieces=work.n_pieces) + rounded_bytes(size)
+    passing = activation_bytes(size, work.n_tokens, n_keys=work.n_keys) + rounded_bytes(size)
     passing += UNDER_WAY_MLP * work.n_tokens * size.mlp * size.product_bytes
     passing += logit_bytes(size, work.n_tokens) if work.logits else 0
     step = held + round(HELD_APART * passing)

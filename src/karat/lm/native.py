@@ -1,9 +1,9 @@
 """The passes over memory between matrix products, compiled by the machine's own C compiler.
 
-`native_blocks.c` and `native_sampler.c` are compiled on first use, once for products in float32 and once for bfloat16, and
-kept in the user's cache under a name that says of which source, compiler and processor it is. Without a compiler, or with KARAT_NATIVE=0 in the environment,
-there is no library, and whoever asks does the same with PyTorch's operations. Knows a compiler, files and tensors' addresses;
-knows nothing about models.
+`native_blocks.c`, `native_attention.c` and `native_sampler.c` are compiled on first use, once for products in float32 and
+once for bfloat16, and kept in the user's cache under a name that says of which source, compiler and processor it is. Without
+a compiler, or with KARAT_NATIVE=0 in the environment, there is no library, and whoever asks does the same with PyTorch's
+operations. Knows a compiler, files and tensors' addresses; knows nothing about models.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.h", "native_blocks.c", "native_sampler.c"))
+SOURCES = tuple(
+    Path(__file__).with_name(name) for name in ("native.h", "native_blocks.c", "native_attention.c", "native_sampler.c")
+)
 SWITCH = "KARAT_NATIVE"
 """Environment variable; 0 = nothing is compiled or loaded."""
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
@@ -39,12 +41,9 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "norm_forward": (A, A, A, N, N, A, F, A, A, A),
     "norm_backward": (A, A, N, N, A, A, A, A, A, A, A),
     "heads_forward": (A, N, N, N, N, A, F, A, A, A, A),
-    "heads_backward": (A, N, N, N, N, A, A, A, A, A, A, A, A, N, A),
-    "gather_heads": (A, N, N, N, A, N, A),
-    "scatter_heads": (A, A, N, N, N, N, A),
-    "attend_forward": (A, N, N, N, N, A, A, F),
-    "attend_tile": (A, N, N, N, A, F),
-    "attend_backward": (A, A, N, N, F),
+    "heads_backward": (A, N, N, N, N, A, A, A, A, A, A, N, A),
+    "attend_trees": (A, A, A),
+    "attend_trees_back": (A, A, A, A, A, A),
     "gate_forward": (A, A, N, N, N, A),
     "gate_backward": (A, A, N, N, A, A),
     "choose_forward": (A, A, N, N, A, F, A),
@@ -56,8 +55,8 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
 ANSWERING = {
     "norm_backward",
     "heads_backward",
-    "attend_forward",
-    "attend_tile",
+    "attend_trees",
+    "attend_trees_back",
     "choose_forward",
     "decode_rows",
     "prefill_rows",
@@ -73,6 +72,16 @@ class GivenHeads(ctypes.Structure):
         *((name, A) for name in ("q", "k", "v")),
         *((name, N) for name in ("q_stride", "k_stride", "v_stride", "heads", "key_heads", "size")),
         ("weight_q", A), ("weight_k", A), ("eps_q", F), ("eps_k", F), ("cosine", A), ("sine", A), ("factor", F),
+    )  # fmt: skip
+
+
+class AskedTrees(ctypes.Structure):
+    """What `attend_trees` and `attend_trees_back` are told of heads and layout, as in the sources."""
+
+    _fields_ = (
+        *((name, A) for name in ("q", "k", "v")),
+        *((name, N) for name in ("q_stride", "k_stride", "v_stride", "heads", "key_heads", "size")),
+        ("pieces", A), ("trees", A), ("n_trees", N), ("window", N), ("read", A), ("scale", F),
     )  # fmt: skip
 
 

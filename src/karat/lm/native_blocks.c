@@ -113,29 +113,23 @@ void heads_forward(const number *from, int64_t stride, int64_t n, int64_t H, int
         }
 }
 
-/* The way back: from the gradient of rotated heads, float32 by row or, with `places`, numbers at places[row]. */
+/* The way back: from the gradient of rotated heads in float32. */
 int heads_backward(const number *from, int64_t stride, int64_t n, int64_t H, int64_t D,
                    const float *weight, const float *cosine, const float *sine, const float *scale, const float *grad,
-                   const number *apart, const int64_t *places, number *to, int64_t to_stride, float *of_weight) {
+                   number *to, int64_t to_stride, float *of_weight) {
     int64_t half = D / 2;
     int n_shares = n * H * D > SMALL ? omp_get_max_threads() : 1;
     float *shares = calloc((size_t)n_shares * D, sizeof(float));
     if (!shares) return 0;
 #pragma omp parallel num_threads(n_shares)
     {
-        float *share = shares + (int64_t)omp_get_thread_num() * D, g[D], back[D];
+        float *share = shares + (int64_t)omp_get_thread_num() * D, back[D];
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < n; i++) {
             const float *c = cosine + i * D, *s = sine + i * D;
             for (int64_t h = 0; h < H; h++) {
                 int64_t row = i * H + h;
-                if (places) {
-                    const number *own = apart + places[row] * D;
-#pragma omp simd
-                    for (int64_t j = 0; j < D; j++) g[j] = wide(own[j]);
-                } else {
-                    memcpy(g, grad + row * D, D * sizeof(float));
-                }
+                const float *g = grad + row * D;
 #pragma omp simd
                 for (int64_t j = 0; j < half; j++) {
                     back[j] = g[j] * c[j] + g[j + half] * s[j + half];
@@ -165,108 +159,6 @@ int heads_backward(const number *from, int64_t stride, int64_t n, int64_t H, int
     if (weight) add_shares(shares, n_shares, D, of_weight);
     free(shares);
     return 1;
-}
-
-/* to[i] = the head at[i] of rows laid out [position, head]: at = position·H + head */
-void gather_heads(const number *from, int64_t stride, int64_t H, int64_t D, const int64_t *at, int64_t n, number *to) {
-    PARALLEL(n * D)
-    for (int64_t i = 0; i < n; i++)
-        memcpy(to + i * D, from + (at[i] / H) * stride + (at[i] % H) * D, D * sizeof(number));
-}
-
-/* to[at] += from, [P, H, k] rows: a head is one thread's, whatever pieces share it */
-void scatter_heads(const number *from, const int64_t *at, int64_t P, int64_t H, int64_t k, int64_t D, float *to) {
-    PARALLEL(P * H * k * D)
-    for (int64_t h = 0; h < H; h++)
-        for (int64_t p = 0; p < P; p++)
-            for (int64_t i = 0; i < k; i++) {
-                int64_t row = (p * H + h) * k + i;
-                const number *x = from + row * D;
-                float *y = to + at[row] * D;
-#pragma omp simd
-                for (int64_t j = 0; j < D; j++) y[j] += wide(x[j]);
-            }
-}
-
-/* Softmax of one row of scores·factor over keys from … to − 1 and more_from … more_to − 1 behind them, 0 elsewhere; e has room. */
-static inline void attend_row(number *own, float *e, int64_t k, int64_t from, int64_t to, int64_t more_from, int64_t more_to,
-                              float factor) {
-    const int64_t parts[2][2] = {{from, to}, {more_from, more_to}};
-    float peak = -INFINITY, sum = 0;
-    for (int part = 0; part < 2; part++) {
-#pragma omp simd reduction(max : peak)
-        for (int64_t j = parts[part][0]; j < parts[part][1]; j++) {
-            e[j] = wide(own[j]) * factor;
-            peak = e[j] > peak ? e[j] : peak;
-        }
-    }
-    for (int part = 0; part < 2; part++) {
-#pragma omp simd reduction(+ : sum)
-        for (int64_t j = parts[part][0]; j < parts[part][1]; j++) {
-            e[j] = exponential(e[j] - peak);
-            sum += e[j];
-        }
-    }
-    float share = 1 / sum;
-    int64_t done = 0;
-    for (int part = 0; part < 2; part++) {
-        for (; done < parts[part][0]; done++) own[done] = 0;
-#pragma omp simd
-        for (int64_t j = parts[part][0]; j < parts[part][1]; j++) own[j] = rounded(e[j] * share);
-        done = parts[part][1] > done ? parts[part][1] : done;
-    }
-    for (; done < k; done++) own[done] = 0;
-}
-
-/* Softmax of scores·factor over keys first[p, i] … last[p, i] − 1, 0 elsewhere; in place. Scores are [P, H, q, k]. */
-int attend_forward(number *scores, int64_t P, int64_t H, int64_t q, int64_t k, const int32_t *first, const int32_t *last,
-                   float factor) {
-    int short_of_memory = 0;
-#pragma omp parallel SHARED(P *H *q *k) reduction(| : short_of_memory)
-    {
-        float *e = malloc(k * sizeof(float));
-        short_of_memory |= !e;
-#pragma omp for schedule(static)
-        for (int64_t row = 0; row < P * H * q; row++) {
-            if (!e) continue;
-            int64_t seen = (row / (H * q)) * q + row % q;
-            attend_row(scores + row * k, e, k, first[seen], last[seen], 0, 0, factor);
-        }
-        free(e);
-    }
-    return !short_of_memory;
-}
-
-/* The same over keys seen[i, 0] … seen[i, 1] − 1 and seen[i, 2] … seen[i, 3] − 1 behind them. Scores are [q, G, k]. */
-int attend_tile(number *scores, int64_t q, int64_t G, int64_t k, const int32_t *seen, float factor) {
-    int short_of_memory = 0;
-#pragma omp parallel SHARED(q *G *k) reduction(| : short_of_memory)
-    {
-        float *e = malloc(k * sizeof(float));
-        short_of_memory |= !e;
-#pragma omp for schedule(static)
-        for (int64_t row = 0; row < q * G; row++) {
-            if (!e) continue;
-            const int32_t *at = seen + row / G * 4;
-            attend_row(scores + row * k, e, k, at[0], at[1], at[2], at[3], factor);
-        }
-        free(e);
-    }
-    return !short_of_memory;
-}
-
-/* grad = factor·p·(grad − Σ grad·p), in place; where p is 0, 0 */
-void attend_backward(const number *probs, number *grad, int64_t rows, int64_t k, float factor) {
-    PARALLEL(rows *k)
-    for (int64_t row = 0; row < rows; row++) {
-        const number *p = probs + row * k;
-        number *g = grad + row * k;
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t j = 0; j < k; j++) sum += wide(g[j]) * wide(p[j]);
-#pragma omp simd
-        for (int64_t j = 0; j < k; j++) g[j] = rounded(factor * wide(p[j]) * (wide(g[j]) - sum));
-    }
 }
 
 /* silu(gate)·up; a row of either begins `stride` numbers behind the one before */

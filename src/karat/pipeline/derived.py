@@ -240,6 +240,5 @@ def _works(counts: Counts, size: ModelSize, n_trees: int, branches: tuple[int, i
     most = MOST_NARROW_KEYS if size.narrow else MOST_KEYS
     n_keys, longest_keys = prompt + n_new, counts.longest_prompt + n_new
     # pieces of like size are padded to the longest of a group
-    pieces = n_branches * n_keys / (prompt + n_branches * n_new)
-    found = [Work(n_tokens, n_keys=round(PADDED * n_keys), n_pieces=PADDED * pieces)] if n_keys <= most else []
+    found = [Work(n_tokens, n_keys=round(PADDED * n_keys))] if n_keys <= most else []
     return found + ([Work(n_tokens)] if longest_keys > most else [])
