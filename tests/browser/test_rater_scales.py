@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from browser.place import Place, add_task
-from karat.questions import Question
+from karat.questions import Choice, Question
 
 pytestmark = pytest.mark.browser
 
@@ -80,3 +80,15 @@ def test_the_button_that_copies_is_there_once_and_lies_over_no_code(width, place
     assert button
     assert code
     assert button["y"] + button["height"] <= code["y"] + 1
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_flags_stand_apart_from_good_and_bad(width, place: Place, visit):
+    account, link = place.rater()
+    question = Question(kind="label", flags=(Choice("spam"),), topic=str(width))
+    add_task(place.store, question, ("Blue.",), reserved_for=account.annotator)
+    page = visit(link, viewport={"width": width, "height": 844})
+    bad, flag = (page.locator(".pick", has_text=word).bounding_box() for word in ("Bad", "spam"))
+    assert bad
+    assert flag
+    assert flag["y"] > bad["y"] + 20 or flag["x"] > bad["x"] + bad["width"] + 20
