@@ -10,12 +10,16 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats as distributions
 
 from karat.errors import ConvergenceError, InputError
 from karat.records import Estimate
 
 N_DRAWS = 2000
 """Bootstrap draws: the percentile ends then carry a Monte-Carlo error of about 0.04 sd of the estimate."""
+FEW_CLUSTERS = 10
+"""Clusters below which means have Student's t interval: a percentile bootstrap of 3 clusters holds the mean in .75 of the
+cases where it says .95, of 8 in .88 (a test)."""
 CHUNK_CELLS = 1 << 22
 """Cells of the weight matrix (draws × clusters) that are held at once: 32 MiB."""
 Draws = NDArray[np.float64]
@@ -64,13 +68,25 @@ def cluster_bootstrap(
 def ratio_bootstrap(
     sums: Draws, counts: Draws, rng: np.random.Generator | None, *, level: float, n_draws: int, what: str
 ) -> Estimate:
-    """Σ sums / Σ counts over clusters drawn with replacement; a draw is a row of multinomial cluster weights."""
+    """Σ sums / Σ counts over clusters drawn with replacement; a draw is a row of multinomial cluster weights.
+
+    Below FEW_CLUSTERS clusters G nothing is drawn:  value ± t_{G−1}·√( G/(G−1)·Σ_c (sums_c − value·counts_c)² ) / Σ counts
+
+    Source: Cameron & Miller 2015, Journal of Human Resources 50(2), eq. 12 and section VI (few clusters).
+    """
     n_clusters = len(counts)
     value = float(sums.sum() / counts.sum())
     if n_clusters < 2:
         return Estimate(value, None, None, n_clusters, f"{what}; no interval: found 1 cluster, an interval needs 2")
+    generator = needed_rng(rng, what)
+    if n_clusters < FEW_CLUSTERS:
+        rest = (sums - value * counts) / counts.sum()
+        sd = math.sqrt(float((rest**2).sum()) * n_clusters / (n_clusters - 1))
+        half = float(distributions.t.ppf(0.5 + checked_level(level) / 2, n_clusters - 1)) * sd
+        method = f"{what}, Student t interval over {n_clusters} clusters, {percent(level)}"
+        return Estimate(value, value - half, value + half, n_clusters, method)
     draws = np.concatenate(
-        [weights @ sums / (weights @ counts) for weights in cluster_weights(n_clusters, needed_rng(rng, what), n_draws)]
+        [weights @ sums / (weights @ counts) for weights in cluster_weights(n_clusters, generator, n_draws)]
     )
     return percentile_interval(value, draws, n_clusters, level=level, what=what)
 

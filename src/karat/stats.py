@@ -20,6 +20,7 @@ from karat.errors import InputError
 from karat.forecasts import auroc, brier, calibration_slope, ece, nll, spearman
 from karat.records import Estimate
 from karat.resampling import (
+    FEW_CLUSTERS,
     N_DRAWS,
     Draws,
     checked_level,
@@ -108,7 +109,7 @@ def mean_estimate(
     level: float = 0.95,
     n_draws: int = N_DRAWS,
 ) -> Estimate:
-    """A mean with its interval: Student's t without clusters, the clustered percentile bootstrap with them.
+    """A mean with its interval: Student's t without clusters or with few, the clustered percentile bootstrap with ten or more.
 
     Args:
         values: one number a row, finite.    clusters: one label a row; rows of a cluster are resampled together.
@@ -136,10 +137,11 @@ def proportion(
     level: float = 0.95,
     n_draws: int = N_DRAWS,
 ) -> Estimate:
-    """The mean of outcomes in [0, 1] (ties ½): Wilson without clusters, the clustered bootstrap with them.
+    """The mean of outcomes in [0, 1] (ties ½): Wilson without clusters, the clustered bootstrap with ten or more of them.
 
-    Where every cluster has the same outcome a bootstrap has width 0, which is no interval: then Wilson on the
-    number of clusters is used instead, and the method says so.
+    With fewer Wilson's with their variance and Student's t, as `two_way_proportion` has it. Where every cluster has the
+    same outcome a bootstrap has width 0, which is no interval: then Wilson on the number of clusters is used instead,
+    and the method says so.
     """
     x = finite_row("proportion", outcomes)
     if x.size and not (x.min() >= 0 and x.max() <= 1):
@@ -147,10 +149,16 @@ def proportion(
     if clusters is None or x.size == 0:
         return wilson(float(x.sum()), int(x.size), level=level)
     sums, counts = cluster_sums("proportion", x, clusters)
-    if len(counts) >= 2 and np.ptp(sums / counts) == 0:
+    if len(counts) >= 2 and np.ptp(sums / counts) < 1e-12:
         p = float(sums[0] / counts[0])
         same = wilson(p * len(counts), len(counts), level=level)
         return Estimate(p, same.low, same.high, same.n, same.method + " on clusters (all have one outcome)")
+    if 2 <= len(counts) < FEW_CLUSTERS:
+        p, n = float(x.mean()), len(counts)
+        rest = (sums - p * counts) / x.size
+        low, high = _clustered_wilson(p, float((rest**2).sum()) * n / (n - 1), n, level)
+        method = f"proportion, Wilson score interval over {n} clusters, t with {n - 1} degrees, {percent(level)}"
+        return Estimate(p, low, high, n, method)
     return ratio_bootstrap(sums, counts, rng, level=level, n_draws=n_draws, what="proportion")
 
 
@@ -201,12 +209,18 @@ def two_way_proportion(
     if variance <= 1e-15:
         same = wilson(p * n, n, level=level)
         return Estimate(p, same.low, same.high, n, f"{said}; Wilson score interval on {n} {over}, all alike")
+    low, high = _clustered_wilson(p, variance, n, level)
+    how = f"Wilson score interval clustered by {over}, t with {n - 1} degrees, {percent(level)}"
+    return Estimate(p, low, high, n, f"{said}; {how}")
+
+
+def _clustered_wilson(p: float, variance: float, n: int, level: float) -> tuple[float, float]:
+    """Ends of Wilson's interval of a proportion whose variance is that of n clusters, with Student's t for z."""
     t = float(distributions.t.ppf(0.5 + checked_level(level) / 2, n - 1))
     n_effective = p * (1 - p) / variance
     centre, half = p + t * t / (2 * n_effective), t * math.sqrt(variance + t * t / (4 * n_effective**2))
     low, high = ((centre + sign * half) / (1 + t * t / n_effective) for sign in (-1, 1))
-    how = f"Wilson score interval clustered by {over}, t with {n - 1} degrees, {percent(level)}"
-    return Estimate(p, low, high, n, f"{said}; {how}")
+    return low, high
 
 
 def _cluster_variance(rest: Draws, codes: np.ndarray) -> float:

@@ -65,10 +65,15 @@ def test_unequal_clusters_are_weighted_by_their_rows():
     values, clusters = np.array([1.0, 1, 1, 1, 0, 0]), ["p", "p", "p", "p", "q", "r"]
     found = stats.mean_estimate(values, clusters, rng())
     assert (found.value, found.n) == (pytest.approx(4 / 6), 3)
-    # p is drawn 0, 1, 2 or 3 times of 3 with probability 8, 12, 6, 1 of 27: the middle fifth lies within "once"
-    middle = stats.mean_estimate(values, clusters, rng(), level=0.2)
-    assert (middle.low, middle.high) == pytest.approx((4 / 6, 4 / 6), abs=1e-12)
-    assert (found.low, found.high) == pytest.approx((0, 1), abs=1e-12)
+    # three clusters are few: residuals (4 − 4·⅔, −⅔, −⅔)/6, G/(G − 1) = 3/2, t of two degrees
+    sd = np.sqrt(1.5 * ((4 / 3) ** 2 + 2 * (2 / 3) ** 2)) / 6
+    half = distributions.t.ppf(0.975, 2) * sd
+    assert (found.low, found.high) == pytest.approx((4 / 6 - half, 4 / 6 + half), abs=1e-12)
+    assert found.method == "mean, Student t interval over 3 clusters, 95 %"
+    # equal clusters: the t interval of their means
+    equal = stats.mean_estimate([1.0, 3, 2, 2, 5, 7], list("aabbcc"), rng())
+    plain = stats.mean_estimate([2.0, 2.0, 6.0])
+    assert (equal.low, equal.high) == pytest.approx((plain.low, plain.high), abs=1e-12)
 
 
 def coverage(interval, truth, n_worlds=400):
@@ -102,6 +107,30 @@ def test_clustered_intervals_cover_where_intervals_over_rows_do_not():
 
     assert 0.9 < coverage(lambda g: stats.mean_estimate(world(g), clusters, g, n_draws=400), 0.0, 300) < 0.985
     assert coverage(lambda g: stats.mean_estimate(world(g)), 0.0, 300) < 0.75
+
+
+@pytest.mark.parametrize("n", [3, 8])
+def test_of_few_clusters_a_bootstrap_covers_too_little_and_the_interval_does_not(n):
+    def world(g):
+        sizes = g.integers(5, 40, n)
+        return np.repeat(g.normal(size=n), sizes) + 1.5 * g.normal(size=sizes.sum()), np.repeat(np.arange(n), sizes)
+
+    def bootstrap(g):
+        values, clusters = world(g)
+        return stats.cluster_bootstrap(lambda rows: float(values[rows].mean()), clusters, g, 200)
+
+    # 2,000 worlds: the sd of a coverage of 0.95 is 0.005; unequal sizes cost some
+    assert 0.92 < coverage(lambda g: stats.mean_estimate(*world(g), g), 0.0, 2000) < 0.96
+    assert coverage(bootstrap, 0.0, 200) < (0.82 if n == 3 else 0.92)
+
+
+def test_a_share_of_few_clusters_has_wilsons_interval_with_their_variance():
+    outcomes, clusters = np.array([1.0] * 9 + [0] + [1] * 8 + [0] * 2 + [1] * 4 + [0] * 6), np.arange(30) // 10
+    found = stats.proportion(outcomes, clusters, rng())
+    both = stats.two_way_proportion(outcomes, clusters, np.zeros(30))
+    assert (found.low, found.high) == pytest.approx((both.low, both.high), abs=1e-12)
+    assert found.method == "proportion, Wilson score interval over 3 clusters, t with 2 degrees, 95 %"
+    assert 0 < found.low < 0.7 < found.high < 1
 
 
 def test_paired_difference_is_narrower_than_its_parts_and_exact_for_a_constant_shift():
