@@ -42,7 +42,7 @@ def by_seed(
     Args:
         one_seed: figures of one world and seed, plain JSON values.    summary: of all seeds of a world.
         about: what holds for the whole study; stands first in the file.
-        out: result file; None = nothing is kept.    minutes: no further seed is begun after these.
+        out: result file, whose other worlds stay as they are; None = nothing is kept.    minutes: no further seed is begun after these.
     Returns: about, and {complete: whether every seed asked for is there, worlds: {name: {summary, rows by seed}}}.
     """
     there = json.loads(out.read_text(encoding="utf-8")) if out is not None and out.is_file() else {"worlds": {}}
@@ -60,7 +60,8 @@ def by_seed(
             done[str(seed)] = one_seed(world, seed)
             print(f"{world.name} {seed}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
             _write(out, found({name: {"rows": own} for name, own in rows.items()}, complete=False))
-    summed = {
+    names = {world.name for world in worlds}
+    summed = {name: one for name, one in there["worlds"].items() if name not in names} | {
         world.name: {"summary": summary(world, list(own.values())), "rows": own}
         for world in worlds
         if (own := rows.get(world.name))

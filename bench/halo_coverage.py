@@ -21,6 +21,7 @@ import numpy as np
 if __package__ in (None, ""):  # started as a file
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.by_seed import by_seed
 from bench.pages import put_between
 from bench.worlds.halo import WORLDS, HaloWorld, drawn_world
 
@@ -69,6 +70,11 @@ def covered(spec: HaloWorld, seed: int) -> dict[str, float]:
     return found
 
 
+def figures(spec: HaloWorld, seed: int) -> dict[str, float]:
+    """The figures of one seed, as they are written down."""
+    return {"seed": seed} | {name: round(value, 4) for name, value in covered(spec, seed).items()}
+
+
 def summary(runs: Sequence[dict[str, float]]) -> dict[str, object]:
     """What the table says of a world, from figures by seed."""
     row: dict[str, object] = {
@@ -94,7 +100,7 @@ def table(worlds: dict[str, dict]) -> str:
     lines = ["| world | seeds | planted in noise, in tastes | found | of both | apart: covered, rms of z, width | joint: covered, rms of z, width |",
              "|---|---|---|---|---|---|---|"]  # fmt: skip
     for spec in (spec for spec in WORLDS if spec.name in worlds):
-        row = worlds[spec.name]
+        row = worlds[spec.name]["summary"]
         for name in SIGNS:
             cells = []
             for kind in ("apart", "joint"):
@@ -114,6 +120,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=40)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--only", default=",".join(one.name for one in WORLDS), help="worlds, with commas between")
+    parser.add_argument("--minutes", type=float, default=600, help="start no further seed after these")
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--table", type=Path, default=None, help="only write these results into docs/uncertainty.md")
     options = parser.parse_args()
@@ -121,17 +128,12 @@ def main() -> None:
         put_between(PAGE, MARKS, table(json.loads(options.table.read_text(encoding="utf-8"))["worlds"]))
         return
     seeds = range(options.first_seed, options.first_seed + (1 if options.quick else options.seeds))
-    known = options.out is not None and options.out.exists()
-    worlds = json.loads(options.out.read_text(encoding="utf-8"))["worlds"] if known else {}
-    for spec in (one for one in WORLDS if one.name in options.only.split(",")):
-        runs = worlds.get(spec.name, {"by_seed": []})["by_seed"]
-        for seed in sorted(set(seeds) - {run["seed"] for run in runs}):
-            runs.append({"seed": seed} | {name: round(value, 4) for name, value in covered(spec, seed).items()})
-            worlds[spec.name] = {**summary(runs), "by_seed": runs}
-            if options.out is not None:  # what is done stays, if the rest is killed
-                result = {"level": LEVEL, "worlds": worlds}
-                options.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        print(spec.name, json.dumps(summary(runs)), file=sys.stderr, flush=True)
+    chosen = [spec for spec in WORLDS if spec.name in options.only.split(",")]
+    found = by_seed(
+        chosen, seeds, figures, lambda _, runs: summary(runs), about={"level": LEVEL}, out=options.out,
+        minutes=options.minutes,
+    )  # fmt: skip
+    print(json.dumps({spec.name: found["worlds"][spec.name]["summary"] for spec in chosen}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Do 90 % intervals from a mixture of kinds cover what a population of different tastes truly wants, in linear worlds?
 
     python bench/mixture_coverage.py [--quick] [--seeds 40] [--first-seed 0] [--only mixture] [--believed] [--out bench/results/mixture_coverage_24.json]
-    python bench/mixture_coverage.py --table bench/results/mixture_coverage*.json
+    python bench/mixture_coverage.py --table bench/results/mixture_coverage_*.json
 
 Worlds are in bench/worlds/mixed_tastes.py. Each is fitted as `reward.posterior: laplace` fits it: by turns with raters of one
 taste, and with raters who differ drawn along. A pair's interval is mean ± 1.645 sd of the one and the 5 % and 95 % quantiles of the
@@ -17,10 +17,10 @@ believes (`believed_world`): a right sampler covers .90 there, and where it does
 
 import argparse
 import json
-import re
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ import numpy as np
 if __package__ in (None, ""):  # started as a file
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.by_seed import by_seed
 from bench.pages import put_between
 from bench.worlds.mixed_tastes import WORLDS, TasteWorld, believed_world, drawn_world
 
@@ -126,8 +127,9 @@ def table(files: Sequence[Path]) -> str:
         pairs, inside = 0, 0.0
         for result in (result for result in results if name in result["worlds"]):
             world = result["worlds"][name]
-            one, drawn = world["one taste"], world["drawn along"]
-            seeds = [run["seed"] for run in world["by_seed"]] if "by_seed" in world else result["seeds"]
+            own = world.get("summary", world)  # the first two files hold no figures by seed
+            one, drawn = own["one taste"], own["drawn along"]
+            seeds = list(map(int, world["rows"])) if "rows" in world else result["seeds"]
             z = (
                 ", ".join(f"{drawn['rms_z' + part][0]:.2f}" for part in ("", "_size", "_shape"))
                 if "rms_z" in drawn
@@ -145,11 +147,11 @@ def table(files: Sequence[Path]) -> str:
     return "\n".join(lines)
 
 
-def by_seed(spec: TasteWorld, seed: int, *, believed: bool) -> dict:
+def figures(spec: TasteWorld, seed: int, *, believed: bool) -> dict:
     """The figures of one seed, as they are written down."""
     found: dict = {"seed": seed}
-    for name, figures in covered(spec, seed, believed=believed).items():
-        found[name] = {"n_covered": int(sum(figures.pop("covered")))} | {k: round(v[0], 4) for k, v in figures.items()}
+    for name, own in covered(spec, seed, believed=believed).items():
+        found[name] = {"n_covered": int(sum(own.pop("covered")))} | {k: round(v[0], 4) for k, v in own.items()}
     return found
 
 
@@ -161,6 +163,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0, help="settings were tried on seeds from 1000 on")
     parser.add_argument("--only", default=",".join(one.name for one in WORLDS), help="worlds, with commas between")
     parser.add_argument("--believed", action="store_true", help="draw the worlds' sizes and spreads from the beliefs")
+    parser.add_argument("--minutes", type=float, default=600, help="start no further seed after these")
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument(
         "--table", type=Path, nargs="+", default=None, help="only write these results into docs/uncertainty.md"
@@ -170,24 +173,16 @@ def main() -> None:
         put_between(PAGE, MARKS, table(options.table))
         return
     seeds = range(options.first_seed, options.first_seed + (1 if options.quick else options.seeds))
+    about = {"level": LEVEL, "believed": options.believed}
     known = options.out is not None and options.out.exists()
-    result = (
-        json.loads(options.out.read_text(encoding="utf-8"))
-        if known
-        else {"level": LEVEL, "believed": options.believed, "worlds": {}}
-    )
-    if result["believed"] != options.believed:
+    if known and json.loads(options.out.read_text(encoding="utf-8"))["believed"] != options.believed:
         parser.error(f"{options.out}: found worlds of the other design; expected the same --believed, or another file")
-    for spec in (one for one in WORLDS if one.name in options.only.split(",")):
-        runs = result["worlds"].get(spec.name, {"by_seed": []})["by_seed"]
-        for seed in sorted(set(seeds) - {run["seed"] for run in runs}):
-            runs.append(by_seed(spec, seed, believed=options.believed))
-            result["worlds"][spec.name] = {**summary(runs), "by_seed": runs}
-            if options.out is not None:  # what is done stays, if the rest is killed
-                text = json.dumps(result, indent=1, ensure_ascii=False)
-                options.out.write_text(re.sub(r"\n {5,}|\n {4}(?=[\]}])", " ", text) + "\n", encoding="utf-8")
-        print(spec.name, json.dumps(summary(runs)), file=sys.stderr, flush=True)
-    print(json.dumps({name: summary(world["by_seed"]) for name, world in result["worlds"].items()}, indent=1))
+    chosen = [spec for spec in WORLDS if spec.name in options.only.split(",")]
+    found = by_seed(
+        chosen, seeds, partial(figures, believed=options.believed), lambda _, runs: summary(runs), about=about,
+        out=options.out, minutes=options.minutes,
+    )  # fmt: skip
+    print(json.dumps({spec.name: found["worlds"][spec.name]["summary"] for spec in chosen}, indent=1))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import sys
 
 import numpy as np
 import pytest
+from bench import halo_coverage, mixture_coverage
 from bench.halo_coverage import summary as halo_summary
 from bench.mixture_coverage import N_PAIRS, squares, summary
 from bench.worlds.halo import WORLDS as HALO_WORLDS
@@ -86,3 +89,37 @@ def test_a_planted_halo_is_in_the_noise_or_in_the_tastes_of_the_same_rater():
         found = np.corrcoef(left[0][both], left[1][both])[0, 1]
         # 3,000 answers, of 60 raters where tastes are shared; the ends of the scale are left out
         assert abs(found - shared / whole) < 0.12, spec.name
+
+
+@pytest.mark.parametrize("study", [halo_coverage, mixture_coverage])
+def test_a_study_goes_on_where_it_stopped_and_keeps_the_worlds_it_is_not_asked_for(
+    study, tmp_path, monkeypatch, capsys
+):
+    begun = []
+
+    def figures(spec, seed, **_):
+        begun.append((spec.name, seed))
+        if study is halo_coverage:
+            keys = [f"{kind} {name} {what}" for kind in ("apart", "joint") for name in ("sum", "difference")
+                    for what in ("n", "z2", "width")]  # fmt: skip
+            return {"found": 0.5, "taken": 0.25, "cpu_s": 1.0, **dict.fromkeys(keys, 100.0 + seed)}
+        own = {key: [1.0] for key in ("slope", "width", "rhat", "taste_sd", "cpu_s", "z2", "z2_size", "z2_shape")}
+        return {"drawn along": {"covered": [1.0] * (100 + seed), **own}}
+
+    def run(*options):
+        begun.clear()
+        monkeypatch.setattr(sys, "argv", ["study", "--out", str(tmp_path / "found.json"), *options])
+        study.main()
+        capsys.readouterr()
+        return json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+
+    monkeypatch.setattr(study, "covered", figures)
+    first, second = (world.name for world in study.WORLDS[:2])
+    run("--seeds", "1", "--first-seed", "1", "--only", first)
+    found = run("--seeds", "2", "--only", f"{first},{second}")
+    assert begun == [(first, 0), (second, 0), (second, 1)]
+    assert [list(found["worlds"][name]["rows"]) for name in (first, second)] == [["1", "0"], ["0", "1"]]
+    assert found["worlds"][first]["summary"] == study.summary(list(found["worlds"][first]["rows"].values()))
+    again = run("--seeds", "3", "--only", second)
+    assert begun == [(second, 2)]
+    assert again["worlds"][first] == found["worlds"][first]
