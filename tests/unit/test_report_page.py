@@ -174,6 +174,9 @@ def test_figures_have_the_digits_that_their_interval_supports():
     assert format_estimate(Estimate(0.4123, 0.35, 0.47, 9, "")) == ("0.41", "0.35 to 0.47")
     assert format_estimate(Estimate(-1.23456, -1.235, -1.234, 9, ""))[0] == "−1.2346"
     assert format_estimate(Estimate(1834.2, 1500.0, 2100.0, 9, "")) == ("1,834", "1,500 to 2,100")
+    assert format_estimate(Estimate(20, 0.05, 20, 9, "")) == ("20", "0.05 to 20")  # 0 is not in it
+    assert format_estimate(Estimate(-3.2, -20, -0.04, 9, "")) == ("−3", "−20 to −0.04")
+    assert format_estimate(Estimate(3, 0, 20, 9, "")) == ("3", "0 to 20")
     assert format_estimate(Estimate(0.5, None, None, 9, "")) == ("0.5", "no interval")
     assert format_estimate(Estimate(None, None, None, 0, "all votes tied")) == ("–", "all votes tied")
     assert format_estimate(None) == ("–", "not measured")

@@ -12,8 +12,16 @@ from karat.choice import VoteBatch
 from karat.errors import InputError
 from karat.feedback_columns import Channel, FeedbackBatch, FeedbackParams, RatingBatch
 from karat.ratings import RatingParams
-from karat.reward.calibration import VoteModel, along_temperature, predicted_probs, slice_calibration, vote_nll
-from karat.reward.prediction import kind_calibration
+from karat.records import Estimate
+from karat.reward.calibration import (
+    VoteModel,
+    along_temperature,
+    predicted_probs,
+    slice_calibration,
+    temperature_finding,
+    vote_nll,
+)
+from karat.reward.prediction import fit_feedback_temperature, kind_calibration, predicted_nll
 from karat.reward.raters import RaterPriors
 
 MODEL = VoteModel(RaterPriors(modelled=False), (0.0,))
@@ -78,6 +86,43 @@ def test_a_small_slice_is_reported_without_a_temperature():
     assert found["few"].n == 30
     with pytest.raises(InputError, match="1 names for 2000 votes"):
         slice_calibration(scores, votes, MODEL, ["x"])
+
+
+@pytest.mark.parametrize(
+    ("ends", "status", "said"),
+    [
+        ((1.2, 0.9, 1.6), "info", ""),
+        ((20.0, 3.0, 20.0), "warn", "ends at 20: these votes would have the scores count for less still"),
+        ((0.05, 0.05, 0.4), "warn", "ends at 0.05: these votes would have the scores count for more still"),
+        ((1.2, 0.3, 20.0), "info", "the interval reaches 20: these votes hardly say how sure"),
+        ((1.2, 0.05, 20.0), "info", "the interval reaches 0.05 and 20: these votes hardly say how sure"),
+    ],
+)
+def test_a_temperature_at_an_end_of_the_search_is_said_to_be_there(ends, status, said):
+    found = temperature_finding(Estimate(*ends, 300, "profile likelihood"))
+    assert (found.name, found.status) == ("reward.temperature", status)
+    assert said in found.detail
+    assert bool(said) == ("the search goes from 0.05 to 20" in found.detail)
+    assert temperature_finding(None).status == "not measured"
+
+
+def test_the_temperature_of_held_out_votes_has_the_interval_that_their_likelihood_gives():
+    scores, votes, _ = planted()
+    ones, zeros = torch.ones(1), torch.zeros(1)
+    params = FeedbackParams(ones, zeros, zeros, {"comparison/2": zeros})
+    channel = Channel(
+        "comparison/2", "comparison", 0, votes, votes.annotator, torch.ones(len(votes)), torch.arange(2000)
+    )
+    found = fit_feedback_temperature(scores[..., None] * 3, FeedbackBatch((channel,)), params, MODEL.priors)
+    assert found.n == 2000
+    assert found.low < found.value < found.high < 1.5 * found.low
+
+    def total(temperature: float) -> float:
+        each = predicted_nll(scores * 3, channel, params, MODEL.priors, temperature=temperature)
+        return float(each.sum())
+
+    for end in (found.low, found.high):
+        assert 2 * (total(end) - total(found.value)) == pytest.approx(3.841458820694124, rel=1e-3)
 
 
 def test_kinds_are_held_against_the_same_temperature():

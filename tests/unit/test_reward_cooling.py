@@ -86,6 +86,18 @@ def test_a_planted_temperature_is_found_on_new_prompts(fitted):
 
 
 @pytest.mark.parametrize("fitted", ["heads"], indirect=True)
+def test_an_end_of_the_search_is_said_to_be_one_and_what_it_means(fitted):
+    votes, prompts, responses = planted_votes(80, n_raters=6, votes_per_pair=6, seed=1)
+    votes = redrawn(fitted, votes, prompts, responses, temperature=0.2)
+    most = max(vote.level for vote in votes)
+    against = [dataclasses.replace(vote, level=most - vote.level) for vote in votes]
+    _, _, finding = cooled_on_new_prompts(fitted, against, prompts, responses)
+    assert (finding.status, round(finding.estimate.value)) == ("warn", 20)
+    said = "the search goes from 0.05 to 20 and ends at 20: these votes would have the scores count for less still, which say nothing"
+    assert said in finding.detail
+
+
+@pytest.mark.parametrize("fitted", ["heads"], indirect=True)
 def test_a_prompt_is_measured_at_a_temperature_that_its_own_half_had_no_part_in(fitted):
     votes, prompts, responses = planted_votes(40, n_raters=6, votes_per_pair=4, seed=1)
     votes = redrawn(fitted, votes, prompts, responses, temperature=2.0)

@@ -114,6 +114,11 @@ def test_each_kind_trains_alone(llama, kind):
     assert fit.vote_model.cutpoints == (0.0,)
     temperature = next(finding for finding in fit.findings if finding.name == "reward.temperature")
     assert (temperature.status == "not measured") == (kind != "ranking")
+    if kind == "ranking":
+        found = temperature.estimate
+        assert 1 / 20 <= found.low <= found.value <= found.high <= 20 < 20 * found.high / found.low
+        assert found.n == sum(one.kind == kind for one in fit.held_out)
+        assert "profile likelihood" in found.method
 
 
 def test_two_seeded_runs_on_a_mixture_are_equal_to_the_bit_and_a_killed_one_continues(llama, tmp_path):

@@ -280,12 +280,18 @@ def format_estimate(estimate: Estimate | None) -> tuple[str, str]:
     if estimate.low is None or estimate.high is None:
         return f"{estimate.value:.3g}".replace("-", "−"), "no interval"
     digits = _digits(estimate.high - estimate.low)
-    return _fixed(estimate.value, digits), f"{_fixed(estimate.low, digits)} to {_fixed(estimate.high, digits)}"
+    return _fixed(estimate.value, digits), f"{_end(estimate.low, digits)} to {_end(estimate.high, digits)}"
 
 
 def signed(value: float, digits: int) -> str:
     """A difference with its sign and that many decimals."""
     return f"{value:+,.{digits}f}".replace("-", "−")
+
+
+def _end(value: float, digits: int) -> str:
+    """An end of an interval; one beside 0 is not shown as 0, or the interval would seem to hold it."""
+    shown = _fixed(value, digits)
+    return f"{value:.1g}".replace("-", "−") if value and not any(one in "123456789" for one in shown) else shown
 
 
 def _digits(width: float) -> int:

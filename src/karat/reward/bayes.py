@@ -22,7 +22,7 @@ from karat.errors import KaratError
 from karat.feedback_columns import FeedbackParams
 from karat.progress import Progress, counted
 from karat.records import Estimate, Finding, Prompt, Response
-from karat.reward.calibration import VoteModel
+from karat.reward.calibration import TEMPERATURE, VoteModel, temperature_finding
 from karat.reward.contributions import contributions
 from karat.reward.data import FeedbackData, feedback_data
 from karat.reward.halo import Halo, joint_layers
@@ -87,14 +87,16 @@ def bayesian_fit(
     heads = _with_heads(model, [layer.draws[:, :width] for layer, width in zip(layers, widths, strict=True)])
     # 3. temperature, reference and scale
     metrics = dict(fit.metrics) | _figures(layers)
-    held, held_raw = None, None
+    held, held_raw, earlier = None, None, fit.findings
     if fit.held_out:
         held_data = feedback_data(
             fit.held_out, prompts, responses, objectives=model.objectives, ordinal=config.ratings == "ordinal"
         )
         held = _seen(model, held_data, side, config)
         held_raw = _raw(held, widths, layers)
-        metrics |= _warmed(heads, held_raw, held.data, params, config)
+        warmth, found_temperature = _warmed(heads, held_raw, held.data, params, config)
+        metrics |= warmth
+        earlier = [temperature_finding(found_temperature) if one.name == TEMPERATURE else one for one in earlier]
     temperature = float(heads.temperature)
     level = any(layer.centre.any() for layer in layers)
     zero = torch.from_numpy(np.stack([layer.draws @ layer.centre for layer in layers], axis=-1)).float()
@@ -108,7 +110,7 @@ def bayesian_fit(
         fit, model=heads, raters=raters, params=params, metrics=metrics, contributions=tuple(found),
         vote_model=VoteModel(config.raters, tuple(raters.cutpoints.tolist())), reference=logits.mean(1),
         scale=response_scale(logits[..., 0].mean(0), data.groups),
-        findings=[*fit.findings, *_findings(layers, halos), *_about_side(side, layers, len(data.batch))],
+        findings=[*earlier, *_findings(layers, halos), *_about_side(side, layers, len(data.batch))],
         side=_side(side, layers, widths), zero=zero if level else None,
     )  # fmt: skip
     posteriors = {layer.objective: layer.posterior for layer in layers}
@@ -182,13 +184,13 @@ def _findings(layers: Sequence[ObjectiveLayer], halos: Sequence[Halo]) -> list[F
 
 def _warmed(
     heads: RewardModel, raw: Float[Tensor, "S N O"], held: FeedbackData, params: FeedbackParams, config: RewardConfig
-) -> dict[str, float]:
-    """Give the heads the temperature that fits held-out raters; returns it, with how likely what they said then is."""
+) -> tuple[dict[str, float], Estimate | None]:
+    """Give the heads the temperature that fits held-out raters; returns it, how likely what they said then is, and its interval."""
     found = fit_feedback_temperature(raw, held.batch, params, config.raters)
-    temperature = 1.0 if found is None else found
+    temperature = 1.0 if found is None or found.value is None else found.value
     heads.temperature.fill_(temperature)
     nll = held_out_nll(raw, held.batch, params, config.raters, n_judgements=held.n_judgements, temperature=temperature)
-    return {"temperature": temperature, "held_out_nll": nll}
+    return {"temperature": temperature, "held_out_nll": nll}, found
 
 
 @torch.no_grad()

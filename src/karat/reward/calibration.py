@@ -20,9 +20,12 @@ from torch import Tensor
 
 from karat.choice import VoteBatch, marginal_probs
 from karat.errors import InputError
+from karat.records import Estimate, Finding
 from karat.reward.raters import RaterPriors
 
-LOG_TEMPERATURE_BOUND = math.log(20.0)  # beyond it the scores say nothing (or everything), which is a finding
+BOUND = 20.0
+LOG_TEMPERATURE_BOUND = math.log(BOUND)  # beyond it the scores say nothing (or everything), which is a finding
+TEMPERATURE = "reward.temperature"
 
 N_TEMPERATURES = 32
 """Temperatures at which a slice's likelihood is computed; log σ(Δ/T) is analytic within |Im log T| < π/2, so that the
@@ -121,6 +124,39 @@ def temperature_interval(mean_nll: Callable[[float], float], n: int, best: float
         reached = above(bound) > 0 and above(centre) < 0
         ends.append(math.exp(brentq(above, *sorted((bound, centre)), xtol=1e-5) if reached else bound))
     return ends[0], ends[1]
+
+
+def at_end_of_search(temperature: float) -> bool:
+    """Whether the search for T ended at 1/20 or 20, so that the votes would have gone further."""
+    return abs(math.log(temperature)) > 0.99 * LOG_TEMPERATURE_BOUND
+
+
+def end_of_search(found: Estimate) -> str:
+    """What it means where T, or an end of its interval, is an end of the search, in words; "" = neither is.
+
+    >>> end_of_search(Estimate(1.2, 0.9, 1.6, 300, "profile likelihood"))
+    ''
+    """
+    ends = [one for one in (found.value, found.low, found.high) if one is not None]
+    reached = " and ".join(f"{end:.3g}" for end in sorted({min(ends), max(ends)}) if at_end_of_search(end))
+    if not reached:
+        return ""
+    searched = f"the search goes from {1 / BOUND:.3g} to {BOUND:.3g}"
+    if at_end_of_search(ends[0]) and ends[0] > 1:
+        return f"{searched} and ends at {BOUND:.3g}: these votes would have the scores count for less still, which say nothing of them, or the opposite"
+    if at_end_of_search(ends[0]):
+        return f"{searched} and ends at {1 / BOUND:.3g}: these votes would have the scores count for more still, which were hardly trained, or the votes are few"
+    return f"{searched} and the interval reaches {reached}: these votes hardly say how sure the scores may be"
+
+
+def temperature_finding(found: Estimate | None) -> Finding:
+    """The finding of the temperature that held-out votes gave; None = nothing held out compares."""
+    question = "By what were the raw scores divided to become logits?"
+    if found is None:
+        nothing = Estimate(None, None, None, 0, "nothing held out compares responses; the temperature stays 1")
+        return Finding(TEMPERATURE, question, "not measured", nothing)
+    status = "warn" if at_end_of_search(found.value or 1.0) else "info"
+    return Finding(TEMPERATURE, question, status, found, detail=end_of_search(found))
 
 
 @dataclass(frozen=True)

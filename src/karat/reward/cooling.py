@@ -17,7 +17,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from karat.records import Estimate, Finding, Prompt, Response, Vote
-from karat.reward.calibration import VoteModel, halved_temperature, predicted_probs, vote_nll
+from karat.reward.calibration import (
+    VoteModel,
+    at_end_of_search,
+    end_of_search,
+    halved_temperature,
+    predicted_probs,
+    vote_nll,
+)
 from karat.reward.data import vote_data
 from karat.reward.fit import FittedReward, cooled
 from karat.reward.held_out import GatedScorer
@@ -87,7 +94,9 @@ def cooled_on_new_prompts(
     estimate = Estimate(found.best, found.low, found.high, len(votes), method)
     first, second = found.of_half
     detail = f"logits are divided by it; by halves of the prompts {first:.2f} and {second:.2f}"
-    return cooled(fitted, found.best), factors, Finding(NAME, QUESTION, "info", estimate, detail=detail)
+    detail += f"; {words}" if (words := end_of_search(estimate)) else ""
+    status = "warn" if at_end_of_search(found.best) else "info"
+    return cooled(fitted, found.best), factors, Finding(NAME, QUESTION, status, estimate, detail=detail)
 
 
 def _half(prompt_id: str) -> int:

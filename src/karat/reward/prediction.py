@@ -28,12 +28,14 @@ from karat.feedback_columns import (
 )
 from karat.feedback_likelihood import channel_loglik, local_loglik
 from karat.ratings import censored_rating_logpdf, ordinal_logprobs
+from karat.records import Estimate
 from karat.reward.calibration import (
     SliceCalibration,
     VoteModel,
     best_temperature,
     predicted_probs,
     slice_figures,
+    temperature_interval,
     vote_nll,
 )
 from karat.reward.latents import OFFSET_LOGITS
@@ -97,12 +99,12 @@ def held_out_nll(
 
 def fit_feedback_temperature(
     scores: Float[Tensor, "S N O"], batch: FeedbackBatch, params: FeedbackParams, priors: RaterPriors
-) -> float | None:
+) -> Estimate | None:
     """The temperature T that makes held-out comparisons, rankings and choices of the first objective most likely.
 
     Ratings and labels fix their own gain, and what was written has no held-out rater, so neither speaks about T.
 
-    Returns: T in [1/20, 20], or None where nothing held out compares.
+    Returns: T in [1/20, 20] with its 95 % profile-likelihood interval, or None where nothing held out compares.
     Source: Guo et al. 2017, arXiv:1706.04599 §4.2, for these links.
     """
     channels = [
@@ -114,11 +116,12 @@ def fit_feedback_temperature(
     if not n:
         return None
 
-    return best_temperature(
-        lambda t: (
-            sum(float(predicted_nll(scores[..., 0], c, params, priors, temperature=t).sum()) for c in channels) / n
-        )
-    )
+    def mean_nll(t: float) -> float:
+        return sum(float(predicted_nll(scores[..., 0], c, params, priors, temperature=t).sum()) for c in channels) / n
+
+    best = best_temperature(mean_nll)
+    method = "maximum likelihood on held-out raters' judgements, cutpoints fixed; profile likelihood, 95 %, taken as independent"
+    return Estimate(best, *temperature_interval(mean_nll, n, best), n, method)
 
 
 def kind_calibration(

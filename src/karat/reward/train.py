@@ -11,7 +11,6 @@ Dimension letters: S heads, C comparisons, N texts, O objectives, A annotators.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from karat.lm.loop import LoopConfig, Reporter, TrainState, check_skipped, run_l
 from karat.lm.loop_identity import identity_of
 from karat.lm.narrow import products_of, use_narrow_products
 from karat.records import Estimate, Finding, Prompt, Response
-from karat.reward.calibration import LOG_TEMPERATURE_BOUND, VoteModel
+from karat.reward.calibration import VoteModel, temperature_finding
 from karat.reward.contributions import Contribution, contributions
 from karat.reward.data import (
     FeedbackData,
@@ -283,7 +282,7 @@ def _finish(run: TrainingRun, *, how: str, stopped: str | None) -> RewardFit:
         if held_raw is None:
             held_raw = score_data(model, held, token_budget=config.token_budget)
         fitted = fit_feedback_temperature(held_raw, held.batch, params, config.raters)
-        temperature = 1.0 if fitted is None else fitted
+        temperature = 1.0 if fitted is None or fitted.value is None else fitted.value
         model.temperature.fill_(temperature)
         nll = held_out_nll(
             held_raw, held.batch, params, config.raters, n_judgements=held.n_judgements, temperature=temperature
@@ -294,7 +293,7 @@ def _finish(run: TrainingRun, *, how: str, stopped: str | None) -> RewardFit:
             "held_out_nll": nll,
             "n_held_out": float(held.n_judgements),
         }
-        findings.append(_temperature_finding(fitted, held.n_judgements))
+        findings.append(temperature_finding(fitted))
     found = contributions(
         data, raw, params, config.raters, held=held, held_raw=held_raw, temperature=temperature, seed=run.seed
     )
@@ -348,21 +347,6 @@ def _split_finding(how: str, stopped: str | None, run: TrainingRun) -> Finding:
             "reward.held_out", "Which votes were held out?", "not measured", detail=f"{detail}; temperature 1"
         )
     return Finding("reward.held_out", "Which votes were held out?", "warn" if run.one_rater else "info", detail=detail)
-
-
-def _temperature_finding(temperature: float | None, n_held: int) -> Finding:
-    question = "By what were the raw scores divided to become logits?"
-    if temperature is None:
-        nothing = Estimate(None, None, None, 0, "nothing held out compares responses; the temperature stays 1")
-        return Finding("reward.temperature", question, "not measured", nothing)
-    at_bound = abs(math.log(temperature)) > 0.99 * LOG_TEMPERATURE_BOUND
-    return Finding(
-        "reward.temperature",
-        question,
-        "warn" if at_bound else "info",
-        Estimate(temperature, None, None, n_held, "maximum likelihood on held-out raters' judgements, cutpoints fixed"),
-        detail="at the end of its range: the scores say nothing about held-out votes" if at_bound else "",
-    )
 
 
 def _one_rater_finding() -> Finding:
