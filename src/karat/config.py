@@ -24,13 +24,31 @@ PLACEHOLDER = "PLEASE-FILL-IN"
 """What a written configuration has in place of a value that only its reader knows."""
 
 
+class _NoKeyTwice(yaml.SafeLoader):
+    """Refuses a key that a section has twice: YAML would take the last one in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node."""
+        first: dict[str, int] = {}
+        for key, _ in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in first:
+                raise ConfigError(
+                    f"found the key {name!r} on line {first[name]} and again on line {line}; expected it once"
+                )
+            first[name] = line
+        return super().construct_mapping(node, deep)
+
+
 def load_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
-    Raises: ConfigError when the file is missing, is not YAML or holds something other than a mapping.
+    Raises: ConfigError when the file is missing, is not YAML, has a key twice or holds something other than a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), _NoKeyTwice)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; `karat init` writes a commented configuration") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -106,6 +106,7 @@ def test_every_command_has_help_with_an_example_and_json(capsys, name: str):
             "--question and --kind",
         ),
         (["verify", "{run}/models"], "expected the directory of a run"),
+        (["odd", "{run}/nowhere"], "expected the directory of a run"),
         (["verify", "{run}", "--opened", "x"], "expected an auditor's bundle"),
         (["verify", "{run}", "--against", "x"], "expected a store"),
         *(
@@ -150,6 +151,8 @@ def test_what_stops_a_command_decides_its_exit_code(capsys, monkeypatch, run: Pa
     code, _, err = stopping(OSError(errno.ENOSPC, "No space left", "runs/demo/x"))
     assert (code, err.count("\n")) == (2, 1)
     assert "runs/demo/x: the disk is full" in err
+    code, _, err = stopping(PermissionError(errno.EACCES, "Permission denied", "runs/demo"))
+    assert (code, err) == (2, "karat: runs/demo: Permission denied; expected a place that can be read and written\n")
     with pytest.raises(PermissionError):
         stopping(PermissionError(errno.EACCES, "denied"))
     with pytest.raises(ZeroDivisionError):

@@ -70,12 +70,23 @@ def test_a_broken_override_is_named(override):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("- a\n", "found a list at the top"), ("a: [", "not readable as YAML")]
+    ("content", "message"),
+    [
+        ("- a\n", "found a list at the top"),
+        ("a: [", "not readable as YAML"),
+        ("a: 1\nb: {c: 1}\na: 2\n", "c.yaml: found the key 'a' on line 1 and again on line 3; expected it once"),
+        ("a: {b: 1, b: 2}\n", "found the key 'b' on line 1 and again on line 1"),
+    ],
 )
 def test_a_broken_file_is_named(tmp_path, content, message):
     (tmp_path / "c.yaml").write_text(content)
     with pytest.raises(ConfigError, match=message):
         load_yaml(tmp_path / "c.yaml")
+
+
+def test_a_byte_order_mark_and_line_ends_of_windows_are_no_part_of_a_key(tmp_path):
+    (tmp_path / "c.yaml").write_bytes(b"\xef\xbb\xbfname: x\r\nsft: {epochs: 2}\r\n")
+    assert load_yaml(tmp_path / "c.yaml") == {"name": "x", "sft": {"epochs": 2}}
 
 
 def test_a_missing_file_says_what_to_do(tmp_path):

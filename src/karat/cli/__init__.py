@@ -29,6 +29,8 @@ __all__ = ["UsageError", "app", "main", "parse_seeds"]
 
 RESUMES = "karat: interrupted; the same command continues where it stopped"
 ANEW = "karat: interrupted; nothing was written, and the same command begins anew"
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+"""What a system says of a path that is the user's to mend; without a path it is ours."""
 ENDED = {
     "chat": "karat: interrupted; what was said is not kept, and the same command begins a new conversation",
     **dict.fromkeys(("generate", "best-of-n", "score"), ANEW),
@@ -60,9 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141
     except Exception as error:
         said = f"(os error {getattr(error, 'errno', None)}) {error}"  # safetensors tells the number in words only
+        named = getattr(error, "filename", None)
+        if named and getattr(error, "errno", None) in REFUSED:
+            return _complain(f"{named}: {error.strerror}; expected a place that can be read and written")  # type: ignore[attr-defined]
         if not any(f"(os error {full})" in said for full in (errno.ENOSPC, errno.EDQUOT)):
             raise
-        place = getattr(error, "filename", None) or "a write failed"
+        place = named or "a write failed"
         return _complain(f"{place}: the disk is full; free some space and run the same command again")
     if code == INTERRUPTED and says_interrupted():  # typer itself turns an interruption into this code, silently
         print(f"\n{ENDED.get(given[0] if given else '', RESUMES)}", file=sys.stderr)

@@ -113,9 +113,10 @@ def _trial_lines(found: Trial) -> list[str]:
 
 def _text_of(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: found no readable text ({error}); expected a target population as JSON") from None
+        why = getattr(error, "strerror", None) or "not UTF-8"
+        raise ConfigError(f"{path}: cannot be read ({why}); expected a target population as JSON") from None
 
 
 def _agreement_line(row: AgreementRow) -> str:

@@ -122,6 +122,8 @@ def odd(
     from karat.policy.odd_rewards import read_queue, read_vetoes
     from karat.policy.odd_rewards import veto as write_veto
 
+    if not any((run_dir / name).is_dir() for name in ("manifests", "odd-rewards")):
+        raise ConfigError(f"{run_dir}: found no manifests; expected the directory of a run (runs/<name>)")
     place = run_dir / "odd-rewards"
     if veto:
         moment = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

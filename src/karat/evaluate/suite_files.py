@@ -95,7 +95,7 @@ def _entries(path: Path) -> list[Row]:
     if path.suffix != ".json":
         return read_rows(path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; expected JSON lines, or a .json file with one array") from None
     except (OSError, ValueError) as error:

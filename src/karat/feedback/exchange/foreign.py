@@ -197,7 +197,7 @@ def _read_list(path: Path) -> list[Any]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path}: found more than {MAX_BYTES} bytes in one JSON value; split the export")
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
