@@ -130,6 +130,8 @@ def full_name(setting: Setting) -> str:
     words += [str(setting[key]) for key in ("dtype", "peer_dtype") if key in setting]
     words += ["no clip"] if "max_grad_norm" in setting else []
     words += [f"steps of {setting['max_step_kl']:g} nats"] if "max_step_kl" in setting else []
+    words += [f"ratios of {setting['level']}s"] if "level" in setting else []
+    words += [f"over {setting['n_iterations']} iterations"] if "n_iterations" in setting else []
     return ", ".join(words)
 
 

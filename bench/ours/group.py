@@ -3,7 +3,7 @@
     python -m bench.ours.group WORK.json
 
 WORK.json: {method, model, n_prompts, n_samples, max_new_tokens, n_minibatches, learning_rate, kl_coef, n_iterations,
-reward: "model" or a name of text_rewards, adam_eps, seed, threads, …}, and where they are not the defaults dtype, max_grad_norm and max_step_kl. With `probes` (responses as token ids) it also
+reward: "model" or a name of text_rewards, adam_eps, seed, threads, …}, and where they are not the defaults dtype, max_grad_norm, max_step_kl, level and normalise. With `probes` (responses as token ids) it also
 says how it scores those.
 """
 
@@ -41,6 +41,8 @@ def group_config(work: Mapping[str, Any]) -> GroupConfig:
             max_grad_norm=work.get("max_grad_norm", 1.0),
             max_step_kl=work.get("max_step_kl"),
         ),
+        level=work.get("level"),
+        normalise=work.get("normalise"),
     )
 
 

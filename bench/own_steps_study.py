@@ -1,0 +1,318 @@
+"""Time to score with a search that counts falls: the sixth design of the time-to-score study, RLOO on `length` and `word`.
+
+    python -m bench.own_steps_study --search [--reward length|word …] [--minutes 7]
+    python -m bench.own_steps_study --races [--reward length|word …] [--seed 6 7 8]
+    python -m bench.own_steps_study --tables
+
+Earlier designs chose our setting on few seeds, and it fell on others. Written down before the first run of the search:
+
+- **Before it**, some thirty runs of ours on seeds 400 to 403 (docs/LOG.md) said what to put into the list: with several steps a pass, ratios
+  of single tokens instead of whole responses (`level: token`, `normalise: length`), and lengths of steps. They choose nothing.
+- **The list** (`LISTS`) is what a user of karat may set: learning rate, optimiser steps a pass, samples a prompt, ratios of
+  responses or of tokens, a limit on steps, the clip of gradients, and the iterations over which the rate falls to 0 (20 or 10). Products
+  in bfloat16, as both sides may have them. Prompts, longest response, KL coefficient and Adam's ε are those of all designs.
+- **A run** is one of ours, until its score (the mean of three iterations, 96 samples at least) has the higher of two marks, has taken CAP
+  processor seconds, or has made its iterations. The marks lie at the middle and the top of TRL's six published final scores: 6.5 and 8.4
+  for `length`, 9.9 and 10 for `word`.
+- **Its cost** is the mean over both marks of the processor seconds to it, CAP where it has not been reached: falls count, and so does a
+  score that comes late. A setting costs the mean over its seeds.
+- **Halving**: every setting on seeds 300 to 302; the best six also on 303 to 306; the best two also on 307 to 314. Of those two the cheaper is
+  ours. Runs go seed by seed, so that a busy machine disturbs all settings alike.
+- **What counts**: seeds 6, 7 and 8, which nothing saw. TRL's published setting makes its ten iterations and its final score is the mark; TRL's
+  soonest other setting known (own options) runs beside it, and the sooner of the two is TRL's time. Ours makes 20 iterations at most. The
+  target is met by the median of the three ratios of wall-clock time, where ours reaches the mark on all three.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+if __package__ in (None, ""):  # started as a file
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench import score_study
+from bench.own_batch import full_name, listed, race_name, row, seconds_to
+from bench.own_options import NO_CLIP, OwnOptions
+from bench.own_options_study import fresh_race, table
+from bench.pages import put_between
+from bench.rows import machine
+from bench.score_cells import Setting
+from bench.turns import ROOT
+
+RESULTS = ROOT / "bench" / "results" / "own_steps_study.json"
+DOCS_MARKS = ("<!-- own_steps_study: begin -->", "<!-- own_steps_study: end -->")
+REWARDS = ("length", "word")
+MARKS = {"length": (6.5, 8.4), "word": (9.9, 10.0)}
+CAP = 12.0
+"""Processor seconds of a run of the search: about a quarter of what TRL takes to its final score."""
+WINDOW = 3
+STAGES = ((300, 301, 302), (303, 304, 305, 306), tuple(range(307, 315)))
+"""Search seeds, stage by stage."""
+SURVIVORS = (6, 2)
+"""Settings that go on to the next stage."""
+SEEDS = (6, 7, 8)
+TOKENS: Setting = {"level": "token", "normalise": "length"}  # type: ignore[dict-item]
+
+
+def setting(rate: float, steps: int, samples: int, **more: Any) -> Setting:
+    """One entry of the list."""
+    return {"learning_rate": rate, "n_minibatches": steps, "n_samples": samples, "dtype": "bfloat16", **more}
+
+
+LISTS: dict[str, tuple[Setting, ...]] = {
+    "length": (
+        setting(3e-3, 1, 16),
+        setting(3e-3, 1, 16, n_iterations=10),
+        setting(3e-3, 1, 16, **TOKENS),
+        setting(2e-3, 1, 16),
+        setting(3e-3, 1, 8),
+        setting(1e-3, 4, 4),
+        setting(1e-3, 4, 8),
+        setting(1e-3, 4, 8, **TOKENS),
+        setting(2e-3, 4, 8, **TOKENS),
+        setting(2e-3, 4, 8, **TOKENS, max_step_kl=0.1),
+        setting(2e-3, 4, 8, **TOKENS, max_step_kl=0.3),
+        setting(2e-3, 2, 8, **TOKENS),
+        setting(3e-3, 2, 16, **TOKENS),
+        setting(2e-3, 2, 16, **TOKENS),
+        setting(2e-3, 2, 16, **TOKENS, max_step_kl=1.0),
+        setting(1e-3, 4, 16, **TOKENS),
+        setting(2e-3, 4, 16, **TOKENS),
+    ),
+    "word": (
+        setting(3e-3, 1, 8, max_grad_norm=NO_CLIP),
+        setting(3e-3, 1, 8, max_grad_norm=NO_CLIP, max_step_kl=1.0),
+        setting(3e-3, 1, 8, max_grad_norm=NO_CLIP, max_step_kl=1.0, n_iterations=10),
+        setting(3e-3, 1, 8),
+        setting(3e-3, 1, 8, **TOKENS),
+        setting(3e-3, 1, 8, **TOKENS, max_step_kl=1.0),
+        setting(2e-3, 1, 8, **TOKENS),
+        setting(1e-3, 4, 8),
+        setting(1e-3, 4, 4, **TOKENS),
+        setting(1e-3, 4, 8, **TOKENS),
+        setting(1e-3, 4, 8, **TOKENS, n_iterations=10),
+        setting(2e-3, 4, 4, **TOKENS),
+        setting(2e-3, 4, 8, **TOKENS),
+        setting(2e-3, 4, 8, **TOKENS, max_step_kl=0.1),
+        setting(2e-3, 4, 8, **TOKENS, max_step_kl=0.3),
+        setting(2e-3, 4, 4, **TOKENS, max_step_kl=0.3),
+        setting(2e-3, 2, 8, **TOKENS, max_step_kl=0.3),
+    ),
+}
+PEERS: dict[str, dict[str, Setting]] = {
+    "length": {
+        "published": {"learning_rate": 1e-3, "n_minibatches": 4},
+        "chosen": {"learning_rate": 1e-3, "n_minibatches": 4, "peer_dtype": "bfloat16"},  # type: ignore[dict-item]
+    },
+    "word": {
+        "published": {"learning_rate": 3e-3, "n_minibatches": 1},
+        "chosen": {"learning_rate": 3e-3, "n_minibatches": 1, "n_samples": 16},
+    },
+}
+"""TRL's published setting, and the soonest other one that its searches found (own options)."""
+Runs = Mapping[str, Mapping[str, Any]]
+
+
+def name_of(one: Setting, seed: int) -> str:
+    """Of a run of the search."""
+    return f"seed {seed}: {full_name(one)}"
+
+
+def run_cost(run: Mapping[str, Any], reward: str) -> float:
+    """Mean over the marks of the processor seconds to each, CAP where it was not reached in so many."""
+    return statistics.fmean(min(seconds_to(run, mark, WINDOW), CAP) for mark in MARKS[reward])
+
+
+def cost(runs: Runs, one: Setting, seeds: Sequence[int], reward: str) -> float:
+    """Of a setting over these seeds, all of which have run."""
+    return statistics.fmean(run_cost(runs[name_of(one, seed)], reward) for seed in seeds)
+
+
+def wanted(runs: Runs, reward: str) -> tuple[list[tuple[Setting, int]], list[Setting]]:
+    """The runs still to make in the stage that is under way, seed by seed, and the settings in it, best first where it is done."""
+    entered, seeds = list(LISTS[reward]), ()
+    for stage, more in enumerate(STAGES):
+        seeds = (*seeds, *more)
+        missing = [(one, seed) for seed in more for one in entered if name_of(one, seed) not in runs]
+        if missing:
+            return missing, entered
+        entered.sort(key=lambda one: cost(runs, one, seeds, reward))
+        entered = entered[: SURVIVORS[stage]] if stage < len(SURVIVORS) else entered
+    return [], entered
+
+
+def choice(runs: Runs, reward: str) -> Setting | None:
+    """Ours; None while the search is not done."""
+    missing, entered = wanted(runs, reward)
+    return None if missing else entered[0]
+
+
+KEPT = {
+    "scores": "score/mean",
+    "lengths": "response/length_mean",
+    "kl": "kl/k1_per_token",
+    "grad_norms": "update/grad_norm",
+    "clipped": "policy/clip_frac",
+    "step_kl": "policy/step_kl",
+    "step_kl_asked": "policy/step_kl_asked",
+}
+"""What of an iteration is written down, and the metric that says it."""
+
+
+class Watched:
+    """A reporter that keeps what an iteration was and ends the run at the higher mark or at CAP."""
+
+    class Done(BaseException):
+        """Nothing more is wanted of the run."""
+
+    def __init__(self, mark: float) -> None:
+        self.mark, self.run, self.started = mark, {"cpu_seconds": []}, time.process_time()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:  # noqa: ARG002 - the protocol of reporters
+        """Called by the training loop after each iteration."""
+        self.run["cpu_seconds"].append(round(time.process_time() - self.started, 3))
+        for name, metric in KEPT.items():
+            if metric in metrics:
+                self.run.setdefault(name, []).append(round(metrics[metric], 5))
+        if seconds_to(self.run, self.mark, WINDOW) < float("inf") or sum(self.run["cpu_seconds"]) >= CAP:
+            raise self.Done
+        self.started = time.process_time()
+
+
+def search_run(reward: str, one: Setting, seed: int, threads: int) -> dict[str, Any]:
+    """Ours alone at one setting."""
+    import torch
+    from bench.inputs import hh_prompts
+    from bench.models import trained_checkpoint
+    from bench.ours.group import group_config
+    from bench.ours.scores import products_of, text_score
+
+    from karat.lm.load import load_lm
+    from karat.policy.group import train_group
+
+    torch.set_num_threads(threads)
+    work = {**cell_of(reward, one).published.shape, "n_iterations": 20, **one}
+    lm = load_lm(str(trained_checkpoint()), for_training=True, products=products_of(work))
+    watched = Watched(max(MARKS[reward]))
+    prompts, score, config = hh_prompts(work["n_prompts"])[0], text_score(reward), group_config(work)
+    watched.started = time.process_time()
+    with contextlib.suppress(Watched.Done):
+        train_group(lm, prompts, score, config, seed=seed, reporters=[watched])
+    return watched.run | {"setting": dict(one), "seed": seed, "machine": machine()}
+
+
+def cell_of(reward: str, one: Setting) -> OwnOptions:
+    """The races of a reward at our setting."""
+    n = int(one.get("n_iterations", 20))
+    return OwnOptions("rloo", reward, seeds=SEEDS, fresh=True, chosen=tuple(one.items()), n_iterations=n)
+
+
+def search(rewards: Sequence[str], found: dict[str, Any], threads: int, minutes: float) -> None:
+    """Make the runs that are missing, each written at once, for so many minutes."""
+    end = time.monotonic() + 60 * minutes
+    for reward in rewards:
+        runs = found["search"].setdefault(reward, {})
+        while (missing := wanted(runs, reward)[0]) and time.monotonic() < end:
+            one, seed = missing[0]
+            runs[name_of(one, seed)] = made = search_run(reward, one, seed, threads)
+            score_study.write(found, RESULTS)
+            said = f"{run_cost(made, reward):.1f} of {sum(made['cpu_seconds']):.1f} s: {listed(made['scores'], '.1f')}"
+            print(f"{reward}, {name_of(one, seed)}: {said}; {len(missing) - 1} left", file=sys.stderr, flush=True)
+
+
+def races(rewards: Sequence[str], seeds: Sequence[int], found: dict[str, Any], threads: int) -> None:
+    """Race on these seeds where that was not done.
+
+    Raises: SystemExit where the search is not done, or a program fails.
+    """
+    place = score_study.load(score_study.RESULTS)["cells"]
+    for reward in rewards:
+        if (ours := choice(found["search"].get(reward, {}), reward)) is None:
+            raise SystemExit(f"bench: found the search of {reward} unfinished; run --search first")
+        cell = cell_of(reward, ours)
+        own = found["cells"].setdefault(cell.name, {"shape": cell.shape, "runs": {}})
+        for seed in seeds:
+            if (name := race_name(seed)) not in own["runs"]:
+                own["runs"][name] = fresh_race(cell, {"ours": ours, **PEERS[reward]}, seed, threads)
+            own["row"] = row(cell, own["runs"], place[cell.published.name])
+            score_study.write(found, RESULTS)
+
+
+def search_table(runs: Runs, reward: str) -> str:
+    """What the search found, cheapest first within those that came equally far, as Markdown."""
+    lines = [
+        f"| `{reward}`: setting, bfloat16 | seeds | cost, s | runs with {MARKS[reward][0]:g}; with {MARKS[reward][1]:g} | lowest mean of three, from the fourth iteration on: median; least |",
+        "|---|---|---|---|---|",
+    ]
+    entries = []
+    for one in LISTS[reward]:
+        seeds = [seed for stage in STAGES for seed in stage if name_of(one, seed) in runs]
+        if not seeds:
+            continue
+        made = [runs[name_of(one, seed)] for seed in seeds]
+        counts = [sum(seconds_to(run, mark, WINDOW) <= CAP for run in made) for mark in MARKS[reward]]
+        lows = [min(run["scores"][3:], default=run["scores"][-1]) for run in made]
+        what = f"{counts[0]}; {counts[1]} | {statistics.median(lows):.1f}; {min(lows):.1f}"
+        entries.append((-len(seeds), cost(runs, one, seeds, reward), one, what))
+    for n, price, one, what in sorted(entries, key=lambda entry: entry[:2]):
+        lines.append(f"| {full_name(one).replace(', bfloat16', '')} | {-n} | {price:.1f} | {what} |")
+    return "\n".join(lines)
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """Races, then searches, and on what they were made."""
+    cells = [
+        cell_of(reward, ours)
+        for reward in REWARDS
+        if (ours := choice(found["search"].get(reward, {}), reward)) is not None
+    ]
+    made = [run for cell in cells for run in found["cells"].get(cell.name, {}).get("runs", {}).values()]
+    sought = [run for runs in found["search"].values() for run in runs.values()]
+    parts = [table(cells, found["cells"])] if cells else []
+    parts += [search_table(found["search"].get(reward, {}), reward) for reward in REWARDS]
+    where = ", ".join(sorted({run["machine"]["processor"] for run in (*made, *sought)}))
+    said = f"{len(made)} races"
+    for name, runs in (("races", made), ("search", sought)):
+        loads = [run["machine"]["load"] for run in runs]
+        if loads:
+            seconds = (
+                f", {sum(sum(run['cpu_seconds']) for run in runs):.0f} processor seconds" if runs is sought else ""
+            )
+            said += f"; {name}: {len(runs)} runs{seconds}, load {min(loads):g} to {max(loads):g}"
+    return "\n\n".join([*parts, f"{said}; one thread a side; {where}. –: not reached."])
+
+
+def main() -> None:
+    """Search, race, or write what there is into the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for flag, said in (
+        ("search", "our search"),
+        ("races", "the races"),
+        ("tables", "write what was run into the page"),
+    ):
+        parser.add_argument(f"--{flag}", action="store_true", help=said)
+    parser.add_argument("--reward", nargs="+", choices=REWARDS, default=REWARDS)
+    parser.add_argument("--seed", nargs="+", type=int, choices=SEEDS, default=SEEDS)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run of the search after that")
+    options = parser.parse_args()
+    found = {"search": {}, **score_study.load(RESULTS)}
+    threads = int(os.environ.get("KARAT_BENCH_THREADS", "1"))
+    if options.search:
+        search(options.reward, found, threads, options.minutes)
+    if options.races:
+        races(options.reward, options.seed, found, threads)
+    if options.tables:
+        put_between(score_study.DOCS, DOCS_MARKS, page(found))
+
+
+if __name__ == "__main__":
+    main()
