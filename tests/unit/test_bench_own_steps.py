@@ -1,0 +1,76 @@
+"""The sixth design of the time-to-score study: what a run costs, how settings are halved, and what the page says."""
+
+from __future__ import annotations
+
+import pytest
+from bench import own_steps_study as study
+from bench import score_study
+from bench.own_batch import race_name
+from bench.own_steps_study import CAP, LISTS, STAGES, SURVIVORS, Watched, choice, name_of, run_cost, wanted
+
+HIGH = max(study.MARKS["length"])
+
+
+def run(iterations: int, seconds: float = 1.0) -> dict:
+    """A run whose mean of three is at both marks after so many iterations."""
+    return {"scores": [0.0] * (iterations - 3) + [HIGH] * 3, "cpu_seconds": [seconds] * iterations}
+
+
+def test_a_run_costs_the_mean_of_both_marks_and_the_cap_where_one_is_missed() -> None:
+    assert run_cost(run(5), "length") == 5.0
+    low = study.MARKS["length"][0]
+    assert run_cost({"scores": [low] * 4, "cpu_seconds": [2.0] * 4}, "length") == (6.0 + CAP) / 2
+    fallen = {"scores": [low, low, 0.0, 0.0], "cpu_seconds": [2.0] * 4}
+    assert run_cost(fallen, "length") == CAP
+
+
+def test_the_best_go_on_and_a_fall_on_a_later_seed_costs_the_choice() -> None:
+    runs, made = {}, []
+    best, second = LISTS["length"][3], LISTS["length"][5]
+    while missing := wanted(runs, "length")[0]:
+        one, seed = missing[0]
+        falls = one == best and seed in STAGES[1]
+        runs[name_of(one, seed)] = (
+            {"scores": [0.0], "cpu_seconds": [CAP]} if falls else run(3 if one == best else 4 if one == second else 9)
+        )
+        made.append((one, seed))
+        assert (choice(runs, "length") is None) == bool(wanted(runs, "length")[0])
+    counts = [len(LISTS["length"]), *SURVIVORS]
+    assert len(made) == sum(n * len(seeds) for n, seeds in zip(counts, STAGES, strict=True))
+    assert [seed for one, seed in made if one == best] == [*STAGES[0], *STAGES[1]]
+    assert choice(runs, "length") == second
+
+
+def test_a_run_ends_at_the_higher_mark_or_at_the_cap() -> None:
+    watched = Watched(HIGH)
+    watched.log(1, {"score/mean": HIGH, "kl/k1_per_token": 0.5})
+    watched.log(2, {"score/mean": HIGH, "kl/k1_per_token": 0.5})
+    with pytest.raises(Watched.Done):
+        watched.log(3, {"score/mean": HIGH, "kl/k1_per_token": 0.5})
+    assert watched.run["scores"] == [HIGH] * 3
+    assert set(watched.run) == {"scores", "cpu_seconds", "kl"}
+    late = Watched(HIGH)
+    late.run["cpu_seconds"], late.run["scores"] = [CAP], [0.0]
+    with pytest.raises(Watched.Done):
+        late.log(2, {"score/mean": 0.0})
+
+
+def test_settings_of_a_list_have_names_of_their_own() -> None:
+    for reward, settings in LISTS.items():
+        assert len({name_of(one, 0) for one in settings}) == len(settings), reward
+
+
+def test_no_seed_of_a_race_was_searched_on() -> None:
+    assert not set(study.SEEDS) & {seed for stage in STAGES for seed in stage}
+
+
+def test_the_page_says_what_the_results_say() -> None:
+    found = score_study.load(study.RESULTS)
+    start, end = study.DOCS_MARKS
+    written = score_study.DOCS.read_text(encoding="utf-8")
+    assert written.split(start)[1].split(end)[0].strip() == study.page(found).strip()
+    for reward in study.REWARDS:
+        ours = choice(found["search"][reward], reward)
+        races = found["cells"][study.cell_of(reward, ours).name]["runs"]
+        assert [race_name(seed) for seed in study.SEEDS] == list(races)
+        assert all(race["settings"]["ours"] == ours for race in races.values())
