@@ -26,19 +26,30 @@ def test_a_run_costs_the_mean_of_both_marks_and_the_cap_where_one_is_missed() ->
 
 def test_the_best_go_on_and_a_fall_on_a_later_seed_costs_the_choice() -> None:
     runs, made = {}, []
-    best, second = LISTS["length"][3], LISTS["length"][5]
+    (early, late), settings = STAGES["length"], LISTS["length"]
+    best, second = settings[3], settings[5]
     while missing := wanted(runs, "length")[0]:
         one, seed = missing[0]
-        falls = one == best and seed in STAGES[1]
+        falls = one == best and seed in late
         runs[name_of(one, seed)] = (
             {"scores": [0.0], "cpu_seconds": [CAP]} if falls else run(3 if one == best else 4 if one == second else 9)
         )
         made.append((one, seed))
         assert (choice(runs, "length") is None) == bool(wanted(runs, "length")[0])
-    counts = [len(LISTS["length"]), *SURVIVORS]
-    assert len(made) == sum(n * len(seeds) for n, seeds in zip(counts, STAGES, strict=True))
-    assert [seed for one, seed in made if one == best] == [*STAGES[0], *STAGES[1]]
+    assert made[: len(settings) * len(early)] == [(one, seed) for seed in early for one in settings]
+    assert [seed for one, seed in made if one == best] == [*early, *late]
+    assert len({name_of(one, 0) for one, seed in made if seed in late}) == SURVIVORS
     assert choice(runs, "length") == second
+
+
+def test_runs_that_cannot_change_the_choice_are_left_out() -> None:
+    seeds, runs = STAGES["word"][-1], {}
+    good, poor, open_still = LISTS["word"][:3]
+    for seed in seeds:
+        runs[name_of(good, seed)] = {"scores": [10.0] * 3, "cpu_seconds": [2.0] * 3}
+    runs[name_of(poor, seeds[0])] = {"scores": [0.0], "cpu_seconds": [CAP]}
+    left = [name_of(one, 0) for one in study.in_question(runs, [good, poor, open_still], seeds, "word")]
+    assert left == [name_of(good, 0), name_of(open_still, 0)]
 
 
 def test_a_run_ends_at_the_higher_mark_or_at_the_cap() -> None:
@@ -61,7 +72,7 @@ def test_settings_of_a_list_have_names_of_their_own() -> None:
 
 
 def test_no_seed_of_a_race_was_searched_on() -> None:
-    assert not set(study.SEEDS) & {seed for stage in STAGES for seed in stage}
+    assert not set(study.SEEDS) & {seed for stages in STAGES.values() for stage in stages for seed in stage}
 
 
 def test_the_page_says_what_the_results_say() -> None:
