@@ -251,7 +251,7 @@ def races(rewards: Sequence[str], seeds: Sequence[int], found: dict[str, Any], t
 def search_table(runs: Runs, reward: str) -> str:
     """What the search found, cheapest first within those that came equally far, as Markdown."""
     lines = [
-        f"| `{reward}`: setting, bfloat16 | seeds | cost, s | runs with {MARKS[reward][0]:g}; with {MARKS[reward][1]:g} | lowest mean of three, from the fourth iteration on: median; least |",
+        f"| `{reward}`: setting, bfloat16 | seeds | cost, s | runs with {MARKS[reward][0]:g}; with {MARKS[reward][1]:g} | lowest score from the fourth iteration on: median of the runs; least |",
         "|---|---|---|---|---|",
     ]
     entries = []
