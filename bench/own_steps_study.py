@@ -6,7 +6,7 @@
 
 Earlier designs chose our setting on few seeds, and it fell on others. Written down before the first run of the search:
 
-- **Before it**, thirty-six runs of ours on seeds 400 to 403 (docs/LOG.md) said what to put into the list: with several steps a pass, ratios
+- **Before it**, forty-three runs of ours on seeds 400 to 403 (docs/LOG.md) said what to put into the list: with several steps a pass, ratios
   of single tokens instead of whole responses (`level: token`, `normalise: length`), and lengths of steps. They choose nothing.
 - **The list** (`LISTS`) is what a user of karat may set: learning rate, optimiser steps a pass, samples a prompt, ratios of
   responses or of tokens, a limit on steps, the clip of gradients, and the iterations over which the rate falls to 0 (20 or 10). Products
