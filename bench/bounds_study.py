@@ -5,8 +5,10 @@
 
 A model is 256 random rectified features, its own ones, under a linear head fitted to the votes with the prior precision
 of the highest evidence. The single model sees every vote; each of the five members of the ensemble has its own features
-and its own bootstrap of the votes. `posterior bound` is the lower bound of a single model's Bayesian last layer. Gold is
-that of the candidate that each score chooses among the first n, mean over 40 prompts.
+and its own bootstrap of the votes. `posterior bound` is the lower bound of a single model's Bayesian last layer. `heads` are
+20 on the single model's features, as `reward.heads` has them on one trunk: each with its own bootstrap and, as the members have
+not, its own random prior function, φ·θ₀ with θ₀ from the prior, beside which it is fitted. Gold is that of the candidate that
+each score chooses among the first n, mean over 40 prompts.
 
 Every finished seed is kept in the file; the same command goes on where it stopped.
 """
@@ -25,13 +27,13 @@ if __package__ in (None, ""):  # started as a file
 from bench.by_seed import by_seed, interval, seed_options
 from bench.pages import put_between
 from bench.rows import machine
-from bench.worlds.bounds import WORLDS, BoundsWorld, draw_bounds, draw_candidates, gold
+from bench.worlds.bounds import WORLDS, Bounds, BoundsWorld, draw_bounds, draw_candidates, gold
 
 from karat.belief import Belief, lower_bound, mean_minus_sd, mean_score, worst_member
 from karat.reward.last_layer import LastLayer, Observations, fit_last_layer, ordinal_derivatives
 from karat.seeding import numpy_generator
 
-N_MEMBERS, N_HIDDEN, N_DRAWS = 5, 256, 64
+N_MEMBERS, N_HEADS, N_HIDDEN, N_DRAWS = 5, 20, 256, 64
 N_PROMPTS = 40
 SIZES = (1, 16, 256, 4096, 16384)
 N_SEEDS = 10
@@ -45,22 +47,36 @@ MARKS = ("<!-- bounds_study: begin -->", "<!-- bounds_study: end -->")
 class Model:
     """Random features and a posterior over the head."""
 
-    def __init__(self, world, drawn, rows: np.ndarray, rng: np.random.Generator) -> None:
+    def __init__(self, world: BoundsWorld, rng: np.random.Generator) -> None:
         d = world.n_features
         self.weight = rng.standard_normal((d, N_HIDDEN)) / np.sqrt(d)
         self.bias = rng.standard_normal(N_HIDDEN) * 0.5
-        a, b = self.features(drawn.a[rows]), self.features(drawn.b[rows])
-        level, n = drawn.vote[rows], len(rows)
-
-        def derivatives(eta: np.ndarray, some: np.ndarray):
-            return ordinal_derivatives(eta, level[some], np.zeros(len(some)), np.zeros(1))
-
-        answers = Observations(np.arange(n), np.arange(n) + n, np.ones(n), np.zeros(n), derivatives)
-        self.head: LastLayer = fit_last_layer(np.concatenate([a, b]), [answers], tolerance=1e-3)
 
     def features(self, x: np.ndarray) -> np.ndarray:
         """φ(x)."""
         return np.maximum(x @ self.weight + self.bias, 0)
+
+    def head(self, drawn: Bounds, rows: np.ndarray, prior: np.ndarray | None = None, **options: float) -> LastLayer:
+        """Fitted to these votes, beside a prior function φ·prior where there is one."""
+        a, b = self.features(drawn.a[rows]), self.features(drawn.b[rows])
+        level, n = drawn.vote[rows], len(rows)
+        offset = np.zeros(n) if prior is None else (a - b) @ prior
+
+        def derivatives(eta: np.ndarray, some: np.ndarray):
+            return ordinal_derivatives(eta, level[some], np.zeros(len(some)), np.zeros(1))
+
+        answers = Observations(np.arange(n), np.arange(n) + n, np.ones(n), offset, derivatives)
+        return fit_last_layer(np.concatenate([a, b]), [answers], tolerance=1e-3, **options)
+
+
+def heads_of(model: Model, known: LastLayer, drawn: Bounds, rng: np.random.Generator) -> np.ndarray:
+    """Weights of heads on one model's features: a random prior function each, and what its bootstrap adds to it, [N_HEADS, d]."""
+    n, found = len(drawn.vote), []
+    for _ in range(N_HEADS):
+        prior = rng.standard_normal(N_HIDDEN) / np.sqrt(known.prior_precision)
+        own = model.head(drawn, rng.choice(n, n), prior, prior_precision=known.prior_precision)
+        found.append(prior + own.mean)
+    return np.stack(found)
 
 
 def belief_of(draws: np.ndarray) -> Belief:
@@ -73,17 +89,21 @@ def chosen_gold(world: BoundsWorld, seed: int) -> dict[str, list[float]]:
     """Gold of what each way of scoring chooses, by n."""
     drawn = draw_bounds(world, numpy_generator(seed, "bounds", world.name, "world"))
     rng = numpy_generator(seed, "bounds", world.name, "models")
-    everything = np.arange(world.n_pairs)
-    singles = [Model(world, drawn, everything, rng) for _ in range(N_MEMBERS)]
-    members = [Model(world, drawn, rng.choice(world.n_pairs, world.n_pairs), rng) for _ in range(N_MEMBERS)]
-    posterior = singles[0].head.draws(N_DRAWS, rng)
+    n, singles, members = world.n_pairs, [], []
+    for group, all_votes in ((singles, True), (members, False)):
+        for _ in range(N_MEMBERS):
+            rows = np.arange(n) if all_votes else rng.choice(n, n)
+            model = Model(world, rng)
+            group.append((model, model.head(drawn, rows)))
+    first, known = singles[0]
+    posterior, heads = known.draws(N_DRAWS, rng), heads_of(first, known, drawn, rng)
     found: dict[str, np.ndarray] = {}
     for prompt in range(N_PROMPTS):
         candidates = draw_candidates(world, SIZES[-1], numpy_generator(seed, "bounds", world.name, "prompt", prompt))
         worth = gold(world, drawn, candidates)
-        own = np.stack([model.features(candidates) @ model.head.mean for model in singles])
-        ensemble = belief_of(np.stack([model.features(candidates) @ model.head.mean for model in members]))
-        bayes = belief_of((singles[0].features(candidates) @ posterior.T).T)
+        own = np.stack([model.features(candidates) @ head.mean for model, head in singles])
+        ensemble = belief_of(np.stack([model.features(candidates) @ head.mean for model, head in members]))
+        bayes, of_heads = (belief_of((first.features(candidates) @ weights.T).T) for weights in (posterior, heads))
         scores = {
             **{f"single {i}": row for i, row in enumerate(own)},
             "mean of 5": mean_score(ensemble).numpy(),
@@ -91,6 +111,9 @@ def chosen_gold(world: BoundsWorld, seed: int) -> dict[str, list[float]]:
             "mean − sd": mean_minus_sd(ensemble).numpy(),
             "lower bound": lower_bound(ensemble).numpy(),
             "posterior bound": lower_bound(bayes).numpy(),
+            f"mean of {N_HEADS} heads": mean_score(of_heads).numpy(),
+            f"worst of {N_HEADS} heads": worst_member(of_heads).numpy(),
+            "heads' lower bound": lower_bound(of_heads).numpy(),
             "oracle": worth,
         }
         for name, score in scores.items():
