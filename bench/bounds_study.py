@@ -69,6 +69,12 @@ class Model:
         return fit_last_layer(np.concatenate([a, b]), [answers], tolerance=1e-3, **options)
 
 
+def fitted(world: BoundsWorld, drawn: Bounds, rows: np.ndarray, rng: np.random.Generator) -> tuple[Model, LastLayer]:
+    """A model with features of its own, and its head fitted to these votes."""
+    model = Model(world, rng)
+    return model, model.head(drawn, rows)
+
+
 def heads_of(model: Model, known: LastLayer, drawn: Bounds, rng: np.random.Generator) -> np.ndarray:
     """Weights of heads on one model's features: a random prior function each, and what its bootstrap adds to it, [N_HEADS, d]."""
     n, found = len(drawn.vote), []
@@ -89,12 +95,9 @@ def chosen_gold(world: BoundsWorld, seed: int) -> dict[str, list[float]]:
     """Gold of what each way of scoring chooses, by n."""
     drawn = draw_bounds(world, numpy_generator(seed, "bounds", world.name, "world"))
     rng = numpy_generator(seed, "bounds", world.name, "models")
-    n, singles, members = world.n_pairs, [], []
-    for group, all_votes in ((singles, True), (members, False)):
-        for _ in range(N_MEMBERS):
-            rows = np.arange(n) if all_votes else rng.choice(n, n)
-            model = Model(world, rng)
-            group.append((model, model.head(drawn, rows)))
+    n = world.n_pairs
+    singles = [fitted(world, drawn, np.arange(n), rng) for _ in range(N_MEMBERS)]
+    members = [fitted(world, drawn, rng.choice(n, n), rng) for _ in range(N_MEMBERS)]
     first, known = singles[0]
     posterior, heads = known.draws(N_DRAWS, rng), heads_of(first, known, drawn, rng)
     found: dict[str, np.ndarray] = {}

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench.bounds_study import N_DRAWS, N_MEMBERS, N_PROMPTS, Model, belief_of
+from bench.bounds_study import N_DRAWS, N_MEMBERS, N_PROMPTS, belief_of, fitted
 from bench.by_seed import by_seed, interval, seed_options
 from bench.gao_study import shown
 from bench.pages import put_between
@@ -57,17 +57,17 @@ def curves(world: BoundsWorld, seed: int) -> dict[str, Any]:
     """Gold's gain by best of n, for each way of scoring; the same d for all."""
     drawn = draw_bounds(world, numpy_generator(seed, "far-top", world.name, "world"))
     rng = numpy_generator(seed, "far-top", world.name, "models")
-    single = Model(world, drawn, np.arange(world.n_pairs), rng)
-    members = [Model(world, drawn, rng.choice(world.n_pairs, world.n_pairs), rng) for _ in range(N_MEMBERS)]
-    posterior = single.head.draws(N_DRAWS, rng)
+    single, head = fitted(world, drawn, np.arange(world.n_pairs), rng)
+    members = [fitted(world, drawn, rng.choice(world.n_pairs, world.n_pairs), rng) for _ in range(N_MEMBERS)]
+    posterior = head.draws(N_DRAWS, rng)
     gained = dict.fromkeys(READINGS, 0.0)
     for prompt in range(N_PROMPTS):
         texts = draw_candidates(world, N_CANDIDATES, numpy_generator(seed, "far-top", "prompt", prompt))
         worth = gold(world, drawn, texts)
-        ensemble = belief_of(np.stack([model.features(texts) @ model.head.mean for model in members]))
+        ensemble = belief_of(np.stack([model.features(texts) @ own.mean for model, own in members]))
         own = single.features(texts)
         scores = {
-            "single": own @ single.head.mean,
+            "single": own @ head.mean,
             "ensemble mean": mean_score(ensemble).numpy(),
             "ensemble lower bound": lower_bound(ensemble).numpy(),
             "posterior lower bound": lower_bound(belief_of((own @ posterior.T).T)).numpy(),
