@@ -65,6 +65,12 @@ def cluster_bootstrap(
     return percentile_interval(value, draws, n_clusters, level=level, what=what)
 
 
+def ratio_variance(sums: Draws, counts: Draws, value: float) -> float:
+    """G/(G−1)·Σ_c (sums_c − value·counts_c)² / (Σ counts)²: the variance of value = Σ sums / Σ counts over G clusters."""
+    rest, n = (sums - value * counts) / counts.sum(), len(counts)
+    return float((rest**2).sum()) * n / (n - 1)
+
+
 def ratio_bootstrap(
     sums: Draws, counts: Draws, rng: np.random.Generator | None, *, level: float, n_draws: int, what: str
 ) -> Estimate:
@@ -80,8 +86,7 @@ def ratio_bootstrap(
         return Estimate(value, None, None, n_clusters, f"{what}; no interval: found 1 cluster, an interval needs 2")
     generator = needed_rng(rng, what)
     if n_clusters < FEW_CLUSTERS:
-        rest = (sums - value * counts) / counts.sum()
-        sd = math.sqrt(float((rest**2).sum()) * n_clusters / (n_clusters - 1))
+        sd = math.sqrt(ratio_variance(sums, counts, value))
         half = float(distributions.t.ppf(0.5 + checked_level(level) / 2, n_clusters - 1)) * sd
         method = f"{what}, Student t interval over {n_clusters} clusters, {percent(level)}"
         return Estimate(value, value - half, value + half, n_clusters, method)

@@ -33,6 +33,7 @@ from karat.resampling import (
     paired_rows,
     percent,
     ratio_bootstrap,
+    ratio_variance,
 )
 
 __all__ = [
@@ -155,8 +156,7 @@ def proportion(
         return Estimate(p, same.low, same.high, same.n, same.method + " on clusters (all have one outcome)")
     if 2 <= len(counts) < FEW_CLUSTERS:
         p, n = float(x.mean()), len(counts)
-        rest = (sums - p * counts) / x.size
-        low, high = _clustered_wilson(p, float((rest**2).sum()) * n / (n - 1), n, level)
+        low, high = _clustered_wilson(p, ratio_variance(sums, counts, p), n, level)
         method = f"proportion, Wilson score interval over {n} clusters, t with {n - 1} degrees, {percent(level)}"
         return Estimate(p, low, high, n, method)
     return ratio_bootstrap(sums, counts, rng, level=level, n_draws=n_draws, what="proportion")
