@@ -141,6 +141,9 @@ def test_votes_of_four_topics_and_an_encoder_reach_a_report(here: Path):
     assert "not measured" in page
     assert karat("verify", run).code == 0
     assert f"votes {len(rows)}" in karat("trace", run, "models/reward").out
+    for stage in ("fold-0", "reward"):  # another encoder in the same place is another input
+        read = {one["name"]: one["hash"] for one in json.loads(manifests(run)[stage])["inputs"]}
+        assert read["encoder"] == directory_hash(here / "encoder")
     before = manifests(run)
     assert json.loads(karat("run", "tiny.yaml", "--json").out) == json.loads(outcome.out)
     assert manifests(run) == before

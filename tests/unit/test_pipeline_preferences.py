@@ -61,3 +61,39 @@ def test_rows_of_two_equal_texts_are_said_to_be_left_out(tmp_path):
     read([*rows(40), *alike[40:43]])
     (source,) = (manifest for manifest in read_manifests(tmp_path / "run") if manifest.stage == "source")
     assert list(source.notes) == ["3 rows have two equal texts and were left out"]
+
+
+@pytest.mark.parametrize("kind", ["preferences", "people"])
+def test_what_texts_are_measured_by_is_an_input_of_a_source(tmp_path, kind):
+    model = tmp_path / "model"
+    tiny_checkpoint("qwen3", model)
+    settings = {kind: {"model": str(model), "max_prompt_tokens": 60}, "sft": {"epochs": 0.1}}
+    if kind == "people":
+        settings["people"]["prompts"] = str(tmp_path / "rows.jsonl")
+        content = [{"prompt": f"{i}?"} for i in range(80)]
+    else:
+        settings["preferences"]["path"] = str(tmp_path / "rows.jsonl")
+        content = rows(80)
+    write_rows(tmp_path / "rows.jsonl", content)
+    settings |= {"collect": {"max_new_tokens": 4}, "ppo": {"rollout": {"max_new_tokens": 4}}}
+
+    def resumed(**changes):
+        with open_progress() as progress:
+            config = build(RunConfig, settings | changes)
+            run_once(config, seed=0, directory=tmp_path / "run", progress=progress, until="sft")
+        return next(one for one in read_manifests(tmp_path / "run") if one.stage == "source")
+
+    first = resumed()
+    assert first.metrics["n_left_out"] == 0
+    assert resumed() == first
+    template = model / "chat_template.jinja"
+    before = template.read_text()
+    template.write_text(before.replace("assistant", "assistant who thinks"))
+    assert resumed().key != first.key
+    template.write_text(before.replace("assistant", "assistant who thinks, and thinks, and only then answers"))
+    with pytest.raises(InputError, match="0 of 80 prompts"):
+        resumed()
+    # another room for responses is measured, too, before anything is trained
+    template.write_text(before)
+    with pytest.raises(InputError, match="room wanted for 128 response tokens"):
+        resumed(ppo={"rollout": {"max_new_tokens": 128}})

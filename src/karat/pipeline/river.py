@@ -32,7 +32,7 @@ from karat.pipeline.data import (
     vote_figures,
     write_texts,
 )
-from karat.pipeline.models import load_for_training
+from karat.pipeline.models import load_for_training, model_refs
 from karat.pipeline.round_questions import Advice, ask_round
 from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Source
@@ -78,11 +78,11 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
     if until == "sft":
         return done
     # 4. votes on what it writes, or votes that were given
-    given = None if config.reward_model is None else given_reward(run, config.reward_model)
-    adviser = given if config.collect.acquisition != "random" else None
+    given = () if config.reward_model is None else model_refs(run.directory, config.reward_model, "reward_model")
+    adviser = given[-1] if given and config.collect.acquisition != "random" else None
     work = partial(collect, run, sft, source, config, adviser=adviser)
     own = [reference for reference in done["source"].outputs if reference.name == "judgements"]
-    own += [adviser] if adviser is not None else []
+    own += given if adviser is not None else ()
     done["collect"] = run.stage(
         "collect", inputs=(sft, prompts, *own), work=work, together=True, **told("collect", config)
     )
@@ -91,10 +91,9 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
         return done
     check_raters(done["collect"].metrics.get("one_rater", False), allow_one=config.allow_one_rater)
     # 5. the reward model and its gate
-    station = rewarding.train if given is None else rewarding.take
-    start = sft if given is None else given
-    work = partial(station, run, config, source, start, snapshot, samples)
-    inputs = (start, snapshot, samples)
+    station, start = (rewarding.take, given) if given else (rewarding.train, (sft,))
+    work = partial(station, run, config, source, start[-1], snapshot, samples)
+    inputs = (*start, snapshot, samples)
     done["reward"] = run.stage("reward", inputs=inputs, work=work, together=True, **told("reward", config))
     reward = output(done["reward"], "model")
     checks = [*gate_checks(findings_of(done["reward"])), optimise.leash_finding(config)]
@@ -117,11 +116,6 @@ def run_river(run: Run, source: Source, config: RunConfig, *, until: str | None 
         policies, reward, done = {"sft": sft, **later.policies}, later.reward, done | dict(later.manifests)
     # 8. what came of it
     return done | {"evaluate": compare(run, source, config, policies, reward, prompts)}
-
-
-def given_reward(run: Run, path: Path) -> ArtifactRef:
-    """A reward model from elsewhere, as stages read it."""
-    return ref_of(run.directory, path.resolve(), "model", "reward_model")
 
 
 def compare(

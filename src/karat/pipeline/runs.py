@@ -18,14 +18,14 @@ from karat.config import apply_overrides, build, load_yaml, plain
 from karat.devices import on_device
 from karat.errors import ConfigError, GateError
 from karat.feedback.simulated import Desk
-from karat.ledger.artifacts import ArtifactRef, ref_of, write_json
+from karat.ledger.artifacts import ArtifactRef, write_json
 from karat.ledger.manifest import Manifest, lock_run
 from karat.lm import parallel
-from karat.lm.adapter_files import adapted_model, holds_adapters
 from karat.lm.trackers import check_trackers
 from karat.lm.ways import in_ways
 from karat.pipeline import people, preferences, sandbox, votes
 from karat.pipeline.arenas import take_run_arenas
+from karat.pipeline.models import measuring_files, model_refs
 from karat.pipeline.payment import check_payment
 from karat.pipeline.reporting import REPORT, write_report
 from karat.pipeline.river import run_river
@@ -217,7 +217,7 @@ def source_of(config: RunConfig, seed: int, desk: Desk | None = None) -> Source:
             votes=people.collect_from_people,
             asks=True,
             panel=people.collect_from_people,
-            given=(config.people.prompts,),
+            given=(config.people.prompts, *measuring_files(config.people.model)),
         )
     assert config.preferences is not None
     return Source(
@@ -226,7 +226,7 @@ def source_of(config: RunConfig, seed: int, desk: Desk | None = None) -> Source:
         votes=partial(preferences.import_votes, config),
         asks=False,
         judgement_ids=preferences.judgement_ids,
-        given=(config.preferences.path,),
+        given=(config.preferences.path, *measuring_files(config.preferences.model)),
     )
 
 
@@ -238,11 +238,7 @@ def _trained_base(config: RunConfig, seed: int, run: Run, source: Manifest) -> t
 
 def _given_base(model: Path, run: Run, source: Manifest) -> tuple[ArtifactRef, ...]:
     del source
-    # adapters alone say nothing of what they stand on
-    below = (
-        (ref_of(run.directory, adapted_model(model).resolve(), "model", "adapted"),) if holds_adapters(model) else ()
-    )
-    return (*below, ref_of(run.directory, model.resolve(), "model", "base"))
+    return model_refs(run.directory, model, "base")
 
 
 def _refuse_for_votes(path: Path, sweep: Sequence[str], until: str | None) -> None:

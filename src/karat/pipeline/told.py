@@ -8,11 +8,8 @@ about the work.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
-from karat.identity import file_hash
-from karat.lm.adapter_files import adapted_model, holds_adapters
 from karat.pipeline.model_settings import dtype_key
 from karat.pipeline.settings import RunConfig
 from karat.pipeline.taking import Lendable
@@ -20,8 +17,6 @@ from karat.policy.score_sources import source_hash
 
 POLICY = "policy"
 """The station that `algorithm` names."""
-WEIGHTS = ".safetensors"
-"""Ends the names of a model's weights."""
 
 
 def told(station: str, config: RunConfig) -> dict[str, Any]:
@@ -45,6 +40,12 @@ def settings_of(station: str, config: RunConfig) -> list[Any]:
 
 
 def _source(config: RunConfig) -> list[Any]:
+    # prompts that were given have to leave room for the longest response
+    room = max(config.collect.max_new_tokens, config.policy_tokens)
+    return _asked(config) + ([] if config.sandbox is not None else [{"room": room}])
+
+
+def _asked(config: RunConfig) -> list[Any]:
     given = next(one for one in (config.sandbox, config.people, config.preferences) if one is not None)
     return [given, config.collect.n_prompts, config.watch.n_prompts, config.evaluate.n_prompts]
 
@@ -59,7 +60,7 @@ def _sft(config: RunConfig) -> list[Any]:
 
 
 def _collect(config: RunConfig) -> list[Any]:
-    return [_source(config), config.collect.key]
+    return [_asked(config), config.collect.key]
 
 
 def _reward(config: RunConfig) -> list[Any]:
@@ -92,8 +93,8 @@ def lendable(station: str, config: RunConfig) -> Lendable | None:
 
     None is what asks somebody (people, a panel, a server, a function from outside), and what leaves more than its outputs.
     """
-    if station == "source" and config.sandbox is None:
-        return Lendable(with_store=config.preferences is not None, also=partial(_measured_by, config))
+    if station == "source":
+        return Lendable(with_store=config.preferences is not None)
     if station == "collect":
         # what people said lies in one store, under one roof of consent and erasure; a copy would be another
         asks_people = config.preferences is None and config.n_people > 0
@@ -105,14 +106,3 @@ def lendable(station: str, config: RunConfig) -> Lendable | None:
     if station == "evaluate":
         return None if config.evaluate.served else Lendable(also=lambda: config.rounds)
     return Lendable()
-
-
-def _measured_by(config: RunConfig) -> list[Any]:
-    """By what a source measures the texts it was given: the model's tokens, and the room that responses need."""
-    given = config.people or config.preferences
-    assert given is not None
-    models = [given.model, *([adapted_model(given.model)] if holds_adapters(given.model) else [])]
-    # the weights, which may be many gigabytes, measure nothing
-    files = [one for place in models if place.is_dir() for one in sorted(place.iterdir()) if one.suffix != WEIGHTS]
-    known = [[one.name, file_hash(one)] for one in files if one.is_file()]
-    return [known, config.collect.max_new_tokens, config.policy_tokens]

