@@ -7,7 +7,8 @@ import pytest
 
 from feedback_cases import small_store, vote
 from karat.errors import InputError
-from karat.feedback.exchange.exporters import export_preferences, export_votes
+from karat.feedback.exchange.answers import import_answers
+from karat.feedback.exchange.exporters import export_answers, export_preferences, export_votes
 from karat.feedback.exchange.importers import import_preferences, import_votes
 from karat.feedback.snapshot import write_snapshot
 from karat.feedback.store import open_store
@@ -33,7 +34,7 @@ def rows(path):
 def test_preferences_survive_a_round_trip(tmp_path, style):
     snapshot = write_snapshot(voted(tmp_path), tmp_path / "snap")
     summary = export_preferences(snapshot, tmp_path / "out.jsonl", style=style)
-    assert (summary.n_rows, summary.n_ties, summary.n_other) == (20, 10, 0)
+    assert dataclasses.astuple(summary) == (20, 0, 10, 0)  # each row of this form has a winner
     with open_store(tmp_path / "again.db") as again:
         import_preferences(again, tmp_path / "out.jsonl")
         back = write_snapshot(again, tmp_path / "back")
@@ -71,8 +72,22 @@ def test_all_ties_give_an_empty_file(tmp_path):
     store = small_store(tmp_path / "k.db")
     store.submit(vote(store.tasks()[0], "r0", level=1))
     summary = export_preferences(write_snapshot(store, tmp_path / "snap"), tmp_path / "out.jsonl")
-    assert (summary.n_rows, summary.n_ties) == (0, 1)
+    assert dataclasses.astuple(summary) == (0, 0, 1, 0)
     assert (tmp_path / "out.jsonl").read_bytes() == b""
+
+
+def test_ties_that_are_written_are_counted(tmp_path):
+    store = small_store(tmp_path / "k.db", n_tasks=2)
+    first, second = store.tasks()
+    store.submit_many([vote(first, "r0", level=2), vote(second, "r0", level=1)])
+    store.submit(dataclasses.replace(vote(second, "r1"), value={"missing": "cannot judge"}))
+    ranked = {"kind": "ranking", "prompt": "q", "responses": ["x", "y", "z"], "annotator": "r0"}
+    lines = [ranked | {"ranks": [1, 2, 2]}, ranked | {"ranks": [1, 2, 3], "annotator": "r1"}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    import_answers(store, tmp_path / "in.jsonl")
+    assert dataclasses.astuple(export_votes(store, tmp_path / "votes.jsonl")) == (3, 1, 0, 2)
+    answers = export_answers(store, tmp_path / "answers.jsonl")
+    assert (answers.n_rows, answers.n_ties, answers.n_others_left_out) == (5, 2, 0)
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz"])

@@ -25,11 +25,13 @@ class ExportSummary:
     """What an export wrote, and what its format cannot say."""
 
     n_rows: int
-    """Rows written, one a vote."""
+    """Rows written, one a judgement."""
     n_ties: int
-    """Ties left out: the format has a winner in every row."""
-    n_other: int
-    """Judgements left out: other kinds, and votes without an answer."""
+    """Rows that call responses equally good: comparisons at the middle level, rankings with a rank twice."""
+    n_ties_left_out: int
+    """Ties left out, where the format has a winner in every row."""
+    n_others_left_out: int
+    """Others left out: what the format has no place for, corrected answers, erased words."""
 
 
 def export_preferences(snapshot: Snapshot, path: str | Path, *, style: Style = "conversational") -> ExportSummary:
@@ -40,13 +42,9 @@ def export_preferences(snapshot: Snapshot, path: str | Path, *, style: Style = "
         path: gzip where it ends in `.gz`.
     Raises: InputError where a prompt does not fit the style or the file cannot be written; nothing is left then.
     """
-    rows, n_ties = [], 0
-    for vote in snapshot.votes:
-        if 2 * vote.level == vote.n_levels - 1:
-            n_ties += 1
-            continue
-        rows.append(_row(snapshot, vote, style))
-    return ExportSummary(write_rows(path, rows), n_ties, len(snapshot.judgements))
+    decided = [vote for vote in snapshot.votes if 2 * vote.level != vote.n_levels - 1]
+    rows = [_row(snapshot, vote, style) for vote in decided]
+    return ExportSummary(write_rows(path, rows), 0, len(snapshot.votes) - len(rows), len(snapshot.judgements))
 
 
 def export_votes(store: Store, path: str | Path) -> ExportSummary:
@@ -69,11 +67,13 @@ def _export(store: Store, path: str | Path, kinds: Collection[str], *, with_kind
     prompts, responses, annotators = store.prompts(), store.responses(), store.annotators()
     batches = {task.id: task.batch for task in store.tasks()}
     rows: list[dict[str, Any]] = []
+    n_ties = 0
     records, _ = current_judgements(store.records())
     for record in records:
         judgement = record.judgement
         if judgement.kind not in kinds or (record.erased and judgement.kind in WORD_KINDS):
             continue
+        n_ties += _is_tie(judgement)
         batch = batches[judgement.task_id]
         texts = [responses[one].text for one in judgement.response_ids]
         row = {
@@ -96,7 +96,14 @@ def _export(store: Store, path: str | Path, kinds: Collection[str], *, with_kind
             "submission": judgement.submission or None,
         }
         rows.append({name: value for name, value in row.items() if value is not None})
-    return ExportSummary(write_rows(path, rows), 0, len(records) - len(rows))
+    return ExportSummary(write_rows(path, rows), n_ties, 0, len(records) - len(rows))
+
+
+def _is_tie(judgement: Judgement) -> bool:
+    value = judgement.value
+    if judgement.kind == "comparison" and "level" in value:
+        return bool(2 * value["level"] == value["n_levels"] - 1)
+    return judgement.kind == "ranking" and "ranks" in value and len(set(value["ranks"])) < len(value["ranks"])
 
 
 def _judged(judgement: Judgement, texts: Sequence[str]) -> dict[str, Any]:
