@@ -9,6 +9,7 @@ from argon2 import PasswordHasher, extract_parameters
 from karat.errors import InputError, StoreError
 from karat.feedback.keys import keyed_fraction, keyed_hash, secret_key
 from karat.feedback.people import accounts as people
+from karat.feedback.people.roles import COMMAND_LINE, lock, unlock
 from karat.feedback.people.sessions import close_sessions, forget_attempts, origin_of, shared_origins
 from karat.feedback.store import open_store
 from karat.records import Annotator
@@ -98,7 +99,7 @@ def test_a_wrong_login_costs_as_much_as_a_wrong_password(store, monkeypatch):
     nobody = rater(store, login="nobody")
     locked = rater(store, login="locked")
     people.set_password(store, locked.id, "correct horse", now=1.0, hasher=CHEAP)
-    people.lock(store, locked.id, now=2.0)
+    lock(store, locked.id, by=COMMAND_LINE, now=2.0)
     verified = []
     plain = PasswordHasher.verify
 
@@ -186,13 +187,13 @@ def test_a_lock_and_a_new_password_end_every_session(store):
     people.set_password(store, ann.id, "correct horse", now=1.0, hasher=CHEAP)
     assert people.session_of(store, token, now=2.0) is None
     token = people.open_session(store, ann.id, now=2.0)
-    people.lock(store, ann.id, now=3.0)
+    lock(store, ann.id, by=COMMAND_LINE, now=3.0)
     assert people.session_of(store, token, now=4.0) is None
     assert people.account_of_invite(store, link, now=4.0) is None
     for refused in (people.invite, people.open_session):
         with pytest.raises(StoreError, match="locked"):
             refused(store, ann.id, now=4.0)
-    people.unlock(store, ann.id)
+    unlock(store, ann.id, by=COMMAND_LINE, now=4.0)
     assert people.session_of(store, token, now=5.0) is None
     assert people.account_of_invite(store, link, now=5.0) is None
     assert people.session_of(store, people.open_session(store, ann.id, now=5.0), now=6.0) is not None

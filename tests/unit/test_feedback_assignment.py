@@ -15,7 +15,8 @@ from feedback_cases import small_store, vote
 from karat.errors import InputError, LeaseError, StoreError
 from karat.feedback import waiting
 from karat.feedback.documents import Budget, Pay, ProjectSettings, put_settings
-from karat.feedback.people.accounts import lock, make_account
+from karat.feedback.people.accounts import make_account
+from karat.feedback.people.roles import COMMAND_LINE, lock
 from karat.feedback.schema import assignments, tasks
 from karat.feedback.store import open_store
 from karat.feedback.tasks import answer, plan_overlap
@@ -146,7 +147,7 @@ def test_reserved_tasks_and_those_for_experts_go_to_nobody_else(store):
 def test_a_locked_account_gets_nothing(store):
     ann = make_account(store, "annotator", now=0.0)
     assert assignment.next_task(store, ann.annotator, now=0.0) is not None
-    lock(store, ann.id, now=1.0)
+    lock(store, ann.id, by=COMMAND_LINE, now=1.0)
     assert assignment.next_work(store, ann.annotator, now=2.0).reason == "locked"
 
 

@@ -10,6 +10,8 @@ from karat.cli import main
 from karat.errors import InputError
 from karat.feedback.client import AdminClient
 from karat.feedback.documents import ProjectSettings, add_questions, document, put_settings
+from karat.feedback.people.accounts import log_entries
+from karat.feedback.people.roles import COMMAND_LINE
 from karat.feedback.people.standing import standing_of
 from karat.feedback.store import open_store
 from karat.feedback.work import assignment, checks
@@ -209,6 +211,11 @@ def test_the_commands_put_in_list_and_retire(tmp_path, capsys):
     assert main(["checks", "retire", address, "--version", "pilot"]) == 0
     with open_store(address) as store:
         assert checks.gold_items(store)[0].retired_at is not None
+        assert [(one.account, one.action, one.subject, one.detail) for one in reversed(log_entries(store))] == [
+            (COMMAND_LINE, "gold items added", "pilot", "1 items"),
+            (COMMAND_LINE, "qualification made", "1", "1 items, pass mark 50 %"),
+            (COMMAND_LINE, "gold items retired", "1 items", ""),
+        ]
     assert main(["checks", "retire", address]) == 2
     assert "found neither tasks nor --version" in capsys.readouterr().err
     assert main(["checks", "gold", address, str(file), "--version", ""]) == 2

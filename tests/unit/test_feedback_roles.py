@@ -9,7 +9,7 @@ import web_app
 from karat import cli
 from karat.errors import InputError, StoreError
 from karat.feedback.people import accounts
-from karat.feedback.people.roles import COMMAND_LINE, change_role
+from karat.feedback.people.roles import COMMAND_LINE, change_role, lock, unlock
 from karat.feedback.store import open_store
 from karat.feedback.work.assignment import next_work
 
@@ -48,11 +48,11 @@ def test_who_judges_gets_a_pseudonym_and_who_judged_keeps_it(store):
 
 def test_the_last_active_admin_stays_one(store):
     first, second = (accounts.make_account(store, "admin", now=0.0) for _ in range(2))
-    accounts.lock(store, second.id, now=1.0)
+    lock(store, second.id, by=first.id, now=1.0)
     with pytest.raises(InputError, match="this is the last active admin; make another account an admin first"):
         change_role(store, first.id, "annotator", by=first.id, now=2.0)
     assert accounts.account(store, first.id).role == "admin"
-    accounts.unlock(store, second.id)
+    unlock(store, second.id, by=first.id, now=2.0)
     assert change_role(store, first.id, "annotator", by=first.id, now=3.0).role == "annotator"
     with pytest.raises(InputError, match="last active admin"):
         change_role(store, second.id, "auditor", by=second.id, now=4.0)
@@ -73,6 +73,22 @@ def test_two_admins_who_demote_each_other_at_once_leave_one(store):
     assert sorted(one.role for one in accounts.accounts(store)) == ["admin", "annotator"]
 
 
+def test_a_lock_is_written_down_once_and_the_last_active_admin_stays(store):
+    first, second = (accounts.make_account(store, "admin", now=0.0) for _ in range(2))
+    assert lock(store, second.id, by=first.id, now=1.0).state == "locked"
+    lock(store, second.id, by=first.id, now=2.0)
+    with pytest.raises(InputError, match="this is the last active admin; make another account an admin first"):
+        lock(store, first.id, by=COMMAND_LINE, now=3.0)
+    assert unlock(store, second.id, by=COMMAND_LINE, now=4.0).state == "active"
+    unlock(store, second.id, by=COMMAND_LINE, now=5.0)
+    with pytest.raises(StoreError, match="found none by that id"):
+        lock(store, "account:nobody", by=COMMAND_LINE, now=6.0)
+    assert [(one.account, one.action, one.subject, one.at) for one in reversed(accounts.log_entries(store))] == [
+        (first.id, "account locked", second.id, 1.0),
+        (COMMAND_LINE, "account unlocked", second.id, 4.0),
+    ]
+
+
 def test_what_is_not_a_role_or_an_account_is_refused(store):
     ann = accounts.make_account(store, "annotator", now=0.0)
     with pytest.raises(InputError, match="found 'root'; expected one of annotator, expert, auditor, admin"):
@@ -88,6 +104,14 @@ def test_a_task_in_hand_goes_back_to_the_queue(tmp_path):
     other = accounts.make_account(site.store, "annotator", now=site.now)
     assert next_work(site.store, other.annotator, now=site.now).lease is None
     change_role(site.store, site.accounts["annotator"].id, "auditor", by=COMMAND_LINE, now=site.now)
+    assert next_work(site.store, other.annotator, now=site.now + 1).lease is not None
+
+
+def test_the_task_of_who_is_locked_goes_back_to_the_queue(tmp_path):
+    site = web_app.served(tmp_path, 1, overlap=1)
+    assert next_work(site.store, site.annotator(), now=site.now).lease is not None
+    other = accounts.make_account(site.store, "annotator", now=site.now)
+    lock(site.store, site.accounts["annotator"].id, by=COMMAND_LINE, now=site.now)
     assert next_work(site.store, other.annotator, now=site.now + 1).lease is not None
 
 
@@ -124,6 +148,54 @@ def test_the_command_changes_roles_and_says_it_in_one_line(tmp_path, capsys):
         assert said in lines[0]
     with open_store(address) as store:
         assert [entry.account for entry in accounts.log_entries(store)] == [COMMAND_LINE]
+
+
+def test_what_commands_do_to_accounts_is_written_down(tmp_path, capsys):
+    address = str(tmp_path / "k.db")
+
+    def done(*arguments):
+        assert cli.main(["people", arguments[0], address, *arguments[1:], "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    [boss] = done("add", "--role", "admin", "--login", "boss")["accounts"]
+    ann, bob = done("add", "--n", "2")["accounts"]
+    done("link", bob["annotator"])
+    assert done("lock", ann["annotator"]) == {
+        "account": ann["account"],
+        "annotator": ann["annotator"],
+        "state": "locked",
+    }
+    assert done("unlock", ann["annotator"])["state"] == "active"
+    done("study", "pilot")
+    done("study", "pilot", "--close")
+    with open_store(address) as store:
+        entries = accounts.log_entries(store)
+    assert {one.account for one in entries} == {COMMAND_LINE}
+    assert [(one.action, one.subject, one.detail) for one in reversed(entries)] == [
+        ("account made", boss["account"], "admin"),
+        ("account made", ann["account"], "annotator"),
+        ("account made", bob["account"], "annotator"),
+        ("link made", bob["account"], ""),
+        ("account locked", ann["account"], ""),
+        ("account unlocked", ann["account"], ""),
+        ("study opened", "pilot", ""),
+        ("study closed", "pilot", ""),
+    ]
+    for arguments, said in (
+        (["lock", address, "boss"], "last active admin"),
+        (["unlock", address, "nobody"], "nobody called 'nobody'"),
+    ):
+        assert cli.main(["people", *arguments]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_link_for_a_locked_account_says_which_command_unlocks_it(tmp_path, capsys):
+    address = str(tmp_path / "k.db")
+    with open_store(address) as store:
+        ann = accounts.make_account(store, "annotator", now=0.0)
+        lock(store, ann.id, by=COMMAND_LINE, now=1.0)
+    assert cli.main(["people", "link", address, ann.annotator]) == 2
+    assert "karat people unlock" in capsys.readouterr().err
 
 
 def test_the_command_issues_a_token_that_a_program_signs_in_with_and_writes_it_down(tmp_path, capsys):

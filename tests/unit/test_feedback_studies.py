@@ -14,8 +14,9 @@ from sqlalchemy import event
 from karat import cli
 from karat.errors import InputError, StoreError
 from karat.feedback.documents import CONSENT, Budget, Pay, ProjectSettings, add_questions, put_document, put_settings
-from karat.feedback.people.accounts import accounts, lock
+from karat.feedback.people.accounts import accounts
 from karat.feedback.people.care import give_consent
+from karat.feedback.people.roles import COMMAND_LINE, lock
 from karat.feedback.people.standing import quarantine, release
 from karat.feedback.people.studies import Participant, close_study, join, open_study, participant_in, studies, study_of
 from karat.feedback.store import Store, open_store
@@ -105,7 +106,7 @@ def test_the_link_signs_in_after_a_click_and_not_before(served):
     assert (entered.status_code, entered.headers["location"]) == (303, "/")
     account = next(one for one in accounts(served.store) if one.outside)
     assert account.outside == {"participant": "5f3c", "study": "s1", "session": "v1", "link": "pilot"}
-    lock(served.store, account.id, now=NOW)
+    lock(served.store, account.id, by=COMMAND_LINE, now=NOW)
     assert served.browser().post(f"/study/{study.token}", {"participant": "5f3c"}).status_code == 403
 
 
@@ -240,7 +241,7 @@ def test_an_admin_sees_who_a_participant_is_and_nobody_else_does(served, tmp_pat
     [lease] = re.findall(r'name="lease" value="([^"]*)"', worker.get("/work").text)
     worker.post("/work", {"lease": lease, "choice": "3", "active_s": "60"})
     quarantine(store, accounts_of["=cmd()"].annotator, reason="Look.", by="x", now=NOW)
-    lock(store, accounts_of["gone"].id, now=NOW)
+    lock(store, accounts_of["gone"].id, by=COMMAND_LINE, now=NOW)
     found = {one.participant: one for one in participants(store, "pilot")}
     assert {pid: (one.state, one.n_answers, one.earned, one.way_out) for pid, one in found.items()} == {
         "5f3c": ("worked", 1, 0.25, DONE), "=cmd()": ("paused", 0, 0.0, DONE), "gone": ("locked", 0, 0.0, NONE),

@@ -10,7 +10,9 @@ from argon2 import PasswordHasher
 
 import web_app
 from karat.feedback import documents
+from karat.feedback import people_tables as tables
 from karat.feedback.people import accounts, sessions
+from karat.feedback.people.roles import COMMAND_LINE, lock
 from karat.feedback.web.account_pages import local_path
 from karat.feedback.web.first_admin import setup_token
 from karat.feedback.web.settings import ServerSettings
@@ -62,7 +64,7 @@ def test_the_right_password_opens_a_session_and_the_page_that_was_asked_for(site
 def test_nothing_tells_an_unknown_login_from_a_wrong_password_or_a_locked_account(site):
     lost = accounts.make_account(site.store, "auditor", login="locked", now=site.now)
     accounts.set_password(site.store, lost.id, PASSWORD, now=site.now)
-    accounts.lock(site.store, lost.id, now=site.now)
+    lock(site.store, lost.id, by=COMMAND_LINE, now=site.now)
     said = []
     for login, password in (
         ("admin", "wrong horse battery"),
@@ -206,7 +208,7 @@ def test_whoever_came_by_link_may_choose_a_login_that_is_free(site):
 def test_a_locked_account_is_out_at_once(site):
     browser, program = site.browser("annotator"), site.program("annotator")
     link = accounts.invite(site.store, site.accounts["annotator"].id, now=site.now)
-    accounts.lock(site.store, site.accounts["annotator"].id, now=site.now)
+    lock(site.store, site.accounts["annotator"].id, by=COMMAND_LINE, now=site.now)
     assert browser.get("/api/v1/me").status_code == program.get("/api/v1/me").status_code == 401
     assert site.browser().get(f"/invite/{link}").status_code == 404
 
@@ -363,7 +365,8 @@ def test_the_first_admin_is_made_once_by_the_link_of_the_terminal(tmp_path):
     lone = dataclasses.replace(site.accounts["admin"])
     assert setup_token(site.store) is None
     assert site.browser().get("/setup/anything").status_code == 404
-    accounts.lock(site.store, lone.id, now=site.now)
+    locked = tables.accounts.update().where(tables.accounts.c.id == lone.id).values(state="locked")
+    site.store.write(lambda connection: connection.execute(locked))
     assert setup_token(site.store) is None  # a locked admin is unlocked on the terminal, not by a link
 
 

@@ -136,7 +136,6 @@ def test_a_killed_worker_is_replaced_and_a_signal_lets_all_finish(tmp_path):
     account = site.accounts["annotator"]
     now = time.time()
     token = accounts.open_session(site.store, account.id, now=now, kind="api")
-    accounts.lock(site.store, site.accounts["admin"].id, now=now)
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
     server = subprocess.Popen(

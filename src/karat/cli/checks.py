@@ -25,6 +25,8 @@ Version = Annotated[str, typer.Option(help="Names this set.")]
 def gold(run_or_store: StoreOrRun, path: Items, version: Version = "1", as_json: AsJson = False) -> None:
     """Put gold items into use: they come to raters now and then and look like any other task."""
     from karat.feedback.documents import project_settings
+    from karat.feedback.people.accounts import log
+    from karat.feedback.people.roles import COMMAND_LINE
     from karat.feedback.store import open_store
     from karat.feedback.work.check_items import put_items
     from karat.feedback.work.checks import add_gold
@@ -32,6 +34,7 @@ def gold(run_or_store: StoreOrRun, path: Items, version: Version = "1", as_json:
 
     with open_store(store_address(run_or_store), create=False) as store:
         n = len(add_gold(store, put_items(store, read_rows(path), version=version), version=version))
+        log(store, COMMAND_LINE, "gold items added", version, f"{n} items", now=time.time())
         rate = project_settings(store).gold_rate
     said = f"gold {version}: {n:,} items; they come in {rate:.0%} of turns (Settings)"
     answer(as_json, {"version": version, "n_items": n, "gold_rate": rate}, [said])
@@ -48,11 +51,14 @@ def qualification(
     as_json: AsJson = False,
 ) -> None:
     """Ask every rater these items before any work; the newest version counts, earlier ones stay on record."""
+    from karat.feedback.people.accounts import log
+    from karat.feedback.people.roles import COMMAND_LINE
     from karat.feedback.store import open_store
     from karat.feedback.work.check_items import put_items
     from karat.feedback.work.checks import add_qualification
     from karat.rowfiles import read_rows
 
+    now = time.time()
     with open_store(store_address(run_or_store), create=False) as store:
         made = add_qualification(
             store,
@@ -61,9 +67,11 @@ def qualification(
             pass_mark=pass_mark,
             attempts=attempts,
             requalify=again,
-            now=time.time(),
+            now=now,
         )
-    n = len(made.body["items"][0])
+        n = len(made.body["items"][0])
+        detail = f"{n} items, pass mark {100 * pass_mark:.4g} %"
+        log(store, COMMAND_LINE, "qualification made", made.version, detail, now=now)
     said = f"qualification {made.version}: {n:,} items, pass mark {100 * pass_mark:.4g}%, {attempts} attempts"
     answer(as_json, {"version": made.version, "n_items": n, "pass_mark": pass_mark, "attempts": attempts}, [said])
 
@@ -120,6 +128,8 @@ def retire(
     as_json: AsJson = False,
 ) -> None:
     """Take gold items out of use: too easy, known by now, or wrong themselves. Answers to them stay."""
+    from karat.feedback.people.accounts import log
+    from karat.feedback.people.roles import COMMAND_LINE
     from karat.feedback.store import open_store
     from karat.feedback.work.checks import gold_items
     from karat.feedback.work.checks import retire as take_out
@@ -128,7 +138,9 @@ def retire(
         raise ConfigError("checks retire: found neither tasks nor --version; expected ids of gold items, or a set")
     with open_store(store_address(run_or_store), create=False) as store:
         wanted = [one.task.id for one in gold_items(store) if one.version == version] + list(tasks or ())
-        n = take_out(store, wanted, now=time.time())
+        now = time.time()
+        n = take_out(store, wanted, now=now)
+        log(store, COMMAND_LINE, "gold items retired", f"{n} items", now=now)
     answer(as_json, {"n_retired": n}, [f"{n:,} gold items are out of use"])
 
 

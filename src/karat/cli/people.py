@@ -1,4 +1,4 @@
-"""Commands of the place where people work: the server, accounts and links, seals, backups, erasure.
+"""Commands of the place where people work: the server, its arenas and experiments, studies of other platforms.
 
 Every one of them takes a store: a file, a database address, or the directory of a run.
 """
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from karat.cli.accounts import people
 from karat.cli.links import link_begins
 from karat.cli.options import (
     AsJson,
@@ -25,13 +26,8 @@ from karat.cli.options import (
     store_address,
     store_or_new,
 )
-from karat.errors import ConfigError, StoreError
+from karat.errors import ConfigError
 from karat.figures import figure
-
-Role = Literal["annotator", "expert", "auditor", "admin"]
-MOST_TOKEN_HOURS = 1_000.0
-people = typer.Typer(help="Accounts of raters, experts, auditors and admins, and the links that let them in.")
-app.add_typer(people, name="people")
 
 
 @app.command(epilog="Example: karat serve runs/demo")
@@ -213,113 +209,6 @@ def experiment(
     answer(as_json, {"experiments": [dataclasses.asdict(one) for one in listed]}, lines or ["no experiment yet"])
 
 
-@people.command("add", epilog="Example: karat people add karat.db --role annotator --n 20")
-def people_add(
-    run_or_store: StoreOrRun,
-    role: Annotated[Role, typer.Option(help="What the account may do.")] = "annotator",
-    login: Annotated[str, typer.Option(help="Name to sign in with, where a password will be set.")] = "",
-    contact: Annotated[str, typer.Option(help="How to reach the person; shown to admins only.")] = "",
-    n: Annotated[int, typer.Option(help="How many accounts.")] = 1,
-    url: Annotated[str, typer.Option(help="Address that the links begin with; empty = the server's.")] = "",
-    days: Annotated[float, typer.Option(help="How long a link lives.")] = 14.0,
-    as_json: AsJson = False,
-) -> None:
-    """Make accounts and print one link for each; whoever opens it is signed in."""
-    from karat.feedback.people.accounts import invite, make_account
-    from karat.feedback.store import open_store
-
-    if n < 1 or (n > 1 and (login or contact)):
-        raise ConfigError(f"people add: found --n {n}; expected 1 or more, and 1 with --login or --contact")
-    made, now = [], time.time()
-    with open_store(store_or_new(run_or_store)) as store:
-        begins = link_begins(store, url)
-        for _ in range(n):
-            account = make_account(store, role, now=now, login=login or None, contact=contact or None)
-            link = f"{begins}/invite/{invite(store, account.id, now=now, days=days)}"
-            made.append({"account": account.id, "annotator": account.annotator, "role": role, "link": link})
-    answer(as_json, {"accounts": made}, [f"{one['annotator'] or one['role']}  {one['link']}" for one in made])
-
-
-@people.command("link", epilog="Example: karat people link karat.db rater-4f2a81c09d")
-def people_link(
-    run_or_store: StoreOrRun,
-    who: Annotated[str, typer.Argument(help="A pseudonym, login or account id.")],
-    url: Annotated[str, typer.Option(help="Address that the link begins with; empty = the server's.")] = "",
-    days: Annotated[float, typer.Option(help="How long the link lives.")] = 14.0,
-    as_json: AsJson = False,
-) -> None:
-    """Issue a new link for somebody; the older one dies."""
-    from karat.feedback.people.accounts import accounts, invite
-    from karat.feedback.store import open_store
-
-    with open_store(store_address(run_or_store), create=False) as store:
-        found = _named(accounts(store), who)
-        link = f"{link_begins(store, url)}/invite/{invite(store, found.id, now=time.time(), days=days)}"
-    answer(as_json, {"account": found.id, "link": link}, [link])
-
-
-@people.command("token", epilog="Example: export KARAT_TOKEN=$(karat people token karat.db boss)")
-def people_token(
-    run_or_store: StoreOrRun,
-    who: Annotated[str, typer.Argument(help="A pseudonym, login or account id.")],
-    hours: Annotated[float, typer.Option(help="How long the token lives.", min=0.0, max=MOST_TOKEN_HOURS)] = 12.0,
-    as_json: AsJson = False,
-) -> None:
-    """Issue a token with which a program does what an account may do; it is written down, and ends with a change of role."""
-    from karat.feedback.people.accounts import accounts, log, open_session
-    from karat.feedback.people.roles import COMMAND_LINE
-    from karat.feedback.store import open_store
-
-    now = time.time()
-    with open_store(store_address(run_or_store), create=False) as store:
-        found = _named(accounts(store), who)
-        token = open_session(store, found.id, now=now, kind="api", hours=hours)
-        log(store, COMMAND_LINE, "token issued", found.id, f"for {hours:g} hours", now=now)
-    answer(as_json, {"account": found.id, "role": found.role, "token": token, "hours": hours}, [token])
-
-
-@people.command("role", epilog="Example: karat people role karat.db rater-4f2a81c09d expert")
-def people_role(
-    run_or_store: StoreOrRun,
-    who: Annotated[str, typer.Argument(help="A pseudonym, login or account id.")],
-    role: Annotated[Role, typer.Argument(help="What the account may do from now on.")],
-    as_json: AsJson = False,
-) -> None:
-    """Give an account another role; its sessions and links end, and the change is written down."""
-    from karat.feedback.people.accounts import accounts
-    from karat.feedback.people.roles import COMMAND_LINE, change_role
-    from karat.feedback.store import open_store
-
-    with open_store(store_address(run_or_store), create=False) as store:
-        before = _named(accounts(store), who)
-        now = change_role(store, before.id, role, by=COMMAND_LINE, now=time.time())
-    done = {"account": now.id, "annotator": now.annotator, "role": now.role, "before": before.role}
-    answer(as_json, done, [f"{now.annotator or now.login or now.id}: {before.role} → {now.role}"])
-
-
-def _named(accounts: list[Any], who: str) -> Any:
-    """The account of a pseudonym, login or id. Raises: StoreError where there is none."""
-    for one in accounts:
-        if who in (one.id, one.login, one.annotator):
-            return one
-    raise StoreError(f"people: found nobody called {who!r}; `karat people list` shows who there is")
-
-
-@people.command("list", epilog="Example: karat people list karat.db --json")
-def people_list(run_or_store: StoreOrRun, as_json: AsJson = False) -> None:
-    """Who may sign in: role, pseudonym, login or participant's id, state."""
-    from karat.feedback.people.accounts import accounts
-    from karat.feedback.store import open_store
-
-    with open_store(store_address(run_or_store), create=False) as store:
-        found = accounts(store)
-    lines = [
-        f"{one.role:<10} {one.annotator or '-':<24} {one.login or one.outside.get('participant') or '-':<26} {one.state}"
-        for one in found
-    ]
-    answer(as_json, {"accounts": [dataclasses.asdict(one) for one in found]}, lines or ["nobody yet"])
-
-
 @people.command(
     "study",
     epilog="Example: karat people study karat.db pilot --url https://judge.example.org --completed C1A2 --screened S3B4",
@@ -340,13 +229,17 @@ def people_study(
     as_json: AsJson = False,
 ) -> None:
     """Open a study for raters of another platform (Prolific and its like), and print the link to give to it."""
+    from karat.feedback.people.accounts import log
+    from karat.feedback.people.roles import COMMAND_LINE
     from karat.feedback.people.studies import ENDS, close_study, open_study
     from karat.feedback.store import open_store
 
     given = dict(zip(ENDS, (completed, no_work, screened, declined), strict=True))
     ends = {end: out.strip() for end, out in given.items() if out is not None}
+    now = time.time()
     with open_store(store_or_new(run_or_store)) as store:
-        study = (close_study if close else open_study)(store, name, now=time.time(), ends=ends, url=url)
+        study = (close_study if close else open_study)(store, name, now=now, ends=ends, url=url)
+        log(store, COMMAND_LINE, "study closed" if close else "study opened", name, ", ".join(ends), now=now)
         begins = link_begins(store, study.url)
     query = "PROLIFIC_PID={{%PROLIFIC_PID%}}&STUDY_ID={{%STUDY_ID%}}&SESSION_ID={{%SESSION_ID%}}"
     link = f"{begins}/study/{study.token}?{query}"

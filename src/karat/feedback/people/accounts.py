@@ -152,22 +152,6 @@ def account_by_outside(store: Store, key: str, value: str) -> Account | None:
     return next((each for each in found if each.outside.get(key) == value), None)
 
 
-def lock(store: Store, account_id: str, *, now: float) -> None:
-    """Keep somebody out: sessions and links end at once; what was judged stays. `unlock` undoes it."""
-
-    def write(connection: Connection) -> None:
-        _change(connection, account_id, state="locked")
-        _end_links(connection, account_id, now=now)
-        end_sessions(connection, people.sessions.c.account == account_id, now=now)
-
-    store.write(write)
-
-
-def unlock(store: Store, account_id: str) -> None:
-    """Let somebody in again; old sessions and links stay dead."""
-    store.write(lambda connection: _change(connection, account_id, state="active"))
-
-
 # Invite links
 
 MOST_DAYS = 3660.0
@@ -185,7 +169,9 @@ def invite(store: Store, account_id: str, *, now: float, days: float = 14.0) -> 
 
     def write(connection: Connection) -> None:
         if _account(connection, account_id).state != "active":
-            raise StoreError(f"account {account_id}: it is locked; unlock it before you send a link")
+            raise StoreError(
+                f"account {account_id}: it is locked; unlock it before you send a link (karat people unlock, or the page Accounts)"
+            )
         _end_links(connection, account_id, now=now)
         row = {"token_hash": token_hash(token), "account": account_id, "created_at": now}
         connection.execute(people.invites.insert().values(**row, expires_at=now + days * DAY_S))

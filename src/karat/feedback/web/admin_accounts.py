@@ -90,11 +90,12 @@ def lock(request: Request, visitor: Admin, account_id: str, form: Sent) -> Respo
         message = "This is your own account; let another admin lock it."
         return _list(request, visitor, status=409, message=message, failed=True)
     if field_of(form, "to") == "unlocked":
-        accounts.unlock(store, one.id)
-        note(request, visitor, "account unlocked", one.id)
+        roles.unlock(store, one.id, by=visitor.account, now=now)
         return done("/admin/accounts", "unlocked")
-    accounts.lock(store, one.id, now=now)
-    note(request, visitor, "account locked", one.id)
+    try:
+        roles.lock(store, one.id, by=visitor.account, now=now)
+    except KaratError as error:
+        return _list(request, visitor, status=422, message=str(error), failed=True)
     return done("/admin/accounts", "locked")
 
 
