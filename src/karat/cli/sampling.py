@@ -73,7 +73,8 @@ def generate(
 
 
 @app.command(
-    "best-of-n", epilog="Example: karat best-of-n runs/demo/models/sft p.jsonl --score runs/demo/models/reward --n 8"
+    "best-of-n",
+    epilog="Example: karat best-of-n runs/demo/models/sft p.jsonl --score runs/demo/models/reward --n 8 --out best.jsonl",
 )
 def best_of_n(
     model: Annotated[Path, typer.Argument(help="Directory of a causal language model.")],
