@@ -168,6 +168,8 @@ def test_the_rater_asks_the_admin_decides_and_the_rater_reads_why(site):
         assert words in html.unescape(page.text)
     answer = admin.post("/admin/qualification", {"who": who, "to": "another attempt", "reason": ""})
     assert (answer.status_code, standing_of(site.store, who).attempts_left) == (422, 0)
+    answer = admin.post("/admin/qualification", {"who": who, "to": "no decision", "reason": "read it in peace"})
+    assert (answer.status_code, "read it in peace</textarea>" in answer.text) == (422, True)
     answer = admin.post("/admin/qualification", {"who": who, "to": "another attempt", "reason": "read it in peace"})
     assert answer.status_code == 303
     assert "She has another attempt" in text_of(admin.get(answer.headers["location"]))

@@ -199,7 +199,9 @@ def test_whoever_came_by_link_may_choose_a_login_that_is_free(site):
     rater = accounts.make_account(site.store, "annotator", now=site.now)
     browser = site.browser(account=rater.id)
     new = {"new": "a much better one", "again": "a much better one"}
-    assert "is taken" in browser.post("/password", {"login": "Admin", **new}).text
+    refused = browser.post("/password", {"login": "Admin", **new}).text
+    assert "is taken" in refused
+    assert '<input name="login" value="Admin"' in refused
     assert browser.post("/password", {"login": "", **new}).status_code == 422
     assert browser.post("/password", {"login": "Zoë", **new}).status_code == 303
     assert sign_in(site.browser(), "ZOË", "a much better one").status_code == 303

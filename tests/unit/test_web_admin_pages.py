@@ -460,6 +460,30 @@ def test_the_same_role_once_more_is_no_change_and_said_to_be_none(site):
     assert "The role is changed" in admin.get(sent.headers["location"]).text
 
 
+def test_a_form_that_fails_comes_back_with_what_was_typed(site):
+    admin, who = site.browser("admin"), site.annotator()
+
+    def kept(path, fields):
+        answer = admin.post(path, fields)
+        assert answer.status_code == 422
+        return answer.text
+
+    typed = {"role": "expert", "n": "2", "login": "zoë", "contact": "Zoë, by <mail>", "annotator": "blue-finch"}
+    page = kept("/admin/accounts", typed)
+    assert '<option value="expert" selected>expert: judges' in page
+    for name in ("n", "login", "contact", "annotator"):
+        assert re.search(rf'<input name="{name}"[^>]* value="{html.escape(typed[name])}"', page), name
+    assert 'name="n" type="number" min="1" max="100" value="1"' in admin.get("/admin/accounts").text
+    assert 'value="boss"' in kept("/admin/accounts", {"role": "admin", "login": "boss", "n": "x"})
+    for path, fields in (
+        ("/admin/rater", {"who": who, "to": "nothing", "reason": "too\nquick"}),
+        ("/admin/rater/erase", {"who": who, "typed": "somebody", "reason": "too\nquick"}),
+    ):
+        assert 'rows="2" required maxlength="2000">\ntoo\nquick' in kept(path, fields), path
+    again = {"task": site.store.tasks()[0].id, "to": "reissued", "reason": "", "extra": "7"}
+    assert 'name="extra" type="number" min="1" max="50" value="7"' in kept("/admin/task", again)
+
+
 def test_many_accounts_are_made_at_once_and_nobody_locks_herself_out(site):
     admin = site.browser("admin")
     before = len(accounts.accounts(site.store))

@@ -109,14 +109,14 @@ def change_password(request: Request, visitor: Anybody, form: Sent) -> Response:
     name, new = text(form, "login") or account.login or "", text(form, "new")
     refuse_too_many(request, account.id)
     if account.has_password and not password_right(request, account, text(form, "old")):
-        return _password_form(request, visitor, "The present password is not right.")
+        return _password_form(request, visitor, "The present password is not right.", login=name)
     if new != text(form, "again"):
-        return _password_form(request, visitor, DIFFER)
+        return _password_form(request, visitor, DIFFER, login=name)
     try:
         with HASHING:
             accounts.set_password(store, account.id, new, login=name or None, now=request.app.state.clock())
     except KaratError as error:
-        return _password_form(request, visitor, str(error))
+        return _password_form(request, visitor, str(error), login=name)
     answer = RedirectResponse("/", 303)
     set_cookie(request, answer, open_session(request, account.id))
     return answer
@@ -184,8 +184,8 @@ def _own_account(request: Request, visitor: Visitor) -> accounts.Account:
     return accounts.account(request.app.state.store, visitor.account)
 
 
-def _password_form(request: Request, visitor: Visitor, message: str) -> Response:
-    account = _own_account(request, visitor)
+def _password_form(request: Request, visitor: Visitor, message: str, *, login: str = "") -> Response:
+    account, status = _own_account(request, visitor), 422 if message else 200
     return render(
-        request, "account_password.html", visitor, status=422 if message else 200, account=account, message=message
+        request, "account_password.html", visitor, status=status, account=account, message=message, login=login
     )

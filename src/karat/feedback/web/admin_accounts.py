@@ -6,7 +6,7 @@ about how tokens or passwords are kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fastapi import APIRouter, HTTPException
 from fastapi.responses import Response
@@ -36,6 +36,8 @@ ROLE_WORDS = {
     "admin": "admin: sees and runs everything, judges nothing",
 }
 """Roles by what they may do."""
+EMPTY = {"role": "annotator", "n": "1", "login": "", "contact": "", "annotator": ""}
+"""The form of new accounts before anything is typed."""
 ROLE_NAMES = {name: words.partition(":")[0] for name, words in ROLE_WORDS.items()}
 """Roles as people call them."""
 
@@ -50,13 +52,14 @@ def account_list(request: Request, visitor: Admin, done: str = "") -> Response:
 
 @router.post("/admin/accounts")
 def make_accounts(request: Request, visitor: Admin, form: Sent) -> Response:
-    """Make one account or several, and show their links once."""
+    """Make one account or several, and show their links once; what does not fit comes back with what was typed."""
     store, now = request.app.state.store, request.app.state.clock()
-    role, n = field_of(form, "role"), number_of(field_of(form, "n") or "1", at_most=MOST_AT_ONCE)
-    login, contact, annotator = (field_of(form, name) or None for name in ("login", "contact", "annotator"))
+    typed = {name: field_of(form, name) for name in EMPTY}
+    role, n = typed["role"], number_of(typed["n"] or "1", at_most=MOST_AT_ONCE)
+    login, contact, annotator = (typed[name] or None for name in ("login", "contact", "annotator"))
     if not n or (n > 1 and (login or contact or annotator)):
         message = f"Make 1 to {MOST_AT_ONCE} accounts at a time; login, contact and pseudonym are for one account."
-        return _list(request, visitor, status=422, message=message, failed=True)
+        return _list(request, visitor, status=422, message=message, failed=True, typed=typed)
     made = []
     try:
         for _ in range(n):
@@ -64,7 +67,7 @@ def make_accounts(request: Request, visitor: Admin, form: Sent) -> Response:
             made.append((one, accounts.invite(store, one.id, now=now)))
             note(request, visitor, "account made", one.id, role)
     except KaratError as error:
-        return _list(request, visitor, status=422, message=str(error), failed=True, links=made)
+        return _list(request, visitor, status=422, message=str(error), failed=True, links=made, typed=typed)
     return _list(request, visitor, links=made)
 
 
@@ -121,6 +124,7 @@ def _list(
     message: str = "",
     failed: bool = False,
     links: Sequence[tuple[Account, str]] = (),
+    typed: Mapping[str, str] = EMPTY,
 ) -> Response:
     store = request.app.state.store
     return page(
@@ -137,6 +141,7 @@ def _list(
         roles=ROLE_WORDS,
         named=ROLE_NAMES,
         most=MOST_AT_ONCE,
+        typed=typed,
     )
 
 

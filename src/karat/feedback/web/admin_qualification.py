@@ -48,13 +48,20 @@ def decide_on(request: Request, visitor: Admin, form: Sent) -> Response:
     try:
         decide(store, who, to, reason=reason, by=visitor.account, now=now)
     except KaratError as error:
-        return _one(request, visitor, who, status=422, message=str(error), failed=True)
+        return _one(request, visitor, who, status=422, message=str(error), failed=True, typed=reason)
     note(request, visitor, f"qualification: {to}", who, reason)
     return done("/admin/qualification/rater", to, who=who)
 
 
 def _one(
-    request: Request, visitor: Visitor, who: str, *, status: int = 200, message: str = "", failed: bool = False
+    request: Request,
+    visitor: Visitor,
+    who: str,
+    *,
+    status: int = 200,
+    message: str = "",
+    failed: bool = False,
+    typed: str = "",
 ) -> Response:
     store = request.app.state.store
     rows = failed_tests(store)
@@ -77,6 +84,7 @@ def _one(
         status=status,
         message=message,
         failed=failed,
+        typed=typed,
         rows=rows,
         one=one,
         who=who,

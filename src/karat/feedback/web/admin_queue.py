@@ -7,6 +7,7 @@ Knows forms and templates. What pulling or issuing again means is `karat.feedbac
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from fastapi import APIRouter, HTTPException
 from fastapi.responses import Response
@@ -34,6 +35,8 @@ from karat.feedback.work.requeue import pull, pull_waiting, queue_entries, reiss
 from karat.feedback.work.task_browser import TASK_STATES, TaskDetail, task_detail, task_page
 from karat.questions import Question
 
+EMPTY = {"reason": "", "extra": "1"}
+"""The form of a task before anything is typed."""
 MOST_AT_ONCE = 5_000
 """Tasks that one press of a button puts to raters again."""
 
@@ -122,14 +125,15 @@ def change_task(request: Request, visitor: Admin, form: Sent) -> Response:
     """Pull one task, or issue it again, with a reason."""
     store, now = request.app.state.store, request.app.state.clock()
     task_id, to, reason = (field_of(form, name) for name in ("task", "to", "reason"))
-    extra = number_of(field_of(form, "extra") or "1", at_most=50) or 1
+    typed = {"reason": reason, "extra": field_of(form, "extra") or "1"}
+    extra = number_of(typed["extra"], at_most=50) or 1
     try:
         if to == "pulled":
             pull(store, [task_id], by=visitor.account, reason=reason, now=now)
         else:
             reissue(store, [task_id], by=visitor.account, reason=reason, now=now, extra=extra)
     except KaratError as error:
-        return _one(request, visitor, task_id, status=422, message=str(error), failed=True)
+        return _one(request, visitor, task_id, status=422, message=str(error), failed=True, typed=typed)
     note(request, visitor, f"task {'pulled' if to == 'pulled' else 'reissued'}", task_id, reason)
     return done("/admin/task", "pulled" if to == "pulled" else "reissued", id=task_id)
 
@@ -182,7 +186,14 @@ def _choice(fields: QueryParams | FormData) -> Choice:
 
 
 def _one(
-    request: Request, visitor: Visitor, task_id: str, *, status: int = 200, message: str = "", failed: bool = False
+    request: Request,
+    visitor: Visitor,
+    task_id: str,
+    *,
+    status: int = 200,
+    message: str = "",
+    failed: bool = False,
+    typed: Mapping[str, str] = EMPTY,
 ) -> Response:
     store = request.app.state.store
     found = task_detail(store, task_id, now=request.app.state.clock())
@@ -196,6 +207,7 @@ def _one(
         status=status,
         message=message,
         failed=failed,
+        typed=typed,
         found=found,
         prompt=[(turn.role, markdown_html(turn.content)) for turn in found.prompt.turns],
         responses=[(letter(i), one, markdown_html(one.text)) for i, one in enumerate(found.responses)],

@@ -6,6 +6,7 @@ A program finds, a person decides, says why, and the rater reads it. Knows forms
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,8 @@ MOST_LOGGED = 20_000
 """Entries of the log that are looked through for what was asked and decided about raters."""
 ERASED = "rater erased"
 """Action of the admin log; its subject is the rater."""
+EMPTY = {"reason": "", "erase_reason": "", "pseudonym": ""}
+"""The forms of a rater's page before anything is typed."""
 
 router = APIRouter(include_in_schema=False)
 
@@ -98,7 +101,7 @@ def decide(request: Request, visitor: Admin, form: Sent) -> Response:
     store, now = request.app.state.store, request.app.state.clock()
     who, to, reason = (field_of(form, name) for name in ("who", "to", "reason"))
     _find(health_rows(request), who)
-    by = visitor.account
+    by, typed = visitor.account, {"reason": reason}
     try:
         if to == "quarantined":
             standing.quarantine(store, who, reason=reason, by=by, now=now)
@@ -109,9 +112,10 @@ def decide(request: Request, visitor: Admin, form: Sent) -> Response:
         elif to == "dismissed" and reason:
             note(request, visitor, DISMISSAL, who, reason)
         else:
-            return _one(request, visitor, who, status=422, message="Give a reason; it stays on record.", failed=True)
+            message = "Give a reason; it stays on record."
+            return _one(request, visitor, who, status=422, message=message, failed=True, typed=typed)
     except KaratError as error:
-        return _one(request, visitor, who, status=422, message=str(error), failed=True)
+        return _one(request, visitor, who, status=422, message=str(error), failed=True, typed=typed)
     if to != "dismissed":
         note(request, visitor, f"rater {to}", who, reason)
     return done("/admin/rater", to, who=who)
@@ -121,16 +125,17 @@ def decide(request: Request, visitor: Admin, form: Sent) -> Response:
 def erase(request: Request, visitor: Admin, form: Sent) -> Response:
     """Delete a person's data on request: whoever does it types the pseudonym, because nothing brings the words back."""
     store, now = request.app.state.store, request.app.state.clock()
-    who, typed, reason = (field_of(form, name) for name in ("who", "typed", "reason"))
+    who, pseudonym, reason = (field_of(form, name) for name in ("who", "typed", "reason"))
+    typed = {"pseudonym": pseudonym, "erase_reason": reason}
     _find(health_rows(request), who)
-    if typed != who or not reason:
+    if pseudonym != who or not reason:
         message = "Nothing was deleted: type the pseudonym as it stands above, and give the reason."
-        return _one(request, visitor, who, status=422, message=message, failed=True)
+        return _one(request, visitor, who, status=422, message=message, failed=True, typed=typed)
     try:
         erased = erase_annotator(store, who, reason=reason, by=visitor.account, now=now, runs=_runs(request))
         erase_from_snapshots(erased.artefacts, erased.judgement_ids, reason=reason, now=now)
     except KaratError as error:
-        return _one(request, visitor, who, status=422, message=str(error), failed=True)
+        return _one(request, visitor, who, status=422, message=str(error), failed=True, typed=typed)
     fed = f"; {len(erased.artefacts)} artefacts fed on them" if _runs(request) else ""
     note(request, visitor, ERASED, who, f"words of {erased.n_erased} judgements{fed}")
     return done("/admin/rater", "erased", who=who, fed="show")
@@ -219,6 +224,7 @@ def _one(
     message: str = "",
     failed: bool = False,
     with_fed: bool = False,
+    typed: Mapping[str, str] = EMPTY,
 ) -> Response:
     store = request.app.state.store
     evidence = evidence_of(request)
@@ -247,6 +253,7 @@ def _one(
         least=MIN_VOTES,
         runs=request.app.state.settings.runs,
         fed=_fed(request, who) if with_fed else None,
+        typed={**EMPTY, **typed},
     )
 
 
