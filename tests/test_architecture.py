@@ -69,7 +69,7 @@ EFFECTFUL = {
     "feedback.web.admin_settings", "feedback.web.arena_pages", "feedback.web.audit_pages", "feedback.web.review_pages",
     "reward.people", "reward.person_file",
     "reward.novelty", "evaluate.suite_files",
-    "rowfiles", "ranks", "devices", "__main__", "progress", "doctor", "batches", "report.page", "pipeline", "talk.duel", "cli",
+    "rowfiles", "destinations", "ranks", "devices", "__main__", "progress", "doctor", "batches", "report.page", "pipeline", "talk.duel", "cli",
 }  # fmt: skip
 EFFECTS = {"os", "io", "shutil", "subprocess", "socket", "tempfile", "sqlite3", "sqlalchemy", "urllib", "time", "rich"}
 FORBIDDEN_NAMES = {"util", "utils", "helper", "helpers", "common", "misc", "tools", "shared", "base"}

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from karat.belief import disagreement, mean_score
+from karat.destinations import check_file_place
+from karat.errors import ConfigError
 from karat.evaluate.suite_files import read_suite, score_items
 from karat.evaluate.suites import Suite, SuiteResult, suite_result
 from karat.lm.chat import prompt_tokens, response_text, room_beside
@@ -47,6 +49,7 @@ def generate_file(
         progress: called with (tokens drawn, responses finished, responses in all).
     Raises: InputError naming file and line; CheckpointError for a model that cannot be used.
     """
+    check_file_place(out)
     rows = read_rows(prompts)
     asked = [prompt_in(row) for row in rows]
     lm = load_lm(model)
@@ -79,6 +82,7 @@ def generate_from(endpoint: Endpoint, prompts: Path, out: Path, *, n_samples: in
 
     Raises: InputError naming file and line, or the server's failure in one line.
     """
+    check_file_place(out)
     rows = read_rows(prompts)
     replies = endpoint.replies([prompt_in(row) for row in rows], n_samples=n_samples, seed=seed)
     return write_rows(
@@ -100,6 +104,7 @@ def score_file(model: Path, responses: Path, out: Path, *, progress: Callable[[i
         progress: called with (rows done, rows in all).
     Raises: InputError naming file and line; CheckpointError for a model that cannot be used.
     """
+    check_file_place(out)
     rows = read_rows(responses)
     asked = [prompt_in(row) for row in rows]
     texts = [row.need("response", str) for row in rows]
@@ -127,6 +132,7 @@ def suite_file(
         progress: called with (items done, items in all).
     Raises: InputError naming file, entry or item; CheckpointError for a model that cannot be used.
     """
+    check_file_place(out)
     read = read_suite(items, suite)
     scorer = load_scorer(model)
     scores = score_items(lambda prompts, texts: mean_score(scorer(prompts, texts)).tolist(), read, progress=progress)
@@ -158,6 +164,7 @@ def best_of_n_file(
         endpoint: draws the responses instead of the model in the directory `model`, which is then not read.
     Raises: InputError naming file and line; CheckpointError for a model, ConfigError for a score that cannot be used.
     """
+    check_file_place(out)
     rows = read_rows(prompts)
     asked = [prompt_in(row) for row in rows]
     lm = load_lm(model) if endpoint is None else None
@@ -170,7 +177,7 @@ def best_of_n_file(
         drawn = sample(lm, tokens, n_samples=n_samples, config=config, seed=seed, progress=progress)
         return [[response_text(lm.tokenizer, one.response_tokens, lm.eos_ids) for one in group] for group in drawn]
 
-    score = reward_mean(Path(score_by)) if Path(score_by).is_dir() else asked_once(named_score(score_by), name=score_by)
+    score = _score_by(score_by)
     found = best_of_n(asked, endpoint or sampler, score, n=n, seed=seed, n_samples=n_samples)
     write_rows(
         out,
@@ -190,6 +197,16 @@ def best_of_n_file(
         "kl_bound": found.kl_bound,
         "all_equal": n_samples > 1 and all(len(set(texts)) == 1 for texts in found.candidates),
     }
+
+
+def _score_by(name: str) -> ScoreFn:
+    if Path(name).is_dir():
+        return reward_mean(Path(name))
+    if ":" not in name:
+        raise ConfigError(
+            f"--score {name}: found no such directory; expected that of a reward model, module:function or an http address"
+        )
+    return asked_once(named_score(name), name=name)
 
 
 def reward_mean(directory: Path) -> ScoreFn:

@@ -23,6 +23,9 @@ T = TypeVar("T")
 PLACEHOLDER = "PLEASE-FILL-IN"
 """What a written configuration has in place of a value that only its reader knows."""
 
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+"""What a value of a type is called."""
+
 
 class _NoKeyTwice(yaml.SafeLoader):
     """Refuses a key that a section has twice: YAML would take the last one in silence."""
@@ -169,18 +172,17 @@ def _convert_scalar(hint: Any, value: Any, at: str) -> Any:
         return value
     if hint is Path and isinstance(value, str):
         return Path(value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
+    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
-            number = float(value)
-        except ValueError:
+            number = float(value)  # of a text, too: YAML 1.1 reads 1e-4 as one
+        except (ValueError, OverflowError):
             number = math.nan
         if math.isfinite(number):
             return number
-    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+    elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise ConfigError(f"{at}: found {value!r}; expected {getattr(hint, '__name__', hint)}")
+    found = "nothing" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    raise ConfigError(f"{at}: found {found}; expected {KINDS.get(hint, getattr(hint, '__name__', hint))}")
 
 
 def _dotted(at: str, name: str) -> str:

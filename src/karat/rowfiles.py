@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from karat.destinations import check_plain
 from karat.errors import InputError
 from karat.records import Prompt, Turn
 
@@ -243,6 +244,7 @@ def appearing(path: Path) -> Iterator[IO[bytes]]:
 
     Raises: InputError where it cannot be written.
     """
+    check_plain(path)
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:

@@ -208,7 +208,7 @@ def test_prompts_longer_than_the_context(here: Path):
     [
         (("--set", "ppo.reward.kl_coeff=1"), "unknown configuration key 'ppo.reward.kl_coeff'; did you mean 'ppo.reward.kl_coef'?"),
         (("--set", "ppo.reward.kl_coef"), "--set ppo.reward.kl_coef: expected `key.sub=value`"),
-        (("--set", "ppo.n_iterations=many"), "ppo.n_iterations: found 'many'; expected int"),
+        (("--set", "ppo.n_iterations=many"), "ppo.n_iterations: found 'many'; expected a whole number"),
         (("--set", "ppo.n_iterations=[1,"), "--set ppo.n_iterations=[1,"),
         (("--set", "ppo.n_iterations.deep=1"), "--set ppo.n_iterations.deep=1"),
         (("--set", "aggregator=wisdom"), "aggregator: found 'wisdom'; expected one of"),

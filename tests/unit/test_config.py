@@ -40,12 +40,12 @@ def test_sections_types_and_defaults():
     [
         ({"steps": 1, "part": {"rte": 1}}, "unknown configuration key 'part.rte'; did you mean 'part.rate'"),
         ({}, "missing configuration key 'steps'"),
-        ({"steps": "many"}, "steps: found 'many'; expected int"),
-        ({"steps": True}, "steps: found True; expected int"),
-        ({"steps": 1, "on": 1}, "on: found 1; expected bool"),
+        ({"steps": "many"}, "steps: found 'many'; expected a whole number"),
+        ({"steps": True}, "steps: found true; expected a whole number"),
+        ({"steps": 1, "on": 1}, "on: found 1; expected true or false"),
         ({"steps": 1, "part": 3}, "part: found 3; expected a section"),
         ({"steps": 1, "part": {"names": "a"}}, r"part.names: found 'a'; expected a list"),
-        ({"steps": 1, "part": {"rate": "nan"}}, "part.rate: found 'nan'; expected float"),
+        ({"steps": 1, "part": {"rate": "nan"}}, "part.rate: found 'nan'; expected a number"),
     ],
 )
 def test_a_wrong_configuration_is_one_clear_line(values, message):

@@ -201,7 +201,7 @@ def test_a_file_that_is_no_table_is_refused(tmp_path):
     with open_store(tmp_path / "k.db") as store:
         with pytest.raises(InputError, match="cannot be read as Parquet"):
             tabular.import_parquet(store, tmp_path / "x.parquet")
-        with pytest.raises(InputError, match="cannot be opened by datasets"):
+        with pytest.raises(InputError, match="found no such directory"):
             tabular.import_dataset(store, tmp_path / "nothing")
 
 

@@ -201,7 +201,7 @@ def test_a_question_can_be_written_in_full(tmp_path):
         ("anchors: [b, even, a]", "found 3 words for a comparison; expected 2 or 7"),
         ("kind: label\nanchors: [bad, good]", "found 2 words for a label; expected none"),
         ("kind: rating\nlow: 7\nhigh: 1", "found a scale from 7 to 1; expected low < high"),
-        ("n_levels: many", "n_levels: found 'many'; expected int"),
+        ("n_levels: many", "n_levels: found 'many'; expected a whole number"),
         ("- kind", "found a list at the top"),
     ],
 )

@@ -35,10 +35,13 @@ def people_add(
     as_json: AsJson = False,
 ) -> None:
     """Make accounts and print one link for each; whoever opens it is signed in."""
-    from karat.feedback.people.accounts import invite, log, make_account
+    from karat.feedback.people.accounts import check_days, invite, log, make_account
+    from karat.feedback.people.door import check_address
     from karat.feedback.people.roles import COMMAND_LINE
     from karat.feedback.store import open_store
 
+    check_days(days)
+    check_address(url)
     if n < 1 or (n > 1 and (login or contact)):
         raise ConfigError(f"people add: found --n {n}; expected 1 or more, and 1 with --login or --contact")
     made, now = [], time.time()

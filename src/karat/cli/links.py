@@ -14,10 +14,14 @@ if TYPE_CHECKING:
 
 
 def link_begins(store: Store, url: str) -> str:
-    """The address given, else that of the store's server, else its default, which is said on standard error."""
-    from karat.feedback.people.door import door
+    """The address given, else that of the store's server, else its default, which is said on standard error.
+
+    Raises: InputError for an address that no link can begin with.
+    """
+    from karat.feedback.people.door import check_address, door
     from karat.feedback.web.settings import ServerSettings
 
+    check_address(url)
     known = url or door(store)
     if not known:
         known = ServerSettings().url

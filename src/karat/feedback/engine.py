@@ -174,11 +174,16 @@ def repeatable(error: StoreError) -> bool:
 
 
 def require_file(address: str) -> None:
-    """Raise StoreError where the address is one of a SQLite file that does not exist: opening it would make it."""
+    """Raise StoreError where the address is one of a SQLite file that is missing or empty: opening it would make it one."""
     url = store_url(address)
     in_file = url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:")
-    if in_file and "uri" not in url.query and not Path(str(url.database)).exists():
+    if not in_file or "uri" in url.query:
+        return
+    place = Path(str(url.database))
+    if not place.exists():
         raise StoreError(f"{shown_address(address)}: nothing is there; expected a store, a run that has one, or a URL")
+    if place.is_file() and not place.stat().st_size:  # opening it would write the head of a database into it
+        raise StoreError(f"{shown_address(address)}: found an empty database; expected a store")
 
 
 def migrate(engine: Engine, address: str, *, create: bool = True) -> None:

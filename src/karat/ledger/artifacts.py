@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from karat.destinations import check_plain
 from karat.errors import LedgerError
 from karat.identity import canonical_json, file_hash
 from karat.ledger.lineage import ArtifactRef, tree_hash
@@ -46,8 +47,10 @@ def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:
 
     Args:
         private: True = readable for its owner only: people's words are in it.
-    Raises: LedgerError when the disk is full or the place cannot be written; what was there before is untouched.
+    Raises: InputError where a directory or device stands there; LedgerError when the disk is full or the place cannot be
+        written; what was there before is untouched.
     """
+    check_plain(path)
     # One fixed name: what a killed process left behind is overwritten by its successor, never collected.
     temporary = path.with_name(f".{path.name}.part")
     try:
@@ -92,7 +95,10 @@ def staged_directory(path: Path) -> Iterator[Path]:
     filled = False
     try:
         shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
+        try:
+            staging.mkdir(parents=True)
+        except OSError as error:
+            raise disk_error(path, error) from None
         yield staging
         filled = True
         for file in sorted(staging.rglob("*")):

@@ -6,7 +6,6 @@ Knows snapshots, checkpoints and the reward room's recipes; draws nothing itself
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -17,12 +16,12 @@ from typing import Any
 from karat import devices
 from karat.belief import ScoreScale, aggregator_of, training_scale
 from karat.config import plain
+from karat.destinations import check_directory_place
 from karat.devices import named, on_device
 from karat.errors import ConfigError, InputError
 from karat.feedback.snapshot import Snapshot, read_snapshot, snapshot_place, write_snapshot
 from karat.feedback.store import open_store
 from karat.ledger.artifacts import ref_of
-from karat.lm.load import load_encoder, load_lm
 from karat.lm.ways import Attending, in_ways
 from karat.pipeline.beside import fit_token_rewards
 from karat.pipeline.beside_settings import beside_finding, check_beside_read
@@ -30,9 +29,10 @@ from karat.pipeline.calibrating import Slices, calibration_slices, slice_finding
 from karat.pipeline.data import check_raters, one_rater
 from karat.pipeline.gating import GATE_FRAC, Texts, calibration_bins, gate_split, main_votes
 from karat.pipeline.kept_raters import panel_findings, without_panel
-from karat.pipeline.model_settings import PRODUCTS, Dtype
+from karat.pipeline.model_settings import Dtype
 from karat.pipeline.populations import OF_GROUPS, check_population, fit_population, judged_samples
 from karat.pipeline.stages import Output, StageResult, jsonable, record, utc_now
+from karat.pipeline.trunks import check_trunk, open_trunk
 from karat.pipeline.unfamiliar import judge_reward
 from karat.progress import Progress
 from karat.reading import Said, statements_of
@@ -45,10 +45,10 @@ from karat.reward.gate import gate_verdict
 from karat.reward.mark_quality import MarkQuality, mark_rows
 from karat.reward.objectives import ObjectivesConfig
 from karat.reward.people_fit import PluralismConfig
-from karat.reward.score import Scorer, aggregate
+from karat.reward.score import CARD, Scorer, aggregate
 from karat.reward.settings import RewardConfig
 from karat.reward.thresholds import GateSettings
-from karat.reward.trunk import DecoderTrunk, EncoderTrunk, Trunk
+from karat.reward.trunk import DecoderTrunk, Trunk
 from karat.rowfiles import prompt_in, read_rows
 from karat.seeding import numpy_generator
 from karat.statements import Marked, Statement
@@ -210,6 +210,8 @@ def reward_from(request: RewardRequest, *, progress: Progress) -> dict[str, Any]
     Returns: plain values: out, counts, metrics, contributions, findings, and which classes of marks have token rewards.
     Raises: InputError, StoreError, LedgerError or CheckpointError for what cannot be used.
     """
+    check_directory_place(request.out, CARD)
+    check_trunk(request.model)
     with on_device(request.device), in_ways(attention=request.attention):
         return _reward_from(request, progress)
 
@@ -366,19 +368,6 @@ def kept_for_gate(statements: Sequence[Statement], frac: float, n_least: int) ->
     unknown = [one for one in kept if one.objective not in known]
     gate = main_votes([one for one in kept if one.objective in known and one.strategy == "random"])
     return (list(statements), []) if len(gate) < n_least else ([*trained, *unknown], gate)
-
-
-def open_trunk(path: Path, dtype: Dtype = "float32") -> Trunk:
-    """A decoder as a trunk, or an encoder where the checkpoint says that it is a bare model (`BertModel`).
-
-    Raises: CheckpointError for a directory that holds neither.
-    """
-    config = path / "config.json"
-    named = json.loads(config.read_text(encoding="utf-8")).get("architectures") if config.is_file() else None
-    kind = named[0] if named else ""
-    if kind.endswith("Model") and not kind.endswith("LMHeadModel"):
-        return EncoderTrunk(load_encoder(path, products=PRODUCTS[dtype]))
-    return DecoderTrunk(load_lm(path, for_training=True, products=PRODUCTS[dtype]))
 
 
 def _snapshot(request: RewardRequest) -> tuple[Path, Snapshot]:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from karat.belief import to_reference
+from karat.destinations import check_directory_place, check_file_place
 from karat.errors import InputError
 from karat.records import Prompt, Response
 from karat.reward.linear_votes import level_probs
@@ -120,6 +121,7 @@ def personalise(reward: Path, responses: Path | None, out: Path, ask: Ask | None
         ask: how to ask her; None with `answers` or `simulate`. Of a population of rank 0 nobody is asked anything.
     Raises: InputError for rows that cannot be used, a group or rater that the population does not have.
     """
+    check_directory_place(out, CARD)
     scorer, model = load_scorer(reward), load_people(reward)
     session = _Session(scorer, model, reward, out, _opened(model, reward, out, asking))
     if asking.simulate is not None and asking.simulate not in model.annotators:
@@ -265,6 +267,7 @@ def score_for_person(
             at most one a prompt, and none where no response is allowed.
     Returns: how many rows were written.
     """
+    check_file_place(out)
     scorer, model = load_scorer(reward), load_people(reward)
     saved = load_person(person, model, reward)
     rows = read_rows(responses)

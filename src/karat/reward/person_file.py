@@ -79,7 +79,7 @@ def load_person(directory: Path, model: PeopleModel, reward: Path) -> SavedPerso
     try:
         card: Mapping = json.loads((directory / CARD).read_text(encoding="utf-8"))
         found = {name: one.numpy() for name, one in read_tensors(directory / FILE).items()}
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(
             f"{directory}: found no {Path(error.filename or FILE).name}; expected what `karat personalise` wrote"
         ) from None

@@ -273,7 +273,7 @@ def load_scorer(
         card = json.loads((directory / CARD).read_text(encoding="utf-8"))
         members = card.get("posterior", {}).get("members", [])
         heads = {} if members else read_tensors(directory / HEADS)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(
             f"{directory}: found no {Path(error.filename or HEADS).name}; expected a reward model: models/reward of a "
             "run, --out of `karat reward`, or a sequence classifier"

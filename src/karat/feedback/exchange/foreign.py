@@ -203,7 +203,7 @@ def _read_list(path: Path) -> list[Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: found no complete JSON value ({error}); expected a list of records") from None
     if not isinstance(found, list) or not found:
-        raise InputError(f"{path}: found {str(found)[:40]!r}; expected a list of records")
+        raise InputError(f"{path}: found {json.dumps(found, ensure_ascii=False)[:40]}; expected a list of records")
     return found
 
 

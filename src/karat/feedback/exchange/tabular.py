@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ def import_parquet(store: Store, path: str | Path) -> EventSummary:
     """
     pyarrow, parquet = _module("pyarrow"), _module("pyarrow.parquet")
     path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: found {'a directory' if path.is_dir() else 'no such file'}; expected a Parquet file")
     try:
         table = parquet.read_table(path)
     except (OSError, pyarrow.ArrowException) as error:
@@ -77,6 +79,10 @@ def import_dataset(store: Store, path: str | Path) -> EventSummary:
     """
     datasets = _module("datasets")
     path = Path(path)
+    if not path.is_dir():
+        raise InputError(
+            f"{path}: found {'a file' if path.exists() else 'no such directory'}; expected one of datasets"
+        )
     try:
         with _no_bars(datasets):
             data = datasets.load_from_disk(str(path))
@@ -101,7 +107,9 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _rows(rows: Iterable[Mapping[str, Any]], path: Path) -> Iterator[Row]:
+def _rows(rows: Sequence[Mapping[str, Any]], path: Path) -> Iterator[Row]:
+    if not rows:
+        raise InputError(f"{path}: found no rows; expected a table that karat wrote")
     for number, values in enumerate(rows, start=1):
         if missing := {*PLAIN, *NESTED} - set(values):
             raise InputError(f"{path}: row {number} has no column {min(missing)!r}; expected a table that karat wrote")

@@ -163,8 +163,7 @@ def invite(store: Store, account_id: str, *, now: float, days: float = 14.0) -> 
 
     Raises: StoreError for an unknown or locked account; InputError for days that are no time to come.
     """
-    if not 0 < days <= MOST_DAYS:
-        raise InputError(f"link: found a life of {days:g} days; expected more than 0 and at most {MOST_DAYS:g}")
+    check_days(days)
     token = secrets.token_urlsafe(32)
 
     def write(connection: Connection) -> None:
@@ -178,6 +177,12 @@ def invite(store: Store, account_id: str, *, now: float, days: float = 14.0) -> 
 
     store.write(write)
     return token
+
+
+def check_days(days: float) -> None:
+    """Raise InputError for a link's life that is no time to come."""
+    if not 0 < days <= MOST_DAYS:
+        raise InputError(f"link: found a life of {days:g} days; expected more than 0 and at most {MOST_DAYS:g}")
 
 
 def account_of_invite(store: Store, token: str, *, now: float) -> Account | None:

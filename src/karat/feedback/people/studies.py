@@ -20,6 +20,7 @@ from karat.errors import InputError, StoreError
 from karat.feedback.documents import Document, Shelf, document, documents, put_document, shelf
 from karat.feedback.keys import keyed_hash, secret_key
 from karat.feedback.people.accounts import Account, account, account_by_annotator, make_account
+from karat.feedback.people.door import check_address
 from karat.feedback.store import Store
 
 PREFIX = "study:"
@@ -194,6 +195,7 @@ def _put(store: Store, name: str, *, is_open: bool, ends: Mapping[str, str], url
         raise InputError(f"study: found the name {name!r}; expected 1 to {64 - len(PREFIX)} printable characters")
     newest = document(store, PREFIX + name)
     kept = {end: out for end, out in (_ends_of(newest) | dict(ends)).items() if out}
+    check_address(url)
     url = url.rstrip("/") or ("" if newest is None else newest.body.get("url", ""))
     study = Study(name, _token(store, name), is_open, kept, url)
     body = {"open": is_open} | ({"ends": kept} if kept else {}) | ({"url": url} if url else {})

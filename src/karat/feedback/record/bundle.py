@@ -41,6 +41,8 @@ from karat.records import Judgement
 
 FORMAT = "karat-bundle-1"
 FILES = ("seals.jsonl", "leaves.jsonl", "records.jsonl", "documents.jsonl")
+MOST_SEQ = 2**63 - 1
+"""Largest number that a database counts to."""
 WAYS_OUT = ("cannot judge", "none fits", "escalated", "erased")
 """Reasons for no answer that are no words of a rater; any other is shown as "other"."""
 
@@ -170,7 +172,8 @@ def open_record(store: Store, seq: int) -> dict[str, Any]:
     question = submission.judgement_question().add_columns(tables.salts.c.salt)
     question = question.outerjoin(tables.salts, tables.salts.c.judgement_id == tables.judgements.c.id)
     with store.connection() as connection:
-        row = connection.execute(question.where(tables.judgements.c.seq == seq)).first()
+        asked = seq if 0 < seq <= MOST_SEQ else 0  # beyond it no database can compare
+        row = connection.execute(question.where(tables.judgements.c.seq == asked)).first()
     if row is None or row.salt is None:
         state = "is not in the store" if row is None else "was erased"
         raise StoreError(f"judgement {seq}: {state}; expected one whose commitment can be opened")

@@ -1,0 +1,83 @@
+"""Wrong options and files of the commands that keep people and stores: one line, and nothing is changed by it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from karat import cli
+from karat.feedback.store import open_store
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]):
+    def check(words: str, *arguments: object) -> None:
+        assert cli.main([str(one) for one in arguments]) == 2
+        shown = capsys.readouterr()
+        assert words in shown.err
+        assert (shown.err.count("\n"), shown.out) == (1, "")
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--days", "0"), "link: found a life of 0 days"),
+        (("--days", "nan"), "link: found a life of nan days"),
+        (("--url", "nonsense"), "url: found 'nonsense'; expected an address that links begin with"),
+        (("--url", "javascript:alert(1)"), "url: found 'javascript:alert(1)'"),
+        (("--url", "http://[::1"), "url: found 'http://[::1'"),
+        (("--url", "https://a.example/?q"), "url: found 'https://a.example/?q'"),
+    ],
+)
+def test_an_account_is_not_made_for_a_link_that_cannot_be(place: Path, refused, options, words):
+    refused(words, "people", "add", "new.db", *options)
+    assert not list(place.iterdir())
+
+
+@pytest.mark.usefixtures("place")
+def test_a_study_begins_with_an_address(refused):
+    refused("url: found 'nonsense'", "people", "study", "new.db", "pilot", "--url", "nonsense")
+
+
+READERS = {
+    "verify": ("verify",),
+    "seal": ("seal",),
+    "quality": ("quality",),
+    "export": ("export", "--format", "votes", "--out", "out.jsonl"),
+    "backup": ("backup", "--out", "out"),
+}
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_an_empty_file_stays_empty(place: Path, refused, command: str):
+    name, *rest = READERS[command]
+    Path("mine.jsonl").touch()
+    refused("mine.jsonl: found an empty database; expected a store", name, "mine.jsonl", *rest)
+    assert Path("mine.jsonl").stat().st_size == 0
+    assert [one.name for one in place.iterdir()] == ["mine.jsonl"]
+
+
+def test_tables_that_are_none(place: Path, refused):
+    pytest.importorskip("pyarrow")
+    pytest.importorskip("datasets")
+    (place / "empty").mkdir()
+    command = ("import", "--store", "votes.db", "--format")
+    refused("empty: found a directory; expected a Parquet file", *command, "parquet", "empty")
+    refused("none: found no such file; expected a Parquet file", *command, "parquet", "none")
+    refused("none: found no such directory; expected one of datasets", *command, "datasets", "none")
+
+
+@pytest.mark.usefixtures("place")
+def test_the_number_of_a_record_may_be_anything(refused):
+    open_store("votes.db").close()
+    for number in (0, 2**63, 10**30):
+        refused(f"judgement {number}: is not in the store", "disclose", "votes.db", number, "--out", "out.jsonl")
