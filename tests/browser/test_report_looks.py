@@ -79,6 +79,26 @@ def test_on_paper_no_heading_stands_alone_and_bars_are_printed(chromium: Browser
     page.context.close()
 
 
+def test_on_paper_the_configuration_is_unfolded_and_whole(chromium: Browser, report: Path):
+    page = opened(chromium, report, viewport={"width": 794, "height": 1123})
+    folded = page.locator("details pre").first
+    assert not folded.is_visible()
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert folded.is_visible()
+    assert page.evaluate(STYLE, ["details pre", "maxHeight"]) == ["none"]
+    assert page.evaluate(BEYOND, "details pre") == 0
+    cut = "[...document.querySelectorAll('details pre')].filter(one => one.scrollWidth > one.clientWidth).length"
+    assert page.evaluate(cut) == 0
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert not folded.is_visible()
+    page.locator("summary").first.click()
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert folded.is_visible()  # what a reader has opened stays open
+    page.context.close()
+
+
 def test_a_dark_page_is_dark_again_after_it_was_printed(chromium: Browser, report: Path):
     page = opened(chromium, report, color_scheme="dark")
     ground = "getComputedStyle(document.body).backgroundColor"

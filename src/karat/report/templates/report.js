@@ -39,8 +39,16 @@
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   let before; // the colours on the screen, which printing borrows
-  addEventListener("beforeprint", () => { before = root.dataset.theme; root.dataset.theme = "light"; draw(); });
+  let folded = []; // what is folded on the screen: nobody can unfold it on paper
+  addEventListener("beforeprint", () => {
+    before = root.dataset.theme;
+    root.dataset.theme = "light";
+    folded = [...document.querySelectorAll("details:not([open])")];
+    for (const one of folded) one.open = true;
+    draw();
+  });
   addEventListener("afterprint", () => {
+    for (const one of folded) one.open = false;
     if (before) root.dataset.theme = before;
     else delete root.dataset.theme;
     draw();
