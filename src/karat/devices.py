@@ -97,7 +97,8 @@ def described(device: torch.device) -> str:
     if device.type == "cpu":
         n = torch.get_num_threads()
         return f"cpu, {n} thread{'s' if n != 1 else ''}"
-    shown = f"{device} ({card(device)})" if card(device) != device.type else str(device)
+    name = card(device)
+    shown = str(device) if name == device.type else f"{device} ({name})"
     memory = memory_bytes(device)
     if memory is None:
         return f"{shown}, memory not known"

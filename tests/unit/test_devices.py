@@ -47,6 +47,13 @@ def test_auto_is_the_accelerator_where_there_is_one_and_cpu_stays_cpu(monkeypatc
         assert "3.0 of 4.0 GiB free" in devices.described(torch.device("pretend:0"))
 
 
+def test_a_card_is_asked_for_its_name_once(monkeypatch):
+    with pretend_device():
+        names = iter(["no card at all"])
+        monkeypatch.setattr(torch.get_device_module("pretend"), "get_device_name", lambda _: next(names))
+        assert devices.described(torch.device("pretend:0")) == "pretend:0 (no card at all), 3.0 of 4.0 GiB free"
+
+
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
