@@ -7,6 +7,8 @@ begun on one device goes on on another, equal to rounding. Knows torch's devices
 
 from __future__ import annotations
 
+import functools
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,8 @@ from karat.errors import ConfigError
 from karat.ranks import launched, launched_local_rank, launched_rank
 
 AUTO = "auto"
+INTEL = "GenuineIntel"
+"""What Intel's processors name as their maker."""
 CPU = torch.device("cpu")
 _current = CPU
 
@@ -163,3 +167,17 @@ def _own_card(kind: str, index: int | None, n: int) -> int:
             "fewer --processes, or device: cpu"
         )
     return local
+
+
+@functools.cache
+def processor_maker(listing: Path = Path("/proc/cpuinfo")) -> str:
+    """The maker that the processor names: GenuineIntel, AuthenticAMD, …; "" where this system does not tell.
+
+    Args: listing: where Linux describes its processors.
+    """
+    try:
+        lines = listing.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # Windows puts the maker behind the model
+        return platform.processor().rpartition(" ")[2]
+    found = (line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id"))
+    return next(found, "")

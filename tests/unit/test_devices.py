@@ -1,6 +1,7 @@
 """The setting `device`: what a name comes to on a machine, and that models, messages and records follow it."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -200,3 +201,27 @@ def test_a_run_of_a_configuration_works_where_it_says(tmp_path, monkeypatch, cap
         assert main(["run", str(config), "--set", "device=cuda"]) == 2
         assert "device: found cuda, and of accelerators there is none" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("listing", "maker"),
+    [
+        (
+            "processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\n\nprocessor\t: 1\nvendor_id\t: GenuineIntel\n",
+            devices.INTEL,
+        ),
+        ("processor\t: 0\nvendor_id\t: AuthenticAMD\n", "AuthenticAMD"),
+        ("processor\t: 0\nBogoMIPS\t: 50.00\nCPU implementer\t: 0x41\n", ""),
+        ("", ""),
+    ],
+)
+def test_the_processors_maker_is_what_linux_says_of_it(listing: str, maker: str, tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(listing, encoding="utf-8")
+    assert devices.processor_maker(tmp_path / "cpuinfo") == maker
+
+
+def test_without_linux_listing_the_maker_stands_behind_the_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("platform.processor", lambda: "Intel64 Family 6 Model 85 Stepping 4, GenuineIntel")
+    assert devices.processor_maker(tmp_path / "none") == devices.INTEL

@@ -240,6 +240,34 @@ def test_a_pass_over_the_rows_is_attention_key_by_key(dtype, window, apart):
     assert torch.equal(rows.cache.responses[0][0][5], untouched)
 
 
+@pytest.mark.parametrize("size", [2, 8, 16, 24, 64, 80, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, BF16])
+def test_heads_of_any_size_see_any_number_of_keys(dtype, size):
+    """Rows of 0, 1, 15, 16, 17 and 40 prompt tokens, which have answered 20, 15, 1, 3, 16 and 0; nothing turned or normed."""
+    generator = torch.Generator().manual_seed(size)
+    lengths, offsets = torch.tensor([0, 1, 15, 16, 17, 40]), torch.tensor([20, 15, 1, 3, 16, 0])
+    query, key, value, *kept = (
+        torch.randn(6, *shape, size, generator=generator).to(dtype)
+        for shape in ((3,), (1,), (1,), (1, 40), (1, 40), (1, 21), (1, 21))
+    )
+    prompts, responses = kept[:2], kept[2:]
+    expected = []
+    for row, (length, offset) in enumerate(zip(lengths.tolist(), offsets.tolist(), strict=True)):
+        seen = [
+            torch.cat([one[row, 0, :length], other[row, 0, :offset], new[row]]).double()
+            for one, other, new in zip(prompts, responses, (key, value), strict=True)
+        ]
+        expected.append((query[row].double() @ seen[0].t() * 0.4).softmax(-1) @ seen[1])
+    layout = RowLayout(lengths, torch.arange(6), torch.arange(6), torch.zeros(6), torch.arange(6)[:, None], 40)
+    cache = DecodeCache(n_slots=6, prompt_tokens=40, n_rows=6, response_tokens=21)
+    cache.prompts, cache.responses, cache.now = [tuple(prompts)], [tuple(responses)], DecodeStep(layout, offsets, 21)
+    sizes = Sizes(heads=3, key_heads=1, size=size, scale=0.4, eps=(0.0,) * 4, window=None)
+    own = fused_decode.LayerWeights(sizes, (None,) * 4, (), None, (), None)
+    angles = torch.ones(1, 6, size), torch.zeros(1, 6, size)
+    found = fused_decode._attended([one.flatten(1) for one in (query, key, value)], angles, own, cache, 0, None)
+    assert gap(found.double(), torch.stack(expected).flatten(1)) < (1e-6 if dtype == torch.float32 else 5e-3)
+
+
 @pytest.mark.parametrize("rows", [None, [2, 6, 11]])
 @pytest.mark.parametrize("window", [None, 1, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, BF16])

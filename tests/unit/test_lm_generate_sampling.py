@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from karat.devices import INTEL
 from karat.lm import sampling
 from karat.lm.kernels import MOST_FEW, for_few_rows
 from karat.lm.native import draw_of
@@ -38,14 +41,16 @@ def test_philox_gives_the_published_words(counter, key, words):
     seed=st.integers(0, 2**64 - 1), key=st.integers(0, 2**64 - 1), sample=st.integers(0, 2**32 - 1), n=st.integers(1, 5)
 )
 def test_uniforms_equal_the_loop_to_the_bit_and_do_not_depend_on_how_many(seed, key, sample, n):
-    many = token_uniforms(seed, key, sample, 9)
+    (many,) = token_uniforms(seed, [key], [sample], 9)
     assert [float(inverse_cdf.uniform(seed, key, sample, position)) for position in range(9)] == many.tolist()
-    assert token_uniforms(seed, key, sample, n).tolist() == many[:n].tolist()
+    beside = token_uniforms(seed, [~key, key, key], [0, sample, (sample + 1) % 2**32], n)
+    assert beside[1].tolist() == many[:n].tolist()
+    assert not (beside[[0, 2]] == beside[1]).any()
 
 
 def test_uniforms_reach_both_ends_of_the_unit_interval_and_never_one():
     assert (2**53 - 1) / 2**53 < 1.0
-    drawn = token_uniforms(5, 6, 7, 400_000)
+    drawn = token_uniforms(5, [6], [7], 400_000)
     assert drawn.min() >= 0
     assert drawn.max() < 1
     assert drawn.min() < 1e-4
@@ -53,14 +58,15 @@ def test_uniforms_reach_both_ends_of_the_unit_interval_and_never_one():
 
 
 def test_uniforms_are_uniform_and_neighbours_are_independent():
-    table = np.stack([token_uniforms(11, key, sample, 64) for key in range(100) for sample in range(32)])
+    keys, samples = zip(*itertools.product(range(100), range(32)), strict=True)
+    table = token_uniforms(11, keys, samples, 64)
     cells = np.bincount((table * 256).astype(int).ravel(), minlength=256)
     assert 0.001 < stats.chisquare(cells).pvalue < 0.999
     pairs = {
         "position": (table[:, :-1], table[:, 1:]),
         "sample": (table[:-1:2], table[1::2]),
         "key": (table[:-32], table[32:]),
-        "seed": (table[:640], np.stack([token_uniforms(12, k, s, 64) for k in range(20) for s in range(32)])),
+        "seed": (table[:640], token_uniforms(12, keys[:640], samples[:640], 64)),
     }
     for name, (one, other) in pairs.items():
         n = one.size
@@ -144,7 +150,7 @@ def test_the_token_never_falls_as_u_rises(draw):
 @either_way
 def test_drawn_tokens_have_the_softmax_distribution(draw):
     logits = torch.randn(1, 90, generator=torch.Generator().manual_seed(3)) * 1.5
-    uniforms = torch.from_numpy(token_uniforms(1, 2, 3, 50_000))
+    uniforms = torch.from_numpy(token_uniforms(1, [2], [3], 50_000)[0])
     tokens, _ = draw(logits.expand(50_000, -1), uniforms)
     expected = torch.softmax(logits[0].double(), -1).numpy() * 50_000
     common = expected > 5
@@ -214,7 +220,8 @@ def test_sums_of_blocks_are_float64_in_either_memory_order(n_tokens, widened, mo
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_an_output_layer_turned_round_gives_the_same_logits_in_the_same_shape(bias):
+def test_an_output_layer_turned_round_gives_the_same_logits_in_the_same_shape(bias, monkeypatch):
+    monkeypatch.setattr("karat.lm.kernels.processor_maker", lambda: "AuthenticAMD")
     generator = torch.Generator().manual_seed(3)
     head = torch.nn.Linear(16, 300, bias=bias)
     x = torch.randn(1, 7, 16, generator=generator)
@@ -231,6 +238,9 @@ def test_an_output_layer_turned_round_gives_the_same_logits_in_the_same_shape(bi
     assert "forward" not in head.__dict__
     with for_few_rows(head):
         assert head(x).requires_grad  # with gradients it is the layer that it was
+    monkeypatch.setattr("karat.lm.kernels.processor_maker", lambda: INTEL)
+    with torch.inference_mode(), for_few_rows(head):
+        assert head(x).stride(-1) == 1
 
 
 @pytest.mark.parametrize("n_tokens", [3, 700, 40_000])

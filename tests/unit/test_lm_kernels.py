@@ -9,7 +9,8 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 from transformers.pytorch_utils import Conv1D
 
-from karat.lm.kernels import linear, matmul, rms_norm, use_fast_kernels
+from karat.lm import kernels
+from karat.lm.kernels import linear, matmul, rms_norm, use_fast_kernels, weight_gradient
 
 
 def draws(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -42,6 +43,38 @@ def test_linear_equals_torch_with_its_gradients(shape: tuple[int, int], bias: bo
 def test_matmul_takes_transposed_views() -> None:
     left, right = draws(300, 120).t(), draws(300, 90, seed=1)
     torch.testing.assert_close(matmul(left, right), left @ right, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.usefixtures("onednn")
+@pytest.mark.parametrize("shape", [(300, 500, 40), (5, 7, 3)])  # above and below the size from which oneDNN is used
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_weights_gradient_is_the_product_of_what_comes_in_and_back(
+    shape: tuple[int, int, int], dtype: torch.dtype
+) -> None:
+    n, n_out, n_in = shape
+    grad, factor = draws(n, n_out, dtype=dtype), draws(n, n_in, seed=1, dtype=dtype)
+    expected = torch.zeros(n_out, n_in, dtype=torch.float64)
+    for row, own in zip(grad.double(), factor.double(), strict=True):
+        expected += row[:, None] * own
+    for wide in (True, False):
+        found = weight_gradient(grad, factor, wide=wide)
+        assert found.dtype == dtype
+        close = {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-1}
+        torch.testing.assert_close(found.double(), expected, **close)
+
+
+def test_float32_products_are_onednns_with_avx512_unless_the_processor_is_intels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for can, maker, expected in (
+        (True, "AuthenticAMD", True),
+        (True, "", True),
+        (True, "GenuineIntel", False),
+        (False, "AuthenticAMD", False),
+    ):
+        monkeypatch.setattr(kernels, "onednn_multiplies", lambda can=can: can)
+        monkeypatch.setattr(kernels, "processor_maker", lambda maker=maker: maker)
+        assert kernels.onednn_is_faster() is expected
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.0])

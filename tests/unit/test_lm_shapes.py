@@ -57,8 +57,8 @@ def test_parts_that_are_no_power_of_two_are_refused() -> None:
 
 
 def test_rows_are_filled_where_products_are_compiled_for_each_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    for faster, expected in ((True, 1008), (False, 1001)):
-        monkeypatch.setattr(kernels, "onednn_is_faster", lambda faster=faster: faster)
+    for compiles, expected in ((True, 1008), (False, 1001)):
+        monkeypatch.setattr(kernels, "onednn_multiplies", lambda compiles=compiles: compiles)
         assert kernels.even_rows(1001, torch.device("cpu")) == expected
         assert kernels.even_rows(1001, torch.device("meta")) == 1001
 

@@ -42,6 +42,8 @@ Progress = Callable[[int, int, int], None]
 """progress(tokens drawn, responses finished, responses in all), called for every step."""
 OnToken = Callable[[int, int, int], None]
 """on_token(prompt, sample, token), called for every token as it is drawn."""
+Uniforms = Callable[[Sequence["Row"]], np.ndarray]
+"""uniforms(rows): the numbers that draw some responses, [R, T] in [0, 1); asked for when their prompt is read."""
 
 
 def drawing_device(model: PreTrainedModel) -> torch.device:
@@ -59,8 +61,8 @@ class Row:
     """Its number among the prompt's samples."""
     prompt_length: int
     """Tokens of the prompt."""
-    uniforms: list[float]
-    """The numbers that draw it, by position; empty where nothing is drawn."""
+    uniforms: list[float] = field(default_factory=list)
+    """The numbers that draw it, by position, while it runs; empty where nothing is drawn."""
     tokens: list[int] = field(default_factory=list)
     """What was drawn."""
     logprobs: list[float] = field(default_factory=list)
@@ -91,9 +93,10 @@ class Decoder:
         progress: Progress | None,
         *,
         way: Decode = "plain",
+        uniforms: Uniforms | None = None,
     ) -> None:
         self.model, self.device, self.stops = lm.model, lm.model.device, frozenset(lm.eos_ids)
-        self.prompts, self.groups, self.choose = prompts, groups, choose
+        self.prompts, self.groups, self.choose, self.uniforms = prompts, groups, choose, uniforms
         self.draws_on = drawing_device(lm.model)
         self.on_token: OnToken | None = None
         self.max_new_tokens, self.batch_rows, self.progress = max_new_tokens, batch_rows, progress
@@ -191,6 +194,9 @@ class Decoder:
         for number, index in enumerate(taken):
             for row in self.groups[index]:
                 row.slot = first_slot + number
+        if self.uniforms is not None:
+            for row, own in zip(rows, self.uniforms(rows).tolist(), strict=True):
+                row.uniforms = own
         n_samples = len(self.groups[0])
         self._draw(rows, logits.repeat_interleave(n_samples, dim=0))
         self.pending.extend(row for row in rows if not row.done)
@@ -234,7 +240,8 @@ class Decoder:
         logits = logits.to(self.draws_on)
         uniforms = n_drawn = None
         if self.choose.draws:
-            numbers = [row.uniforms[len(row.tokens) - row.done] for row in rows]
+            # of a row that waits for compaction what is drawn is thrown away
+            numbers = [0.0 if row.done else row.uniforms[len(row.tokens)] for row in rows]
             uniforms = torch.tensor(numbers, dtype=torch.float64, device=logits.device)
         if self.choose.counts:
             n_drawn = torch.tensor([len(row.tokens) for row in rows], device=logits.device)
@@ -267,7 +274,7 @@ class Decoder:
                 on_token(row.prompt, row.sample, token)
             self.n_tokens += 1
             if token in stops or len(row.tokens) == most:
-                row.stopped, row.done = token in stops, True
+                row.stopped, row.done, row.uniforms = token in stops, True, []
                 self.n_finished += 1
         if self.progress is not None:
             self.progress(self.n_tokens, self.n_finished, self.n_total)

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from karat.devices import CPU
 from karat.lm.cache import DecodeCache, DecodeStep
 from karat.lm.fused_attention import Sizes
 from karat.lm.kernels import even_rows, matmul
@@ -131,8 +132,9 @@ def decoded(
 
 def _room(n: int, width: int, dtype: torch.dtype) -> Tensor:
     """Place for n rows, and rows of 0 behind them where that makes a number which products are compiled for (`even_rows`)."""
-    made = torch.empty(even_rows(n, torch.device("cpu")), width, dtype=dtype)
-    made[n:] = 0
+    made = torch.empty(even_rows(n, CPU), width, dtype=dtype)
+    if len(made) > n:  # to fill nothing takes as long as a small product
+        made[n:] = 0
     return made
 
 

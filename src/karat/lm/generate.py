@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -127,16 +128,16 @@ def sample(
     keys = default_keys(prompts) if prompt_keys is None else list(prompt_keys)
     if len(keys) != len(prompts):
         raise InputError(f"sample: found {len(keys)} prompt keys for {len(prompts)} prompts; expected one each")
-    groups = [
-        [
-            Row(index, number, len(prompt), token_uniforms(seed, key, number, config.max_new_tokens).tolist())
-            for number in range(n_samples)
-        ]
-        for index, (prompt, key) in enumerate(zip(prompts, keys, strict=True))
-    ]
+    groups = [[Row(index, number, len(prompt)) for number in range(n_samples)] for index, prompt in enumerate(prompts)]
+
+    def uniforms(rows: Sequence[Row]) -> np.ndarray:
+        own = [keys[row.prompt] for row in rows], [row.sample for row in rows]
+        return token_uniforms(seed, *own, config.max_new_tokens)
+
     choose = _Drawing(lm, config)
     longest, way = config.max_new_tokens, way_for(lm.model)
-    Decoder(lm, prompts, groups, choose, longest, config.batch_rows, progress, way=way).run(on_token)
+    given = lm, prompts, groups, choose, longest, config.batch_rows, progress
+    Decoder(*given, way=way, uniforms=uniforms).run(on_token)
     return [[row.result(prompts[row.prompt]) for row in rows] for rows in groups]
 
 
@@ -155,7 +156,7 @@ def greedy(
     """
     SamplingConfig(max_new_tokens, batch_rows=batch_rows)
     _check_prompts(lm, prompts, max_new_tokens)
-    groups = [[Row(index, 0, len(prompt), [])] for index, prompt in enumerate(prompts)]
+    groups = [[Row(index, 0, len(prompt))] for index, prompt in enumerate(prompts)]
     way = way_for(lm.model)
     Decoder(lm, prompts, groups, _Likeliest(), max_new_tokens, batch_rows, progress, way=way).run(on_token)
     return [rows[0].result(prompts[rows[0].prompt]) for rows in groups]

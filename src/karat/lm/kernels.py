@@ -1,9 +1,9 @@
 """Faster routes for the operations that fill a CPU's time: linear layers, RMS norms and rotary angles.
 
 `use_fast_kernels` gives the layers of a loaded model another forward function of the same value: float32 matrix
-products through oneDNN where the processor has AVX-512 (PyTorch sends them to MKL, which on AMD's leaves half of such
-a machine idle; without AVX-512 MKL is the faster one), and RMS norms with a hand-written gradient. Weights, names and
-classes stay as they are. Knows modules; knows nothing about language.
+products through oneDNN where the processor has AVX-512 and is not Intel's (PyTorch sends them to MKL, which leaves half
+of other makers' machines idle; on Intel's, and without AVX-512, MKL is the faster one), and RMS norms with a hand-written
+gradient. Weights, names and classes stay as they are. Knows modules; knows nothing about language.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from karat.devices import INTEL, processor_maker
 from karat.lm.narrow import narrow_linear, products_of
 from karat.lm.rotation import fast_rotation
 from karat.lm.shapes import PARTS, even_number
@@ -72,6 +73,19 @@ def linear(
     return _Linear.apply(x, weight, bias)
 
 
+def weight_gradient(
+    grad: Float[Tensor, "n o"], factor: Float[Tensor, "n i"], *, wide: bool = False
+) -> Float[Tensor, "o i"]:
+    """gradᵀ·factor without gradients: of the weight of a linear layer, whose factor its input was.
+
+    Args: wide: True = there are many times more outputs than inputs. oneDNN copies what it has to turn round; then that is
+        the factor, and the result is a transpose.
+    """
+    if wide and grad.dtype == torch.float32 and _suits(factor.t(), grad.t()):
+        return _onednn(factor.t(), grad.t(), None).t()
+    return matmul(grad.t(), factor)
+
+
 def matmul(left: Float[Tensor, "n k"], right: Float[Tensor, "k m"]) -> Float[Tensor, "n m"]:
     """left·right without gradients, through oneDNN where that is faster."""
     if left.dtype != torch.float32:  # asked of every product of a sampler's step in bfloat16
@@ -95,10 +109,12 @@ def rms_norm(
 def for_few_rows(head: nn.Module) -> Iterator[None]:
     """Within the block an output layer computes W·xᵀ instead of x·Wᵀ where that is faster, and hands back its transpose.
 
-    The same numbers in another memory order: PyTorch's own float32 product on a CPU takes 1.4 times as long for a few
-    dozen rows against thousands of outputs the other way round. Other layers, and more than MOST_FEW rows, are left alone.
+    The same numbers in another memory order: on other processors than Intel's PyTorch's own float32 product takes 1.4 times
+    as long for a few dozen rows against thousands of outputs the other way round. Other layers, and more than MOST_FEW
+    rows, are left alone.
     """
-    if type(head) is not nn.Linear or head.weight.device.type != "cpu" or head.weight.dtype != torch.float32:
+    own = type(head) is nn.Linear and head.weight.device.type == "cpu" and head.weight.dtype == torch.float32
+    if not own or processor_maker() == INTEL:
         yield
         return
     before = head.__dict__.get("forward")
@@ -131,9 +147,14 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-@functools.cache
 def onednn_is_faster() -> bool:
-    """Whether the processor gains by it and this build of PyTorch has the operation: it is an internal one."""
+    """Whether float32 products are oneDNN's rather than MKL's (decision 0029)."""
+    return onednn_multiplies() and processor_maker() != INTEL
+
+
+@functools.cache
+def onednn_multiplies() -> bool:
+    """Whether oneDNN has code for the processor that is worth having, and this build of PyTorch the operation: an internal one."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     try:
@@ -144,12 +165,12 @@ def onednn_is_faster() -> bool:
 
 
 def even_rows(n: int, device: torch.device, parts: int = PARTS) -> int:
-    """How many rows to compute where n are wanted: more where products are oneDNN's (`shapes.even_number`), else n.
+    """How many rows to compute where n are wanted: more where products may be oneDNN's (`shapes.even_number`), else n.
 
     oneDNN compiles its products for every number of rows, half a megabyte and half a millisecond each, and keeps a thousand
     of them; rows of packed texts are hardly ever as many twice (`bench/shapes_study.py`, docs/LOG.md).
     """
-    return even_number(n, parts) if device.type == "cpu" and onednn_is_faster() else n
+    return even_number(n, parts) if device.type == "cpu" and onednn_multiplies() else n
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from karat.errors import InputError
 from karat.lm.attention import tree_layout
 from karat.lm.final_block import only_rows
-from karat.lm.kernels import even_rows, matmul
+from karat.lm.kernels import even_rows, matmul, weight_gradient
 from karat.lm.logits import cap_slope, chosen_logprobs, logits_of, pieces, softmax_
 from karat.lm.memory import KEPT_NUMBERS, LEAST_ROWS, rows_at_a_time
 from karat.lm.narrow import narrowed, products_of
@@ -264,9 +264,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         scale = torch.full_like(grad_logprob, 1 / temperature) if with_entropy else grad_logprob / -temperature
         scaled = (hidden * scale[:, None]).to(weight.dtype)
         grad_hidden = torch.empty_like(hidden, dtype=grad_logprob.dtype) if ctx.needs_input_grad[0] else None
-        # the weight's gradient as [d, V]: hidden states are less to turn round than logits; summed over chunks in float32
-        # even where the weights are narrower
-        turned: Tensor | None = None
+        of_weight: Tensor | None = None  # summed over chunks in float32 even where the weights are narrower
         kept, ctx.kept = ctx.kept, []  # overwritten below; a second pass through this graph makes them again
         grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
         for number, part in enumerate(pieces(0, hidden.shape[0], rows)):
@@ -290,17 +288,16 @@ class _ChunkedLogprobs(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[part] = matmul(narrow, weight)
             if ctx.needs_input_grad[1]:
-                product = matmul(scaled[part].t(), narrow).to(grad_logprob.dtype)
-                turned = product if turned is None else turned.add_(product)
+                product = weight_gradient(narrow, scaled[part], wide=True).to(grad_logprob.dtype)
+                of_weight = product if of_weight is None else of_weight.add_(product)
             if grad_bias is not None:
                 grad_bias += (scale[part] @ grad).to(grad_bias.dtype)
         if grad_hidden is not None:
             grad_hidden = grad_hidden.mul_(scale[:, None]).to(hidden.dtype)
         grad_weight = None
         if ctx.needs_input_grad[1]:
-            grad_weight = (
-                torch.zeros_like(weight, dtype=ctx.of_weight) if turned is None else turned.t().to(ctx.of_weight)
-            )
+            grad_weight = torch.zeros_like(weight) if of_weight is None else of_weight
+            grad_weight = grad_weight.to(ctx.of_weight)
         return grad_hidden, grad_weight, grad_bias, None, None, None
 
 

@@ -5,6 +5,37 @@
  */
 #include "native.h"
 
+typedef float lanes __attribute__((vector_size(LANES * sizeof(float)), may_alias, aligned(sizeof(float))));
+#if defined(__clang__) || __GNUC__ >= 12
+#define PICKED(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef int32_t places __attribute__((vector_size(LANES * sizeof(int32_t))));
+#define PICKED(a, b, ...) __builtin_shuffle(a, b, (places){__VA_ARGS__})
+#endif
+/* Lane i: of a where the bit of i that the name says is 0, of b where it is 1, the sum of the two lanes that differ in it. */
+#define FOLD_1(a, b) (PICKED(a, b, 0, 17, 2, 19, 4, 21, 6, 23, 8, 25, 10, 27, 12, 29, 14, 31) + \
+                      PICKED(a, b, 1, 16, 3, 18, 5, 20, 7, 22, 9, 24, 11, 26, 13, 28, 15, 30))
+#define FOLD_2(a, b) (PICKED(a, b, 0, 1, 18, 19, 4, 5, 22, 23, 8, 9, 26, 27, 12, 13, 30, 31) + \
+                      PICKED(a, b, 2, 3, 16, 17, 6, 7, 20, 21, 10, 11, 24, 25, 14, 15, 28, 29))
+#define FOLD_4(a, b) (PICKED(a, b, 0, 1, 2, 3, 20, 21, 22, 23, 8, 9, 10, 11, 28, 29, 30, 31) + \
+                      PICKED(a, b, 4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15, 24, 25, 26, 27))
+#define FOLD_8(a, b) (PICKED(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 24, 25, 26, 27, 28, 29, 30, 31) + \
+                      PICKED(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23))
+
+/* Lane j: own·some[j], where there are so many; else of the last. Numbers of a key that fill no lanes are left out. */
+INLINED lanes scores_of(const float *restrict own, const float *restrict some, const int64_t m, const int64_t D) {
+    lanes rows[LANES];
+    for (int64_t j = 0; j < LANES; j++) {
+        const float *key = some + (j < m ? j : m - 1) * D;
+        rows[j] = *(const lanes *)own * *(const lanes *)key;
+        for (int64_t i = LANES; i + LANES <= D; i += LANES) rows[j] += *(const lanes *)(own + i) * *(const lanes *)(key + i);
+    }
+    for (int64_t j = 0; j < 8; j++) rows[j] = FOLD_1(rows[2 * j], rows[2 * j + 1]);
+    for (int64_t j = 0; j < 4; j++) rows[j] = FOLD_2(rows[2 * j], rows[2 * j + 1]);
+    for (int64_t j = 0; j < 2; j++) rows[j] = FOLD_4(rows[2 * j], rows[2 * j + 1]);
+    return FOLD_8(rows[0], rows[1]);
+}
+
 /* e[h, j] = q[h]·key j for neighbouring keys, which are widened once for all heads that share them. */
 INLINED void score_keys(const float *restrict q, const number *restrict keys, int64_t n, const int64_t D, int64_t heads,
                         float *restrict e, int64_t stride) {
@@ -12,14 +43,33 @@ INLINED void score_keys(const float *restrict q, const number *restrict keys, in
     for (int64_t first = 0; first < n; first += LANES) {
         int64_t m = n - first < LANES ? n - first : LANES;
         const float *some = widened(keys + first * D, m * D, room);
-        for (int64_t h = 0; h < heads; h++)
-            for (int64_t j = 0; j < m; j++) {
-                float sum = 0;
-#pragma omp simd reduction(+ : sum)
-                for (int64_t i = 0; i < D; i++) sum += q[h * D + i] * some[j * D + i];
-                e[h * stride + first + j] = sum;
-            }
+        for (int64_t h = 0; h < heads; h++) {
+            const float *own = q + h * D;
+            float *to = e + h * stride + first;
+            lanes sums = {0};
+            if (D >= LANES) sums = m == LANES ? scores_of(own, some, LANES, D) : scores_of(own, some, m, D);
+            if (m == LANES) *(lanes *)to = sums;
+            for (int64_t j = 0; m < LANES && j < m; j++) to[j] = sums[j];
+            for (int64_t i = D - D % LANES; i < D; i++)
+                for (int64_t j = 0; j < m; j++) to[j] += own[i] * some[j * D + i];
+        }
     }
+}
+
+/* mixed[i] += Σ e[j]·value j[i] for the first `width` lanes of some values, of which even and odd ones are summed apart. */
+INLINED void mix_some(const float *restrict e, const float *restrict some, int64_t m, const int64_t D, const int64_t width,
+                      float *restrict mixed) {
+    lanes even[width], odd[width];
+    for (int64_t a = 0; a < width; a++) even[a] = ((const lanes *)mixed)[a], odd[a] = (lanes){0};
+    int64_t j = 0;
+    for (; j + 1 < m; j += 2)
+        for (int64_t a = 0; a < width; a++) {
+            even[a] += e[j] * ((const lanes *)(some + j * D))[a];
+            odd[a] += e[j + 1] * ((const lanes *)(some + (j + 1) * D))[a];
+        }
+    if (j < m)
+        for (int64_t a = 0; a < width; a++) even[a] += e[j] * ((const lanes *)(some + j * D))[a];
+    for (int64_t a = 0; a < width; a++) ((lanes *)mixed)[a] = even[a] + odd[a];
 }
 
 /* mixed[h] += Σ e[h, j]·value j, likewise */
@@ -29,18 +79,15 @@ INLINED void mix_values(const float *restrict e, int64_t stride, const number *r
     for (int64_t first = 0; first < n; first += LANES) {
         int64_t m = n - first < LANES ? n - first : LANES;
         const float *some = widened(values + first * D, m * D, room);
-        for (int64_t h = 0; h < heads; h++)
-            for (int64_t at = 0; at < D; at += LANES) {
-                int64_t width = D - at < LANES ? D - at : LANES;
-                float sum[LANES], *own = mixed + h * D + at;
-                memcpy(sum, own, width * sizeof(float));
-                for (int64_t j = 0; j < m; j++) {
-                    float share = e[h * stride + first + j];
-#pragma omp simd
-                    for (int64_t i = 0; i < width; i++) sum[i] += share * some[j * D + at + i];
-                }
-                memcpy(own, sum, width * sizeof(float));
-            }
+        for (int64_t h = 0; h < heads; h++) {
+            const float *shares = e + h * stride + first;
+            float *own = mixed + h * D;
+            int64_t at = 0;
+            for (; at + 4 * LANES <= D; at += 4 * LANES) mix_some(shares, some + at, m, D, 4, own + at);
+            for (; at + LANES <= D; at += LANES) mix_some(shares, some + at, m, D, 1, own + at);
+            for (; at < D; at++)
+                for (int64_t j = 0; j < m; j++) own[at] += shares[j] * some[j * D + at];
+        }
     }
 }
 

@@ -6,6 +6,8 @@ the batch it was drawn in, on the process, or on a restart. Knows nothing about 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -46,23 +48,27 @@ def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
     return np.stack([c0, c1, c2, c3])
 
 
-def token_uniforms(seed: int, prompt_key: int, sample: int, n_positions: int) -> np.ndarray:
-    """The uniform numbers that draw one response, position by position.
+def token_uniforms(
+    seed: int, prompt_keys: Sequence[int], samples: Sequence[int], n_positions: int
+) -> Float[np.ndarray, "N T"]:
+    """The uniform numbers that draw some responses, position by position.
 
         u = (2²¹·w₀ + ⌊w₁ / 2¹¹⌋) / 2⁵³,   w = Philox(counter = (position, sample, key), key = seed)
 
     Args:
-        seed, prompt_key: any integer; the low 64 bits count.    sample: 0 … 2³² − 1.
-        n_positions: how many numbers, from position 0 on.
-    Returns: [n_positions] float64 in [0, 1); the first n numbers are the same whatever n_positions is.
+        seed: any integer; the low 64 bits count.
+        prompt_keys: of each response, likewise.    samples: its number, 0 … 2³² − 1.
+        n_positions: how many numbers of each, from position 0 on.
+    Returns: float64 in [0, 1); a response's first n numbers are the same whatever n_positions is, and whoever is beside it.
     """
-    counter = np.empty((4, n_positions), dtype=np.uint64)
+    counter = np.empty((4, len(prompt_keys), n_positions), dtype=np.uint64)
     counter[0] = np.arange(n_positions, dtype=np.uint64)
-    counter[1] = sample
-    counter[2] = prompt_key & 0xFFFFFFFF
-    counter[3] = (prompt_key >> 32) & 0xFFFFFFFF
-    words = philox(counter, (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF))
-    return ((words[0] << np.uint64(21)) | (words[1] >> np.uint64(11))).astype(np.float64) * 2.0**-53
+    columns = samples, [key & 0xFFFFFFFF for key in prompt_keys], [key >> 32 & 0xFFFFFFFF for key in prompt_keys]
+    for words, given in zip(counter[1:], columns, strict=True):
+        words[:] = np.array(given, dtype=np.uint64)[:, None]
+    words = philox(counter.reshape(4, -1), (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF))
+    drawn = ((words[0] << np.uint64(21)) | (words[1] >> np.uint64(11))).astype(np.float64) * 2.0**-53
+    return drawn.reshape(-1, n_positions)
 
 
 def truncate_logits(logits: Float[Tensor, "R V"], *, top_k: int, top_p: float) -> Float[Tensor, "R V"]:

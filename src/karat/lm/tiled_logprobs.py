@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from karat.lm.kernels import matmul
+from karat.lm.kernels import matmul, weight_gradient
 from karat.lm.logits import cap_slope, logits_of, pieces, softmax_
 
 COLUMNS, ROWS = 4096, 512
@@ -72,7 +72,7 @@ class TiledLogprobs(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias) if bias is not None and wants_bias else None
         for number, tile in enumerate(pieces(0, len(weight), COLUMNS)):
             own, own_bias = _tile_of(weight, bias, tile, products)
-            turned = normaliser.new_zeros(weight.shape[1], len(own)) if wants_weight else None
+            of_weight: Tensor | None = None
             for part in pieces(0, len(hidden), ROWS):
                 logits = logits_of(factor[part], own, own_bias, temperature, softcap)
                 slope = None if softcap is None else cap_slope(logits, temperature, softcap)
@@ -84,12 +84,13 @@ class TiledLogprobs(torch.autograd.Function):
                 narrow = grad.to(factor.dtype)
                 if grad_hidden is not None:
                     grad_hidden[part] += matmul(narrow, own)
-                if turned is not None:  # as [d, C]: hidden states are less to turn round than logits
-                    turned += matmul(scaled[part].t(), narrow)
+                if wants_weight:
+                    product = weight_gradient(narrow, scaled[part], wide=True).to(normaliser.dtype)
+                    of_weight = product if of_weight is None else of_weight.add_(product)
                 if grad_bias is not None:
                     grad_bias[tile] += (scale[part] @ grad).to(grad_bias.dtype)
-            if grad_weight is not None and turned is not None:
-                grad_weight[tile] = turned.t()
+            if grad_weight is not None:
+                grad_weight[tile] = 0 if of_weight is None else of_weight
         if grad_hidden is not None:
             grad_hidden = grad_hidden.mul_(scale[:, None]).to(hidden.dtype)
         return grad_hidden, grad_weight, grad_bias, None, None
