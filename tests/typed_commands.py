@@ -13,12 +13,13 @@ import re
 import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import typer
 import yaml
 from bench import run as bench_rows
 
+from documented_pages import Block, Typed, between_backticks
 from karat import cli
 from karat.config import PLACEHOLDER, apply_overrides, build, load_yaml
 from karat.devices import named
@@ -42,78 +43,12 @@ PROGRAMS = ("karat", "make", "python", "torchrun", "accelerate")
 """What can begin a command within a sentence."""
 
 
-class Typed(NamedTuple):
-    """A command as it is written down."""
-
-    place: str
-    """Page and line."""
-    text: str
-    """The command."""
-    whole: bool
-    """Whether nothing may be missing."""
-
-
-class Block(NamedTuple):
-    """What stands between two fences."""
-
-    line: int
-    """Of its first line."""
-    language: str
-    """After the fence; empty = commands."""
-    lines: list[str]
-    """Its text."""
-
-
-def blocks(text: str) -> Iterator[Block]:
-    """The fenced blocks of a page."""
-    block: Block | None = None
-    for n, line in enumerate(text.splitlines(), 1):
-        if line.lstrip().startswith("```"):
-            if block is not None:
-                yield block
-            block = Block(n + 1, line.strip().strip("`"), []) if block is None else None
-        elif block is not None:
-            block.lines.append(line)
-
-
-def lines_of(block: Block) -> Iterator[tuple[int, str]]:
-    """Line and text of each command; where some begin with `$ `, the other lines are what was answered."""
-    prompted = any(line.startswith("$ ") for line in block.lines)
-    begun, text = 0, ""
-    for n, line in enumerate(block.lines, block.line):
-        if not text:
-            if prompted and not line.startswith("$ "):
-                continue
-            begun, line = n, line.removeprefix("$ ")
-        text += line
-        if text.endswith("\\"):
-            text = text[:-1]
-            continue
-        if text.strip() and not text.lstrip().startswith("#"):
-            yield begun, text
-        text = ""
-
-
-def in_blocks(page: str, found: Iterable[Block]) -> Iterator[Typed]:
-    """The commands of a page's blocks."""
-    return (Typed(f"{page}:{n}", text, True) for block in found for n, text in lines_of(block))
-
-
 def in_sentences(page: str, text: str) -> Iterator[Typed]:
     """The commands and paths between backticks."""
-    fenced = False
-    for n, line in enumerate(text.splitlines(), 1):
-        fenced ^= line.lstrip().startswith("```")
-        for code in () if fenced else re.findall(r"`([^`]+)`", line):
-            words = re.sub(r"^([A-Z_]+=\S+ +)+", "", code).split()
-            if words and (words[0] in PROGRAMS or (len(words) == 1 and OURS.fullmatch(code))):
-                yield Typed(f"{page}:{n}", code, False)
-
-
-def in_comments(page: str, text: str) -> Iterator[Typed]:
-    """The commands above an example, which stand further in than other comments."""
-    shown = [re.sub(r"^#  +", "", line) if line.startswith("#   ") else "" for line in text.splitlines()]
-    return in_blocks(page, [Block(1, "", shown)])
+    for n, code in between_backticks(text):
+        words = re.sub(r"^([A-Z_]+=\S+ +)+", "", code).split()
+        if words and (words[0] in PROGRAMS or (len(words) == 1 and OURS.fullmatch(code))):
+            yield Typed(f"{page}:{n}", code, False)
 
 
 def in_help(command: Any = None) -> Iterator[Typed]:
@@ -353,6 +288,44 @@ def _wrong_launch(program: str, words: Sequence[str], whole: bool) -> str:
         return "the program to be launched is missing" if whole else ""
     read = parser.parse_args(list(words))
     return _wrong_python(["-m", read.training_script, *read.training_script_args], whole)
+
+
+def unknown_options(page: str, text: str) -> list[str]:
+    """The options between backticks that nothing here has: no command of karat, no program of the bench, no launcher."""
+    found = [(n, word) for n, code in between_backticks(text) for word in code.split() if code.startswith("--")]
+    return [f"{page}:{n}: {word}" for n, word in found if word.startswith("--") and word not in _all_options()]
+
+
+@functools.cache
+def _all_options() -> set[str]:
+    from accelerate.commands.launch import launch_command_parser
+    from torch.distributed.run import get_args_parser
+
+    launchers = (get_args_parser(), launch_command_parser())
+    found = {option for parser in launchers for action in parser._actions for option in action.option_strings}
+    commands = [_karat()]
+    for command in commands:  # grows while it is read
+        commands += getattr(command, "commands", {}).values()
+        found |= {option for one in command.params for option in (*one.opts, *one.secondary_opts)} | {"--help"}
+    return found.union(*(_texts_and_imports(script)[0] for script in (ROOT / "bench").rglob("*.py")))
+
+
+def unknown_keys(page: str, text: str) -> list[str]:
+    """The settings between backticks, `key.sub: value` or `key.sub=value`, that no configuration has."""
+    found = []
+    for n, code in between_backticks(text):
+        key = re.match(r"([a-z_]+(?:\.[a-z_0-9]+)+)(?:: |=)", code)
+        if key and not any(_has(kind, key[1]) for kind in (RunConfig, VotesConfig, RewardRequest, Question)):
+            found.append(f"{page}:{n}: {code}")
+    return found
+
+
+def _has(kind: type, key: str) -> bool:
+    try:
+        _known(kind, f"{key}=")
+    except ConfigError:
+        return False
+    return True
 
 
 def wrong_settings(page: str, found: Iterable[Block]) -> list[str]:

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -57,6 +58,20 @@ def test_the_report_says_whom_the_reward_serves(rewarded):
     assert f"{people['raking']['n_flips']} pairs flip" in page
     assert card["pluralism"]["jury_change"]["value"] == people["jury"]["jury_change"]["value"]
     assert card["pluralism"]["worst_group"]["stage"] == "reward"
+
+
+def test_a_run_says_at_once_that_a_population_asked_for_has_too_few_votes(rewarded, tmp_path):
+    shutil.copytree(rewarded / "runs", tmp_path / "runs")  # all but the reward is done
+    few = {**FEW, "pluralism": {"enabled": True, "min_votes": 1000}, "aggregator": "mean_score"}
+    with inside(tmp_path):
+        done = karat("reward", write_config(SANDBOX, **few))
+        assert done.code == 0, done.err
+        assert "no population stands beside the reward: a median of" in done.err
+        refused = karat("personalise", "runs/tiny/models/reward", "--out", "ada", "--answers", "none").complaint
+    assert (
+        "expected a reward model with a population (pluralism.enabled, and raters with a median of pluralism.min"
+        in refused
+    )
 
 
 def test_answers_from_a_rater_a_file_and_a_terminal_make_a_reward_of_ones_own(rewarded, tmp_path, monkeypatch):

@@ -6,17 +6,14 @@ import re
 
 import pytest
 
+from documented_pages import Block, Typed, blocks, in_blocks, in_comments, lines_of
 from typed_commands import (
     ROOT,
-    Block,
-    Typed,
-    blocks,
     complaints,
-    in_blocks,
-    in_comments,
     in_help,
     in_sentences,
-    lines_of,
+    unknown_keys,
+    unknown_options,
     wrong_settings,
 )
 
@@ -63,6 +60,11 @@ def test_every_command_of_a_page_can_be_typed(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_every_configuration_of_a_page_can_be_built(page):
     assert wrong_settings(page, of_language(page, "yaml")) == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in TOLD])
+def test_every_option_and_setting_within_a_sentence_is_there(page):
+    assert [*unknown_options(page, PAGES[page]), *unknown_keys(page, PAGES[page])] == []
 
 
 def test_the_commands_of_examples_and_of_the_help_can_be_typed():
@@ -164,6 +166,14 @@ def test_what_is_wrong_in_a_sentence_is_named(planted, said):
     assert len(found) == 1
     assert found[0].startswith("page.md:2: ")
     assert said in found[0]
+
+
+def test_options_and_settings_that_nothing_has_are_named():
+    right = "`--fsdp` of `karat run`, `--quick`, `--num_processes`, `ppo.update.learning_rate: 1e-3`, `reward.ensemble: {models: M}`"
+    assert unknown_options("page.md", f"{right}\n`--fsdq 3`, `--json`") == ["page.md:2: --fsdq"]
+    assert unknown_keys("page.md", f"{right}\n`ppo.update.rate: 1`, `watch.odd=0`, `high: 5`") == [
+        "page.md:2: ppo.update.rate: 1", "page.md:2: watch.odd=0",
+    ]  # fmt: skip
 
 
 def test_a_prompt_parts_what_is_typed_from_what_is_answered():

@@ -254,6 +254,8 @@ def judged(
         by_prompt(read_texts(run.directory / samples.path)), pluralism=config.pluralism, aggregator=config.aggregator,
         seed=run.seed, directory=directory, metadata=metadata, given=given,
     )  # fmt: skip
+    if config.pluralism.enabled and about_people[0].status == "not measured":
+        place.progress.note(f"no population stands beside the reward: {about_people[0].detail}")
     metrics = _metrics(fitted, scale, parts, seed=child_seed(run.seed, "reward"))
     metrics |= {"length_removed": removed, "suspects": words}
     metrics["calibration"] = calibration_bins(crossed, parts.gate, texts)

@@ -316,7 +316,7 @@ def load_people(directory: Path) -> PeopleModel:
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{directory}: found no {Path(error.filename or TENSORS).name}; expected a reward model with a population "
-            "(pluralism.enabled, and raters with some votes each; see docs/people-models.md)"
+            "(pluralism.enabled, and raters with a median of pluralism.min_votes votes; see docs/people-models.md)"
         ) from None
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{directory}: not readable as a population ({' '.join(str(error).split())})") from None
