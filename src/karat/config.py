@@ -116,6 +116,15 @@ def build(kind: type[T], values: Mapping[str, Any], *, at: str = "") -> T:
     return kind(**arguments)
 
 
+def in_range(part: str, config: object, low: float, high: float, *names: str) -> None:
+    """Raise ConfigError for a named field outside [low, high]; None is a choice of its own and passes."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not low <= value <= high:
+            expected = f"≥ {low:g}" if high == math.inf else f"{low:g} … {high:g}"
+            raise ConfigError(f"{part}.{name}: found {value:g}; expected {expected}")
+
+
 def plain(config: Any) -> Any:
     """The nested plain values of a configuration, for manifests."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):

@@ -7,6 +7,7 @@ import pytest
 
 from karat.config import apply_overrides, build, load_yaml, plain
 from karat.errors import ConfigError
+from karat.pipeline.settings import RunConfig
 
 
 @dataclass(frozen=True)
@@ -98,3 +99,23 @@ def test_an_override_that_is_not_yaml_is_one_line():
     with pytest.raises(ConfigError, match=r"--set a=\[1,: not readable as YAML") as caught:
         apply_overrides({}, ["a=[1,"])
     assert "\n" not in str(caught.value)
+
+
+RANGES = [
+    "sft.warmup_frac=1.5", "sft.weight_decay=-1", "sft.max_grad_norm=0", "base.checkpoint_every=-1",
+    "reward.learning_rate=-1", "reward.n_refits=-1", "reward.max_grad_norm=-1", "reward.raters.gain_sd=0",
+    "watch.n_prompts=0", "watch.kl_budget=-1", "watch.odd_quantile=1.5", "watch.kl_factor=0.5",
+    "collect.n_samples=1", "collect.stop_after=-1", "collect.n_tasks=0", "pluralism.max_rank=-1", "pluralism.min_votes=-1",
+    "sandbox.n_base_texts=0", "sandbox.n_demonstrations=-1", "sandbox.model.layers=0",
+    "ppo.update.lr_warmup_iterations=-1", "group.update.lr_warmup_iterations=-1", "direct.checkpoint_every=-1",
+    "ilql.checkpoint_every=-1", "preferences={path: a, model: b, limit: 0}", "people={prompts: a, model: b, max_prompt_tokens: 0}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("override", RANGES)
+def test_a_number_out_of_range_is_named(override: str):
+    key = override.split(":")[-2].split(", ")[-1] if "{" in override else override.partition("=")[0].split(".")[-1]
+    source = {} if override.startswith(("preferences", "people")) else {"sandbox": {}}
+    with pytest.raises(ConfigError, match=rf"{key}.*found|found.*{key}") as caught:
+        build(RunConfig, apply_overrides(source, [override]))
+    assert len(str(caught.value)) < 200

@@ -201,7 +201,7 @@ def test_too_few_votes_make_no_population():
     assert enough_votes(votes[:3], PLURALISM) == "3 raters; a population needs at least 4"
     assert enough_votes([], PLURALISM) is not None
     assert enough_votes(opinions(n_prompts=9)[0], PLURALISM) is None
-    with pytest.raises(ConfigError, match="pluralism: found"):
+    with pytest.raises(ConfigError, match=r"pluralism\.n_features: found 0"):
         PluralismConfig(n_features=0)
     with pytest.raises(ConfigError, match="jury: found"):
         PluralismConfig(jury={"left": -1.0})

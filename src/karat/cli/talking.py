@@ -110,7 +110,7 @@ def _given_lines(path: Path | None) -> Iterator[str]:
         yield from sys.stdin
         return
     try:
-        yield from path.read_text(encoding="utf-8-sig").splitlines()
+        yield from path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})") from None
 

@@ -208,7 +208,7 @@ def read_erased(run_dir: Path) -> list[ErasedWords]:
     """What was taken out of a run's files on request, oldest first. Raises: LedgerError for a damaged list."""
     path = run_dir / ERASED
     try:
-        return [ErasedWords(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [ErasedWords(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError) as error:
@@ -334,7 +334,7 @@ def _manifest_files(run_dir: Path) -> list[Path]:
 
 
 def _by_time(manifest: Manifest) -> tuple[str, str]:
-    return manifest.started_at, manifest.finished_at
+    return str(manifest.started_at), str(manifest.finished_at)  # of an altered one they may be anything
 
 
 def _rendered(manifest: Manifest) -> str:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from karat.config import in_range
 from karat.errors import ConfigError
 from karat.lm.load import quiet
 
@@ -47,10 +49,9 @@ class DecoderShape:
     """Longest sequence in tokens."""
 
     def __post_init__(self) -> None:
-        if min(self.hidden, self.mlp, self.layers, self.heads, self.kv_heads, self.head_size, self.context) < 1:
-            raise ConfigError(f"DecoderShape: found {self}; expected every size ≥ 1")
+        in_range("model", self, 1, inf, *vars(self))
         if self.heads % self.kv_heads:
-            raise ConfigError(f"DecoderShape: {self.heads} heads do not divide into {self.kv_heads} key-value heads")
+            raise ConfigError(f"model: {self.heads} heads do not divide into {self.kv_heads} key-value heads")
 
 
 def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:

@@ -11,11 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 
 from sqlalchemy import func, select
 
-from karat.config import build, load_yaml, plain
+from karat.config import build, in_range, load_yaml, plain
 from karat.errors import ConfigError, InputError
 from karat.evaluate.measure import draw, texts_of
 from karat.feedback.openings import HELD, OPEN
@@ -70,8 +71,7 @@ class Asking:
     """Ratings or labels that share the time with comparisons, by what each says for a second; () = only `question`."""
 
     def __post_init__(self) -> None:
-        if min(self.n_tasks, self.overlap, self.n_samples, self.max_new_tokens or 1) < 1:
-            raise ConfigError(f"questions: found {self}; expected every count ≥ 1")
+        in_range("questions", self, 1, inf, "n_tasks", "overlap", "n_samples", "max_new_tokens")
         if self.question.kind in ("comparison", "ranking", "best_of") and self.n_samples < 2:
             raise ConfigError(f"questions: found {self.n_samples} sample for a {self.question.kind}; expected ≥ 2")
         check_strategy(self.strategy)  # before minutes of sampling

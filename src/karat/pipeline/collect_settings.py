@@ -6,9 +6,10 @@ Knows numbers and names of kinds; knows nothing about how questions are chosen o
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Literal
 
-from karat.config import plain
+from karat.config import in_range, plain
 from karat.errors import ConfigError
 from karat.feedback.acquisition import LEAST_RANDOM, STRATEGIES, Strategy
 from karat.records import Kind
@@ -66,8 +67,9 @@ class CollectSettings:
             )
         if not 0 <= self.people <= self.overlap:
             raise ConfigError(f"collect.people: found {self.people}; expected 0 … {self.overlap}, the overlap")
-        if min(self.n_prompts, self.n_samples - 1, self.n_tasks, self.overlap, self.max_new_tokens) < 1:
-            raise ConfigError(f"collect: found {self}; expected every count ≥ 1 and n_samples ≥ 2")
+        in_range("collect", self, 1, inf, "n_prompts", "n_tasks", "overlap", "max_new_tokens")
+        in_range("collect", self, 2, inf, "n_samples")
+        in_range("collect", self, 0, inf, "stop_after")
         if self.acquisition not in STRATEGIES or not LEAST_RANDOM <= self.random_frac <= 1:
             raise ConfigError(
                 f"collect: found acquisition={self.acquisition}, random_frac={self.random_frac}; expected one of "

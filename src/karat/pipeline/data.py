@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from karat.damaged import damage_named, lines_of
 from karat.errors import InputError
 from karat.feedback.quality.agreement import alpha, pairwise_agreement
 from karat.feedback.schema import UNKNOWN_ANNOTATOR
@@ -44,8 +45,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a file that `write_rows` wrote."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        yield json.loads(line)
+    return lines_of(path)
 
 
 def prompt_row(prompt: Prompt) -> dict[str, Any]:
@@ -66,8 +66,9 @@ def write_prompts(path: Path, splits: Mapping[str, Sequence[Prompt]]) -> None:
 def read_prompts(path: Path) -> dict[str, list[Prompt]]:
     """Prompts by split."""
     splits: dict[str, list[Prompt]] = {name: [] for name in SPLITS}
-    for row in read_rows(path):
-        splits[row["split"]].append(prompt_of(row))
+    with damage_named(path, "prompts"):
+        for row in read_rows(path):
+            splits[row["split"]].append(prompt_of(row))
     return splits
 
 
@@ -98,7 +99,8 @@ def practised(demonstrations: Sequence[Demonstration]) -> tuple[list[Demonstrati
 
 def read_demonstrations(path: Path) -> list[Demonstration]:
     """Demonstrations in the order in which they were written."""
-    return [Demonstration(prompt_of(row), row["text"], row["source"]) for row in read_rows(path)]
+    with damage_named(path, "demonstrations"):
+        return [Demonstration(prompt_of(row), row["text"], row["source"]) for row in read_rows(path)]
 
 
 def write_texts(path: Path, samples: Texts) -> None:
@@ -110,12 +112,13 @@ def write_texts(path: Path, samples: Texts) -> None:
 def read_texts(path: Path) -> Texts:
     """The responses of one policy."""
     rows = list(read_rows(path))
-    return Texts(
-        tuple(prompt_of(row) for row in rows),
-        tuple(tuple(row["texts"]) for row in rows),
-        tuple(tuple(row["lengths"]) for row in rows),
-        tuple(tuple(row["stopped"]) for row in rows),
-    )
+    with damage_named(path, "responses"):
+        return Texts(
+            tuple(prompt_of(row) for row in rows),
+            tuple(tuple(row["texts"]) for row in rows),
+            tuple(tuple(row["lengths"]) for row in rows),
+            tuple(tuple(row["stopped"]) for row in rows),
+        )
 
 
 def vote_figures(snapshot: Snapshot, seed: int) -> dict[str, Any]:

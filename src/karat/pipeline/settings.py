@@ -6,10 +6,12 @@ Knows the stages' own configurations; nothing about how they are run.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import Literal
 
 from karat.belief import aggregator_of
+from karat.config import in_range
 from karat.devices import named
 from karat.errors import ConfigError
 from karat.lm.fresh import DecoderShape
@@ -60,6 +62,9 @@ class SandboxSettings:
     n_demonstrations: int = 1200
     """Demonstrations for fine-tuning, one a prompt."""
 
+    def __post_init__(self) -> None:
+        in_range("sandbox", self, 1, inf, "n_base_texts", "n_demonstrations")
+
 
 @dataclass(frozen=True)
 class PreferencesSettings:
@@ -78,6 +83,9 @@ class PreferencesSettings:
     limit: int | None = None
     """Use only so many rows, from the start; None = all."""
 
+    def __post_init__(self) -> None:
+        in_range("preferences", self, 1, inf, "max_prompt_tokens", "max_response_tokens", "limit")
+
 
 @dataclass(frozen=True)
 class PeopleSettings:
@@ -89,6 +97,9 @@ class PeopleSettings:
     """A decoder's directory, as `AutoModelForCausalLM` loads it."""
     max_prompt_tokens: int = 256
     """Longer prompts are left out, and counted."""
+
+    def __post_init__(self) -> None:
+        in_range("people", self, 1, inf, "max_prompt_tokens")
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,14 @@ Knows numbers and names; knows nothing about how figures are measured.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
+from karat.config import in_range
 from karat.errors import ConfigError
 from karat.sandbox.raters import PopulationConfig
+
+SHARES = ("disagreement_quantile", "max_novel_frac", "entropy_floor", "diversity_floor", "odd_quantile")
 
 
 @dataclass(frozen=True)
@@ -80,3 +84,8 @@ class WatchSettings:
     keep: Literal["best", "last"] = "best"
     """Which policy is evaluated and kept: best by the panel's votes where there is one, else by the ensemble's lower
     bound; or the last one."""
+
+    def __post_init__(self) -> None:
+        in_range("watch", self, 1, inf, "n_prompts", "n_samples", "kl_factor")
+        in_range("watch", self, 0, inf, "kl_budget", "length_limit_sd")
+        in_range("watch", self, 0, 1, *SHARES)

@@ -7,8 +7,10 @@ optimiser steps. Knows nothing about how any of it is done.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal, NamedTuple
 
+from karat.config import in_range
 from karat.errors import ConfigError
 from karat.policy.objectives import CLIP_RANGE
 from karat.policy.settings import ConstraintSettings, RewardSettings, RolloutSettings, at_least_one, positive
@@ -53,6 +55,7 @@ class StepSettings:
 
     def __post_init__(self) -> None:
         at_least_one("update", self, "n_epochs", "n_minibatches", "token_budget", "ptx_batch")
+        in_range("update", self, 0, inf, "lr_warmup_iterations")
         positive("update", self, "learning_rate", "adam_eps", "max_grad_norm", "ratio_tolerance")
         positive(
             "update", self, *(name for name in ("max_approx_kl", "max_step_kl") if getattr(self, name) is not None)
@@ -292,6 +295,7 @@ class DirectConfig:
 
     def __post_init__(self) -> None:
         at_least_one("direct", self, "batch_size", "token_budget", "evaluate_every")
+        in_range("direct", self, 0, inf, "checkpoint_every")
         positive(
             "direct", self, "beta", "epochs", "learning_rate", "adam_eps", "max_grad_norm", "good_weight", "bad_weight"
         )
@@ -354,6 +358,7 @@ class ImplicitQConfig:
 
     def __post_init__(self) -> None:
         at_least_one("ilql", self, "batch_size", "token_budget", "evaluate_every")
+        in_range("ilql", self, 0, inf, "checkpoint_every")
         positive("ilql", self, "epochs", "learning_rate", "head_lr_scale", "adam_eps", "max_grad_norm", "gamma")
         if not (self.gamma <= 1 and 0 < self.expectile < 1 and 0 < self.target_rate <= 1 and 0 <= self.warmup_frac < 1):
             raise ConfigError(

@@ -8,8 +8,10 @@ rollout in n_minibatches *minibatches*, one optimiser step each. A *micro-batch*
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
 
+from karat.config import in_range
 from karat.errors import ConfigError
 from karat.policy.controllers import (
     OPENAI_COEF,
@@ -163,6 +165,7 @@ class UpdateSettings:
 
     def __post_init__(self) -> None:
         at_least_one("update", self, "n_epochs", "n_minibatches", "token_budget", "ptx_batch")
+        in_range("update", self, 0, inf, "lr_warmup_iterations")
         if self.ptx_coef < 0 or not 0 <= self.max_skipped_frac < 1:
             raise ConfigError(
                 f"update: found ptx_coef={self.ptx_coef}, max_skipped_frac={self.max_skipped_frac}; expected ≥ 0 and [0, 1)"

@@ -37,7 +37,10 @@ class ObjectivesConfig:
     def __post_init__(self) -> None:
         numbers = [*self.weights.values(), *self.floors.values(), self.multiplier]
         if not all(math.isfinite(number) for number in numbers) or self.multiplier <= 0:
-            raise ConfigError(f"objectives: found {self}; expected finite numbers, and a multiplier > 0")
+            raise ConfigError(
+                f"objectives: found weights {self.weights}, floors {self.floors} and multiplier {self.multiplier:g}; expected "
+                "finite numbers, and a multiplier > 0"
+            )
         if self.weights and not any(self.weights.values()):
             raise ConfigError("objectives.weights: found only zeros; expected a weight for what is to be optimised")
 

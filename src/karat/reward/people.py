@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from karat.belief import Belief, ScoreScale
+from karat.damaged import damage_named
 from karat.errors import CheckpointError, InputError
 from karat.lm.headers import read_tensors, write_tensors
 from karat.records import Prompt
@@ -313,13 +314,18 @@ def load_people(directory: Path) -> PeopleModel:
     try:
         card = json.loads((directory / CARD).read_text(encoding="utf-8"))
         found = {name: one.numpy() for name, one in read_tensors(directory / TENSORS).items()}
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(
             f"{directory}: found no {Path(error.filename or TENSORS).name}; expected a reward model with a population "
             "(pluralism.enabled, and raters with a median of pluralism.min_votes votes; see docs/people-models.md)"
         ) from None
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{directory}: not readable as a population ({' '.join(str(error).split())})") from None
+    with damage_named(directory / CARD, "a population", CheckpointError):
+        return _people_of(directory, card, found)
+
+
+def _people_of(directory: Path, card: Mapping[str, Any], found: Mapping[str, np.ndarray]) -> PeopleModel:
     if card.get("format") != CARD_FORMAT:
         raise CheckpointError(f"{directory}: found a population of format {card.get('format')}; expected {CARD_FORMAT}")
     users = UserModel(

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import numpy as np
 
+from karat.config import in_range
 from karat.errors import ConfigError
 from karat.records import Prompt, Response, Vote
 from karat.reward.data import VoteData, vote_data
@@ -68,10 +70,8 @@ class PluralismConfig:
     """Labelled principles that no personal taste may override."""
 
     def __post_init__(self) -> None:
-        if self.n_features < 1 or self.max_rank < 0 or self.max_kinds < 1 or self.n_starts < 1 or self.n_jurors < 1:
-            raise ConfigError(
-                f"pluralism: found {self}; expected n_features, max_kinds, n_starts, n_jurors ≥ 1, rank ≥ 0"
-            )
+        in_range("pluralism", self, 1, inf, "n_features", "max_kinds", "n_starts", "n_jurors")
+        in_range("pluralism", self, 0, inf, "max_rank", "min_votes")
         if strange := sorted(set(self.target or {}) - {"group"}):
             raise ConfigError(
                 f"pluralism.target: found the field {strange[0]!r}; expected only `group`, which a votes file declares: "

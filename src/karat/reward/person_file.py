@@ -12,9 +12,11 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from karat.damaged import damage_named
 from karat.errors import CheckpointError, InputError
 from karat.identity import file_hash
 from karat.lm.headers import read_tensors, write_tensors
@@ -85,6 +87,13 @@ def load_person(directory: Path, model: PeopleModel, reward: Path) -> SavedPerso
         ) from None
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{directory}: not readable as a person ({' '.join(str(error).split())})") from None
+    with damage_named(directory / CARD, "a person", CheckpointError):
+        return _person_of(directory, card, found, model, reward)
+
+
+def _person_of(
+    directory: Path, card: Mapping[str, Any], found: Mapping[str, np.ndarray], model: PeopleModel, reward: Path
+) -> SavedPerson:
     if card.get("format") != CARD_FORMAT:
         raise CheckpointError(f"{directory}: found a person of format {card.get('format')}; expected {CARD_FORMAT}")
     if card["population"] != file_hash(reward / TENSORS):

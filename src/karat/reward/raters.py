@@ -60,8 +60,9 @@ class RaterPriors:
     """sd of a rater's threshold for "good" around the population's, logits."""
 
     def __post_init__(self) -> None:
-        if min(value for value in vars(self).values() if not isinstance(value, bool)) <= 0:
-            raise ConfigError(f"rater priors: found {self}; expected all numbers > 0")
+        for name, value in vars(self).items():
+            if not isinstance(value, bool) and value <= 0:
+                raise ConfigError(f"raters.{name}: found {value:g}; expected a number > 0")
 
     @property
     def mean_lapse(self) -> float:

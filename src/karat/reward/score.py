@@ -10,7 +10,6 @@ Dimension letters: S heads, B responses.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import os
@@ -23,18 +22,15 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from karat import devices
 from karat.belief import Belief, ScoreScale, aggregator_of, apply_scale, fit_scale
+from karat.damaged import damage_named
 from karat.errors import CheckpointError, InputError
-from karat.lm.adapters import merged_trunk
-from karat.lm.attention import NAME as TREE_ATTENTION
-from karat.lm.classifiers import is_classifier, load_classifier
-from karat.lm.headers import add_header_metadata, read_tensors, write_tensors
-from karat.lm.load import LoadedEncoder, LoadedLM, load_encoder, quiet, save_encoder
+from karat.lm.classifiers import is_classifier
+from karat.lm.headers import read_tensors, write_tensors
+from karat.lm.load import LoadedLM, save_encoder
 from karat.records import Prompt, ScoreFn
-from karat.reward.borrowed import borrowed_trunk, save_adapters
 from karat.reward.calibration import VoteModel
 from karat.reward.classifier import PLAIN_VOTES, UNSCALED, ClassifierTrunk, classifier_model, copy_classifier
 from karat.reward.contributions import contribution_rows
@@ -47,6 +43,7 @@ from karat.reward.side import SideReward, load_side, save_side
 from karat.reward.steps import score_encoded
 from karat.reward.train import RewardFit
 from karat.reward.trunk import DecoderTrunk, EncoderTrunk, Trunk, check_texts
+from karat.reward.trunk_files import load_trunk, save_classifier
 from karat.statements import PREFERENCE
 
 CARD = "reward_card.json"
@@ -128,6 +125,10 @@ class Scorer:
         )  # fmt: skip
         if self.side is not None:
             raw += self.side.scores(own_prompts, own_texts)
+        if not raw.isfinite().all():
+            raise CheckpointError(
+                f"{_path_of(self.model.trunk)}: gave scores that are not finite; the weights are damaged: restore them, or train anew"
+            )
         logits = self.model.calibrated(raw)
         if self.length_removed:
             logits[..., 0] -= self.length_removed * log_lengths(own_texts)
@@ -230,7 +231,7 @@ def save_reward(
     shutil.rmtree(partial, ignore_errors=True)
     model = fit.model
     if isinstance(model.trunk, DecoderTrunk):
-        _save_classifier(model, model.trunk.lm, partial, metadata)
+        save_classifier(model, model.trunk.lm, partial, metadata)
     elif isinstance(model.trunk, EncoderTrunk):
         save_encoder(model.trunk.encoder, partial, metadata=metadata)
     elif isinstance(model.trunk, ClassifierTrunk):
@@ -271,94 +272,59 @@ def load_scorer(
         return Scorer(classifier_model(directory, device=device), PLAIN_VOTES, UNSCALED, torch.zeros(1, 1))
     try:
         card = json.loads((directory / CARD).read_text(encoding="utf-8"))
-        members = card.get("posterior", {}).get("members", [])
-        heads = {} if members else read_tensors(directory / HEADS)
+        heads = {} if _members(card) else read_tensors(directory / HEADS)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(
             f"{directory}: found no {Path(error.filename or HEADS).name}; expected a reward model: models/reward of a "
             "run, --out of `karat reward`, or a sequence classifier"
         ) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, TypeError, AttributeError, OSError) as error:
         raise CheckpointError(f"{directory}: not readable as a reward model ({' '.join(str(error).split())})") from None
     if card.get("format") != CARD_FORMAT:
         raise CheckpointError(
             f"{directory}: found card format {card.get('format')}; expected {CARD_FORMAT}. Use the karat that wrote it"
         )
+    with damage_named(directory / CARD, "the card of a reward model", CheckpointError):
+        return _scorer_of(directory, card, heads, device, on)
+
+
+def _scorer_of(
+    directory: Path,
+    card: Mapping[str, Any],
+    heads: Mapping[str, Tensor],
+    device: str | torch.device,
+    on: LoadedLM | None,
+) -> Scorer:
+    members = _members(card)
     vote_model = VoteModel(RaterPriors(**card["rater_priors"]), tuple(card["cutpoints"]))
     scale, objectives_config = ScoreScale(**card["scale"]), ObjectivesConfig(**card.get("objectives_config", {}))
-    optimised = {"objectives": objectives_config, "length_removed": card.get("length_removed", 0.0)}
+    optimised = {"objectives": objectives_config, "length_removed": float(card.get("length_removed", 0.0))}
     if members:
         loaded = [load_scorer(directory / name, device=device, on=on) for name in members]
         return dataclasses.replace(joined_scorer(loaded, vote_model, scale), **optimised)
-    trunk = _load_trunk(directory, card, device, on)
+    trunk = load_trunk(directory, card, device, on)
     trunk.module.requires_grad_(False).eval()
     objectives = card.get("objectives", [PREFERENCE])
     model = RewardModel(trunk, HeadConfig(**card["heads"]), seed=0, objectives=objectives)
     further = ("further_weight", "further_prior") if len(objectives) > 1 else ()
     for name in ("weight", "prior", "length_coef", "temperature", *further):
+        if not heads[name].isfinite().all():
+            raise CheckpointError(f"{directory / HEADS}: found {name} that is not finite; train the reward anew")
         getattr(model, name).data.copy_(heads[name])
     model.requires_grad_(False).eval()
     reference = heads["reference"].view(-1, len(objectives))
     return Scorer(model, vote_model, scale, reference, side=load_side(directory, card.get("beside", ())), **optimised)
 
 
-def _save_classifier(model: RewardModel, lm: LoadedLM, directory: Path, metadata: Mapping[str, str]) -> None:
-    config = copy.deepcopy(lm.model.config)
-    config.num_labels = 1
-    config.pad_token_id = lm.pad_id
-    classifier = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")  # never run
-    classifier.to(next(model.trunk_module.parameters()).dtype)
-    classifier.base_model.load_state_dict(merged_trunk(lm).state_dict())
-    head = classifier.score
-    if head.bias is not None or tuple(head.weight.shape) != (1, model.trunk.width):
-        raise CheckpointError(
-            f"{lm.path}: its classification head is {head}; expected one linear layer without bias from "
-            f"{model.trunk.width} features"
-        )
-    head.weight.data.copy_(model.mean_weight().unsqueeze(0))
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with quiet(silent=True):
-        classifier.save_pretrained(directory, max_shard_size="4GB")
-    lm.tokenizer.save_pretrained(directory)
-    plain = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    plain["karat"] = dict(metadata)
-    (directory / "config.json").write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    for file in sorted(directory.glob("*.safetensors")):
-        add_header_metadata(file, metadata)
-    save_adapters(lm, directory, metadata=metadata)
+def _path_of(trunk: Trunk) -> str:
+    """Where a trunk was loaded from."""
+    loaded = (getattr(trunk, name, None) for name in ("lm", "encoder", "classifier"))
+    return next((one.path for one in loaded if one is not None), "reward")
 
 
-def _load_trunk(directory: Path, card: Mapping[str, Any], device: str | torch.device, on: LoadedLM | None) -> Trunk:
-    described = dict(card["trunk"])
-    kind = described.pop("kind")
-    if kind == "encoder":
-        encoder: LoadedEncoder = load_encoder(directory, device=device)
-        return EncoderTrunk(encoder, **described)
-    if kind == "classifier":
-        return ClassifierTrunk(load_classifier(directory, device=device))
-    if kind != "decoder":
-        raise CheckpointError(
-            f"{directory}: found a trunk of kind {kind!r}; expected decoder, encoder or classifier"
-        )  # fmt: skip
-    tokenizer = described.pop("tokenizer")
-    trunk = borrowed_trunk(on, directory) if on is not None and described["use_trees"] else None
-    try:
-        with quiet(silent=True):
-            trunk = trunk or AutoModel.from_pretrained(
-                directory, attn_implementation=TREE_ATTENTION if described["use_trees"] else None, use_safetensors=True
-            )
-        loaded = AutoTokenizer.from_pretrained(directory)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{directory}: not loadable ({' '.join(str(error).split())[:200]})") from None
-    lm = LoadedLM(
-        model=trunk.to(device).eval(),
-        tokenizer=loaded,
-        eos_ids=tuple(tokenizer["eos_ids"]),
-        pad_id=tokenizer["pad_id"],
-        context_length=tokenizer["context_length"],
-        path=str(directory),
-    )
-    return DecoderTrunk(lm, **described)
+def _members(card: Mapping[str, Any]) -> list[str]:
+    """Directories of an ensemble's models; [] = it is one model."""
+    return list((card.get("posterior") or {}).get("members", []))
 
 
 def _card(fit: RewardFit, metadata: Mapping[str, str], scale: ScoreScale) -> dict[str, Any]:

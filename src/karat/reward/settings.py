@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
 
+from karat.config import in_range
 from karat.errors import ConfigError
 from karat.records import KINDS
 from karat.reward.model import Bootstrap, HeadConfig
@@ -12,6 +14,8 @@ from karat.reward.raters import RaterPriors
 from karat.reward.side import Beside
 
 Posterior = Literal["heads", "ensemble", "laplace"]
+
+NOT_NEGATIVE = ("learning_rate", "head_learning_rate", "weight_decay", "n_refits", "checkpoint_every")
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,9 @@ class RewardConfig:
                 f"reward: found holdout_frac={self.holdout_frac}, dropout={self.dropout}, "
                 f"warmup_frac={self.warmup_frac}; expected all in [0, 1)"
             )
+        if self.max_grad_norm <= 0:
+            raise ConfigError(f"reward.max_grad_norm: found {self.max_grad_norm:g}; expected > 0")
+        in_range("reward", self, 0, inf, *NOT_NEGATIVE)
         if len(set(self.beside)) < len(self.beside):
             raise ConfigError(f"reward.beside: found {', '.join(self.beside)}; expected each block once")
         if not 0 <= self.panel_frac <= 0.5:

@@ -52,7 +52,10 @@ class ScaleConfig:
 
     def __post_init__(self) -> None:
         if min(self.gain_sd, self.offset_sd, self.threshold_sd) < 0 or not self.noise > 0:
-            raise ConfigError(f"PopulationConfig.scales: found {self}; expected sds ≥ 0 and noise > 0")
+            raise ConfigError(
+                f"PopulationConfig.scales: found gain_sd={self.gain_sd}, offset_sd={self.offset_sd}, "
+                f"threshold_sd={self.threshold_sd}, noise={self.noise}; expected sds ≥ 0 and noise > 0"
+            )
 
 
 @dataclass(frozen=True)

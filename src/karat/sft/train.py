@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from karat.config import in_range
 from karat.errors import ConfigError, InputError
 from karat.identity import content_id
 from karat.lm import losses, parallel
@@ -58,6 +60,11 @@ class SFTConfig:
                 f"sft: found epochs={self.epochs}, batch_size={self.batch_size}, learning_rate={self.learning_rate}, "
                 f"token_budget={self.token_budget}; expected all of them positive"
             )
+        if not 0 <= self.warmup_frac < 1 or self.max_grad_norm <= 0:
+            raise ConfigError(
+                f"sft: found warmup_frac={self.warmup_frac}, max_grad_norm={self.max_grad_norm}; expected [0, 1) and > 0"
+            )
+        in_range("sft", self, 0, inf, "weight_decay", "checkpoint_every")
 
     def n_steps(self, n_examples: int) -> int:
         """Optimiser steps for that many demonstrations, at least 1."""

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from karat.config import build, plain
-from karat.errors import InputError
+from karat.damaged import damage_named
+from karat.errors import ConfigError, InputError
 from karat.feedback.additions import one_group
 from karat.feedback.documents import add_questions, questions
 from karat.feedback.schema import StoredJudgement
 from karat.feedback.store import Provenance, Store
 from karat.questions import Question
-from karat.records import Annotator, Judgement, Prompt, Response, Task
+from karat.records import ORIGINS, Annotator, Judgement, Prompt, Response, Task
 from karat.rowfiles import Row, turns_of
 
 FORMAT = "karat-judgement-1"
@@ -85,7 +86,7 @@ def import_event_rows(store: Store, rows: Iterable[Row]) -> EventSummary:
     read: list[_Read] = []
     raters: dict[str, Annotator] = {}
     for row in rows:
-        with row.named():
+        with row.named(), damage_named(row.at, "a judgement", InputError, expected="one that karat exported"):
             if row.need("format", str) != FORMAT:
                 raise InputError(f"found the format {row.values['format']!r}; expected {FORMAT!r}")
             if not row.get("erased", bool, False):
@@ -128,10 +129,18 @@ def _read(row: Row) -> _Read:
     ids = tuple(response.id for response in responses)
     task = Task(prompt.id, ids, **_fields(row, "task", TASK_FIELDS))
     question = row.get("question", dict)
-    asked = None if question is None else build(Question, question)
+    try:
+        asked = None if question is None else build(Question, question)
+    except ConfigError as error:
+        raise InputError(f"found a question that is none ({error})") from None
     if task.question != ("" if asked is None else asked.id):
         raise InputError(f"found the question {task.question!r} with another content; expected its own")
     annotator = Annotator(**_fields(row, "annotator", ("id", "origin", "group")))
+    if annotator.origin not in ORIGINS or not all(isinstance(one.sample, int) for one in responses):
+        raise InputError(
+            f"found the origin {annotator.origin!r} and samples {[one.sample for one in responses]}; expected one of "
+            f"{', '.join(ORIGINS)}, and whole numbers"
+        )
     event = _fields(row, "judgement", EVENT_FIELDS)
     judgement = Judgement(
         task_id=task.id,

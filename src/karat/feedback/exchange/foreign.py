@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from karat.damaged import damage_named
 from karat.errors import InputError
 from karat.feedback.exchange.events import EventSummary, event_rows, import_event_rows
 from karat.feedback.store import Store
@@ -23,7 +24,7 @@ from karat.feedback.work.queueing import planned_tasks
 from karat.identity import file_hash
 from karat.ledger.artifacts import write_text
 from karat.records import KINDS, WORD_KINDS, Annotator, Judgement, Kind, Prompt, Response, Task, user_prompt
-from karat.rowfiles import MAX_LINE_BYTES, Row, turns_of
+from karat.rowfiles import MAX_LINE_BYTES, Row, text_fault, texts_in, turns_of
 
 CARRIED = "karat"
 """Name under which an exported record carries karat's own rows."""
@@ -182,10 +183,13 @@ def _import(
         at = f"{path}: record {number}"
         if not isinstance(record, dict):
             raise InputError(f"{at}: found {str(record)[:60]!r}; expected an object")
-        own, rest = carried(record)
-        rows += [Row(values, path, number) for values in own]
-        if not own or rest.get("responses") or rest.get("annotations"):
-            foreign += answers(rest, at, names)
+        if fault := next(filter(None, map(text_fault, texts_in(record))), ""):
+            raise InputError(f"{at}: {fault}")
+        with damage_named(at, "a record", InputError, expected="one as the tool exports it"):
+            own, rest = carried(record)
+            rows += [Row(values, path, number) for values in own]
+            if not own or rest.get("responses") or rest.get("annotations"):
+                foreign += answers(rest, at, names)
     own_summary = import_event_rows(store, rows) if rows else EventSummary(0, 0, 0, 0, 0)
     other = _store(store, path, foreign) if foreign else EventSummary(0, 0, 0, 0, 0)
     if not rows and not foreign:
