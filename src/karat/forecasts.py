@@ -15,11 +15,14 @@ from scipy import stats as distributions
 from karat.errors import ConvergenceError, InputError
 from karat.records import Estimate
 from karat.resampling import (
+    FEW_CLUSTERS,
     N_DRAWS,
     Draws,
+    Ends,
     cluster_bootstrap,
     cluster_sums,
     cluster_weights,
+    jackknife_interval,
     needed_rng,
     not_estimable,
     paired_rows,
@@ -43,7 +46,7 @@ def ece(
     level: float = 0.95,
     n_draws: int = N_DRAWS,
 ) -> Estimate:
-    """Expected calibration error: Σ_bins (n_b / n) · |mean probability − mean outcome|.
+    """Expected calibration error: Σ_bins (n_b / n) · |mean probability − mean outcome|, its interval as `cluster_bootstrap` has it.
 
     Args:
         probabilities: of outcome 1.    outcomes: in [0, 1].    n_bins: of equal width over [0, 1].
@@ -66,6 +69,9 @@ def ece(
     what = f"ECE in {n_bins} bins of equal width"
     if rng is None or n_clusters < 2:
         return _without_interval(value, n_clusters, what, rng)
+    if n_clusters < FEW_CLUSTERS:
+        without = np.abs(gaps.sum(0) - gaps).sum(1) / (counts.sum() - counts)
+        return jackknife_interval(value, without, level=level, what=what, within=(0.0, 1.0))
     draws = np.concatenate([np.abs(w @ gaps).sum(1) / (w @ counts) for w in cluster_weights(n_clusters, rng, n_draws)])
     return percentile_interval(value, draws, n_clusters, level=level, what=what)
 
@@ -153,7 +159,9 @@ def auroc(
     x, y = paired_rows("auroc", scores, outcomes)
     if not np.isin(y, (0, 1)).all():
         raise InputError("auroc: found outcomes besides 0 and 1; expected two classes")
-    return _bootstrap(lambda rows: _auroc(x[rows], y[rows] == 1), x.size, clusters, rng, "AUROC", level, n_draws)
+    return _bootstrap(
+        lambda rows: _auroc(x[rows], y[rows] == 1), x.size, clusters, rng, "AUROC", level, n_draws, within=(0.0, 1.0)
+    )
 
 
 def spearman(
@@ -169,7 +177,7 @@ def spearman(
     a, b = paired_rows("spearman", x, y)
     return _bootstrap(
         lambda rows: _correlation(distributions.rankdata(a[rows]), distributions.rankdata(b[rows])),
-        a.size, clusters, rng, "Spearman correlation", level, n_draws,
+        a.size, clusters, rng, "Spearman correlation", level, n_draws, within=(-1.0, 1.0),
     )  # fmt: skip
 
 
@@ -181,12 +189,14 @@ def _bootstrap(
     what: str,
     level: float,
     n_draws: int,
+    *,
+    within: Ends | None = None,
 ) -> Estimate:
     labels = _labels(n_rows, clusters)
     n_clusters = len(np.unique(labels))
     if rng is not None or n_rows == 0:
         generator = np.random.default_rng(0) if rng is None else rng  # with no rows nothing is drawn
-        return cluster_bootstrap(statistic, labels, generator, n_draws, level=level, what=what)
+        return cluster_bootstrap(statistic, labels, generator, n_draws, level=level, what=what, within=within)
     try:
         value = float(statistic(np.arange(n_rows)))
     except ConvergenceError:

@@ -267,11 +267,19 @@ def quantile_estimate(
     level: float = 0.95,
     n_draws: int = N_DRAWS,
 ) -> Estimate:
-    """A quantile (linear interpolation between order statistics) with a bootstrap interval."""
+    """A quantile (linear interpolation between order statistics) with a bootstrap interval over ten clusters or more.
+
+    With fewer it has none: a bootstrap of three to nine clusters holds a .9-quantile in .6 to .75 of the cases where it
+    says .95, and the jackknife, which leaves one out at a time, in about .83 (`bench/few_clusters_study.py`).
+    """
     x = finite_row("quantile_estimate", values)
-    labels = np.arange(x.size) if clusters is None else clusters
+    labels = np.arange(x.size) if clusters is None else np.asarray(clusters)
     generator = needed_rng(rng, "quantile_estimate")
     what = f"{q:g}-quantile"
+    n = len(np.unique(labels))
+    if 0 < n < FEW_CLUSTERS and labels.shape == x.shape:
+        need = f"no interval: found {n} cluster{'s' * (n != 1)}, a quantile's needs {FEW_CLUSTERS}"
+        return Estimate(float(np.quantile(x, q)), None, None, n, f"{what}; {need}")
     return cluster_bootstrap(lambda r: float(np.quantile(x[r], q)), labels, generator, n_draws, level=level, what=what)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from karat.errors import ConvergenceError, InputError
 from karat.feedback.quality.population import checked_target, rake, weighted_win_rate
+from karat.stats import mean_estimate
 
 TARGET = {"gender": {"woman": 0.5, "man": 0.5}, "age": {"young": 0.3, "middle": 0.4, "old": 0.3}}
 
@@ -119,6 +120,27 @@ def test_the_interval_covers():
         found = weighted_win_rate(rng.random(1500) < likes[who], who, people, TARGET, rng, n_draws=80)
         inside += found.weighted.low < 0.3 * 0.8 + 0.7 * 0.4 + 0.05 < found.weighted.high
     assert inside >= 12  # binomial(16, .93) is below 12 in 1 of 300 cases; some draws have few old raters
+
+
+def test_few_raters_are_left_out_in_turn():
+    votes = np.array([1, 1, 0, 1, 0, 0, 1, 1, 0, 1, 1, 0], dtype=float)
+    who, people = np.arange(12) // 2, {"gender": ["man", "woman"] * 3}
+    found = weighted_win_rate(votes, who, people, {"gender": {"man": 0.5, "woman": 0.5}}, np.random.default_rng(0))
+    means = votes.reshape(6, 2).mean(1)
+    plain = mean_estimate(means)
+    assert (found.unweighted.low, found.unweighted.high) == (
+        pytest.approx(plain.low, abs=1e-9), pytest.approx(plain.high, abs=1e-9)
+    )  # fmt: skip
+    assert "jackknife over 6 clusters" in found.weighted.method
+    alone = weighted_win_rate(
+        votes,
+        who,
+        {"gender": ["man"] + ["woman"] * 5},
+        {"gender": {"man": 0.5, "woman": 0.5}},
+        np.random.default_rng(0),
+    )
+    assert alone.weighted.low is None
+    assert "undefined without 1 of 6" in alone.weighted.method
 
 
 def test_what_cannot_be_weighted_is_said():

@@ -119,6 +119,24 @@ def test_served_names_the_worst_group_and_tenth():
         served(right, person[1:], rng)
 
 
+def test_the_worst_of_groups_of_few_people_lies_between_the_least_ends_of_their_intervals():
+    def drawn(seed, sizes):
+        rng = np.random.default_rng(seed)
+        group = np.repeat(np.arange(len(sizes)), sizes)
+        person = np.repeat(np.arange(len(group)), 12)
+        chance = np.clip(rng.normal(0.7, 0.15, len(group)), 0.05, 0.95)  # people differ, groups do not
+        right = (rng.random(len(person)) < chance[person]).astype(float)
+        return served(right, person, rng, group=group, groups=list("abc")[: len(sizes)], n_draws=100).worst_group
+
+    found = drawn(0, (4, 12))
+    assert found.low < found.value < found.high
+    assert found.n == 16
+    assert "least ends of 2 groups' intervals over people at 97.5 % each" in found.method
+    hits = [one.low <= 0.7 <= one.high for one in (drawn(seed, (3, 4, 3)) for seed in range(200))]
+    assert np.mean(hits) > 0.93
+    assert "a group has 1 person" in drawn(1, (1, 12)).method
+
+
 def test_chance_alone_explains_the_worst_tenth_of_equals():
     rng = np.random.default_rng(3)
     person = np.repeat(np.arange(200), 20)

@@ -11,7 +11,7 @@ from scipy import stats as distributions
 
 from karat import stats
 from karat.errors import InputError
-from karat.resampling import cluster_weights
+from karat.resampling import cluster_sums, cluster_weights, jackknife_interval, percentile_interval
 from reference import stats_loops
 
 
@@ -116,8 +116,9 @@ def test_of_few_clusters_a_bootstrap_covers_too_little_and_the_interval_does_not
         return np.repeat(g.normal(size=n), sizes) + 1.5 * g.normal(size=sizes.sum()), np.repeat(np.arange(n), sizes)
 
     def bootstrap(g):
-        values, clusters = world(g)
-        return stats.cluster_bootstrap(lambda rows: float(values[rows].mean()), clusters, g, 200)
+        sums, counts = cluster_sums("", *world(g))
+        weights = np.concatenate(cluster_weights(n, g, 200))
+        return percentile_interval(0.0, weights @ sums / (weights @ counts), n, level=0.95, what="mean")
 
     # 2,000 worlds: the sd of a coverage of 0.95 is 0.005; unequal sizes cost some
     assert 0.92 < coverage(lambda g: stats.mean_estimate(*world(g), g), 0.0, 2000) < 0.96
@@ -131,6 +132,69 @@ def test_a_share_of_few_clusters_has_wilsons_interval_with_their_variance():
     assert (found.low, found.high) == pytest.approx((both.low, both.high), abs=1e-12)
     assert found.method == "proportion, Wilson score interval over 3 clusters, t with 2 degrees, 95 %"
     assert 0 < found.low < 0.7 < found.high < 1
+
+
+@pytest.mark.parametrize("n", [3, 8])
+def test_a_statistic_of_few_clusters_has_the_jackknifes_interval_which_covers(n):
+    """AUROC where clusters differ in how high they score: .5 on average over clusters that score alike."""
+
+    def world(g):
+        c = np.repeat(np.arange(n), g.integers(5, 40, n))
+        y = (g.random(len(c)) < 1 / (1 + np.exp(-0.7 * g.normal(size=n)[c]))).astype(float)
+        return 0.7 * g.normal(size=n)[c] + g.normal(size=len(c)), y, c
+
+    def few(g):
+        scores, y, c = world(g)
+        return stats.auroc(scores, y, clusters=c, rng=g)
+
+    def bootstrap(g):
+        scores, y, c = world(g)
+        rows = [np.flatnonzero(c == k) for k in range(n)]
+        drawn = (np.concatenate([rows[k] for k in g.integers(0, n, n)]) for _ in range(100))
+        values = [stats.auroc(scores[one], y[one]).value for one in drawn]
+        return percentile_interval(0.5, np.array(values, dtype=float), n, level=0.95, what="AUROC")
+
+    # truth ½: scores say nothing of the outcome; 300 worlds: the sd of a coverage of 0.95 is 0.013
+    assert 0.915 < coverage(few, 0.5, 300) < 0.99
+    assert coverage(bootstrap, 0.5, 60) < 0.9
+
+
+def test_the_jackknife_of_a_mean_of_equal_clusters_is_students_t():
+    values, clusters = rng().normal(size=20), np.arange(20) // 4
+    found = stats.cluster_bootstrap(lambda rows: float(values[rows].mean()), clusters, rng(1), what="mean")
+    plain = stats.mean_estimate(values, clusters, rng(1))
+    assert (found.low, found.high, found.n) == (
+        pytest.approx(plain.low, abs=1e-12),
+        pytest.approx(plain.high, abs=1e-12),
+        5,
+    )
+    assert found.method == "mean, jackknife over 5 clusters, t interval, 95 %"
+
+
+def test_the_jackknife_takes_the_spread_around_the_statistic_and_ends_where_it_ends():
+    without = np.array([0.8, 0.9, 0.95])
+    found = jackknife_interval(0.9, without, level=0.9, what="AUROC", within=(0.0, 1.0))
+    half = distributions.t.ppf(0.95, 2) * np.sqrt(2 / 3 * (0.1**2 + 0.05**2))
+    assert (found.low, found.high) == (pytest.approx(0.9 - half, abs=1e-12), 1.0)
+    alike = jackknife_interval(1.0, np.ones(4), level=0.95, what="AUROC")
+    assert (alike.value, alike.low, alike.method) == (
+        1.0, None, "AUROC; no interval: the same without any one of 4 clusters"
+    )  # fmt: skip
+
+
+def test_a_quantile_of_few_clusters_has_no_interval():
+    found = stats.quantile_estimate(np.arange(90.0), 0.9, np.arange(90) // 10, rng())
+    assert (found.value, found.low, found.n) == (pytest.approx(80.1), None, 9)
+    assert "found 9 clusters, a quantile's needs 10" in found.method
+
+
+def test_a_calibration_error_of_few_clusters_leaves_one_out_in_turn():
+    p, y = forecasts(60)
+    clusters = np.arange(60) // 10
+    found = stats.ece(p, y, clusters=clusters, rng=rng())
+    without = [stats.ece(p[clusters != k], y[clusters != k]).value for k in range(6)]
+    wanted = jackknife_interval(found.value, np.array(without), level=0.95, what="", within=(0.0, 1.0))
+    assert (found.low, found.high) == (pytest.approx(wanted.low, abs=1e-12), pytest.approx(wanted.high, abs=1e-12))
 
 
 def test_paired_difference_is_narrower_than_its_parts_and_exact_for_a_constant_shift():
@@ -249,6 +313,9 @@ def test_what_cannot_be_estimated_is_none_with_the_reason():
     for figure in (stats.ece, stats.brier, stats.nll, stats.auroc, stats.spearman, stats.calibration_slope):
         assert figure([], []).value is None
     rare = stats.auroc([1.0, 2.0, 3.0, 4.0], [0, 0, 0, 1], rng=rng(), n_draws=200)
+    assert (rare.value, rare.low) == (1.0, None)
+    assert "undefined without 1 of 4 clusters" in rare.method
+    rare = stats.auroc(np.arange(12.0), [0] * 11 + [1], rng=rng(), n_draws=200)
     assert (rare.value, rare.low) == (1.0, None)
     assert "undefined on" in rare.method
 

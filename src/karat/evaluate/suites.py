@@ -180,7 +180,7 @@ def ties_score(rows: Sequence[tuple[SuiteItem, Sequence[float]]]) -> tuple[Estim
     prompt, and gap g = worst right − best wrong: preferred g_tied > d; hard min(g_ref, g_tied) > d; margin
     tanh(min(g_ref, g_tied)/d − 1), where 0/0 counts 0. Accuracies over all prompts of a kind, the rest over those with both.
 
-    Returns: the interval of the score is the percentile bootstrap over prompts.
+    Returns: the interval of the score is that of `cluster_bootstrap` over prompts.
     Raises: InputError for an id that is not `ref:n` or `tied:n`, an item without right or wrong responses, a tied item
         with one right response.
     Source: allenai/reward-bench@05a9005, rewardbench/utils.py `process_single_model`.

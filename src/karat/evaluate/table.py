@@ -144,6 +144,7 @@ def reward_distance(samples: PolicySamples, rng: np.random.Generator, *, n_draws
         rng,
         n_draws,
         what="EPIC-type distance",
+        within=(0.0, 1.0),
     )
 
 

@@ -8,6 +8,7 @@ Dimension letters: C comparisons, P pairs, d features, U people.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 
 from karat.errors import InputError
 from karat.records import Estimate
-from karat.resampling import percentile_interval
+from karat.resampling import FEW_CLUSTERS, jackknife_interval, percentile_interval
 from karat.reward.linear_votes import LinearFit, LinearVotes, fit_linear
 
 MOST_FLIPS = 20
@@ -34,7 +35,8 @@ class SideBySide:
     flips: tuple[int, ...]
     """Positions of the pairs whose preferred response changes, the largest change first."""
     flip_share: Estimate
-    """Share of the pairs that flip, interval over raters drawn with replacement, both fits redone."""
+    """Share of the pairs that flip, interval over raters drawn with replacement (of fewer than ten the jackknife's),
+    both fits redone."""
     noise_share: float | None
     """Share that flips between the unweighted fit and its own redraws: what chance alone would flip."""
 
@@ -67,19 +69,26 @@ def side_by_side(
     before, after = pairs @ plain.theta, pairs @ raked.theta
     changed = np.flatnonzero(before * after < 0)
     order = changed[np.argsort(-np.abs(before - after)[changed], kind="stable")]
-    draws, noise = np.full(n_draws, np.nan), np.full(n_draws, np.nan)
-    for draw in range(n_draws):
-        times = rng.multinomial(votes.n_users, np.full(votes.n_users, 1 / votes.n_users)).astype(float)
+
+    def redone(times: np.ndarray) -> tuple[float, float]:
+        """Shares that flip by the weights, and between the unweighted fits, where each rater is there so many times."""
         one = fit_linear(votes, weights=times[votes.user], start=plain, **prior)
         two = fit_linear(votes, weights=(times * weights)[votes.user], start=raked, **prior)
-        draws[draw] = ((pairs @ one.theta) * (pairs @ two.theta) < 0).mean() if len(pairs) else np.nan
-        noise[draw] = (before * (pairs @ one.theta) < 0).mean() if len(pairs) else np.nan
+        scores = pairs @ one.theta
+        flips = (scores * (pairs @ two.theta) < 0, before * scores < 0)
+        return (float(flips[0].mean()), float(flips[1].mean())) if len(pairs) else (math.nan, math.nan)
+
+    n = votes.n_users
+    draws = np.array([redone(rng.multinomial(n, np.full(n, 1 / n)).astype(float)) for _ in range(n_draws)])
     share = float((before * after < 0).mean()) if len(pairs) else 0.0
     what = "share of pairs whose preference flips when raters are weighted to the target"
-    return SideBySide(
-        plain, raked, tuple(order.tolist()), percentile_interval(share, draws, votes.n_users, level=0.95, what=what),
-        float(noise.mean()) if len(pairs) else None,
-    )  # fmt: skip
+    if n < FEW_CLUSTERS:
+        without = np.array([redone(times)[0] for times in 1 - np.eye(n)])
+        found = jackknife_interval(share, without, level=0.95, what=what, within=(0.0, 1.0))
+    else:
+        found = percentile_interval(share, draws[:, 0], n, level=0.95, what=what)
+    noise = float(draws[:, 1].mean()) if len(pairs) else None
+    return SideBySide(plain, raked, tuple(order.tolist()), found, noise)
 
 
 def named_flips(

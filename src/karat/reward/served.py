@@ -14,7 +14,15 @@ import numpy as np
 
 from karat.errors import InputError
 from karat.records import Estimate
-from karat.resampling import N_DRAWS, cluster_sums, cluster_weights, not_estimable, percentile_interval
+from karat.resampling import (
+    FEW_CLUSTERS,
+    N_DRAWS,
+    cluster_sums,
+    cluster_weights,
+    not_estimable,
+    percent,
+    percentile_interval,
+)
 from karat.stats import proportion
 
 DECILE = 0.1
@@ -129,12 +137,31 @@ def _worst_group(
     known = [(name, one.value) for name, one in by_group if one.value is not None]
     if group is None or len(known) < 2:
         return not_estimable("fewer than two groups have held-out votes", len(known))
-    draws = []
-    for g, (_, estimate) in enumerate(by_group):
-        if estimate.value is not None:
-            mine = np.asarray(group)[person] == g
-            sums, counts = cluster_sums("served", right[mine], person[mine])
-            draws.append(np.concatenate([w @ sums / (w @ counts) for w in cluster_weights(len(sums), rng, n_draws)]))
     name, value = min(known, key=lambda pair: pair[1])
     what = f"accuracy of the worst-served group ({name})"
+    rows = [np.asarray(group)[person] == g for g, (_, estimate) in enumerate(by_group) if estimate.value is not None]
+    if min(len(np.unique(person[mine])) for mine in rows) < FEW_CLUSTERS:
+        return _worst_of_few(what, value, [(right[mine], person[mine]) for mine in rows], rng, n_draws)
+    draws = []
+    for mine in rows:
+        sums, counts = cluster_sums("served", right[mine], person[mine])
+        draws.append(np.concatenate([w @ sums / (w @ counts) for w in cluster_weights(len(sums), rng, n_draws)]))
     return percentile_interval(value, np.min(draws, axis=0), len(np.unique(person)), level=0.95, what=what)
+
+
+def _worst_of_few(
+    what: str, value: float, groups: Sequence[tuple[np.ndarray, np.ndarray]], rng: np.random.Generator, n_draws: int
+) -> Estimate:
+    """The worst group's accuracy where a group has few people, of whom a bootstrap would show too little spread.
+
+    Where all k groups' intervals at 1 − .05/k hold, the least of their true accuracies lies between the least of their
+    lower and the least of their upper ends.
+    """
+    level = 1 - 0.05 / len(groups)
+    each = [proportion(outcomes, people, rng, level=level, n_draws=n_draws) for outcomes, people in groups]
+    n = sum(len(np.unique(people)) for _, people in groups)
+    lows, highs = ([getattr(one, end) for one in each if one.low is not None] for end in ("low", "high"))
+    if len(lows) < len(each):
+        return Estimate(value, None, None, n, f"{what}; no interval: a group has 1 person, an interval needs 2")
+    method = f"{what}, least ends of {len(groups)} groups' intervals over people at {percent(round(level, 4))} each, {percent(0.95)}"
+    return Estimate(value, min(lows), min(highs), n, method)

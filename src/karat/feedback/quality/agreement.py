@@ -6,6 +6,7 @@ raters; a consensus is somebody else's view.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from typing import Literal
 
@@ -16,7 +17,7 @@ from karat.errors import InputError
 from karat.feedback.quality.answer_table import AnswerTable, vote_table
 from karat.feedback.quality.coefficients import COEFFICIENTS, Coefficient
 from karat.records import Estimate, Vote
-from karat.resampling import cluster_weights
+from karat.resampling import FEW_CLUSTERS, cluster_weights, jackknife_interval
 from karat.stats import wilson
 
 Over = Literal["item", "annotator"]
@@ -71,8 +72,8 @@ def coefficient(
 
     Args:
         name: one of `COEFFICIENTS`.    rng: draws the items, or the groups of raters.
-        over: "item" = other items might have been asked: percentile bootstrap of items. "annotator" = other raters
-            might have answered: jackknife over 20 groups of raters, t interval. Report both; the wider one counts.
+        over: "item" = other items might have been asked: percentile bootstrap of items, jackknife below ten. "annotator" =
+            other raters might have answered: jackknife over 20 groups of raters, t interval. Report both; the wider one counts.
     Returns: value None with method "undefined: …" where no item has two answers, or where the answers do not vary.
         The interval is None, with the reason in the method, where it would have no width (all agree) or cannot be had.
     Raises: InputError for an unknown name, for Cohen's kappa without exactly two raters, and where values that are not
@@ -93,6 +94,8 @@ def coefficient(
         return Estimate(None, None, None, n, NO_VARIATION)
     if over == "annotator":
         return _jackknife(table, measure, rng, value, name)
+    if n_items < FEW_CLUSTERS:
+        return _few_items(evaluate(1 - np.eye(n_items)), value, name)
     draws = np.concatenate([evaluate(weights) for weights in cluster_weights(n_items, rng, n_draws)])
     return _bootstrap(draws, value, n_items, name)
 
@@ -165,6 +168,20 @@ def rater_agreement(table: AnswerTable) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
+def _few_items(without: np.ndarray, value: float, name: str) -> Estimate:
+    """Interval of fewer than ten items: the jackknife's, from the values without each of them."""
+    if name == "agreement" and value in (0.0, 1.0):
+        return _all_alike(value, len(without))
+    return jackknife_interval(
+        value, without, level=LEVEL, what=name, within=(0.0 if name == "agreement" else -math.inf, 1.0)
+    )
+
+
+def _all_alike(value: float, n: int) -> Estimate:
+    ends = wilson(value * n, n, level=LEVEL)
+    return Estimate(value, ends.low, ends.high, n, f"agreement; {LEVEL:.0%} Wilson interval on items (all are alike)")
+
+
 def _bootstrap(draws: np.ndarray, value: float, n: int, name: str) -> Estimate:
     known = draws[np.isfinite(draws)]
     low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(known) else (value, value)
@@ -172,8 +189,7 @@ def _bootstrap(draws: np.ndarray, value: float, n: int, name: str) -> Estimate:
         method = f"{name}; {LEVEL:.0%} percentile bootstrap over items, {len(known)} draws"
         return Estimate(value, float(low), float(high), n, method)
     if name == "agreement" and value in (0.0, 1.0):
-        ends = wilson(value * n, n, level=LEVEL)
-        return Estimate(value, ends.low, ends.high, n, f"{name}; {LEVEL:.0%} Wilson interval on items (all are alike)")
+        return _all_alike(value, n)
     if len(known) < LEVEL * len(draws):
         why = f"undefined on {len(draws) - len(known)} of {len(draws)} draws of items"
     else:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from karat.errors import ConvergenceError, InputError
 from karat.records import Estimate
-from karat.resampling import paired_rows, percentile_interval
+from karat.resampling import FEW_CLUSTERS, jackknife_interval, paired_rows, percentile_interval
 
 IMBALANCE = 0.10
 """ASMD above which a category counts as out of balance (Austin 2009, Statistics in Medicine 28, pp. 3083–3107)."""
@@ -142,7 +142,8 @@ def weighted_win_rate(
     Args:
         outcomes: of each vote, in [0, 1], a tie ½.    annotator: index of its rater into the categories.
         rng: draws raters with replacement; the weights are fitted anew on each draw, as they would be on other raters.
-    Returns: 95 % percentile intervals; None where more than 5 % of the draws lack a category of the target.
+    Returns: 95 % percentile intervals, of fewer than ten raters the jackknife's; None where more than 5 % of the draws, or
+        one of the few that are left out in turn, lack a category of the target.
     """
     y, w = paired_rows("weighted_win_rate", outcomes, annotator)
     shares = checked_target(target)
@@ -161,9 +162,10 @@ def weighted_win_rate(
     cells, place = np.unique(codes, axis=0, return_inverse=True)
     place = place.ravel()
     goals = [np.where(np.isin(np.arange(len(goal)), column), goal, 0.0) for column, goal in _pairs(codes, shares)]
-    draws = np.full((n_draws, 2), np.nan)
-    for draw in range(n_draws):
-        chosen = rng.integers(0, len(voted), len(voted))
+    few = len(voted) < FEW_CLUSTERS
+    draws = np.full((len(voted) if few else n_draws, 2), np.nan)
+    for draw in range(len(draws)):
+        chosen = np.delete(np.arange(len(voted)), draw) if few else rng.integers(0, len(voted), len(voted))
         draws[draw, 0] = means[chosen].mean()
         counts = np.bincount(place[chosen], minlength=len(cells)).astype(float)
         weights = _redrawn(cells, counts, goals, trim)
@@ -174,8 +176,10 @@ def weighted_win_rate(
     names = ("win rate, raters alike", "win rate, raters weighted to the target", "weighted − unweighted win rate")
     values = (plain, weighted, weighted - plain)
     found = [
-        percentile_interval(value, column, len(voted), level=0.95, what=name)
-        for value, column, name in zip(values, columns, names, strict=True)
+        jackknife_interval(value, column, level=0.95, what=name, within=ends)
+        if few
+        else percentile_interval(value, column, len(voted), level=0.95, what=name)
+        for value, column, name, ends in zip(values, columns, names, ((0, 1), (0, 1), (-1, 1)), strict=True)
     ]
     return WeightedRate(*found)
 
