@@ -53,7 +53,7 @@ def examine(directory: Path | None = None) -> list[Check]:
         Check(
             "KARAT_DATA",
             bool(data) and Path(data or "").is_dir(),
-            data or "not set; only examples and tests on real votes need it",
+            data or "not set; only tests and studies on real votes need it",
             needed=False,
         ),
     ]

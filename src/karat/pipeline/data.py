@@ -38,6 +38,22 @@ class Texts:
     """[P][N] True = ended by a stop token."""
 
 
+def check_given(section: str, files: Mapping[str, Path | None], model: Path | None = None) -> None:
+    """Raise InputError, in one line, for everything that a source is to read and that is not there.
+
+    Args:
+        section: of the configuration.    files: by their keys in it; None = not asked for.    model: of the key `model`.
+    """
+    missing = {key: f"{path}: no such file" for key, path in files.items() if path is not None and not path.exists()}
+    if model is not None and not model.is_dir():
+        missing["model"] = f"{model}: found no directory; expected a model's"
+    if missing:
+        settings = " ".join(f"--set {section}.{key}=…" for key in missing)
+        raise InputError(
+            f"{'; '.join(missing.values())}; put it there, or give the path in the configuration or with {settings}"
+        )
+
+
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """One JSON object a line, atomically."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows))

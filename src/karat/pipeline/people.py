@@ -23,7 +23,7 @@ from karat.feedback.store import Store
 from karat.feedback.work.gates import over_budget
 from karat.lm.chat import prompt_tokens
 from karat.lm.load import load_lm
-from karat.pipeline.data import write_source_files
+from karat.pipeline.data import check_given, write_source_files
 from karat.pipeline.preferences import FRACTIONS, check_context
 from karat.pipeline.settings import RunConfig
 from karat.pipeline.stages import StageResult, Workplace
@@ -44,6 +44,7 @@ def write_source(config: RunConfig, place: Workplace) -> StageResult:
     """Read the prompts, leave out what does not fit the model, part them, write the demonstrations among them."""
     settings = config.people
     assert settings is not None
+    check_given("people", {"prompts": settings.prompts}, settings.model)
     lm = load_lm(settings.model)
     prompts = read_prompts(settings.prompts)
     fits = [p for p in prompts if len(prompt_tokens(lm.tokenizer, p.turns)) <= settings.max_prompt_tokens]

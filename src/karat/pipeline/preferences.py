@@ -18,7 +18,7 @@ from karat.feedback.store import Store, open_store
 from karat.ledger.artifacts import write_json
 from karat.lm.chat import prompt_tokens, response_tokens
 from karat.lm.load import LoadedLM, load_lm
-from karat.pipeline.data import write_source_files
+from karat.pipeline.data import check_given, write_source_files
 from karat.pipeline.settings import PreferencesSettings, RunConfig
 from karat.pipeline.stages import Output, StageResult, Workplace
 from karat.prompts.splits import split
@@ -33,6 +33,7 @@ def write_source(config: RunConfig, place: Workplace) -> StageResult:
     """Read the file, leave out what does not fit the model, part the prompts, write demonstrations."""
     settings = config.preferences
     assert settings is not None
+    check_given("preferences", {"path": settings.path}, settings.model)
     lm = load_lm(settings.model)
     with open_store(place.directory / "karat.db") as store:
         fill(store, settings)

@@ -28,7 +28,7 @@ from karat.lm import parallel
 from karat.lm.load import load_encoder, load_lm
 from karat.lm.trackers import TrackerName, check_trackers
 from karat.lm.ways import Attending, in_ways
-from karat.pipeline.data import check_raters, level_counts, one_rater
+from karat.pipeline.data import check_given, check_raters, level_counts, one_rater
 from karat.pipeline.model_settings import PRODUCTS, Dtype, dtype_key
 from karat.pipeline.models import model_refs
 from karat.pipeline.reporting import write_report
@@ -147,8 +147,10 @@ def run_once(config: VotesConfig, *, seed: int, directory: Path, progress: Progr
         parallel.from_main(lambda: write_json(directory / "config.json", plainly))
         check_trackers(config.tracking)
         run = Run(directory.resolve(), seed, progress, config.tracking)
-        files = [path for path in (config.votes.path, config.votes.texts, config.votes.consensus) if path is not None]
-        given = tuple(ref_of(run.directory, _existing(path).resolve(), "file", path.name) for path in files)
+        named = {key: getattr(config.votes, key) for key in ("path", "texts", "consensus")}
+        check_given("votes", named)
+        files = [path for path in named.values() if path is not None]
+        given = tuple(ref_of(run.directory, path.resolve(), "file", path.name) for path in files)
         parallel.from_main(lambda: check_same_files(run, given))
         imported = run.stage("collect", inputs=given, config=config.votes, work=partial(take_in, config, seed))
         check_raters(imported.metrics.get("one_rater", False), allow_one=config.allow_one_rater)
@@ -356,9 +358,3 @@ def _majority(snapshot: Snapshot) -> list[Consensus]:
         sign = (doubled > 0) - (doubled < 0)
         balance[a, b] = balance.get((a, b), 0) + (sign if vote.a == a else -sign)
     return [Consensus(a, b, a if n > 0 else b if n < 0 else None) for (a, b), n in balance.items()]
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give the path in the configuration or with --set votes.path=…")
-    return path
