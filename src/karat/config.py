@@ -54,7 +54,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error}") from None
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; `karat init` writes a commented configuration") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
@@ -84,7 +84,7 @@ def apply_overrides(config: Mapping[str, Any], overrides: Sequence[str]) -> dict
                 raise ConfigError(f"--set {override}: {key!r} holds a plain value, not a section")
         try:
             target[keys[-1]] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, RecursionError) as error:
             raise ConfigError(f"--set {override}: not readable as YAML ({' '.join(str(error).split())})") from None
     return result
 

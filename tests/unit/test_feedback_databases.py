@@ -123,7 +123,7 @@ def test_words_in_a_log_can_be_taken_out_and_nothing_else(new_address):
 
 def test_what_a_column_does_not_hold_is_refused_on_both(new_address):
     store = small_store(new_address("k"))
-    with pytest.raises(StoreError, match="found a submission of 201 characters; expected at most 200"):
+    with pytest.raises(StoreError, match="found submission of 201 characters; expected at most 200"):
         store.submit(vote(store.tasks()[0], "r0", key="k" * 201))
 
 

@@ -219,7 +219,7 @@ def _check_new(connection: Connection, new: Sequence[Judgement], places: Mapping
 def _check_lengths(judgement: Judgement) -> None:
     for what, text in (("submission", judgement.submission), ("annotator", judgement.annotator)):
         if len(text) > MOST_KEY:
-            raise StoreError(f"judgement: found a {what} of {len(text)} characters; expected at most {MOST_KEY}")
+            raise StoreError(f"judgement: found {what} of {len(text)} characters; expected at most {MOST_KEY}")
 
 
 def _check_texts(judgement: Judgement, task: Any) -> None:

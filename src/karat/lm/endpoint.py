@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 from karat.errors import ConfigError, InputError
+from karat.lm.addresses import is_address
 from karat.records import Prompt
 from karat.seeding import child_seed
 
@@ -106,7 +107,7 @@ class Endpoint:
     """Environment variable with the key to send; where it is not set none is sent."""
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
+        if not is_address(self.url):
             raise ConfigError(f"endpoint: found {self.url!r}; expected an address like http://127.0.0.1:8000/v1")
         if min(self.max_new_tokens, self.n_parallel, self.n_tries) < 1 or self.timeout_s <= 0 or self.temperature < 0:
             raise ConfigError(

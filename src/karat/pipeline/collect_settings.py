@@ -79,6 +79,15 @@ class CollectSettings:
         if self.tie_width <= 0:
             raise ConfigError(f"collect.tie_width: found {self.tie_width}; expected > 0")
 
+    def check_trained(self, kinds: tuple[str, ...]) -> None:
+        """Raise ConfigError where a reward shall be trained on kinds of which nobody will be asked any."""
+        asked = set(KINDS_ASKED) if AUTO in self.time_shares else {"comparison", *self.time_shares}
+        if kinds and not asked.intersection(kinds):
+            raise ConfigError(
+                f"reward.kinds: found {', '.join(kinds)}, of which nobody is asked any; expected some of "
+                f"{', '.join(sorted(asked))}, or shares of them in collect.kinds"
+            )
+
     def _check_kinds(self) -> None:
         shares = self.time_shares
         if unknown := sorted(set(shares) - {*KINDS_ASKED, AUTO}):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from karat.errors import CheckpointError, ConfigError
+from karat.lm.classifiers import is_classifier
 from karat.lm.headers import read_header_metadata
 from karat.pipeline.populations import floor_problem
 from karat.pipeline.settings import RunConfig
@@ -28,6 +29,8 @@ def check_payment(config: RunConfig) -> None:
 def payment_problems(config: RunConfig) -> Iterator[str]:
     """What would stop the run where the policy is to be paid, one line each.
 
+    Raises: CheckpointError for a given reward model that cannot be read.
+
     Objectives and marks are only known before the run of a given reward model, of the sandbox's own raters and of a file
     of comparisons; of people's judgements they are found when they are read.
     """
@@ -40,7 +43,7 @@ def payment_problems(config: RunConfig) -> Iterator[str]:
                 yield str(error)
     if config.labels is not None and not (config.labels.is_file() or (config.labels / "snapshot.json").is_file()):
         yield f"labels: found neither a store nor a snapshot in {config.labels}; expected a store's file, or a directory"
-    if given is not None and not any((given / name).is_file() for name in (CARD, "config.json")):
+    if given is not None and not (given / CARD).is_file() and not is_classifier(given):
         yield f"reward_model: found no reward model in {given}; expected a directory of karat's, or a sequence classifier"
         return
     objectives, classes = _objectives(config), _classes(config)

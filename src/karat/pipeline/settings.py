@@ -266,6 +266,7 @@ class RunConfig:
                 f"collect.acquisition: found {self.collect.acquisition} in one round without a reward model to choose "
                 "with; expected rounds > 1, or a reward_model"
             )
+        self.collect.check_trained(() if self.reward_model else self.reward.kinds)
         _ = aggregator_of(self.aggregator)
         if self.aggregator == "worst_group" and not self.pluralism.enabled and self.reward_model is None:
             raise ConfigError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import os
 import sys
 import time
@@ -20,6 +21,7 @@ import httpx
 from karat.errors import ConfigError, InputError
 from karat.identity import content_id
 from karat.lm import parallel
+from karat.lm.addresses import is_address
 from karat.policy.scores import score_responses
 from karat.records import Prompt, ScoreFn
 
@@ -125,6 +127,14 @@ def python_score(name: str, *, key: str = "score") -> ScoreFn:
         raise ConfigError(
             f"{key}: found no function {function_name!r} in {module_name}; expected one that takes prompts and texts"
         )
+    try:
+        inspect.signature(function).bind([], [])
+    except TypeError as error:
+        raise ConfigError(
+            f"{key}: {name} cannot be called with prompts and texts ({error}); expected a function of these two"
+        ) from None
+    except ValueError:  # of some that are compiled nothing is known
+        pass
     return function
 
 
@@ -149,6 +159,8 @@ class HttpScore:
     """Of the configuration, by which a complaint names it."""
 
     def __post_init__(self) -> None:
+        if not is_address(self.url):
+            raise ConfigError(f"{self.key}: found {self.url!r}; expected an address like http://127.0.0.1:8000/score")
         if self.timeout_s <= 0 or self.n_retries < 0 or self.pause_s < 0:
             raise ConfigError(
                 f"{self.key} {self.url}: found timeout_s={self.timeout_s}, n_retries={self.n_retries}, pause_s={self.pause_s}; "

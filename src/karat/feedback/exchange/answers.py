@@ -96,6 +96,8 @@ def _answer(row: Row, kind: str, texts: Mapping[str, tuple[Prompt, str]] | None,
     value = _value(row, kind, responses)
     check_value(kind, value, len(responses))
     check_inside(kind, value, responses)
+    if kind == "rating" and "missing" not in value and not value["low"] < value["high"]:
+        raise InputError(f"rating: found a scale from {value['low']:g} to {value['high']:g}; expected low < high")
     order = tuple(row.get("shown_order", list, ()))
     return Given(row, prompt, tuple(responses), value, kind, shown_order=order, **about(row, n_shared))  # type: ignore[arg-type]
 
