@@ -51,13 +51,19 @@ def in_sentences(page: str, text: str) -> Iterator[Typed]:
             yield Typed(f"{page}:{n}", code, False)
 
 
-def in_help(command: Any = None) -> Iterator[Typed]:
+def all_commands() -> list[Any]:
+    """Every command of karat, those of groups too."""
+    found = [_karat()]
+    for one in found:  # grows while it is read
+        found += getattr(one, "commands", {}).values()
+    return [one for one in found if not hasattr(one, "commands")]
+
+
+def in_help() -> list[Typed]:
     """The example below the help of each command."""
-    command = _karat() if command is None else command
-    for one in getattr(command, "commands", {}).values():
-        yield from in_help(one)
-    if command.epilog:
-        yield Typed(f"karat {command.name} --help", command.epilog.removeprefix("Example: "), True)
+    return [
+        Typed(f"karat {one.name} --help", (one.epilog or "").removeprefix("Example: "), True) for one in all_commands()
+    ]
 
 
 def complaints(commands: Iterable[Typed], apart: Collection[str] = ()) -> list[str]:
@@ -303,11 +309,10 @@ def _all_options() -> set[str]:
 
     launchers = (get_args_parser(), launch_command_parser())
     found = {option for parser in launchers for action in parser._actions for option in action.option_strings}
-    commands = [_karat()]
-    for command in commands:  # grows while it is read
-        commands += getattr(command, "commands", {}).values()
-        found |= {option for one in command.params for option in (*one.opts, *one.secondary_opts)} | {"--help"}
-    return found.union(*(_texts_and_imports(script)[0] for script in (ROOT / "bench").rglob("*.py")))
+    ours = [
+        option for command in all_commands() for one in command.params for option in (*one.opts, *one.secondary_opts)
+    ]
+    return found.union(ours, ["--help"], *(_texts_and_imports(script)[0] for script in (ROOT / "bench").rglob("*.py")))
 
 
 def unknown_keys(page: str, text: str) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 from documented_pages import Block, Typed, blocks, in_blocks, in_comments, lines_of
 from typed_commands import (
     ROOT,
+    all_commands,
     complaints,
     in_help,
     in_sentences,
@@ -70,10 +71,14 @@ def test_every_option_and_setting_within_a_sentence_is_there(page):
 def test_the_commands_of_examples_and_of_the_help_can_be_typed():
     paths = sorted((ROOT / "examples").glob("*.yaml"))
     shown = [one for path in paths for one in in_comments(path.name, path.read_text(encoding="utf-8"))]
-    helped = list(in_help())
-    assert complaints([*shown, *helped], APART) == []
+    assert complaints([*shown, *in_help()], APART) == []
     assert {one.place.split(":")[0] for one in shown} == {path.name for path in paths}
-    assert len(helped) > 40
+    assert [one.place for one in in_help() if "karat " not in one.text] == []
+
+
+def test_every_command_but_the_server_answers_in_json():
+    without = [one.name for one in all_commands() if not any("--json" in param.opts for param in one.params)]
+    assert without == ["serve"]
 
 
 def test_the_commands_that_messages_advise_are_there():
