@@ -307,10 +307,14 @@ def test_a_pass_over_prompts_is_causal_attention_key_by_key(dtype, window, rows)
 
 
 def test_a_long_prompt_that_no_row_shares_is_read_by_the_compiled_pass(monkeypatch):
-    monkeypatch.setattr(fused_decode, "MOST_SHARED", 1)
     rows = rows_under_way(None, torch.float32)
     with torch.no_grad():
-        assert not fused_decode.decodes(torch.zeros(1, 5, 32), rows.cache, torch.float32)
+        assert fused_decode.decodes(torch.zeros(1, 5, 32), rows.cache, torch.float32)
+        for limit, most in (("MOST_SHARED", 37), ("LONGEST_SHARED", 18)):  # two rows share 19 keys
+            with monkeypatch.context() as patched:
+                patched.setattr(fused_decode, limit, most)
+                assert not fused_decode.decodes(torch.zeros(1, 5, 32), rows.cache, torch.float32)
+        monkeypatch.setattr(fused_decode, "MOST_SHARED", 1)
         layout = dataclasses.replace(rows.cache.now.layout, row_at=torch.arange(5)[:, None])
         rows.cache.now = DecodeStep(layout, rows.cache.now.offsets, 9)
         assert fused_decode.decodes(torch.zeros(1, 5, 32), rows.cache, torch.float32)

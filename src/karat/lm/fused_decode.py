@@ -26,10 +26,10 @@ from karat.lm.low_rank import LowRank
 from karat.lm.narrow import stacked
 from karat.lm.native import GivenHeads, address, library
 
-MOST_PROMPT = 512
+MOST_PROMPT = 1024
 """Tokens of the longest prompt that is read so: what is longer is attended by products."""
-MOST_SHARED = 1024
-"""Keys of a prompt times the rows that share it: with more, PyTorch's products, which read them once for all, are faster."""
+MOST_SHARED, LONGEST_SHARED = 1 << 16, 2048
+"""Keys of a prompt times the rows that share it, and those keys: up to here measured to be faster than PyTorch's products."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +80,9 @@ def decodes(x: Tensor, cache: object, products: torch.dtype) -> bool:
         return False
     now = cache.now
     if isinstance(now, DecodeStep):
-        n_shared = now.layout.row_at.shape[1]
-        suits = not now.recorded and (n_shared == 1 or n_shared * now.layout.prompt_width <= MOST_SHARED)
+        n_shared, width = now.layout.row_at.shape[1], now.layout.prompt_width
+        few = n_shared * width <= MOST_SHARED and width <= LONGEST_SHARED
+        suits = not now.recorded and (n_shared == 1 or few)
     else:
         suits = now is not None and now.index.shape[1] <= MOST_PROMPT
     return (
