@@ -1,5 +1,6 @@
 """Coefficients of agreement of any answers: published examples, other libraries, degenerate cases, intervals."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from karat.feedback.quality.answer_table import UNNAMED, AnswerTable, answer_tab
 from karat.feedback.quality.coefficients import COEFFICIENTS
 from karat.feedback.schema import UNKNOWN_ANNOTATOR
 from karat.records import Judgement, Vote
+from karat.stats import mean_estimate
 from reference.slow_alpha import nominal_alpha, pairwise_agreement
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "agreement.json").read_text(encoding="utf-8"))
@@ -260,3 +262,19 @@ def test_votes_become_directions_seen_from_one_side():
     ]
     assert [vote_table(votes).domain[c] for c in vote_table(votes).code] == [1, 1, 0]
     assert len(vote_table(votes, ties=False)) == 2
+
+
+def test_agreement_over_few_items_has_the_jackknifes_interval():
+    """Of items with equally many answers the share is a mean, whose jackknife is Student's t."""
+    matrix = [[1, 1, 0, 1, 0, 1], [1, 0, 0, 1, 1, 1], [1, 1, 0, 0, 1, 1]]
+    found = coefficient(table_of(matrix), "agreement", rng())
+    each = [np.mean([one[i] == two[i] for one, two in itertools.combinations(matrix, 2)]) for i in range(6)]
+    wanted = mean_estimate(each)
+    assert found.value == pytest.approx(wanted.value)
+    assert (found.low, found.high) == (
+        pytest.approx(wanted.low, abs=1e-12),
+        pytest.approx(min(wanted.high, 1.0), abs=1e-12),
+    )
+    assert found.method == "agreement, jackknife over 6 clusters, t interval, 95 %"
+    alike = coefficient(table_of([[1, 1, 0], [1, 1, 0]]), "agreement", rng())
+    assert (alike.value, alike.high, "all are alike" in alike.method) == (1.0, 1.0, True)

@@ -218,6 +218,12 @@ def test_weighting_the_minority_flips_what_only_the_majority_wanted():
     rows = named_flips(found, pairs, [{"a": "a", "b": "b"}, {"a": "c", "b": "d"}, {"a": "e", "b": "f"}], 1)
     assert rows == [{"a": "a", "b": "b", "unweighted": rows[0]["unweighted"], "weighted": rows[0]["weighted"]}]
     assert rows[0]["unweighted"] > 0 > rows[0]["weighted"]
+    few = np.flatnonzero((user < 4) | ((user >= 10) & (user < 14)))
+    _, code = np.unique(user[few], return_inverse=True)
+    eight = LinearVotes(votes.x[few], votes.level[few], 3, code, 8)
+    left_out = side_by_side(eight, np.repeat([3.0, 1 / 3], 4), pairs, np.random.default_rng(0), n_draws=5).flip_share
+    assert "8 clusters" in left_out.method
+    assert "bootstrap" not in left_out.method
     same = side_by_side(votes, np.ones(40), pairs, np.random.default_rng(0), n_draws=10)
     assert same.flips == ()
     assert same.flip_share.value == 0.0
