@@ -62,7 +62,7 @@ class MaskError(KaratError):
 
 
 class GateError(KaratError):
-    """The reward model did not pass its acceptance gate."""
+    """The reward model did not pass its acceptance gate, or has not the groups of people that a policy is to serve."""
 
 
 class ProcessError(KaratError):

@@ -74,6 +74,25 @@ def test_a_run_says_at_once_that_a_population_asked_for_has_too_few_votes(reward
     )
 
 
+def test_a_run_of_a_sweep_whose_votes_make_no_groups_is_refused_and_the_others_go_on(tmp_path):
+    with inside(tmp_path):
+        config = write_config(SANDBOX, **FEW, ppo={**SANDBOX["ppo"], "n_iterations": 1, "checkpoint_every": 0})
+        outcome = karat("run", config, "--sweep", "pluralism.min_votes=1000,8", "--json")
+        assert outcome.code == 1, outcome.err
+        told = json.loads(outcome.out)
+        [(run, why)] = told["refused"].items()
+        assert run == "runs/tiny-pluralism.min_votes=1000-seed-0"
+        for words in (
+            "aggregator: found worst_group",
+            "without groups of people",
+            "pluralism.min_votes",
+            "report.html",
+        ):
+            assert words in why
+        assert (tmp_path / run / "report.html").is_file()
+        assert [Path(one).name for one in told["runs"]] == ["tiny-pluralism.min_votes=8-seed-0"]
+
+
 def test_answers_from_a_rater_a_file_and_a_terminal_make_a_reward_of_ones_own(rewarded, tmp_path, monkeypatch):
     model, asked = rewarded / "runs/tiny/models/reward", responses(rewarded)
     with inside(tmp_path):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from karat.belief import fit_scale
-from karat.errors import ConvergenceError, InputError
+from karat.errors import ConvergenceError, GateError, InputError
 from karat.evaluate.measure import draw, texts_of
 from karat.feedback.quality.population import rake
 from karat.feedback.snapshot import Snapshot
@@ -240,11 +240,18 @@ def open_scorer(
     Args:
         reference: loads the reference policy; called only where references have to be sampled.
         seed: of the run.    on: as in `load_scorer`.
-    Raises: CheckpointError for an aggregator of groups and a reward without a population.
+    Raises: GateError for an aggregator of groups and a reward without a population: like a reward that fails its gate it
+        is what the votes came to, and no fault of the file.
     """
     scorer = load_scorer(reward, on=on)
     if config.aggregator not in OF_GROUPS or not has_groups(scorer):
         return scorer
+    if not (reward / PEOPLE_CARD).is_file():
+        raise GateError(
+            f"aggregator: found {config.aggregator} and, in {reward}, a reward without groups of people; expected votes enough "
+            "for a population (the report says how many there are): ask for more a rater, lower pluralism.min_votes, or "
+            "choose an aggregator without groups"
+        )
     model = load_people(reward)
     references = sampled_references(
         reference(), max_new_tokens=config.policy_tokens, seed=child_seed(seed, "references")
