@@ -97,6 +97,7 @@ JUDGEMENT: dict[str, Callable[[Any], None]] = {
     "overlap a text": at("task", "overlap", to="x"),
     "kind null": at("task", "kind", to=None),
     "an annotator of nobody": at("annotator", "id", to=None),
+    "a group a list": at("annotator", "group", to=[1]),
     "an origin from nowhere": at("annotator", "origin", to="moon"),
     "shown order null": at("judgement", "shown_order", to=None),
     "shown order of texts": at("judgement", "shown_order", to=["x"]),

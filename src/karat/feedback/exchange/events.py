@@ -136,6 +136,8 @@ def _read(row: Row) -> _Read:
     if task.question != ("" if asked is None else asked.id):
         raise InputError(f"found the question {task.question!r} with another content; expected its own")
     annotator = Annotator(**_fields(row, "annotator", ("id", "origin", "group")))
+    if not isinstance(annotator.group, str | None):
+        raise InputError(f"found the group {annotator.group!r}; expected text or null")
     if annotator.origin not in ORIGINS or not all(isinstance(one.sample, int) for one in responses):
         raise InputError(
             f"found the origin {annotator.origin!r} and samples {[one.sample for one in responses]}; expected one of "
