@@ -9,7 +9,7 @@ import pytest
 from journeys import SANDBOX, STAGES, inside, karat, manifests, weights, write_config
 from transformers import AutoModelForCausalLM
 
-from karat.reward import score
+from karat.reward import trunk_files
 
 
 def test_a_finished_run_has_every_stage_its_summary_and_its_report(finished: Path):
@@ -157,8 +157,8 @@ def test_replicates_give_a_table_with_intervals_and_reuse_what_is_done(here: Pat
 def test_with_adapters_the_reference_is_the_adapter_off_and_what_is_saved_is_merged(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    lent, lend = [], score.borrowed_trunk
-    monkeypatch.setattr(score, "borrowed_trunk", lambda *given: lent.append(lend(*given)) or lent[-1])
+    lent, lend = [], trunk_files.borrowed_trunk
+    monkeypatch.setattr(trunk_files, "borrowed_trunk", lambda *given: lent.append(lend(*given)) or lent[-1])
     adapted = write_config({**SANDBOX, "lora": {"rank": 4, "alpha": 8.0}}, name="adapted")
     assert karat("run", adapted).code == 0
     assert [trunk is not None for trunk in lent] == [True]  # the reward stood on the policy's frozen weights

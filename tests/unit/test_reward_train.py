@@ -308,7 +308,7 @@ def test_contradictory_settings_are_refused(llama):
         train_reward(trunk(llama), votes, prompts, responses, config=RewardConfig(dropout=0.1), seed=0)
     with pytest.raises(ConfigError, match="n_heads=0"):
         HeadConfig(n_heads=0)
-    with pytest.raises(ConfigError, match="expected all numbers > 0"):
+    with pytest.raises(ConfigError, match=r"raters\.competence_sd: found 0; expected a number > 0"):
         RaterPriors(competence_sd=0)
 
 
