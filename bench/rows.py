@@ -12,10 +12,11 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from bench.turns import Worker
+
+from karat.devices import processor_listing
 
 TARGETS = {
     "reward": 5.0, "ppo": 3.0, "ppo-k4": 5.5, "ppo-bf16": 6.0, "ppo-k4-bf16": 10.0, "rloo": 4.0, "grpo": 4.0, "dpo": 4.0,
@@ -148,9 +149,8 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
+    lines = processor_listing()
+    if not lines:
         return platform.processor() or platform.machine()
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
     found = {name.strip(): value.strip() for name, value in fields.items()}

@@ -169,15 +169,21 @@ def _own_card(kind: str, index: int | None, n: int) -> int:
     return local
 
 
+def processor_listing(listing: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """The lines by which Linux describes its processors; [] on another system."""
+    try:
+        return listing.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
 @functools.cache
 def processor_maker(listing: Path = Path("/proc/cpuinfo")) -> str:
     """The maker that the processor names: GenuineIntel, AuthenticAMD, …; "" where this system does not tell.
 
-    Args: listing: where Linux describes its processors.
+    Args: listing: as `processor_listing` takes it.
     """
-    try:
-        lines = listing.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:  # Windows puts the maker behind the model
+    if not listing.exists():  # Windows puts the maker behind the model
         return platform.processor().rpartition(" ")[2]
-    found = (line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id"))
-    return next(found, "")
+    found = (line.partition(":")[2] for line in processor_listing(listing) if line.startswith("vendor_id"))
+    return next(found, "").strip()

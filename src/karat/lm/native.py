@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from karat.devices import processor_listing
+
 SOURCES = tuple(
     Path(__file__).with_name(name) for name in ("native.h", "native_blocks.c", "native_attention.c", "native_sampler.c")
 )
@@ -178,6 +180,5 @@ def _compiled(flags: tuple[str, ...]) -> Path:
 
 def processor() -> str:
     """What tells this processor's instructions from another's that sees the same cache."""
-    known = Path("/proc/cpuinfo")
-    lines = known.read_text(encoding="utf-8").splitlines() if known.exists() else []
-    return "\n".join([platform.machine(), *sorted({line for line in lines if line.startswith(("flags", "Features"))})])
+    known = {line for line in processor_listing() if line.startswith(("flags", "Features"))}
+    return "\n".join([platform.machine(), *sorted(known)])
