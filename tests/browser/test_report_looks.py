@@ -92,7 +92,7 @@ def test_on_paper_the_configuration_is_unfolded_and_whole(chromium: Browser, rep
     assert page.evaluate(cut) == 0
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert not folded.is_visible()
-    page.locator("summary").first.click()
+    page.locator("summary").last.click()
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert folded.is_visible()  # what a reader has opened stays open

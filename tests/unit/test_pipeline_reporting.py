@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
+
 from karat.ledger.manifest import Manifest
+from karat.pipeline.charts import at_equal_kl, curves, frontier
 from karat.pipeline.current import last_findings
 from karat.pipeline.reporting import report_input
 from karat.pipeline.stages import jsonable
@@ -20,6 +23,43 @@ def test_the_path_of_ppo_is_a_line_in_the_colour_of_its_measure_and_best_of_n_ar
         ("proxy", False, ("step 0", "step 1"), (0.0, 1.0)),
     ]
     assert [series.role for series in gold.series] == ["baseline"]
+
+
+def test_the_path_is_named_after_the_method_that_went_it_and_what_it_never_reached_is_said():
+    point = {"name": "x", "kl": 1.0, "gold": 0.5, "proxy": 2.0}
+    policies = {"best_of_4": {"gold": {"value": -0.25, "low": None, "high": None, "n": 9, "method": ""}}}
+    content = {
+        "optimised": "reinforce_pp", "policies": policies, "frontier": [point], "training": [point],
+        "equal_kl": {"best_of_4": {"kl": 0.64, "reinforce_pp_gold": None}},
+    }  # fmt: skip
+    panels = frontier(content)
+    assert [panel.title for panel in panels] == ["gold reward", "learned score"]
+    assert panels[0].series[1].name == "REINFORCE++ along training, gold reward"
+    assert at_equal_kl(content) == (
+        "At equal KL (0.64 nats): best of 4 has gold −0.25; REINFORCE++ never went so far.",
+    )
+    content["equal_kl"]["best_of_4"]["reinforce_pp_gold"] = -0.125
+    assert at_equal_kl(content)[0].endswith("REINFORCE++ −0.12, interpolated along its training.")
+
+
+@pytest.mark.parametrize(
+    ("kept", "at", "words"),
+    [(15, 15.0, "after 15 of 60 rollouts"), (60, None, ""), (0, 0.0, "fine-tuned policy itself")],
+)
+def test_a_curve_says_which_policy_of_the_training_was_kept(tmp_path, kept: int, at: float | None, words: str):
+    (tmp_path / "metrics").mkdir()
+    row = {"step": 1, "validation/proxy": 0.5, "validation/gold": 0.25, "kl/k1_per_sequence": 0.5}
+    (tmp_path / "metrics" / "ppo.jsonl").write_text(json.dumps(row) + "\n")
+    metrics = {"kept_step": kept, "n_iterations": 60}
+    manifest = Manifest("r", "ppo", (), (), {}, {}, {}, None, "", "", 1.0, metrics=metrics)
+    (drawn,) = curves(tmp_path, {"ppo": manifest}, "ppo")
+    assert drawn.kept_at == at
+    assert words in drawn.caption
+    assert ("dotted line" in drawn.caption) == (at is not None)
+    assert [(one.name, one.role) for one in drawn.panels[0].series] == [
+        ("learned score", "proxy"),
+        ("gold reward", "gold"),
+    ]
 
 
 def test_findings_are_of_the_last_round_and_of_every_arena_even_where_its_name_is_a_number():

@@ -149,13 +149,16 @@ def test_the_terminal_says_what_the_watcher_did_and_how_to_ask_for_labels():
     asked = {"step": 5, "action": "ask", "reason": "length: long"}
     watcher = {"kept_step": 4, "stop_reason": "fresh labels wanted: length: long", "n_iterations": 5}
     content = {"algorithm": "rloo", "watcher": {**watcher, "alarms": [raised, asked]}}
+    kept = "watcher: kept the policy of step 4 of 5, the best that it saw; all figures are of that one"
     assert summary_lines(content) == [
-        "watcher: raised β 1 times, last to 0.3",
+        "watcher: raised β 1 time, last to 0.3",
+        kept,
         "watcher: rloo ended after 5 steps, fresh labels wanted: length: long",
         "to ask raters about what it writes now: karat run CONFIG with one round more (--rounds)",
     ]
     quiet = {"kept_step": 4, "stop_reason": None, "n_iterations": 5, "alarms": []}
-    assert summary_lines({"algorithm": "rloo", "watcher": quiet}) == []
+    assert summary_lines({"algorithm": "rloo", "watcher": quiet}) == [kept]
+    assert summary_lines({"algorithm": "rloo", "watcher": {**quiet, "kept_step": 5}}) == []
 
 
 def test_a_sweep_is_a_table_in_which_a_figure_may_be_missing():

@@ -26,6 +26,7 @@ from karat.report.page import (
     verdict,
     write_page,
 )
+from karat.report.titles import COLUMNS, policy_title
 
 HOSTILE = "</script><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>&\u2028"
 GOLD = Estimate(0.29, 0.262, 0.316, 400, "paired")
@@ -165,6 +166,32 @@ def test_the_verdict_says_what_the_interval_allows(low: float, high: float, word
     assert "50 prompts" in verdict(content)
 
 
+def test_policies_are_called_by_one_name_and_rows_and_columns_are_explained():
+    columns = dict.fromkeys(("gold", "distinct", "reward_distance"), GOLD)
+    content = ReportInput(
+        "demo", "t", policies={"sft": columns, "best_of_4": columns, "online_dpo": columns}, difference=GOLD,
+        difference_of="online_dpo", algorithm="DPO on pairs",
+    )  # fmt: skip
+    seen = Seen(render_page(content)).text
+    assert "Online DPO is better than SFT" in seen
+    assert "Paired difference of gold, Online DPO − SFT" in seen
+    assert "online_dpo" not in seen
+    for name in ("sft", "best_of_4", "online_dpo"):
+        assert policy_title(name) in seen
+    assert "of 4 responses by SFT" in seen
+    assert "DPO on pairs" in seen
+    for name in columns:
+        assert COLUMNS[name][1] in seen
+        assert COLUMNS[name][1] != COLUMNS[name][0]
+
+
+def test_a_marked_position_is_a_line_through_all_panels():
+    panel = Panel("a", (Series("a", (1.0, 4.0), (0.1, 0.2)),))
+    assert "shapes" not in panels_figure([panel], x_title="x")["layout"]
+    (line,) = panels_figure([panel, panel], x_title="x", marked=3.0)["layout"]["shapes"]
+    assert (line["x0"], line["x1"], line["yref"], line["y0"], line["y1"]) == (3.0, 3.0, "paper", 0, 1)
+
+
 def test_the_verdict_has_the_digits_of_the_table_below_it():
     content = ReportInput("demo", "t", difference=Estimate(-3.0, -3.14, -2.87, 160, "paired"))
     assert "gold reward −3.00 (95 % interval −3.14 to −2.87, 160 prompts)" in verdict(content)
@@ -192,7 +219,16 @@ def test_panels_share_one_axis_do_not_overlap_and_gaps_stay_gaps():
     assert domains[2][0] == pytest.approx(0, abs=1e-9)
     assert figure["layout"]["xaxis"]["anchor"] == "y3"
     assert [trace["y"] for trace in figure["data"]] == [[1.0, None, 3.0]] * 3
-    assert [trace["showlegend"] for trace in figure["data"]] == [True, False, False]
+    assert [trace["showlegend"] for trace in figure["data"]] == [False] * 3  # the titles of the panels name them
+
+
+def test_a_legend_names_each_series_once_and_points_always():
+    line, other = (Series(name, (0.0, 1.0), (1.0, 2.0)) for name in "ab")
+    point = replace(line, name="c", points=True)
+    figure = panels_figure(
+        [Panel("one", (line, other)), Panel("two", (line, other)), Panel("three", (point,))], x_title="x"
+    )
+    assert [trace["name"] for trace in figure["data"] if trace["showlegend"]] == ["a", "b", "c"]
 
 
 def test_a_long_title_of_a_panel_is_set_in_lines_that_fit_beside_it():

@@ -13,6 +13,7 @@ import numpy as np
 from karat.evaluate.table import PolicySamples
 from karat.pipeline.sources import Gold
 from karat.records import Estimate, Finding, Prompt
+from karat.report.titles import policy_title
 from karat.stats import mean_estimate
 
 MOST_SAMPLES = 4
@@ -60,7 +61,7 @@ def worst_group_finding(gains: Mapping[str, Estimate], policy: str, baseline: st
     said = ", ".join(f"{name} {one.value:+.2f}" for name, one in gains.items() if one.value is not None)
     return Finding(
         "people.policy_worst_group",
-        f"How much better off is the group that gained least, by {policy.upper()} against {baseline.upper()}?",
+        f"How much better off is the group that gained least, by {policy_title(policy)} against {policy_title(baseline)}?",
         "warn" if lost else "info",
         worst,
         detail=f"{group}; utility in each group's own logits: {said}",

@@ -91,8 +91,10 @@ def slice_findings(slices: Slices) -> list[Finding]:
             detail = f"−log P {one.nll:.3f} nats a judgement"
             if one.nll_corrected is not None:
                 detail += f", {one.nll_corrected:.3f} at a temperature of its own (crossed over halves)"
+            # `comparison/3` of the kinds is a scale
+            said = name.replace("/", " with ") + " levels" if by == "kind" and "/" in name else name
             question = (
-                f"Are probabilities right for the {by} {name}? Above 1 they are too sure, below 1 not sure enough."
+                f"Are probabilities right for the {by} {said}? Above 1 they are too sure, below 1 not sure enough."
             )
             findings.append(
                 Finding(f"reward.calibration.{by}.{name}", question, "warn" if off else "info", estimate, detail)

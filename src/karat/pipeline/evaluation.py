@@ -33,6 +33,7 @@ from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Agrees, Gold, Source
 from karat.pipeline.stages import Output, Run, StageResult, Workplace, jsonable
 from karat.records import Estimate, Finding, Prompt
+from karat.report.titles import policy_title
 from karat.reward.people import GroupScorer
 from karat.reward.score import Scorer
 from karat.seeding import child_seed
@@ -192,7 +193,7 @@ def challenge_findings(
     figures: Mapping[str, Mapping[str, Estimate]], path: list[FrontierPoint], name: str = "ppo"
 ) -> list[Finding]:
     """What this run can say about the field's challenges; everything else stays "not measured"."""
-    sft, policy, shown = figures["sft"], figures[name], name.replace("_", " ").upper()
+    sft, policy, shown = figures["sft"], figures[name], policy_title(name)
     findings = [
         Finding(
             "challenge.D4.diversity", "Do two samples for a prompt still differ?", "info", policy["distinct"],
@@ -214,10 +215,10 @@ def challenge_findings(
     if golds:
         fallen = max(golds) - golds[-1]
         findings.insert(0, Finding(
-            "challenge.D1.over_optimisation", "Did gold fall while the proxy rose?",
+            "challenge.D1.over_optimisation", "Did gold fall while the learned score rose?",
             "warn" if fallen > 0.25 and path[-1].proxy >= path[0].proxy else "info",
-            detail=f"gold peaked at {max(golds):.2f} and ended at {golds[-1]:.2f} along training; "
-            f"proxy {path[0].proxy:.2f} to {path[-1].proxy:.2f}",
+            detail=f"along training gold went from {golds[0]:.2f} to {golds[-1]:.2f}, its highest {max(golds):.2f}; "
+            f"the learned score from {path[0].proxy:.2f} to {path[-1].proxy:.2f}",
         ))  # fmt: skip
     return findings
 
@@ -226,7 +227,9 @@ def distance_finding(figures: Mapping[str, Mapping[str, Estimate]], name: str) -
     """Whether the reward still orders responses as gold does where it was optimised."""
     before, after = figures["sft"]["reward_distance"], figures[name]["reward_distance"]
     said = ", ".join(
-        f"{one} {each.value:.2f}" for one, each in (("SFT", before), (name.upper(), after)) if each.value is not None
+        f"{one} {each.value:.2f}"
+        for one, each in (("SFT", before), (policy_title(name), after))
+        if each.value is not None
     )
     detail = f"{said}; 0 = gold's order, 0.71 = nothing to do with it, 1 = its opposite, a constant a prompt apart"
     return Finding(

@@ -129,6 +129,7 @@ def keep(
         "alarms": watcher.alarms,
         "peak": watcher.peak,
         "algorithm": name,
+        "kl_coef": config.kl_coef,
         "n_iterations": result.n_steps,
         "kept_step": kept_step,
         # by a panel's votes: the probability that no look had much more

@@ -6,29 +6,28 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from karat.config import plain
 from karat.errors import LedgerError
 from karat.evaluate.table import names_in_order
 from karat.ledger.manifest import Manifest, read_manifests
 from karat.pipeline.arena_rows import people_stage, shown_arenas, with_people
+from karat.pipeline.charts import at_equal_kl, curves, frontier
 from karat.pipeline.current import collected, current, last_findings, newest_round, policy_of, round_of, unmeasured
-from karat.pipeline.data import read_rows
 from karat.pipeline.stages import findings_of
-from karat.pipeline.titles import ALGORITHMS, TITLES
 from karat.records import Estimate, Finding
 from karat.report.card import CardInput, Fact, audit_card, summary, write_summary
-from karat.report.figures import AtlasCell, Bin, Panel, Role, Series
+from karat.report.figures import AtlasCell, Bin
 from karat.report.page import (
     AttributedText,
-    Curve,
     FeedbackSummary,
     ReportInput,
     ResponseShown,
     SampleShown,
     write_page,
 )
+from karat.report.titles import ALGORITHMS, algorithm_in_words
 from karat.reward.gate import OWN, gate_checks
 
 REPORT = "report.html"
@@ -106,21 +105,22 @@ def report_input(directory: Path, title: str, unsafe: Sequence[str], manifests: 
         policies=policies,
         difference=Estimate(**difference) if difference else None,
         difference_of=name,
+        algorithm=algorithm_in_words(name, _metric(by_stage, newest_round(by_stage, name), "kl_coef")),
         verdict=_study_verdict(by_stage),
         unsafe=tuple(unsafe),
         findings=last_findings(by_stage),
-        curves=tuple(_curves(directory, by_stage)),
+        curves=tuple(curves(directory, by_stage, name)),
         calibration=tuple(
             Bin(**row) for row in _metric(by_stage, newest_round(by_stage, "reward"), "calibration") or ()
         ),
-        frontier=_frontier(evaluation),
+        frontier=frontier(evaluation),
         held_out=_held_out(by_stage),
         feedback=_feedback(by_stage),
         arenas=arenas,
         samples=tuple(_shown(row) for row in evaluation.get("shown", ())),
         **_inside(directory, by_stage),
         notes=tuple(notes),
-        at_equal_kl=_equal_kl(evaluation),
+        at_equal_kl=at_equal_kl(evaluation),
     )
 
 
@@ -137,7 +137,7 @@ def card_figures(content: ReportInput, manifests: Sequence[Manifest]) -> dict[st
     policy = content.policies.get(name, {})
     figures: dict[str, Estimate | Fact] = {}
     if policy:
-        figures["policy.algorithm"] = Fact(ALGORITHMS[name])
+        figures["policy.algorithm"] = Fact(content.algorithm)
     for column in ("kl", "proxy", "gold", "win_rate", "win_rate_people", "length", "distinct"):
         if column in policy:
             figures[f"policy.{column}"] = policy[column]
@@ -244,77 +244,6 @@ def _evaluation(directory: Path) -> dict[str, Any]:
         raise LedgerError(f"{path}: missing or damaged; run the same command again") from None
 
 
-def _curves(directory: Path, by_stage: Mapping[str, Manifest]) -> list[Curve]:
-    curves = []
-    name = optimised(by_stage)
-    rows = _rows(directory / "metrics" / f"{newest_round(by_stage, name)}.jsonl")
-    if name in by_stage and rows:
-        kl = "kl/k1_per_sequence" if any("kl/k1_per_sequence" in row for row in rows) else "validation/kl"
-        length = "response/length_mean" if kl.startswith("kl/") else "validation/length"
-        panels = (
-            _panel("score on validation prompts", rows, {"proxy": "validation/proxy", "gold": "validation/gold"}),
-            _panel("KL, nats per response", rows, {"KL": kl}),
-            _panel("share of the panel's votes against the fine-tuned policy", rows, {"panel": "validation/panel"}),
-            _panel("ensemble disagreement, logits", rows, {"disagreement": "validation/disagreement"}),
-            _panel("share of responses unlike those judged", rows, {"unfamiliar": "validation/novel_frac"}),
-            _panel("response tokens", rows, {"length": length}),
-        )
-        curves.append(
-            Curve(
-                TITLES.get(name, name),
-                "rollouts" if kl.startswith("kl/") else "optimiser steps",
-                tuple(one for one in panels if one.series),
-                "Where the proxy rises and gold falls, the reward is exploited.",
-            )
-        )
-    for stage, title, metric in (("reward", "Reward model", "loss"), ("sft", "Fine-tuning", "nll_per_token")):
-        rows = _rows(directory / "metrics" / f"{newest_round(by_stage, stage)}.jsonl")
-        if stage in by_stage and rows:
-            curves.append(Curve(title, "optimiser steps", (_panel("loss, nats", rows, {"loss": metric}),)))
-    return curves
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return list(read_rows(path)) if path.exists() else []
-
-
-def _panel(title: str, rows: Sequence[Mapping[str, Any]], series: Mapping[str, str]) -> Panel:
-    drawn = []
-    for name, metric in series.items():
-        points = [(row["step"], row[metric]) for row in rows if isinstance(row.get(metric), int | float)]
-        if points:
-            role = name if name in ("proxy", "gold") else "plain"
-            drawn.append(Series(name, tuple(x for x, _ in points), tuple(y for _, y in points), role=role))
-    return Panel(title, tuple(drawn))
-
-
-def _frontier(evaluation: Mapping[str, Any]) -> tuple[Panel, ...]:
-    if not evaluation:
-        return ()
-    panels = []
-    values: tuple[Literal["gold", "proxy"], ...] = ("gold", "proxy")
-    for value in values:
-        series = []
-        path = f"PPO along training, {value}"
-        kinds: tuple[tuple[str, str, Role], ...] = (("best of n", "frontier", "baseline"), (path, "training", value))
-        for name, key, role in kinds:
-            rows = [row for row in evaluation[key] if row[value] is not None]
-            if rows:
-                series.append(
-                    Series(
-                        name,
-                        tuple(max(row["kl"], 0.0) for row in rows),
-                        tuple(row[value] for row in rows),
-                        labels=tuple(row["name"] for row in rows),
-                        role=role,
-                        points=role == "baseline",
-                    )
-                )
-        if series:
-            panels.append(Panel(value, tuple(series)))
-    return tuple(panels)
-
-
 def _held_out(by_stage: Mapping[str, Manifest]) -> tuple[tuple[str, Estimate], ...]:
     if "reward" not in by_stage:
         return ()
@@ -360,22 +289,6 @@ def _feedback(by_stage: Mapping[str, Manifest]) -> FeedbackSummary | None:
 
 def _shown(row: Mapping[str, Any]) -> SampleShown:
     return SampleShown(row["prompt"], tuple(ResponseShown(**response) for response in row["responses"]))
-
-
-def _equal_kl(evaluation: Mapping[str, Any]) -> tuple[str, ...]:
-    notes = []
-    for name, row in evaluation.get("equal_kl", {}).items():
-        gold = evaluation["policies"][name]["gold"]["value"]
-        name_of = evaluation.get("optimised", "ppo")
-        ppo = row[f"{name_of}_gold"]
-        if gold is not None:
-            said = f"{ppo:.2f} (interpolated along training)" if ppo is not None else "not reached by its path"
-            line = (
-                f"At equal KL ({row['kl']:.2f} nats): {name.replace('_', ' ')} has gold {gold:.2f}, "
-                f"{TITLES.get(name_of, name_of)} {said}."
-            )
-            notes.append(line.replace(" -", " −"))  # as in the table above it
-    return tuple(notes)
 
 
 def _extra(directory: Path, manifests: Sequence[Manifest]) -> dict[str, Any]:

@@ -100,7 +100,7 @@ CARD_FIELDS: Mapping[str, Mapping[str, str]] = {
 }
 
 CHALLENGES: Mapping[str, str] = {
-    "D1": "over-optimisation: proxy against gold along √KL",
+    "D1": "over-optimisation: the learned score against gold along √KL",
     "D2": "sycophancy, of the reward and of the policy",
     "D3": "truthfulness, calibration, and saying other than it believes",
     "D4": "mode collapse and flattening of diversity",
@@ -110,10 +110,10 @@ CHALLENGES: Mapping[str, str] = {
     "D8": "goal misgeneralisation, novel domains, safe-mode collapse, power-seeking, reward tampering",
     "D9": "bias inherited from pretraining; opinion shift by group",
     "D10": "joint training: reward accuracy on the moving policy's samples",
-    "D11": "every challenge of the field's survey has a probe, a threshold and a mitigation",
-    "D12": "what-if: without a rater, a group, a guideline",
-    "D13": "an audit bundle without texts that can be verified",
-    "D14": "people in the loop of the optimisation",
+    "D11": "challenges of the field's survey without a probe, a threshold or a mitigation",
+    "D12": "what the policy would be without a rater, a group or a guideline",
+    "D13": "whether outsiders can verify the record without its texts",
+    "D14": "people who watch and steer the optimisation",
 }
 
 

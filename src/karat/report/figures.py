@@ -168,18 +168,26 @@ def _cell_text(cell: AtlasCell) -> str:
     return "<br>".join([head, *(_plain(line) for line in rest)])
 
 
-def panels_figure(panels: Sequence[Panel], *, x_title: str, square_root: bool = False) -> dict[str, Any]:
+def panels_figure(
+    panels: Sequence[Panel], *, x_title: str, square_root: bool = False, marked: float | None = None
+) -> dict[str, Any]:
     """Panels one above the other on one horizontal axis.
 
     Args:
         x_title: what the horizontal axis shows.
         square_root: True = positions are drawn at their square roots, as is usual for a KL.
+        marked: a position with a dotted line through all panels; None = none.
     """
     n = len(panels)
     gap = 0.0 if n == 1 else 0.30 / n
     height = (1 - gap * (n - 1)) / n
     layout = _layout(FRAME_PIXELS + PANEL_PIXELS * n + (50 if n == 1 else 0), x_title)
     layout["xaxis"]["anchor"] = _axis("y", n - 1)
+    if marked is not None:
+        layout["shapes"] = [{
+            "type": "line", "x0": marked, "x1": marked, "yref": "paper", "y0": 0, "y1": 1,
+            "line": {"color": "@muted", "dash": "dot", "width": 1.5},
+        }]  # fmt: skip
     traces: list[dict[str, Any]] = []
     named: set[str] = set()
     colours = _colours(panels)
@@ -188,7 +196,9 @@ def panels_figure(panels: Sequence[Panel], *, x_title: str, square_root: bool = 
         layout[_axis("yaxis", i)] = {"domain": [max(top - height, 0.0), top], **_scale(panel.title)}
         for series in panel.series:
             for trace in _series_traces(series, colours[series.name, series.role], square_root=square_root):
-                shown = trace.pop("legend_entry") and series.name not in named
+                # the only line of a panel is named by the panel's title; points are named by nothing else
+                told = len(panel.series) > 1 or series.points
+                shown = trace.pop("legend_entry") and told and series.name not in named
                 named |= {series.name} if shown else set()
                 traces.append({**trace, "yaxis": _axis("y", i), "showlegend": shown})
     return {"data": traces, "layout": layout}
@@ -266,6 +276,8 @@ def _series_traces(series: Series, colour: str, *, square_root: bool) -> list[di
         "legendgroup": series.name,
         "legend_entry": True,
     }
+    if series.points and series.role != "baseline":  # to be told from the points of a line in the same colour
+        trace["marker"] |= {"symbol": "diamond", "size": 13, "line": {"color": "@text", "width": 1}}
     if series.labels:
         trace["text"] = list(series.labels)
         trace["hovertemplate"] = "%{text}<br>%{x:.3g}, %{y:.3g}<extra>" + _plain(series.name) + "</extra>"

@@ -22,6 +22,7 @@ from karat.progress import duration
 from karat.records import Estimate, Finding
 from karat.report.card import challenge_rows
 from karat.report.figures import AtlasCell, Bin, Panel, Series, atlas_figure, calibration_figure, panels_figure
+from karat.report.titles import COLUMNS, policy_meanings, policy_title
 
 __all__ = [
     "ArenaShown",
@@ -40,20 +41,6 @@ __all__ = [
     "write_page",
 ]
 
-COLUMNS: Mapping[str, tuple[str, str]] = {
-    "gold": ("gold reward", "what the world knows to be right; higher is better"),
-    "proxy": ("learned score", "what the reward model says, in the optimiser's units"),
-    "kl": ("KL", "distance from the reference policy, nats per response"),
-    "win_rate": ("win rate", "share of prompts on which gold prefers it to the baseline; ties count half"),
-    "win_rate_people": (
-        "win rate by people",
-        "share of people's blind comparisons with the baseline that it won; ties count half",
-    ),
-    "length": ("length", "tokens per response"),
-    "distinct": ("distinct", "share of different bigrams"),
-    "agrees_wrong": ("agrees wrongly", "share of wrong beliefs that it confirms"),
-}
-
 
 @dataclass(frozen=True)
 class Curve:
@@ -67,6 +54,8 @@ class Curve:
     """Drawn one above the other."""
     caption: str = ""
     """What to look for."""
+    kept_at: float | None = None
+    """Where along the horizontal axis the kept policy stands; None = at its end."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +172,8 @@ class ReportInput:
     """Paired difference of gold, final policy minus baseline."""
     difference_of: str = "ppo"
     """The policy that `difference` is about."""
+    algorithm: str = ""
+    """How that policy was trained, in words; "" = not known."""
     verdict: str = ""
     """One sentence at the top; empty = worded from `difference`."""
     unsafe: tuple[str, ...] = ()
@@ -226,13 +217,17 @@ def render_page(content: ReportInput) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"figure": format_estimate, "number": _number, "duration": duration, "short": short}
+    environment.filters |= {
+        "figure": format_estimate, "number": _number, "duration": duration, "short": short, "policy": policy_title,
+    }  # fmt: skip
     figures = _figures(content)
     return environment.get_template("report.html").render(
         page=content,
         verdict=content.verdict or verdict(content),
         columns=_columns(content.policies),
         column_names=COLUMNS,
+        policy_names=policy_meanings(content.policies, content.baseline)
+        | ({content.difference_of: content.algorithm} if content.algorithm else {}),
         tracks=_tracks(content.policies),
         gate=[finding for finding in content.findings if finding.name.startswith("gate.")],
         other=[f for f in content.findings if not f.name.startswith(("gate.", "challenge.", "held_out.", "inside."))],
@@ -244,7 +239,7 @@ def render_page(content: ReportInput) -> str:
         plotly=Markup(_plotly()) if figures else "",
         total_s=sum(manifest.seconds for manifest in content.manifests),
         longest_s=max((manifest.seconds for manifest in content.manifests), default=0.0),
-        now=max((manifest.finished_at for manifest in content.manifests), default=""),
+        now=_moment(max((manifest.finished_at for manifest in content.manifests), default="")),
     )
 
 
@@ -258,7 +253,7 @@ def verdict(content: ReportInput) -> str:
     difference = content.difference
     if difference is None or difference.value is None or difference.low is None or difference.high is None:
         return "Whether the policy became better has not been measured."
-    policy, baseline = content.difference_of.upper(), content.baseline.upper()
+    policy, baseline = policy_title(content.difference_of), policy_title(content.baseline)
     digits = _digits(difference.high - difference.low)
     value, low, high = (signed(one, digits) for one in (difference.value, difference.low, difference.high))
     interval = f"95 % interval {low} to {high}, {difference.n} prompts"
@@ -311,6 +306,11 @@ def _columns(policies: Mapping[str, Mapping[str, Estimate]]) -> list[str]:
     return [name for name in COLUMNS if name in present] + [name for name in present if name not in COLUMNS]
 
 
+def _moment(at: str) -> str:
+    """`2026-01-02T03:04:05.678+00:00` as `2026-01-02 03:04 UTC`; what is no such time stays as it is."""
+    return f"{at[:10]} {at[11:16]} UTC" if at[10:11] == "T" and at.endswith("+00:00") else at
+
+
 def _tracks(policies: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str, tuple[float, float, float]]]:
     """column → policy → (left, width, dot) in per cent of the column's range, for the little interval bars."""
     tracks: dict[str, dict[str, tuple[float, float, float]]] = {}
@@ -337,13 +337,13 @@ def _figures(content: ReportInput) -> dict[str, dict[str, Any]]:
         figures[f"curve-{i}"] = {
             "title": curve.title,
             "caption": curve.caption,
-            "figure": panels_figure(curve.panels, x_title=curve.x_title),
+            "figure": panels_figure(curve.panels, x_title=curve.x_title, marked=curve.kept_at),
         }
     if content.calibration:
         figures["calibration"] = {
             "title": "Calibration of the reward model",
             "caption": "Held-out votes. On the dotted line a vote predicted with 70 % goes that way 70 % of the time; "
-            "larger points stand for more votes.",
+            "larger points stand for more votes, bars are 95 % intervals.",
             "figure": calibration_figure(content.calibration),
         }
     if content.atlas:
@@ -358,8 +358,9 @@ def _figures(content: ReportInput) -> dict[str, dict[str, Any]]:
     if content.frontier:
         figures["frontier"] = {
             "title": "What the distance bought",
-            "caption": "Each point lies at the square root of its KL to the reference policy. Where the learned score "
-            "rises and gold falls, the reward is being exploited.",
+            "caption": "Each point lies at the square root of its KL to the reference policy. Lines go through the looks "
+            "that were taken along training, on validation prompts, in their order; single points are of the evaluation, with a "
+            "95 % interval where a bar is drawn. Where the learned score rises and gold falls, the reward is being exploited.",
             "figure": panels_figure(content.frontier, x_title="√KL (√nats per response)", square_root=True),
         }
     return figures

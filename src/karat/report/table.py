@@ -7,7 +7,8 @@ from typing import Any
 
 from karat.records import Estimate
 from karat.report.card import POLICY_COLUMNS
-from karat.report.page import COLUMNS, format_estimate
+from karat.report.page import format_estimate
+from karat.report.titles import COLUMNS, policy_title
 
 SHOWN = ("value", "low", "high", "n", "method")
 
@@ -31,7 +32,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     if difference and difference.get("value") is not None:
         value, interval = format_estimate(_estimate(difference))
         lines.append(
-            f"{key.removesuffix('_minus_sft').upper()} − SFT, gold reward: {value} (95 % interval {interval}, n = {difference['n']})"
+            f"{policy_title(key.removesuffix('_minus_sft'))} − SFT, gold reward: {value} (95 % interval {interval}, n = {difference['n']})"
         )
     for row in summary.get("arenas", ()):
         value, interval = format_estimate(_estimate(row["win_rate"]))
@@ -58,7 +59,13 @@ def _watched(summary: Mapping[str, Any]) -> list[str]:
     """What the watcher did to the optimiser, and how to get the labels that it asks for."""
     watcher, name = summary.get("watcher", {}), summary.get("algorithm", "")
     raised = [alarm for alarm in watcher.get("alarms", ()) if alarm["action"] == "raise_kl"]
-    lines = [f"watcher: raised β {len(raised)} times, last to {raised[-1]['kl_coef']:g}"] if raised else []
+    times = "time" if len(raised) == 1 else "times"
+    lines = [f"watcher: raised β {len(raised)} {times}, last to {raised[-1]['kl_coef']:g}"] if raised else []
+    kept, n_steps = watcher.get("kept_step"), watcher.get("n_iterations")
+    if kept is not None and n_steps is not None and kept < n_steps:
+        lines.append(
+            f"watcher: kept the policy of step {kept} of {n_steps}, the best that it saw; all figures are of that one"
+        )
     if reason := watcher.get("stop_reason"):
         lines.append(f"watcher: {name} ended after {watcher['n_iterations']} steps, {reason}")
         if any(alarm["action"] == "ask" for alarm in watcher.get("alarms", ())):
