@@ -34,7 +34,7 @@ def test_a_finished_run_has_every_stage_its_summary_and_its_report(finished: Pat
     slices = json.loads(manifests(run)["reward"])["metrics"]["calibration_slices"]
     assert slices["kind"]["comparison/3"]["n"] > 0
     assert slices["kind"]["comparison/3"]["temperature"] is None  # a run of seconds holds back too few votes
-    assert "Are probabilities right for the kind comparison/3?" in page
+    assert "Are probabilities right for the kind comparison with 3 levels?" in page
     assert "How much too sure is it of prompts that it never saw?" in page
 
 

@@ -155,6 +155,20 @@ def test_perfect_agreement_has_no_interval_of_width_nought():
     assert "undefined without one of the 2 groups of raters" in two.method
 
 
+@pytest.mark.parametrize("name", ["agreement", "nominal alpha", "Gwet's AC1"])
+def test_no_interval_over_raters_goes_beyond_what_a_coefficient_can_be(name: str):
+    table = table_of(
+        [
+            [1, 0, 1, 0, 1, 1, 0, 0, 1, 1, 0, 1],
+            [1, 0, 1, 0, 1, 1, 0, 0, 1, 1, 0, 0],
+            [0, 0, 1, 1, 1, 0, 0, 1, 1, 1, 0, 1],
+        ]
+    )
+    found = coefficient(table, name, rng(), over="annotator")
+    assert found.value < found.high == 1.0
+    assert name != "agreement" or found.low >= 0.0
+
+
 def test_a_repeat_does_not_agree_with_itself_but_unnamed_raters_are_many():
     rows = [("x", "r0", 1), ("x", "r0", 1), ("x", "r1", 0), ("y", "r0", 1), ("y", "r1", 1)]
     table = answer_table(rows)

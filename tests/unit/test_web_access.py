@@ -457,3 +457,20 @@ def test_a_body_that_never_ends_is_given_up(tmp_path):
     asyncio.run(site.app(scope, receive, send))
     assert sent[0]["status"] == 408
     assert b"x-frame-options" in dict(sent[0]["headers"])
+
+
+@pytest.mark.parametrize(
+    ("role", "path"), [("admin", "/admin/rater?who=nobody"), ("annotator", "/nowhere"), ("expert", "/admin")]
+)
+def test_whoever_went_astray_goes_on_from_her_own_pages(site: web_app.Served, role: str, path: str):
+    answer = site.browser(role).get(path)
+    assert answer.status_code in (403, 404)
+    assert ("/admin" if role == "admin" else "/work") in answer.text
+    assert "Sign out" in answer.text
+    assert "annotator" not in answer.text.replace("data-who", "")  # the product's word for her is rater
+    nobody = site.anybody().get(path, headers={"Accept": "text/html"})
+    assert "Sign out" not in nobody.text
+
+
+def test_a_page_of_another_role_says_for_whom_it_is_not(site: web_app.Served):
+    assert "This is not open to raters." in site.browser("annotator").get("/admin").text

@@ -827,6 +827,15 @@ def test_whiskers_stay_inside_and_what_is_undefined_is_not_drawn():
     assert 'width="0.0"' in str(share_bar("s", "Done", None))
 
 
+@pytest.mark.parametrize(
+    ("ends", "marks"),
+    [((0.0, 1.0), ["0", "0.25", "0.5", "0.75", "1"]), ((-0.2, 1.0), ["−0.2", "0", "0.2", "0.4", "0.6", "0.8", "1"])],
+)
+def test_a_scale_is_marked_in_round_steps_from_nought(ends: tuple[float, float], marks: list[str]):
+    drawn = str(whisker_chart("w", "Agreement", [], low=ends[0], high=ends[1]))
+    assert re.findall(r">([−0-9.]+)</text>", drawn) == marks
+
+
 def test_numbers_are_written_for_people():
     assert number(1234567) == "1\u202f234\u202f567"
     assert number(-0.5, 2) == "−0.50"

@@ -172,9 +172,12 @@ def _few_items(without: np.ndarray, value: float, name: str) -> Estimate:
     """Interval of fewer than ten items: the jackknife's, from the values without each of them."""
     if name == "agreement" and value in (0.0, 1.0):
         return _all_alike(value, len(without))
-    return jackknife_interval(
-        value, without, level=LEVEL, what=name, within=(0.0 if name == "agreement" else -math.inf, 1.0)
-    )
+    return jackknife_interval(value, without, level=LEVEL, what=name, within=_ends(name))
+
+
+def _ends(name: str) -> tuple[float, float]:
+    """Between what a coefficient lies; how far below 0 agreement beyond chance may fall depends on the answers."""
+    return (0.0 if name == "agreement" else -math.inf), 1.0
 
 
 def _all_alike(value: float, n: int) -> Estimate:
@@ -221,4 +224,5 @@ def _jackknife(table: AnswerTable, measure: Coefficient, rng: np.random.Generato
         return Estimate(value, None, None, len(raters), f"{name}; no interval over raters: they are all alike")
     reach = float(distributions.t.ppf((1 + LEVEL) / 2, len(known) - 1) * error)
     method = f"{name}; {LEVEL:.0%} jackknife over {n_groups} groups of raters, t interval"
-    return Estimate(value, value - reach, value + reach, len(raters), method)
+    least, largest = _ends(name)
+    return Estimate(value, max(value - reach, least), min(value + reach, largest), len(raters), method)

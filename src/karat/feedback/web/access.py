@@ -46,6 +46,10 @@ class Visitor:
     """Her name for the password form, "" = by invite link only."""
 
 
+PEOPLE = {"annotator": "raters", "expert": "experts", "auditor": "auditors", "admin": "admins"}
+"""Whoever has a role, in words."""
+
+
 class Declared:
     """What a route declares about its visitors, as a dependency: roles, or None = everybody."""
 
@@ -64,9 +68,8 @@ class Declared:
                 raise HTTPException(401, "You are not signed in, or your session has ended; sign in and try again.")
             return None
         if self.roles is not None and session.role not in self.roles:
-            raise HTTPException(403, f"This is not open to the role {session.role!r}.")
-        who = (session.account, session.annotator, session.role, session.csrf, session.kind)
-        return Visitor(*who, login=session.login or "")
+            raise HTTPException(403, f"This is not open to {PEOPLE[session.role]}.")
+        return _visitor(session)
 
 
 PUBLIC = Declared(None)
@@ -132,6 +135,19 @@ def _declarations(dependant: Dependant) -> Iterator[Declared]:
         if isinstance(below.call, Declared):
             yield below.call
         yield from _declarations(below)
+
+
+async def signed_in(request: Request) -> Visitor | None:
+    """Whoever opens a page, None = nobody; for what every page has on top, whatever became of the request."""
+    token, by_bearer = token_of(request)
+    state = request.app.state
+    session = await run_quick(session_of, state.store, token, now=state.clock()) if token and not by_bearer else None
+    return None if session is None else _visitor(session)
+
+
+def _visitor(session: Session) -> Visitor:
+    who = (session.account, session.annotator, session.role, session.csrf, session.kind)
+    return Visitor(*who, login=session.login or "")
 
 
 async def role_of(request: Request) -> str | None:

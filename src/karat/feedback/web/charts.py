@@ -92,9 +92,10 @@ def whisker_chart(
     def across(value: float) -> float:
         return left + (right - left) * (min(max(value, low), high) - low) / (high - low)
 
-    ticks = [low + (high - low) * share for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    ticks = _ticks(low, high)
     parts = [_line(across(tick), 0, across(tick), height - BOTTOM, "grid") for tick in ticks]
-    for tick, anchor in zip(ticks, ("start", "middle", "middle", "middle", "end"), strict=True):
+    anchors = ["start", *["middle"] * (len(ticks) - 2), "end"]
+    for tick, anchor in zip(ticks, anchors, strict=True):
         parts.append(_text(across(tick), height - 6, f"{tick:g}".replace("-", "−"), anchor))
     if reference is not None:
         parts.append(_line(across(reference), 0, across(reference), height - BOTTOM, "reference"))
@@ -161,6 +162,19 @@ def _line(x1: float, y1: float, x2: float, y2: float, look: str) -> Markup:
 
 def _text(x: float, y: float, text: str, anchor: str) -> Markup:
     return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, escape(text))
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Where a scale is marked: both ends, and between them the multiples of a round step, 0 among them where it lies inside.
+
+    >>> _ticks(0.0, 1.0), _ticks(-0.2, 1.0)
+    ([0.0, 0.25, 0.5, 0.75, 1.0], [-0.2, 0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    """
+    for step in (0.25, 0.2, 0.5, 0.1):
+        first, last = low / step, high / step
+        if abs(first - round(first)) < 1e-9 and abs(last - round(last)) < 1e-9 and last - first < 7:
+            return [round(step * n, 9) for n in range(round(first), round(last) + 1)]
+    return [low + (high - low) * share for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
 
 
 def _ceiling(value: float) -> float:

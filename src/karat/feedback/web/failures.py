@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from karat.errors import ConfigError, InputError, KaratError, StoreError
-from karat.feedback.web.access import FORM_TYPES, SAFE_METHODS, sent_form
+from karat.feedback.web.access import FORM_TYPES, SAFE_METHODS, Visitor, sent_form, signed_in
 from karat.feedback.web.templates import render
 
 LOG = logging.getLogger("karat.web")
@@ -50,18 +50,25 @@ def install(app: FastAPI) -> None:
 
 
 def error_response(
-    request: Request, status: int, message: str, *, fields: list[str] | None = None, headers: dict | None = None
+    request: Request,
+    status: int,
+    message: str,
+    *,
+    fields: list[str] | None = None,
+    headers: dict | None = None,
+    visitor: Visitor | None = None,
 ) -> Response:
     """The failure as a page, or as JSON `{"error": {"status", "message", "fields"}}` for programs.
 
     Args:
         fields: parts of the input that do not fit, in words.
+        visitor: who is signed in, so that her pages stand on top; None = nobody, or not known.
     """
     if wants_json(request):
         body = {"error": {"status": status, "message": message, "fields": fields or []}}
         return JSONResponse(body, status, headers)
     title = TITLES.get(status, TITLES[500 if status >= 500 else 400])
-    page = render(request, "error.html", None, status=status, title=title, message=message, fields=fields or [])
+    page = render(request, "error.html", visitor, status=status, title=title, message=message, fields=fields or [])
     page.headers.update(headers or {})
     return page
 
@@ -87,7 +94,9 @@ async def _http(request: Request, error: HTTPException) -> Response:
     if error.status_code == 401 and not wants_json(request):
         return await _sign_in(request)
     message = _PLAIN.get(str(error.detail), str(error.detail))
-    return error_response(request, error.status_code, message, headers=dict(error.headers or {}))
+    # whoever went astray goes on from the same pages; only what is about to be read as a page asks who it is
+    visitor = None if wants_json(request) or error.status_code not in (403, 404, 405) else await signed_in(request)
+    return error_response(request, error.status_code, message, headers=dict(error.headers or {}), visitor=visitor)
 
 
 _PLAIN = {"Not Found": "There is no such page.", "Method Not Allowed": "This address cannot be used in that way."}
