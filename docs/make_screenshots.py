@@ -150,7 +150,7 @@ def take(
     page.goto(f"{url}/work")
     for key in keys:
         page.keyboard.press(key)
-    page.wait_for_timeout(150)
+    page.wait_for_timeout(2500)  # until what was entered is saved, which the page says
     image = small_png(pixels(context.new_page(), page.screenshot()))
     assert len(image) <= MOST_BYTES, f"{name}: {len(image)} bytes"
     (IMAGES / f"{name}.png").write_bytes(image)

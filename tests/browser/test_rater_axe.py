@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 import pytest
-from playwright.sync_api import Page
 
+from browser.looks import serious
 from browser.place import QUESTIONS, Place, add_kind, crowd, failed_test
 from karat.feedback.people import standing
 from karat.feedback.web.desk import ADMIN_TABS
@@ -93,10 +93,3 @@ def test_axe_finds_nothing_serious_on_the_pages_of_the_other_roles(role: str, pl
         page.goto(place.url + path)
         page.evaluate(axe)
         assert not serious(page), path
-
-
-def serious(page: Page) -> list[str]:
-    """What axe-core calls serious or critical, with where it is."""
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']}).then(r => r.violations)")
-    return [f"{each['id']}: {node['html'][:160]} {node.get('failureSummary', '')[:200]}" for each in found
-            if each["impact"] in ("serious", "critical") for node in each["nodes"][:3]]  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from browser.place import PASSWORD, TEXTS, Place, add_kind, add_task, go_offline
+from browser.place import PASSWORD, TEXTS, Place, add_kind, add_task, conversation, go_offline
 from karat.feedback.people import accounts, drafts
 from karat.feedback.web import task_view
 from karat.feedback.web.positions import as_shown
@@ -575,3 +575,21 @@ def test_a_phone_without_scripts_signs_out_by_the_menu(place: Place, visit):
     with page.expect_navigation():
         page.locator("#menu").get_by_role("button", name="Sign out").tap()
     assert page.url.endswith("/login")
+
+
+def test_a_long_prompt_is_read_from_its_beginning_and_a_conversation_from_its_last_turn(place: Place, visit):
+    long = "\n\n".join(f"Paragraph {i} of a text that is longer than its place." for i in range(60))
+    at = "document.querySelector('.prompt > .body').scrollTop"
+    account, link = place.rater()
+    add_task(place.store, Question(), TEXTS[:2], prompt=user_prompt(long), reserved_for=account.annotator, batch="long")
+    assert visit(link).evaluate(at) == 0
+    account, link = place.rater()
+    said = conversation("Why?", long, f"And now? {long}")
+    add_task(place.store, Question(), TEXTS[:2], prompt=said, reserved_for=account.annotator, batch="turns")
+    page = visit(link)
+    assert page.evaluate(at) > 0
+    begins = "document.querySelector('.turn:last-child p').getBoundingClientRect().top"
+    top, height = page.evaluate(
+        "() => { const box = document.querySelector('.prompt > .body').getBoundingClientRect(); return [box.top, box.height]; }"
+    )
+    assert top <= page.evaluate(begins) < top + height / 2

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page
 
+from browser.looks import serious
 from karat.ledger.lineage import ArtifactRef, Manifest
 from karat.records import Estimate, Finding
 from karat.report.figures import Bin, Panel, Series
-from karat.report.page import Curve, ReportInput, write_page
+from karat.report.page import AttributedText, Curve, ReportInput, ResponseShown, SampleShown, write_page
 
 pytestmark = pytest.mark.browser
 
@@ -33,7 +34,12 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         title="A run",
         manifests=(manifest,),
         policies={name: dict.fromkeys(COLUMNS, GOLD) for name in ("sft", "best_of_16", "ppo")},
-        findings=(Finding("challenge.D2", long, "not measured", None, "SFT 0.24, PPO 0.13"),),
+        findings=(
+            Finding("challenge.D2", long, "not measured", None, "SFT 0.24, PPO 0.13"),
+            Finding("inside.atlas", long, "info", GOLD),
+        ),
+        samples=(SampleShown("Why?", (ResponseShown("sft", "Because.", 0.5, 0.25),)),),
+        attributed=(AttributedText("Why?", ("Because", "so", "."), (0.5, -0.5, 0.25), 1.0, "sft"),),
         curves=(Curve("c", "PPO", (Panel("loss", (series,)),), "rollouts"),),
         calibration=(Bin(0.5, 0.4, 0.3, 0.5, 10),),
         frontier=(Panel("gold", (series,)),),
@@ -63,6 +69,15 @@ def test_on_paper_every_column_is_there(chromium: Browser, report: Path):
     page = opened(chromium, report, viewport={"width": 794, "height": 1123})  # A4 at 96 dots an inch
     page.emulate_media(media="print")
     assert page.evaluate(BEYOND, ".policies td, .stages td code, .held-out td, .challenges .badge") == 0
+    page.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious_in_a_report(chromium: Browser, report: Path, axe: str, scheme: str):
+    page = opened(chromium, report, color_scheme=scheme, bypass_csp=True)
+    page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+    page.evaluate(axe)
+    assert serious(page) == []
     page.context.close()
 
 

@@ -165,7 +165,7 @@ def test_a_sweep_is_a_table_in_which_a_figure_may_be_missing():
     fields = {"value": 0.41, "low": 0.35, "high": 0.47, "n": 5, "method": "t"}
     table = [{"setting": "kl=1", "seeds": 5, "ppo gold": fields}, {"setting": "kl=20", "seeds": 1}]
     assert summary_lines({"table": table}) == [
-        "setting  seeds  ppo gold",
+        "setting  seeds  ppo gold reward",
         "kl=1     5      0.41 (0.35 to 0.47)",
         "kl=20    1      –",
     ]

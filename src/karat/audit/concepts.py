@@ -119,7 +119,7 @@ def concept_findings(
     ]
     findings = []
     for name, rows in concepts.items():
-        question = f"Does the score follow the concept: {name}?"
+        question = f"Does the score follow the concept: {name.replace('_', ' ')}?"
         if name not in tested:
             detail = f"{len(rows)} of {n_texts} texts have it; {LEAST_TEXTS} with and without it are needed"
             findings.append(Finding(f"inside.concept_{name}", question, "not measured", detail=detail))

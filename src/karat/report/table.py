@@ -48,7 +48,12 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         lines.append("gate: " + ", ".join(dict.fromkeys(said)))  # each optimised policy has a leash of its own
     if summary.get("table"):
         names = list(dict.fromkeys(name for row in summary["table"] for name in row))
-        lines += aligned([names, *([_cell(row.get(name)) for name in names] for row in summary["table"])])
+        lines += aligned(
+            [
+                [_heading(name) for name in names],
+                *([_cell(row.get(name)) for name in names] for row in summary["table"]),
+            ]
+        )
     lines += [f"run: {directory}, its report: {directory}/report.html" for directory in summary.get("runs", ())]
     place = f"{summary['directory']}/" if summary.get("directory") else ""
     lines += [f"{name}: {place}{summary[name]}" for name in ("policy", "report") if summary.get(name)]
@@ -88,6 +93,12 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows of cells as lines with columns under one another."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _heading(name: str) -> str:
+    """`ppo win_rate` of a sweep's rows as the table of a run has it: `ppo win rate`."""
+    policy, _, column = name.rpartition(" ")
+    return f"{policy} {COLUMNS[column][0]}" if policy and column in COLUMNS else name
 
 
 def _cell(value: Any) -> str:

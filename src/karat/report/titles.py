@@ -51,9 +51,12 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
 def policy_title(name: str) -> str:
     """What a policy of a run is called where a person reads it.
 
-    >>> policy_title("reinforce_pp"), policy_title("sft"), policy_title("best_of_4")
-    ('REINFORCE++', 'SFT', 'best of 4')
+    >>> policy_title("reinforce_pp"), policy_title("sft"), policy_title("best_of_4"), policy_title("ppo_round_1")
+    ('REINFORCE++', 'SFT', 'best of 4', 'PPO round 1')
     """
+    method, _, number = name.partition("_round_")
+    if number.isdecimal() and method in TITLES:
+        return f"{TITLES[method]} round {number}"
     return {"sft": "SFT", **TITLES}.get(name, name.replace("_", " "))
 
 

@@ -193,9 +193,12 @@ form.addEventListener("change", ({ target }) => {
   if (target.type === "radio" && at?.type === "radio" && at.name === target.name) target.focus({ preventScroll: true });
 });
 
-// A conversation opens at its end, where the question is
+// A conversation opens where its last turn begins: there is the question. A prompt of one turn is read from its beginning.
 const conversation = document.querySelector(".prompt > .body");
-conversation.scrollTop = conversation.scrollHeight;
+const turns = conversation.querySelectorAll(".turn");
+if (turns.length > 1) {
+  conversation.scrollTop = [...turns].at(-1).getBoundingClientRect().top - conversation.getBoundingClientRect().top;
+}
 
 // Guidelines beside the task
 const guideButton = document.getElementById("guide-button");
