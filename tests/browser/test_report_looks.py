@@ -40,7 +40,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         samples=(SampleShown("Why?", (ResponseShown("sft", "Because.", 0.5, 0.25),)),),
         attributed=(AttributedText("Why?", ("Because", "so", "."), (0.5, -0.5, 0.25), 1.0, "sft"),),
-        curves=(Curve("c", "PPO", (Panel("loss", (series,)),), "rollouts"),),
+        curves=(Curve("c", "PPO", (Panel("loss", (series,)),) * 5, "rollouts"),),
         calibration=(Bin(0.5, 0.4, 0.3, 0.5, 10),),
         frontier=(Panel("gold", (series,)),),
         held_out=((long, GOLD),) * 3,
@@ -111,6 +111,17 @@ def test_on_paper_the_configuration_is_unfolded_and_whole(chromium: Browser, rep
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert folded.is_visible()  # what a reader has opened stays open
+    page.context.close()
+
+
+def test_on_paper_no_chart_is_higher_than_a_page(chromium: Browser, report: Path):
+    page = opened(chromium, report, viewport={"width": 794, "height": 1123})
+    height = "Math.max(...[...document.querySelectorAll('.plot')].map((one) => one.getBoundingClientRect().height))"
+    high = page.evaluate(height)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(height) < 850 < high
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(height) == high
     page.context.close()
 
 

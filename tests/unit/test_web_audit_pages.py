@@ -154,7 +154,7 @@ def test_verifying_names_what_was_altered(site):
     tamper(site.store, f"UPDATE judgements SET value = '{{\"level\":1,\"n_levels\":3}}' WHERE id = '{victim.id}'")
     said = text_of(site.browser("auditor").get("/audit/record", params={"verify": "1"}))
     assert victim.id in said
-    assert "problems were found" in said
+    assert "1 problem was found" in said
 
 
 def test_admins_read_the_audit_too_and_raters_do_not(site):

@@ -230,3 +230,8 @@ def test_texts_with_a_content_warning_are_folded_away_where_nobody_judges_them(t
         inside, _, behind = after.partition("</details>")
         assert inside.count("DISTURBING") == 3
         assert "DISTURBING" not in before + behind
+
+
+def test_an_expert_finds_the_review_on_her_first_page_and_a_rater_none(site):
+    assert '<a class="button" href="/review">' in site.browser("expert").get("/").text
+    assert "/review" not in site.browser("annotator").get("/").text

@@ -20,6 +20,7 @@ from karat.feedback.people.accounts import accounts
 from karat.feedback.schema import StoredJudgement
 from karat.feedback.snapshot import current_judgements
 from karat.feedback.store import Store
+from karat.feedback.web import figures
 from karat.feedback.web.access import Visitor
 from karat.feedback.web.answer_words import answer_words
 from karat.feedback.web.charts import share_bar
@@ -50,8 +51,8 @@ def queue_page(
     """The queue: all of it as sums, and one task after the other."""
     store, now = request.app.state.store, request.app.state.clock()
     messages = {
-        "pulled": f"{n} tasks are taken out of the queue; their answers stay.",
-        "reissued": f"{n} tasks are in the queue again.",
+        "pulled": f"{figures.counted(n, 'task is', 'tasks are')} taken out of the queue; their answers stay.",
+        "reissued": f"{figures.counted(n, 'task is', 'tasks are')} in the queue again.",
     }
     rows, older = task_page(store, now=now, batch=batch, state=state, before=number_of(before))
     sums = queue(store, now=now)

@@ -28,6 +28,7 @@ from karat.feedback.record.erasure import Fed, erase_annotator, erase_from_snaps
 from karat.feedback.schema import UNKNOWN_ANNOTATOR
 from karat.feedback.snapshot import current_judgements
 from karat.feedback.store import Store
+from karat.feedback.web import figures
 from karat.feedback.web.access import Visitor
 from karat.feedback.web.background import Background
 from karat.feedback.web.charts import Whisker, whisker_chart
@@ -63,7 +64,11 @@ def rater_list(request: Request, visitor: Admin, done: str = "", n: int = 0) -> 
     """The evidence about every rater."""
     evidence = evidence_of(request)
     rows = evidence.rows
-    said = f"{n} new flags; those on raters with fewer than {MIN_VOTES} votes are not raised at all." if n else ""
+    said = (
+        f"{figures.counted(n, 'new flag')}; those on raters with fewer than {MIN_VOTES} votes are not raised at all."
+        if n
+        else ""
+    )
     message = MESSAGES.get(done, "") or ((said or "No new flag: nothing stood out.") if done == "checked" else "")
     return page(
         request,

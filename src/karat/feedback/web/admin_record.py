@@ -19,6 +19,7 @@ from karat.feedback.people import accounts
 from karat.feedback.record.seals import Problem, seal, sealed_through, seals
 from karat.feedback.schema import judgements
 from karat.feedback.store import Store
+from karat.feedback.web import figures
 from karat.feedback.web.access import Visitor
 from karat.feedback.web.desk import Admin, done, note, number_of, page
 
@@ -54,9 +55,11 @@ def seal_now(request: Request, visitor: Admin) -> Response:
 def verify_now(request: Request, visitor: Admin) -> Response:
     """Check every record, text and seal against its hash."""
     problems = request.app.state.store.verify()
-    note(request, visitor, "verified", "store", f"{len(problems)} problems")
+    note(request, visitor, "verified", "store", figures.counted(len(problems), "problem"))
     message = (
-        "Everything is as it was submitted and sealed." if not problems else f"{len(problems)} problems were found."
+        "Everything is as it was submitted and sealed."
+        if not problems
+        else f"{figures.counted(len(problems), 'problem was', 'problems were')} found."
     )
     return _page(request, visitor, message=message, failed=bool(problems), problems=problems)
 

@@ -25,6 +25,7 @@ from karat.feedback.people.drafts import read_draft
 from karat.feedback.people.standing import standing_of
 from karat.feedback.schema import responses
 from karat.feedback.store import Store
+from karat.feedback.web import figures
 from karat.feedback.web.access import Visitor, needs
 from karat.feedback.web.charts import Whisker, whisker_chart
 from karat.feedback.web.desk import Admin, Sent, done, field_of, kept_figures, note, number_of, page
@@ -58,7 +59,11 @@ def arena_page(request: Request, visitor: Anybody, done: str = "", n: int = 0) -
     """For raters the place to ask both policies; for admins the comparisons there are."""
     if visitor.role != "admin":
         return _state_page(request, visitor)
-    message = f"The comparison is set up with {n} questions; raters get them in the queue." if done == "made" else ""
+    message = (
+        f"The comparison is set up with {figures.counted(n, 'question')}; raters find what they are asked in the queue."
+        if done == "made"
+        else ""
+    )
     return _admin_page(request, visitor, message=message)
 
 
@@ -109,7 +114,13 @@ def make(request: Request, visitor: Admin, form: Sent) -> Response:
     except KaratError as error:
         typed = {"name": name, "first": first, "second": second, "overlap": str(overlap)}
         return _admin_page(request, visitor, status=422, message=str(error), failed=True, typed=typed)
-    note(request, visitor, "arena made", name, f"{first} and {second}, {len(made.written_by)} questions")
+    note(
+        request,
+        visitor,
+        "arena made",
+        name,
+        f"{first} and {second}, {figures.counted(len(made.written_by), 'question')}",
+    )
     return done("/arena", "made", n=str(len(made.written_by)))
 
 

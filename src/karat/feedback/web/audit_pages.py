@@ -24,6 +24,7 @@ from karat.feedback.people.who_judged import LEAST, said_mark, slice_tables
 from karat.feedback.record.auditing import FILTERS, AuditRow, Pseudonyms, audited, browse, filter_choices
 from karat.feedback.record.bundle import write_bundle
 from karat.feedback.record.seals import sealed_through, seals
+from karat.feedback.web import figures
 from karat.feedback.web.access import Visitor, needs
 from karat.feedback.web.answer_words import answer_words
 from karat.feedback.web.desk import Tabs, kept_figures, number_of, page
@@ -112,7 +113,9 @@ def record_page(request: Request, visitor: Reader, verify: str = "") -> Response
     message = ""
     if verify:
         message = (
-            f"{len(problems)} problems were found." if problems else "Everything is as it was submitted and sealed."
+            f"{figures.counted(len(problems), 'problem was', 'problems were')} found."
+            if problems
+            else "Everything is as it was submitted and sealed."
         )
     return page(
         request,

@@ -22,6 +22,15 @@ def number(value: float | None, digits: int = 0) -> str:
     return f"{value:,.{digits}f}".replace(",", THIN).replace("-", MINUS)
 
 
+def counted(n: int, one: str, many: str = "") -> str:
+    """How many of something, in words that agree.
+
+    >>> counted(1, "task is", "tasks are"), counted(2, "flag")
+    ('1 task is', '2 flags')
+    """
+    return f"{number(n)} {one if n == 1 else many or one + 's'}"
+
+
 def percent(value: float | None, digits: int = 0) -> str:
     """A share as a percentage; – for None."""
     return NOTHING if value is None else f"{number(100 * value, digits)}{THIN}%"

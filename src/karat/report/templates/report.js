@@ -12,6 +12,8 @@
     }
     return value;
   };
+  const PAPER_PIXELS = 780; // a chart that is higher than a page would be cut in two
+  let paper = false;
   const draw = () => {
     if (!window.Plotly) return;
     const css = getComputedStyle(root);
@@ -19,6 +21,7 @@
       const painted = paint(figure);
       const layout = {
         ...painted.layout,
+        height: paper ? Math.min(painted.layout.height, PAPER_PIXELS) : painted.layout.height,
         paper_bgcolor: "rgba(0,0,0,0)",
         plot_bgcolor: "rgba(0,0,0,0)",
         font: { family: css.getPropertyValue("--sans"), size: 12, color: css.getPropertyValue("--text").trim() },
@@ -41,6 +44,7 @@
   let before; // the colours on the screen, which printing borrows
   let folded = []; // what is folded on the screen: nobody can unfold it on paper
   addEventListener("beforeprint", () => {
+    paper = true;
     before = root.dataset.theme;
     root.dataset.theme = "light";
     folded = [...document.querySelectorAll("details:not([open])")];
@@ -48,6 +52,7 @@
     draw();
   });
   addEventListener("afterprint", () => {
+    paper = false;
     for (const one of folded) one.open = false;
     if (before) root.dataset.theme = before;
     else delete root.dataset.theme;
