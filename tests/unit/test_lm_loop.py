@@ -18,6 +18,7 @@ from karat.lm.loop import (
     optimiser_step,
     run_loop,
 )  # fmt: skip
+from karat.lm.sharding import clip_gradients
 from karat.seeding import torch_generator
 
 
@@ -189,6 +190,15 @@ def test_gradients_are_clipped_over_all_parameters():
     norm = optimiser_step(state, "m", [weight(torch.tensor([[3.0, 0.0, 4.0]])).sum()], max_grad_norm=1.0)
     assert norm == pytest.approx(5.0)
     assert torch.allclose(before - weight.weight, torch.tensor([[0.6, 0.0, 0.8]]), atol=1e-5)
+
+
+@pytest.mark.parametrize("limit", [4.999, 5.0, 5.0000009, 5.000002, 6.0])
+def test_gradients_are_those_of_pytorchs_clipping_on_either_side_of_the_limit(limit):
+    ours, theirs = (nn.Linear(3, 1, bias=False) for _ in range(2))
+    for one in (ours, theirs):
+        one.weight.grad = torch.tensor([[3.0, 0.0, 4.0]])
+    assert clip_gradients([ours.weight], limit) == float(nn.utils.clip_grad_norm_([theirs.weight], limit)) == 5.0
+    assert torch.equal(ours.weight.grad, theirs.weight.grad)
 
 
 def test_the_learning_rate_rises_and_falls_linearly():

@@ -87,7 +87,7 @@ def attend(
     Raises: MemoryError where memory is short.
     """
     turned, scales = turned_heads(frame, qkv, norms)
-    output = qkv.new_zeros(len(qkv), frame.sizes.widths[0])
+    output = _room(frame, qkv, frame.sizes.widths[0], partly=read is not None)
     sums = frame.cosine.new_empty(len(qkv), frame.sizes.heads)
     marks = _marks(len(qkv), read)
     frame.call.attend_trees(_asked(frame, turned, qkv, marks), address(output), address(sums))
@@ -107,10 +107,21 @@ def attend_back(
     """
     (*scales, sums), read = known
     turned, _ = turned_heads(frame, qkv, norms)
-    found, marks = [frame.cosine.new_zeros(len(qkv), width) for width in frame.sizes.widths], _marks(len(qkv), read)
+    marks = _marks(len(qkv), read)
+    partly = (read is not None, False, False)  # the pass writes no queries that are not read, but all keys and values
+    found = [_room(frame, frame.cosine, *one) for one in zip(frame.sizes.widths, partly, strict=True)]
     asked = _asked(frame, turned, qkv, marks)
     frame.call.attend_trees_back(asked, address(grad), address(sums), *map(address, found))
     return turned_back(frame, qkv, norms, scales, found)
+
+
+def _room(frame: Frame, like: Tensor, width: int, partly: bool) -> Float[Tensor, "L width"]:
+    """Where the compiled pass writes every position of a tree, or some of them (`partly`); 0 where it writes nothing."""
+    n, stop = len(like), 0 if partly else frame.layout.spans[-1].stop
+    room = like.new_empty(n, width)
+    if stop < n:
+        room[stop:].zero_()
+    return room
 
 
 def _marks(n: int, read: Int[Tensor, " n"] | None) -> Tensor | None:

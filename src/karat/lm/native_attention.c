@@ -155,7 +155,7 @@ static void across_both(const Block *block, const Desk *desk, const float *rows,
 
 /* Where a row's keys stand among its block's scores: [edge[0], edge[1]) and [edge[2], edge[3]). */
 static inline void edges_of(const Asked *asked, const int32_t *piece, int64_t origin, const Block *block, int64_t position,
-                            int64_t edge[4]) {
+                            int32_t edge[4]) {
     int64_t from[2];
     begins(piece, origin, asked->window, position, from);
     for (int part = 0; part < 2; part++) edge[2 * part] = block->at[part] + from[part] - block->from[part];
@@ -163,31 +163,44 @@ static inline void edges_of(const Asked *asked, const int32_t *piece, int64_t or
     edge[3] = block->at[1] + position + 1 - block->from[1];
 }
 
-/* e^(score·scale − shift) where a key is seen, 0 elsewhere; returns the sum */
-static inline float raised(float *own, const int64_t edge[4], int64_t k, float scale, float shift) {
-    float sum = 0;
-    int64_t done = 0;
-    for (int part = 0; part < 4; part += 2) {
-        if (edge[part] >= edge[part + 1]) continue;
-        for (; done < edge[part]; done++) own[done] = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t j = edge[part]; j < edge[part + 1]; j++) {
-            own[j] = exponential(own[j] * scale - shift);
-            sum += own[j];
-        }
-        done = edge[part + 1];
-    }
-    for (; done < k; done++) own[done] = 0;
-    return sum;
+/* Lanes added up, or the highest of them, by halves */
+static inline float total(float lane[LANES]) {
+    for (int n = LANES / 2; n; n /= 2)
+        for (int l = 0; l < n; l++) lane[l] += lane[l + n];
+    return lane[0];
 }
 
-static inline float highest(const float *own, const int64_t edge[4], float scale) {
-    float peak = -INFINITY;
-    for (int part = 0; part < 4; part += 2) {
-#pragma omp simd reduction(max : peak)
-        for (int64_t j = edge[part]; j < edge[part + 1]; j++) peak = own[j] * scale > peak ? own[j] * scale : peak;
-    }
-    return peak;
+/* Whether a row sees key j of its block's scores; no branch, so that whole vectors can be asked. */
+static inline int is_seen(const int32_t edge[4], int32_t j) {
+    return ((j >= edge[0]) & (j < edge[1])) | ((j >= edge[2]) & (j < edge[3]));
+}
+
+/* e^(score·scale − shift) where a key is seen, 0 elsewhere; returns the sum. Whole vectors, filler too: numbers one by one
+ * behind the last whole vector of a range took longer than all others. */
+static inline float raised(float *own, const int32_t edge[4], int32_t k, float scale, float shift) {
+    float sum[LANES] = {0};
+    for (int32_t i = 0; i < k; i += LANES)
+#pragma omp simd
+        for (int32_t l = 0; l < LANES; l++) {
+            float e = exponential(own[i + l] * scale - shift);
+            own[i + l] = is_seen(edge, i + l) ? e : 0;
+            sum[l] += own[i + l];
+        }
+    return total(sum);
+}
+
+static inline float highest(const float *own, const int32_t edge[4], int32_t k, float scale) {
+    float peak[LANES];
+    for (int l = 0; l < LANES; l++) peak[l] = -INFINITY;
+    for (int32_t i = 0; i < k; i += LANES)
+#pragma omp simd
+        for (int32_t l = 0; l < LANES; l++) {
+            float score = is_seen(edge, i + l) ? own[i + l] * scale : -INFINITY;
+            peak[l] = score > peak[l] ? score : peak[l];
+        }
+    for (int n = LANES / 2; n; n /= 2)
+        for (int l = 0; l < n; l++) peak[l] = peak[l + n] > peak[l] ? peak[l + n] : peak[l];
+    return peak[0];
 }
 
 /* Σ over both ranges of factors [R, keys] times keys or values, [R, W] */
@@ -209,14 +222,15 @@ static void onto_both(const Block *block, const Desk *desk, const float *factors
 
 static void forward_block(const Asked *asked, const Desk *desk, const Block *block, const int32_t *piece, int64_t origin,
                           int64_t head, number *output, float *sums) {
-    int64_t D = asked->size, H = asked->heads, G = H / asked->key_heads, edge[4];
+    int64_t D = asked->size, H = asked->heads, G = H / asked->key_heads;
+    int32_t edge[4];
     take_rows(asked->q + origin * asked->q_stride + head * G * D, asked->q_stride, asked, block, desk->W, desk->q);
     across_both(block, desk, desk->q, desk->keys_across, desk->scores);
     for (int64_t row = 0; row < block->rows; row++) {
         int64_t position = block->first + row / G;
         float *own = desk->scores + row * block->stride;
         edges_of(asked, piece, origin, block, position, edge);
-        float peak = highest(own, edge, asked->scale), sum = raised(own, edge, block->stride, asked->scale, peak);
+        float peak = highest(own, edge, block->stride, asked->scale), sum = raised(own, edge, block->stride, asked->scale, peak);
         sums[(origin + position) * H + head * G + row % G] = peak + logf(sum);
         desk->room[row] = 1 / sum;
     }
@@ -229,18 +243,21 @@ static void forward_block(const Asked *asked, const Desk *desk, const Block *blo
 
 static void backward_block(const Asked *asked, const Desk *desk, const Block *block, const int32_t *piece, int64_t origin,
                            int64_t head, const number *grad, const float *sums, float *of_q) {
-    int64_t D = asked->size, H = asked->heads, G = H / asked->key_heads, edge[4];
+    int64_t D = asked->size, H = asked->heads, G = H / asked->key_heads;
+    int32_t edge[4];
     take_rows(asked->q + origin * asked->q_stride + head * G * D, asked->q_stride, asked, block, desk->W, desk->q);
     take_rows(grad + origin * H * D + head * G * D, H * D, asked, block, desk->W, desk->grad);
     across_both(block, desk, desk->q, desk->keys_across, desk->scores);
     across_both(block, desk, desk->grad, desk->values_across, desk->of_scores);
     for (int64_t row = 0; row < block->rows; row++) {
         int64_t position = block->first + row / G;
-        float *p = desk->scores + row * block->stride, *g = desk->of_scores + row * block->stride, mean = 0;
+        float *p = desk->scores + row * block->stride, *g = desk->of_scores + row * block->stride, lane[LANES] = {0};
         edges_of(asked, piece, origin, block, position, edge);
         raised(p, edge, block->stride, asked->scale, sums[(origin + position) * H + head * G + row % G]);
-#pragma omp simd reduction(+ : mean)
-        for (int64_t j = 0; j < block->stride; j++) mean += p[j] * g[j];
+        for (int64_t j = 0; j < block->stride; j += LANES)
+#pragma omp simd
+            for (int64_t l = 0; l < LANES; l++) lane[l] += p[j + l] * g[j + l];
+        float mean = total(lane);
 #pragma omp simd
         for (int64_t j = 0; j < block->stride; j++) g[j] = asked->scale * p[j] * (g[j] - mean);
     }

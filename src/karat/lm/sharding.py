@@ -30,6 +30,8 @@ from karat.lm.freed_memory import give_memory_back
 
 T = TypeVar("T")
 _now: Shards | None = None
+NO_DIVISION_BY_ZERO = 1e-6
+"""What PyTorch adds to a norm before it divides by it."""
 
 
 class _Root(nn.Module):
@@ -253,8 +255,10 @@ def clip_gradients(parameters: Sequence[Tensor], max_norm: float) -> float:
     norm = nn.utils.get_total_norm([g.to_local() if isinstance(g, DTensor) else g for g in gradients])
     if apart:
         norm = torch.full_like(norm, math.sqrt(parallel.total(float(norm) ** 2)))
-    nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-    return float(norm)
+    found = float(norm)
+    if not found + NO_DIVISION_BY_ZERO <= max_norm:  # else PyTorch multiplies all of them by 1; NaN goes its way
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return found
 
 
 class _Scaled(torch.autograd.Function):
