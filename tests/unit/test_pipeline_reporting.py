@@ -1,15 +1,19 @@
 """The report's charts from evaluation.json."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from karat.ledger.lineage import ArtifactRef
 from karat.ledger.manifest import Manifest
 from karat.pipeline.charts import at_equal_kl, curves, frontier
 from karat.pipeline.current import last_findings
-from karat.pipeline.reporting import report_input
+from karat.pipeline.reporting import card_figures, report_input
 from karat.pipeline.stages import jsonable
-from karat.records import Finding
+from karat.records import Estimate, Finding
+from karat.report.card import Fact
 
 
 def test_the_path_of_ppo_is_a_line_in_the_colour_of_its_measure_and_best_of_n_are_labelled_points(tmp_path):
@@ -89,3 +93,23 @@ def test_a_check_of_several_policies_is_one_check_where_it_came_out_alike():
         ("pass", "ppo: held; rloo: held"),
         ("fail", "dpo: held"),
     ]
+
+
+def test_the_card_says_what_the_record_knows_of_the_policy_and_its_votes():
+    model = ArtifactRef("model", "models/ppo", "tree:12", "model")
+    agreement = {"value": 0.7, "low": 0.6, "high": 0.8, "n": 9, "method": "m"}
+    votes = {
+        "n_votes": 12, "n_raters": 3, "n_prompts": 4, "origin": "person", "root": "r", "agreement": agreement,
+        "alpha": agreement, "levels": {}, "n_missing": 2,
+    }  # fmt: skip
+    collect = Manifest("r", "collect", (), (), {}, {}, {}, None, "", "1", 1.0, metrics=votes)
+    ppo = Manifest("r", "ppo", (), (model,), {}, {"run": 7}, {}, None, "", "2", 1.0, metrics={"kl_coef": 0.0})
+    gold = Estimate(0.5, 0.4, 0.6, 9, "m")
+    content = replace(report_input(Path("nowhere"), "t", (), [collect, ppo]), policies={"ppo": {"gold": gold}})
+    figures = card_figures(content, [collect, ppo])
+    said = {name: (fact.value, fact.method) for name, fact in figures.items() if isinstance(fact, Fact)}
+    assert said["identity.weights"] == ("tree:12", "recorded")
+    assert said["policy.seeds"] == ({"run": 7}, "recorded")
+    assert said["policy.algorithm"][0].startswith("PPO without a KL penalty")
+    assert said["feedback.n_missing"] == (2, "counted")
+    assert said["people.n_raters"] == (3, "counted")

@@ -138,6 +138,10 @@ def card_figures(content: ReportInput, manifests: Sequence[Manifest]) -> dict[st
     figures: dict[str, Estimate | Fact] = {}
     if policy:
         figures["policy.algorithm"] = Fact(content.algorithm)
+        last = by_stage.get(newest_round(by_stage, name))
+        figures |= {} if last is None else {"policy.seeds": Fact(dict(last.seeds), "recorded")}
+        weights = [ref.hash for ref in last.outputs if ref.kind == "model"] if last is not None else []
+        figures |= {"identity.weights": Fact(weights[0], "recorded")} if weights else {}
     for column in ("kl", "proxy", "gold", "win_rate", "win_rate_people", "length", "distinct"):
         if column in policy:
             figures[f"policy.{column}"] = policy[column]
@@ -153,11 +157,15 @@ def card_figures(content: ReportInput, manifests: Sequence[Manifest]) -> dict[st
             )
         figures |= {
             "people.n_raters": Fact(
-                {who: n for who, _, n in feedback.by_origin} if len(feedback.by_origin) > 1 else feedback.n_raters
+                {who: n for who, _, n in feedback.by_origin} if len(feedback.by_origin) > 1 else feedback.n_raters,
+                "counted",
             ),
-            "feedback.n_judgements": Fact({"comparison": feedback.n_votes, **dict(feedback.answers)}),
-            "feedback.selection": Fact(selection if policy else "as imported"),
+            "feedback.n_judgements": Fact({"comparison": feedback.n_votes, **dict(feedback.answers)}, "counted"),
+            "feedback.selection": Fact(selection if policy else "as imported", "recorded"),
         }
+        counts = by_stage[collected(by_stage)].metrics
+        if (missing := counts.get("all_rounds", counts).get("n_missing")) is not None:
+            figures["feedback.n_missing"] = Fact(missing, "counted")
         if feedback.agreement and feedback.alpha:
             figures |= {"feedback.agreement": feedback.agreement, "feedback.alpha": feedback.alpha}
     for finding in content.findings:
@@ -168,7 +176,7 @@ def card_figures(content: ReportInput, manifests: Sequence[Manifest]) -> dict[st
     if edits:
         figures["reward.robustness"] = max(edits, key=lambda estimate: estimate.value or 0.0)
     if "reward" in by_stage:
-        figures["reward.likelihood"] = Fact("ordinal choice model with rater parameters, design §3")
+        figures["reward.likelihood"] = Fact("ordinal choice model with rater parameters (docs/reward.md)")
         figures["reward.disagreement"] = Fact("competence, side bias and lapse of each rater, integrated for new ones")
     return figures
 
