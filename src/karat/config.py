@@ -23,6 +23,8 @@ T = TypeVar("T")
 PLACEHOLDER = "PLEASE-FILL-IN"
 """What a written configuration has in place of a value that only its reader knows."""
 
+MOST_LEARNING_RATE = 1.0
+"""Adam moves each weight by about the learning rate, whatever the gradient's size, and no weight is much larger than 1."""
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
 """What a value of a type is called."""
 
@@ -123,6 +125,17 @@ def in_range(part: str, config: object, low: float, high: float, *names: str) ->
         if value is not None and not low <= value <= high:
             expected = f"≥ {low:g}" if high == math.inf else f"{low:g} … {high:g}"
             raise ConfigError(f"{part}.{name}: found {value:g}; expected {expected}")
+
+
+def check_learning_rates(part: str, config: object, *names: str) -> None:
+    """Raise ConfigError for a named field that is no learning rate, (0, MOST_LEARNING_RATE]; None passes."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not 0 < value <= MOST_LEARNING_RATE:
+            raise ConfigError(
+                f"{part}.{name}: found {value:g}; expected above 0 and at most {MOST_LEARNING_RATE:g}: each step moves every "
+                "weight by about as much"
+            )
 
 
 def plain(config: Any) -> Any:

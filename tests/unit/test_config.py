@@ -102,6 +102,8 @@ def test_an_override_that_is_not_yaml_is_one_line():
 
 
 RANGES = [
+    "direct.learning_rate=1e30", "ilql.learning_rate=1e30", "ppo.update.learning_rate=2", "group.update.learning_rate=0",
+    "sft.learning_rate=1e30", "reward.learning_rate=1e30", "ppo.value.critic_learning_rate=1e30",
     "sft.warmup_frac=1.5", "sft.weight_decay=-1", "sft.max_grad_norm=0", "base.checkpoint_every=-1",
     "reward.learning_rate=-1", "reward.n_refits=-1", "reward.max_grad_norm=-1", "reward.raters.gain_sd=0",
     "watch.n_prompts=0", "watch.kl_budget=-1", "watch.odd_quantile=1.5", "watch.kl_factor=0.5",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Literal, NamedTuple
 
-from karat.config import in_range
+from karat.config import check_learning_rates, in_range
 from karat.errors import ConfigError
 from karat.policy.objectives import CLIP_RANGE
 from karat.policy.settings import ConstraintSettings, RewardSettings, RolloutSettings, at_least_one, positive
@@ -56,7 +56,8 @@ class StepSettings:
     def __post_init__(self) -> None:
         at_least_one("update", self, "n_epochs", "n_minibatches", "token_budget", "ptx_batch")
         in_range("update", self, 0, inf, "lr_warmup_iterations")
-        positive("update", self, "learning_rate", "adam_eps", "max_grad_norm", "ratio_tolerance")
+        check_learning_rates("update", self, "learning_rate")
+        positive("update", self, "adam_eps", "max_grad_norm", "ratio_tolerance")
         positive(
             "update", self, *(name for name in ("max_approx_kl", "max_step_kl") if getattr(self, name) is not None)
         )
@@ -296,9 +297,8 @@ class DirectConfig:
     def __post_init__(self) -> None:
         at_least_one("direct", self, "batch_size", "token_budget", "evaluate_every")
         in_range("direct", self, 0, inf, "checkpoint_every")
-        positive(
-            "direct", self, "beta", "epochs", "learning_rate", "adam_eps", "max_grad_norm", "good_weight", "bad_weight"
-        )
+        check_learning_rates("direct", self, "learning_rate")
+        positive("direct", self, "beta", "epochs", "adam_eps", "max_grad_norm", "good_weight", "bad_weight")
         if not (0 <= self.warmup_frac < 1 and 0 <= self.label_smoothing < 0.5 and 0 <= self.max_skipped_frac < 1):
             raise ConfigError(
                 f"direct: found warmup_frac={self.warmup_frac}, label_smoothing={self.label_smoothing}, "
@@ -359,7 +359,8 @@ class ImplicitQConfig:
     def __post_init__(self) -> None:
         at_least_one("ilql", self, "batch_size", "token_budget", "evaluate_every")
         in_range("ilql", self, 0, inf, "checkpoint_every")
-        positive("ilql", self, "epochs", "learning_rate", "head_lr_scale", "adam_eps", "max_grad_norm", "gamma")
+        check_learning_rates("ilql", self, "learning_rate")
+        positive("ilql", self, "epochs", "head_lr_scale", "adam_eps", "max_grad_norm", "gamma")
         if not (self.gamma <= 1 and 0 < self.expectile < 1 and 0 < self.target_rate <= 1 and 0 <= self.warmup_frac < 1):
             raise ConfigError(
                 f"ilql: found gamma={self.gamma}, expectile={self.expectile}, target_rate={self.target_rate}, "

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
 
-from karat.config import in_range
+from karat.config import check_learning_rates, in_range
 from karat.errors import ConfigError
 from karat.policy.controllers import (
     OPENAI_COEF,
@@ -170,7 +170,8 @@ class UpdateSettings:
             raise ConfigError(
                 f"update: found ptx_coef={self.ptx_coef}, max_skipped_frac={self.max_skipped_frac}; expected ≥ 0 and [0, 1)"
             )
-        positive("update", self, "learning_rate", "adam_eps", "max_grad_norm", "gamma", "ratio_tolerance")
+        check_learning_rates("update", self, "learning_rate")
+        positive("update", self, "adam_eps", "max_grad_norm", "gamma", "ratio_tolerance")
         if not (0 < self.clip_range < 1 and self.gamma <= 1 and 0 <= self.gae_lambda <= 1):
             raise ConfigError(
                 f"update: found clip_range={self.clip_range}, gamma={self.gamma}, gae_lambda={self.gae_lambda}; "
@@ -211,10 +212,9 @@ class ValueSettings:
             raise ConfigError(
                 f"value: found vf_coef={self.vf_coef}, warmup_iterations={self.warmup_iterations}; expected ≥ 0"
             )
-        if self.critic_learning_rate is not None:
-            positive("value", self, "critic_learning_rate")
-            if self.critic == "shared":
-                raise ConfigError("value: critic_learning_rate is for a separate critic; use head_lr_scale")
+        check_learning_rates("value", self, "critic_learning_rate")
+        if self.critic_learning_rate is not None and self.critic == "shared":
+            raise ConfigError("value: critic_learning_rate is for a separate critic; use head_lr_scale")
         if self.clip_range is not None:
             positive("value", self, "clip_range")
 

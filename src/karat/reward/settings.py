@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
 
-from karat.config import in_range
+from karat.config import MOST_LEARNING_RATE, in_range
 from karat.errors import ConfigError
 from karat.records import KINDS
 from karat.reward.model import Bootstrap, HeadConfig
@@ -15,7 +15,7 @@ from karat.reward.side import Beside
 
 Posterior = Literal["heads", "ensemble", "laplace"]
 
-NOT_NEGATIVE = ("learning_rate", "head_learning_rate", "weight_decay", "n_refits", "checkpoint_every")
+NOT_NEGATIVE = ("weight_decay", "n_refits", "checkpoint_every")
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,7 @@ class RewardConfig:
         if self.max_grad_norm <= 0:
             raise ConfigError(f"reward.max_grad_norm: found {self.max_grad_norm:g}; expected > 0")
         in_range("reward", self, 0, inf, *NOT_NEGATIVE)
+        in_range("reward", self, 0, MOST_LEARNING_RATE, "learning_rate", "head_learning_rate")
         if len(set(self.beside)) < len(self.beside):
             raise ConfigError(f"reward.beside: found {', '.join(self.beside)}; expected each block once")
         if not 0 <= self.panel_frac <= 0.5:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from karat.config import in_range
+from karat.config import check_learning_rates, in_range
 from karat.errors import ConfigError, InputError
 from karat.identity import content_id
 from karat.lm import losses, parallel
@@ -55,11 +55,12 @@ class SFTConfig:
     """Steps between checkpoints; 0 = none."""
 
     def __post_init__(self) -> None:
-        if self.epochs <= 0 or self.batch_size < 1 or self.learning_rate <= 0 or self.token_budget < 1:
+        if self.epochs <= 0 or self.batch_size < 1 or self.token_budget < 1:
             raise ConfigError(
-                f"sft: found epochs={self.epochs}, batch_size={self.batch_size}, learning_rate={self.learning_rate}, "
-                f"token_budget={self.token_budget}; expected all of them positive"
+                f"sft: found epochs={self.epochs}, batch_size={self.batch_size}, token_budget={self.token_budget}; "
+                "expected all of them positive"
             )
+        check_learning_rates("sft", self, "learning_rate")
         if not 0 <= self.warmup_frac < 1 or self.max_grad_norm <= 0:
             raise ConfigError(
                 f"sft: found warmup_frac={self.warmup_frac}, max_grad_norm={self.max_grad_norm}; expected [0, 1) and > 0"
