@@ -113,6 +113,19 @@ def text_fault(text: str) -> str:
     return ""
 
 
+def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs, for `json.loads(…, object_pairs_hook=…)`, which alone takes the last of two in silence.
+
+    Raises: InputError for a key that stands twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"found the field {twice!r} twice; expected it once")
+    return found
+
+
 def texts_in(value: Any) -> Iterator[str]:
     """Every text in a plain JSON value, keys included."""
     waiting = [value]
@@ -266,7 +279,9 @@ def _rows(path: Path, lines: Iterable[tuple[int, str]]) -> list[Row]:
         if not line.strip():
             continue
         try:
-            values = json.loads(line, parse_constant=_refuse_constant)
+            values = json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=no_key_twice)
+        except InputError as error:
+            raise InputError(f"{path}:{number}: {error}") from None
         except (ValueError, RecursionError) as error:
             reason = "cut off" if not line.endswith("\n") else str(error)
             raise InputError(

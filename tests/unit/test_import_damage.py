@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from karat import cli
-from karat.feedback.store import open_store
+from karat.errors import StoreError
+from karat.feedback.store import open_store, store_to_fill
 
 FIELDS = {"prompt": "Which?", "response_1": "this", "response_2": "that"}
 ARGILLA = {
@@ -71,13 +72,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def refused(capsys: pytest.CaptureFixture[str], words: str, kind: str, content: str, name: str = "in.json") -> None:
     Path(name).write_text(content, encoding="utf-8")
+    before = sorted(Path().iterdir())
     capsys.readouterr()
     assert cli.main(["import", name, "--format", kind, "--store", "new.db"]) == 2
     shown = capsys.readouterr()
     assert words in shown.err
     assert (shown.err.count("\n"), shown.out) == (1, "")
-    with open_store("new.db") as store:
-        assert store.n_judgements() == 0
+    assert sorted(Path().iterdir()) == before  # no empty store
 
 
 @pytest.mark.usefixtures("place")
@@ -120,3 +121,51 @@ def test_an_exported_judgement_that_was_changed(case: str, capsys: pytest.Captur
     first, second = map(json.loads, Path("out.jsonl").read_text().split("\n")[:2])
     JUDGEMENT[case](second)
     refused(capsys, "in.jsonl:2: ", "judgements", json.dumps(first) + "\n" + json.dumps(second) + "\n", "in.jsonl")
+
+
+VOTE = {"prompt": "Which?", "a": "this", "b": "that", "choice": "a", "annotator": "ann"}
+TWICE = '{"prompt": "Which?", "a": "this", "b": "that", "choice": "a", "annotator": "ann", "choice": "b"}'
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("end", ["\n", ""])
+def test_a_field_twice_in_a_row(end: str, capsys: pytest.CaptureFixture[str]):
+    words = "in.jsonl:2: found the field 'choice' twice; expected it once"
+    refused(capsys, words, "votes", json.dumps(VOTE) + "\n" + TWICE + end, "in.jsonl")
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("kind", ["argilla", "label-studio"])
+def test_a_field_twice_in_a_record(kind: str, capsys: pytest.CaptureFixture[str]):
+    refused(capsys, "in.json: found the field 'a' twice", kind, '[{"a": 1, "b": {"a": 1, "a": 2}}]')
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("name", ["a\nb", "a\u2028b", "a\x85b", "a\tb"])
+def test_a_pseudonym_on_two_lines(name: str, capsys: pytest.CaptureFixture[str]):
+    refused(capsys, f"in.jsonl:1: rater {name!r}", "votes", json.dumps(VOTE | {"annotator": name}) + "\n", "in.jsonl")
+
+
+def test_who_is_in_a_store_stays_whatever_the_name(place: Path):
+    from karat.feedback import additions
+    from karat.records import Annotator
+
+    with pytest.MonkeyPatch.context() as patch, open_store(place / "old.db") as store:
+        patch.setattr(additions, "check_pseudonym", lambda name: name)
+        store.add_annotators([Annotator("a\nb")])
+    with open_store(place / "old.db") as store:
+        assert store.add_annotators([Annotator("a\nb"), Annotator("c")]) == 1
+
+
+def test_a_store_appears_whole_and_takes_nobodys_place(place: Path):
+    with store_to_fill("new.db") as store:
+        assert store.address == "new.db"
+        assert not Path("new.db").exists()
+    assert Path("new.db").stat().st_mode & 0o777 == 0o600
+    with (
+        pytest.raises(StoreError, match=r"other\.db: was made by another command meanwhile"),
+        store_to_fill("other.db"),
+    ):
+        Path("other.db").write_text("hers")
+    assert Path("other.db").read_text() == "hers"
+    assert sorted(one.name for one in place.iterdir()) == ["new.db", "other.db"]

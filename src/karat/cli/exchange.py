@@ -36,12 +36,12 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Bring votes and judgements from a file into a store: all of them or, where a row is wrong, none."""
-    from karat.feedback.store import open_store
+    from karat.feedback.store import store_to_fill
 
     if kind == "ukp" and texts is None:
         raise ConfigError("import --format ukp: found no --texts; expected the file of arguments")
     names = _field_names(prompt_field, response_fields, scale)
-    with open_store(store) as opened:
+    with store_to_fill(store) as opened:
         done = _importers(kind, texts, names)(opened, path)
     answer(as_json, {"store": opened.address, **dataclasses.asdict(done)}, [f"{opened.address}: {counts(done)}"])
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from karat.errors import InputError
 from karat.evaluate.suites import PARTS, STYLES, SUITES, Suite, SuiteItem
 from karat.records import Prompt, Turn, user_prompt
-from karat.rowfiles import Row, read_rows
+from karat.rowfiles import Row, no_key_twice, read_rows
 
 ScoreTexts = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]
 TEXTS_AT_ONCE = 256
@@ -95,10 +95,12 @@ def _entries(path: Path) -> list[Row]:
     if path.suffix != ".json":
         return read_rows(path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=no_key_twice)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; expected JSON lines, or a .json file with one array") from None
-    except (OSError, ValueError) as error:
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable as JSON ({' '.join(str(error).split())[:120]})") from None
     if not isinstance(values, list) or not values or not all(isinstance(entry, dict) for entry in values):
         raise InputError(f"{path}: found no array of objects; expected JSON lines, or a .json file with one array")

@@ -5,6 +5,7 @@ Knows one open connection and the tables; transactions are the caller's. Knows n
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -34,7 +35,7 @@ def add_responses(connection: Connection, responses: Iterable[Response]) -> int:
 def add_annotators(connection: Connection, annotators: Iterable[Annotator]) -> int:
     """Store raters that are not there yet, and the group of those whose group was not known. Returns: how many were new.
 
-    Raises: InputError for a rater in two groups, among the new ones or by what is stored.
+    Raises: InputError for a rater in two groups, among the new ones or by what is stored, and for `check_pseudonym`.
     """
     named: dict[str, Annotator] = {}
     for who in annotators:
@@ -47,8 +48,17 @@ def add_annotators(connection: Connection, annotators: Iterable[Annotator]) -> i
             group = one_group(stored, named[row.id]).group
             if group != row.grp:
                 connection.execute(table.update().where(table.c.id == row.id).values(grp=group))
+    for name in named.keys() - _known(connection, table.c.id, named):  # who is there already stays there
+        check_pseudonym(name)
     rows = ({"id": who.id, "origin": who.origin, "grp": who.group} for who in named.values())
     return _add(connection, table, rows)
+
+
+def check_pseudonym(name: str) -> str:
+    """The name of a rater. Raises: InputError where it breaks a line or holds another control character: it stands in lists."""
+    if any(unicodedata.category(sign) in ("Cc", "Zl", "Zp") for sign in name):
+        raise InputError(f"rater {name!r}: found a line break or control character; expected a pseudonym on one line")
+    return name
 
 
 def one_group(known: Annotator | None, who: Annotator) -> Annotator:

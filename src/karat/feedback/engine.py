@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError, SQLAlchemyError
 from karat.errors import StoreError
 from karat.feedback.baton import Baton
 from karat.feedback.prepared import tell
-from karat.feedback.schema import HEAD, OLDER
+from karat.feedback.schema import HEAD, OLDER, UnreadableRow
 from karat.feedback.turnstile import Turnstile
 
 WRITE = "karat_write"
@@ -173,13 +173,18 @@ def repeatable(error: StoreError) -> bool:
     return isinstance(cause, DBAPIError) and getattr(cause.orig, "sqlstate", None) in REPEAT
 
 
-def require_file(address: str) -> None:
-    """Raise StoreError where the address is one of a SQLite file that is missing or empty: opening it would make it one."""
+def file_of(address: str) -> Path | None:
+    """The file of a SQLite store; None where the address is of another database, or of one in memory."""
     url = store_url(address)
     in_file = url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:")
-    if not in_file or "uri" in url.query:
+    return Path(str(url.database)) if in_file and "uri" not in url.query else None
+
+
+def require_file(address: str) -> None:
+    """Raise StoreError where the address is one of a SQLite file that is missing or empty: opening it would make it one."""
+    place = file_of(address)
+    if place is None:
         return
-    place = Path(str(url.database))
     if not place.exists():
         raise StoreError(f"{shown_address(address)}: nothing is there; expected a store, a run that has one, or a URL")
     if place.is_file() and not place.stat().st_size:  # opening it would write the head of a database into it
@@ -321,8 +326,11 @@ def one_line(address: str) -> Iterator[None]:
         raise StoreError(f"{address}: {_explain(str(error.orig))}") from error
     except SQLAlchemyError as error:
         raise StoreError(f"{address}: {' '.join(str(error).split())}") from error
+    except UnreadableRow as error:
+        raise StoreError(f"{address}: {error}; {BROKEN}") from error
 
 
+BROKEN = "the store was damaged or altered: `karat verify` says where, `karat restore` makes one from a backup"
 LOCKED = "another process holds the store; nothing was stored. Wait for it or stop it, then repeat"
 FULL = "the disk is full; nothing was stored. Free some space and repeat the command"
 ADVICE = (
@@ -331,6 +339,8 @@ ADVICE = (
     ("disk I/O error", "the disk refused a write; nothing was stored. Check the disk and repeat the command"),
     ("locked", LOCKED),
     ("lock timeout", LOCKED),
+    ("malformed", f"the file is damaged, as by a fault of the disk; {BROKEN}"),
+    ("Could not decode to UTF-8", f"found bytes that are no text; {BROKEN}"),
     ("not a database", "found a file that is not a database; expected a karat store"),
     ("unable to open", "cannot be opened; expected a file in a directory that exists and can be written"),
     ("readonly", "cannot be written; expected write permission"),

@@ -10,16 +10,21 @@ A judgement's record holds no words: reasons and written answers are in `words`,
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text, text
 
+from karat.damaged import MISFITS
+from karat.errors import InputError
 from karat.identity import canonical_json
 from karat.records import WORD_KINDS, Judgement, Prompt, Response, Task, Turn
 
+R = TypeVar("R")
 HEAD = "0005"
 """The revision of the migrations that this code reads and writes."""
 
@@ -198,12 +203,30 @@ def json_text(value: object) -> str:
     return _ENCODER.encode(value)
 
 
+class UnreadableRow(ValueError):
+    """A row whose columns hold something else than was written."""
+
+
+def _readable(read: Callable[[Any], R]) -> Callable[[Any], R]:
+    """The reading of a row, with one error for all that can be wrong in it."""
+
+    @functools.wraps(read)
+    def named(row: Any) -> R:
+        try:
+            return read(row)
+        except (*MISFITS, InputError) as error:
+            raise UnreadableRow(f"{row.id} is not readable ({' '.join(str(error).split())[:160]})") from error
+
+    return named
+
+
 def prompt_row(prompt: Prompt) -> dict[str, Any]:
     """The row of a prompt."""
     turns = [[turn.role, turn.content] for turn in prompt.turns]
     return {"id": prompt.id, "turns": json_text(turns), "topic": prompt.topic}
 
 
+@_readable
 def prompt_of(row: Any) -> Prompt:
     """The prompt in a row."""
     return Prompt(tuple(Turn(role, content) for role, content in json.loads(row.turns)), row.topic)
@@ -214,6 +237,7 @@ def response_row(response: Response) -> dict[str, Any]:
     return {"id": response.id, **dataclasses.asdict(response)}
 
 
+@_readable
 def response_of(row: Any) -> Response:
     """The response in a row."""
     return Response(row.prompt_id, row.text, row.source, row.sample)
@@ -226,6 +250,7 @@ def task_row(task: Task) -> dict[str, Any]:
     return {**row, **asked, "n_answers": 0, "state": "open", "free_at": 0.0}
 
 
+@_readable
 def task_of(row: Any) -> Task:
     """The task in a row."""
     return Task(
@@ -293,6 +318,7 @@ def judgement_rows(judgement: Judgement, *, salt: str, late: bool) -> JudgementR
     return JudgementRows(row, words_row, {"judgement_id": judgement_id, "salt": salt})
 
 
+@_readable
 def stored_judgement(row: Any) -> StoredJudgement:
     """The judgement in a row of `judgements` joined with its `words` (NULL = none or erased)."""
     spoken = json.loads(row.words) if row.words is not None else {"reason": None, "value": None}

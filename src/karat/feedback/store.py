@@ -11,6 +11,7 @@ needs to be safe (WAL, foreign keys, `BEGIN IMMEDIATE` for every write) hangs on
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from karat.errors import StoreError
 from karat.feedback import additions, leases, submission
 from karat.feedback import schema as tables
 from karat.feedback.engine import (
+    file_of,
     migrate,
     one_line,
     open_engine,
@@ -39,7 +41,7 @@ from karat.feedback.schema import StoredJudgement, stored_judgement
 from karat.feedback.submission import Provenance
 from karat.records import Annotator, Judgement, Prompt, Response, Task
 
-__all__ = ["Lease", "Problem", "Provenance", "Store", "StoredJudgement", "open_store"]
+__all__ = ["Lease", "Problem", "Provenance", "Store", "StoredJudgement", "open_store", "store_to_fill"]
 
 MOST_ATTEMPTS = 20
 """Times that a transaction is done again because another came between; each time another one has got through."""
@@ -64,6 +66,39 @@ def open_store(url_or_path: str | Path, *, busy_timeout_s: float = 30.0, create:
         store.close()
         raise
     return store
+
+
+@contextlib.contextmanager
+def store_to_fill(address: str) -> Iterator[Store]:
+    """`open_store` for a block; a file that is not there yet takes its place only when the block ends without an error.
+
+    Raises: as `open_store`; StoreError where somebody else has made something at its place meanwhile.
+    """
+    place = file_of(address)
+    if place is None or place.exists() or not os.access(place.parent, os.W_OK):  # opening it says what is wrong
+        with open_store(address) as store:
+            yield store
+        return
+    # One fixed name beside it: what a killed process left behind is overwritten by its successor.
+    partial = place.with_name(f".{place.name}.part")
+    _remove(partial)
+    try:
+        with open_store(partial) as store:
+            store.address = shown_address(address)
+            yield store
+        os.link(partial, place)  # which replaces nothing
+    except FileExistsError:
+        raise StoreError(
+            f"{place}: was made by another command meanwhile; nothing was stored. Repeat the command"
+        ) from None
+    finally:
+        _remove(partial)
+
+
+def _remove(file: Path) -> None:
+    """Remove a SQLite database with what lies beside it."""
+    for ending in ("", "-wal", "-shm", "-turn"):
+        file.with_name(file.name + ending).unlink(missing_ok=True)
 
 
 class Store:

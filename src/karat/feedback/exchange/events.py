@@ -13,7 +13,7 @@ from typing import Any
 from karat.config import build, plain
 from karat.damaged import damage_named
 from karat.errors import ConfigError, InputError
-from karat.feedback.additions import one_group
+from karat.feedback.additions import check_pseudonym, one_group
 from karat.feedback.documents import add_questions, questions
 from karat.feedback.schema import StoredJudgement
 from karat.feedback.store import Provenance, Store
@@ -136,6 +136,7 @@ def _read(row: Row) -> _Read:
     if task.question != ("" if asked is None else asked.id):
         raise InputError(f"found the question {task.question!r} with another content; expected its own")
     annotator = Annotator(**_fields(row, "annotator", ("id", "origin", "group")))
+    check_pseudonym(annotator.id)
     if not isinstance(annotator.group, str | None):
         raise InputError(f"found the group {annotator.group!r}; expected text or null")
     if annotator.origin not in ORIGINS or not all(isinstance(one.sample, int) for one in responses):

@@ -24,7 +24,7 @@ from karat.feedback.work.queueing import planned_tasks
 from karat.identity import file_hash
 from karat.ledger.artifacts import write_text
 from karat.records import KINDS, WORD_KINDS, Annotator, Judgement, Kind, Prompt, Response, Task, user_prompt
-from karat.rowfiles import MAX_LINE_BYTES, Row, text_fault, texts_in, turns_of
+from karat.rowfiles import MAX_LINE_BYTES, Row, no_key_twice, text_fault, texts_in, turns_of
 
 CARRIED = "karat"
 """Name under which an exported record carries karat's own rows."""
@@ -200,10 +200,12 @@ def _import(
 def _read_list(path: Path) -> list[Any]:
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path}: found more than {MAX_BYTES} bytes in one JSON value; split the export")
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+            raise InputError(f"found more than {MAX_BYTES} bytes in one JSON value; split the export")
+        found = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=no_key_twice)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: found no complete JSON value ({error}); expected a list of records") from None
     if not isinstance(found, list) or not found:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from karat.errors import InputError
-from karat.feedback.additions import one_group
+from karat.feedback.additions import check_pseudonym, one_group
 from karat.feedback.exchange.conversations import difference, hh_conversation, trl_parts
 from karat.feedback.schema import UNKNOWN_ANNOTATOR
 from karat.feedback.store import Provenance, Store
@@ -277,7 +277,7 @@ def _named(row: Row) -> str:
     name = row.get("annotator", str, UNKNOWN_ANNOTATOR)
     if not name.strip():
         raise InputError("found an empty 'annotator'; expected a pseudonym, or no such field where nobody is known")
-    return name
+    return check_pseudonym(name)
 
 
 def session_of(row: Row) -> str | None:

@@ -22,6 +22,7 @@ from sqlalchemy import Connection, select
 from karat.errors import InputError, StoreError
 from karat.feedback import people_tables as people
 from karat.feedback import schema as tables
+from karat.feedback.additions import check_pseudonym
 from karat.feedback.keys import secret_key as secret_key
 from karat.feedback.people.sessions import Session as Session
 from karat.feedback.people.sessions import attempt as attempt
@@ -109,6 +110,7 @@ def make_account(
         if annotator is not None:
             if not annotator.strip() or len(annotator) > 200:
                 raise InputError(f"account: found the pseudonym {annotator!r}; expected 1 to 200 characters")
+            check_pseudonym(annotator)
             insert_new(connection, tables.annotators, {"id": annotator, "origin": "person", "grp": None})
         if not insert_new(connection, people.accounts, row):
             by_login = select(people.accounts.c.id).where(people.accounts.c.login == row["login"])
