@@ -21,9 +21,10 @@ from karat.lm.generate import SamplingConfig, sample
 from karat.lm.load import LoadedLM, load_lm
 from karat.policy.best_of_n import best_of_n
 from karat.policy.score_sources import asked_once, named_score
+from karat.prompts.sources import asked_prompts
 from karat.records import Prompt, ScoreFn
 from karat.reward.score import load_scorer
-from karat.rowfiles import asked_in, prompt_in, read_rows, write_rows
+from karat.rowfiles import prompt_in, read_rows, write_rows
 
 SCORE_ROWS = 256
 """Rows scored together, so that progress is seen; the scores do not depend on it."""
@@ -43,29 +44,28 @@ def generate_file(
     """Sample responses to the prompts of a file; returns how many were written.
 
     Args:
-        prompts: JSON lines with `prompt`, text or a list of {"role", "content"}.
+        prompts: as `prompts.sources.read_prompts` has them; every entry is answered, the same ones too.
         out: JSON lines {"prompt", "response", "sample", "stopped"} in the order of the prompts, written at the end.
         fit: True = where the longest prompt leaves less room than `max_new_tokens`, all responses get what it leaves.
         progress: called with (tokens drawn, responses finished, responses in all).
     Raises: InputError naming file and line; CheckpointError for a model that cannot be used.
     """
     check_file_place(out)
-    rows = read_rows(prompts)
-    asked = [prompt_in(row) for row in rows]
+    asked = asked_prompts(prompts)
     lm = load_lm(model)
-    tokens = [prompt_tokens(lm.tokenizer, prompt.turns) for prompt in asked]
+    tokens = [prompt_tokens(lm.tokenizer, prompt.turns) for _, prompt in asked]
     config = _fitting(config, lm, tokens) if fit else config
     drawn = sample(lm, tokens, n_samples=n_samples, config=config, seed=seed, progress=progress)
     return write_rows(
         out,
         (
             {
-                "prompt": asked_in(row),
+                "prompt": written,
                 "response": response_text(lm.tokenizer, entry.response_tokens, lm.eos_ids),
                 "sample": entry.sample,
                 "stopped": entry.stopped,
             }
-            for row, group in zip(rows, drawn, strict=True)
+            for (written, _), group in zip(asked, drawn, strict=True)
             for entry in group
         ),
     )
@@ -83,13 +83,13 @@ def generate_from(endpoint: Endpoint, prompts: Path, out: Path, *, n_samples: in
     Raises: InputError naming file and line, or the server's failure in one line.
     """
     check_file_place(out)
-    rows = read_rows(prompts)
-    replies = endpoint.replies([prompt_in(row) for row in rows], n_samples=n_samples, seed=seed)
+    asked = asked_prompts(prompts)
+    replies = endpoint.replies([prompt for _, prompt in asked], n_samples=n_samples, seed=seed)
     return write_rows(
         out,
         (
-            {"prompt": asked_in(row), "response": one.text, "sample": number, "stopped": one.stopped}
-            for row, group in zip(rows, replies, strict=True)
+            {"prompt": written, "response": one.text, "sample": number, "stopped": one.stopped}
+            for (written, _), group in zip(asked, replies, strict=True)
             for number, one in enumerate(group)
         ),
     )
@@ -165,8 +165,7 @@ def best_of_n_file(
     Raises: InputError naming file and line; CheckpointError for a model, ConfigError for a score that cannot be used.
     """
     check_file_place(out)
-    rows = read_rows(prompts)
-    asked = [prompt_in(row) for row in rows]
+    asked = asked_prompts(prompts)
     lm = load_lm(model) if endpoint is None else None
 
     def sampler(wanted: Sequence[Prompt], *, n_samples: int, seed: int) -> list[list[str]]:
@@ -178,20 +177,20 @@ def best_of_n_file(
         return [[response_text(lm.tokenizer, one.response_tokens, lm.eos_ids) for one in group] for group in drawn]
 
     score = _score_by(score_by)
-    found = best_of_n(asked, endpoint or sampler, score, n=n, seed=seed, n_samples=n_samples)
+    found = best_of_n([prompt for _, prompt in asked], endpoint or sampler, score, n=n, seed=seed, n_samples=n_samples)
     write_rows(
         out,
         (
-            {"prompt": asked_in(row), "response": text, "score": score, "n": n}
-            for row, text, score in zip(rows, found.texts, found.scores, strict=True)
+            {"prompt": written, "response": text, "score": score, "n": n}
+            for (written, _), text, score in zip(asked, found.texts, found.scores, strict=True)
         ),
     )
     every = [score for row in found.candidate_scores for score in row]
     return {
-        "n_prompts": len(rows),
+        "n_prompts": len(asked),
         "n": n,
         "n_samples": n_samples,
-        "score_mean": sum(found.scores) / len(rows),
+        "score_mean": sum(found.scores) / len(asked),
         "sample_score_mean": sum(every) / len(every),
         "kl_estimate": found.kl_estimate,
         "kl_bound": found.kl_bound,

@@ -6,7 +6,7 @@ import pytest
 
 from karat.errors import InputError
 from karat.pipeline.data import write_prompts
-from karat.prompts.sources import read_demonstrations, read_prompts
+from karat.prompts.sources import asked_prompts, read_demonstrations, read_prompts
 from karat.records import Demonstration, Prompt, Turn, user_prompt
 
 MESSAGES = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "why?"}]
@@ -24,6 +24,15 @@ def test_prompts_from_text_and_json_lines(tmp_path):
     assert read_prompts(tmp_path / "p.txt") == [user_prompt("first"), user_prompt("second")]
     path = lines(tmp_path / "p.jsonl", {"prompt": "hi", "topic": "t"}, {"prompt": MESSAGES}, {"messages": MESSAGES})
     assert read_prompts(path) == [user_prompt("hi", topic="t"), CONVERSATION]
+
+
+def test_every_entry_of_a_file_is_asked_as_it_is_written(tmp_path):
+    (tmp_path / "p.txt").write_text("first\n\nsecond \nfirst\n")
+    assert [asked for asked, _ in asked_prompts(tmp_path / "p.txt")] == ["first", "second", "first"]
+    path = lines(tmp_path / "p.jsonl", {"prompt": "hi", "topic": "t"}, {"messages": MESSAGES}, {"prompt": "hi"})
+    found = asked_prompts(path)
+    assert [asked for asked, _ in found] == ["hi", MESSAGES, "hi"]
+    assert [prompt for _, prompt in found] == [user_prompt("hi", topic="t"), CONVERSATION, user_prompt("hi")]
 
 
 def test_the_prompts_that_a_run_writes_are_read(tmp_path):

@@ -81,3 +81,23 @@ def test_the_number_of_a_record_may_be_anything(refused):
     open_store("votes.db").close()
     for number in (0, 2**63, 10**30):
         refused(f"judgement {number}: is not in the store", "disclose", "votes.db", number, "--out", "out.jsonl")
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("generate", "m", "p", "--out", "o", "--samples"),
+        ("best-of-n", "m", "p", "--score", "s", "--out", "o", "--n"),
+        ("collect", "--model", "m", "--prompts", "p", "--tasks"),
+        ("people", "add", "new.db", "--n"),
+    ],
+)
+def test_a_count_that_would_fill_the_memory(refused, command):
+    refused("should be less than or equal to 1000000", *command, 10**20)
+
+
+@pytest.mark.usefixtures("place")
+def test_a_file_of_nothing_to_say(refused):
+    Path("turns.txt").write_text("\n \n")
+    refused("turns.txt: found no text; expected one entry a line", "chat", "no-model", "--turns", "turns.txt")

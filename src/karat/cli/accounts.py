@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from karat.cli.links import link_begins
-from karat.cli.options import AsJson, StoreOrRun, answer, app, store_address, store_or_new
+from karat.cli.options import MOST, AsJson, StoreOrRun, answer, app, store_address, store_or_new
 from karat.errors import ConfigError, StoreError
 
 Role = Literal["annotator", "expert", "auditor", "admin"]
@@ -29,7 +29,7 @@ def people_add(
     role: Annotated[Role, typer.Option(help="What the account may do.")] = "annotator",
     login: Annotated[str, typer.Option(help="Name to sign in with, where a password will be set.")] = "",
     contact: Annotated[str, typer.Option(help="How to reach the person; shown to admins only.")] = "",
-    n: Annotated[int, typer.Option(help="How many accounts.")] = 1,
+    n: Annotated[int, typer.Option(max=MOST, help="How many accounts.")] = 1,
     url: Annotated[str, typer.Option(help="Address that the links begin with; empty = the server's.")] = "",
     days: Annotated[float, typer.Option(help="How long a link lives.")] = 14.0,
     as_json: AsJson = False,

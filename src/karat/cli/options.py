@@ -55,7 +55,9 @@ Decoding = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 MAX_NEW_TOKENS = 128
-MaxNewTokens = Annotated[int | None, typer.Option(help="Longest response; none = 128, or what fits.")]
+MOST = 1_000_000
+"""Of whatever a command is told to make many of: more is a slip of the hand, and would fill the memory before it is seen."""
+MaxNewTokens = Annotated[int | None, typer.Option(max=MOST, help="Longest response; none = 128, or what fits.")]
 
 
 @contextmanager

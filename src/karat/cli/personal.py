@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from karat.cli.options import AsJson, Device, Out, answer, app
+from karat.cli.options import MOST, AsJson, Device, Out, answer, app
 
 if TYPE_CHECKING:
     from karat.pipeline.personalise import Pair
@@ -27,7 +27,7 @@ def personalise(
         Path | None, typer.Argument(metavar="[RESPONSES]", help='JSON lines {"prompt", "response"}, several a prompt.')
     ] = None,
     out: Out = Path("person"),
-    questions: Annotated[int, typer.Option(min=0, help="How many questions to ask.")] = 10,
+    questions: Annotated[int, typer.Option(min=0, max=MOST, help="How many questions to ask.")] = 10,
     name: Annotated[str, typer.Option(help="What the person is called; empty = after the directory.")] = "",
     group: Annotated[str | None, typer.Option(help="Her declared group, where the population has groups.")] = None,
     answers: Annotated[

@@ -14,6 +14,7 @@ import typer
 from karat.cli import processes as launching
 from karat.cli.findings import finding_lines, gain_line, noises, people_lines
 from karat.cli.options import (
+    MOST,
     RUNS,
     AsJson,
     ConfigFile,
@@ -74,7 +75,9 @@ def run(
     config: ConfigFile,
     seeds: Seeds = "",
     sweep: Annotated[list[str] | None, typer.Option(metavar="KEY=V1,V2", help="Values to try; repeatable.")] = None,
-    rounds: Annotated[int, typer.Option(help="Rounds of votes, reward and policy; 0 = the configuration's.")] = 0,
+    rounds: Annotated[
+        int, typer.Option(max=MOST, help="Rounds of votes, reward and policy; 0 = the configuration's.")
+    ] = 0,
     server: Server = "",
     processes: Processes = 1,
     fsdp: InShards = False,
@@ -124,10 +127,10 @@ def collect(
     ] = "",
     principle: Annotated[str, typer.Option(help="A written principle to judge by.")] = "",
     question: Annotated[Path | None, typer.Option(help="YAML: a question in full, instead of --kind.")] = None,
-    samples: Annotated[int, typer.Option(help="Responses for each prompt.")] = 4,
-    tasks: Annotated[int, typer.Option(help="Questions in all.")] = 200,
+    samples: Annotated[int, typer.Option(max=MOST, help="Responses for each prompt.")] = 4,
+    tasks: Annotated[int, typer.Option(max=MOST, help="Questions in all.")] = 200,
     overlap: Annotated[
-        int, typer.Option(help="Raters for each question; a stratum of the settings may want more.")
+        int, typer.Option(max=MOST, help="Raters for each question; a stratum of the settings may want more.")
     ] = 1,
     stop_after: Annotated[int, typer.Option(help="Equal answers that suffice; 0 = the whole overlap.")] = 0,
     max_new_tokens: MaxNewTokens = None,
@@ -279,8 +282,8 @@ def audit(
     look_inside: Annotated[
         bool, typer.Option("--look-inside", help="Words, concepts and an atlas of the reward model.")
     ] = False,
-    attributed: Annotated[int, typer.Option(help="Responses attributed to their words.")] = 48,
-    activations: Annotated[int, typer.Option(help="Responses that concept vectors are made of.")] = 400,
+    attributed: Annotated[int, typer.Option(max=MOST, help="Responses attributed to their words.")] = 48,
+    activations: Annotated[int, typer.Option(max=MOST, help="Responses that concept vectors are made of.")] = 400,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:

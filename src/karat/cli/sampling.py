@@ -9,6 +9,7 @@ import typer
 
 from karat.cli.options import (
     MAX_NEW_TOKENS,
+    MOST,
     AsJson,
     Decoding,
     Device,
@@ -25,14 +26,17 @@ from karat.errors import ConfigError
 EndpointAddress = Annotated[
     str, typer.Option("--endpoint", metavar="URL", help="An OpenAI-compatible server; MODEL is its name there.")
 ]
+PromptsFile = Annotated[
+    Path, typer.Argument(help='Text lines (.txt), or JSON lines: {"prompt": text or [{"role", "content"}]}.')
+]
 
 
 @app.command(epilog="Example: karat generate runs/demo/models/ppo prompts.jsonl --out answers.jsonl --samples 4")
 def generate(
     model: Annotated[Path, typer.Argument(help="Directory of a causal language model.")],
-    prompts: Annotated[Path, typer.Argument(help='JSON lines: {"prompt": text or [{"role", "content"}]}.')],
+    prompts: PromptsFile,
     out: Out,
-    samples: Annotated[int, typer.Option(help="Responses for each prompt.")] = 1,
+    samples: Annotated[int, typer.Option(max=MOST, help="Responses for each prompt.")] = 1,
     max_new_tokens: MaxNewTokens = None,
     temperature: Annotated[float, typer.Option(help="1 = the policy's own distribution.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
@@ -78,13 +82,13 @@ def generate(
 )
 def best_of_n(
     model: Annotated[Path, typer.Argument(help="Directory of a causal language model.")],
-    prompts: Annotated[Path, typer.Argument(help='JSON lines: {"prompt": text or [{"role", "content"}]}.')],
+    prompts: PromptsFile,
     score_by: Annotated[
         str, typer.Option("--score", help="Directory of a reward model, module:function, or an http address.")
     ],
     out: Out,
-    n: Annotated[int, typer.Option("--n", help="Responses that compete for each prompt.")] = 8,
-    samples: Annotated[int, typer.Option(help="Responses drawn, ≥ n, for a better KL figure; 0 = n.")] = 0,
+    n: Annotated[int, typer.Option("--n", max=MOST, help="Responses that compete for each prompt.")] = 8,
+    samples: Annotated[int, typer.Option(max=MOST, help="Responses drawn, ≥ n, for a better KL figure; 0 = n.")] = 0,
     max_new_tokens: MaxNewTokens = None,
     temperature: Annotated[float, typer.Option(help="Of an endpoint's draws; a directory's are at 1.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
@@ -142,7 +146,7 @@ def judge(
     name: Annotated[str, typer.Option(help="The rater's name in the store; empty = ai:MODEL.")] = "",
     batch: Annotated[str, typer.Option(help="Only questions of this batch; empty = all.")] = "",
     principle: Annotated[str, typer.Option(help="What to judge by where a question does not say.")] = "",
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(max=MOST, help="Longest answer.")] = 16,
     temperature: Annotated[float, typer.Option(help="0 = greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the order in which responses are shown.")] = 0,
     as_json: AsJson = False,

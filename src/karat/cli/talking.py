@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from karat.cli.options import AsJson, Decoding, Device, StorePath, answer, app, at_work
+from karat.cli.options import MOST, AsJson, Decoding, Device, StorePath, answer, app, at_work
 from karat.errors import InputError
 
 if TYPE_CHECKING:
     from karat.talk.duel import Ballot, Duel, Shown
 
-MaxNewTokens = Annotated[int, typer.Option(help="Longest reply; a shorter context gives what fits.")]
+MaxNewTokens = Annotated[int, typer.Option(max=MOST, help="Longest reply; a shorter context gives what fits.")]
 Temperature = Annotated[float, typer.Option(help="1 = the policy's own distribution, 0 = the likeliest token.")]
 TopK = Annotated[int, typer.Option(help="Draw among the k likeliest tokens only; 0 = all.")]
 TopP = Annotated[float, typer.Option(help="Draw among the likeliest tokens of this total probability; 1 = all.")]
@@ -84,13 +84,16 @@ def compare(
     settings = TalkSettings(max_new_tokens, temperature, top_k, top_p, seed)
     typed = answers is None and sys.stdin.isatty()
     lines = _typed_lines("") if typed else _given_lines(answers)
-    with at_work(device, decode), open_store(store) as opened:
-        models = {name: load_lm(path) for name, path in zip(names, (first, second), strict=True)}
-        duel = Duel(opened, arena or arena_name(names), models, rater, settings)
-        ballots = run_duel(
-            duel, _prompts(prompts, lines, typed), show=_shower(quiet=as_json), ask=lambda: _answer(lines, typed)
-        )
-        _report_duel(duel, ballots, as_json)
+    with at_work(device, decode):
+        models = {
+            name: load_lm(path) for name, path in zip(names, (first, second), strict=True)
+        }  # before a store is made
+        with open_store(store) as opened:
+            duel = Duel(opened, arena or arena_name(names), models, rater, settings)
+            ballots = run_duel(
+                duel, _prompts(prompts, lines, typed), show=_shower(quiet=as_json), ask=lambda: _answer(lines, typed)
+            )
+            _report_duel(duel, ballots, as_json)
 
 
 def _say(text: str) -> None:
@@ -107,12 +110,14 @@ def _typed_lines(sign: str) -> Iterator[str]:
 
 def _given_lines(path: Path | None) -> Iterator[str]:
     if path is None:
-        yield from sys.stdin
-        return
+        return iter(sys.stdin)
     try:
-        yield from path.read_text(encoding="utf-8-sig").split("\n")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})") from None
+    if not text.strip():
+        raise InputError(f"{path}: found no text; expected one entry a line")
+    return iter(text.split("\n"))
 
 
 def _prompts(path: Path | None, lines: Iterator[str], typed: bool) -> Iterator[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from karat.errors import InputError
 from karat.records import Demonstration, Prompt, user_prompt
@@ -19,15 +20,21 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
     Raises: InputError naming file and line.
     """
-    path = Path(path)
-    if path.suffix == ".txt":
-        prompts = [user_prompt(text.strip()) for _, text in read_lines(path)]
-    else:
-        prompts = [_prompt(row) for row in read_rows(path)]
     different: dict[str, Prompt] = {}
-    for prompt in prompts:
+    for _, prompt in asked_prompts(path):
         different.setdefault(prompt.id, prompt)
     return list(different.values())
+
+
+def asked_prompts(path: str | Path) -> list[tuple[str | list[Any], Prompt]]:
+    """What each entry of a file of prompts asks, as it is written there, and the prompt; every entry, the same ones too.
+
+    Raises: InputError naming file and line.
+    """
+    path = Path(path)
+    if path.suffix == ".txt":
+        return [(text.strip(), user_prompt(text.strip())) for _, text in read_lines(path)]
+    return [(_asked(row), _prompt(row)) for row in read_rows(path)]
 
 
 def read_demonstrations(path: str | Path, *, source: str | None = None) -> list[Demonstration]:
@@ -56,10 +63,14 @@ def rows_with_answers(path: str | Path) -> list[Demonstration]:
     return [_demonstration(r, path.name) for r in rows if any(r.values.get(name) is not None for name in ANSWER_FIELDS)]
 
 
+def _asked(row: Row) -> str | list[Any]:
+    chat = row.values.get("prompt") is None and "turns" not in row.values and "messages" in row.values
+    return row.need("messages", (str, list)) if chat else asked_in(row)
+
+
 def _prompt(row: Row) -> Prompt:
     with row.named():
-        chat = row.values.get("prompt") is None and "turns" not in row.values and "messages" in row.values
-        asked = row.need("messages", (str, list)) if chat else asked_in(row)
+        asked = _asked(row)
         topic = row.get("topic", str)
         return user_prompt(asked, topic=topic) if isinstance(asked, str) else Prompt(turns_of(asked), topic)
 
