@@ -1,11 +1,15 @@
 """Where results shall go, looked at before the work that makes them: hours must not end in "cannot be written".
 
-Knows paths; writes nothing that stays.
+And directories that take their place whole, or not at all. Knows paths; nothing about what is written.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from karat.errors import InputError
@@ -51,6 +55,24 @@ def check_directory_place(path: Path, *signs: str) -> None:
     if not above.is_dir():
         raise InputError(f"{path}: cannot be written ({above} is a file); give another path")
     _try_out(above, path)
+
+
+@contextmanager
+def filled_directory(path: Path) -> Iterator[Path]:
+    """Within: the path of a directory to make and fill, which takes its place on leaving.
+
+    Where that fails, as on a full disk, it is removed, and what stood at the place stays.
+    """
+    # One fixed name: what a killed process left behind is removed by its successor.
+    partial = path.with_name(f".partial-{path.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def _try_out(directory: Path, path: Path) -> None:

@@ -64,6 +64,25 @@ class Progress(Protocol):
         ...
 
 
+def in_round(progress: Progress, number: int) -> Progress:
+    """The same display, in which the stages of a later round say so; of the first round as it is."""
+    return progress if number == 1 else _InRound(progress, number)
+
+
+@dataclass(frozen=True)
+class _InRound:
+    progress: Progress
+    number: int
+
+    def stage(
+        self, name: str, total: float | None = None, unit: str = "steps", *, announced: bool = True
+    ) -> contextlib.AbstractContextManager[StageProgress]:
+        return self.progress.stage(f"{name}, round {self.number}", total, unit, announced=announced)
+
+    def note(self, text: str) -> None:
+        self.progress.note(text)
+
+
 @contextlib.contextmanager
 def counted(progress: Progress | None, name: str, unit: str) -> Iterator[Callable[[int, int], None] | None]:
     """A stage that begins when something is first counted: for work which may have nothing to count.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from karat import destinations
-from karat.destinations import check_directory_place, check_file_place
+from karat.destinations import check_directory_place, check_file_place, filled_directory
 from karat.errors import InputError
 
 
@@ -33,3 +33,23 @@ def test_a_place_that_the_system_refuses(tmp_path: Path, monkeypatch: pytest.Mon
     for check in (check_file_place, check_directory_place):
         with pytest.raises(InputError, match=r"out: cannot be written \(Permission denied\)"):
             check(tmp_path / "out")
+
+
+def fill(place: Path, error: BaseException | None) -> None:
+    with filled_directory(place) as partial:
+        partial.mkdir()
+        (partial / "weights").write_text("half" if error else "whole")
+        if error:
+            raise error
+
+
+def test_a_directory_that_could_not_be_filled_leaves_nothing(tmp_path: Path):
+    place = tmp_path / "model"
+    with pytest.raises(OSError, match="No space left"):
+        fill(place, OSError(28, "No space left on device"))
+    assert not list(tmp_path.iterdir())
+    fill(place, None)
+    with pytest.raises(KeyboardInterrupt):  # what stands there stays
+        fill(place, KeyboardInterrupt())
+    assert (place / "weights").read_text() == "whole"
+    assert [one.name for one in tmp_path.iterdir()] == ["model"]

@@ -138,3 +138,17 @@ def test_figures_of_training_steps_are_recorded_of_every_stage(tmp_path):
 
 def stopped(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_a_later_round_is_named_where_its_work_is_shown(tmp_path, capsys):
+    def work(place: Workplace) -> StageResult:
+        with place.progress.stage("votes"):
+            return StageResult([])
+
+    with open_progress() as progress:
+        run = Run(tmp_path, 0, progress)
+        for number in (1, 2):
+            run.stage("collect", inputs=(), config="x", work=work, round_number=number)
+    assert [line for line in capsys.readouterr().err.splitlines() if "started" in line] == [
+        "votes: started", "votes, round 2: started",
+    ]  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress as Bars
 
-from karat.progress import BarDisplay, LineDisplay, counted, duration, open_progress
+from karat.progress import BarDisplay, LineDisplay, counted, duration, in_round, open_progress
 
 
 class Clock:
@@ -158,4 +158,19 @@ def test_figures_beside_a_bar_are_cut_to_the_line_and_said_in_full_at_its_end():
 def test_durations_are_said_as_people_say_them():
     assert [duration(s) for s in (0.04, 59.9, 59.96, 3599.7, 7320)] == [
         "0.0 s", "59.9 s", "1 min 00 s", "1 h 00 min", "2 h 02 min",
+    ]  # fmt: skip
+
+
+def test_the_stages_of_a_later_round_say_so():
+    stream = io.StringIO()
+    display = LineDisplay(stream, clock=Clock())
+    assert in_round(display, 1) is display
+    second = in_round(display, 2)
+    with second.stage("votes", 40, "votes"):
+        second.note("collect-2: done before, kept")
+    with second.stage("ppo", announced=False):
+        pass
+    assert stream.getvalue().splitlines() == [
+        "votes, round 2: started, 40 votes", "collect-2: done before, kept", "votes, round 2: done in 0.0 s",
+        "ppo, round 2: done in 0.0 s",
     ]  # fmt: skip

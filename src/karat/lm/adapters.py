@@ -6,8 +6,6 @@ Knows models; the adapters themselves are those of peft. Knows nothing about wha
 from __future__ import annotations
 
 import copy
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from karat.destinations import filled_directory
 from karat.errors import CheckpointError, InputError
 from karat.lm.adapter_files import (
     ADAPTER_WEIGHTS,
@@ -114,13 +113,10 @@ def save_adapter(model: PeftModel, directory: str | Path, *, metadata: Mapping[s
     """Save the adapters alone, as peft does, with who made them and what they stand on in the safetensors header."""
     directory = Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = directory.with_name(f".partial-{directory.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial, state_dict=state_on_processor(model, in_adapter))
-    for file in sorted(partial.glob("*.safetensors")):
-        add_header_metadata(file, {**metadata, FROZEN: frozen_digest(trunk_of(model))})
-    shutil.rmtree(directory, ignore_errors=True)
-    os.replace(partial, directory)
+    with filled_directory(directory) as partial:
+        model.save_pretrained(partial, state_dict=state_on_processor(model, in_adapter))
+        for file in sorted(partial.glob("*.safetensors")):
+            add_header_metadata(file, {**metadata, FROZEN: frozen_digest(trunk_of(model))})
     return directory
 
 

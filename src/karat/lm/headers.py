@@ -31,19 +31,22 @@ def add_header_metadata(file: Path, metadata: Mapping[str, str]) -> None:
         (huggingface/safetensors README, "Format").
     """
     partial = file.with_name(f".{file.name}.partial")
-    with file.open("rb") as source, partial.open("wb") as target:
-        (n_header,) = struct.unpack("<Q", source.read(8))
-        header = json.loads(source.read(n_header))
-        header["__metadata__"] = dict(sorted((header.get("__metadata__", {}) | dict(metadata)).items()))
-        text = json.dumps(header, separators=(",", ":")).encode()
-        # Where the data begins must not depend on how long the run's name is: kernels round differently on memory that
-        # is aligned differently, and loaded weights are views of the file.
-        text += b" " * (-(8 + len(text)) % HEADER_ALIGNMENT)
-        target.write(struct.pack("<Q", len(text)) + text)
-        shutil.copyfileobj(source, target, 1 << 24)
-        target.flush()
-        os.fsync(target.fileno())
-    os.replace(partial, file)
+    try:
+        with file.open("rb") as source, partial.open("wb") as target:
+            (n_header,) = struct.unpack("<Q", source.read(8))
+            header = json.loads(source.read(n_header))
+            header["__metadata__"] = dict(sorted((header.get("__metadata__", {}) | dict(metadata)).items()))
+            text = json.dumps(header, separators=(",", ":")).encode()
+            # Where the data begins must not depend on how long the run's name is: kernels round differently on memory that
+            # is aligned differently, and loaded weights are views of the file.
+            text += b" " * (-(8 + len(text)) % HEADER_ALIGNMENT)
+            target.write(struct.pack("<Q", len(text)) + text)
+            shutil.copyfileobj(source, target, 1 << 24)
+            target.flush()
+            os.fsync(target.fileno())
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_tensors(tensors: Mapping[str, Tensor | np.ndarray], file: Path, metadata: Mapping[str, str]) -> None:

@@ -37,7 +37,7 @@ from karat.lm.loop import JsonlReporter, Reporter
 from karat.lm.trackers import TrackerName, open_trackers
 from karat.pipeline import taking, tries
 from karat.pipeline.taking import Lendable, Wanted
-from karat.progress import Progress
+from karat.progress import Progress, in_round
 from karat.records import Finding
 from karat.report.card import finding_of
 
@@ -208,8 +208,8 @@ class Run:
         read = [[one.name, one.hash] for one in wanted.inputs]
         identity = content_id("stage", [read, wanted.settings, wanted.seeds])
         metrics = self.directory / "metrics" / f"{wanted.stage}.jsonl"
-        return Workplace(self.directory, checkpoints, metrics, self.progress, Clock(checkpoints), identity, self.tracking,
-                         suffix, standing, {"seed": self.seed} | wanted.settings)  # fmt: skip
+        return Workplace(self.directory, checkpoints, metrics, in_round(self.progress, int(suffix[1:] or 1)),
+                         Clock(checkpoints), identity, self.tracking, suffix, standing, {"seed": self.seed} | wanted.settings)  # fmt: skip
 
     def _worked_out(
         self, wanted: Wanted, work: Callable[[Workplace], StageResult], *, suffix: str, together: bool
@@ -376,8 +376,9 @@ class Clock:
     """Wall-clock seconds of work on a stage; an interrupted try counts up to its last sign of life."""
 
     def __init__(self, directory: Path) -> None:
-        self.file = directory / "seconds"
-        self.before = float(self.file.read_text() or 0) if self.file.exists() else 0.0
+        self.file, self.before = directory / "seconds", 0.0
+        with contextlib.suppress(FileNotFoundError, ValueError):  # a kill may have left it empty, or cut
+            self.before = float(self.file.read_text())
         self.start = self.written = time.monotonic()
 
     def seconds(self) -> float:

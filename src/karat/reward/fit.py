@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 
 from karat.belief import ScoreScale
 from karat.choice import vote_batch
+from karat.destinations import filled_directory
 from karat.errors import ConfigError, InputError
 from karat.lm.checkpoints import newest_step
 from karat.lm.loop import Reporter
@@ -200,29 +200,26 @@ def save_fitted(
         )  # fmt: skip
         name_posterior(directory, fitted.kind, fitted.members[0].model.n_heads, fitted.last_layers)
         return directory
-    partial = directory.with_name(f".partial-{directory.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    names = [member_name(number) for number in range(len(fitted.members))]
-    for name, fit in zip(names, fitted.members, strict=True):
-        save_reward(fit, partial / name, metadata=metadata)
-    card = {
-        "format": CARD_FORMAT,
-        "metadata": dict(metadata),
-        "posterior": {"kind": "ensemble", "members": names},
-        "cutpoints": list(fitted.vote_model.cutpoints),
-        "rater_priors": dataclasses.asdict(fitted.vote_model.priors),
-        "scale": dataclasses.asdict(scale),
-        "objectives": list(fitted.scorer.model.objectives),
-        "objectives_config": plain_objectives(objectives or ObjectivesConfig()),
-        "length_removed": length_removed,
-        "metrics": fitted.metrics,
-        "findings": [dataclasses.asdict(finding) for finding in fitted.findings],
-        "loads_with": "karat.reward.score.load_scorer; each member alone also as it says on its own card",
-        "not_expressed": ["AutoModel loads one member, not the ensemble"],
-    }
-    _write(partial / CARD, card)
-    shutil.rmtree(directory, ignore_errors=True)
-    os.replace(partial, directory)
+    with filled_directory(directory) as partial:
+        names = [member_name(number) for number in range(len(fitted.members))]
+        for name, fit in zip(names, fitted.members, strict=True):
+            save_reward(fit, partial / name, metadata=metadata)
+        card = {
+            "format": CARD_FORMAT,
+            "metadata": dict(metadata),
+            "posterior": {"kind": "ensemble", "members": names},
+            "cutpoints": list(fitted.vote_model.cutpoints),
+            "rater_priors": dataclasses.asdict(fitted.vote_model.priors),
+            "scale": dataclasses.asdict(scale),
+            "objectives": list(fitted.scorer.model.objectives),
+            "objectives_config": plain_objectives(objectives or ObjectivesConfig()),
+            "length_removed": length_removed,
+            "metrics": fitted.metrics,
+            "findings": [dataclasses.asdict(finding) for finding in fitted.findings],
+            "loads_with": "karat.reward.score.load_scorer; each member alone also as it says on its own card",
+            "not_expressed": ["AutoModel loads one member, not the ensemble"],
+        }
+        _write(partial / CARD, card)
     return directory
 
 
@@ -320,5 +317,8 @@ def _gain(nll: float, own: Sequence[float]) -> Finding:
 def _write(path: Path, card: Mapping[str, object]) -> None:
     text = json.dumps(card, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     partial = path.with_name(f".partial-{path.name}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

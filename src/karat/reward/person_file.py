@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from karat.damaged import damage_named
+from karat.destinations import filled_directory
 from karat.errors import CheckpointError, InputError
 from karat.identity import file_hash
 from karat.lm.headers import read_tensors, write_tensors
@@ -46,13 +45,9 @@ def save_person(saved: SavedPerson, model: PeopleModel, reward: Path, directory:
         reward: the reward model's directory; its population's hash goes into the card.
     """
     person = saved.person
-    partial = directory.with_name(f".partial-{directory.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     population = file_hash(reward / TENSORS)
     tensors = {"mean": person.mean, "cov": person.cov, "x": person.x, "level": person.level}
     metadata = {"name": saved.name, "population": population}
-    write_tensors({name: np.ascontiguousarray(one) for name, one in tensors.items()}, partial / FILE, metadata)
     sds = np.sqrt(np.maximum(np.diag(person.cov), 0.0)).tolist()
     card = {
         "format": CARD_FORMAT,
@@ -67,9 +62,10 @@ def save_person(saved: SavedPerson, model: PeopleModel, reward: Path, directory:
         "not_expressed": ["the uncertainty of what all share"],
     }
     text = json.dumps(card, indent=2, sort_keys=True, ensure_ascii=False)
-    (partial / CARD).write_text(text + "\n", encoding="utf-8")
-    shutil.rmtree(directory, ignore_errors=True)
-    os.replace(partial, directory)
+    with filled_directory(directory) as partial:
+        partial.mkdir(parents=True)
+        write_tensors({name: np.ascontiguousarray(one) for name, one in tensors.items()}, partial / FILE, metadata)
+        (partial / CARD).write_text(text + "\n", encoding="utf-8")
     return directory
 
 
