@@ -83,6 +83,41 @@ def test_plans_have_costs_with_intervals():
     assert plans[0].items.value >= np.ceil(free)
 
 
+def plan_of_few(rng, n_items, n_raters):
+    y, item, rater = draw_votes(rng, n_items, 3, n_raters=n_raters)
+    seconds = rng.gamma(4, 10, n_raters)[rater]
+    options = {"seconds": seconds, "pay_per_hour": 12.0, "n_raters": 10**6, "n_draws": 100}
+    return plan_votes(y, item, rater, 0.1, rng, overlaps=(1,), **options)[0]
+
+
+@pytest.mark.parametrize(("n_items", "n_raters"), [(20, 3), (6, 60)])
+def test_intervals_over_few_raters_or_items_hold_what_they_say(n_items, n_raters):
+    """Hours that the world needs, in the intervals of its pilots: of 3 raters the bootstrap held them in .73."""
+    spread = vote_spread(*draw_votes(np.random.default_rng(0), 4000, 3))
+    truth = votes_for_half_width(spread, 0.1, overlap=1) * 40 / 3600
+    rng = np.random.default_rng(11)
+    found = [plan_of_few(rng, n_items, n_raters).hours for _ in range(100)]
+    held = [one.low <= truth <= one.high for one in found if one.low is not None]
+    assert len(held) > 90
+    assert np.mean(held) > 0.87  # binomial(90, .95) is below that in 1 of 500 cases
+    assert "left out in turn" in found[0].method
+
+
+def test_a_plan_of_what_shows_no_spread_has_no_interval():
+    y, item, rater = [1.0, 0.0, 1.0, 0.0], [0, 0, 1, 1], [0, 1, 0, 1]
+    options = {"pay_per_vote": 1.0, "n_raters": 10**6}
+    seconds = [10.0, np.nan, 10.0, np.nan]
+    plan = plan_votes(y, item, rater, 0.1, np.random.default_rng(0), seconds=seconds, **options)
+    assert plan[0].items.value > 0
+    assert "no interval: undefined without 2 of 2 items" in plan[0].items.method
+    y, item, rater = draw_votes(np.random.default_rng(1), 30, 3)
+    only = np.where(rater == rater[0], 20.0, np.nan)
+    plan = plan_votes(y, item, rater, 0.1, np.random.default_rng(0), seconds=only, **options)[0]
+    assert (plan.hours.low, plan.hours.high) == (None, None)
+    assert "found 1 rater's seconds" in plan.hours.method
+    assert plan.cost.low < plan.cost.value < plan.cost.high  # votes that are paid one by one
+
+
 def test_few_raters_can_be_too_few():
     rng = np.random.default_rng(4)
     y, item, rater = draw_votes(rng, 800, 3, n_raters=8, concentration=100.0, leaning=0.15)

@@ -6,7 +6,8 @@ Knows outcomes, items, raters and seconds as numbers. Knows nothing about queues
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from scipy import stats as distributions
 
 from karat.errors import InputError
 from karat.records import Estimate
-from karat.resampling import cluster_weights, finite_row, paired_rows
+from karat.resampling import FEW_CLUSTERS, cluster_weights, finite_row, paired_rows
 
 LEVEL = 0.95
 Z = float(distributions.norm.ppf((1 + LEVEL) / 2))
@@ -71,6 +72,10 @@ class AskAgain:
     """Votes it takes."""
     left_out: int
     """Items that a flagged rule touches and the budget does not reach."""
+
+
+Amount = Callable[[Spread, float], float]
+"""A figure of a plan, of a spread and the mean seconds of a vote."""
 
 
 def vote_spread(outcomes: ArrayLike, item: ArrayLike, annotator: ArrayLike) -> Spread:
@@ -153,29 +158,22 @@ def plan_votes(
         raise InputError(
             f"plan_votes: found a pay of {pay_per_hour} an hour and {pay_per_vote} a vote; expected 0 or more"
         )
-    sums, leaning = _item_sums(y, codes), _rater_variance(y, codes, raters)
-    weights = np.concatenate(cluster_weights(int(codes.max()) + 1, rng, n_draws))
-    spread = _spread(sums, np.ones(weights.shape[1]), leaning)
-    redrawn = [_spread(sums, row, leaning) for row in weights if _has_pairs(sums, row)]
-    time, time_draws = _mean_seconds(seconds, raters, rng, len(redrawn))
+    pilot = _pilot(
+        _item_sums(y, codes), _rater_variance(y, codes, raters), _seconds_by_rater(seconds, raters), rng, n_draws
+    )
     crew = int(raters.max()) + 1 if n_raters is None else n_raters
     plans = []
     for overlap in overlaps:
-        items = votes_for_half_width(spread, half_width, overlap=overlap, n_raters=crew)
-        if items is None:
+        spread = pilot.spread
+        if votes_for_half_width(spread, half_width, overlap=overlap, n_raters=crew) is None:
             fewest = int(np.ceil(Z**2 * spread.raters / half_width**2)) + 1
             none = Estimate(
                 None, None, None, spread.n_items, f"undefined: {crew} raters are too few, ask at least {fewest}"
             )
             plans.append(VotePlan(overlap, none, none, none, none))
             continue
-        drawn = [votes_for_half_width(one, half_width, overlap=overlap, n_raters=crew) or 0.0 for one in redrawn]
-        n = np.ceil(np.array([items, *drawn]))
-        votes = n * overlap
-        hours = votes * np.array([time, *time_draws]) / 3600
-        cost = hours * pay_per_hour + votes * pay_per_vote
-        figures = zip(("items", "votes", "hours", "cost"), (n, votes, hours, cost), strict=True)
-        plans.append(VotePlan(overlap, *(_planned(name, column, spread.n_items) for name, column in figures)))
+        amounts = _amounts(half_width, overlap, crew, pay_per_hour, pay_per_vote)
+        plans.append(VotePlan(overlap, *(_planned(pilot, name, one) for name, one in amounts.items())))
     return tuple(plans)
 
 
@@ -293,10 +291,8 @@ def _rater_variance(y: np.ndarray, codes: np.ndarray, raters: np.ndarray) -> flo
     return max(0.0, (among / (k - 1) - error) / mean_size)
 
 
-def _mean_seconds(
-    seconds: ArrayLike, raters: np.ndarray, rng: np.random.Generator, n_draws: int
-) -> tuple[float, np.ndarray]:
-    """Mean seconds of a vote and its draws over raters."""
+def _seconds_by_rater(seconds: ArrayLike, raters: np.ndarray) -> np.ndarray:
+    """[sum, number] of each rater's measured seconds."""
     time = np.asarray(seconds, dtype=float)
     known = np.isfinite(time)
     if time.shape != raters.shape or not known.any() or time[known].min() < 0:
@@ -304,13 +300,87 @@ def _mean_seconds(
             f"found seconds for {int(known.sum())} of {len(raters)} votes; expected them for some at least, all ≥ 0"
         )
     _, who = np.unique(raters[known], return_inverse=True)
-    sums, counts = np.bincount(who, time[known]), np.bincount(who).astype(float)
-    weights = np.concatenate(cluster_weights(len(sums), rng, n_draws))
-    return float(time[known].mean()), (weights @ sums) / (weights @ counts)
+    return np.stack([np.bincount(who, time[known]), np.bincount(who).astype(float)])
 
 
-def _planned(name: str, values: np.ndarray, n: int) -> Estimate:
-    low, high = np.quantile(values[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(
-        float(values[0]), float(low), float(high), n, f"{name} needed, {LEVEL:.0%} bootstrap over {n} items and raters"
-    )
+@dataclass(frozen=True)
+class _Pilot:
+    """What a plan is made from: as it is, and as it would have been with other items and raters."""
+
+    spread: Spread
+    time: float
+    """Mean seconds of a vote."""
+    spreads: list[Spread | None]
+    """On items drawn with replacement; where they are few, without one at a time. None = undefined then."""
+    times: np.ndarray
+    """The same for raters."""
+    few_items: bool
+    few_raters: bool
+
+
+def _pilot(sums: np.ndarray, leaning: float, seconds: np.ndarray, rng: np.random.Generator, n_draws: int) -> _Pilot:
+    n_items, n_raters = sums.shape[1], seconds.shape[1]
+    few_items, few_raters = n_items < FEW_CLUSTERS, n_raters < FEW_CLUSTERS
+    rows = 1 - np.eye(n_items) if few_items else np.concatenate(cluster_weights(n_items, rng, n_draws))
+    spreads = [_spread(sums, row, leaning) if _has_pairs(sums, row) else None for row in rows]
+    if not few_items:
+        spreads = [one for one in spreads if one is not None]
+    rows = 1 - np.eye(n_raters) if few_raters else np.concatenate(cluster_weights(n_raters, rng, len(spreads)))
+    counts = rows @ seconds[1]  # 0 without the only rater
+    return _Pilot(
+        _spread(sums, np.ones(n_items), leaning), float(seconds[0].sum() / seconds[1].sum()), spreads,
+        (rows @ seconds[0])[counts > 0] / counts[counts > 0], few_items, few_raters,
+    )  # fmt: skip
+
+
+def _amounts(half_width: float, overlap: int, crew: int, pay_per_hour: float, pay_per_vote: float) -> dict[str, Amount]:
+    """The figures of a plan by their names."""
+
+    def items(spread: Spread, _: float) -> float:
+        return math.ceil(votes_for_half_width(spread, half_width, overlap=overlap, n_raters=crew) or 0.0)
+
+    def votes(spread: Spread, time: float) -> float:
+        return items(spread, time) * overlap
+
+    def hours(spread: Spread, time: float) -> float:
+        return votes(spread, time) * time / 3600
+
+    def cost(spread: Spread, time: float) -> float:
+        return hours(spread, time) * pay_per_hour + votes(spread, time) * pay_per_vote
+
+    return {"items": items, "votes": votes, "hours": hours, "cost": cost}
+
+
+def _planned(pilot: _Pilot, name: str, amount: Amount) -> Estimate:
+    """One figure of a plan, with the interval that the pilot's items and raters leave."""
+    value, what, n = amount(pilot.spread, pilot.time), f"{name} needed", pilot.spread.n_items
+    timed = amount(pilot.spread, 2 * pilot.time) != value
+    spreads = [one for one in pilot.spreads if one is not None]
+    if not pilot.few_items and not (timed and pilot.few_raters):
+        times = pilot.times if timed else [pilot.time] * len(spreads)
+        draws = [amount(one, time) for one, time in zip(spreads, times, strict=True)]
+        low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return Estimate(value, float(low), float(high), n, f"{what}, {LEVEL:.0%} bootstrap over {n} items and raters")
+    if lost := len(pilot.spreads) - len(spreads):
+        return Estimate(value, None, None, n, f"{what}; no interval: undefined without {lost} of {n} items")
+    if timed and not len(pilot.times):
+        return Estimate(value, None, None, n, f"{what}; no interval: found 1 rater's seconds, an interval needs 2")
+    parts = [_variance([amount(one, pilot.time) for one in spreads], value, few=pilot.few_items)]
+    degrees = [n - 1] * pilot.few_items
+    if timed:
+        parts.append(_variance([amount(pilot.spread, time) for time in pilot.times], value, few=pilot.few_raters))
+        degrees += [len(pilot.times) - 1] * pilot.few_raters
+    if not value or not any(parts):
+        return Estimate(value, None, None, n, f"{what}; no interval: the same with other items and raters")
+    # items and raters are drawn apart, so that their variances add up; of what is never below 0 the logarithm is symmetric
+    half = float(distributions.t.ppf((1 + LEVEL) / 2, min(degrees))) * math.sqrt(sum(parts)) / value
+    few = " and ".join(["items"] * pilot.few_items + ["raters"] * (timed and pilot.few_raters))
+    method = f"{what}, {LEVEL:.0%} t interval of the logarithm, {few} left out in turn, {n} items"
+    return Estimate(value, value * math.exp(-half), value * math.exp(half), n, method)
+
+
+def _variance(values: Sequence[float], value: float, *, few: bool) -> float:
+    """Of a figure: the jackknife's, of values without one at a time, or that of bootstrap draws."""
+    if few:
+        return (len(values) - 1) / len(values) * sum((one - value) ** 2 for one in values)
+    return float(np.var(values))
