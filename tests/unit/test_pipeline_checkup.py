@@ -1,28 +1,24 @@
 """What a configuration comes to before it is run, and what would stop it; the memory estimate against a measured peak."""
 
-import ctypes
-import gc
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+import memory_peaks
+from children import WAIT_S, context
 from karat.cli import main
 from karat.config import build, plain
 from karat.errors import CheckpointError
-from karat.lm.fresh import DecoderShape, word_tokenizer, write_fresh_decoder
-from karat.lm.fused_block import may_be_fused
 from karat.lm.load import load_lm
-from karat.lm.memory import LIBRARY_BYTES, Work, lora_parameters, size_of, training_bytes
+from karat.lm.memory import Work, lora_parameters, size_of, training_bytes
 from karat.pipeline import checkup
 from karat.pipeline.dead import cautions, contradictions, dead_settings
 from karat.pipeline.derived import PADDED, Counts, Derived, derived
 from karat.pipeline.payment import payment_problems
 from karat.pipeline.settings import RunConfig
-from karat.sft.train import SFTConfig, train_on_pairs
 from tiny_models import tiny_checkpoint
 
 SIZE_FACTOR = 1.5
@@ -181,42 +177,15 @@ proc_tells_the_peak = pytest.mark.skipif(
 )
 
 
-def memory(key: str) -> int:
-    return int(re.search(key + r":\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
-
-
-def measured_and_estimated(directory: Path, products: torch.dtype | None) -> tuple[int, int]:
-    """Peak of a training step beyond what was there before it, and what is estimated of it."""
-    shape = DecoderShape(hidden=256, mlp=704, layers=4, heads=4, kv_heads=2, head_size=64, context=256)
-    write_fresh_decoder(directory, word_tokenizer([f"w{i}" for i in range(4000)]), shape, seed=0)
-    pairs = [([7 + row] * 32, [*range(100, 131), 1]) for row in range(32)]
-
-    def train(n_pairs, budget):
-        lm = load_lm(directory, for_training=True, products=products)
-        train_on_pairs(lm, pairs[:n_pairs], SFTConfig(batch_size=n_pairs, token_budget=budget), seed=0)
-        return lm
-
-    train(1, 64)  # what libraries keep from their first use is not what is estimated
-    gc.collect()
-    # what earlier tests freed goes back to the system: reused, it would be missing from the peak
-    ctypes.CDLL(None).malloc_trim(0)
-    before = memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    lm = train(32, 2048)
-    measured = memory("VmHWM") - before
-    n = sum(p.numel() for p in lm.model.parameters())
-    compiled = may_be_fused(lm.model)
-    size = replace(size_of(lm.model.config, n), narrow=products is not None, compiled=compiled)
-    return measured, training_bytes(size, n_trained=n, work=Work(2016, n_keys=63)) - LIBRARY_BYTES
-
-
 @proc_tells_the_peak
 @pytest.mark.parametrize("products", [None, torch.bfloat16])
 @pytest.mark.parametrize("plain", [False, True])
-def test_the_memory_estimate_is_within_its_factor_of_a_measured_peak(tmp_path, products, plain, request):
-    if plain:
-        request.getfixturevalue("plain_passes")
-    measured, estimate = measured_and_estimated(tmp_path, products)
+def test_the_memory_estimate_is_within_its_factor_of_a_measured_peak(tmp_path, products, plain):
+    process = context().Process(target=memory_peaks.measure, args=(str(tmp_path), products, plain))
+    process.start()
+    process.join(WAIT_S)
+    assert process.exitcode == 0
+    measured, estimate = json.loads((tmp_path / "peak.json").read_text())
     assert measured / SIZE_FACTOR < estimate < measured * SIZE_FACTOR
 
 
