@@ -31,7 +31,7 @@ PURE = {
     "reward.calibration", "reward.latents", "reward.prediction", "reward.contributions", "reward.objectives", "reward.gate", "policy.advantages", "policy.objectives", "policy.kl", "policy.shaping",
     "policy.group_advantages", "policy.vote_curve", "policy.preference_objectives", "policy.implicit_q", "policy.selection",
     "feedback.detect.evidence", "feedback.detect.pool", "feedback.detect.habits", "feedback.detect.collusion", "feedback.detect.triggers", "feedback.detect.traits",
-    "feedback.detect.marks", "feedback.detect.outsourcing", "feedback.detect.sketches", "feedback.detect.sybils", "feedback.detect.detectors",
+    "feedback.snapshot_check", "feedback.detect.marks", "feedback.detect.outsourcing", "feedback.detect.sketches", "feedback.detect.sybils", "feedback.detect.detectors",
     "reward.thresholds", "reward.held_out", "reward.robustness", "reward.length_use", "reward.attack", "sandbox.rewording", "sandbox.marking",
     "policy.controllers", "policy.best_of_n", "evaluate.frontiers", "evaluate.table", "evaluate.suites", "audit.attribution", "audit.concepts", "audit.atlas", "audit.known_concepts", "report.figures",
     "feedback.quality.answer_table", "feedback.quality.coefficients", "feedback.quality.ordinal", "feedback.quality.joint_posterior",

@@ -13,7 +13,10 @@ from typing import Any
 
 from karat.errors import KaratError, LedgerError
 
-MISFITS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+MISFITS = (
+    ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError,
+    FileNotFoundError, IsADirectoryError, NotADirectoryError,
+)  # fmt: skip
 """What reading raises where a part is missing, or of another kind or shape."""
 OURS = "it as karat wrote it: restore it, or make it anew"
 
@@ -32,6 +35,23 @@ def damage_named(
         raise kind(f"{place}: not readable as {what} ({type(error).__name__}: {said}); expected {expected}") from error
 
 
+def object_in(path: Path, what: str, *, expected: str = OURS, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
+    """The JSON object in a file that karat wrote.
+
+    Args:
+        kinds: of fields that have to be there, by their names.
+    Raises: LedgerError naming the file, where it is missing, too.
+    """
+    with damage_named(path, what, expected=expected):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise TypeError(f"found {str(found)[:40]}")
+        for name, kind in kinds.items():
+            if not isinstance(found[name], kind):
+                raise TypeError(f"found {str(found[name])[:40]!r} as {name!r}")
+    return found
+
+
 def lines_of(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a file of JSON lines that karat wrote, whatever line breaks their texts hold.
 
@@ -45,3 +65,24 @@ def lines_of(path: Path) -> Iterator[dict[str, Any]]:
                 if not isinstance(row, dict):
                     raise TypeError(f"found {line[:40].decode()}")
             yield row
+
+
+def whole_lines_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """`file:line` and object of each line of a file that grows a line at a time; none where there is no file.
+
+    A line that a kill has cut short is passed over, wherever it stands: nobody was told that it was written.
+
+    Raises: LedgerError naming file and line.
+    """
+    for number, line in enumerate(path.read_bytes().split(b"\n") if path.exists() else (), start=1):
+        if line.strip():
+            with damage_named(f"{path}:{number}", "a row"):
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    if line.rstrip().endswith(b"}"):
+                        raise
+                    continue
+                if not isinstance(row, dict):
+                    raise TypeError(f"found {line[:40].decode()}")
+            yield f"{path}:{number}", row

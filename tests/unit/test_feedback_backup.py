@@ -183,6 +183,20 @@ def test_damage_is_named_and_nothing_is_restored(tmp_path):
         shutil.rmtree(copy)
 
 
+def test_a_damaged_file_of_a_backup_leaves_no_half_restored_store(tmp_path):
+    store = lived_in(tmp_path / "k.db")
+    backup(store, tmp_path / "copy.db", now=10.0)
+    whole = (tmp_path / "copy.db").read_bytes()
+    third = len(whole) // 3
+    before = {one.name for one in tmp_path.iterdir()}
+    for damaged in (whole[:-third], whole[:third] + bytes(third) + whole[2 * third :], whole[:100], b""):
+        (tmp_path / "copy.db").write_bytes(damaged)
+        with pytest.raises(StoreError) as caught:
+            restore(tmp_path / "copy.db", tmp_path / "new.db")
+        assert str(tmp_path / "copy.db") in str(caught.value)
+        assert {one.name for one in tmp_path.iterdir()} == before
+
+
 def test_what_is_there_is_never_overwritten(tmp_path, new_address):
     store = lived_in(new_address("k"))
     backup(store, tmp_path / "backup", now=10.0)

@@ -172,6 +172,18 @@ def test_a_store_rewritten_as_a_whole_differs_from_an_earlier_bundle(tmp_path):
     ]
 
 
+def test_a_store_is_not_held_against_a_damaged_bundle(tmp_path):
+    store = audited(tmp_path / "k.db")
+    write_bundle(store, tmp_path / "bundle", now=9.0)
+    records = tmp_path / "bundle" / "records.jsonl"
+    whole = records.read_bytes()
+    for damaged in (whole[:-9], whole.partition(b"\n")[2], b"[1]", b"[" * 5000):
+        records.write_bytes(damaged)
+        with pytest.raises(LedgerError, match=r"records\.jsonl: missing, or differs from its hash in bundle\.json"):
+            compare_with_bundle(store, tmp_path / "bundle")
+        assert "records.jsonl" in [one.judgement_id for one in verify_bundle(tmp_path / "bundle")]
+
+
 def test_a_record_can_be_opened_on_request(tmp_path):
     store = audited(tmp_path / "k.db")
     write_bundle(store, tmp_path / "bundle", now=9.0)

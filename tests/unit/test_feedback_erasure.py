@@ -209,6 +209,30 @@ def test_words_taken_out_of_a_snapshot_are_erased_and_not_altered(tmp_path):
         verify_run(run)
 
 
+def test_words_with_any_line_end_are_taken_out_and_a_damaged_snapshot_ends_it_before(tmp_path):
+    store = small_store(tmp_path / "k.db")
+    breaks = "a\u2028b\x85c\x0cd"
+    tasks = store.tasks()[:2]
+    given = [dataclasses.replace(vote(tasks[0], "r0", reason=breaks), value={"missing": "cannot judge"})]
+    given.append(dataclasses.replace(vote(tasks[1], "r1", reason=breaks), value={"missing": "cannot judge"}))
+    store.submit_many(given)
+    run = tmp_path / "run"
+    write_snapshot(store, run / "snapshots" / "main")
+    stage(run, "votes", [], [(run / "snapshots" / "main", "snapshot")])
+    words = run / "snapshots" / "main" / "words.jsonl"
+    for name in ("commitments.jsonl", "words.jsonl"):
+        whole = words.with_name(name).read_bytes()
+        for damage in (lambda file: file.write_bytes(b"[1]"), Path.unlink):
+            damage(words.with_name(name))
+            with pytest.raises(LedgerError, match=rf"{name}.* restore it, or "):
+                erase_annotator(store, "r0", reason="asked", by="admin", now=50.0, runs=[run])
+            words.with_name(name).write_bytes(whole)
+    assert breaks in everything(store)
+    done = erase_annotator(store, "r0", reason="asked", by="admin", now=50.0, runs=[run])
+    assert erase_from_snapshots(done.artefacts, done.judgement_ids, reason="asked", now=51.0) == (words,)
+    assert [one.reason for one in read_snapshot(run / "snapshots" / "main").judgements if one.reason] == [breaks]
+
+
 def test_an_erased_store_can_be_opened_again(tmp_path):
     person_store(tmp_path / "k.db").close()
     with open_store(tmp_path / "k.db") as store:

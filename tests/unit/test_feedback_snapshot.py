@@ -121,7 +121,7 @@ def test_altered_and_missing_files_are_named(tmp_path):
         ("responses.jsonl", b"word", b"w0rd", "response .* was altered"),
         ("prompts.jsonl", b"question", b"quest1on", "prompt .* was altered"),
         ("snapshot.json", b'"format":2', b'"format":3', "format 3; expected 2"),
-        ("snapshot.json", b"{", b"", "not readable as a snapshot"),
+        ("snapshot.json", b"{", b"", "not readable as the head of a snapshot"),
     ):
         copy = tmp_path / "copy"
         shutil.copytree(tmp_path / "snap", copy)

@@ -6,9 +6,10 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from karat.errors import CheckpointError, InvariantError, LedgerError
+from karat.errors import InvariantError, LedgerError
 from karat.lm.loop import (
     JsonlReporter,
     LoopConfig,
@@ -20,6 +21,19 @@ from karat.lm.loop import (
 )  # fmt: skip
 from karat.lm.sharding import clip_gradients
 from karat.seeding import torch_generator
+
+
+def test_weights_that_the_last_step_broke_end_the_run():
+    state = fresh_state()
+
+    def step(index):
+        with torch.no_grad():  # the gradients of the step were finite
+            next(state.modules["m"].parameters()).view(-1)[index] = math.inf
+        state.n_stepped += 1
+        return {}
+
+    with pytest.raises(InvariantError, match=r"m: 0\.weight is not finite after training; .* Lower the learning rate"):
+        run_loop(state, step, LoopConfig(1))
 
 
 class Counter:
@@ -125,7 +139,9 @@ def test_a_checkpoint_that_is_cut_off_is_named(name, tmp_path):
     run_loop(state, step_of(state), LoopConfig(2, 1), directory=tmp_path, fingerprint="x")
     file = tmp_path / "step-00000002" / name
     file.write_bytes(file.read_bytes()[:-3])
-    with pytest.raises(CheckpointError, match=rf"step-00000002/{name}: truncated or unreadable safetensors"):
+    with pytest.raises(
+        LedgerError, match=rf"step-00000002: not readable as a checkpoint .*{name}: truncated or unreadable"
+    ):
         run_loop(fresh_state(), step_of(state), LoopConfig(3, 1), directory=tmp_path, fingerprint="x")
 
 
@@ -136,6 +152,17 @@ def test_what_a_kill_left_beside_the_newest_checkpoint_is_removed_on_resume(tmp_
     shutil.copytree(tmp_path / "step-00000002", tmp_path / "step-00000001")
     run_loop(fresh_state(), step_of(state), LoopConfig(2, 1), directory=tmp_path, fingerprint="x")
     assert [file.name for file in tmp_path.iterdir()] == ["step-00000002"]
+
+
+@pytest.mark.parametrize("name", ["m.module", "m.optimiser"])
+def test_a_checkpoint_of_other_shapes_is_not_repeated_into_place(name, tmp_path):
+    state = fresh_state()
+    run_loop(state, step_of(state), LoopConfig(2, 1), directory=tmp_path, fingerprint="x")
+    file = tmp_path / "step-00000002" / name
+    found = {key: one[:1].clone() if one.ndim else one for key, one in load_file(file).items()}
+    save_file(found, file)
+    with pytest.raises(LedgerError, match=r"not readable as a checkpoint .* of shape \(1"):
+        run_loop(fresh_state(), step_of(state), LoopConfig(3, 1), directory=tmp_path, fingerprint="x")
 
 
 def test_micro_batches_add_up_to_the_batch():

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from karat.cli import main
-from karat.errors import InputError
-from karat.policy.odd_rewards import QUEUE, REPLACED, OddRewards, read_queue, read_vetoes, usual_range, veto
+from karat.errors import InputError, LedgerError
+from karat.policy.odd_rewards import QUEUE, REPLACED, VETOES, OddRewards, read_queue, read_vetoes, usual_range, veto
 from karat.records import user_prompt
 
 PROMPT = user_prompt("say something")
@@ -71,3 +71,25 @@ def test_the_command_lists_and_vetoes(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["odd"][0]["vetoed"]
     assert main(["odd", str(tmp_path)]) == 0
     assert "vetoed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "words"),
+    [
+        (QUEUE, b"[1]", "a row"), (QUEUE, b'{"id": "x"}', "a response in the queue"), (QUEUE, b'{"id": "\xff"}', "a row"),
+        (QUEUE, b'{"id": "x", "prompt": "p", "response": "r", "score": "x", "low": 0, "high": 1}', "a response in the queue"),
+        (VETOES, b"{}", "a veto"), (VETOES, b'{"id" "x"}', "a row"),
+    ],
+)  # fmt: skip
+def test_a_damaged_line_is_named_and_one_that_a_kill_cut_is_passed_over(tmp_path, name, line, words):
+    odd = watched(tmp_path)
+    ask(odd, "a" * 9)
+    (row,) = read_queue(tmp_path)
+    veto(tmp_path, row.id, by="ann", reason="praises", at="now")
+    with (tmp_path / name).open("ab") as file:
+        file.write(b'{"id": "resp\n')
+    assert (read_queue(tmp_path), read_vetoes(tmp_path)) == ([row], {row.id})
+    with (tmp_path / name).open("ab") as file:
+        file.write(line + b"\n")
+    with pytest.raises(LedgerError, match=rf"{name}:3: not readable as {words}"):
+        ask(watched(tmp_path), "a" * 9)

@@ -15,7 +15,6 @@ reading side; knows nothing about models.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import zipfile
 from collections import Counter
@@ -27,12 +26,13 @@ from typing import Any
 import numpy as np
 from sqlalchemy import select
 
+from karat.damaged import damage_named, lines_of, object_in
 from karat.errors import InputError, LedgerError, StoreError
-from karat.feedback.additions import one_group
 from karat.feedback.misfits import misfits
 from karat.feedback.people.standing import quarantined
 from karat.feedback.people_tables import checks
 from karat.feedback.schema import UNKNOWN_ANNOTATOR, StoredJudgement, json_text
+from karat.feedback.snapshot_check import NAMED, check_columns, check_ids, check_names, names_hash
 from karat.feedback.store import Store
 from karat.identity import content_id, file_hash
 from karat.ledger.artifacts import staged_directory
@@ -44,6 +44,8 @@ COLUMNS = (
     "prompt", "a", "b", "level", "n_levels", "side", "annotator", "strategy", "propensity", "active_s", "late", "both",
 )  # fmt: skip
 BOTH = {None: 0, "good": 1, "bad": -1}
+COUNTS = ("n_votes", "n_judgements", "n_missing", "n_superseded", "n_late")
+AS_WRITTEN = "it as karat wrote it: restore it, or take the snapshot anew at another path"
 
 
 @dataclass(frozen=True)
@@ -184,26 +186,18 @@ def read_snapshot(path: str | Path) -> Snapshot:
     Raises: LedgerError naming what is missing or was altered.
     """
     path = Path(path)
-    if path.exists() and not (path / "snapshot.json").is_file():
+    if not path.exists():
+        raise LedgerError(f"{path}: no such file; expected a snapshot written by karat")
+    if not (path / "snapshot.json").is_file():
         near = [path.parent / "snapshot.json", *path.glob("snapshots/*/snapshot.json"), *path.glob("*/snapshot.json")]
         others = next((f", as {one.parent} is" for one in sorted(near[1:]) + near[:1] if one.is_file()), "")
         found = "no snapshot.json in it" if path.is_dir() else "a file"
         raise LedgerError(f"{path}: found {found}; expected the directory of a snapshot{others}")
-    try:
-        return _read(path)
-    except FileNotFoundError as error:
-        raise LedgerError(f"{error.filename or path}: no such file; expected a snapshot written by karat") from None
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        IndexError,
-        AttributeError,
-        InputError,
-        zipfile.BadZipFile,
-    ) as error:
-        raise LedgerError(f"{path}: not readable as a snapshot ({type(error).__name__}: {error})") from None
+    with damage_named(path, "a snapshot", expected=AS_WRITTEN):
+        try:
+            return _read(path)
+        except (InputError, zipfile.BadZipFile) as error:
+            raise ValueError(str(error)) from None
 
 
 def _write_files(path: Path, store: Store, records: Sequence[StoredJudgement], n_superseded: int) -> None:
@@ -223,8 +217,10 @@ def _write_files(path: Path, store: Store, records: Sequence[StoredJudgement], n
     _write_lines(path / "prompts.jsonl", ({"id": one, **dataclasses.asdict(prompts[one])} for one in prompt_ids))
     _write_lines(path / "responses.jsonl", ({"id": one, **dataclasses.asdict(responses[one])} for one in response_ids))
     _write_lines(path / "annotators.jsonl", (dataclasses.asdict(annotators[one]) for one in annotator_ids))
+    names = {"prompts": prompt_ids, "responses": response_ids, "annotators": annotator_ids}
     head = {
         "format": FORMAT,
+        "names_hash": names_hash(names),
         "root": _root([record.commitment for record in records]),
         "votes_hash": file_hash(path / "votes.npz"),
         "strategies": strategies,
@@ -268,27 +264,38 @@ def _columns(
 
 
 def _read(path: Path) -> Snapshot:
-    head = json.loads((path / "snapshot.json").read_text(encoding="utf-8"))
+    kinds = {"root": str, "votes_hash": str, "strategies": list, **dict.fromkeys(COUNTS, int)}
+    head = object_in(path / "snapshot.json", "the head of a snapshot", expected=AS_WRITTEN, format=int, **kinds)
     if head["format"] not in (1, FORMAT):
         raise LedgerError(f"{path}: found a snapshot of format {head['format']}; expected {FORMAT}")
-    commitments = list(_read_lines(path / "commitments.jsonl"))
+    commitments = list(lines_of(path / "commitments.jsonl"))
     if (found := _root([line["commitment"] for line in commitments])) != head["root"]:
         raise LedgerError(f"{path}: the commitments give the root {found}, snapshot.json says {head['root']}: altered")
     if file_hash(path / "votes.npz") != head["votes_hash"]:
         raise LedgerError(f"{path / 'votes.npz'}: differs from the hash in snapshot.json: altered")
-    prompts = {line["id"]: _prompt_of(line, path) for line in _read_lines(path / "prompts.jsonl")}
-    responses = {line["id"]: _response_of(line, path) for line in _read_lines(path / "responses.jsonl")}
-    annotators: dict[str, Annotator] = {}
-    for line in _read_lines(path / "annotators.jsonl"):
-        annotators[line["id"]] = one_group(annotators.get(line["id"]), Annotator(**line))
+    rows = {name: list(lines_of(path / f"{name}.jsonl")) for name in (*NAMED, "judgements", "words")}
+    ids = {name: [line["id"] for line in lines] for name, lines in rows.items()}
+    check_names(head, {name: ids[name] for name in NAMED})
+    record_ids = [line["id"] for line in commitments]
+    check_ids(head, record_ids, ids["judgements"])
+    prompts = {line["id"]: _prompt_of(line, path) for line in rows["prompts"]}
+    responses = {line["id"]: _response_of(line, path) for line in rows["responses"]}
+    annotators = {line["id"]: Annotator(**line) for line in rows["annotators"]}
     with np.load(path / "votes.npz", allow_pickle=False) as archive:
         columns = {name: archive[name] for name in COLUMNS if name in archive}
     columns.setdefault("both", np.zeros(head["n_votes"], dtype=np.int8))
-    ids = [line["id"] for line in commitments[: head["n_votes"]]]
-    words = {line["id"]: line for line in _read_lines(path / "words.jsonl")}
+    sizes = {"prompt": len(prompts), "a": len(responses), "b": len(responses), "annotator": len(annotators)}
+    check_columns(columns, head["n_votes"], sizes | {"strategy": len(head["strategies"])})
+    words = dict(zip(ids["words"], rows["words"], strict=True))
+    votes = _votes(
+        record_ids[: head["n_votes"]], columns, head["strategies"], prompts, list(responses), list(annotators)
+    )
+    for vote in votes:
+        if {responses[vote.a].prompt_id, responses[vote.b].prompt_id} != {vote.prompt_id}:
+            raise ValueError(f"vote {vote.judgement_id}: found a response to another prompt")
     return Snapshot(
-        votes=_votes(ids, columns, head["strategies"], prompts, list(responses), list(annotators)),
-        judgements=[_judgement_of(line, words, path) for line in _read_lines(path / "judgements.jsonl")],
+        votes=votes,
+        judgements=[_judgement_of(line, words, path) for line in rows["judgements"]],
         prompts=prompts,
         responses=responses,
         annotators=annotators,
@@ -296,7 +303,7 @@ def _read(path: Path) -> Snapshot:
         n_missing=head["n_missing"],
         n_superseded=head["n_superseded"],
         n_late=head["n_late"],
-        misfits=head.get("misfits", {}),
+        misfits=dict(head.get("misfits", {})),
     )
 
 
@@ -389,9 +396,3 @@ def _write_lines(path: Path, values: Iterable[Any]) -> None:
             file.write(json_text(value) + "\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def _read_lines(path: Path) -> Iterable[dict[str, Any]]:
-    with path.open(encoding="utf-8", newline="\n") as file:
-        for line in file:
-            yield json.loads(line)

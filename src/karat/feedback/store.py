@@ -72,25 +72,34 @@ def open_store(url_or_path: str | Path, *, busy_timeout_s: float = 30.0, create:
 def store_to_fill(address: str) -> Iterator[Store]:
     """`open_store` for a block; a file that is not there yet takes its place only when the block ends without an error.
 
-    Raises: as `open_store`; StoreError where somebody else has made something at its place meanwhile.
+    Raises: as `open_store` and `whole_file`.
+    """
+    with whole_file(address) as target, open_store(target) as store:
+        store.address = shown_address(address)
+        yield store
+
+
+@contextlib.contextmanager
+def whole_file(address: str) -> Iterator[str]:
+    """Within: where to make a store that is to appear at an address when it is whole; where something is already, there.
+
+    Raises: StoreError where somebody else has made something at its place meanwhile.
     """
     place = file_of(address)
     if place is None or place.exists() or not os.access(place.parent, os.W_OK):  # opening it says what is wrong
-        with open_store(address) as store:
-            yield store
+        yield address
         return
-    # One fixed name beside it: what a killed process left behind is overwritten by its successor.
+    # One fixed name beside it: what a killed process left behind is removed by its successor.
     partial = place.with_name(f".{place.name}.part")
     _remove(partial)
     try:
-        with open_store(partial) as store:
-            store.address = shown_address(address)
-            yield store
-        os.link(partial, place)  # which replaces nothing
-    except FileExistsError:
-        raise StoreError(
-            f"{place}: was made by another command meanwhile; nothing was stored. Repeat the command"
-        ) from None
+        yield str(partial)
+        try:
+            os.link(partial, place)  # which replaces nothing
+        except FileExistsError:
+            raise StoreError(
+                f"{place}: was made by another command meanwhile; nothing was stored. Repeat the command"
+            ) from None
     finally:
         _remove(partial)
 

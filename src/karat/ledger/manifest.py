@@ -211,7 +211,7 @@ def read_erased(run_dir: Path) -> list[ErasedWords]:
         return [ErasedWords(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise LedgerError(f"{path}: not readable as a list of erasures ({type(error).__name__}: {error})") from None
 
 
@@ -356,7 +356,7 @@ def _parse(path: Path) -> tuple[Manifest, str]:
         raise LedgerError(f"{path}: no such manifest; the stage has not finished in this run") from None
     except OSError as error:
         raise LedgerError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise LedgerError(f"{path}: found a damaged manifest ({reason}); expected the JSON that karat wrote") from None
 

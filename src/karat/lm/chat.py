@@ -37,8 +37,8 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> 
         except TemplateError as error:  # templates refuse what their model was not trained on
             roles = ", ".join(turn.role for turn in turns)
             raise InputError(
-                f"chat template: found turns of {roles}, which the model's template refuses ({error}); expected turns as it "
-                "wants them (some know no system turn)"
+                f"chat template of {tokenizer.name_or_path or 'the model'}: found turns of {roles}, which it refuses ({error}); "
+                "expected turns as it wants them (some know no system turn)"
             ) from error
         return list(encoded["input_ids"])
     parts = [f"{PLAIN_LABELS[turn.role]}: {turn.content}" for turn in turns]

@@ -18,7 +18,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from karat.errors import LedgerError
+from karat.damaged import damage_named
+from karat.destinations import filled_directory
+from karat.errors import CheckpointError, LedgerError
 from karat.lm import parallel
 from karat.lm.headers import read_tensors
 from karat.lm.sharding import part_like, whole_tensor
@@ -48,9 +50,6 @@ def save_checkpoint(
     """
     directory.mkdir(parents=True, exist_ok=True)
     target = directory / f"step-{state.step:08d}"
-    partial = directory / f".partial-{state.step:08d}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     plain: dict[str, Any] = {
         "format": CHECKPOINT_FORMAT,
         "fingerprint": fingerprint,
@@ -62,15 +61,16 @@ def save_checkpoint(
         "controllers": {name: item.state_dict() for name, item in state.controllers.items()},
         "optimisers": {},
     }
-    for name, module in state.modules.items():
-        save_file({key: t.detach().contiguous().cpu() for key, t in _saved(module).items()}, partial / f"{name}.module")
-    for name, optimiser in state.optimisers.items():
-        tensors, plain["optimisers"][name] = moments[name] if moments else _flatten_optimiser(optimiser)
-        save_file(tensors, partial / f"{name}.optimiser")
-    (partial / "state.json").write_text(json.dumps(plain), encoding="utf-8")
-    _sync_directory(partial)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(partial, target)
+    with filled_directory(target) as partial:
+        partial.mkdir()
+        for name, module in state.modules.items():
+            whole = {key: t.detach().contiguous().cpu() for key, t in _saved(module).items()}
+            save_file(whole, partial / f"{name}.module")
+        for name, optimiser in state.optimisers.items():
+            tensors, plain["optimisers"][name] = moments[name] if moments else _flatten_optimiser(optimiser)
+            save_file(tensors, partial / f"{name}.optimiser")
+        (partial / "state.json").write_text(json.dumps(plain), encoding="utf-8")
+        _sync_directory(partial)
     _drop_all_but(target)
     return target
 
@@ -84,8 +84,13 @@ def _drop_all_but(newest: Path) -> None:
 
 def newest_step(directory: Path) -> int:
     """Finished steps of the newest checkpoint in `directory`; 0 where there is none."""
-    checkpoints = sorted(directory.glob("step-*")) if directory.is_dir() else []
-    return int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
+    newest = _newest(directory)
+    return 0 if newest is None else int(newest.name.removeprefix("step-"))
+
+
+def _newest(directory: Path) -> Path | None:
+    """The newest checkpoint in `directory`; None where there is none."""
+    return max((one for one in directory.glob("step-*") if one.name.removeprefix("step-").isdecimal()), default=None)
 
 
 def resume(
@@ -95,39 +100,61 @@ def resume(
 
     Older ones, and unfinished ones, that a kill left beside it are removed.
 
-    Raises: LedgerError when the checkpoint belongs to another configuration or format.
+    Raises: LedgerError when the checkpoint is damaged, or belongs to another configuration or format.
     """
-    checkpoints = sorted(directory.glob("step-*")) if directory.is_dir() else []
-    if not checkpoints:
+    newest = _newest(directory)
+    if newest is None:
         return None
-    newest = checkpoints[-1]
-    plain = json.loads((newest / "state.json").read_text(encoding="utf-8"))
-    if plain["format"] != CHECKPOINT_FORMAT or plain["fingerprint"] != fingerprint:
-        differing = differences(plain.get("identity") or {}, identity or {})
-        found = (
-            "; ".join(differing[:MOST_NAMED])
-            or f"found {plain['fingerprint'] or 'none'}, expected {fingerprint or 'none'}"
-        )
-        more = f" and {len(differing) - MOST_NAMED} more" if len(differing) > MOST_NAMED else ""
-        raise LedgerError(
-            f"{newest}: written under another configuration ({found}{more}); remove the directory to start again, or "
-            "restore the configuration"
-        )
+    anew = f"it as karat wrote it: restore it, or remove {directory} to begin this training anew"
+    with damage_named(newest, "a checkpoint", expected=anew):
+        plain = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+        _check_ours(newest, plain, fingerprint, identity)
+        _take_over(state, newest, plain)
+    if parallel.is_main():
+        _drop_all_but(newest)
+    return plain["stopped"]
+
+
+def _check_ours(newest: Path, plain: Mapping[str, Any], fingerprint: str, identity: Mapping[str, Any] | None) -> None:
+    """Raise LedgerError where a checkpoint belongs to another configuration or format, ValueError where it contradicts itself."""
+    if plain["format"] == CHECKPOINT_FORMAT and plain["fingerprint"] == fingerprint:
+        if newest.name != f"step-{plain['step']:08d}" or not isinstance(plain["stopped"], str | None):
+            raise ValueError(f"state.json: found step {plain['step']}, stopped {plain['stopped']!r}")
+        return
+    differing = differences(plain.get("identity") or {}, identity or {})
+    found = (
+        "; ".join(differing[:MOST_NAMED]) or f"found {plain['fingerprint'] or 'none'}, expected {fingerprint or 'none'}"
+    )
+    more = f" and {len(differing) - MOST_NAMED} more" if len(differing) > MOST_NAMED else ""
+    raise LedgerError(
+        f"{newest}: written under another configuration ({found}{more}); remove the directory to start again, or "
+        "restore the configuration"
+    )
+
+
+def _take_over(state: TrainState, newest: Path, plain: Mapping[str, Any]) -> None:
+    """Put a checkpoint's numbers into the state."""
     for name, module in state.modules.items():
-        saved = read_tensors(newest / f"{name}.module")
+        saved = _tensors(newest / f"{name}.module")
         for key, tensor in _saved(module).items():
+            if saved[key].shape != tensor.shape:  # copying would repeat what is too small
+                raise ValueError(f"{name}.module: {key} of shape {tuple(saved[key].shape)} for {tuple(tensor.shape)}")
             tensor.data.copy_(part_like(saved[key], tensor))
     for name, optimiser in state.optimisers.items():
-        tensors = read_tensors(newest / f"{name}.optimiser")
+        tensors = _tensors(newest / f"{name}.optimiser")
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
         optimiser.load_state_dict(_unflatten_optimiser(tensors, plain["optimisers"][name], parameters))
     for name, controller in state.controllers.items():
         controller.load_state_dict(plain["controllers"][name])
-    state.step, state.n_skipped = plain["step"], plain["n_skipped"]
-    state.n_stepped = plain.get("n_stepped", state.step)  # not counted by older versions
-    if parallel.is_main():
-        _drop_all_but(newest)
-    return plain["stopped"]
+    state.step, state.n_skipped = plain["step"], plain["n_skipped"] + 0
+    state.n_stepped = plain.get("n_stepped", state.step) + 0  # not counted by older versions
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return read_tensors(file)
+    except CheckpointError as error:
+        raise ValueError(str(error).removeprefix(f"{file.parent}/")) from error
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], *, at: str = "") -> list[str]:
@@ -183,7 +210,10 @@ def _unflatten_optimiser(
     state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in plain["state"].items()}
     for name, tensor in tensors.items():
         index, key = name.split("/", 1)
-        own = part_like(tensor, parameters[int(index)])
+        parameter = parameters[int(index)]
+        if tensor.ndim and tensor.shape != parameter.shape:
+            raise ValueError(f"optimiser: {name} of shape {tuple(tensor.shape)} for {tuple(parameter.shape)}")
+        own = part_like(tensor, parameter)
         state.setdefault(int(index), {})[key] = own.clone()  # own memory, aligned as if never saved
     groups = [dict(group) for group in plain["param_groups"]]
     for group in groups:

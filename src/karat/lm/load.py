@@ -9,8 +9,6 @@ models; knows nothing about preferences.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +32,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from karat import devices
+from karat.damaged import damage_named
+from karat.destinations import filled_directory
 from karat.errors import CheckpointError, InputError
 from karat.lm.adapter_files import adapted_model, adapter_settings, holds_adapters, with_adapters
 from karat.lm.attention import NAME as TREE_ATTENTION
@@ -112,7 +112,8 @@ def load_lm(
     config = model_config(base)
     if config.is_encoder_decoder:
         raise CheckpointError(f"{path}: unsupported kind: found an encoder-decoder; expected a decoder-only model")
-    if (kind := (config.architectures or [""])[0]).endswith("Classification"):
+    listed = config.architectures if isinstance(config.architectures, list) else []
+    if (kind := str((listed or [""])[0])).endswith("Classification"):
         raise CheckpointError(
             f"{path}: found {kind}, which writes nothing (a reward model?); expected a language model"
         )
@@ -126,7 +127,7 @@ def load_lm(
     if adapted:
         model = with_adapters(model, path)
     model.to(device or devices.current()).eval().requires_grad_(for_training)
-    eos_ids = _eos_ids(model, tokenizer)
+    eos_ids = _eos_ids(model, tokenizer, path)
     lm = LoadedLM(
         model=model,
         tokenizer=tokenizer,
@@ -192,7 +193,8 @@ def load_encoder(
     limits = [_context_length(path, config, tokenizer), tokenizer.model_max_length]
     sentence = path / "sentence_bert_config.json"
     if sentence.exists():
-        limits.append(int(json.loads(sentence.read_text(encoding="utf-8"))["max_seq_length"]))
+        with damage_named(sentence, "the settings of an encoder", CheckpointError):
+            limits.append(int(json.loads(sentence.read_text(encoding="utf-8"))["max_seq_length"]))
     return LoadedEncoder(model, tokenizer, min(limits), config.hidden_size, str(path))
 
 
@@ -230,6 +232,12 @@ def model_config(path: Path) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(path, local_files_only=True)
     except Exception as error:  # the library checks fields with classes of errors of its own
         raise CheckpointError(f"{path}: unsupported kind: {_first_line(error)}") from error
+    more = path / "generation_config.json"
+    if more.exists():  # transformers goes on without one that it cannot read, and without the end tokens in it
+        with damage_named(
+            more, "a configuration of generation", CheckpointError, expected="JSON: restore it, or remove it"
+        ):
+            dict(json.loads(more.read_text(encoding="utf-8")))
     for key, value in config.to_dict().items():
         if ("dropout" in key or key.endswith("_pdrop")) and isinstance(value, float):
             setattr(config, key, 0.0)
@@ -267,6 +275,10 @@ def model_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
         raise CheckpointError(f"{path}: the tokenizer cannot be read ({_first_line(error)})") from error
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise CheckpointError(
+            f"{path}: found model_max_length {str(tokenizer.model_max_length)[:40]!r} in tokenizer_config.json; expected a number"
+        )
     # it would warn of a text beyond the context, in lines of its own, before karat says what to do about it
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
@@ -277,8 +289,9 @@ def model_weights(path: Path, kind: Any, config: PreTrainedConfig, *given: str, 
     with quiet(silent=bool(given)):
         try:
             model, info = kind.from_pretrained(
-                path, config=config, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
-            )
+                path, config=config, local_files_only=True, use_safetensors=True, output_loading_info=True,
+                ignore_mismatched_sizes=True, **options,
+            )  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             if isinstance(error, KeyError) and TREE_ATTENTION in error.args:
                 raise CheckpointError(
@@ -286,7 +299,8 @@ def model_weights(path: Path, kind: Any, config: PreTrainedConfig, *given: str, 
                     "model that uses transformers' attention interface, as Llama, Qwen, Mistral, Gemma, GPT-2 or OPT do"
                 ) from error
             raise CheckpointError(f"{path}: unsupported kind or damaged weights: {_first_line(error)}") from error
-    found = map(str, [*info["missing_keys"], *info["mismatched_keys"]])
+    # of a weight of another shape the library tells the name first, then both shapes
+    found = [one if isinstance(one, str) else str(one[0]) for one in (*info["missing_keys"], *info["mismatched_keys"])]
     wrong = sorted(key for key in found if "pooler" not in key and key.split(".")[0] not in given)
     if wrong:
         raise CheckpointError(
@@ -299,9 +313,13 @@ def model_weights(path: Path, kind: Any, config: PreTrainedConfig, *given: str, 
     return model
 
 
-def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> tuple[int, ...]:
     listed = model.generation_config.eos_token_id
-    more = [] if listed is None else [listed] if isinstance(listed, int) else list(listed)
+    more = [] if listed is None else listed if isinstance(listed, list | tuple) else [listed]
+    if not all(isinstance(one, int) for one in more):
+        raise CheckpointError(
+            f"{path}: found eos_token_id {str(listed)[:40]!r}; expected token ids, in generation_config.json"
+        )
     return tuple(dict.fromkeys([tokenizer.eos_token_id, *more]))
 
 
@@ -334,6 +352,8 @@ def _context_length(path: Path, config: PreTrainedConfig, tokenizer: PreTrainedT
         limit = tokenizer.model_max_length
     if limit is None:
         raise CheckpointError(f"{path}: found no context length; expected max_position_embeddings in config.json")
+    if not isinstance(limit, int | float) or limit < 1:
+        raise CheckpointError(f"{path}: found a context of {limit!r} tokens in config.json; expected 1 or more")
     return int(limit)
 
 
@@ -341,18 +361,15 @@ def _save(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, metadata: Mapping[str, str]
 ) -> Path:
     directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = directory.with_name(f".partial-{directory.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    with quiet():
-        model.save_pretrained(partial, state_dict=state_on_processor(model), max_shard_size="4GB")
-        tokenizer.save_pretrained(partial)
-    plain = json.loads((partial / "config.json").read_text(encoding="utf-8"))
-    plain["karat"] = dict(metadata)
-    (partial / "config.json").write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    for file in sorted(partial.glob("*.safetensors")):
-        add_header_metadata(file, metadata)
-    shutil.rmtree(directory, ignore_errors=True)
-    os.replace(partial, directory)
+    with filled_directory(directory) as partial:
+        with quiet():
+            model.save_pretrained(partial, state_dict=state_on_processor(model), max_shard_size="4GB")
+            tokenizer.save_pretrained(partial)
+        plain = json.loads((partial / "config.json").read_text(encoding="utf-8"))
+        plain["karat"] = dict(metadata)
+        (partial / "config.json").write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        for file in sorted(partial.glob("*.safetensors")):
+            add_header_metadata(file, metadata)
     return directory
 
 

@@ -105,7 +105,8 @@ def run_loop(
         identity: the plain values behind the fingerprint, so that a refusal can name what differs; None = not kept.
         should_stop: called after each step; a reason (text) ends the loop early.
     Returns: the reason for stopping early, or None.
-    Raises: LedgerError for a checkpoint of another configuration; InvariantError where most optimiser steps were skipped.
+    Raises: LedgerError for a checkpoint of another configuration; InvariantError where most optimiser steps were skipped
+        or what was trained is not finite.
     """
     kept = None if directory is None else _Kept(directory, fingerprint, identity)
     holes = None
@@ -129,7 +130,18 @@ def run_loop(
             f"{found} optimiser steps had gradients that were not finite; expected most to be made. Lower the learning "
             "rate, or look at the rewards and texts that were trained on"
         )
+    check_weights(state)
     return stopped
+
+
+def check_weights(state: TrainState) -> None:
+    """Raise InvariantError where what was trained is not finite: the last step's gradients were, and what it made is not."""
+    for name, module in state.modules.items():
+        for key, weight in module.named_parameters():
+            if weight.requires_grad and not bool(torch.isfinite(weight.detach()).all()):
+                raise InvariantError(
+                    f"{name}: {key} is not finite after training; expected finite weights. Lower the learning rate"
+                )
 
 
 @dataclass(frozen=True)
@@ -254,8 +266,8 @@ class JsonlReporter:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         # Whoever begins anew says everything anew, what was measured before the first step included.
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= resumed_step] if resumed_step else []
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        kept = [line for step, line in _steps_in(path) if step <= resumed_step] if resumed_step else []
+        path.write_bytes(b"".join(line + b"\n" for line in kept))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append {step, time, metrics}; numbers that are not finite are written as text ("nan"), never as null."""
@@ -266,11 +278,12 @@ class JsonlReporter:
             file.write(json.dumps(row) + "\n")
 
 
-def _lines(path: Path) -> Iterator[str]:
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                json.loads(line)
-            except json.JSONDecodeError:
-                continue  # a line cut short by a kill
-            yield line
+def _steps_in(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(step, line) of each whole line of a metrics file; what a kill or a fault of the disk has cut short is none."""
+    for line in path.read_bytes().split(b"\n") if path.is_file() else ():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            yield row["step"], line

@@ -5,6 +5,7 @@ Knows models, trees and the sampler's cache; knows nothing about files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -35,6 +36,11 @@ def check_own_numbers(model: PreTrainedModel, pad_id: int, path: str, *, by_tree
 
     def agree(what: str, found: Tensor, expected: Tensor) -> None:
         if not (gap := _gap(found, expected)) <= most:
+            broken = (name for name, weight in model.named_parameters() if not bool(weight.isfinite().all()))
+            if not math.isfinite(gap) and (name := next(broken, None)):
+                raise CheckpointError(
+                    f"{path}: {name} is not finite; expected finite weights: restore them, or train anew"
+                )
             raise CheckpointError(
                 f"{path}: unsupported kind: {what} of {type(model).__name__} differ by {gap:.1e} from the model's "
                 f"own; expected at most {most:.0e}"

@@ -57,11 +57,11 @@ class Mark:
         """The mark in a file if it is of this identity, else a fresh one."""
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
-            kept = {}
-        if kept.get("identity") != identity:
-            return cls(path, identity, run)
-        return cls(path, identity, kept["run"], kept["sent"], kept["ids"])
+            if kept["identity"] == identity:
+                return cls(path, identity, str(kept["run"]), int(kept["sent"]), dict(kept["ids"]))
+        except (FileNotFoundError, LookupError, TypeError, ValueError):
+            pass  # a mark that cannot be read marks nothing
+        return cls(path, identity, run)
 
     def write(self) -> None:
         """Replace the file, complete or not at all."""

@@ -7,7 +7,6 @@ stores; knows nothing about models.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections import Counter
@@ -27,6 +26,7 @@ from karat.ledger.lineage import ASKED
 from karat.ledger.manifest import Manifest, lock_run, read_manifests
 from karat.lm import parallel
 from karat.pipeline.arena_rows import STAGE
+from karat.pipeline.recorded import run_settings
 from karat.pipeline.reporting import optimised, write_report
 from karat.pipeline.stages import Output, Run, StageResult, Workplace, jsonable
 from karat.progress import Progress
@@ -67,7 +67,7 @@ def report_run(directory: Path, *, stores: Sequence[str] = (), progress: Progres
     found = voted_arenas(directory, manifests, stores)
     if not found:
         return write_report(directory)
-    seed = json.loads((directory / "config.json").read_text(encoding="utf-8"))["seed"]
+    seed = run_settings(directory)["seed"]
     with lock_run(directory):
         take_arenas(Run(directory, seed, progress), found)
         return write_report(directory)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from karat.ledger.manifest import Manifest
 from karat.pipeline.current import newest_round
-from karat.pipeline.data import read_rows
+from karat.pipeline.recorded import recorded_rows
 from karat.records import Estimate
 from karat.report.figures import Panel, Role, Series, estimates_series
 from karat.report.page import Curve
@@ -24,11 +24,12 @@ def curves(directory: Path, by_stage: Mapping[str, Manifest], optimised: str) ->
 
     Args:
         optimised: the method whose policy the run ended with.
+    Raises: LedgerError for metrics that are damaged, or not as their stage wrote them.
     """
     found = []
     name = optimised
-    rows = _rows(directory / "metrics" / f"{newest_round(by_stage, name)}.jsonl")
-    if name in by_stage and rows:
+    rows = _rows(directory, by_stage, name)
+    if rows:
         kl = "kl/k1_per_sequence" if any("kl/k1_per_sequence" in row for row in rows) else "validation/kl"
         length = "response/length_mean" if kl.startswith("kl/") else "validation/length"
         panels = (
@@ -55,8 +56,7 @@ def curves(directory: Path, by_stage: Mapping[str, Manifest], optimised: str) ->
             )
         )
     for stage, title, metric in (("reward", "Reward model", "loss"), ("sft", "Fine-tuning", "nll_per_token")):
-        rows = _rows(directory / "metrics" / f"{newest_round(by_stage, stage)}.jsonl")
-        if stage in by_stage and rows:
+        if rows := _rows(directory, by_stage, stage):
             found.append(Curve(title, "optimiser steps", (_panel("loss, nats", rows, {"loss": metric}),)))
     return found
 
@@ -74,8 +74,10 @@ def _kept(metrics: Mapping[str, Any], unit: str) -> tuple[float | None, str]:
     )
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return list(read_rows(path)) if path.exists() else []
+def _rows(directory: Path, by_stage: Mapping[str, Manifest], name: str) -> list[dict[str, Any]]:
+    """The training steps of a stage's last round."""
+    stage = newest_round(by_stage, name)
+    return recorded_rows(directory, f"metrics/{stage}.jsonl", by_stage[stage]) if name in by_stage else []
 
 
 def _panel(title: str, rows: Sequence[Mapping[str, Any]], series: Mapping[str, str]) -> Panel:

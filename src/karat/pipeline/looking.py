@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from karat.ledger.manifest import Manifest, lock_run, read_manifests
 from karat.lm.load import load_lm
 from karat.pipeline.current import current, newest_round
 from karat.pipeline.data import read_prompts, read_texts
+from karat.pipeline.recorded import run_settings
 from karat.pipeline.reporting import optimised, write_report
 from karat.pipeline.rewarding import flat_texts
 from karat.pipeline.runs import source_of
@@ -53,7 +53,7 @@ def inspect_run(directory: Path, settings: LookSettings, *, progress: Progress) 
         raise LedgerError(
             f"{directory}: found no finished reward model; expected a run up to its reward, `karat reward`"
         )
-    about = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    about = run_settings(directory)
     if "votes" in about["config"]:
         raise ConfigError(
             f"{directory}: found a run of given votes; expected one with a policy, whose samples are looked at"

@@ -6,9 +6,10 @@ goes on with those that it began with. Knows numbers; knows nothing about what t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 
+from karat.damaged import object_in
+from karat.errors import LedgerError
 from karat.ledger.artifacts import write_json
 from karat.lm import parallel
 from karat.pipeline.stages import Workplace
@@ -28,7 +29,10 @@ def measured_once(place: Workplace, name: str, measure: Callable[[], Sequence[fl
     def kept() -> list[float] | None:
         if not path.exists():
             return None
-        found = json.loads(path.read_text(encoding="utf-8"))
+        anew = f"it as karat wrote it: restore it, or remove {place.checkpoints} to begin this stage anew"
+        found = object_in(path, "figures", expected=anew, of=str, figures=list)
+        if not all(isinstance(one, int | float) for one in found["figures"]):
+            raise LedgerError(f"{path}: found something else than numbers; expected {anew}")
         return found["figures"] if found["of"] == place.identity else None
 
     before = parallel.from_main(kept)

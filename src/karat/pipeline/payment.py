@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from karat.damaged import damage_named
 from karat.errors import CheckpointError, ConfigError
 from karat.lm.classifiers import is_classifier
 from karat.lm.headers import read_header_metadata
@@ -72,9 +73,10 @@ def _objectives(config: RunConfig) -> list[str] | None:
         compared = config.preferences is not None or (config.sandbox is not None and not config.n_people)
         return [PREFERENCE] if compared else None
     card = config.reward_model / CARD
-    return (
-        list(json.loads(card.read_text(encoding="utf-8")).get("objectives", [PREFERENCE])) if card.is_file() else None
-    )
+    if not card.is_file():
+        return None
+    with damage_named(card, "the card of a reward model", CheckpointError):
+        return list(json.loads(card.read_text(encoding="utf-8")).get("objectives", [PREFERENCE]))
 
 
 def _classes(config: RunConfig) -> list[str] | None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from karat.damaged import damage_named
 from karat.errors import InputError
 from karat.feedback.exchange.importers import ImportSummary, import_hh, import_preferences
 from karat.feedback.store import Store, open_store
@@ -98,7 +99,9 @@ def fill(store: Store, settings: PreferencesSettings) -> ImportSummary:
 
 def judgement_ids(place: Workplace) -> set[str]:
     """The judgements that the file held when its prompts were read."""
-    return set(json.loads((place.directory / "data" / IDS).read_text(encoding="utf-8")))
+    path = place.directory / "data" / IDS
+    with damage_named(path, "the judgements of a file"):
+        return set(json.loads(path.read_text(encoding="utf-8")))
 
 
 def import_votes(config: RunConfig, store: Store, place: Workplace, batch: str) -> dict[str, Any]:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from karat.config import plain
-from karat.errors import LedgerError
 from karat.evaluate.table import names_in_order
 from karat.ledger.manifest import Manifest, read_manifests
 from karat.pipeline.arena_rows import people_stage, shown_arenas, with_people
 from karat.pipeline.charts import at_equal_kl, curves, frontier
 from karat.pipeline.current import collected, current, last_findings, newest_round, policy_of, round_of, unmeasured
+from karat.pipeline.recorded import recorded_object, run_settings
 from karat.pipeline.stages import findings_of
 from karat.records import Estimate, Finding
 from karat.report.card import CardInput, Fact, audit_card, summary, write_summary
@@ -30,7 +29,7 @@ from karat.report.page import (
 from karat.report.titles import ALGORITHMS, algorithm_in_words
 from karat.reward.gate import OWN, gate_checks
 
-REPORT = "report.html"
+REPORT, EVALUATION = "report.html", "evaluation.json"
 
 
 def write_report(directory: Path) -> dict[str, Any]:
@@ -40,7 +39,7 @@ def write_report(directory: Path) -> dict[str, Any]:
     """
     recorded_stages = read_manifests(directory)
     manifests, left_out = current(recorded_stages)
-    settings = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    settings = run_settings(directory)
     # What a policy was trained under stays true of it, whatever configuration the directory was last opened with.
     recorded = [note for manifest in recorded_stages for note in manifest.metrics.get("unsafe", ())]
     unsafe = list(dict.fromkeys([*recorded, *settings["unsafe"]]))
@@ -87,7 +86,7 @@ def _gate(content: ReportInput) -> list[Finding]:
 def report_input(directory: Path, title: str, unsafe: Sequence[str], manifests: Sequence[Manifest]) -> ReportInput:
     """What the page shows."""
     by_stage = {manifest.stage: manifest for manifest in manifests}
-    evaluation = _evaluation(directory) if "evaluate" in by_stage else {}
+    evaluation = recorded_object(directory, EVALUATION, by_stage["evaluate"]) if "evaluate" in by_stage else {}
     policies = {
         name: {column: Estimate(**fields) for column, fields in evaluation["policies"][name].items()}
         for name in names_in_order(evaluation.get("policies", ()))
@@ -222,11 +221,7 @@ def _inside(directory: Path, by_stage: Mapping[str, Manifest]) -> dict[str, Any]
     """What was found inside the reward model, where somebody has looked."""
     if "inside" not in by_stage:
         return {}
-    path = directory / "inside.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise LedgerError(f"{path}: missing or damaged; look inside again") from None
+    found = recorded_object(directory, "inside.json", by_stage["inside"])
     cells = tuple(
         AtlasCell(
             cell["x"], cell["y"], cell["n"], cell["reward"], cell["gold"], tuple(cell["texts"]), tuple(cell["words"]),
@@ -242,14 +237,6 @@ def _inside(directory: Path, by_stage: Mapping[str, Manifest]) -> dict[str, Any]
 
 
 N_ATTRIBUTED = 12
-
-
-def _evaluation(directory: Path) -> dict[str, Any]:
-    path = directory / "evaluation.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise LedgerError(f"{path}: missing or damaged; run the same command again") from None
 
 
 def _held_out(by_stage: Mapping[str, Manifest]) -> tuple[tuple[str, Estimate], ...]:
@@ -303,7 +290,7 @@ def _extra(directory: Path, manifests: Sequence[Manifest]) -> dict[str, Any]:
     by_stage = {manifest.stage: manifest for manifest in manifests}
     extra: dict[str, Any] = {}
     if "evaluate" in by_stage:
-        extra["equal_kl"] = _evaluation(directory)["equal_kl"]
+        extra["equal_kl"] = recorded_object(directory, EVALUATION, by_stage["evaluate"])["equal_kl"]
     if people := _metric(by_stage, newest_round(by_stage, "reward"), "people"):
         extra["people"] = people
     algorithm = optimised(by_stage)

@@ -288,7 +288,10 @@ def _drawn_before(path: Path, mark: Path, identity: str) -> Texts | None:
     """The samples that an interrupted try of this very stage has written; None = there are none."""
     if not (mark.exists() and path.exists()):
         return None
-    said = json.loads(mark.read_text(encoding="utf-8"))
+    try:
+        said = json.loads(mark.read_text(encoding="utf-8"))
+    except ValueError:  # a mark that cannot be read marks nothing: they are drawn anew, and come out the same
+        return None
     return read_texts(path) if said == {"stage": identity, "samples": content_hash(path)} else None
 
 

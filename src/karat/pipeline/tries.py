@@ -8,7 +8,6 @@ nothing about what a stage does.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from karat.damaged import object_in
 from karat.ledger.artifacts import write_json
 from karat.lm.checkpoints import MOST_NAMED, differences
 
@@ -93,10 +93,10 @@ def _short(identity: str) -> str:
 
 
 def _read(mark: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(mark.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not mark.exists():
         return None
+    anew = f"it as karat wrote it: restore it, or remove {mark.parent} to begin this stage anew"
+    return object_in(mark, "the mark of an unfinished stage", expected=anew, identity=str, told=dict)
 
 
 def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from karat.config import build, plain
+from karat.damaged import damage_named, object_in
 from karat.devices import named, on_device
 from karat.errors import ConfigError, InputError
 from karat.feedback.exchange.importers import import_ukp, import_votes, ukp_texts
@@ -251,7 +252,9 @@ def run_fold(run: Run, config: VotesConfig, fold: int, snapshot_ref: ArtifactRef
     tested = {key: (prompt.topic or "") in test for key, prompt in snapshot.prompts.items()}
     train_votes = [vote for vote in snapshot.votes if not tested[vote.prompt_id]]
     test_votes = [vote for vote in snapshot.votes if tested[vote.prompt_id]]
-    pairs = [Consensus(**row) for row in json.loads((place.directory / "data" / "consensus.json").read_text())]
+    path = place.directory / "data" / "consensus.json"
+    with damage_named(path, "the published answers"):
+        pairs = [Consensus(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
     pairs = [pair for pair in pairs if tested[snapshot.responses[pair.a].prompt_id]]
     data = vote_data(train_votes, snapshot.prompts, snapshot.responses)
     predictors = baseline_predictors(data, config.reward.raters, ngram_l2=config.ngram_l2)
@@ -283,7 +286,7 @@ def fit_all(
     run: Run, config: VotesConfig, snapshot_ref: ArtifactRef, rows: Sequence[ArtifactRef], place: Workplace
 ) -> StageResult:
     """Put the folds together, then fit one model to all votes and save it."""
-    study = put_together([json.loads((run.directory / reference.path).read_text()) for reference in rows])
+    study = put_together([object_in(run.directory / reference.path, "what a fold found") for reference in rows])
     table = summarise(study, baseline="ngram", rng=numpy_generator(run.seed, "study"))
     snapshot = read_snapshot(run.directory / snapshot_ref.path)
     seed = child_seed(run.seed, "all")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from karat.damaged import damage_named, whole_lines_of
 from karat.errors import InputError
 from karat.lm import parallel
 from karat.records import Prompt, Response, ScoreFn
@@ -113,13 +114,26 @@ def usual_range(scores: Sequence[float], quantile: float) -> tuple[float, float]
 
 
 def read_queue(directory: Path) -> list[OddRow]:
-    """What waits for a person, in the order in which it came."""
-    return [OddRow(**row) for row in _rows(directory / QUEUE)]
+    """What waits for a person, in the order in which it came. Raises: LedgerError naming file and line."""
+    return [_odd_row(at, row) for at, row in whole_lines_of(directory / QUEUE)]
+
+
+def _odd_row(at: str, row: dict) -> OddRow:
+    with damage_named(at, "a response in the queue"):
+        found = OddRow(**row)
+        texts, numbers = (found.id, found.prompt, found.response), (found.score, found.low, found.high)
+        if not all(isinstance(one, str) for one in texts) or not all(isinstance(one, int | float) for one in numbers):
+            raise TypeError("found a field of another kind")
+    return found
 
 
 def read_vetoes(directory: Path) -> set[str]:
-    """Response.id of what people vetoed."""
-    return {str(row["id"]) for row in _rows(directory / VETOES)}
+    """Response.id of what people vetoed. Raises: LedgerError naming file and line."""
+    found = set()
+    for at, row in whole_lines_of(directory / VETOES):
+        with damage_named(at, "a veto"):
+            found.add(str(row["id"]))
+    return found
 
 
 def veto(directory: Path, response_id: str, *, by: str, reason: str, at: str) -> None:
@@ -134,18 +148,6 @@ def veto(directory: Path, response_id: str, *, by: str, reason: str, at: str) ->
     if not by.strip() or not reason.strip():
         raise InputError("veto: found no name or no reason; expected both, they are kept")
     _append(directory / VETOES, [{"id": response_id, "by": by, "reason": reason, "at": at}])
-
-
-def _rows(path: Path) -> list[dict]:
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").split("\n"):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue  # a line cut short by a kill
-    return rows
 
 
 def _append(path: Path, rows: Sequence[dict]) -> None:

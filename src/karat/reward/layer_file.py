@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from karat.damaged import damage_named
 from karat.errors import CheckpointError
 from karat.lm.headers import read_header_metadata, read_tensors, write_tensors
 from karat.reward.last_layer import LastLayer
@@ -46,15 +47,16 @@ def load_last_layer(directory: str | Path, objective: str | None = None) -> Last
     if not path.is_file():
         raise CheckpointError(f"{directory}: found no {LAST_LAYER}; expected a model with reward.posterior: laplace")
     tensors = read_tensors(path)
-    known = json.loads(read_header_metadata(path).get("objectives", "[]"))
-    if objective is not None and objective not in known:
-        raise CheckpointError(
-            f"{path}: found no last layer of {objective!r}; expected one of {', '.join(known) or 'one objective'}"
+    with damage_named(path, "a last layer", CheckpointError):
+        known = json.loads(read_header_metadata(path).get("objectives", "[]"))
+        if objective is not None and objective not in known:
+            raise CheckpointError(
+                f"{path}: found no last layer of {objective!r}; expected one of {', '.join(known) or 'one objective'}"
+            )
+        mean, covariance, figures = (
+            tensors[_name(part, 0 if objective is None else known.index(objective))] for part in PARTS
         )
-    mean, covariance, figures = (
-        tensors[_name(part, 0 if objective is None else known.index(objective))] for part in PARTS
-    )
-    return LastLayer(mean.numpy(), covariance.numpy(), *figures.tolist())
+        return LastLayer(mean.numpy(), covariance.numpy(), *figures.tolist())
 
 
 def _name(part: str, number: int) -> str:

@@ -319,7 +319,7 @@ def load_people(directory: Path) -> PeopleModel:
             f"{directory}: found no {Path(error.filename or TENSORS).name}; expected a reward model with a population "
             "(pluralism.enabled, and raters with a median of pluralism.min_votes votes; see docs/people-models.md)"
         ) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{directory}: not readable as a population ({' '.join(str(error).split())})") from None
     with damage_named(directory / CARD, "a population", CheckpointError):
         return _people_of(directory, card, found)

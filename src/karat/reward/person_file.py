@@ -81,7 +81,7 @@ def load_person(directory: Path, model: PeopleModel, reward: Path) -> SavedPerso
         raise CheckpointError(
             f"{directory}: found no {Path(error.filename or FILE).name}; expected what `karat personalise` wrote"
         ) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{directory}: not readable as a person ({' '.join(str(error).split())})") from None
     with damage_named(directory / CARD, "a person", CheckpointError):
         return _person_of(directory, card, found, model, reward)

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ from torch import Tensor
 from karat import devices
 from karat.belief import Belief, ScoreScale, aggregator_of, apply_scale, fit_scale
 from karat.damaged import damage_named
+from karat.destinations import filled_directory
 from karat.errors import CheckpointError, InputError
 from karat.lm.classifiers import is_classifier
 from karat.lm.headers import read_tensors, write_tensors
@@ -227,33 +226,32 @@ def save_reward(
     Returns: the directory.
     """
     directory = Path(directory)
-    partial = directory.with_name(f".partial-{directory.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    model = fit.model
-    if isinstance(model.trunk, DecoderTrunk):
-        save_classifier(model, model.trunk.lm, partial, metadata)
-    elif isinstance(model.trunk, EncoderTrunk):
-        save_encoder(model.trunk.encoder, partial, metadata=metadata)
-    elif isinstance(model.trunk, ClassifierTrunk):
-        copy_classifier(model.trunk.classifier, partial, metadata)
-    tensors = {
-        "weight": model.weight,
-        "prior": model.prior,
-        "length_coef": model.length_coef,
-        "temperature": model.temperature,
-        "reference": fit.reference,
-    }
-    if len(model.objectives) > 1:
-        tensors |= {"further_weight": model.further_weight, "further_prior": model.further_prior}
-    write_tensors(tensors, partial / HEADS, metadata)
-    if fit.side is not None:
-        save_side(fit.side, partial, metadata=metadata)
-    card = _card(fit, metadata, fit.scale if scale is None else scale)
-    card["objectives_config"] = plain_objectives(objectives or ObjectivesConfig())
-    card["length_removed"] = length_removed
-    (partial / CARD).write_text(json.dumps(card, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-    shutil.rmtree(directory, ignore_errors=True)
-    os.replace(partial, directory)
+    with filled_directory(directory) as partial:
+        model = fit.model
+        if isinstance(model.trunk, DecoderTrunk):
+            save_classifier(model, model.trunk.lm, partial, metadata)
+        elif isinstance(model.trunk, EncoderTrunk):
+            save_encoder(model.trunk.encoder, partial, metadata=metadata)
+        elif isinstance(model.trunk, ClassifierTrunk):
+            copy_classifier(model.trunk.classifier, partial, metadata)
+        tensors = {
+            "weight": model.weight,
+            "prior": model.prior,
+            "length_coef": model.length_coef,
+            "temperature": model.temperature,
+            "reference": fit.reference,
+        }
+        if len(model.objectives) > 1:
+            tensors |= {"further_weight": model.further_weight, "further_prior": model.further_prior}
+        write_tensors(tensors, partial / HEADS, metadata)
+        if fit.side is not None:
+            save_side(fit.side, partial, metadata=metadata)
+        card = _card(fit, metadata, fit.scale if scale is None else scale)
+        card["objectives_config"] = plain_objectives(objectives or ObjectivesConfig())
+        card["length_removed"] = length_removed
+        (partial / CARD).write_text(
+            json.dumps(card, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     return directory
 
 
@@ -278,7 +276,7 @@ def load_scorer(
             f"{directory}: found no {Path(error.filename or HEADS).name}; expected a reward model: models/reward of a "
             "run, --out of `karat reward`, or a sequence classifier"
         ) from None
-    except (ValueError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise CheckpointError(f"{directory}: not readable as a reward model ({' '.join(str(error).split())})") from None
     if card.get("format") != CARD_FORMAT:
         raise CheckpointError(
@@ -310,6 +308,8 @@ def _scorer_of(
     for name in ("weight", "prior", "length_coef", "temperature", *further):
         if not heads[name].isfinite().all():
             raise CheckpointError(f"{directory / HEADS}: found {name} that is not finite; train the reward anew")
+        if heads[name].shape != getattr(model, name).shape:  # copying would repeat what is too small
+            raise ValueError(f"{HEADS}: {name} of shape {tuple(heads[name].shape)}")
         getattr(model, name).data.copy_(heads[name])
     model.requires_grad_(False).eval()
     reference = heads["reference"].view(-1, len(objectives))

@@ -30,7 +30,7 @@ from karat.feedback.people_tables import limits, metadata, sessions
 from karat.feedback.record import seals
 from karat.feedback.record.seals import Problem
 from karat.feedback.schema import HEAD, OLDER
-from karat.feedback.store import Store, open_store
+from karat.feedback.store import Store, open_store, whole_file
 from karat.identity import content_id, file_hash
 from karat.ledger.artifacts import disk_error, staged_directory, write_json
 
@@ -108,8 +108,8 @@ def restore(path: str | Path, address: str | Path) -> Restored:
     """
     address = str(address)
     shown = engine.shown_address(address)
-    with _open_backup(Path(path)) as (found, rows_of):
-        opened = engine.open_engine(address, 30.0)
+    with whole_file(address) as target, _open_backup(Path(path)) as (found, rows_of):
+        opened = engine.open_engine(target, 30.0)
         try:
             with engine.transaction(opened, shown, write=True) as connection:
                 if names := sa.inspect(connection).get_table_names():
@@ -256,7 +256,7 @@ def _read_manifest(path: Path) -> Backup:
         return Backup(path, content["version"], rows, content["seal"])
     except FileNotFoundError as error:
         raise StoreError(f"{error.filename}: no such file; expected a backup written by karat") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(f"{path}: not readable as a backup ({type(error).__name__}: {error})") from None
 
 

@@ -29,6 +29,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from karat.answers import missing
+from karat.damaged import MISFITS
 from karat.errors import InputError, LedgerError, StoreError
 from karat.feedback import people_tables as people
 from karat.feedback import schema as tables
@@ -135,7 +136,7 @@ def verify_bundle(path: str | Path, published: Iterable[str] = ()) -> list[Probl
         problems += _record_problems(path, chain, leaves)
         if content["counts"] != _counts(path / "records.jsonl", chain):
             problems.append(Problem("bundle.json", "its counts are not those of its records: it was altered"))
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (*MISFITS, OSError) as error:
         problems.append(Problem(path.name, f"not readable to the end ({type(error).__name__}: {error})"))
     return problems
 
@@ -146,8 +147,14 @@ def compare_with_bundle(store: Store, path: str | Path) -> list[Problem]:
     This finds what the store alone cannot show: a record rewritten as a whole, seals included.
 
     Returns: problems by judgement id; by the bundle's number and commitment where the judgement is gone.
+    Raises: LedgerError where the bundle is damaged: what it says would be held against the store.
     """
-    noted = {line["seq"]: line for line in _lines(Path(path) / "records.jsonl")}
+    records = Path(path) / "records.jsonl"
+    if not records.is_file() or file_hash(records) != _content(Path(path))["files"][records.name]:
+        raise LedgerError(
+            f"{records}: missing, or differs from its hash in bundle.json; expected the bundle as it was taken"
+        )
+    noted = {line["seq"]: line for line in _lines(records)}
     columns = tables.judgements.c
     problems = []
     last = max(noted, default=0)
@@ -335,7 +342,7 @@ def _content(path: Path) -> dict[str, Any]:
         return content
     except FileNotFoundError:
         raise LedgerError(f"{path / 'bundle.json'}: no such file; expected an auditor's bundle") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (*MISFITS, OSError) as error:
         raise LedgerError(f"{path}: not readable as a bundle ({type(error).__name__}: {error})") from None
 
 

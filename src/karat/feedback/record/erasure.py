@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 from sqlalchemy import Connection, select
 
+from karat.damaged import damage_named, lines_of
 from karat.errors import StoreError
 from karat.feedback import people_tables as people
 from karat.feedback import schema as tables
 from karat.feedback import submission
 from karat.feedback.additions import require
 from karat.identity import bytes_hash, file_hash
-from karat.ledger.artifacts import write_text
+from karat.ledger.artifacts import write_bytes
 from karat.ledger.lineage import SNAPSHOTS, WORDS_FILE, ArtifactRef, ErasedWords, Manifest, affected
 from karat.ledger.manifest import is_run, note_erased, read_manifests
 
@@ -164,15 +165,15 @@ def erase_from_snapshots(
             places.setdefault(path, []).append(fed)
     for path, readers in places.items():  # several rewards may have been fitted to one snapshot outside of them
         before = file_hash(path)
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = "".join(line for line in lines if json.loads(line)["id"] not in wanted)
-        after = bytes_hash(kept.encode())
+        lines = path.read_bytes().split(b"\n")  # words may hold every other line end
+        kept = b"".join(line + b"\n" for line in lines if line and json.loads(line)["id"] not in wanted)
+        after = bytes_hash(kept)
         if after == before:
             continue
         # noted first: a note without its change is harmless, a change without its note would look like tampering
         for fed in readers:
             note_erased(fed.run, ErasedWords(f"{fed.path}/{WORDS_FILE}", before, after, reason, float(now)))
-        write_text(path, kept)
+        write_bytes(path, kept)
         changed.append(path)
     return tuple(changed)
 
@@ -243,18 +244,13 @@ def _snapshots(manifests: Sequence[Manifest]) -> Iterator[tuple[str, ArtifactRef
 
 def _named_in(place: Path, wanted: set[str]) -> tuple[int, bool]:
     """How many of these judgements a snapshot names, and whether it holds words of any."""
-    try:
-        named = sum(judgement_id in wanted for judgement_id in _ids(place / "commitments.jsonl"))
-        spoken = any(judgement_id in wanted for judgement_id in _ids(place / WORDS_FILE))
-    except FileNotFoundError:
+    if not place.is_dir():
         return 0, False  # deleted since: nothing is left in it
+    anew = "it as karat wrote it: restore it, or remove the directory; nothing is erased yet"
+    with damage_named(place, "a snapshot", expected=anew):
+        named = sum(one["id"] in wanted for one in lines_of(place / "commitments.jsonl"))
+        spoken = any(one["id"] in wanted for one in lines_of(place / WORDS_FILE))
     return named, spoken
-
-
-def _ids(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8", newline="\n") as file:
-        for line in file:
-            yield json.loads(line)["id"]
 
 
 def _made_from(manifests: dict[Path, list[Manifest]], digest: str) -> Iterator[tuple[Path, str, ArtifactRef]]:
