@@ -197,7 +197,7 @@ def test_a_snapshot_with_a_rater_in_two_groups_is_refused(tmp_path, store):
     write_snapshot(store, tmp_path / "snap")
     path = tmp_path / "snap" / "annotators.jsonl"
     path.write_text(path.read_text() + path.read_text().replace("left", "right"))
-    with pytest.raises(LedgerError, match=r"snap: .*annotators\.jsonl: found ann after ann, out of order"):
+    with pytest.raises(LedgerError, match=r"snap: .*rater 'ann': found in two groups, 'left' and 'right'"):
         read_snapshot(tmp_path / "snap")
 
 

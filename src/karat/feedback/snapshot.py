@@ -28,6 +28,7 @@ from sqlalchemy import select
 
 from karat.damaged import damage_named, lines_of, object_in
 from karat.errors import InputError, LedgerError, StoreError
+from karat.feedback.additions import one_group
 from karat.feedback.misfits import misfits
 from karat.feedback.people.standing import quarantined
 from karat.feedback.people_tables import checks
@@ -275,12 +276,13 @@ def _read(path: Path) -> Snapshot:
         raise LedgerError(f"{path / 'votes.npz'}: differs from the hash in snapshot.json: altered")
     rows = {name: list(lines_of(path / f"{name}.jsonl")) for name in (*NAMED, "judgements", "words")}
     ids = {name: [line["id"] for line in lines] for name, lines in rows.items()}
+    annotators: dict[str, Annotator] = {}
+    for line in rows["annotators"]:
+        annotators[line["id"]] = one_group(annotators.get(line["id"]), Annotator(**line))
     check_names(head, {name: ids[name] for name in NAMED})
-    record_ids = [line["id"] for line in commitments]
-    check_ids(head, record_ids, ids["judgements"])
+    check_ids(head, record_ids := [line["id"] for line in commitments], ids["judgements"])
     prompts = {line["id"]: _prompt_of(line, path) for line in rows["prompts"]}
     responses = {line["id"]: _response_of(line, path) for line in rows["responses"]}
-    annotators = {line["id"]: Annotator(**line) for line in rows["annotators"]}
     with np.load(path / "votes.npz", allow_pickle=False) as archive:
         columns = {name: archive[name] for name in COLUMNS if name in archive}
     columns.setdefault("both", np.zeros(head["n_votes"], dtype=np.int8))
