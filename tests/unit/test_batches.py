@@ -122,10 +122,10 @@ def test_loading_a_reward_says_nothing(reward, capfd):
         ({"response": "x"}, "found no field 'prompt'"),
         ({"prompt": None, "response": "x"}, "found null in the field 'prompt'"),
         ({"prompt": 3, "response": "x"}, "found 3 in the field 'prompt'"),
-        ({"prompt": [{"role": "user"}], "response": "x"}, "expected text or a list of"),
-        ({"prompt": ["hello"], "response": "x"}, "expected text or a list of"),
+        ({"prompt": [{"role": "user"}], "response": "x"}, "expected (text or a list of|an object with)"),
+        ({"prompt": ["hello"], "response": "x"}, "expected (text or a list of|an object with)"),
         ({"prompt": [{"role": "king", "content": "x"}], "response": "x"}, "king"),
-        ({"prompt": [], "response": "x"}, "turn"),
+        ({"prompt": [], "response": "x"}, "found (no turn|an empty list of messages)"),
     ],
 )
 def test_a_wrong_prompt_is_named_and_writes_nothing(tmp_path, row, words):
