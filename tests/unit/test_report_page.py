@@ -185,6 +185,14 @@ def test_policies_are_called_by_one_name_and_rows_and_columns_are_explained():
         assert COLUMNS[name][1] != COLUMNS[name][0]
 
 
+def test_negative_numbers_have_one_sign_in_sentences_and_tables_and_names_keep_their_hyphens():
+    told = Finding(
+        "gate.x", "How much?", "info", detail="by -0.004 [-0.048, 0.040], at most 1e-06, model gpt-2, 10-20, -x"
+    )
+    seen = Seen(render_page(ReportInput("demo", "t", findings=(told,)))).text
+    assert "by −0.004 [−0.048, 0.040], at most 1e-06, model gpt-2, 10-20, -x" in seen
+
+
 def test_a_marked_position_is_a_line_through_all_panels():
     panel = Panel("a", (Series("a", (1.0, 4.0), (0.1, 0.2)),))
     assert "shapes" not in panels_figure([panel], x_title="x")["layout"]

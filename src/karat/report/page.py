@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -208,6 +209,10 @@ class ReportInput:
     """What is not shown because it was measured on something else, shown at the top."""
 
 
+HYPHEN = re.compile(r"(?<![\w.,-])-(?=\d)")
+"""The sign of a negative number where a sentence was made with a hyphen; not that of 1e-06 or of a name."""
+
+
 def render_page(content: ReportInput) -> str:
     """The page as one HTML text without any reference to another file or address."""
     environment = Environment(
@@ -219,6 +224,7 @@ def render_page(content: ReportInput) -> str:
     )
     environment.filters |= {
         "figure": format_estimate, "number": _number, "duration": duration, "short": short, "policy": policy_title,
+        "minus": lambda text: HYPHEN.sub("−", text),
     }  # fmt: skip
     figures = _figures(content)
     return environment.get_template("report.html").render(
