@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m bench.kept_keys_study [--dtype bfloat16]
 
-The constants of `karat.lm.fused_decode` say which steps and which prompts are attended by a compiled pass. Each line here draws
+The constants of `karat.lm.fused_decode` say which steps are attended by a compiled pass; prompts always are. Each line here draws
 the same tokens from "small" with the pass allowed and forbidden, in turns: first steps of many rows that share a prompt, then
 prompts that are read and answered by one token. Milliseconds are this thread's processor time, the least of `--turns` after
 one to warm up, so that other programs on the same cores disturb little.
@@ -13,12 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from bench.models import VOCABULARY, checkpoint
 
-from karat.lm import fused_decode
+from karat.lm import fused_block
+from karat.lm.cache import DecodeStep, PrefillLayout
 from karat.lm.freed_memory import freed_memory_kept
 from karat.lm.generate import SamplingConfig, sample
 from karat.lm.load import LoadedLM, load_lm
@@ -36,7 +38,6 @@ SHARED = (
 """Prompts, samples of each, tokens of a prompt."""
 READ = ((1, 400), (1, 512), (1, 800), (1, 1000), (1, 1500), (4, 1500))
 """Prompts, tokens of each."""
-ALLOWED = 1 << 30
 
 
 def drawn(lm: LoadedLM, prompts: Sequence[Sequence[int]], n_samples: int, n_new: int, *, seed: int) -> float:
@@ -46,20 +47,27 @@ def drawn(lm: LoadedLM, prompts: Sequence[Sequence[int]], n_samples: int, n_new:
     return time.thread_time() - started
 
 
-def compare(lm: LoadedLM, limit: str, shape: tuple[int, int, int], n_new: int, n_turns: int) -> dict[str, float]:
-    """Milliseconds with the pass (`limit` is the constant that allows it) and without."""
+@contextmanager
+def forbidden(kind: type) -> Iterator[None]:
+    """Within the block no pass takes this kind of forward pass."""
+    before = fused_block.decodes
+    fused_block.decodes = lambda x, cache, products: not isinstance(cache.now, kind) and before(x, cache, products)
+    try:
+        yield
+    finally:
+        fused_block.decodes = before
+
+
+def compare(lm: LoadedLM, kind: type, shape: tuple[int, int, int], n_new: int, n_turns: int) -> dict[str, float]:
+    """Milliseconds with and without the pass for steps, or for prompts."""
     n_prompts, n_samples, n_tokens = shape
     generator = torch.Generator().manual_seed(n_tokens)
     prompts = torch.randint(5, VOCABULARY, (n_prompts, n_tokens), generator=generator).tolist()
-    spent: dict[int, list[float]] = {ALLOWED: [], 0: []}
-    before = getattr(fused_decode, limit)
-    try:
-        for turn in range(n_turns + 1):
-            for allowed, seconds in spent.items():
-                setattr(fused_decode, limit, allowed)
+    spent: dict[bool, list[float]] = {True: [], False: []}
+    for turn in range(n_turns + 1):
+        for allowed, seconds in spent.items():
+            with nullcontext() if allowed else forbidden(kind):
                 seconds.append(drawn(lm, prompts, n_samples, n_new, seed=turn))
-    finally:
-        setattr(fused_decode, limit, before)
     compiled, plain = (1e3 * min(seconds[1:]) for seconds in spent.values())
     return {"compiled_ms": round(compiled, 1), "plain_ms": round(plain, 1), "ratio": round(plain / compiled, 2)}
 
@@ -75,10 +83,10 @@ def main() -> None:
     lm = load_lm(checkpoint("small"), for_training=True, products=products)
     with freed_memory_kept():
         for shape in SHARED:
-            found = compare(lm, "MOST_SHARED", shape, 24, given.turns)
+            found = compare(lm, DecodeStep, shape, 24, given.turns)
             print(json.dumps({"dtype": given.dtype, "prompts_samples_tokens": shape, **found}), flush=True)
         for n_prompts, n_tokens in READ:
-            found = compare(lm, "MOST_PROMPT", (n_prompts, 1, n_tokens), 1, given.turns)
+            found = compare(lm, PrefillLayout, (n_prompts, 1, n_tokens), 1, given.turns)
             print(json.dumps({"dtype": given.dtype, "prompts_tokens": (n_prompts, n_tokens), **found}), flush=True)
 
 

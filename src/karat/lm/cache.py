@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -44,6 +45,14 @@ class PrefillLayout:
     """Which of the P prompts each flat position belongs to."""
     column_of: Int[Tensor, " N"]
     """Its position within that prompt."""
+
+    @cached_property
+    def row(self) -> TreeLayout:
+        """The same row as trees of one branch each; kept, as each layer of a model asks for it."""
+        lengths = self.prompt_of.bincount().tolist()
+        starts = accumulate(lengths, initial=0)
+        spans = (TreeSpan(start, 0, (length,)) for start, length in zip(starts, lengths, strict=False))
+        return TreeLayout(tuple(spans), sum(lengths))
 
 
 @dataclass(frozen=True)
@@ -282,12 +291,9 @@ def _attend_prompts(
     softcap: float | None,
 ) -> Float[Tensor, "N H e"]:
     """Causal attention within each prompt, as a right-padded batch: padding comes last, so no real token sees it."""
-    if softcap is None and layout.index.shape[1] > MOST_KEYS:
-        lengths = layout.prompt_of.bincount().tolist()
-        starts = accumulate(lengths, initial=0)
-        row = TreeLayout(tuple(TreeSpan(*place, ()) for place in zip(starts, lengths, strict=False)), sum(lengths))
-        if tiled_attention.suits(query, key, row, window):
-            return tiled_attention.TiledTreeAttention.apply(query, key, value, row, scale, rows_read())[0]
+    long = softcap is None and layout.index.shape[1] > MOST_KEYS
+    if long and tiled_attention.suits(query, key, layout.row, window):
+        return tiled_attention.TiledTreeAttention.apply(query, key, value, layout.row, scale, rows_read())[0]
     q, k, v = (states[0].transpose(0, 1)[layout.index].transpose(1, 2) for states in (query, key, value))
     n_tokens = q.shape[2]
     if softcap is None and (window is None or window >= n_tokens):

@@ -86,12 +86,24 @@ def attend(
     Args: read: positions at which the output is used; elsewhere it means nothing. None = everywhere.
     Raises: MemoryError where memory is short.
     """
-    turned, scales = turned_heads(frame, qkv, norms)
-    output = _room(frame, qkv, frame.sizes.widths[0], partly=read is not None)
-    sums = frame.cosine.new_empty(len(qkv), frame.sizes.heads)
-    marks = _marks(len(qkv), read)
-    frame.call.attend_trees(_asked(frame, turned, qkv, marks), address(output), address(sums))
+    q, k, v = qkv.split(frame.sizes.widths, dim=1)
+    turned, scales = turned_heads(frame, (q, k), norms)
+    output, sums = over_trees(frame, turned, v, read)
     return output, [*scales, sums]
+
+
+def over_trees(
+    frame: Frame,
+    turned: tuple[Float[Tensor, "L H*D"], Float[Tensor, "L K*D"]],
+    values: Float[Tensor, "L K*D"],
+    read: Int[Tensor, " n"] | None,
+) -> tuple[Float[Tensor, "L H*D"], Float[Tensor, "L H"]]:
+    """What attention gives each position from turned queries and keys, and log Σ e^score of each head."""
+    n = len(values)
+    output = _room(frame, values, frame.sizes.widths[0], partly=read is not None)
+    sums, marks = frame.cosine.new_empty(n, frame.sizes.heads), _marks(n, read)
+    frame.call.attend_trees(_asked(frame, turned, values, marks), address(output), address(sums))
+    return output, sums
 
 
 def attend_back(
@@ -106,11 +118,12 @@ def attend_back(
     Args: known: what it gave for this, and its `read`.
     """
     (*scales, sums), read = known
-    turned, _ = turned_heads(frame, qkv, norms)
+    q, k, v = qkv.split(frame.sizes.widths, dim=1)
+    turned, _ = turned_heads(frame, (q, k), norms)
     marks = _marks(len(qkv), read)
     partly = (read is not None, False, False)  # the pass writes no queries that are not read, but all keys and values
     found = [_room(frame, frame.cosine, *one) for one in zip(frame.sizes.widths, partly, strict=True)]
-    asked = _asked(frame, turned, qkv, marks)
+    asked = _asked(frame, turned, v, marks)
     frame.call.attend_trees_back(asked, address(grad), address(sums), *map(address, found))
     return turned_back(frame, qkv, norms, scales, found)
 
@@ -129,13 +142,13 @@ def _marks(n: int, read: Int[Tensor, " n"] | None) -> Tensor | None:
     return None if read is None else torch.zeros(n, dtype=torch.uint8).index_fill_(0, read, 1)
 
 
-def _asked(frame: Frame, turned: Sequence[Tensor], qkv: Tensor, marks: Tensor | None) -> ctypes.c_void_p:
+def _asked(frame: Frame, turned: Sequence[Tensor], values: Tensor, marks: Tensor | None) -> ctypes.c_void_p:
     """What the compiled pass is told; tensors must outlive the call."""
     sizes, (pieces, trees) = frame.sizes, placed(frame.layout)
     query_width, key_width, _ = sizes.widths
     return ctypes.byref(
         AskedTrees(
-            *map(address, turned), address(qkv, query_width + key_width), query_width, key_width, qkv.shape[1],
+            *map(address, (*turned, values)), query_width, key_width, values.stride(0),
             sizes.heads, sizes.key_heads, sizes.size, address(pieces), address(trees), len(trees) - 1,
             sizes.window or NO_WINDOW, address(marks), sizes.scale,
         )
@@ -143,19 +156,21 @@ def _asked(frame: Frame, turned: Sequence[Tensor], qkv: Tensor, marks: Tensor | 
 
 
 def turned_heads(
-    frame: Frame, qkv: Float[Tensor, "L (H+2K)*D"], norms: Sequence[Tensor | None]
+    frame: Frame, heads: tuple[Float[Tensor, "L H*D"], Float[Tensor, "L K*D"]], norms: Sequence[Tensor | None]
 ) -> tuple[tuple[Float[Tensor, "L H*D"], Float[Tensor, "L K*D"]], list[Tensor]]:
-    """Queries and keys, normed and turned by their positions' angles, and the scales of their norms."""
-    (n, width), sizes = qkv.shape, frame.sizes
-    H, K, D = sizes.heads, sizes.key_heads, sizes.size
-    turned, scales = [], []
-    for first, n_heads, norm, eps in ((0, H, norms[0], sizes.eps[1]), (H * D, K, norms[1], sizes.eps[2])):
-        heads, scale = qkv.new_empty(n, n_heads * D), frame.cosine.new_empty(n, n_heads)
+    """Queries and keys, normed and turned by their positions' angles, and the scales of their norms.
+
+    Args: heads: rows may lie apart, numbers of a row may not.
+    """
+    sizes, turned, scales = frame.sizes, [], []
+    for own, n_heads, norm, eps in zip(heads, (sizes.heads, sizes.key_heads), norms, sizes.eps[1:3], strict=True):
+        n = len(own)
+        made, scale = own.new_empty(n, n_heads * sizes.size), frame.cosine.new_empty(n, n_heads)
         frame.call.heads_forward(
-            address(qkv, first), width, n, n_heads, D, address(norm), eps, address(frame.cosine), address(frame.sine),
-            address(heads), address(scale),
+            address(own), own.stride(0), n, n_heads, sizes.size, address(norm), eps, address(frame.cosine),
+            address(frame.sine), address(made), address(scale),
         )  # fmt: skip
-        turned.append(heads)
+        turned.append(made)
         scales.append(scale)
     return tuple(turned), scales
 

@@ -1,9 +1,8 @@
 """A decoder block for the sampler's prompts and steps: products, and between them one compiled pass each.
 
-What `fused_block` is to rows of trees this is to one token of each running row, and to short prompts. Norms, angles, the
-keys and values to keep and the attention over them are one pass (`decode_rows` and `prefill_rows` of native_sampler.c). Steps that
-are compiled or recorded take the block's own way, and so do long prompts. Knows weights and the sampler's cache; knows
-nothing about tokens.
+What `fused_block` is to rows of trees this is to one token of each running row, whose norms, angles, keys and values to keep and
+attention over them are one pass (`decode_rows` of native_sampler.c), and to prompts, which are trees of one branch. Steps that
+are compiled or recorded take the block's own way. Knows weights and the sampler's cache; knows nothing about tokens.
 
 Dimension letters: N tokens, n of them that are read, d hidden size, H query heads, K key heads, D head size, m MLP size.
 """
@@ -20,14 +19,12 @@ from torch import Tensor
 
 from karat.devices import CPU
 from karat.lm.cache import DecodeCache, DecodeStep
-from karat.lm.fused_attention import Sizes
+from karat.lm.fused_attention import Frame, Sizes, over_trees, turned_heads
 from karat.lm.kernels import even_rows, matmul
 from karat.lm.low_rank import LowRank
 from karat.lm.narrow import stacked
 from karat.lm.native import GivenHeads, address, library
 
-MOST_PROMPT = 1024
-"""Tokens of the longest prompt that is read so: what is longer is attended by products."""
 MOST_SHARED, LONGEST_SHARED = 1 << 16, 2048
 """Keys of a prompt times the rows that share it, and those keys: up to here measured to be faster than PyTorch's products."""
 
@@ -84,7 +81,7 @@ def decodes(x: Tensor, cache: object, products: torch.dtype) -> bool:
         few = n_shared * width <= MOST_SHARED and width <= LONGEST_SHARED
         suits = not now.recorded and (n_shared == 1 or few)
     else:
-        suits = now is not None and now.index.shape[1] <= MOST_PROMPT
+        suits = now is not None
     return (
         suits
         and (cache.dtype or torch.float32) == products
@@ -162,25 +159,23 @@ def _attended(
     (q, k, v), sizes, now, n = qkv, own.sizes, cache.now, qkv[0].shape[0]
     H, K, D = sizes.heads, sizes.key_heads, sizes.size
     cosine, sine = (angle.reshape(-1, D).contiguous() for angle in angles)
+    attended, call = _room(n if rows is None else rows.shape[0], H * D, q.dtype), library(q.dtype)
+    if not isinstance(now, DecodeStep):
+        frame = Frame(call, now.row, sizes, q.dtype, cosine, sine)
+        turned, _ = turned_heads(frame, (q, k), own.norms[2:])
+        cache.update(*(states.view(1, n, K, D).transpose(1, 2) for states in (turned[1], v)), layer)
+        found, _ = over_trees(frame, turned, v, rows)
+        attended[: n if rows is None else rows.shape[0]] = found if rows is None else found.index_select(0, rows)
+        return attended
     cache.reserve_layer(layer, *(states.view(1, n, K, D).transpose(1, 2) for states in (k, v)))
     given = GivenHeads(
         *map(address, (q, k, v)), q.stride(0), k.stride(0), v.stride(0), H // K, K, D, address(own.norms[2]),
         address(own.norms[3]), *sizes.eps[1:3], address(cosine), address(sine), sizes.scale,
     )  # fmt: skip
-    prompts, responses, call = cache.prompts[layer], cache.responses[layer], library(q.dtype)
-    keys, values, length = address(prompts[0]), address(prompts[1]), prompts[0].shape[2]
-    n_read = n if rows is None else rows.shape[0]
-    attended = _room(n_read, H * D, q.dtype)
-    if isinstance(now, DecodeStep):
-        call.decode_rows(
-            ctypes.byref(given), n, keys, values, length, address(now.layout.slots), address(now.layout.prompt_lengths),
-            address(responses[0]), address(responses[1]), responses[0].shape[2], address(now.offsets), sizes.window or 0,
-            address(attended),
-        )  # fmt: skip
-    else:
-        slots = now.slots[now.prompt_of]
-        call.prefill_rows(
-            ctypes.byref(given), n, keys, values, length, address(slots), address(now.column_of), address(rows), n_read,
-            sizes.window or 0, address(attended),
-        )  # fmt: skip
+    prompts, responses = cache.prompts[layer], cache.responses[layer]
+    call.decode_rows(
+        ctypes.byref(given), n, *map(address, prompts), prompts[0].shape[2], address(now.layout.slots),
+        address(now.layout.prompt_lengths), *map(address, responses), responses[0].shape[2], address(now.offsets),
+        sizes.window or 0, address(attended),
+    )  # fmt: skip
     return attended

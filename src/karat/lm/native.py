@@ -50,7 +50,6 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "gate_backward": (A, A, N, N, A, A),
     "choose_forward": (A, A, N, N, A, F, A),
     "decode_rows": (A, N, A, A, N, A, A, A, A, N, A, N, A),
-    "prefill_rows": (A, N, A, A, N, A, A, A, N, N, A),
     "draw_rows": (A, N, N, N, A, A, A),
 }
 """Addresses, counts and numbers that each function takes, as in the sources."""
@@ -61,14 +60,13 @@ ANSWERING = {
     "attend_trees_back",
     "choose_forward",
     "decode_rows",
-    "prefill_rows",
     "draw_rows",
 }
 """Those that say whether there was memory enough."""
 
 
 class GivenHeads(ctypes.Structure):
-    """What `decode_rows` and `prefill_rows` are told of their tokens' heads, as in the sources."""
+    """What `decode_rows` is told of its tokens' heads, as in the sources."""
 
     _fields_ = (
         *((name, A) for name in ("q", "k", "v")),

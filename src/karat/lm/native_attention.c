@@ -3,8 +3,8 @@
  * Letters: L flat positions, H query heads, K key heads, G = H/K, D head size, W numbers of a head with filler behind it, T
  * positions of a tree; of a block of queries: R rows, a row for each position and head.
  *
- * A tree and a key head are one thread's, whatever shares them, so that any number of threads gives the same bits. What comes in
- * is widened once for a tree; scores, probabilities and sums are float32. Source: Dao et al. 2022, arXiv:2205.14135, the
+ * A block of queries is one thread's, backward a tree and key head, so that any number of threads gives the same bits. What
+ * comes in is widened first; scores, probabilities and sums are float32. Source: Dao et al. 2022, arXiv:2205.14135, the
  * probabilities that are made again from scores and the logarithm of their sum; whole rows of scores instead of a running sum.
  */
 #include "native.h"
@@ -24,6 +24,7 @@
 #endif
 #define ROWS 6
 #define MOST_ROWS 30 /* of a block of queries, if a position has no more heads */
+#define LEAST_PART 256 /* positions of a tree for which it pays to lay out keys and values once more */
 #define FULL(n) (((n) + LANES - 1) / LANES * LANES)
 
 typedef float vector __attribute__((vector_size(LANE * sizeof(float))));
@@ -304,9 +305,10 @@ static float *lay_out(Desk *desk, const Asked *asked, int64_t most) {
     return room;
 }
 
-/* One tree and key head; backward where there is a gradient. */
-static void attend_tree(const Asked *asked, Desk *desk, int64_t tree, int64_t head, number *output, const number *grad,
-                        float *sums, float *of_q, float *of_k, float *of_v) {
+/* One tree and key head, of whose blocks of queries every n_parts-th from `part` on; all of them backward, which is done
+ * where there is a gradient. */
+static void attend_tree(const Asked *asked, Desk *desk, int64_t tree, int64_t head, int64_t part, int64_t n_parts, number *output,
+                        const number *grad, float *sums, float *of_q, float *of_k, float *of_v) {
     int64_t D = asked->size, G = asked->heads / asked->key_heads, origin = tree_start(asked, tree);
     int64_t most = G > MOST_ROWS ? 1 : MOST_ROWS / G;
     desk->n = tree_stop(asked, tree) - origin;
@@ -317,11 +319,11 @@ static void attend_tree(const Asked *asked, Desk *desk, int64_t tree, int64_t he
         memset(desk->of_keys, 0, desk->width * desk->W * sizeof(float));
         memset(desk->of_values, 0, desk->width * desk->W * sizeof(float));
     }
-    for (int64_t p = asked->trees[tree]; p < asked->trees[tree + 1]; p++) {
+    for (int64_t p = asked->trees[tree], turn = 0; p < asked->trees[tree + 1]; p++) {
         const int32_t *piece = asked->pieces + 4 * p;
-        for (int64_t i = piece[0]; i < piece[1]; i += most) {
+        for (int64_t i = piece[0]; i < piece[1]; i += most, turn++) {
             int64_t n = piece[1] - i < most ? piece[1] - i : most;
-            if (!is_read(asked, i, n)) continue;
+            if (turn % n_parts != part || !is_read(asked, i, n)) continue;
             Block block = block_of(asked, piece, origin, i - origin, n);
             if (grad)
                 backward_block(asked, desk, &block, piece, origin, head, grad, sums, of_q);
@@ -344,15 +346,21 @@ static int attend_all(const Asked *asked, number *output, const number *grad, fl
         int64_t n = tree_stop(asked, tree) - tree_start(asked, tree);
         most = n > most ? n : most;
     }
+    /* of few long trees several threads share one; gradients of keys are sums over all queries, and are not shared out */
+    int64_t n_tasks = asked->n_trees * asked->key_heads, n_threads = omp_get_max_threads();
+    int64_t n_parts = (2 * n_threads + n_tasks - 1) / n_tasks;
+    n_parts = n_parts < most / LEAST_PART ? n_parts : most / LEAST_PART;
+    n_parts = grad || n_parts < 1 || n_tasks >= n_threads ? 1 : n_parts;
 #pragma omp parallel SHARED(L *asked->heads *asked->size) reduction(| : short_of_memory)
     {
         Desk desk;
         float *room = lay_out(&desk, asked, most);
         short_of_memory |= !room;
 #pragma omp for schedule(dynamic)
-        for (int64_t task = 0; task < asked->n_trees * asked->key_heads; task++)
+        for (int64_t task = 0; task < n_tasks * n_parts; task++)
             if (room)
-                attend_tree(asked, &desk, task / asked->key_heads, task % asked->key_heads, output, grad, sums, of_q, of_k, of_v);
+                attend_tree(asked, &desk, task / n_parts / asked->key_heads, task / n_parts % asked->key_heads, task % n_parts, n_parts,
+                            output, grad, sums, of_q, of_k, of_v);
         free(room);
     }
     return !short_of_memory;

@@ -182,33 +182,6 @@ int decode_rows(const given_heads *a, int64_t R, const number *prompt_keys, cons
     return !short_of_memory;
 }
 
-/* Whole prompts side by side, n tokens: keys and values stored at `columns` of `slots`, then the causal attention of those
- * at `rows` (or of all), n_read of them. */
-int prefill_rows(const given_heads *a, int64_t n, number *keys, number *values, int64_t L, const int64_t *slots,
-                 const int64_t *columns, const int64_t *rows, int64_t n_read, int64_t window, number *to) {
-    int64_t K = a->K, D = a->D;
-    int short_of_memory = 0;
-#pragma omp parallel SHARED(n *K *a->heads *D) reduction(| : short_of_memory)
-    {
-        float *room = malloc(a->heads * (2 * D + L) * sizeof(float));
-        short_of_memory |= !room;
-#pragma omp for schedule(static)
-        for (int64_t unit = 0; unit < n * K; unit++) {
-            int64_t i = unit / K, g = unit % K, at = ((slots[i] * K + g) * L + columns[i]) * D;
-            keep_head(a, i, g, keys + at, values + at);
-        }
-#pragma omp for schedule(static, 16)
-        for (int64_t unit = 0; unit < n_read * K; unit++) {
-            if (!room) continue;
-            int64_t i = rows ? rows[unit / K] : unit / K, g = unit % K, n_seen = columns[i] + 1;
-            int64_t first = window && n_seen > window ? n_seen - window : 0, at = ((slots[i] * K + g) * L + first) * D;
-            attend_token(a, i, g, keys + at, values + at, n_seen - first, NULL, NULL, 0, room, to + unit * a->heads * D);
-        }
-        free(room);
-    }
-    return !short_of_memory;
-}
-
 /* A token of each row of logits: the first whose running sum of weights w = e^(logit − peak) is above uniform·Σ w, and
  * log(w/Σ w). Sums are double, over blocks of tokens, and within the chosen block one by one, as in sampling.draw_tokens. */
 int draw_rows(const float *logits, int64_t stride, int64_t R, int64_t V, const double *uniforms, int64_t *tokens,
