@@ -366,7 +366,9 @@ def test_the_first_admin_is_made_once_by_the_link_of_the_terminal(tmp_path):
     site = web_app.served(tmp_path)
     lone = dataclasses.replace(site.accounts["admin"])
     assert setup_token(site.store) is None
-    assert site.browser().get("/setup/anything").status_code == 404
+    again = site.browser().get("/setup/anything")
+    assert again.status_code == 404
+    assert "makes the first admin, once" in again.text  # whoever opens her link again is told that she can sign in
     locked = tables.accounts.update().where(tables.accounts.c.id == lone.id).values(state="locked")
     site.store.write(lambda connection: connection.execute(locked))
     assert setup_token(site.store) is None  # a locked admin is unlocked on the terminal, not by a link

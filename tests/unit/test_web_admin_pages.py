@@ -844,3 +844,18 @@ def test_numbers_are_written_for_people():
     assert money(1234.5, "EUR") == "1\u202f234.50\u202fEUR"
     assert interval(Estimate(0.5, None, None, 1, "m")) == "no interval"
     assert shortened("a\n b " + "c" * 300, 10) == "a b ccccc…"
+
+
+def test_a_project_without_an_answer_says_what_it_lacks_and_later_nothing(tmp_path):
+    empty = web_app.open_store(tmp_path / "empty.db")
+    accounts.make_account(empty, "admin", login="boss", now=1.0)
+    lacks = admin_pages.to_begin(empty, has_questions=False)
+    assert [address for address, _ in lacks] == ["", "/admin/documents/guideline", "/admin/accounts"]
+    site = web_app.served(tmp_path, 2)
+    page = site.browser("admin").get("/admin").text
+    assert "To begin" in page
+    assert '<a href="/admin/documents/guideline">Write the guideline' in page
+    assert "Make a link for each rater" not in page  # there is one
+    site.store.add_annotators([Annotator("rater-one")])
+    site.store.submit(vote(site.store.tasks()[0], "rater-one"))
+    assert "To begin" not in site.browser("admin").get("/admin").text

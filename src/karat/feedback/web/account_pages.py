@@ -30,6 +30,10 @@ from karat.feedback.web.signing_in import (
 from karat.feedback.web.templates import render
 
 DIFFER = "The two passwords differ; type the same one twice."
+NO_SETUP = (
+    "A link of this kind makes the first admin, once: it was used, or it is not the one that the server printed. "
+    "Sign in, or ask whoever started the server."
+)
 KEPT = "kept:"
 """Starts the names of fields that an interrupted form sent, while its sender signs in."""
 _LOCAL_PATH = re.compile(r"/(?![/\\])[\x21-\x5b\x5d-\x7e]*")
@@ -177,7 +181,7 @@ def _invited(request: Request, token: str) -> str:
 def _allow_setup(request: Request, token: str) -> None:
     if not setup_allowed(request.app.state.store, token):
         refuse_too_many(request)
-        raise HTTPException(404, "There is no such page.")
+        raise HTTPException(404, NO_SETUP)
 
 
 def _own_account(request: Request, visitor: Visitor) -> accounts.Account:

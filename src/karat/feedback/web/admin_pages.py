@@ -18,7 +18,16 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from karat.feedback.documents import SETTINGS, documents, project_settings, put_settings, settings_of
+from karat.feedback.documents import (
+    GUIDELINE,
+    SETTINGS,
+    document,
+    documents,
+    project_settings,
+    put_settings,
+    settings_of,
+)
+from karat.feedback.people import accounts
 from karat.feedback.store import Store
 from karat.feedback.web import (
     admin_accounts,
@@ -62,17 +71,19 @@ def overview(request: Request, visitor: Admin, done: str = "") -> Response:
     agreement, n_left_out = kept_figures(
         request, "agreement", lambda: agreement_rows(store, store.records(), np.random.default_rng(0))
     )
+    beat, rows = pulse(store, now=now), queue(store, now=now)
     return page(
         request,
         visitor,
         "admin_overview.html",
         message=MESSAGES.get(done, ""),
-        pulse=pulse(store, now=now),
+        pulse=beat,
+        to_begin=[] if beat.n_judgements else to_begin(store, has_questions=bool(rows)),
         hours=hours,
         hours_chart=bar_chart(
             "hours", "Judgements per hour", [Bar(f"{one.hour[11:]}h", one.n, one.hour) for one in hours]
         ),
-        queue=[(row, _bar(row, i)) for i, row in enumerate(queue(store, now=now))],
+        queue=[(row, _bar(row, i)) for i, row in enumerate(rows)],
         agreement=agreement,
         agreement_chart=_agreement_chart(agreement),
         n_left_out=n_left_out,
@@ -81,6 +92,21 @@ def overview(request: Request, visitor: Admin, done: str = "") -> Response:
         stopped=settings.budget.stopped,
         spent=spent,
     )
+
+
+def to_begin(store: Store, *, has_questions: bool) -> list[tuple[str, str]]:
+    """What a project without an answer still lacks: where it is made ("" = on the terminal), and what to do there."""
+    judging = any(one.role in accounts.JUDGING_ROLES for one in accounts.accounts(store))
+    steps = [
+        (has_questions, "", "Put questions in: karat collect, karat import, or the API."),
+        (
+            document(store, GUIDELINE) is not None,
+            "/admin/documents/guideline",
+            "Write the guideline that raters judge by.",
+        ),
+        (judging, "/admin/accounts", "Make a link for each rater, and give it to her."),
+    ]
+    return [(address, what) for there, address, what in steps if not there]
 
 
 @router.get("/admin/events")
