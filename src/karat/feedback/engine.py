@@ -234,7 +234,10 @@ def _version(connection: Connection, address: str) -> str | None:
         if names:
             raise StoreError(f"{address}: found a database with the table {names[0]!r}; expected a karat store")
         return None
-    return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+    version = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+    if version is None and len(names) > 1:
+        raise StoreError(f"{address}: found the tables of a store without its version; {BROKEN}")
+    return version
 
 
 def _make_sqlite_safe(engine: Engine, busy_timeout_s: float, baton: Baton | None) -> None:

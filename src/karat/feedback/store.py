@@ -16,7 +16,7 @@ import sqlite3
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, select
@@ -25,6 +25,7 @@ from karat.errors import StoreError
 from karat.feedback import additions, leases, submission
 from karat.feedback import schema as tables
 from karat.feedback.engine import (
+    BROKEN,
     file_of,
     migrate,
     one_line,
@@ -36,13 +37,14 @@ from karat.feedback.engine import (
     transaction,
 )
 from karat.feedback.leases import Lease
-from karat.feedback.record.verification import Problem, store_problems
+from karat.feedback.record.verification import Problem, file_problems, store_problems
 from karat.feedback.schema import StoredJudgement, stored_judgement
 from karat.feedback.submission import Provenance
 from karat.records import Annotator, Judgement, Prompt, Response, Task
 
 __all__ = ["Lease", "Problem", "Provenance", "Store", "StoredJudgement", "open_store", "store_to_fill"]
 
+T = TypeVar("T")
 MOST_ATTEMPTS = 20
 """Times that a transaction is done again because another came between; each time another one has got through."""
 
@@ -108,6 +110,17 @@ def _remove(file: Path) -> None:
     """Remove a SQLite database with what lies beside it."""
     for ending in ("", "-wal", "-shm", "-turn"):
         file.with_name(file.name + ending).unlink(missing_ok=True)
+
+
+class Named(dict[str, T]):
+    """What a store holds, by id; what its judgements name and is not there ends in a StoreError that says so."""
+
+    def __init__(self, address: str, what: str, pairs: Iterable[tuple[str, T]]) -> None:
+        super().__init__(pairs)
+        self.address, self.what = address, what
+
+    def __missing__(self, key: str) -> T:
+        raise StoreError(f"{self.address}: found no {self.what} {key!r}, which a judgement names; {BROKEN}")
 
 
 class Store:
@@ -277,19 +290,19 @@ class Store:
         """Every prompt by its id."""
         with self.connection() as connection:
             rows = connection.execute(select(tables.prompts).order_by(tables.prompts.c.id))
-            return {row.id: tables.prompt_of(row) for row in rows}
+            return Named(self.address, "prompt", ((row.id, tables.prompt_of(row)) for row in rows))
 
     def responses(self) -> dict[str, Response]:
         """Every response by its id."""
         with self.connection() as connection:
             rows = connection.execute(select(tables.responses).order_by(tables.responses.c.id))
-            return {row.id: tables.response_of(row) for row in rows}
+            return Named(self.address, "response", ((row.id, tables.response_of(row)) for row in rows))
 
     def annotators(self) -> dict[str, Annotator]:
         """Every rater by id."""
         with self.connection() as connection:
             rows = connection.execute(select(tables.annotators).order_by(tables.annotators.c.id))
-            return {row.id: Annotator(row.id, row.origin, row.grp) for row in rows}
+            return Named(self.address, "rater", ((row.id, Annotator(row.id, row.origin, row.grp)) for row in rows))
 
     def tasks(self, *, batch: str | None = None) -> list[Task]:
         """Tasks in the order in which they were queued."""
@@ -340,7 +353,7 @@ class Store:
             published: lines of `Seal.line` that were noted outside the store.
         """
         with self.connection(steady=True) as connection:
-            return store_problems(connection, published)
+            return [*file_problems(connection), *store_problems(connection, published)]
 
     # Transactions, for the modules of this room; what they do in one is one step or none
 

@@ -16,7 +16,7 @@ from karat.errors import ConfigError, InputError
 from karat.feedback.additions import check_pseudonym, one_group
 from karat.feedback.documents import add_questions, questions
 from karat.feedback.schema import StoredJudgement
-from karat.feedback.store import Provenance, Store
+from karat.feedback.store import Named, Provenance, Store
 from karat.questions import Question
 from karat.records import ORIGINS, Annotator, Judgement, Prompt, Response, Task
 from karat.rowfiles import Row, turns_of
@@ -51,7 +51,7 @@ class EventSummary:
 def event_rows(store: Store) -> Iterator[dict[str, Any]]:
     """Every judgement of a store, corrections included, in order of arrival."""
     prompts, responses, annotators = store.prompts(), store.responses(), store.annotators()
-    tasks = {task.id: task for task in store.tasks()}
+    tasks = Named(store.address, "task", ((task.id, task) for task in store.tasks()))
     asked = questions(store)
     for record in store.records():
         judgement = record.judgement

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from karat.errors import InputError
 from karat.feedback.snapshot import Snapshot, current_judgements
-from karat.feedback.store import Store
+from karat.feedback.store import Named, Store
 from karat.fitting import TARGETS
 from karat.records import KINDS, WORD_KINDS, Judgement, Prompt, Vote
 from karat.rowfiles import write_rows
@@ -65,7 +65,7 @@ def export_answers(store: Store, path: str | Path) -> ExportSummary:
 
 def _export(store: Store, path: str | Path, kinds: Collection[str], *, with_kind: bool) -> ExportSummary:
     prompts, responses, annotators = store.prompts(), store.responses(), store.annotators()
-    batches = {task.id: task.batch for task in store.tasks()}
+    batches = Named(store.address, "task", ((task.id, task.batch) for task in store.tasks()))
     rows: list[dict[str, Any]] = []
     n_ties = 0
     records, _ = current_judgements(store.records())

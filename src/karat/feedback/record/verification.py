@@ -22,6 +22,8 @@ from karat.identity import content_id
 
 __all__ = ["Problem", "store_problems"]
 
+MOST_NAMED = 20
+"""Faults of a file that are named."""
 LOWEST = -(2**31)
 """Below every number of an event: one that somebody numbered below the first is found too."""
 UNSOUND = " (the leaves of this seal were altered too; either may be the false one)"
@@ -40,21 +42,32 @@ def store_problems(connection: Connection, published: Iterable[str] = ()) -> lis
     ]
 
 
+def file_problems(connection: Connection) -> Iterator[Problem]:
+    """What the database itself finds wrong in a SQLite file, whatever the rows say; of a server nothing is asked."""
+    if connection.dialect.name == "sqlite":
+        for (found,) in connection.exec_driver_sql(f"PRAGMA integrity_check({MOST_NAMED})"):
+            if found != "ok":
+                yield Problem("file", f"damaged: {' '.join(str(found).split())}")
+
+
 def _record_problems(connection: Connection) -> Iterator[Problem]:
     """Judgements against their own commitment, identity and words."""
     erased = set(connection.execute(select(people.erasures.c.judgement_id)).scalars())
     old = connection.execute(select(people.keys.c.value).where(people.keys.c.name == tables.FIRST_VERSION)).scalar()
-    texts = {
-        table: set(connection.execute(select(table.c.id)).scalars()) for table in (tables.prompts, tables.responses)
+    there = {
+        table: set(connection.execute(select(table.c.id)).scalars())
+        for table in (tables.prompts, tables.responses, tables.tasks, tables.annotators)
     }
     question = submission.judgement_question().add_columns(tables.salts.c.salt)
     question = question.outerjoin(tables.salts, tables.salts.c.judgement_id == tables.judgements.c.id)
     for row in connection.execute(question.order_by(tables.judgements.c.seq)):
         what = _record_problem(row, was_erased=row.id in erased, is_old=row.seq <= int(old or 0))
         if what is None and not (
-            row.prompt_id in texts[tables.prompts] and texts[tables.responses].issuperset(json.loads(row.response_ids))
+            row.prompt_id in there[tables.prompts] and there[tables.responses].issuperset(json.loads(row.response_ids))
         ):
             what = "a text that it judges is not in the store any more: it was removed"
+        if what is None and not (row.task_id in there[tables.tasks] and row.annotator in there[tables.annotators]):
+            what = "its task or its rater is not in the store any more: it was removed"
         if what is not None:
             yield Problem(row.id, what)
 
