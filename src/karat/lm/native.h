@@ -13,6 +13,7 @@
 #define LANES 16 /* numbers that are added up side by side, and keys that are widened at a time */
 #define BLOCK 64 /* tokens whose weights are summed at a time, as in sampling.py */
 #define INLINED static inline __attribute__((always_inline)) /* with a constant D the loops over it are unrolled */
+#define FULL(n) (((n) + LANES - 1) / LANES * LANES)
 #define SMALL 16384 /* numbers below which another thread costs more than it does */
 #define SHARED(numbers) if ((numbers) > SMALL)
 #define AS_PRAGMA(words) _Pragma(#words)
@@ -63,6 +64,19 @@ static inline float exponential(float x) {
     bits = (bits - zero + 127) << 23;
     memcpy(&power, &bits, 4);
     return x < -87.0f ? 0.0f : p * power;
+}
+
+/* Lanes added up, and the highest of them, by halves */
+static inline float total(float lane[LANES]) {
+    for (int n = LANES / 2; n; n /= 2)
+        for (int l = 0; l < n; l++) lane[l] += lane[l + n];
+    return lane[0];
+}
+
+static inline float topmost(float lane[LANES]) {
+    for (int n = LANES / 2; n; n /= 2)
+        for (int l = 0; l < n; l++) lane[l] = lane[l + n] > lane[l] ? lane[l + n] : lane[l];
+    return lane[0];
 }
 
 /* A head normed where there is a weight, rotated by the angles of its position, rounded; returns the norm's scale. */

@@ -25,7 +25,6 @@
 #define ROWS 6
 #define MOST_ROWS 30 /* of a block of queries, if a position has no more heads */
 #define LEAST_PART 256 /* positions of a tree for which it pays to lay out keys and values once more */
-#define FULL(n) (((n) + LANES - 1) / LANES * LANES)
 
 typedef float vector __attribute__((vector_size(LANE * sizeof(float))));
 typedef float anywhere __attribute__((vector_size(LANE * sizeof(float)), aligned(sizeof(float)), may_alias));
@@ -164,13 +163,6 @@ static inline void edges_of(const Asked *asked, const int32_t *piece, int64_t or
     edge[3] = block->at[1] + position + 1 - block->from[1];
 }
 
-/* Lanes added up, or the highest of them, by halves */
-static inline float total(float lane[LANES]) {
-    for (int n = LANES / 2; n; n /= 2)
-        for (int l = 0; l < n; l++) lane[l] += lane[l + n];
-    return lane[0];
-}
-
 /* Whether a row sees key j of its block's scores; no branch, so that whole vectors can be asked. */
 static inline int is_seen(const int32_t edge[4], int32_t j) {
     return ((j >= edge[0]) & (j < edge[1])) | ((j >= edge[2]) & (j < edge[3]));
@@ -199,9 +191,7 @@ static inline float highest(const float *own, const int32_t edge[4], int32_t k, 
             float score = is_seen(edge, i + l) ? own[i + l] * scale : -INFINITY;
             peak[l] = score > peak[l] ? score : peak[l];
         }
-    for (int n = LANES / 2; n; n /= 2)
-        for (int l = 0; l < n; l++) peak[l] = peak[l + n] > peak[l] ? peak[l + n] : peak[l];
-    return peak[0];
+    return topmost(peak);
 }
 
 /* Σ over both ranges of factors [R, keys] times keys or values, [R, W] */

@@ -95,25 +95,31 @@ INLINED void mix_values(const float *restrict e, int64_t stride, const number *r
 INLINED void attend_heads(const float *restrict q, int64_t heads, const int64_t D, const number *keys, const number *values,
                           int64_t n_prompt, const number *own_keys, const number *own_values, int64_t n_own, float factor,
                           float *restrict e, float *restrict mixed, number *restrict to) {
-    int64_t n = n_prompt + n_own;
-    score_keys(q, keys, n_prompt, D, heads, e, n);
-    score_keys(q, own_keys, n_own, D, heads, e + n_prompt, n);
+    int64_t n = n_prompt + n_own, stride = FULL(n);
+    score_keys(q, keys, n_prompt, D, heads, e, stride);
+    score_keys(q, own_keys, n_own, D, heads, e + n_prompt, stride);
     for (int64_t h = 0; h < heads; h++) {
-        float *own = e + h * n, peak = -INFINITY, sum = 0;
-#pragma omp simd reduction(max : peak)
-        for (int64_t j = 0; j < n; j++) peak = own[j] > peak ? own[j] : peak;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t j = 0; j < n; j++) {
-            own[j] = exponential((own[j] - peak) * factor);
-            sum += own[j];
-        }
-        float share = 1 / sum;
+        float *own = e + h * stride, peak[LANES], sum[LANES] = {0};
+        for (int64_t j = n; j < stride; j++) own[j] = -INFINITY; /* whole vectors: what is left was slower than all before */
+        for (int64_t l = 0; l < LANES; l++) peak[l] = -INFINITY;
+        for (int64_t j = 0; j < stride; j += LANES)
 #pragma omp simd
-        for (int64_t j = 0; j < n; j++) own[j] *= share;
+            for (int64_t l = 0; l < LANES; l++) peak[l] = own[j + l] > peak[l] ? own[j + l] : peak[l];
+        float highest = topmost(peak);
+        for (int64_t j = 0; j < stride; j += LANES)
+#pragma omp simd
+            for (int64_t l = 0; l < LANES; l++) {
+                own[j + l] = exponential((own[j + l] - highest) * factor);
+                sum[l] += own[j + l];
+            }
+        float share = 1 / total(sum);
+        for (int64_t j = 0; j < stride; j += LANES)
+#pragma omp simd
+            for (int64_t l = 0; l < LANES; l++) own[j + l] *= share;
     }
     memset(mixed, 0, heads * D * sizeof(float));
-    mix_values(e, n, values, n_prompt, D, heads, mixed);
-    mix_values(e + n_prompt, n, own_values, n_own, D, heads, mixed);
+    mix_values(e, stride, values, n_prompt, D, heads, mixed);
+    mix_values(e + n_prompt, stride, own_values, n_own, D, heads, mixed);
     for (int64_t i = 0; i < heads * D; i++) to[i] = rounded(mixed[i]);
 }
 
@@ -161,7 +167,7 @@ int decode_rows(const given_heads *a, int64_t R, const number *prompt_keys, cons
     int short_of_memory = 0;
 #pragma omp parallel SHARED(R *K *a->heads *D * 16) reduction(| : short_of_memory)
     {
-        float *room = malloc(a->heads * (2 * D + L + T) * sizeof(float));
+        float *room = malloc(a->heads * (2 * D + L + T + LANES) * sizeof(float));
         short_of_memory |= !room;
 #pragma omp for schedule(static)
         for (int64_t unit = 0; unit < R * K; unit++) {
