@@ -583,12 +583,14 @@ def test_settings_are_read_back_as_they_were_typed_and_faults_lose_nothing(site)
     assert admin.post("/admin/settings", fields).status_code == 303
     assert "guide: a = 1, b = 2" in page
     for name, wrong, said in (
-        ("lease_minutes", "soon", "lease_minutes"),
+        ("lease_minutes", "soon", "Minutes for a task: found 'soon'"),
+        ("lease_minutes", "9999", "Minutes for a task: found 9999"),
+        ("budget_money", "-1", "Most money: found '-1'"),
         ("pay_currency", "money", "currency"),
-        ("overlap", "hard 5", "overlap"),
+        ("overlap", "hard 5", "Answers wanted, by stratum: found the line"),
         ("gold_rate", "120", "gold_rate"),
         ("completion_url", "javascript:alert(1)", "https"),
-        ("locale", "<b>", "locale"),
+        ("locale", "<b>", "Language: found"),
     ):
         answer = admin.post("/admin/settings", {**fields, "title": "Typed", name: wrong})
         assert answer.status_code == 422, name

@@ -31,6 +31,14 @@ FIELDS = (
     "budget_judgements", "budget_money", "overlap", "experiments",
 )  # fmt: skip
 """Names of the form's fields."""
+LABELS = {
+    "title": "Name", "contact": "Contact", "locale": "Language", "completion_url": "Completion address", "pay": "Pay",
+    "pay_amount": "Amount", "pay_currency": "Currency", "budget": "Most money", "budget_judgements": "Most judgements", "budget_money": "Most money",
+    "exposure_cap_per_day": "Disturbing items a day", "lease_minutes": "Minutes for a task", "undo_n": "Changeable submissions",
+    "gold_rate": "Gold items, %", "repeat_rate": "Hidden repeats, %", "repeat_gap": "Judgements before a repeat",
+    "stop_after": "Equal answers that suffice", "overlap": "Answers wanted, by stratum", "experiments": "Experiments",
+}  # fmt: skip
+"""What the page calls them, and so what is said of them."""
 
 router = APIRouter(include_in_schema=False)
 
@@ -52,9 +60,15 @@ def save_settings(request: Request, visitor: Admin, form: Sent) -> Response:
         put_settings(store, found, now=now)
     except KaratError as error:
         typed = {name: field_of(form, name) for name in FIELDS}
-        return _form(request, visitor, typed, status=422, message=str(error), failed=True)
+        return _form(request, visitor, typed, status=422, message=in_words(error), failed=True)
     note(request, visitor, "settings stored", "settings", _difference(before, found))
     return done("/admin/settings", "stored")
+
+
+def in_words(error: KaratError) -> str:
+    """What does not fit, by the name that the page gives its field."""
+    name, colon, rest = str(error).removeprefix("settings.").partition(":")
+    return f"{LABELS[name]}:{rest}" if colon and name in LABELS else str(error)
 
 
 def _with_arms(new: ProjectSettings, before: ProjectSettings) -> ProjectSettings:
@@ -142,6 +156,7 @@ def _form(
         message=message,
         failed=failed,
         fields=fields,
+        labels=LABELS,
         versions=list(reversed(versions))[:20],
     )
 
