@@ -4,7 +4,7 @@
 
 WORK.json: {model, n_prompts, n_samples, max_new_tokens, n_epochs, n_minibatches, learning_rate, kl_coef,
 n_iterations, reward: "model" or a name of text_rewards, adam_eps, seed, threads, dtype of the products (float32 if absent), …};
-docs/benchmarks.md says what they mean.
+docs/benchmarks.md says what they mean. Where they are not the product's defaults also max_step_kl, gae_lambda, critic and value_clip (null = off).
 With `probes` (responses as token ids) it also says how it scores those.
 """
 
@@ -22,7 +22,7 @@ from bench.turns import Finished, Turns
 
 from karat.lm.load import load_lm
 from karat.policy.ppo import train_ppo
-from karat.policy.settings import PPOConfig, RewardSettings, RolloutSettings, UpdateSettings
+from karat.policy.settings import PPOConfig, RewardSettings, RolloutSettings, UpdateSettings, ValueSettings
 
 
 class IterationClock:
@@ -55,6 +55,12 @@ def ppo_config(work: Mapping[str, Any]) -> PPOConfig:
             n_minibatches=work["n_minibatches"],
             learning_rate=work["learning_rate"],
             adam_eps=work["adam_eps"],
+            max_step_kl=work.get("max_step_kl"),
+            gae_lambda=work.get("gae_lambda", UpdateSettings.gae_lambda),
+        ),
+        value=ValueSettings(
+            critic=work.get("critic", ValueSettings.critic),
+            clip_range=work.get("value_clip", ValueSettings.clip_range),
         ),
     )
 
