@@ -13,7 +13,7 @@ from karat.pipeline.current import last_findings
 from karat.pipeline.reporting import card_figures, report_input
 from karat.pipeline.stages import jsonable
 from karat.records import Estimate, Finding
-from karat.report.card import Fact
+from karat.report.card import CardInput, Fact, audit_card
 
 
 def test_the_path_of_ppo_is_a_line_in_the_colour_of_its_measure_and_best_of_n_are_labelled_points(tmp_path):
@@ -113,3 +113,13 @@ def test_the_card_says_what_the_record_knows_of_the_policy_and_its_votes():
     assert said["policy.algorithm"][0].startswith("PPO without a KL penalty")
     assert said["feedback.n_missing"] == (2, "counted")
     assert said["people.n_raters"] == (3, "counted")
+
+
+def test_the_card_has_the_accuracy_that_the_gate_measured():
+    accuracy = Estimate(0.71, 0.64, 0.78, 120, "bootstrap over prompts")
+    finding = jsonable(Finding("gate.accuracy", "How often?", "info", accuracy))
+    reward = Manifest("r", "reward", (), (), {}, {}, {}, None, "", "1", 1.0, findings=[finding])
+    figures = card_figures(report_input(Path("nowhere"), "t", (), [reward]), [reward])
+    card = audit_card(CardInput("r", (reward,), figures))
+    told = card["reward"]["accuracy"]
+    assert (told["value"], told["low"], told["high"], told["n"]) == (0.71, 0.64, 0.78, 120)

@@ -277,7 +277,12 @@ def test_a_length_only_reward_fails_where_length_cannot_decide():
     assert findings["gate.shorter_won"].estimate.value == 0.0
     assert findings["gate.length_slope"].estimate.value == pytest.approx(2.0, abs=1e-4)
     assert "instead of 0.000" in findings["gate.length_slope"].detail
+    own, baseline = findings["gate.accuracy"], findings["gate.length_baseline"].estimate
+    assert own.status == "info"
+    assert (own.estimate.value, own.estimate.n) == (baseline.value, baseline.n)  # this model is length and nothing else
+    assert own.estimate.low < own.estimate.value < own.estimate.high
     sound = {f.name: f for f in length_findings(SOUND, length_p(SOUND), SETTINGS)}
+    assert sound["gate.accuracy"].estimate.value > own.estimate.value
     assert sound["gate.matched_length"].status == "pass"
     assert sound["gate.shorter_won"].status == "info"
     against = held_with(lambda text: -letters(text))

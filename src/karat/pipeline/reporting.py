@@ -191,6 +191,7 @@ def chosen_shares(manifests: Sequence[Manifest]) -> str:
 
 
 CARD_OF_FINDING = {
+    "gate.accuracy": "reward.accuracy",
     "gate.calibration": "reward.ece",
     "gate.length_baseline": "reward.accuracy_length_baseline",
     "gate.shorter_won": "reward.accuracy_shorter_won",

@@ -23,7 +23,7 @@ from karat.reward.baselines import Baseline
 from karat.reward.calibration import decided_probs, predicted_probs, vote_nll
 from karat.reward.data import VoteData, vote_data
 from karat.reward.held_out import GatedScorer, held_out_scores, said
-from karat.reward.length_use import length_findings
+from karat.reward.length_use import ACCURACY_QUESTION, length_findings
 from karat.reward.robustness import (
     PRAISE_QUESTION,
     contentless_findings,
@@ -244,6 +244,7 @@ def not_measured(detail: str) -> list[Finding]:
         "gate.swap": "Does the order in which two responses are given matter?",
         "gate.edits": "How many verdicts do edits turn that keep the meaning?",
         "gate.suffix": SUFFIX_QUESTION,
+        "gate.accuracy": ACCURACY_QUESTION,
         "gate.length_baseline": "How often does length alone tell which response was preferred?",
         "gate.shorter_won": "How often is it right where the shorter response was preferred?",
     }

@@ -24,6 +24,8 @@ from karat.reward.thresholds import GateSettings
 from karat.seeding import numpy_generator
 from karat.stats import mean_estimate
 
+ACCURACY_QUESTION = "How often does it tell which response was preferred?"
+
 
 def length_slope(scores: Float[Tensor, " N"], texts: Sequence[str], groups: Sequence[Sequence[int]]) -> float | None:
     """γ of the scores on log-length within prompts, logits for each factor e in length.
@@ -37,12 +39,12 @@ def length_slope(scores: Float[Tensor, " N"], texts: Sequence[str], groups: Sequ
 
 
 def length_findings(held: HeldOut, length_p: Float[Tensor, "C K"], settings: GateSettings) -> list[Finding]:
-    """The length baseline's accuracy, γ and what its removal leaves, and the two slices.
+    """The model's accuracy beside that of the length baseline, γ and what its removal leaves, and the two slices.
 
     Args:
         length_p: the length baseline's probability of every level for each held-out vote.
-    Returns: `gate.length_baseline`, `gate.length_slope` (info), `gate.matched_length`, `gate.shorter_won` (held against
-        their bounds).
+    Returns: `gate.accuracy`, `gate.length_baseline`, `gate.length_slope` (info), `gate.matched_length`,
+        `gate.shorter_won` (held against their bounds).
     """
     columns, model = held.data.columns, held.scorer.vote_model
     slope = _slope_estimate(held)
@@ -62,6 +64,7 @@ def length_findings(held: HeldOut, length_p: Float[Tensor, "C K"], settings: Gat
 
     everywhere = np.ones(len(decided), dtype=bool)
     return [
+        Finding("gate.accuracy", ACCURACY_QUESTION, "info", mean(right, everywhere, "accuracy"), detail="votes without ties"),
         Finding(
             "gate.length_baseline",
             "How often does length alone tell which response was preferred?",
