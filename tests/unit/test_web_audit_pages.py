@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import select
 
 import web_app
+from every_kind import store_of_every_kind
 from feedback_cases import tamper, vote
 from karat.feedback.people import accounts
 from karat.feedback.people.care import save_demographics
@@ -72,6 +73,23 @@ def test_every_judgement_is_there_and_no_name_is(site):
     for judgement in site.store.judgements():
         assert judgement.id in read
     assert "in my WORDS" in read
+
+
+def test_the_list_says_answers_in_words_as_their_own_pages_do(tmp_path):
+    site = web_app.Served(store_of_every_kind(tmp_path / "kinds.db"), web_app.ServerSettings())
+    auditor = site.browser("auditor")
+    cells = re.findall(
+        r'judgement\?id=([^"]+)">.*?<td class="wide-text" dir="auto">(.*?)</td>', auditor.get("/audit").text
+    )
+    assert len(cells) == len(site.store.judgements())
+    for id_, said in cells:
+        own = re.search(r"<strong>(.*?)</strong>", auditor.get(f"/audit/judgement?id={id_}").text, re.S).group(1)
+        assert " ".join(own.split()).startswith(said) or said == "Wrong or unsupported"
+    said = [html.unescape(one) for _, one in cells]
+    assert {"C > A = B", "B is best", "bad; flag: spam; escalated"} <= set(said), said
+    assert not [one for one in said if one.startswith("{")]
+    tamper(site.store, "UPDATE tasks SET question = 'gone' WHERE kind = 'ranking'")
+    assert "ranks" in text_of(auditor.get("/audit", params={"kind": "ranking"}))
 
 
 def test_a_pseudonym_holds_for_the_sitting_and_not_for_the_next(site):

@@ -361,10 +361,13 @@ def question_of(store: Store, task: Task) -> Question:
     return question_from(json.loads(body))
 
 
-def questions(store: Store) -> dict[str, Question]:
-    """Every stored question by its id."""
+def questions(store: Store, *, ids: Iterable[str] | None = None) -> dict[str, Question]:
+    """Stored questions by their ids: these, or every one."""
+    chosen = select(people.questions).order_by(people.questions.c.id)
+    if ids is not None:
+        chosen = chosen.where(people.questions.c.id.in_(set(ids)))
     with store.connection() as connection:
-        rows = connection.execute(select(people.questions).order_by(people.questions.c.id))
+        rows = connection.execute(chosen)
         return {row.id: question_from(json.loads(row.body)) for row in rows}
 
 

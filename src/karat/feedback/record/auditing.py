@@ -94,6 +94,8 @@ class AuditRow:
     """Task.batch."""
     audience: str
     """Raters or experts."""
+    question: str
+    """Task.question, the id of how it was asked; "" = the plain question of its kind."""
     record: StoredJudgement
     """Everything else; its annotator must not reach a page."""
 
@@ -173,9 +175,9 @@ def filter_choices(store: Store) -> dict[str, list[str]]:
 
 
 def _question(joined: sa.FromClause) -> sa.Select[Any]:
-    return select(judgements, words.c.words, tasks.c.batch, tasks.c.audience).select_from(joined)
+    return select(judgements, words.c.words, tasks.c.batch, tasks.c.audience, tasks.c.question).select_from(joined)
 
 
 def _row(row: Any, pseudonyms: Pseudonyms) -> AuditRow:
     record = stored_judgement(row)
-    return AuditRow(row.seq, row.id, pseudonyms.of(row.annotator), row.batch, row.audience, record)
+    return AuditRow(row.seq, row.id, pseudonyms.of(row.annotator), row.batch, row.audience, row.question, record)

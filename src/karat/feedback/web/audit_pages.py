@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlencode
@@ -18,7 +19,7 @@ from fastapi.responses import FileResponse, Response
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 
-from karat.feedback.documents import question_of
+from karat.feedback.documents import question_of, questions
 from karat.feedback.keys import secret_key
 from karat.feedback.people.who_judged import LEAST, said_mark, slice_tables
 from karat.feedback.record.auditing import FILTERS, AuditRow, Pseudonyms, audited, browse, filter_choices
@@ -29,6 +30,7 @@ from karat.feedback.web.access import Visitor, needs
 from karat.feedback.web.answer_words import answer_words
 from karat.feedback.web.desk import Tabs, kept_figures, number_of, page
 from karat.feedback.web.task_view import shown_candidates, shown_turns
+from karat.questions import Question, plain_question
 
 TABS: Tabs = (("/audit", "Judgements"), ("/audit/slices", "Who judged"), ("/audit/record", "Record"))
 KEY = "auditor"
@@ -46,6 +48,7 @@ def judgement_list(request: Request, visitor: Reader, before: str = "") -> Respo
     store = request.app.state.store
     filters = {name: request.query_params.get(name, "") for name in FILTERS}
     found = browse(store, pseudonyms_of(request, visitor), filters, before=number_of(before))
+    asked = questions(store, ids={row.question for row in found.rows if row.question})
     older = urlencode({**{name: value for name, value in filters.items() if value}, "before": found.older or ""})
     return page(
         request,
@@ -54,7 +57,7 @@ def judgement_list(request: Request, visitor: Reader, before: str = "") -> Respo
         tabs=TABS,
         tab="/audit",
         section="Audit",
-        rows=[(row, _plain_value(row)) for row in found.rows],
+        rows=[(row, _listed_words(row, asked)) for row in found.rows],
         n_matching=found.n_matching,
         older=f"?{older}" if found.older else "",
         filters=filters,
@@ -153,3 +156,13 @@ def pseudonyms_of(request: Request, visitor: Visitor) -> Pseudonyms:
 
 def _plain_value(row: AuditRow) -> str:
     return json.dumps(dict(row.record.judgement.value), ensure_ascii=False, sort_keys=True)
+
+
+def _listed_words(row: AuditRow, asked: Mapping[str, Question]) -> str:
+    """What a row of the list says: the words of the judgement's own page, but nothing quoted, for that takes the texts."""
+    judgement = row.record.judgement
+    question = asked.get(row.question) if row.question else plain_question(judgement.kind)
+    if question is None:  # a damaged store; what is stored can be read all the same
+        return _plain_value(row)
+    order = judgement.shown_order or tuple(range(len(judgement.response_ids)))
+    return answer_words(question, judgement.value, order)
