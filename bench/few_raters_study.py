@@ -5,7 +5,7 @@
 A pilot asks each item three times; items differ by Beta(1.2, 0.8), raters' mean seconds by Gamma(4, 10). Its truth is the
 plan for ±0.1 at overlap 1 in a world of 4,000 items, at 40 seconds a vote. Of the pilots, numbered from 0: the share whose
 95 % interval holds the truth, by the rule that `karat.feedback.quality.planning` has and by its bootstrap alone. One
-thread, two processor minutes.
+thread, three processor minutes.
 """
 
 from __future__ import annotations
