@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from karat.damaged import damage_named
 from karat.errors import ConfigError
 from karat.ranks import launched, launched_local_rank, launched_rank
 
@@ -140,7 +141,9 @@ def backends() -> str:
 
 def marked(file: Path, kind: str) -> tuple[str, ...]:
     """The kinds of device that a piece of work has been done on so far, `kind` last; kept in a file beside its checkpoints."""
-    seen = file.read_text(encoding="utf-8").split() if file.exists() else []
+    anew = f"it as karat wrote it: restore it, or remove {file.parent} to begin this stage anew"
+    with damage_named(file, "the devices of a stage", expected=anew):
+        seen = file.read_text(encoding="utf-8").split() if file.exists() else []
     if not seen or seen[-1] != kind:
         seen.append(kind)
         file.parent.mkdir(parents=True, exist_ok=True)

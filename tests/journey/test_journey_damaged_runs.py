@@ -128,6 +128,7 @@ STOPPED: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "moments garbage": ("loop/step-00000001/policy.optimiser", garbage, "policy.optimiser: truncated or unreadable"),
     "mark cut": ("try.json", half, "try.json: not readable as the mark of an unfinished stage"),
     "mark of nothing": ("try.json", text("[]"), "try.json: not readable as the mark of an unfinished stage"),
+    "devices of bytes": ("devices", garbage, "devices: not readable as the devices of a stage"),
     "figures cut": ("usual.json", half, "usual.json: not readable as figures"),
 }
 
