@@ -26,7 +26,7 @@ from karat.feedback.web.rendering import (
 from web_payloads import payloads
 
 ALLOWED = {
-    "p", "br", "strong", "em", "s", "code", "pre", "blockquote", "ul", "ol", "li", "h3", "h4", "h5", "h6", "hr",
+    "p", "br", "strong", "em", "s", "code", "pre", "blockquote", "ul", "ol", "li", "h2", "h3", "h4", "h5", "h6", "hr",
     "table", "thead", "tbody", "tr", "th", "td", "div", "span",
 }  # fmt: skip
 ATTRIBUTES = {"class", "start", "tabindex", "role", "aria-label", "data-n", "data-label", "title"}
@@ -101,6 +101,20 @@ def test_what_a_reader_needs_stays():
     assert '<td class="right">2</td>' in html
     assert '<span class="k">def</span>' in html
     assert 'aria-label="Table"' in html
+
+
+@pytest.mark.parametrize(
+    ("written", "top", "levels"),
+    [
+        ("## a\n\n### b\n\n## c", 2, "232"),
+        ("# a\n\n#### b\n\n## c\n\n# d", 3, "3443"),
+        ("### a\n\n# b\n\n> ###### c", 2, "223"),
+        ("# a\n## b\n### c\n#### d\n##### e", 3, "34566"),
+    ],
+)
+def test_headings_follow_one_another_without_a_gap(written: str, top: int, levels: str):
+    html = markdown_html(written, top)
+    assert "".join(re.findall(r"<h(\d)>", html)) == "".join(re.findall(r"</h(\d)>", html)) == levels
 
 
 def test_links_and_images_are_words():

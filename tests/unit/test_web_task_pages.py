@@ -505,6 +505,13 @@ def test_the_guideline_beside_the_task_is_the_tasks_own(desk: Desk):
     desk.get("/guidelines?version=v9", 404)
 
 
+def test_headings_of_a_guideline_follow_that_of_its_page(desk: Desk):
+    text = "Read.\n\n## Fair\n\n### Short"
+    documents.put_document(desk.store, documents.GUIDELINE, "v8", {"text": text}, now=NOW)
+    found = re.findall(r"<(h\d)>(.*?)</", desk.get("/guidelines?version=v8"))
+    assert found[:3] == [("h1", "Guidelines"), ("h2", "Fair"), ("h3", "Short")]
+
+
 def test_a_question_that_was_queued_before_any_guideline_is_judged_under_the_newest(desk: Desk):
     add(desk, None, guideline="never written")
     opened = desk.get()

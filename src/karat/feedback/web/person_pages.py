@@ -49,7 +49,7 @@ def guidelines_page(request: Request, visitor: Anybody, version: str = "") -> Re
     values = {
         "project": documents.project_settings(store),
         "guideline": found,
-        "text": markdown_html(found.text) if found else "",
+        "text": markdown_html(found.text, top=2) if found else "",
         "examples": markdown_html(examples.text) if examples else "",
         "versions": [each.version for each in reversed(documents.documents(store, documents.GUIDELINE))],
         "when": _day(found.created_at) if found else "",
@@ -71,7 +71,7 @@ def consent_page(request: Request, visitor: Rater) -> Response:
         "from_study": bool(accounts.account(store, visitor.account).outside),
         "project": documents.project_settings(store),
         "consent": found,
-        "text": markdown_html(found.text) if found else "",
+        "text": markdown_html(found.text, top=2) if found else "",
         "state": state,
         "given": _day(state.given_at) if state.given_at is not None else "",
     }

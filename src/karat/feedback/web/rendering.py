@@ -17,6 +17,7 @@ from itertools import groupby
 import nh3
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
+from markdown_it.rules_core import StateCore
 from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 from markupsafe import Markup, escape
@@ -77,7 +78,7 @@ _SENTENCE = "[A-Za-zÀ-ÖØ-öø-ɏ](?:[A-Za-z0-9À-ÖØ-öø-ɏ ,.;:'!?()\"‘�
 _PROSE = re.compile(rf"{_SENTENCE}(?:\n\n?{_SENTENCE})*")
 
 _TAGS = {
-    "p", "br", "strong", "em", "s", "code", "pre", "blockquote", "ul", "ol", "li", "h3", "h4", "h5", "h6", "hr",
+    "p", "br", "strong", "em", "s", "code", "pre", "blockquote", "ul", "ol", "li", "h2", "h3", "h4", "h5", "h6", "hr",
     "table", "thead", "tbody", "tr", "th", "td", "div", "span",
 }  # fmt: skip
 _ATTRIBUTES = {"ol": {"start"}, "pre": {"tabindex", "role", "aria-label"}, "div": {"tabindex", "role", "aria-label"}}
@@ -101,17 +102,20 @@ def is_blank(text: str) -> bool:
 
 
 @lru_cache(maxsize=512)
-def markdown_html(text: str) -> Markup:
+def markdown_html(text: str, top: int = 3) -> Markup:
     """A text in Markdown as HTML without scripts, handlers, styles, addresses or anything to load.
 
     A text of more than `MOST_MARKDOWN` code points is shown as it is.
+
+    Args:
+        top: level of its outermost headings, below those of the page around it; the others follow without a gap.
     """
     if len(text) > MOST_MARKDOWN:
         return plain_html(text)
     if _PROSE.fullmatch(text):
         return Markup("".join(f"<p>{part}</p>\n" for part in text.replace("\n", "<br>\n").split("<br>\n<br>\n")))
     try:
-        dirty = _PARSER.render(_marked(text))
+        dirty = _PARSER.render(_marked(text), {"top": top})
     except RecursionError:
         return plain_html(text)
     clean = nh3.clean(
@@ -200,10 +204,15 @@ def _ghost(found: re.Match[str]) -> str:
 # How Markdown becomes HTML
 
 
-def _heading(tokens: Sequence[Token], index: int, *_: object) -> str:
-    # the page has two levels of its own above
-    level = min(int(tokens[index].tag[1]) + 2, 6)
-    return f"<h{level}>" if tokens[index].nesting == 1 else f"</h{level}>\n"
+def _outline(state: StateCore) -> None:
+    """Headings by how deep they lie in the text, whatever number they were written with: who listens misses no level."""
+    above: list[int] = []
+    for token in state.tokens:
+        if token.type == "heading_open":
+            written = int(token.tag[1])
+            above = [*(level for level in above if level < written), written]
+        if token.type in ("heading_open", "heading_close"):
+            token.tag = f"h{min(state.env['top'] + len(above) - 1, 6)}"
 
 
 def _link_open(*_: object) -> str:
@@ -271,8 +280,9 @@ def _parser() -> MarkdownIt:
     parser.validateLink = lambda _: True  # type: ignore[method-assign]  # an address is only ever shown, never used
     parser.normalizeLink = lambda address: address  # type: ignore[method-assign]
     parser.inline.ruler.before("escape", "math", _math)
+    parser.core.ruler.push("outline", _outline)
     rules = {
-        "heading_open": _heading, "heading_close": _heading, "link_open": _link_open, "link_close": _link_close,
+        "link_open": _link_open, "link_close": _link_close,
         "image": _image, "fence": _code_block, "code_block": _code_block, "th_open": _cell, "td_open": _cell,
         "table_open": lambda *_: '<div class="table" tabindex="0" role="region" aria-label="Table"><table>\n',
         "table_close": lambda *_: "</table></div>\n",
