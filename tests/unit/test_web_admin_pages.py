@@ -693,6 +693,13 @@ def test_the_plan_says_what_votes_cost_or_what_is_missing(site):
         assert "expected" in text_of(admin.get("/admin/plan", params=wrong))
 
 
+def test_the_plan_says_once_that_raters_are_too_few(site):
+    crowd(site, 3, clicker=None)
+    said = text_of(site.browser("admin").get("/admin/plan", params={"width": "1", "raters": "2"}))
+    assert said.count("2 raters are too few, ask at least") == 1
+    assert "Raters for each pair" not in said
+
+
 def test_the_plan_for_a_reward_says_why_there_is_no_curve(site):
     crowd(site, 3, clicker=None)
     said = text_of(site.browser("admin").get("/admin/plan", params={"accuracy": "70"}))

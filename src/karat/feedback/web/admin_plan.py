@@ -15,6 +15,7 @@ from starlette.requests import Request
 from karat.errors import InputError
 from karat.feedback.documents import project_settings
 from karat.feedback.quality.planning import VotePlan, held_out_needed, plan_votes
+from karat.feedback.web import figures
 from karat.feedback.web.desk import Admin, kept_figures, page
 from karat.feedback.work.dashboard import queue
 from karat.feedback.work.reward_plan import reader_points, reward_plan
@@ -67,12 +68,20 @@ def plan_page(request: Request, visitor: Admin) -> Response:
         typed=typed,
         batches=list(dict.fromkeys(row.batch for row in queue(store, now=now) if row.kind == "comparison")),
         plans=plans,
+        why_none=_why_none(plans),
         what=what,
         held_out=held_out,
         reward=reward,
         currency=currency.currency if currency else "",
         paid=bool(currency or typed["pay"]),
     )
+
+
+def _why_none(plans: Sequence[VotePlan]) -> str:
+    """The one reason for which no plan has any figure, in words; "" = some have, or there are several reasons."""
+    cells = [one for plan in plans for one in (plan.items, plan.votes, plan.hours, plan.cost)]
+    reasons = {"" if one.value is not None else figures.why(one) for one in cells}
+    return reasons.pop() if len(reasons) == 1 else ""
 
 
 def _percent(name: str, text: str) -> float:
