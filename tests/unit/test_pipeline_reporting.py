@@ -14,6 +14,7 @@ from karat.pipeline.reporting import card_figures, report_input
 from karat.pipeline.stages import jsonable
 from karat.records import Estimate, Finding
 from karat.report.card import CardInput, Fact, audit_card
+from karat.report.page import render_page
 
 
 def test_the_path_of_ppo_is_a_line_in_the_colour_of_its_measure_and_best_of_n_are_labelled_points(tmp_path):
@@ -123,3 +124,15 @@ def test_the_card_has_the_accuracy_that_the_gate_measured():
     card = audit_card(CardInput("r", (reward,), figures))
     told = card["reward"]["accuracy"]
     assert (told["value"], told["low"], told["high"], told["n"]) == (0.71, 0.64, 0.78, 120)
+
+
+def test_what_the_gate_found_stands_once_on_the_page_and_the_reward_refers_to_it():
+    estimate = Estimate(0.71, 0.64, 0.78, 120, "bootstrap over prompts")
+    asked = {"gate.accuracy": "Right of the gate's votes?", "held_out.rating.honest": "Right of the ratings?"}
+    findings = [jsonable(Finding(name, question, "info", estimate)) for name, question in asked.items()]
+    reward = Manifest("r", "reward", (), (), {}, {}, {}, None, "", "1", 1.0, findings=findings)
+    page = render_page(report_input(Path("nowhere"), "t", (), [reward])).replace("&#39;", "'")
+    assert [page.count(question) for question in asked.values()] == [1, 1]
+    gate, own = page.split('<section id="reward">')
+    assert asked["gate.accuracy"] in gate
+    assert '<a href="#gate">' in own

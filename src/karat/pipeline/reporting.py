@@ -241,12 +241,13 @@ N_ATTRIBUTED = 12
 
 
 def _held_out(by_stage: Mapping[str, Manifest]) -> tuple[tuple[str, Estimate], ...]:
+    """What the reward was asked beside its gate: the gate's own findings stand in their section."""
     if "reward" not in by_stage:
         return ()
     return tuple(
         (finding.question, finding.estimate)
         for finding in findings_of(by_stage[newest_round(by_stage, "reward")])
-        if finding.estimate is not None and finding.name.startswith(("gate.", "held_out."))
+        if finding.estimate is not None and finding.name.startswith("held_out.")
     )
 
 
