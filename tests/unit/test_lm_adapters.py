@@ -239,3 +239,24 @@ def test_what_cannot_be_added_into_weights_or_names_no_path_is_refused(
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "x" * 5000}))
     with pytest.raises(CheckpointError, match="which is no directory here"):
         load_lm(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"alpha_pattern": "x"}, "the adapters do not fit"),
+        ({"bias": []}, "the adapters do not fit"),
+        ({"megatron_config": "x"}, "the adapters do not fit"),
+        ({"alora_invocation_tokens": [1]}, "of adapters that cannot be added into weights"),
+        (None, "adapter_config.json cannot be read"),
+    ],
+)
+def test_settings_of_adapters_that_are_of_another_kind(
+    changed, says, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    path = save_adapter(adapted(checkpoints["qwen3"]).model, tmp_path / "adapter", metadata={})
+    file = path / "adapter_config.json"
+    file.write_text("[" * 5000 if changed is None else json.dumps(json.loads(file.read_text()) | changed))
+    with pytest.raises(CheckpointError, match=says) as caught:
+        load_lm(path)
+    assert str(path) in str(caught.value)

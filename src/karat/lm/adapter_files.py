@@ -17,6 +17,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from karat.damaged import MISFITS
 from karat.errors import CheckpointError
 from karat.lm.headers import read_header_metadata
 from karat.lm.logprobs import trunk_of
@@ -37,7 +38,7 @@ def adapter_settings(path: Path) -> dict[str, Any]:
     """peft's settings of a directory of adapters. Raises: CheckpointError where they cannot be read."""
     try:
         settings = json.loads((path / ADAPTER).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: {ADAPTER} cannot be read ({type(error).__name__})") from None
     if not isinstance(settings, dict):
         raise CheckpointError(f"{path}: found {ADAPTER} of another form; expected peft's settings")
@@ -94,7 +95,7 @@ def adapters_on(model: PreTrainedModel, path: Path, name: str, *, for_training: 
             # which names its file had too many only the second reading says
             adapter = adapted.active_adapter
             again = adapted.load_adapter(str(path), adapter, is_trainable=for_training)
-    except (RuntimeError, ValueError, KeyError, TypeError, UserWarning) as error:
+    except (*MISFITS, ImportError, UserWarning) as error:
         said = " ".join(str(error).split())[:160]
         raise CheckpointError(
             f"{path}: the adapters do not fit {name} ({said}); expected those that were trained on that model"
@@ -116,7 +117,12 @@ def with_adapters(model: PreTrainedModel, path: Path) -> PreTrainedModel:
     if adapted.active_peft_config.is_prompt_learning:
         kind = adapted.active_peft_config.peft_type.value
         raise CheckpointError(f"{path}: found {kind}; expected adapters that can be added into weights, such as LoRA")
-    return adapted.merge_and_unload()
+    try:
+        return adapted.merge_and_unload()
+    except NotImplementedError as error:
+        raise CheckpointError(
+            f"{path}: found {ADAPTER} of adapters that cannot be added into weights ({error})"
+        ) from error
 
 
 @contextmanager
