@@ -298,7 +298,7 @@ def test_a_second_round_asks_about_the_policy_and_says_how_well_its_reward_did(h
     (curve,) = [one for one in content.curves if one.title == "PPO"]
     shown = {series.name: list(series.y) for panel in curve.panels for series in panel.series}
     proxies = [row["validation/proxy"] for row in rows if "validation/proxy" in row]
-    assert shown["proxy"] == proxies
+    assert shown["learned score"] == proxies
     assert [one["proxy"] for one in json.loads((run / "evaluation.json").read_text())["training"]] == proxies
     assert karat("verify", run).code == 0
     again = karat("run", write_config(config), "--rounds", 2)

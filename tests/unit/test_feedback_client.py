@@ -184,7 +184,7 @@ def test_refusals_are_errors_of_karat(tmp_path):
         client.submit(lease, {"level": 0, "n_levels": 7}, key="k")
     with pytest.raises(StoreError, match="not signed in"):
         RaterClient(site.settings.url, "nonsense", **options(site)).next_task()
-    with pytest.raises(StoreError, match="role 'annotator'"):
+    with pytest.raises(StoreError, match="not open to raters"):
         AdminClient(site.settings.url, site.token(site.accounts["annotator"].id), **options(site)).stats()
     with pytest.raises(ConfigError, match="expected http"):
         Connection("ftp://x", "t")
