@@ -23,7 +23,6 @@ The first design (fewer_samples_study.py) had the score on two of three seeds. W
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -217,13 +216,7 @@ def page(found: Mapping[str, Any], mark: float) -> str:
 
 def main() -> None:
     """Search, race, or write what there is into the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for flag, said in (
-        ("search", "our search"),
-        ("races", "the races"),
-        ("tables", "write what was run into the page"),
-    ):
-        parser.add_argument(f"--{flag}", action="store_true", help=said)
+    parser = score_study.study_parser(__doc__)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after that")
     options = parser.parse_args()
     found = {"search": {}, "races": {}} | (score_study.load(RESULTS) if RESULTS.exists() else {})

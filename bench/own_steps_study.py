@@ -30,7 +30,6 @@ Earlier designs chose our setting on few seeds, and it fell on others. Written d
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import statistics
@@ -294,13 +293,7 @@ def page(found: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Search, race, or write what there is into the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for flag, said in (
-        ("search", "our search"),
-        ("races", "the races"),
-        ("tables", "write what was run into the page"),
-    ):
-        parser.add_argument(f"--{flag}", action="store_true", help=said)
+    parser = score_study.study_parser(__doc__)
     parser.add_argument("--reward", nargs="+", choices=REWARDS, default=REWARDS)
     parser.add_argument("--seed", nargs="+", type=int, choices=SEEDS, default=SEEDS)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run of the search after that")

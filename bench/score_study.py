@@ -237,6 +237,18 @@ def write_docs(found: Mapping[str, Any]) -> None:
     put_between(DOCS, MARKS, page(CELLS, found["cells"]))
 
 
+def study_parser(description: str | None) -> argparse.ArgumentParser:
+    """Of a study in three steps: flags --search, --races and --tables."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for flag, said in (
+        ("search", "our search"),
+        ("races", "the races"),
+        ("tables", "write what was run into the page"),
+    ):
+        parser.add_argument(f"--{flag}", action="store_true", help=said)
+    return parser
+
+
 def main() -> None:
     """Run the cells asked for and print a row for each, or write what there is into the docs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

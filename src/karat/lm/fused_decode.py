@@ -159,13 +159,14 @@ def _attended(
     (q, k, v), sizes, now, n = qkv, own.sizes, cache.now, qkv[0].shape[0]
     H, K, D = sizes.heads, sizes.key_heads, sizes.size
     cosine, sine = (angle.reshape(-1, D).contiguous() for angle in angles)
-    attended, call = _room(n if rows is None else rows.shape[0], H * D, q.dtype), library(q.dtype)
+    n_read, call = n if rows is None else rows.shape[0], library(q.dtype)
+    attended = _room(n_read, H * D, q.dtype)
     if not isinstance(now, DecodeStep):
         frame = Frame(call, now.row, sizes, q.dtype, cosine, sine)
         turned, _ = turned_heads(frame, (q, k), own.norms[2:])
         cache.update(*(states.view(1, n, K, D).transpose(1, 2) for states in (turned[1], v)), layer)
         found, _ = over_trees(frame, turned, v, rows)
-        attended[: n if rows is None else rows.shape[0]] = found if rows is None else found.index_select(0, rows)
+        attended[:n_read] = found if rows is None else found.index_select(0, rows)
         return attended
     cache.reserve_layer(layer, *(states.view(1, n, K, D).transpose(1, 2) for states in (k, v)))
     given = GivenHeads(
