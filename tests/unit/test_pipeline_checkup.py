@@ -21,7 +21,7 @@ from karat.pipeline.payment import payment_problems
 from karat.pipeline.settings import RunConfig
 from tiny_models import tiny_checkpoint
 
-SIZE_FACTOR = 1.5
+SIZE_FACTOR = 1.4
 """How far the estimate of a training step may be from its measured peak (docs/checking.md)."""
 
 
