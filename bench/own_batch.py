@@ -43,6 +43,8 @@ class OwnBatch:
     n_finalists: int = 4
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the races, which count."""
+    responses: int | None = None
+    """Responses whose mean is a score; None = as `window_of` says."""
 
     @property
     def name(self) -> str:
@@ -101,7 +103,9 @@ def published(cell: OwnBatch, place: Mapping[str, Any], seed: int) -> Published:
 
 
 def window_of(cell: OwnBatch, side: str, setting: Setting) -> int:
-    """Iterations whose mean is a score: three, and one of the peer's where that has more samples than three plain ones."""
+    """Iterations whose mean is a score: of either side the last with so many responses, or three, and one of the peer's where that has more samples than three plain ones."""
+    if cell.responses is not None:
+        return math.ceil(cell.responses / (cell.published.n_prompts * setting.get("n_samples", PLAIN)))
     return 1 if side == "theirs" and setting.get("n_samples", PLAIN) > PLAIN else cell.published.window
 
 

@@ -36,15 +36,15 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 if __package__ in (None, ""):  # started as a file
-    from pathlib import Path
-
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import score_study
-from bench.own_batch import full_name, listed, race_name, row, seconds_to
+from bench.own_batch import full_name, listed, race_name, row, seconds_to, window_of
 from bench.own_options import NO_CLIP, OwnOptions
 from bench.own_options_study import fresh_race, table
 from bench.pages import put_between
@@ -52,18 +52,11 @@ from bench.rows import machine
 from bench.score_cells import Setting
 from bench.turns import ROOT
 
-RESULTS = ROOT / "bench" / "results" / "own_steps_study.json"
-DOCS_MARKS = ("<!-- own_steps_study: begin -->", "<!-- own_steps_study: end -->")
-REWARDS = ("length", "word")
 MARKS = {"length": (6.5, 8.4), "word": (9.9, 10.0)}
 CAP = 24.0
 """Processor seconds of a run of the search: about half of what TRL takes to its final score."""
-WINDOW = 3
-STAGES = {"length": ((304, 305, 306), (307, 308, 309)), "word": ((304, 305, 306),)}
-"""Search seeds, stage by stage."""
 SURVIVORS = 4
 """Settings that go on to a second stage."""
-SEEDS = (6, 7, 8)
 TOKENS: Setting = {"level": "token", "normalise": "length"}  # type: ignore[dict-item]
 
 
@@ -110,49 +103,90 @@ PEERS: dict[str, dict[str, Setting]] = {
 Runs = Mapping[str, Mapping[str, Any]]
 
 
+@dataclass(frozen=True)
+class Design:
+    """What is searched and raced, and where it is written down."""
+
+    lists: Mapping[str, tuple[Setting, ...]]
+    """Settings of ours by reward."""
+    stages: Mapping[str, tuple[tuple[int, ...], ...]]
+    """Search seeds by reward, stage by stage."""
+    seeds: tuple[int, ...]
+    """Of the races, which count."""
+    results: Path
+    place: tuple[str, str]
+    """Between which lines of the page its tables stand."""
+    responses: int | None = None
+    """Of `OwnBatch`."""
+
+    @property
+    def rewards(self) -> tuple[str, ...]:
+        """Those searched, in order."""
+        return tuple(self.lists)
+
+    def cell_of(self, reward: str, one: Setting) -> OwnOptions:
+        """The races of a reward at our setting."""
+        n = int(one.get("n_iterations", 20))
+        options = {"chosen": tuple(one.items()), "n_iterations": n, "responses": self.responses}
+        return OwnOptions("rloo", reward, seeds=self.seeds, fresh=True, **options)
+
+    def window(self, reward: str, one: Setting) -> int:
+        """Iterations of ours whose mean is a score."""
+        return window_of(self.cell_of(reward, one), "ours", one)
+
+
+DESIGN = Design(
+    LISTS,
+    {"length": ((304, 305, 306), (307, 308, 309)), "word": ((304, 305, 306),)},
+    (6, 7, 8),
+    ROOT / "bench" / "results" / "own_steps_study.json",
+    ("<!-- own_steps_study: begin -->", "<!-- own_steps_study: end -->"),
+)
+
+
 def name_of(one: Setting, seed: int) -> str:
     """Of a run of the search."""
     return f"seed {seed}: {full_name(one)}"
 
 
-def run_cost(run: Mapping[str, Any], reward: str) -> float:
+def run_cost(run: Mapping[str, Any], reward: str, window: int) -> float:
     """Mean over the marks of the processor seconds to each, CAP where it was not reached in so many."""
-    return statistics.fmean(min(seconds_to(run, mark, WINDOW), CAP) for mark in MARKS[reward])
+    return statistics.fmean(min(seconds_to(run, mark, window), CAP) for mark in MARKS[reward])
 
 
-def cost(runs: Runs, one: Setting, seeds: Sequence[int], reward: str) -> float:
-    """Of a setting over these seeds, all of which have run."""
-    return statistics.fmean(run_cost(runs[name_of(one, seed)], reward) for seed in seeds)
+def costs(design: Design, runs: Runs, one: Setting, seeds: Sequence[int], reward: str) -> list[float]:
+    """Of a setting on those of these seeds on which it has run."""
+    window = design.window(reward, one)
+    return [run_cost(runs[name], reward, window) for seed in seeds if (name := name_of(one, seed)) in runs]
 
 
-def wanted(runs: Runs, reward: str) -> tuple[list[tuple[Setting, int]], list[Setting]]:
+def wanted(design: Design, runs: Runs, reward: str) -> tuple[list[tuple[Setting, int]], list[Setting]]:
     """The runs still to make in the stage that is under way, seed by seed, and the settings in it, best first where it is done."""
-    entered, seeds, stages = list(LISTS[reward]), (), STAGES[reward]
+    entered, seeds, stages = list(design.lists[reward]), (), design.stages[reward]
     for stage, more in enumerate(stages):
         seeds = (*seeds, *more)
         if stage == len(stages) - 1:
-            entered = in_question(runs, entered, seeds, reward)
+            entered = in_question(design, runs, entered, seeds, reward)
         missing = [(one, seed) for seed in more for one in entered if name_of(one, seed) not in runs]
         if missing:
             return missing, entered
-        entered.sort(key=lambda one: cost(runs, one, seeds, reward))
+        entered.sort(key=lambda one: statistics.fmean(costs(design, runs, one, seeds, reward)))
         entered = entered[:SURVIVORS]
     return [], entered
 
 
-def in_question(runs: Runs, entered: Sequence[Setting], seeds: Sequence[int], reward: str) -> list[Setting]:
+def in_question(
+    design: Design, runs: Runs, entered: Sequence[Setting], seeds: Sequence[int], reward: str
+) -> list[Setting]:
     """Without the settings whose runs so far have cost more than all runs of another: none of theirs can make them ours."""
-    spent = {
-        name_of(one, 0): [run_cost(runs[name_of(one, seed)], reward) for seed in seeds if name_of(one, seed) in runs]
-        for one in entered
-    }
+    spent = {name_of(one, 0): costs(design, runs, one, seeds, reward) for one in entered}
     least = min((sum(found) for found in spent.values() if len(found) == len(seeds)), default=float("inf"))
     return [one for one in entered if sum(spent[name_of(one, 0)]) <= least]
 
 
-def choice(runs: Runs, reward: str) -> Setting | None:
+def choice(design: Design, runs: Runs, reward: str) -> Setting | None:
     """Ours; None while the search is not done."""
-    missing, entered = wanted(runs, reward)
+    missing, entered = wanted(design, runs, reward)
     return None if missing else entered[0]
 
 
@@ -174,8 +208,8 @@ class Watched:
     class Done(BaseException):
         """Nothing more is wanted of the run."""
 
-    def __init__(self, mark: float) -> None:
-        self.mark, self.run, self.started = mark, {"cpu_seconds": []}, time.process_time()
+    def __init__(self, mark: float, window: int) -> None:
+        self.mark, self.window, self.run, self.started = mark, window, {"cpu_seconds": []}, time.process_time()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:  # noqa: ARG002 - the protocol of reporters
         """Called by the training loop after each iteration."""
@@ -183,12 +217,12 @@ class Watched:
         for name, metric in KEPT.items():
             if metric in metrics:
                 self.run.setdefault(name, []).append(round(metrics[metric], 5))
-        if seconds_to(self.run, self.mark, WINDOW) < float("inf") or sum(self.run["cpu_seconds"]) >= CAP:
+        if seconds_to(self.run, self.mark, self.window) < float("inf") or sum(self.run["cpu_seconds"]) >= CAP:
             raise self.Done
         self.started = time.process_time()
 
 
-def search_run(reward: str, one: Setting, seed: int, threads: int) -> dict[str, Any]:
+def search_run(design: Design, reward: str, one: Setting, seed: int, threads: int) -> dict[str, Any]:
     """Ours alone at one setting."""
     import torch
     from bench.inputs import hh_prompts
@@ -200,9 +234,9 @@ def search_run(reward: str, one: Setting, seed: int, threads: int) -> dict[str, 
     from karat.policy.group import train_group
 
     torch.set_num_threads(threads)
-    work = {**cell_of(reward, one).published.shape, "n_iterations": 20, **one}
+    work = {**design.cell_of(reward, one).published.shape, "n_iterations": 20, **one}
     lm = load_lm(str(trained_checkpoint()), for_training=True, products=products_of(work))
-    watched = Watched(max(MARKS[reward]))
+    watched = Watched(max(MARKS[reward]), design.window(reward, one))
     prompts, score, config = hh_prompts(work["n_prompts"])[0], text_score(reward), group_config(work)
     watched.started = time.process_time()
     with contextlib.suppress(Watched.Done):
@@ -210,75 +244,71 @@ def search_run(reward: str, one: Setting, seed: int, threads: int) -> dict[str, 
     return watched.run | {"setting": dict(one), "seed": seed, "machine": machine()}
 
 
-def cell_of(reward: str, one: Setting) -> OwnOptions:
-    """The races of a reward at our setting."""
-    n = int(one.get("n_iterations", 20))
-    return OwnOptions("rloo", reward, seeds=SEEDS, fresh=True, chosen=tuple(one.items()), n_iterations=n)
-
-
-def search(rewards: Sequence[str], found: dict[str, Any], threads: int, minutes: float) -> None:
+def search(design: Design, rewards: Sequence[str], found: dict[str, Any], threads: int, minutes: float) -> None:
     """Make the runs that are missing, each written at once, for so many minutes."""
     end = time.monotonic() + 60 * minutes
     for reward in rewards:
         runs = found["search"].setdefault(reward, {})
-        while (missing := wanted(runs, reward)[0]) and time.monotonic() < end:
+        while (missing := wanted(design, runs, reward)[0]) and time.monotonic() < end:
             one, seed = missing[0]
-            runs[name_of(one, seed)] = made = search_run(reward, one, seed, threads)
-            score_study.write(found, RESULTS)
-            said = f"{run_cost(made, reward):.1f} of {sum(made['cpu_seconds']):.1f} s: {listed(made['scores'], '.1f')}"
+            runs[name_of(one, seed)] = made = search_run(design, reward, one, seed, threads)
+            score_study.write(found, design.results)
+            spent = run_cost(made, reward, design.window(reward, one))
+            said = f"{spent:.1f} of {sum(made['cpu_seconds']):.1f} s: {listed(made['scores'], '.1f')}"
             print(f"{reward}, {name_of(one, seed)}: {said}; {len(missing) - 1} left", file=sys.stderr, flush=True)
 
 
-def races(rewards: Sequence[str], seeds: Sequence[int], found: dict[str, Any], threads: int) -> None:
+def races(design: Design, rewards: Sequence[str], seeds: Sequence[int], found: dict[str, Any], threads: int) -> None:
     """Race on these seeds where that was not done.
 
     Raises: SystemExit where the search is not done, or a program fails.
     """
     place = score_study.load(score_study.RESULTS)["cells"]
     for reward in rewards:
-        if (ours := choice(found["search"].get(reward, {}), reward)) is None:
+        if (ours := choice(design, found["search"].get(reward, {}), reward)) is None:
             raise SystemExit(f"bench: found the search of {reward} unfinished; run --search first")
-        cell = cell_of(reward, ours)
+        cell = design.cell_of(reward, ours)
         own = found["cells"].setdefault(cell.name, {"shape": cell.shape, "runs": {}})
         for seed in seeds:
             if (name := race_name(seed)) not in own["runs"]:
                 own["runs"][name] = fresh_race(cell, {"ours": ours, **PEERS[reward]}, seed, threads)
             own["row"] = row(cell, own["runs"], place[cell.published.name])
-            score_study.write(found, RESULTS)
+            score_study.write(found, design.results)
 
 
-def search_table(runs: Runs, reward: str) -> str:
+def search_table(design: Design, runs: Runs, reward: str) -> str:
     """What the search found, cheapest first within those that came equally far, as Markdown."""
     lines = [
         f"| `{reward}`: setting, bfloat16 | seeds | cost, s | runs with {MARKS[reward][0]:g}; with {MARKS[reward][1]:g} | lowest score from the fourth iteration on: median of the runs; least |",
         "|---|---|---|---|---|",
     ]
     entries = []
-    for one in LISTS[reward]:
-        seeds = [seed for stage in STAGES[reward] for seed in stage if name_of(one, seed) in runs]
+    for one in design.lists[reward]:
+        seeds = [seed for stage in design.stages[reward] for seed in stage if name_of(one, seed) in runs]
         if not seeds:
             continue
         made = [runs[name_of(one, seed)] for seed in seeds]
-        counts = [sum(seconds_to(run, mark, WINDOW) <= CAP for run in made) for mark in MARKS[reward]]
+        window = design.window(reward, one)
+        counts = [sum(seconds_to(run, mark, window) <= CAP for run in made) for mark in MARKS[reward]]
         lows = [min(run["scores"][3:], default=run["scores"][-1]) for run in made]
         what = f"{counts[0]}; {counts[1]} | {statistics.median(lows):.1f}; {min(lows):.1f}"
-        entries.append((-len(seeds), cost(runs, one, seeds, reward), one, what))
+        entries.append((-len(seeds), statistics.fmean(costs(design, runs, one, seeds, reward)), one, what))
     for n, price, one, what in sorted(entries, key=lambda entry: entry[:2]):
         lines.append(f"| {full_name(one).replace(', bfloat16', '')} | {-n} | {price:.1f} | {what} |")
     return "\n".join(lines)
 
 
-def page(found: Mapping[str, Any]) -> str:
+def page(design: Design, found: Mapping[str, Any]) -> str:
     """Races, then searches, and on what they were made."""
     cells = [
-        cell_of(reward, ours)
-        for reward in REWARDS
-        if (ours := choice(found["search"].get(reward, {}), reward)) is not None
+        design.cell_of(reward, ours)
+        for reward in design.rewards
+        if (ours := choice(design, found["search"].get(reward, {}), reward)) is not None
     ]
     made = [run for cell in cells for run in found["cells"].get(cell.name, {}).get("runs", {}).values()]
     sought = [run for runs in found["search"].values() for run in runs.values()]
     parts = [table(cells, found["cells"])] if cells else []
-    parts += [search_table(found["search"].get(reward, {}), reward) for reward in REWARDS]
+    parts += [search_table(design, found["search"].get(reward, {}), reward) for reward in design.rewards]
     where = ", ".join(sorted({run["machine"]["processor"] for run in (*made, *sought)}))
     said = f"{len(made)} races"
     for name, runs in (("races", made), ("search", sought)):
@@ -291,22 +321,22 @@ def page(found: Mapping[str, Any]) -> str:
     return "\n\n".join([*parts, f"{said}; one thread a side; {where}. –: not reached."])
 
 
-def main() -> None:
+def main(design: Design, about: str | None) -> None:
     """Search, race, or write what there is into the page."""
-    parser = score_study.study_parser(__doc__)
-    parser.add_argument("--reward", nargs="+", choices=REWARDS, default=REWARDS)
-    parser.add_argument("--seed", nargs="+", type=int, choices=SEEDS, default=SEEDS)
+    parser = score_study.study_parser(about)
+    parser.add_argument("--reward", nargs="+", choices=design.rewards, default=design.rewards)
+    parser.add_argument("--seed", nargs="+", type=int, choices=design.seeds, default=design.seeds)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run of the search after that")
     options = parser.parse_args()
-    found = {"search": {}, **score_study.load(RESULTS)}
+    found = {"search": {}, **score_study.load(design.results)}
     threads = int(os.environ.get("KARAT_BENCH_THREADS", "1"))
     if options.search:
-        search(options.reward, found, threads, options.minutes)
+        search(design, options.reward, found, threads, options.minutes)
     if options.races:
-        races(options.reward, options.seed, found, threads)
+        races(design, options.reward, options.seed, found, threads)
     if options.tables:
-        put_between(score_study.DOCS, DOCS_MARKS, page(found))
+        put_between(score_study.DOCS, design.place, page(design, found))
 
 
 if __name__ == "__main__":
-    main()
+    main(DESIGN, __doc__)
