@@ -87,7 +87,7 @@ def test_a_score_is_of_as_many_responses_on_both_sides_where_the_design_says_so(
     assert [window_of(older, side, {"n_samples": 8}) for side in ("ours", "theirs")] == [3, 1]
 
 
-@pytest.mark.parametrize("design", [DESIGN])
+@pytest.mark.parametrize("design", DESIGNS)
 def test_the_page_says_what_the_results_say(design: study.Design) -> None:
     found = score_study.load(design.results)
     start, end = design.place
