@@ -30,6 +30,8 @@ MAX_LINE_BYTES = 1 << 26
 """64 MiB: no row of text is longer; a file without line ends must not fill the memory."""
 MAX_EXPANSION = 200
 """Texts shrink 3- to 20-fold; what shrinks more, and is longer than `MAX_LINE_BYTES` when unpacked, is no data."""
+MOST_LISTED = 12
+"""Names of fields that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,12 @@ class Row:
         return self.get(name, kind)
 
     def refuse_unknown(self, known: Collection[str]) -> None:
-        """Raises: InputError for a field that is not known, with the nearest name that is."""
+        """Raises: InputError for a field that is not known, with the nearest name that is, and all that are."""
         for name in self.values:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known here: {_listed(sorted(known))}"
-                raise InputError(f"{self.at}: found the unknown field {name!r}; {hint}")
+                hint = f"did you mean {near[0]!r}? Known here: " if near else "known here: "
+                raise InputError(f"{self.at}: found the unknown field {name!r}; {hint}{', '.join(sorted(known))}")
 
     @contextlib.contextmanager
     def named(self) -> Iterator[None]:
@@ -151,12 +153,17 @@ def read_table(path: str | Path) -> list[Row]:
     lines = _lines(path)
     first = next(lines, (1, ""))[1]
     parted = max(",;\t", key=first.count)
+    csv.field_size_limit(MAX_LINE_BYTES)  # by itself it takes no text of more than 131,072 characters
     rows, line = csv.reader(itertools.chain([first], (text for _, text in lines)), delimiter=parted, strict=True), 1
     found: list[Row] = []
     try:
         head = [name.strip() for name in next(rows, [])]
         if not any(head) or len(set(head)) < len(head) or "" in head:
             raise InputError(f"{path}:1: found the columns {_listed(head)}; expected different names")
+        if len(head) == 1:
+            raise InputError(
+                f"{path}:1: found one column, {_short(head[0])}; expected commas, semicolons or tabs between several"
+            )
         line = rows.line_num + 1
         for cells in rows:
             if len(cells) > len(head):
@@ -306,7 +313,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             head = raw.read(2)
             raw.seek(0)
             if not head:
-                raise InputError(f"{path}: the file is empty; expected JSON lines")
+                raise InputError(f"{path}: the file is empty; expected rows")
             if path.suffix == ".gz" and head != GZIP_MAGIC:
                 raise InputError(
                     f"{path}: found no gzip data; expected it from the name (rename it if it is plain text)"
@@ -336,7 +343,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             f"{path}:{number}: found bytes that are not UTF-8 ({error.reason}); convert the file"
         ) from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a file") from None
 
 
 def _refuse_constant(name: str) -> None:
@@ -355,4 +362,4 @@ def _short(value: Any) -> str:
 
 
 def _listed(names: Collection[str]) -> str:
-    return ", ".join(map(repr, list(names)[:12]))
+    return ", ".join([*map(repr, list(names)[:MOST_LISTED]), *["…"][: len(names) > MOST_LISTED]])

@@ -28,7 +28,7 @@ def as_text(*rows: Any) -> bytes:
 
 FILES: dict[str, tuple[str, bytes | None, str]] = {
     "missing": ("rows.jsonl", None, "rows.jsonl: no such file"),
-    "empty": ("rows.jsonl", b"", "rows.jsonl: the file is empty; expected JSON lines"),
+    "empty": ("rows.jsonl", b"", "rows.jsonl: the file is empty; expected rows"),
     "blank": ("rows.jsonl", b"\n \n", "rows.jsonl: found no rows; expected one JSON object a line"),
     "truncated": ("rows.jsonl.gz", gzip.compress(as_text(VOTE) * 50)[:-12], "the file is truncated"),
     "not gzip": ("rows.jsonl.gz", as_text(VOTE), "rows.jsonl.gz: found no gzip data"),

@@ -111,7 +111,11 @@ def test_answers_from_a_rater_a_file_and_a_terminal_make_a_reward_of_ones_own(re
         assert json.loads(typed.out)["n_votes"] == 2
         assert json.loads(typed.out)["n_skipped"] == 1
         assert "found 'x'; expected a = A is better" in typed.err
+        assert "Question 1 of 10\n" in typed.err
         assert "A: " in typed.err
+        assert json.loads(typed.out)["n_left"] > 2
+        other = karat("personalise", model, asked, "--out", "bea", "--name", "bob")
+        assert "found a person called 'bea', asked as 'bob'; use another --out" in other.complaint
         rows = [json.loads(line) for line in asked.read_text(encoding="utf-8").splitlines()]
         two = next((a, b) for a, b in itertools.pairwise(rows) if a["prompt"] == b["prompt"])
         given = [{"prompt": two[0]["prompt"], "a": two[0]["response"], "b": two[1]["response"], "answer": "a"}]
@@ -140,7 +144,10 @@ def test_no_taste_wins_against_a_labelled_principle(rewarded, tmp_path):
             {k: row[k] for k in ("prompt", "response")} | ({"labels": ["threat"]} if row is first else {})
             for row in rows
         ]
-        karat("score", model, write_rows(Path("labelled.jsonl"), labelled), "--person", "ada", "--out", "again.jsonl")
+        again = write_rows(Path("labelled.jsonl"), labelled)
+        told = karat("score", model, again, "--person", "ada", "--out", "again.jsonl", "--json")
+        assert json.loads(told.out)["n_outside"] == 1
+        assert json.loads(told.out)["n_without_winner"] == 0
         after = [json.loads(line) for line in Path("again.jsonl").read_text(encoding="utf-8").splitlines()]
         fallen = after[rows.index(first)]
         same = [row for row in after if row["prompt"] == first["prompt"]]

@@ -94,6 +94,15 @@ def test_every_command_has_help_with_an_example_and_json(capsys, name: str):
         (["demo", "--fault", "gravity"], "no-kl"),
         (["run", "c.yaml", "--seeds", "4-0"], "--seeds 4-0: expected numbers like"),
         (["import", "votes", "--format", "ukp"], "found no --texts"),
+        (
+            ["import", "votes", "--format", "hh", "--texts", "t"],
+            "found --texts; expected it with answers, votes, ukp alone",
+        ),
+        (["import", "votes", "--format", "answers", "--scale", "1-7"], "found --scale; expected it with argilla"),
+        (
+            ["import", "votes.csv", "--format", "votes"],
+            "found the table votes.csv; expected JSON lines (--format answers",
+        ),
         (["import", "votes", "--format", "argilla", "--scale", "1-²"], "--scale 1-²: expected two numbers like 1-5"),
         (["export", "nowhere", "--out", "x", "--format", "votes"], "nothing is there"),
         (["trace", "{run}", "--affected"], "expected a path, hash, stage"),

@@ -115,6 +115,8 @@ def test_the_documented_rows_are_answers(tmp_path):
         ({"kind": "rating", "response": "one", "score": 6, "low": 1, "high": 5}, "expected low ≤ score ≤ high"),
         ({"kind": "rating", "response": "one", "score": "4", "low": 1, "high": 5}, "expected numbers for score"),
         ({"kind": "rating", "score": 4, "low": 1, "high": 5}, "found none of 'response'; expected one"),
+        ({"kind": "rating", "response": "one", "score": 4, "scores": {"tone": 1}, "low": 1, "high": 5}, "found both"),
+        ({"kind": "demonstration", "who": "ann", "text": "x"}, "strategy, submission, submitted_at, task, text, topic"),
         ({"kind": "label", "response": "one", "good": "no"}, "expected good: true or false, or flags"),
         ({"kind": "correction", "response": "one", "text": " "}, "expected something written"),
         ({"kind": "demonstration", "response": "one", "text": "x"}, "found the unknown field 'response'"),
@@ -148,6 +150,7 @@ def test_a_misfit_is_one_line_with_its_place_and_nothing_is_stored(tmp_path, row
     [
         ("kind,kind\nrating,rating\n", "a.csv:1: found the columns 'kind', 'kind'"),
         ("kind,prompt\n", "a.csv: found no rows"),
+        ("kind|prompt\nrating|x\n", 'a.csv:1: found one column, "kind|prompt"; expected commas, semicolons or tabs'),
         ("kind,text,prompt\ndemonstration,x,y,z\n", "a.csv:2: found 4 cells in a row of 3 columns"),
         ('kind,text,prompt\n\ndemonstration,"x\ny",why\nlabel,x,y\n', "a.csv:5: found the unknown field 'text'"),
         ('kind,text,prompt\ndemonstration,"x,y\n', "a.csv:2: found no complete row"),
@@ -159,6 +162,14 @@ def test_a_table_that_is_none_is_one_line(tmp_path, table, says):
     with open_store(tmp_path / "k.db") as store, pytest.raises(InputError) as wrong:
         import_answers(store, tmp_path / "a.csv")
     assert says in str(wrong.value)
+
+
+def test_a_table_holds_long_texts_and_lists_of_numbers_with_commas(tmp_path):
+    long = "x" * 200_000
+    table = f"kind;prompt;response_1;response_2;response_3;ranks\nranking;why?;a;b;{long};1, 3, 2\n"
+    (tmp_path / "a.csv").write_text(table, encoding="utf-8")
+    ((kind, responses, value, _, _),) = brought(tmp_path / "k.db", tmp_path / "a.csv")
+    assert (kind, responses, value) == ("ranking", ["a", "b", long], {"ranks": [1, 3, 2]})
 
 
 def test_responses_may_be_named_by_id(tmp_path):

@@ -88,6 +88,9 @@ def test_ties_that_are_written_are_counted(tmp_path):
     assert dataclasses.astuple(export_votes(store, tmp_path / "votes.jsonl")) == (3, 1, 0, 2)
     answers = export_answers(store, tmp_path / "answers.jsonl")
     assert (answers.n_rows, answers.n_ties, answers.n_others_left_out) == (5, 2, 0)
+    store.submit(vote(first, "r0", level=0, key="again"))  # the earlier answer is left out, and counted
+    answers = export_answers(store, tmp_path / "answers.jsonl")
+    assert (answers.n_rows, answers.n_ties, answers.n_others_left_out) == (5, 2, 1)
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz"])

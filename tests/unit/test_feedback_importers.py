@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from karat import rowfiles
-from karat.errors import InputError, LedgerError
+from karat.errors import InputError, LedgerError, StoreError
 from karat.feedback.exchange.importers import (
     TEXT_FIELDS,
     VOTE_FIELDS,
@@ -250,6 +250,12 @@ def test_wrong_votes_are_named(tmp_path, store, change, expected):
         import_votes(store, path)
     assert "\n" not in str(caught.value)
     assert (store.n_judgements(), store.prompts(), store.tasks()) == (0, {}, [])
+
+
+def test_a_submission_of_two_answers_is_named_with_its_line(tmp_path, store):
+    path = lines(tmp_path / "v.jsonl", {**VOTE, "submission": "k"}, {**VOTE, "choice": "b", "submission": "k"})
+    with pytest.raises(StoreError, match=r"^v.jsonl:2: submission 'k' was used for another judgement"):
+        import_votes(store, path)
 
 
 def test_a_text_about_escapes_is_text(tmp_path, store):

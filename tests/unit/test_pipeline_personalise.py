@@ -1,13 +1,19 @@
 """Answers of one person in a file: each question counts once, whichever response stands first."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from karat.errors import InputError
-from karat.pipeline.personalise import Pair, _Session
+from karat.pipeline import personalise as asking
+from karat.pipeline.for_person import _labels
+from karat.pipeline.personalise import Asking, Pair, _Session, pairs_in, personalise
 from karat.records import user_prompt
+from karat.reward.personal import Limits
+from karat.rowfiles import Row
 
 
 class Noting(_Session):
@@ -15,7 +21,7 @@ class Noting(_Session):
 
     def __init__(self, saved=()):
         users = SimpleNamespace(n_levels=3)
-        super().__init__(None, SimpleNamespace(users=users), None, None, SimpleNamespace(asked=tuple(saved)))
+        super().__init__(None, SimpleNamespace(users=users), None, None, SimpleNamespace(asked=tuple(saved)), None)
         self.taken = []
 
     def add(self, pairs, _, levels):
@@ -53,3 +59,52 @@ def test_what_was_answered_before_does_not_count_again_when_it_is_swapped(tmp_pa
 def test_a_text_against_itself_is_refused_with_its_line(tmp_path):
     with pytest.raises(InputError, match=r"a\.jsonl.*2.*the same text as a and b"):
         Noting().read(answers(tmp_path / "a.jsonl", ("x", "y", "a"), ("x", "x", "tie")))
+
+
+def test_neither_text_always_stands_first_and_a_seed_says_which(tmp_path):
+    rows = [{"prompt": f"{i}?", "response": text} for i in range(40) for text in ("x", "y")]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = pairs_in(tmp_path / "r.jsonl", np.random.default_rng(0))
+    assert 10 < sum((pair.a, pair.b) == ("y", "x") for pair in pairs) < 30
+    assert pairs == pairs_in(tmp_path / "r.jsonl", np.random.default_rng(0))
+
+
+def test_a_text_of_several_pairs_is_read_once(monkeypatch):
+    read: list[str] = []
+    numbers = {"x": 1.0, "y": 3.0, "z": 7.0}
+    monkeypatch.setattr(
+        asking,
+        "features_of",
+        lambda _, __, ___, texts: read.extend(texts) or np.array([[numbers[one]] for one in texts]),
+    )
+    session = _Session(None, SimpleNamespace(features=None), None, None, None, None)
+    pairs = [Pair(user_prompt("?"), a, b) for a, b in (("x", "y"), ("x", "z"), ("z", "y"))]
+    assert session.differences(pairs).tolist() == [[-2.0], [-6.0], [4.0]]
+    assert sorted(read) == ["x", "y", "z"]
+
+
+@pytest.mark.parametrize(
+    ("responses", "simulate", "says"), [(None, "ann", "--simulate"), ("r.jsonl", None, "the responses r.jsonl")]
+)
+def test_with_answers_nobody_is_asked(tmp_path, responses, simulate, says):
+    given = Asking(answers=tmp_path / "a.jsonl", simulate=simulate)
+    with pytest.raises(InputError, match=f"found --answers and {says}; expected one of them"):
+        personalise(tmp_path, responses and Path(responses), tmp_path / "ada", None, given)
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"label": ["threat"]}, "r.jsonl:3: found the field 'label'; did you mean 'labels'"),
+        ({"Labels": ["threat"]}, "r.jsonl:3: found the field 'Labels'; did you mean 'labels'"),
+        ({"labels": ["thraet"]}, "r.jsonl:3: labels: found 'thraet', which is no principle; did you mean 'threat'"),
+    ],
+)
+def test_what_is_nearly_a_label_is_named_with_its_row(row, says):
+    place = Path("r.jsonl")
+    with pytest.raises(InputError, match=says):
+        _labels(Row(row, place, 3), Limits({}, ("threat",)))
+    assert _labels(Row({"labels": ["rude"], "label": 1}, place, 3), Limits({}, ("threat",))) == ("rude",)
+    assert (
+        _labels(Row({"label": 1}, place, 3), Limits({})) == ()
+    )  # without principles a field of that name is the user's own

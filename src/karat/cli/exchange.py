@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,6 +22,14 @@ ExportFormat = Literal[
     "conversational", "standard", "answers", "votes", "judgements", "parquet", "datasets", "argilla", "label-studio"
 ]
 SNAPSHOT_FORMATS = ("conversational", "standard")
+FOREIGN = ("argilla", "label-studio")
+OPTIONS_OF = {
+    "texts": ("answers", "votes", "ukp"),
+    **dict.fromkeys(("prompt-field", "response-fields", "scale"), FOREIGN),
+}
+"""Options of an import → the formats that read them."""
+ROWS = ("votes", "preferences", "hh", "ukp", "judgements")
+"""Formats of JSON lines alone."""
 
 
 @app.command("import", epilog="Example: karat import votes.jsonl.gz --format votes --store karat.db")
@@ -32,15 +40,16 @@ def import_(
     texts: Annotated[Path | None, typer.Option(help="The texts that votes name by id (answers, votes, ukp).")] = None,
     prompt_field: Annotated[str, typer.Option(help="argilla, label-studio: the field of the prompt.")] = "",
     response_fields: Annotated[str, typer.Option(help="argilla, label-studio: the responses' fields, a,b,…")] = "",
-    scale: Annotated[str, typer.Option(help="argilla, label-studio: ends of the ratings' scale.")] = "1-5",
+    scale: Annotated[str, typer.Option(help="argilla, label-studio: ends of the ratings' scale; empty = 1-5.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Bring votes and judgements from a file into a store: all of them or, where a row is wrong, none."""
     from karat.feedback.store import store_to_fill
 
-    if kind == "ukp" and texts is None:
-        raise ConfigError("import --format ukp: found no --texts; expected the file of arguments")
-    names = _field_names(prompt_field, response_fields, scale)
+    _check_fit(
+        kind, path, {"texts": texts, "prompt-field": prompt_field, "response-fields": response_fields, "scale": scale}
+    )
+    names = _field_names(prompt_field, response_fields, scale or "1-5")
     with store_to_fill(store) as opened:
         done = _importers(kind, texts, names)(opened, path)
     answer(as_json, {"store": opened.address, **dataclasses.asdict(done)}, [f"{opened.address}: {counts(done)}"])
@@ -86,6 +95,21 @@ def _store_of(source: str, kind: str) -> Store:
         more = f"; of a snapshot itself there is --format {formats}" if "found a snapshot" in str(error) else ""
         raise StoreError(f"export --format {kind}: {error}{more}") from None
     return open_store(address, create=False)
+
+
+def _check_fit(kind: str, path: Path, options: Mapping[str, Any]) -> None:
+    """Raises: ConfigError for an option that the format would not read, one that it lacks, or a table that it cannot read."""
+    unread = [name for name, value in options.items() if value and kind not in OPTIONS_OF[name]]
+    if unread:
+        raise ConfigError(
+            f"import --format {kind}: found --{unread[0]}; expected it with {', '.join(OPTIONS_OF[unread[0]])} alone"
+        )
+    if kind == "ukp" and options["texts"] is None:
+        raise ConfigError("import --format ukp: found no --texts; expected the file of arguments")
+    if kind in ROWS and path.name.removesuffix(".gz").endswith((".csv", ".tsv")):
+        raise ConfigError(
+            f"import --format {kind}: found the table {path}; expected JSON lines (--format answers reads tables)"
+        )
 
 
 def _importers(kind: str, texts: Path | None, names: Any) -> Callable[[Any, Path], Any]:

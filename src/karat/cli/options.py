@@ -84,10 +84,16 @@ def _plain(value: Any) -> Any:
 
 
 def counts(summary: Any) -> str:
-    """The counts of a summary in words: `12 votes, 3 raters`."""
+    """The counts of a summary in words: `12 votes, 1 rater`."""
     counts = dataclasses.asdict(summary).items()
     named = ((name.removeprefix("n_").replace("_", " "), count) for name, count in counts if isinstance(count, int))
-    return ", ".join(f"{count:,} {name}" for name, count in named)
+    return ", ".join(f"{count:,} {_of_one(name) if count == 1 else name}" for name, count in named)
+
+
+def _of_one(counted: str) -> str:
+    """`ties left out` of one: `tie left out`."""
+    first, _, rest = counted.partition(" ")
+    return f"{first.removesuffix('s')} {rest}".rstrip()
 
 
 StoreOrRun = Annotated[

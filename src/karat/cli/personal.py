@@ -6,6 +6,7 @@ Knows the terminal; the arithmetic and the files are the pipeline's.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -42,24 +43,33 @@ def personalise(
     from karat.devices import on_device
     from karat.pipeline.personalise import Asking
     from karat.pipeline.personalise import personalise as work
+    from karat.progress import open_progress
 
     asking = Asking(questions, name, group, answers, simulate, seed)
+    number = itertools.count(1)
     with on_device(device):
-        done = work(model, responses, out, ask_in_terminal, asking)
-    told = f"{done.directory}: {done.name}, {done.standing}"
-    repeated = [f"{done.n_repeated} answers not counted: their question was answered before, or again further down"]
-    answer(
-        as_json,
-        dataclasses.asdict(done),
-        [told, *repeated[: done.n_repeated], f"score for her with: karat score {model} … --person {out} --out …"],
-    )
+        done = work(
+            model, responses, out, lambda pair, levels: ask_in_terminal(pair, levels, f"{next(number)} of {questions}"),
+            asking, watched=open_progress,
+        )  # fmt: skip
+    told = [f"{done.directory}: {done.name}, {done.standing}"]
+    if done.n_repeated:
+        one = done.n_repeated == 1
+        told.append(
+            f"{done.n_repeated} answer{'' if one else 's'} not counted: {'its' if one else 'their'} question was answered "
+            "before, or again further down"
+        )
+    if done.n_left == 0:
+        told.append("no pair is left to ask about: she has answered all of these responses")
+    told.append(f"score for her with: karat score {model} … --person {out} --out …")
+    answer(as_json, dataclasses.asdict(done), told)
 
 
-def ask_in_terminal(pair: Pair, n_levels: int) -> int | None:
+def ask_in_terminal(pair: Pair, n_levels: int, place: str) -> int | None:
     """Show a question on standard error and read the answer from standard input; EOFError when she has had enough."""
     keys = {"a": n_levels - 1, "b": 0} | ({"t": n_levels // 2} if n_levels % 2 else {})
     help_line = KEYS.format(tie=", t = a tie" if "t" in keys else "")
-    for line in ("", pair.prompt.text, "", f"A: {pair.a}", "", f"B: {pair.b}", "", help_line):
+    for line in ("", f"Question {place}", "", pair.prompt.text, "", f"A: {pair.a}", "", f"B: {pair.b}", "", help_line):
         print(line, file=sys.stderr)
     while True:
         print("> ", end="", file=sys.stderr, flush=True)

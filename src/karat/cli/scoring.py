@@ -38,17 +38,27 @@ def score(
     unit = "items" if suite else "responses"
     with on_device(device), open_progress() as progress, progress.stage("score", unit=unit, announced=False) as bar:
         if person is not None:
-            from karat.pipeline.personalise import score_for_person
+            from karat.pipeline.for_person import score_for_person
 
-            n = score_for_person(model, person, responses, out, progress=lambda done, total: bar.reach(done, of=total))
+            done = score_for_person(
+                model, person, responses, out, progress=lambda done, total: bar.reach(done, of=total)
+            )
         elif suite is None:
             n = score_file(model, responses, out, progress=lambda done, total: bar.reach(done, of=total))
         else:
             result = suite_file(model, responses, out, suite, progress=lambda done, total: bar.reach(done, of=total))
-    if suite is None:
+    if person is not None:
+        answer(as_json, {"out": str(out), **dataclasses.asdict(done)}, _person_lines(out, done))
+    elif suite is None:
         answer(as_json, {"out": str(out), "n_responses": n}, [f"{out}: {n} scores"])
     else:
         answer(as_json, {**dataclasses.asdict(result), "out": str(out)}, [*_suite_lines(result), f"{out}: the scores"])
+
+
+def _person_lines(out: Path, done: Any) -> list[str]:
+    limited = [f"{done.n_outside} outside the population's limits"] if done.n_outside else []
+    lost = [f"no winner for {done.n_without_winner} of {done.n_prompts} prompts"] if done.n_without_winner else []
+    return [f"{out}: " + ", ".join([f"{done.n_responses} scores", *limited, *lost])]
 
 
 def _suite_lines(result: Any) -> list[str]:

@@ -61,7 +61,7 @@ def submit(connection: Connection, judgements: Sequence[Judgement], *, now: floa
     Raises: StoreError for a key that was used for another content, an unknown task, rater or text, or an answer that
         does not fit its question or its texts.
     """
-    keyed, keys, stored = _split_known(connection, judgements)
+    keyed, keys, stored = _split_known(connection, judgements, {})
     new = _insert_new(connection, keyed, stored, now=now, provenance={})
     stored |= _stored_by_key(connection, new)
     return [stored[key] for key in keys]
@@ -105,7 +105,7 @@ def submit_imported(
     connection: Connection, judgements: Sequence[Judgement], provenance: Mapping[str, Provenance], *, now: float
 ) -> int:
     """Store judgements whose key is new, with where they came from by submission key. Returns: how many were new."""
-    keyed, _, stored = _split_known(connection, judgements)
+    keyed, _, stored = _split_known(connection, judgements, provenance)
     return len(_insert_new(connection, keyed, stored, now=now, provenance=provenance))
 
 
@@ -139,7 +139,7 @@ def erase_words(connection: Connection, judgement_ids: Sequence[str], *, reason:
 
 
 def _split_known(
-    connection: Connection, judgements: Sequence[Judgement]
+    connection: Connection, judgements: Sequence[Judgement], provenance: Mapping[str, Provenance]
 ) -> tuple[dict[str, Judgement], list[str], dict[str, StoredJudgement]]:
     """Judgements by submission key, the keys in the order given, and what is stored under them already."""
     keyed: dict[str, Judgement] = {}
@@ -147,13 +147,13 @@ def _split_known(
     for judgement in map(_with_floats, judgements):
         key = judgement.submission or tables.UNNAMED + judgement.id
         if key in keyed and not _same_content(keyed[key], judgement):
-            raise _reused(key)
+            raise _reused(key, provenance.get(key))
         keyed.setdefault(key, judgement)
         keys.append(key)
     stored = _stored_by_key(connection, keyed)
     for key, record in stored.items():
         if not record.erased and not _same_content(record.judgement, keyed[key]):
-            raise _reused(key)
+            raise _reused(key, provenance.get(key))
     return keyed, keys, stored
 
 
@@ -245,8 +245,9 @@ def _same_content(first: Judgement, second: Judgement) -> bool:
     return first == second or canonical_json(first.event) == canonical_json(second.event)
 
 
-def _reused(key: str) -> StoreError:
-    return StoreError(f"submission {key!r} was used for another judgement; expected one key for each submission")
+def _reused(key: str, place: Provenance | None) -> StoreError:
+    at = "" if place is None else f"{place.file}:{place.line}: "
+    return StoreError(f"{at}submission {key!r} was used for another judgement; expected one key for each submission")
 
 
 def _with_floats(judgement: Judgement) -> Judgement:

@@ -8,38 +8,35 @@ the artefact on disk is complete, so that nothing she said is lost. Knows files 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from karat.belief import to_reference
-from karat.destinations import check_directory_place, check_file_place
+from karat.destinations import check_directory_place
 from karat.errors import InputError
+from karat.progress import Progress, open_progress
 from karat.records import Prompt, Response
 from karat.reward.linear_votes import level_probs
-from karat.reward.objectives import ObjectivesConfig
 from karat.reward.people import PeopleModel, features_of, load_people
 from karat.reward.person_file import CARD, SavedPerson, load_person, save_person
 from karat.reward.personal import (
     choose_questions,
     information,
     new_person,
-    person_scores,
-    ranked,
-    ruling,
     standing,
     updated,
 )
 from karat.reward.score import Scorer, load_scorer
-from karat.rowfiles import Row, prompt_in, read_rows, write_rows
+from karat.rowfiles import Row, prompt_in, read_rows
 from karat.seeding import numpy_generator
 
 MOST_PAIRS = 2000
 """Pairs among which questions are chosen; of more, so many are drawn."""
-SCORE_ROWS = 256
+ROWS = 256
+"""Texts read at a time."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +70,10 @@ Ask = Callable[[Pair, int], int | None]
 """ask(pair, levels) → her level (0 = b much better … K − 1 = a much better), None = she cannot say; EOFError = enough."""
 
 
+Watched = Callable[[], AbstractContextManager[Progress]]
+"""Opens a display of progress."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """What came of asking."""
@@ -91,6 +92,8 @@ class Asked:
     """On how much her reward rests, in words."""
     n_repeated: int = 0
     """Answers of a file that did not count: to a question that she had answered before, or answers again further down."""
+    n_left: int | None = None
+    """Pairs of the file of responses that she has not answered; None = nobody was to be asked."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,9 @@ class Asking:
     """Of which pairs are considered, and of simulated answers."""
 
 
-def personalise(reward: Path, responses: Path | None, out: Path, ask: Ask | None, asking: Asking) -> Asked:
+def personalise(
+    reward: Path, responses: Path | None, out: Path, ask: Ask | None, asking: Asking, *, watched: Watched | None = None
+) -> Asked:
     """Ask one person, or read her answers, and write her reward.
 
     Args:
@@ -119,11 +124,17 @@ def personalise(reward: Path, responses: Path | None, out: Path, ask: Ask | None
         responses: JSON lines {"prompt", "response"}, several a prompt; None where the answers are in a file.
         out: the artefact; where one is there, its answers are kept and added to.
         ask: how to ask her; None with `answers` or `simulate`. Of a population of rank 0 nobody is asked anything.
+        watched: opens the display of how many responses are read, and closes it before anybody is asked; None = none.
     Raises: InputError for rows that cannot be used, a group or rater that the population does not have.
     """
+    if asking.answers is not None and (asking.simulate is not None or responses is not None):
+        beside = "--simulate" if asking.simulate is not None else f"the responses {responses}"
+        raise InputError(
+            f"personalise: found --answers and {beside}; expected one of them: with answers nobody is asked"
+        )
     check_directory_place(out, CARD)
     scorer, model = load_scorer(reward), load_people(reward)
-    session = _Session(scorer, model, reward, out, _opened(model, reward, out, asking))
+    session = _Session(scorer, model, reward, out, _opened(model, reward, out, asking), watched)
     if asking.simulate is not None and asking.simulate not in model.annotators:
         raise InputError(
             f"--simulate {asking.simulate}: expected one of the population's raters, like {model.annotators[0]}"
@@ -151,8 +162,11 @@ def personalise(reward: Path, responses: Path | None, out: Path, ask: Ask | None
 class _Session:
     """One sitting with one person; what is on disk is complete after every answer."""
 
-    def __init__(self, scorer: Scorer, model: PeopleModel, reward: Path, out: Path, saved: SavedPerson) -> None:
+    def __init__(
+        self, scorer: Scorer, model: PeopleModel, reward: Path, out: Path, saved: SavedPerson, watched: Watched | None
+    ) -> None:
         self.scorer, self.model, self.reward, self.out, self.saved = scorer, model, reward, out, saved
+        self.watched = watched or (lambda: open_progress(silent=True))
 
     def ask(self, ask: Ask, pairs: Sequence[Pair], psi: np.ndarray, n_questions: int) -> Asked:
         """The most informative open question, again and again."""
@@ -175,7 +189,8 @@ class _Session:
             self.add([pairs[place]], psi[place : place + 1], [level])
         if not (self.out / CARD).exists():
             self.save()
-        return self.outcome(n_skipped, bits)
+        asked = self.asked
+        return replace(self.outcome(n_skipped, bits), n_left=sum(pair.question not in asked for pair in pairs))
 
     @property
     def asked(self) -> set[frozenset[str]]:
@@ -214,10 +229,17 @@ class _Session:
         save_person(self.saved, self.model, self.reward, self.out)
 
     def differences(self, pairs: Sequence[Pair]) -> np.ndarray:
-        """[C, 1 + k] ψ(a) − ψ(b)."""
-        prompts = [pair.prompt for pair in pairs]
-        texts = [[getattr(pair, side) for pair in pairs] for side in ("a", "b")]
-        first, second = (features_of(self.scorer, self.model.features, prompts, one) for one in texts)
+        """[C, 1 + k] ψ(a) − ψ(b); a text that stands in several pairs is read once."""
+        place: dict[tuple[Prompt, str], int] = {}
+        sides = [[place.setdefault((pair.prompt, text), len(place)) for text in (pair.a, pair.b)] for pair in pairs]
+        prompts, texts = [prompt for prompt, _ in place], [text for _, text in place]
+        psi = []
+        with self.watched() as progress, progress.stage("features", len(texts), "responses", announced=False) as bar:
+            for start in range(0, len(texts), ROWS):
+                part = slice(start, start + ROWS)
+                psi.append(features_of(self.scorer, self.model.features, prompts[part], texts[part]))
+                bar.advance(len(psi[-1]))
+        first, second = np.concatenate(psi)[np.array(sides)].transpose(1, 0, 2)
         return first - second
 
     def outcome(self, n_skipped: int, bits: float) -> Asked:
@@ -237,6 +259,11 @@ def pairs_in(responses: Path, rng: np.random.Generator) -> list[Pair]:
         prompt = prompt_in(row)
         texts.setdefault(prompt.id, (prompt, {}))[1][row.need("response", str)] = None
     pairs = [Pair(prompt, a, b) for prompt, own in texts.values() for a, b in combinations(own, 2)]
+    # a person's liking for a side is no part of her model, so neither text may always stand first
+    pairs = [
+        Pair(one.prompt, one.b, one.a) if swap else one
+        for one, swap in zip(pairs, rng.random(len(pairs)) < 0.5, strict=True)
+    ]
     if not pairs:
         raise InputError(f"{responses}: no prompt has two different responses; expected several a prompt to compare")
     if len(pairs) > MOST_PAIRS:
@@ -255,72 +282,6 @@ def simulated(model: PeopleModel, annotator: str, psi: Mapping[Pair, np.ndarray]
     return ask
 
 
-def score_for_person(
-    reward: Path, person: Path, responses: Path, out: Path, *, progress: Callable[[int, int], None] | None = None
-) -> int:
-    """Score and rerank the responses of a file for one person, inside the population's limits.
-
-    Args:
-        responses: JSON lines with `prompt` and `response`, and `labels` (names of principles that experts found broken).
-        out: the same rows with `score` (the reward model's), `person_score` and `person_sd` (hers, relative to the
-            training responses), `allowed`, `why_not`, `person_rank` among the prompt's responses (1 = best) and `wins`:
-            at most one a prompt, and none where no response is allowed.
-    Returns: how many rows were written.
-    """
-    check_file_place(out)
-    scorer, model = load_scorer(reward), load_people(reward)
-    saved = load_person(person, model, reward)
-    rows = read_rows(responses)
-    prompts = [prompt_in(row) for row in rows]
-    texts = [row.need("response", str) for row in rows]
-    broken = [_labels(row) for row in rows]
-    psi, objectives = _scored(scorer, model, prompts, texts, progress)
-    features = psi - model.features.centre
-    mean, spread = person_scores(model.users, saved.person, features)
-    verdict = ruling(model.limits, objectives, broken)
-    by_prompt: dict[str, list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        by_prompt.setdefault(prompt.id, []).append(i)
-    place = np.zeros(len(rows), dtype=int)
-    for members in by_prompt.values():
-        own = ruling(model.limits, {k: v[members] for k, v in objectives.items()}, [broken[i] for i in members])
-        for number, position in enumerate(ranked(mean[members], own), start=1):
-            place[members[position]] = number
-    return write_rows(
-        out,
-        (
-            {
-                **row.values, "score": float(psi[i, 0]), "person_score": float(mean[i]), "person_sd": float(spread[i]),
-                "allowed": bool(verdict.allowed[i]), "why_not": verdict.reasons[i], "person_rank": int(place[i]),
-                "wins": bool(verdict.allowed[i] and place[i] == 1), "n_votes": saved.person.n_votes,
-            }
-            for i, row in enumerate(rows)
-        ),
-    )  # fmt: skip
-
-
-def _scored(
-    scorer: Scorer,
-    model: PeopleModel,
-    prompts: Sequence[Prompt],
-    texts: Sequence[str],
-    progress: Callable[[int, int], None] | None,
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """ψ of each text, and the scores of every objective relative to the reference."""
-    each = replace(scorer, objectives=ObjectivesConfig())  # floors are on the objectives themselves, not on their mix
-    psi, relative, names = [], [], ()
-    for start in range(0, len(texts), SCORE_ROWS):
-        part = slice(start, start + SCORE_ROWS)
-        psi.append(features_of(scorer, model.features, prompts[part], texts[part]))
-        belief = each(prompts[part], texts[part])
-        relative.append(to_reference(belief).mean(0))
-        names = belief.objectives
-        if progress is not None:
-            progress(min(start + SCORE_ROWS, len(texts)), len(texts))
-    columns = torch.cat(relative).double().numpy()
-    return np.concatenate(psi), {name: columns[:, o] for o, name in enumerate(names)}
-
-
 def _opened(model: PeopleModel, reward: Path, out: Path, asking: Asking) -> SavedPerson:
     if not (out / CARD).exists():
         return SavedPerson(new_person(model.users, _group(model, asking.group)), asking.name or out.name, ())
@@ -328,6 +289,8 @@ def _opened(model: PeopleModel, reward: Path, out: Path, asking: Asking) -> Save
     before = None if saved.person.group < 0 else model.users.groups[saved.person.group]
     if asking.group is not None and before != asking.group:
         raise InputError(f"{out}: found a person of group {before!r}, asked as {asking.group!r}; use another --out")
+    if asking.name and asking.name != saved.name:
+        raise InputError(f"{out}: found a person called {saved.name!r}, asked as {asking.name!r}; use another --out")
     return saved
 
 
@@ -349,10 +312,3 @@ def _level(row: Row, n_levels: int) -> int:
             f"{row.at}: found the answer {said!r}; expected {', '.join(named)}, or a level 0 … {n_levels - 1}"
         )
     return level
-
-
-def _labels(row: Row) -> tuple[str, ...]:
-    labels = row.get("labels", list, [])
-    if not all(isinstance(one, str) for one in labels):
-        raise InputError(f"{row.at}: found labels {labels!r}; expected a list of names")
-    return tuple(labels)

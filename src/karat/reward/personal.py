@@ -204,18 +204,28 @@ def ruling(limits: Limits, objectives: Mapping[str, np.ndarray], broken: Sequenc
         shortfall += below
         for row in np.flatnonzero(below > 0):
             reasons[row].append(f"{name} is {below[row]:.3g} below its floor")
-    known = {_plain(name): name for name in limits.principles}
-    for row, names in enumerate(broken):
-        for name in dict.fromkeys(map(_plain, names)):
-            if name in known:
-                shortfall[row] = np.inf
-                reasons[row].append(f"breaks {known[name]}")
-            elif near := difflib.get_close_matches(name, known, n=1, cutoff=MISSPELT):
-                raise InputError(
-                    f"labels: found {name!r}, which is no principle; did you mean {known[near[0]]!r}? A misspelt label would "
-                    "let the response win"
-                )
+    for row, labels in enumerate(broken):
+        for name in broken_principles(limits, labels):
+            shortfall[row] = np.inf
+            reasons[row].append(f"breaks {name}")
     return Ruling(shortfall == 0, shortfall, tuple("; ".join(said) for said in reasons))
+
+
+def broken_principles(limits: Limits, labels: Sequence[str]) -> list[str]:
+    """The principles that labels of one response name, in upper or lower case.
+
+    Raises: InputError for a label that is nearly a principle.
+    """
+    known, found = {_plain(name): name for name in limits.principles}, []
+    for label in dict.fromkeys(map(_plain, labels)):
+        if label in known:
+            found.append(known[label])
+        elif near := difflib.get_close_matches(label, known, n=1, cutoff=MISSPELT):
+            raise InputError(
+                f"labels: found {label!r}, which is no principle; did you mean {known[near[0]]!r}? A misspelt label would "
+                "let the response win"
+            )
+    return found
 
 
 def _plain(name: str) -> str:

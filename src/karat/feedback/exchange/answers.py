@@ -47,6 +47,8 @@ PLAIN = (
 """Columns of a table whose cells are text as it stands; the others are read as JSON."""
 LISTS = ("ranks", "flags", "aspects", "shown_order")
 """Columns of a table that may hold a list as people write it: `1; 2; 2`."""
+NUMBERS = ("ranks", "shown_order")
+"""Those of whole numbers, which commas may part too: where semicolons part the cells people write `1, 2, 2`."""
 NUMBERED = "response_"
 """Columns `response_1`, `response_2`, … of a table are the responses in identity order."""
 
@@ -120,6 +122,8 @@ def _value(row: Row, kind: str, responses: Sequence[str]) -> dict[str, Any]:
         if given:
             raise InputError(f"found {' and '.join(given)} beside 'missing'; expected an answer, or why there is none")
         return {"missing": row.need("missing", str)}
+    if {"score", "scores"} <= given.keys():
+        raise InputError("rating: found both 'score' and 'scores'; expected one of them")
     for name in ("spans", "steps"):
         if isinstance(given.get(name), list):
             given[name] = [_place(one, kind, responses) for one in given[name]]
@@ -169,7 +173,8 @@ def _spelled_out(row: Row) -> Row:
 
 def _cell(name: str, cell: str) -> Any:
     if name in LISTS and not cell.lstrip().startswith("["):
-        return [_cell("", part.strip()) for part in cell.split(";") if part.strip()]
+        parts = cell.split(";") if ";" in cell or name not in NUMBERS else cell.split(",")
+        return [_cell("", part.strip()) for part in parts if part.strip()]
     try:
         read = json.loads(cell.lower() if cell.strip().lower() in ("true", "false") else cell)
     except ValueError:

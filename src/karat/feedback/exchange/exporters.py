@@ -68,7 +68,7 @@ def _export(store: Store, path: str | Path, kinds: Collection[str], *, with_kind
     batches = Named(store.address, "task", ((task.id, task.batch) for task in store.tasks()))
     rows: list[dict[str, Any]] = []
     n_ties = 0
-    records, _ = current_judgements(store.records())
+    records, n_corrected = current_judgements(store.records())
     for record in records:
         judgement = record.judgement
         if judgement.kind not in kinds or (record.erased and judgement.kind in WORD_KINDS):
@@ -96,7 +96,7 @@ def _export(store: Store, path: str | Path, kinds: Collection[str], *, with_kind
             "submission": judgement.submission or None,
         }
         rows.append({name: value for name, value in row.items() if value is not None})
-    return ExportSummary(write_rows(path, rows), n_ties, 0, len(records) - len(rows))
+    return ExportSummary(write_rows(path, rows), n_ties, 0, n_corrected + len(records) - len(rows))
 
 
 def _is_tie(judgement: Judgement) -> bool:

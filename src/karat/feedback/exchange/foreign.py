@@ -203,7 +203,7 @@ def _read_list(path: Path) -> list[Any]:
             raise InputError(f"found more than {MAX_BYTES} bytes in one JSON value; split the export")
         found = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=no_key_twice)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a file of JSON") from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except (ValueError, RecursionError) as error:
@@ -259,14 +259,15 @@ def _same_result(found: Sequence[Mapping[str, Any]], written: Mapping[str, Any])
 
 def _texts(fields: Mapping[str, Any], at: str, names: FieldNames) -> tuple[Prompt, tuple[str, ...], tuple[str, ...]]:
     """Prompt, names of the responses' fields and their texts."""
+    there = ", ".join(fields) or "no fields"
     asked = names.prompt or next((name for name in PROMPT_NAMES if name in fields), None)
     if asked is None or asked not in fields:
-        raise InputError(f"{at}: found no prompt among {', '.join(fields)}; name its field")
+        raise InputError(f"{at}: found no prompt among {there}; name its field with --prompt-field")
     wanted = names.responses or tuple(
         name for name in fields if name != asked and RESPONSE_NAME.match(name) and isinstance(fields[name], str)
     )
     if not wanted or any(not isinstance(fields.get(name), str) for name in wanted):
-        raise InputError(f"{at}: found no response texts among {', '.join(fields)}; name their fields")
+        raise InputError(f"{at}: found no response texts among {there}; name their fields with --response-fields")
     said = fields[asked]
     prompt = Prompt(turns_of(said)) if isinstance(said, list) else user_prompt(str(said))
     return prompt, wanted, tuple(fields[name] for name in wanted)
