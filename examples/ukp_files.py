@@ -40,7 +40,16 @@ def converted(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]],
             a, b = (_argument(pair, place, topic, stance, arguments) for place in ("arg1", "arg2"))
             known = {"pair": pair.findtext("id"), "a": a, "b": b}
             consensus.append(known | {"gold": CHOICES.get(pair.findtext("goldLabel") or "")})
-            votes += [known | _vote(one, raters, tasks) for one in pair.iter("mTurkAssignment")]
+            said = [known | _vote(one, raters, tasks) for one in pair.iter("mTurkAssignment")]
+            if wrong := [one for one in said if one["choice"] is None]:
+                sys.exit(
+                    f"ukp_files: {file}: a vote on {wrong[0]['pair']} is none of {', '.join(CHOICES)}; download it again"
+                )
+            votes += said
+    if not votes:
+        sys.exit(
+            f"ukp_files: found no votes in {len(files)} files of {folder}; expected the folder UKPConvArg1-full-XML"
+        )
     return votes, list(arguments.values()), consensus
 
 
@@ -48,7 +57,7 @@ def _vote(one: ElementTree.Element, raters: dict[str, str], tasks: dict[str, str
     """What one worker said of a pair."""
     return {
         "annotator": _numbered(raters, "worker", one.findtext("turkID")),
-        "choice": CHOICES[one.findtext("value") or ""],
+        "choice": CHOICES.get(one.findtext("value") or ""),
         "reason": one.findtext("reason"),
         "task": _numbered(tasks, "task", one.findtext("hitID")),
         "accepted_at": _moment(one.findtext("assignmentAcceptTime")),
@@ -89,8 +98,11 @@ def main(arguments: list[str]) -> None:
         sys.exit("ukp_files: expected two folders: python examples/ukp_files.py data/UKPConvArg1-full-XML data/ukp")
     source, target = map(Path, arguments)
     parts = dict(zip(("votes", "arguments", "gold"), converted(source), strict=True))
-    target.mkdir(parents=True, exist_ok=True)
-    counts = [f"{_write(target / f'{name}.jsonl.gz', rows):,} {name}" for name, rows in parts.items()]
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        counts = [f"{_write(target / f'{name}.jsonl.gz', rows):,} {name}" for name, rows in parts.items()]
+    except OSError as error:
+        sys.exit(f"ukp_files: {error.filename} cannot be written ({error.strerror}); give a folder that can be")
     print(f"{target}: {', '.join(counts)}")
 
 

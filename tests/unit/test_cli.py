@@ -94,6 +94,7 @@ def test_every_command_has_help_with_an_example_and_json(capsys, name: str):
         (["demo", "--fault", "gravity"], "no-kl"),
         (["run", "c.yaml", "--seeds", "4-0"], "--seeds 4-0: expected numbers like"),
         (["import", "votes", "--format", "ukp"], "found no --texts"),
+        (["verify", "nowhere.db"], "nowhere.db: nothing is there; expected a run, a store, a backup or"),
         (
             ["import", "votes", "--format", "hh", "--texts", "t"],
             "found --texts; expected it with answers, votes, ukp alone",

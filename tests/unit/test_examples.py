@@ -75,6 +75,27 @@ def test_the_published_corpus_becomes_the_files_that_the_example_reads(tmp_path,
         ukp_files().main([str(tmp_path), str(target)])
 
 
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        (xml(PAIR.format(a="x", b="y", votes=VOTE.format(who="A1", value="a9"), gold="")), "is none of a1, a2, equal"),
+        (xml(), "found no votes in 1 files of .*; expected the folder UKPConvArg1-full-XML"),
+    ],
+)
+def test_a_corpus_of_another_kind_is_one_line_and_nothing_is_written(tmp_path, file, says):
+    (tmp_path / "a_b.xml").write_text(file, encoding="utf-8")
+    with pytest.raises(SystemExit, match=says):
+        ukp_files().main([str(tmp_path), str(tmp_path / "ukp")])
+    assert not (tmp_path / "ukp").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "a_b.xml").write_text(xml(PAIR.format(a="x", b="y", votes=VOTE.format(who="A1", value="a1"), gold="")))
+    (tmp_path / "taken").touch()
+    with pytest.raises(SystemExit, match=r"ukp_files: .*taken cannot be written"):
+        ukp_files().main([str(tmp_path), str(tmp_path / "taken")])
+
+
 @pytest.mark.parametrize("name", ["hh", "ukp", "people"])
 def test_an_example_without_its_files_says_all_that_is_missing_and_its_head_says_where_it_is(
     tmp_path, monkeypatch, capsys, name

@@ -29,6 +29,8 @@ def verify(
     """Check a run's files, a store's judgements and seals, a backup or a bundle, and name whatever was altered; exit code 1 then."""
     place, lines = Path(what), published or []
     is_bundle, is_store = (place / "bundle.json").is_file(), "://" in what or place.is_file()
+    if not is_store and not place.exists():
+        raise ConfigError(f"{what}: nothing is there; expected a run, a store, a backup or an auditor's bundle")
     if opened is not None and not is_bundle:
         raise ConfigError(f"verify --opened: found {what}; expected an auditor's bundle")
     if against is not None and not is_store:

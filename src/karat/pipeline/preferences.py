@@ -47,10 +47,11 @@ def write_source(config: RunConfig, place: Workplace) -> StageResult:
     kept = {judgement.prompt_id: prompts[judgement.prompt_id] for judgement in fits}
     parts = split(kept.values(), FRACTIONS, key=lambda prompt: prompt.id)
     if not parts["practice"] or not parts["evaluation"] or not parts["validation"]:
+        most = "" if settings.limit is None else f" and among the first {settings.limit} (preferences.limit)"
         raise InputError(
             f"{settings.path}: {len(kept)} of {len(prompts)} prompts have a comparison within {settings.max_prompt_tokens} "
-            f"prompt and {settings.max_response_tokens} response tokens ({rows.n_identical} rows have two equal texts and say "
-            "nothing); expected enough for training, validation and evaluation, some dozens"
+            f"prompt and {settings.max_response_tokens} response tokens{most} ({rows.n_identical} rows have two equal texts "
+            "and say nothing); expected enough for training, validation and evaluation, some dozens"
         )
     practice = {prompt.id for prompt in parts["practice"]}
     splits = {
