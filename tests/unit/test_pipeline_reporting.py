@@ -9,7 +9,7 @@ import pytest
 from karat.ledger.lineage import ArtifactRef
 from karat.ledger.manifest import Manifest
 from karat.pipeline.charts import at_equal_kl, curves, frontier
-from karat.pipeline.current import last_findings
+from karat.pipeline.current import current, last_findings
 from karat.pipeline.reporting import card_figures, report_input
 from karat.pipeline.stages import jsonable
 from karat.records import Estimate, Finding
@@ -136,3 +136,24 @@ def test_what_the_gate_found_stands_once_on_the_page_and_the_reward_refers_to_it
     gate, own = page.split('<section id="reward">')
     assert asked["gate.accuracy"] in gate
     assert '<a href="#gate">' in own
+
+
+def test_a_run_that_is_continued_with_fewer_rounds_is_reported_by_those():
+    made = {name: ArtifactRef("model", f"models/{name}", f"tree:{name}", "model") for name in ("ppo", "ppo-2", "table")}
+
+    def stage(name, reads, writes, at):
+        return Manifest("r", name, tuple(made[one] for one in reads), tuple(made[one] for one in writes), {}, {}, {},
+                        None, "", str(at), 1.0)  # fmt: skip
+
+    done = [
+        stage("ppo", (), ("ppo",), 1),
+        stage("ppo-2", ("ppo",), ("ppo-2",), 2),
+        stage("evaluate", ("ppo", "ppo-2"), ("table",), 3),
+        *(stage(name, ("ppo",), (), 4) for name in ("arena-ours", "arena-ours-2")),
+    ]
+    for config in ({"rounds": 2}, {}):
+        assert current(done, config) == (done, [])
+    kept, told = current(done, {"rounds": 1})
+    assert [one.stage for one in kept] == ["ppo", "arena-ours", "arena-ours-2"]
+    more = "left out, of more rounds than the 1 that the run has now; `--rounds` brings it back"
+    assert told == [f"ppo-2: {more}", f"evaluate: {more}"]

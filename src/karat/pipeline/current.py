@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from karat.ledger.lineage import stale_stages
 from karat.ledger.manifest import Manifest
@@ -14,11 +15,27 @@ from karat.pipeline.stages import findings_of
 from karat.records import Finding
 
 
-def current(manifests: Sequence[Manifest]) -> tuple[list[Manifest], list[str]]:
-    """The stages whose inputs are as they read them, and a line for each of the others, which a report leaves out."""
+def current(manifests: Sequence[Manifest], config: Mapping[str, Any]) -> tuple[list[Manifest], list[str]]:
+    """The stages of the run as it was last begun, and a line for each of the others, which a report leaves out.
+
+    Args:
+        config: of the run. A stage is left out whose inputs are no longer as it read them, whose round is beyond `rounds`
+            (what a run of fewer rounds measures and hands over is of those), or that read what such a round made.
+    """
     stale = stale_stages(manifests)
-    kept = [manifest for manifest in manifests if manifest.stage not in stale]
-    return kept, [f"{stage}: left out, stale: {why}; {again(stage)}" for stage, why in stale.items()]
+    left_out = {stage: f"stale: {why}; {again(stage)}" for stage, why in stale.items()}
+    names, n_rounds = {one.stage for one in manifests}, config.get("rounds")
+    beyond: set[str] = set()
+    for one in sorted(manifests, key=lambda one: (one.finished_at, one.stage)):
+        number, reads = round_of(one.stage), {ref.path for ref in one.inputs}
+        # a number is a round's where the first round did a stage of that name, but for arenas, which people name
+        of_round = one.stage.rpartition("-")[0] in names and not one.stage.startswith("arena-")
+        later = isinstance(n_rounds, int) and number > n_rounds and of_round
+        if one.stage not in left_out and (later or reads & beyond):
+            beyond |= {ref.path for ref in one.outputs}
+            left_out[one.stage] = f"of more rounds than the {n_rounds} that the run has now; `--rounds` brings it back"
+    kept = [manifest for manifest in manifests if manifest.stage not in left_out]
+    return kept, [f"{stage}: left out, {why}" for stage, why in left_out.items()]
 
 
 def again(stage: str) -> str:

@@ -45,7 +45,9 @@ def inspect_run(directory: Path, settings: LookSettings, *, progress: Progress) 
     Raises: LedgerError where the run has no reward model; ConfigError for a run of given votes, which has no samples.
     """
     directory = directory.resolve()
-    stages, _ = current(read_manifests(directory))  # a policy of an earlier reward would make this stage stale at once
+    stages, _ = current(
+        read_manifests(directory), {}
+    )  # a policy of an earlier reward would make this stage stale at once
     done = {manifest.stage: manifest for manifest in stages}
     if "reward" in done and output(done["reward"], "model").path == ".":
         return _inspect_fitted(directory, done["reward"], settings, progress)
@@ -59,6 +61,7 @@ def inspect_run(directory: Path, settings: LookSettings, *, progress: Progress) 
             f"{directory}: found a run of given votes; expected one with a policy, whose samples are looked at"
         )
     config = build(RunConfig, about["config"])
+    done = {manifest.stage: manifest for manifest in current(stages, about["config"])[0]}
     reward = done[newest_round(done, "reward")]
     with lock_run(directory):
         run = Run(directory, about["seed"], progress)

@@ -38,8 +38,8 @@ def write_report(directory: Path) -> dict[str, Any]:
     Raises: LedgerError when the directory holds no run.
     """
     recorded_stages = read_manifests(directory)
-    manifests, left_out = current(recorded_stages)
     settings = run_settings(directory)
+    manifests, left_out = current(recorded_stages, settings["config"])
     # What a policy was trained under stays true of it, whatever configuration the directory was last opened with.
     recorded = [note for manifest in recorded_stages for note in manifest.metrics.get("unsafe", ())]
     unsafe = list(dict.fromkeys([*recorded, *settings["unsafe"]]))
