@@ -144,6 +144,11 @@ def test_a_wrong_input_is_one_line_and_exit_code_2(capsys, run: Path, arguments,
     assert words in err
 
 
+def test_what_is_quoted_in_a_complaint_does_not_command_the_terminal(capsys):
+    code, _, err = outcome(capsys, "chat", "no\x1b[2J model")
+    assert (code, err.partition(": found")[0]) == (2, r"karat: no\x1b[2J model")
+
+
 def test_what_stops_a_command_decides_its_exit_code(capsys, monkeypatch, run: Path):
     import karat.ledger.manifest as manifest
 

@@ -71,7 +71,11 @@ def test_it_asks_again_where_that_may_help_and_only_there(server):
         endpoint(server)([user_prompt("q")], n_samples=1, seed=0)
 
 
-@pytest.mark.parametrize("answer", ["<html>", '{"choices": []}', '{"choices": [{"message": {"content": null}}]}'])
+HALF = '{"choices": [{"message": {"content": "half a pair \\ud800"}}]}'
+OTHERS = ["<html>", '{"choices": []}', '{"choices": [{"message": {"content": null}}]}', HALF, "[" * 100_000]
+
+
+@pytest.mark.parametrize("answer", OTHERS, ids=["page", "nothing", "null", "half a pair", "deep"])
 def test_an_answer_of_another_kind_is_one_line(server, answer):
     server.script[:] = [(200, answer)]
     with pytest.raises(InputError, match=r"expected choices\[0\]\.message\.content$"):

@@ -1,5 +1,6 @@
 """Talking to a checkpoint and voting blindly between two: the same words streamed and whole, what fits, what is kept."""
 
+import io
 import json
 
 import pytest
@@ -207,3 +208,30 @@ def test_both_commands_from_a_script(tmp_path, checkpoints, capsys):
     assert code == 2
     assert "\n2: " in out
     assert "expected 1, 2, t (tie) or s (skip)" in err
+
+
+def test_what_is_no_text_is_one_line_and_a_person_is_asked_again(tmp_path, checkpoints, capsys, monkeypatch):
+    """As a shell hands it over: bytes, among them some that are not UTF-8."""
+
+    def piped(said, *command):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(said), encoding="utf-8"))
+        return outcome(capsys, *command)
+
+    store = tmp_path / "k.db"
+    chat = ("chat", checkpoints[0], "--max-new-tokens", 4)
+    compare = ("compare", *checkpoints, "--store", store, "--max-new-tokens", 6, "--rater")
+    no_text = "line 2: found bytes that are not UTF-8, or the character NUL; expected text"
+    for said in (b"hello\nh\xff\xfei\n", b"hello\nh\0i\n"):
+        for command in (chat, (*compare, "ann")):
+            code, _, err = piped(said, *command)
+            assert (code, err.splitlines()[-1]) == (2, f"karat: standard input, {no_text}")
+    code, _, err = outcome(capsys, *compare, " ")
+    assert (code, err) == (2, "karat: --rater: found ' '; expected a pseudonym\n")
+    code, _, err = outcome(capsys, *chat, "--system", "\udcff")
+    assert (code, err.partition(": found")[0]) == (2, "karat: --system")
+    typed = iter(["h\udcffi", "hello", "/quit"])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda _: next(typed))
+    code, out, err = outcome(capsys, *chat)
+    assert (code, err) == (0, "found bytes that are not UTF-8, or the character NUL; say it again\n")
+    assert out.count("\n") == 1

@@ -7,6 +7,7 @@ interrupting is safe (130) and the same command continues, or the line says what
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -43,6 +44,8 @@ UsageError: type[Exception] = typer.BadParameter.__bases__[0].__bases__[0]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 success, 1 a check that failed, 2 a wrong input, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdin, io.TextIOWrapper) and sys.stdin.errors == "strict":
+        sys.stdin.reconfigure(errors="surrogateescape")  # who reads it says in one line what is no text
     try:
         # standalone_mode=False: click hands its errors over instead of exiting by its own rules.
         code = typer.main.get_command(app).main(
@@ -81,5 +84,7 @@ def _where(error: Exception) -> str:
 
 
 def _complain(message: str) -> int:
-    print(f"karat: {' '.join(message.split())}", file=sys.stderr)
+    # what a file or a server said is quoted in messages: of it nothing may command the terminal
+    said = (one if one.isprintable() else one.encode("unicode_escape").decode() for one in " ".join(message.split()))
+    print(f"karat: {''.join(said)}", file=sys.stderr)
     return 2

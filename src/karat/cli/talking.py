@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +21,7 @@ MaxNewTokens = Annotated[int, typer.Option(max=MOST, help="Longest reply; a shor
 Temperature = Annotated[float, typer.Option(help="1 = the policy's own distribution, 0 = the likeliest token.")]
 TopK = Annotated[int, typer.Option(help="Draw among the k likeliest tokens only; 0 = all.")]
 TopP = Annotated[float, typer.Option(help="Draw among the likeliest tokens of this total probability; 1 = all.")]
+NO_TEXT = "bytes that are not UTF-8, or the character NUL"
 Seed = Annotated[int, typer.Option(help="Seed of the draws.")]
 
 
@@ -40,10 +41,13 @@ def chat(
 ) -> None:
     """Talk to a checkpoint: words as they are drawn, /reset, /system TEXT, /help, /quit."""
     from karat.lm.load import load_lm
+    from karat.rowfiles import text_fault
     from karat.talk.conversation import Conversation, TalkSettings
     from karat.talk.script import talk
 
     settings = TalkSettings(max_new_tokens, temperature, top_k, top_p, seed)
+    if text_fault(system):
+        raise InputError(f"--system: found {NO_TEXT}; expected text")
     typed = turns is None and sys.stdin.isatty()
     lines = _typed_lines("> ") if typed else _given_lines(turns)
     with at_work(device, decode):
@@ -77,9 +81,12 @@ def compare(
     """Vote blindly between two checkpoints: 1, 2, t (tie), s (skip), /quit. Votes are judgements in the store."""
     from karat.feedback.store import open_store
     from karat.lm.load import load_lm
+    from karat.rowfiles import text_fault
     from karat.talk.conversation import TalkSettings
     from karat.talk.duel import Duel, arena_name, policy_names, run_duel
 
+    if not rater.strip() or text_fault(rater):
+        raise InputError(f"--rater: found {rater!r}; expected a pseudonym")
     names = policy_names((first, second))
     settings = TalkSettings(max_new_tokens, temperature, top_k, top_p, seed)
     typed = answers is None and sys.stdin.isatty()
@@ -101,23 +108,38 @@ def _say(text: str) -> None:
 
 
 def _typed_lines(sign: str) -> Iterator[str]:
+    from karat.rowfiles import text_fault
+
     while True:
         try:
-            yield input(sign)
+            line = input(sign)
         except EOFError:
             return
+        if text_fault(line):
+            print(f"found {NO_TEXT}; say it again", file=sys.stderr)
+        else:
+            yield line
 
 
 def _given_lines(path: Path | None) -> Iterator[str]:
     if path is None:
-        return iter(sys.stdin)
+        return _whole(sys.stdin, "standard input")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})") from None
     if not text.strip():
         raise InputError(f"{path}: found no text; expected one entry a line")
-    return iter(text.split("\n"))
+    return _whole(text.split("\n"), str(path))
+
+
+def _whole(lines: Iterable[str], name: str) -> Iterator[str]:
+    from karat.rowfiles import text_fault
+
+    for number, line in enumerate(lines, 1):
+        if text_fault(line):
+            raise InputError(f"{name}, line {number}: found {NO_TEXT}; expected text")
+        yield line
 
 
 def _prompts(path: Path | None, lines: Iterator[str], typed: bool) -> Iterator[Any]:

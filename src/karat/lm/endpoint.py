@@ -176,9 +176,8 @@ class Endpoint:
         try:
             choice = response.json()["choices"][0]
             text, reason = choice["message"]["content"], choice.get("finish_reason")
-            if not isinstance(text, str):
-                raise TypeError
-        except (ValueError, KeyError, IndexError, TypeError):
+            text.encode()  # half of a surrogate pair is no text: it could be neither written nor read again
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             found = " ".join(response.text.split())[:120]
             raise InputError(f"endpoint {self.url}: found {found!r}; expected choices[0].message.content") from None
         return EndpointReply(text.strip(), reason != "length")
