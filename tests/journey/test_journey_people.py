@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from journeys import SANDBOX, inside, karat, manifests, write_config
@@ -212,6 +213,19 @@ def test_waiting_ends_when_what_is_missing_was_pulled(tmp_path):
 
         assert people.wait_for_answers(store, "main", progress=progress, sleep=pull) == 0
         assert looks == [(0, 8)]
+
+
+def test_a_run_that_has_its_answers_does_not_say_that_it_waits(tmp_path):
+    from feedback_cases import small_store, vote
+    from karat.progress import open_progress
+
+    with small_store(tmp_path / "k.db", n_tasks=2, overlap=1) as store, open_progress(quiet=True) as progress:
+        notes: list[str] = []
+        progress.note = notes.append
+        store.submit_many([vote(task, "r0") for task in store.tasks()])
+        place = SimpleNamespace(directory=tmp_path, progress=progress)
+        assert people.collect_from_people(store, place, "main") == {"n_votes": 2}
+        assert all(note.startswith("judgements: ") for note in notes)
 
 
 def test_a_run_says_when_the_budget_is_spent_before_it_has_its_answers(tmp_path):

@@ -252,3 +252,8 @@ def test_a_small_gain_is_shown_with_the_digits_of_its_interval(low, high, shown)
     gain = Estimate(0.00126, low, high, 60, "bits")
     assert gain_line(gain).endswith(shown)
     assert gain_line(gain, "too few draws").endswith(f"{shown}; too few draws")
+
+
+def test_a_gain_that_is_not_estimable_says_so_once():
+    gain = Estimate(None, None, None, 60, "not estimable: every pair is asked about")
+    assert gain_line(gain).endswith("one: not estimable: every pair is asked about")

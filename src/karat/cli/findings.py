@@ -54,7 +54,8 @@ def noises(kinds: Any) -> str:
 def gain_line(gain: Any, caution: str = "") -> str:
     """What choosing is expected to gain, in one line, and why the belief is not one to choose by."""
     if gain.value is None:
-        return f"expected gain of a chosen question over a random one: not estimable, {gain.method}"
+        why = gain.method.removeprefix("not estimable: ")
+        return f"expected gain of a chosen question over a random one: not estimable: {why}"
     width = gain.high - gain.low
     digits = 3 if width == 0 else min(max(3, 1 - math.floor(math.log10(width))), 6)  # two of the interval's width
     shown = [f"{value:+.{digits}f}" for value in (gain.value, gain.low, gain.high)]

@@ -79,7 +79,9 @@ def write_source(config: RunConfig, place: Workplace) -> StageResult:
 
 def collect_from_people(store: Store, place: Workplace, batch: str) -> dict[str, Any]:
     """Wait until people have answered a batch; returns figures of it."""
-    place.progress.note(how_to_judge(store, batch, place.directory))
+    done, wanted = answers_of(store, batch)
+    if done < wanted:
+        place.progress.note(how_to_judge(store, batch, place.directory))
     return {"n_votes": wait_for_answers(store, batch, progress=place.progress)}
 
 
