@@ -49,7 +49,7 @@ PURE = {
     "reward.sampled_layer", "reward.tastes", "reward.channel_answers", "reward.layer_turns", "reward.drawn_answers", "reward.drawn_raters", "reward.population_layer", "reward.objective_layer", "reward.halo",
 }  # fmt: skip
 EFFECTFUL = {
-    "ledger.artifacts", "ledger.manifest", "lm.headers", "lm.loop_identity", "lm.adapter_files", "lm.load", "lm.own_numbers", "lm.logprobs", "lm.decoder", "lm.generate", "lm.segments", "lm.loop", "lm.freed_memory", "lm.native", "lm.checkpoints", "lm.sharding", "lm.parallel", "lm.together", "lm.trackers", "lm.endpoint",
+    "ledger.artifacts", "ledger.manifest", "lm.headers", "lm.loop_identity", "lm.adapter_files", "lm.checksums", "lm.tokenizer_files", "lm.load", "lm.own_numbers", "lm.logprobs", "lm.decoder", "lm.generate", "lm.segments", "lm.loop", "lm.freed_memory", "lm.native", "lm.checkpoints", "lm.sharding", "lm.parallel", "lm.together", "lm.trackers", "lm.endpoint",
     "feedback.store", "feedback.engine", "feedback.baton", "feedback.prepared", "feedback.work.sitting", "feedback.additions", "feedback.submission", "feedback.misfits", "feedback.leases", "feedback.waiting", "feedback.snapshot", "feedback.exchange.importers", "feedback.exchange.answers", "feedback.exchange.exporters",
     "feedback.people.accounts", "feedback.work.adjudication", "feedback.work.assignment", "feedback.work.gates", "feedback.people.care", "feedback.work.check_answers",
     "feedback.work.checks", "feedback.work.check_items", "feedback.documents", "feedback.people.door", "feedback.people.drafts", "feedback.keys", "feedback.openings", "feedback.work.requeue",

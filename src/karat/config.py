@@ -25,6 +25,8 @@ PLACEHOLDER = "PLEASE-FILL-IN"
 
 MOST_LEARNING_RATE = 1.0
 """Adam moves each weight by about the learning rate, whatever the gradient's size, and no weight is much larger than 1."""
+MOST_WHOLE = 10_000_000
+"""Of any whole number but a seed: more is a slip of the hand, and would fill the memory or a day before it is seen."""
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
 """What a value of a type is called."""
 
@@ -202,6 +204,8 @@ def _convert_scalar(hint: Any, value: Any, at: str) -> Any:
         if math.isfinite(number):
             return number
     elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        if hint is int and abs(value) > MOST_WHOLE and not at.endswith("seed"):
+            raise ConfigError(f"{at}: found {value:,}; expected at most {MOST_WHOLE:,}")
         return value
     found = "nothing" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     raise ConfigError(f"{at}: found {found}; expected {KINDS.get(hint, getattr(hint, '__name__', hint))}")

@@ -11,11 +11,19 @@ import torch
 from journeys import karat, write_rows
 from safetensors.torch import load_file, save_file
 
+from karat.lm.checksums import SUMS
+
 REWARD = Path("runs/tiny/models/reward")
 
 
 def half(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flipped(file: Path) -> None:
+    whole = bytearray(file.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    file.write_bytes(whole)
 
 
 def garbage(file: Path) -> None:
@@ -72,11 +80,29 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
 def test_a_damaged_reward(case: str):
     name, spoil = DAMAGES[case]
     write_rows(Path("rows.jsonl"), [{"prompt": "say a", "response": "b"}])
+    (REWARD / SUMS).unlink()  # as of an older karat
     spoil(REWARD / name)
     outcome = karat("score", REWARD, "rows.jsonl", "--out", "scores.jsonl")
     assert str(REWARD) in outcome.complaint
     assert outcome.err.count("\n") == 1
     assert not Path("scores.jsonl").exists()
+
+
+@pytest.mark.usefixtures("copied")
+def test_a_flipped_bit_of_any_file_of_a_reward():
+    write_rows(Path("rows.jsonl"), [{"prompt": "say a", "response": "b"}])
+    names = [line.split()[0] for line in (REWARD / SUMS).read_text().splitlines()]
+    assert {*names, SUMS} == {file.name for file in REWARD.iterdir()}
+    for name in names:
+        whole = (REWARD / name).read_bytes()
+        flipped(REWARD / name)
+        outcome = karat("score", REWARD, "rows.jsonl", "--out", "scores.jsonl")
+        assert str(REWARD) in outcome.complaint, name
+        assert not Path("scores.jsonl").exists()
+        assert karat("verify", REWARD).code == 1
+        (REWARD / name).write_bytes(whole)
+    assert karat("score", REWARD, "rows.jsonl", "--out", "scores.jsonl").code == 0
+    assert karat("verify", REWARD).code == 0
 
 
 @pytest.mark.usefixtures("copied")

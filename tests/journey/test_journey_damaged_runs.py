@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 from journeys import SANDBOX, karat, write_config, write_rows
-from test_journey_damage import garbage, half, put, tensors, text
+from test_journey_damage import flipped, garbage, half, put, tensors, text
 
 from karat import progress
 from karat.errors import LedgerError
 from karat.feedback.snapshot import read_snapshot
+from karat.lm.checksums import SUMS
 
 RUN = Path("runs/tiny")
 POLICY, VOTES = RUN / "models/ppo", RUN / "snapshots/votes"
@@ -74,6 +75,7 @@ def test_damage_is_one_line(case: str):
     command, file, spoil, words = DAMAGES[case]
     write_rows(Path("prompts.jsonl"), [{"prompt": "say a"}])
     report = (RUN / "report.html").read_bytes()
+    (file.parent / SUMS).unlink(missing_ok=True)  # as of an older karat
     spoil(file)
     outcome = karat(*command)
     assert words in outcome.complaint
@@ -124,6 +126,8 @@ STOPPED: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "state gone": ("loop/step-00000001/state.json", Path.unlink, "step-00000001: not readable as a checkpoint"),
     "another step": ("loop/step-00000001/state.json", another_step, "found step 7"),
     "weights cut": ("loop/step-00000001/policy.module", half, "policy.module: truncated or unreadable"),
+    "a weight flipped": ("loop/step-00000001/policy.module", flipped, "policy.module: found other bytes"),
+    "a moment flipped": ("loop/step-00000001/policy.optimiser", flipped, "policy.optimiser: found other bytes"),
     "weights gone": ("loop/step-00000001/policy.module", Path.unlink, "policy.module"),
     "moments garbage": ("loop/step-00000001/policy.optimiser", garbage, "policy.optimiser: truncated or unreadable"),
     "mark cut": ("try.json", half, "try.json: not readable as the mark of an unfinished stage"),
@@ -136,14 +140,20 @@ STOPPED: dict[str, tuple[str, Callable[[Path], object], str]] = {
 def test_a_stopped_run_of_damaged_checkpoints(stopped: Path):
     for case, (name, spoil, words) in STOPPED.items():
         whole = (stopped / name).read_bytes()
+        beside = (stopped / name).with_name(SUMS)
+        listed = beside.read_bytes() if beside.exists() and spoil is not flipped else None
+        if listed is not None:
+            beside.unlink()  # as of an older karat
         spoil(stopped / name)
         outcome = karat("run", "tiny.yaml")
         assert words in outcome.complaint, case
         assert "remove " in outcome.complaint, case
         (stopped / name).write_bytes(whole)
+        if listed is not None:
+            beside.write_bytes(listed)
     # what says only how long it took, or was cut by a kill, is no obstacle
     (stopped / "seconds").write_text("x")
     with (RUN / "metrics/ppo.jsonl").open("ab") as file:
-        file.write(b'{"step": 1, "kl": 0.\n[3]\n\xff\n')
+        file.write(b'{"step": 1, "kl": 0.\n\xff\n')
     assert karat("run", "tiny.yaml").code == 0
     assert karat("verify", RUN).code == 0

@@ -94,7 +94,7 @@ def test_every_command_has_help_with_an_example_and_json(capsys, name: str):
         (["demo", "--fault", "gravity"], "no-kl"),
         (["run", "c.yaml", "--seeds", "4-0"], "--seeds 4-0: expected numbers like"),
         (["import", "votes", "--format", "ukp"], "found no --texts"),
-        (["verify", "nowhere.db"], "nowhere.db: nothing is there; expected a run, a store, a backup or"),
+        (["verify", "nowhere.db"], "nowhere.db: nothing is there; expected a run, a model, a store, a backup or"),
         (
             ["import", "votes", "--format", "hh", "--texts", "t"],
             "found --texts; expected it with answers, votes, ukp alone",
@@ -166,6 +166,12 @@ def test_what_stops_a_command_decides_its_exit_code(capsys, monkeypatch, run: Pa
     code, _, err = stopping(OSError(errno.ENOSPC, "No space left", "runs/demo/x"))
     assert (code, err.count("\n")) == (2, 1)
     assert "runs/demo/x: the disk is full" in err
+    torch_says = "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
+    for error in (MemoryError(), RuntimeError(torch_says), MemoryError("Unable to allocate 7.28 TiB for an array")):
+        code, _, err = stopping(error)
+        assert (code, err.count("\n")) == (2, 1)
+        assert err.startswith(f"karat: the memory does not suffice ({str(error)[:20]}")
+        assert "ask for less at once" in err
     code, _, err = stopping(PermissionError(errno.EACCES, "Permission denied", "runs/demo"))
     assert (code, err) == (2, "karat: runs/demo: Permission denied; expected a place that can be read and written\n")
     with pytest.raises(PermissionError):
@@ -435,6 +441,8 @@ def test_seeds_are_read_as_people_write_them():
     for wrong in ("", "-1", "a", "2-1", "1,,2", "²", "0-²"):
         with pytest.raises(ConfigError, match="expected numbers"):
             cli.parse_seeds(wrong)
+    with pytest.raises(ConfigError, match="expected at most 1,000,000 seeds"):
+        cli.parse_seeds("0-1000000000000")
 
 
 def test_a_wrong_use_points_to_the_help_of_its_command(capsys):

@@ -108,6 +108,7 @@ RANGES = [
     "reward.learning_rate=-1", "reward.n_refits=-1", "reward.max_grad_norm=-1", "reward.raters.gain_sd=0",
     "watch.n_prompts=0", "watch.kl_budget=-1", "watch.odd_quantile=1.5", "watch.kl_factor=0.5",
     "collect.n_samples=1", "collect.stop_after=-1", "collect.n_tasks=0", "pluralism.max_rank=-1", "pluralism.min_votes=-1",
+    "collect.n_tasks=1000000000000", "ppo.rollout.n_prompts=10000001", "evaluate.best_of=[1000000000000]", "rounds=-10000001",
     "sandbox.n_base_texts=0", "sandbox.n_demonstrations=-1", "sandbox.model.layers=0",
     "ppo.update.lr_warmup_iterations=-1", "group.update.lr_warmup_iterations=-1", "direct.checkpoint_every=-1",
     "ilql.checkpoint_every=-1", "preferences={path: a, model: b, limit: 0}", "people={prompts: a, model: b, max_prompt_tokens: 0}",
@@ -121,3 +122,7 @@ def test_a_number_out_of_range_is_named(override: str):
     with pytest.raises(ConfigError, match=rf"{key}.*found|found.*{key}") as caught:
         build(RunConfig, apply_overrides(source, [override]))
     assert len(str(caught.value)) < 200
+
+
+def test_a_seed_may_be_any_whole_number():
+    assert build(RunConfig, {"sandbox": {}, "seed": 2**40}).seed == 2**40

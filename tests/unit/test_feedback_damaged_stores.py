@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from feedback_cases import small_store, vote
+from feedback_cases import small_store, tamper, vote
 from karat import cli
 from karat.errors import StoreError
+from karat.feedback.people.door import keep_door
 from karat.feedback.store import open_store
+from web_app import served
 
 
 @pytest.fixture
@@ -86,3 +88,62 @@ def test_a_file_that_was_cut_says_what_to_do(left: float):
     Path("k.db").write_bytes(whole[: int(left * len(whole))])
     with pytest.raises(StoreError, match=r"k\.db: the file is damaged.*`karat restore`"), open_store("k.db") as store:
         store.verify()
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("table", ["consents", "invites", "standing", "words"])
+def test_a_table_that_is_gone_is_named_by_every_command(table: str, capsys: pytest.CaptureFixture[str]):
+    alter(f"DROP TABLE {table}")
+    for command in (
+        ["verify"],
+        ["trial"],
+        ["backup", "--out", "made"],
+        ["backup", "--out", "made.db"],
+        ["people", "add"],
+    ):
+        assert cli.main([*command, "k.db"]) == 2
+        shown = capsys.readouterr()
+        assert shown.err.startswith(f"karat: k.db: found no table {table!r}; the store was damaged or altered")
+        assert (shown.err.count("\n"), shown.out, [*Path().glob("*made*")]) == (1, "", [])
+
+
+@pytest.mark.usefixtures("place")
+def test_a_damaged_file_is_not_copied_as_a_backup(capsys: pytest.CaptureFixture[str]):
+    whole = bytearray(Path("k.db").read_bytes())
+    with sqlite3.connect("k.db") as connection:
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'judgements_by_task'").fetchone()
+    connection.close()
+    whole[(page - 1) * 4096 : page * 4096] = bytes(4096)
+    Path("k.db").write_bytes(whole)
+    assert cli.main(["backup", "k.db", "--out", "b.db"]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("karat: k.db: ")
+    assert "nothing was copied, the store was damaged or altered: `karat verify` says where" in shown.err
+    assert not [*Path().glob("*b.db*")]
+    assert cli.main(["backup", "k.db", "--out", "b"]) == 0  # the rows can be read, and are kept
+    assert cli.main(["verify", "b"]) == 0
+
+
+@pytest.mark.usefixtures("place")
+def test_bytes_that_are_no_text_are_one_line_where_rows_come_straight_from_the_driver(
+    capsys: pytest.CaptureFixture[str],
+):
+    with open_store("k.db") as store:
+        keep_door(store, "https://example.org", now=0.0)
+    alter("UPDATE documents SET body = CAST(x'ff' AS TEXT)")
+    assert cli.main(["people", "add", "k.db"]) == 2
+    assert "k.db: found bytes that are no text; the store was damaged or altered" in capsys.readouterr().err
+
+
+def test_pages_of_a_damaged_store_say_so(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    made = served(tmp_path)
+    browser = made.browser("admin")
+    assert browser.get("/admin").status_code == 200
+    tamper(made.store, "UPDATE tasks SET response_ids = '{'")
+    found = [browser.get(path) for path in ("/admin", "/admin/tasks", "/admin/queue", "/api/v1/tasks")]
+    damaged = [one for one in found if one.status_code == 500]
+    assert damaged
+    for one in damaged:
+        assert "The store is damaged" in one.text
+        assert "karat verify" not in one.text
+    assert "is not readable" in caplog.text

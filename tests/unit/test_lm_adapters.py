@@ -15,6 +15,7 @@ import tiny_models
 from karat.errors import CheckpointError, InputError
 from karat.lm.adapter_files import peft_at_peace
 from karat.lm.adapters import add_lora, load_adapter, merged, reference_mode, save_adapter
+from karat.lm.checksums import SUMS
 from karat.lm.headers import read_header_metadata
 from karat.lm.load import LoadedLM, load_lm, save_lm
 from karat.lm.logprobs import response_logprobs
@@ -219,6 +220,7 @@ def test_adapters_that_are_not_all_there_are_refused(
 ) -> None:
     path = save_adapter(adapted(checkpoints["qwen3"]).model, tmp_path / "adapter", metadata={})
     load_lm(path)
+    (path / SUMS).unlink()  # as peft and TRL leave them
     change(path / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match=says) as caught:
         load_lm(path)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from karat.errors import InvariantError, LedgerError
+from karat.lm.checksums import SUMS
 from karat.lm.loop import (
     JsonlReporter,
     LoopConfig,
@@ -138,6 +139,7 @@ def test_a_checkpoint_that_is_cut_off_is_named(name, tmp_path):
     state = fresh_state()
     run_loop(state, step_of(state), LoopConfig(2, 1), directory=tmp_path, fingerprint="x")
     file = tmp_path / "step-00000002" / name
+    file.with_name(SUMS).unlink()  # as of an older karat
     file.write_bytes(file.read_bytes()[:-3])
     with pytest.raises(
         LedgerError, match=rf"step-00000002: not readable as a checkpoint .*{name}: truncated or unreadable"
@@ -159,6 +161,7 @@ def test_a_checkpoint_of_other_shapes_is_not_repeated_into_place(name, tmp_path)
     state = fresh_state()
     run_loop(state, step_of(state), LoopConfig(2, 1), directory=tmp_path, fingerprint="x")
     file = tmp_path / "step-00000002" / name
+    file.with_name(SUMS).unlink()  # as of an older karat
     found = {key: one[:1].clone() if one.ndim else one for key, one in load_file(file).items()}
     save_file(found, file)
     with pytest.raises(LedgerError, match=r"not readable as a checkpoint .* of shape \(1"):

@@ -15,6 +15,7 @@ from scipy import linalg
 from karat import plain_features
 from karat.config import build
 from karat.errors import CheckpointError, ConfigError
+from karat.lm.checksums import SUMS
 from karat.lm.load import load_lm
 from karat.ngrams import column_weights, ngram_counts, weighted_counts
 from karat.pipeline.beside_settings import check_beside_read
@@ -193,6 +194,7 @@ def test_a_reward_that_reads_ngrams_finds_a_letter_that_an_untrained_trunk_does_
     assert any(finding["question"] == "What does the reward read beside the trunk?" for finding in card["findings"])
     shutil.copytree(path, tmp_path / "bare")
     (tmp_path / "bare" / "beside.safetensors").unlink()
+    (tmp_path / "bare" / SUMS).unlink()  # as of an older karat
     with pytest.raises(CheckpointError, match="reads ngrams, place"):
         load_scorer(tmp_path / "bare")
 

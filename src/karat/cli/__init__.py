@@ -32,6 +32,8 @@ RESUMES = "karat: interrupted; the same command continues where it stopped"
 ANEW = "karat: interrupted; nothing was written, and the same command begins anew"
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 """What a system says of a path that is the user's to mend; without a path it is ours."""
+NO_MEMORY = ("MemoryError", "OutOfMemoryError", "can't allocate memory", "not enough memory")
+"""What Python, numpy and torch say where there is none left."""
 ENDED = {
     "chat": "karat: interrupted; what was said is not kept, and the same command begins a new conversation",
     **dict.fromkeys(("generate", "best-of-n", "score"), ANEW),
@@ -68,6 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         named = getattr(error, "filename", None)
         if named and getattr(error, "errno", None) in REFUSED:
             return _complain(f"{named}: {error.strerror}; expected a place that can be read and written")  # type: ignore[attr-defined]
+        if any(sign in f"{type(error).__name__}: {error}" for sign in NO_MEMORY):
+            return _complain(
+                f"the memory does not suffice ({str(error)[:160] or 'nothing is left'}); ask for less at once: fewer rows, smaller "
+                "batches (batch_size, token_budget) or a smaller model"
+            )
         if not any(f"(os error {full})" in said for full in (errno.ENOSPC, errno.EDQUOT)):
             raise
         place = named or "a write failed"

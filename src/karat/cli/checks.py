@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from karat.cli.options import AsJson, StoreOrRun, answer, app, store_address
+from karat.cli.options import MOST, AsJson, StoreOrRun, answer, app, store_address
 from karat.errors import ConfigError
 
 checks = typer.Typer(help="Silent checks: gold items, and the qualification before any work.")
@@ -46,7 +46,7 @@ def qualification(
     path: Items,
     version: Version = "1",
     pass_mark: Annotated[float, typer.Option(help="Share of right answers that is enough, (0, 1].")] = 0.8,
-    attempts: Annotated[int, typer.Option(help="How often it may be tried.")] = 2,
+    attempts: Annotated[int, typer.Option(max=MOST, help="How often it may be tried.")] = 2,
     again: Annotated[bool, typer.Option("--again", help="Ask those too who passed an earlier version.")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -33,8 +33,12 @@ ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A configurat
 RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run, runs/<name>.")]
 StorePath = Annotated[str, typer.Option("--store", help="The feedback store: a file or a database address.")]
 Seeds = Annotated[str, typer.Option("--seeds", help="Seeds: 0, 0-4 or 0,3,7; empty = the configuration's.")]
+MOST_PROCESSES = 1_024
 Processes = Annotated[
-    int, typer.Option("--processes", help="Processes on this machine that share the work, see docs/processes.md.")
+    int,
+    typer.Option(
+        "--processes", max=MOST_PROCESSES, help="Processes on this machine that share the work, see docs/processes.md."
+    ),
 ]
 InShards = Annotated[
     bool, typer.Option("--fsdp", help="Of what is trained each process holds a shard, see docs/processes.md.")

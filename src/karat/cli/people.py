@@ -15,6 +15,8 @@ import typer
 from karat.cli.accounts import people
 from karat.cli.links import link_begins
 from karat.cli.options import (
+    MOST,
+    MOST_PROCESSES,
     AsJson,
     Decoding,
     Device,
@@ -40,7 +42,10 @@ def serve(
     public_url: Annotated[str, typer.Option(help="What people type: https://… of the proxy in front.")] = "",
     trusted_proxy: Annotated[list[str] | None, typer.Option(help="A proxy's address or network; repeatable.")] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that answer; by default one a core, at least 2 and at most 4.")
+        int | None,
+        typer.Option(
+            max=MOST_PROCESSES, help="Processes that answer; by default one a core, at least 2 and at most 4."
+        ),
     ] = None,
     policy: Annotated[Path | None, typer.Option(help="A checkpoint whose samples keep the queue filled.")] = None,
     arena: Annotated[
@@ -50,7 +55,7 @@ def serve(
         ),
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="Prompts for --policy or --arena.")] = None,
-    keep: Annotated[int, typer.Option(help="Tasks that should be waiting, of either.")] = 20,
+    keep: Annotated[int, typer.Option(max=MOST, help="Tasks that should be waiting, of either.")] = 20,
     max_new_tokens: MaxNewTokens = None,
     runs: Annotated[
         list[Path] | None, typer.Option(help="Runs, or directories of runs, that an erasure looks through; repeatable.")

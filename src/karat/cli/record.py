@@ -13,12 +13,15 @@ import typer
 from karat.cli.options import AsJson, Out, RunDirectory, StoreOrRun, answer, app, store_address
 from karat.errors import ConfigError
 from karat.ledger.lineage import Manifest
+from karat.lm.checksums import SUMS, altered_files
 from karat.records import KINDS
 
 
 @app.command(epilog="Example: karat verify runs/demo")
 def verify(
-    what: Annotated[str, typer.Argument(metavar="RUN", help="A run, a store, a backup or an auditor's bundle.")],
+    what: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run, a model, a store, a backup or an auditor's bundle.")
+    ],
     published: Annotated[
         list[str] | None, typer.Option(help="A line that `karat seal` printed, noted elsewhere; repeatable.")
     ] = None,
@@ -26,11 +29,13 @@ def verify(
     opened: Annotated[Path | None, typer.Option(help="Of a bundle: records that `karat disclose` opened.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a run's files, a store's judgements and seals, a backup or a bundle, and name whatever was altered; exit code 1 then."""
+    """Check a run's files, a model's, a store's judgements and seals, a backup or a bundle, and name whatever was altered; exit code 1 then."""
     place, lines = Path(what), published or []
     is_bundle, is_store = (place / "bundle.json").is_file(), "://" in what or place.is_file()
     if not is_store and not place.exists():
-        raise ConfigError(f"{what}: nothing is there; expected a run, a store, a backup or an auditor's bundle")
+        raise ConfigError(
+            f"{what}: nothing is there; expected a run, a model, a store, a backup or an auditor's bundle"
+        )
     if opened is not None and not is_bundle:
         raise ConfigError(f"verify --opened: found {what}; expected an auditor's bundle")
     if against is not None and not is_store:
@@ -41,6 +46,8 @@ def verify(
         content, said = _verified_bundle(place, lines, opened)
     elif (place / "manifest.json").is_file() and (place / "judgements.jsonl").is_file():
         content, said = _verified_backup(place, lines)
+    elif (place / SUMS).is_file() and not (place / "manifests").is_dir():
+        content, said = _verified_model(place)
     else:
         content, said = _verified_run(place, lines)
     answer(as_json, content, said)
@@ -136,6 +143,17 @@ def _verified_backup(place: Path, published: list[str]) -> tuple[dict[str, Any],
             with open_store(address, create=False) as store:
                 problems = list(store.verify(published))
     return _checked(str(place), problems, f"{made.rows.get('judgements', 0):,} judgements, restored and checked")
+
+
+def _verified_model(place: Path) -> tuple[dict[str, Any], list[str]]:
+    """The files of a model against the checksums beside them, those of an ensemble's members too."""
+    found = [
+        f"{(list_.parent / said).relative_to(place)}"
+        for list_ in sorted(place.rglob(SUMS))
+        for said in altered_files(list_.parent)
+    ]
+    content = {"model": str(place), "ok": not found, "problems": found}
+    return content, found or [f"{place}: every file as karat wrote it"]
 
 
 def _checked(name: str, problems: list[Any], about: str) -> tuple[dict[str, Any], list[str]]:

@@ -132,7 +132,7 @@ def collect(
     overlap: Annotated[
         int, typer.Option(max=MOST, help="Raters for each question; a stratum of the settings may want more.")
     ] = 1,
-    stop_after: Annotated[int, typer.Option(help="Equal answers that suffice; 0 = the whole overlap.")] = 0,
+    stop_after: Annotated[int, typer.Option(max=MOST, help="Equal answers that suffice; 0 = the whole overlap.")] = 0,
     max_new_tokens: MaxNewTokens = None,
     batch: Annotated[str, typer.Option(help="Names these questions; empty = after the checkpoint.")] = "",
     budget: Annotated[str, typer.Option(help="With --reward: questions (200) or raters' time (3600s, 90m, 2h).")] = "",
@@ -380,6 +380,8 @@ def parse_seeds(text: str) -> list[int]:
         first, _, last = part.strip().partition("-")
         if not first.isdecimal() or not (last or first).isdecimal() or int(last or first) < int(first):
             raise ConfigError(f"--seeds {text}: expected numbers like 0, 0-4 or 0,3,7")
+        if int(last or first) - int(first) >= MOST:
+            raise ConfigError(f"--seeds {text}: expected at most {MOST:,} seeds")
         seeds += range(int(first), int(last or first) + 1)
     return list(dict.fromkeys(seeds))
 

@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError, SQLAlchemyError
 
 from karat.errors import StoreError
 from karat.feedback.baton import Baton
+from karat.feedback.people_tables import metadata
 from karat.feedback.prepared import tell
 from karat.feedback.schema import HEAD, OLDER, UnreadableRow
 from karat.feedback.turnstile import Turnstile
@@ -237,6 +238,8 @@ def _version(connection: Connection, address: str) -> str | None:
     version = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
     if version is None and len(names) > 1:
         raise StoreError(f"{address}: found the tables of a store without its version; {BROKEN}")
+    if version == HEAD and (missing := sorted({*metadata.tables}.difference(names))):
+        raise StoreError(f"{address}: found no table {missing[0]!r}; {BROKEN}")
     return version
 
 
@@ -329,6 +332,8 @@ def one_line(address: str) -> Iterator[None]:
         raise StoreError(f"{address}: {_explain(str(error.orig))}") from error
     except SQLAlchemyError as error:
         raise StoreError(f"{address}: {' '.join(str(error).split())}") from error
+    except sqlite3.Error as error:  # while the rows of a prepared statement are fetched
+        raise StoreError(f"{address}: {_explain(str(error))}") from error
     except UnreadableRow as error:
         raise StoreError(f"{address}: {error}; {BROKEN}") from error
 

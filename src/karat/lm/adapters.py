@@ -28,6 +28,7 @@ from karat.lm.adapter_files import (
     in_adapter,
     peft_at_peace,
 )
+from karat.lm.checksums import check_files, note_files
 from karat.lm.headers import add_header_metadata, state_on_processor
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import trunk_of
@@ -117,6 +118,7 @@ def save_adapter(model: PeftModel, directory: str | Path, *, metadata: Mapping[s
         model.save_pretrained(partial, state_dict=state_on_processor(model, in_adapter))
         for file in sorted(partial.glob("*.safetensors")):
             add_header_metadata(file, {**metadata, FROZEN: frozen_digest(trunk_of(model))})
+        note_files(partial, "*.safetensors")  # the model that they name may be elsewhere tomorrow
     return directory
 
 
@@ -129,4 +131,5 @@ def load_adapter(lm: LoadedLM, directory: str | Path, *, for_training: bool = Fa
     directory = Path(directory)
     if not (directory / ADAPTER_WEIGHTS).is_file():
         raise CheckpointError(f"{directory}: found no {ADAPTER_WEIGHTS}; expected a directory of save_adapter")
+    check_files(directory)
     return replace(lm, model=adapters_on(lm.model, directory, lm.path, for_training=for_training).eval())

@@ -22,6 +22,7 @@ from karat.damaged import damage_named
 from karat.destinations import filled_directory
 from karat.errors import CheckpointError, LedgerError
 from karat.lm import parallel
+from karat.lm.checksums import altered_files, note_files
 from karat.lm.headers import read_tensors
 from karat.lm.sharding import part_like, whole_tensor
 
@@ -70,6 +71,7 @@ def save_checkpoint(
             tensors, plain["optimisers"][name] = moments[name] if moments else _flatten_optimiser(optimiser)
             save_file(tensors, partial / f"{name}.optimiser")
         (partial / "state.json").write_text(json.dumps(plain), encoding="utf-8")
+        note_files(partial)
         _sync_directory(partial)
     _drop_all_but(target)
     return target
@@ -107,6 +109,8 @@ def resume(
         return None
     anew = f"it as karat wrote it: restore it, or remove {directory} to begin this training anew"
     with damage_named(newest, "a checkpoint", expected=anew):
+        for said in altered_files(newest):
+            raise ValueError(said)
         plain = json.loads((newest / "state.json").read_text(encoding="utf-8"))
         _check_ours(newest, plain, fingerprint, identity)
         _take_over(state, newest, plain)

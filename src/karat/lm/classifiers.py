@@ -16,8 +16,10 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from karat import devices
 from karat.errors import CheckpointError, InputError
 from karat.lm.adapter_files import ADAPTER_WEIGHTS, adapted_model, adapter_settings, holds_adapters, with_adapters
+from karat.lm.checksums import check_files
 from karat.lm.headers import tensor_names
-from karat.lm.load import has_tokenizer, model_config, model_tokenizer, model_weights
+from karat.lm.load import model_config, model_weights
+from karat.lm.tokenizer_files import has_tokenizer, model_tokenizer
 from karat.records import Turn
 
 
@@ -57,6 +59,8 @@ def load_classifier(path: Path, *, device: str | torch.device | None = None) -> 
     """
     adapted = holds_adapters(path)
     base = adapted_model(path) if adapted else path
+    for place in dict.fromkeys((path, base)):
+        check_files(place)
     config = model_config(base)
     if config.is_encoder_decoder:
         raise CheckpointError(f"{path}: unsupported kind: found an encoder-decoder; expected a decoder or an encoder")

@@ -24,7 +24,6 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -37,14 +36,15 @@ from karat.destinations import filled_directory
 from karat.errors import CheckpointError, InputError
 from karat.lm.adapter_files import adapted_model, adapter_settings, holds_adapters, with_adapters
 from karat.lm.attention import NAME as TREE_ATTENTION
+from karat.lm.checksums import check_files, note_files
 from karat.lm.freed_memory import keep_few_products
 from karat.lm.fused_block import use_fused_blocks
 from karat.lm.headers import add_header_metadata, state_on_processor
 from karat.lm.kernels import use_fast_kernels
 from karat.lm.narrow import use_narrow_products
 from karat.lm.own_numbers import check_own_numbers
+from karat.lm.tokenizer_files import SETTINGS, check_special_tokens, has_tokenizer, model_tokenizer
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 Attention = Literal["tree", "sdpa"]
 
@@ -107,8 +107,11 @@ def load_lm(
     """
     keep_few_products()
     path = Path(path)
+    check_files(path)
     adapted = holds_adapters(path)
     base = _base_of(path) if adapted else path
+    if adapted:
+        check_files(base)
     config = model_config(base)
     if config.is_encoder_decoder:
         raise CheckpointError(f"{path}: unsupported kind: found an encoder-decoder; expected a decoder-only model")
@@ -119,7 +122,7 @@ def load_lm(
         )
     tokenizer = model_tokenizer(path if has_tokenizer(path) else base)
     if tokenizer.eos_token_id is None:
-        raise CheckpointError(f"{path}: the tokenizer has no EOS token; set eos_token in tokenizer_config.json")
+        raise CheckpointError(f"{path}: the tokenizer has no EOS token; set eos_token in {SETTINGS}")
     # transformers' SDPA leaves out the soft cap on attention scores (Gemma 2), and not every release says so
     plain = "eager" if getattr(config, "attn_logit_softcapping", None) else None
     implementation = TREE_ATTENTION if attention == "tree" else plain
@@ -179,6 +182,7 @@ def load_encoder(
     Raises: CheckpointError (one line) for a missing, pickled or damaged checkpoint or a decoder.
     """
     path = Path(path)
+    check_files(path)
     config = model_config(path)
     if config.is_encoder_decoder:
         raise CheckpointError(f"{path}: unsupported kind: found an encoder-decoder; expected a BERT-like encoder")
@@ -262,28 +266,6 @@ def _check_weights(path: Path) -> None:
             raise CheckpointError(f"{file}: truncated or unreadable safetensors ({_first_line(error)})") from error
 
 
-def has_tokenizer(path: Path) -> bool:
-    """Whether a directory holds a tokenizer."""
-    return any((path / name).is_file() for name in TOKENIZER_FILES)
-
-
-def model_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory."""
-    if not has_tokenizer(path):
-        raise CheckpointError(f"{path}: found no tokenizer; expected tokenizer.json or another tokenizer file")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
-        raise CheckpointError(f"{path}: the tokenizer cannot be read ({_first_line(error)})") from error
-    if not isinstance(tokenizer.model_max_length, int | float):
-        raise CheckpointError(
-            f"{path}: found model_max_length {str(tokenizer.model_max_length)[:40]!r} in tokenizer_config.json; expected a number"
-        )
-    # it would warn of a text beyond the context, in lines of its own, before karat says what to do about it
-    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
-    return tokenizer
-
-
 def model_weights(path: Path, kind: Any, config: PreTrainedConfig, *given: str, **options: Any) -> PreTrainedModel:
     """The model of a directory, all weights in it but a pooler's and the layers `given` elsewhere; kind: a transformers Auto class."""
     with quiet(silent=bool(given)):
@@ -320,6 +302,7 @@ def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: P
         raise CheckpointError(
             f"{path}: found eos_token_id {str(listed)[:40]!r}; expected token ids, in generation_config.json"
         )
+    check_special_tokens(path, tokenizer, model.get_input_embeddings().weight.shape[0], more)
     return tuple(dict.fromkeys([tokenizer.eos_token_id, *more]))
 
 
@@ -328,20 +311,21 @@ def _pad_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos_ids:
 
     The last is safe because masks and positions are explicit everywhere: no filler is ever read or trained on.
     """
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in eos_ids:
-        return tokenizer.pad_token_id
     embedding = model.get_input_embeddings()
+    n_rows = embedding.weight.shape[0]
+    given = tokenizer.pad_token_id
+    if given is not None and given not in eos_ids and given < n_rows:
+        return given
     if isinstance(embedding, nn.Embedding) and embedding.padding_idx in eos_ids:
         embedding.padding_idx = None  # else the end token's embedding would get no gradient
         model.config.pad_token_id = None
-    n_rows = embedding.weight.shape[0]
     if len(tokenizer) < n_rows:
         tokenizer.add_special_tokens({"pad_token": "<|karat_pad|>"})
         model.config.pad_token_id = tokenizer.pad_token_id
         model.generation_config.pad_token_id = tokenizer.pad_token_id
         return tokenizer.pad_token_id
     unknown = tokenizer.unk_token_id
-    if unknown is not None and unknown not in eos_ids:
+    if unknown is not None and unknown not in eos_ids and unknown < n_rows:
         return unknown
     return next(token for token in range(n_rows) if token not in eos_ids)
 
@@ -370,6 +354,7 @@ def _save(
         (partial / "config.json").write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         for file in sorted(partial.glob("*.safetensors")):
             add_header_metadata(file, metadata)
+        note_files(partial)
     return directory
 
 

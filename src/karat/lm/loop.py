@@ -11,7 +11,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from karat.damaged import whole_lines_of
 from karat.errors import ConfigError, InvariantError
 from karat.lm import parallel
 from karat.lm.checkpoints import resume, save_checkpoint, whole_moments
@@ -266,8 +267,9 @@ class JsonlReporter:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         # Whoever begins anew says everything anew, what was measured before the first step included.
-        kept = [line for step, line in _steps_in(path) if step <= resumed_step] if resumed_step else []
-        path.write_bytes(b"".join(line + b"\n" for line in kept))
+        rows = [row for _, row in whole_lines_of(path)] if resumed_step else []
+        kept = [row for row in rows if isinstance(row.get("step"), int) and row["step"] <= resumed_step]
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append {step, time, metrics}; numbers that are not finite are written as text ("nan"), never as null."""
@@ -276,14 +278,3 @@ class JsonlReporter:
         }
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-
-
-def _steps_in(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(step, line) of each whole line of a metrics file; what a kill or a fault of the disk has cut short is none."""
-    for line in path.read_bytes().split(b"\n") if path.is_file() else ():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            yield row["step"], line

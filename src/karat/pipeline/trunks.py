@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from karat.lm.adapter_files import adapted_model, holds_adapters
-from karat.lm.load import has_tokenizer, load_encoder, load_lm, model_config, model_tokenizer
+from karat.lm.load import load_encoder, load_lm, model_config
+from karat.lm.tokenizer_files import has_tokenizer, model_tokenizer
 from karat.pipeline.model_settings import PRODUCTS, Dtype
 from karat.reward.trunk import DecoderTrunk, EncoderTrunk, Trunk
 

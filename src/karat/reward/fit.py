@@ -22,6 +22,7 @@ from karat.choice import vote_batch
 from karat.destinations import filled_directory
 from karat.errors import ConfigError, InputError
 from karat.lm.checkpoints import newest_step
+from karat.lm.checksums import note_files
 from karat.lm.loop import Reporter
 from karat.progress import Progress
 from karat.records import Estimate, Finding, Prompt, Response, Vote
@@ -220,6 +221,7 @@ def save_fitted(
             "not_expressed": ["AutoModel loads one member, not the ensemble"],
         }
         _write(partial / CARD, card)
+        note_files(partial)
     return directory
 
 
@@ -235,6 +237,7 @@ def name_posterior(directory: Path, kind: str, n_draws: int, layers: Mapping[str
         }
         card["posterior"] |= next(iter(each.values())) | ({"objectives": each} if len(each) > 1 else {})
     _write(directory / CARD, card)
+    note_files(directory)
 
 
 def _ensemble(

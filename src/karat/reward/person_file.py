@@ -18,6 +18,7 @@ from karat.damaged import damage_named
 from karat.destinations import filled_directory
 from karat.errors import CheckpointError, InputError
 from karat.identity import file_hash
+from karat.lm.checksums import check_files, note_files
 from karat.lm.headers import read_tensors, write_tensors
 from karat.reward.people import TENSORS, PeopleModel
 from karat.reward.personal import PersonReward, prior_of, standing
@@ -66,6 +67,7 @@ def save_person(saved: SavedPerson, model: PeopleModel, reward: Path, directory:
         partial.mkdir(parents=True)
         write_tensors({name: np.ascontiguousarray(one) for name, one in tensors.items()}, partial / FILE, metadata)
         (partial / CARD).write_text(text + "\n", encoding="utf-8")
+        note_files(partial)
     return directory
 
 
@@ -74,6 +76,7 @@ def load_person(directory: Path, model: PeopleModel, reward: Path) -> SavedPerso
 
     Raises: CheckpointError where it is missing or damaged; InputError where it belongs to another population.
     """
+    check_files(directory)
     try:
         card: Mapping = json.loads((directory / CARD).read_text(encoding="utf-8"))
         found = {name: one.numpy() for name, one in read_tensors(directory / FILE).items()}

@@ -26,6 +26,7 @@ from karat.belief import Belief, ScoreScale, aggregator_of, apply_scale, fit_sca
 from karat.damaged import damage_named
 from karat.destinations import filled_directory
 from karat.errors import CheckpointError, InputError
+from karat.lm.checksums import check_files, note_files
 from karat.lm.classifiers import is_classifier
 from karat.lm.headers import read_tensors, write_tensors
 from karat.lm.load import LoadedLM, save_encoder
@@ -252,6 +253,7 @@ def save_reward(
         (partial / CARD).write_text(
             json.dumps(card, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
         )
+        note_files(partial)
     return directory
 
 
@@ -298,6 +300,7 @@ def _scorer_of(
     scale, objectives_config = ScoreScale(**card["scale"]), ObjectivesConfig(**card.get("objectives_config", {}))
     optimised = {"objectives": objectives_config, "length_removed": float(card.get("length_removed", 0.0))}
     if members:
+        check_files(directory)
         loaded = [load_scorer(directory / name, device=device, on=on) for name in members]
         return dataclasses.replace(joined_scorer(loaded, vote_model, scale), **optimised)
     trunk = load_trunk(directory, card, device, on)

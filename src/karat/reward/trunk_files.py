@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 from karat.errors import CheckpointError
 from karat.lm.adapters import merged_trunk
 from karat.lm.attention import NAME as TREE_ATTENTION
+from karat.lm.checksums import check_files
 from karat.lm.classifiers import load_classifier
 from karat.lm.headers import add_header_metadata
 from karat.lm.load import LoadedEncoder, LoadedLM, load_encoder, quiet
+from karat.lm.tokenizer_files import model_tokenizer
 from karat.reward.borrowed import borrowed_trunk, save_adapters
 from karat.reward.classifier import ClassifierTrunk
 from karat.reward.model import RewardModel
@@ -71,6 +73,7 @@ def load_trunk(directory: Path, card: Mapping[str, Any], device: str | torch.dev
         raise CheckpointError(
             f"{directory}: found a trunk of kind {kind!r}; expected decoder, encoder or classifier"
         )  # fmt: skip
+    check_files(directory)
     tokenizer = described.pop("tokenizer")
     trunk = borrowed_trunk(on, directory) if on is not None and described["use_trees"] else None
     try:
@@ -78,13 +81,12 @@ def load_trunk(directory: Path, card: Mapping[str, Any], device: str | torch.dev
             trunk = trunk or AutoModel.from_pretrained(
                 directory, attn_implementation=TREE_ATTENTION if described["use_trees"] else None, use_safetensors=True
             )
-        loaded = AutoTokenizer.from_pretrained(directory)
     except Exception as error:  # of several libraries, some with classes of their own
         said = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{directory}: not loadable ({type(error).__name__}: {said})") from None
     lm = LoadedLM(
         model=trunk.to(device).eval(),
-        tokenizer=loaded,
+        tokenizer=model_tokenizer(directory),
         eos_ids=tuple(tokenizer["eos_ids"]),
         pad_id=tokenizer["pad_id"],
         context_length=tokenizer["context_length"],

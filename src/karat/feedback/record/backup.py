@@ -186,6 +186,8 @@ def _copy_file(store: Store, path: Path) -> Backup:
             staging.unlink(missing_ok=True)
             with contextlib.closing(sqlite3.connect(staging)) as copy:
                 store.copy_pages(copy)
+                if (found := copy.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
+                    raise StoreError(f"{store.address}: {' '.join(found.split())}; nothing was copied, {engine.BROKEN}")
                 copy.execute("PRAGMA secure_delete = ON")
                 for name in LEFT_OUT:
                     copy.execute(f"DELETE FROM {name}")
@@ -193,15 +195,15 @@ def _copy_file(store: Store, path: Path) -> Backup:
                 copy.execute("PRAGMA journal_mode = DELETE")  # one file, without a log beside it
         with staging.open("rb") as file:
             os.fsync(file.fileno())
-        with _open_backup(staging) as (found, _):
+        with _open_backup(staging) as (held, _):
             os.replace(staging, path)
     except OSError as error:
-        staging.unlink(missing_ok=True)
         raise disk_error(path, error) from None
     except sqlite3.Error as error:
-        staging.unlink(missing_ok=True)
         raise StoreError(f"{path}: cannot be written ({error}); nothing half-written is left") from None
-    return Backup(path, found.version, found.rows, found.seal)
+    finally:
+        staging.unlink(missing_ok=True)
+    return Backup(path, held.version, held.rows, held.seal)
 
 
 @contextlib.contextmanager

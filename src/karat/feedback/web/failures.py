@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from karat.errors import ConfigError, InputError, KaratError, StoreError
+from karat.feedback.engine import BROKEN
 from karat.feedback.web.access import FORM_TYPES, SAFE_METHODS, Visitor, sent_form, signed_in
 from karat.feedback.web.templates import render
 
@@ -134,6 +135,10 @@ async def _not_unicode(request: Request, _: Exception) -> Response:
 async def _refused(request: Request, error: KaratError) -> Response:
     if isinstance(error, StoreError) and isinstance(error.__cause__, DataError):
         return error_response(request, 422, str(error))
+    if isinstance(error, StoreError) and BROKEN in str(error):
+        LOG.error("%s", error)
+        message = "The store is damaged, and this cannot be shown or stored. Please tell whoever runs this server; its log says more."
+        return error_response(request, 500, message)
     if isinstance(error, StoreError) and isinstance(error.__cause__, DBAPIError):
         LOG.error("the store refused: %s", error)
         message = "The store is busy or cannot write; nothing was stored. Wait a moment and send again."
