@@ -97,7 +97,7 @@ def test_an_optimiser_goes_on_only_under_what_paid_it_and_stays_close_to_demonst
     assert "raised AssertionError: enough" in stopped.complaint
     done = karat("rloo", config, *ptx, "--set", "score=payments:second")
     assert done.code == 0, done.err
-    assert "payments:first there, payments:second here" in done.err  # the unfinished try was set aside
+    assert "score: payments:first there, payments:second here" in done.err  # the unfinished try was set aside
     rows = [json.loads(line) for line in (copied / "runs/tiny/metrics/rloo.jsonl").read_text().splitlines()]
     assert all(row["policy/data_nll"] > 0 for row in rows if row["step"])
     manifest = json.loads((copied / "runs/tiny/manifests/rloo.json").read_text(encoding="utf-8"))

@@ -46,12 +46,12 @@ def trained(place: Workplace, rate: float, stop_at: int | None) -> StageResult:
     return StageResult([Output("model", model, "model")])
 
 
-def tried(directory: Path, rate: float, *, stop_at: int | None = None) -> str:
-    """One try; returns what was said."""
+def tried(directory: Path, rate: float, *plain: object, stop_at: int | None = None) -> str:
+    """One try; returns what was said. plain: values among the settings that have no key there."""
     said = io.StringIO()
     with open_progress(stream=said) as progress:
         run = Run(directory, 0, progress)
-        settings = [{"toy": {"rate": rate}}]
+        settings = [{"toy": {"rate": rate}}, *plain]
         with contextlib.nullcontext() if stop_at is None else pytest.raises(KeyboardInterrupt):
             run.stage("toy", inputs=(), config=settings, work=lambda place: trained(place, rate, stop_at))
     return said.getvalue()
@@ -73,6 +73,16 @@ def test_three_settings_one_after_another_need_no_hands(tmp_path, finished_befor
     assert (tmp_path / "models/toy/weight").read_text() == "0.96"
     assert steps(tmp_path) == [0.99, 0.98, 0.97, 0.96]
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_what_differs_is_named_where_settings_hold_plain_values(tmp_path):
+    """As `pipeline.told` hands over an aggregator, what is allowed, and a score function with the hash of its file."""
+    tried(tmp_path, 0.1, "mean_score", True, "mine:first", "score:12", stop_at=3)
+    said = tried(tmp_path, 0.1, "lower_bound:0.05", False, "mine:first", "score:13", stop_at=3)
+    named = "aggregator: mean_score there, lower_bound:0.05 here; allow_ungated_reward: True there, False here"
+    assert f"({named}; another file of the score or cost function)" in said
+    said = tried(tmp_path, 0.1, "lower_bound:0.05", False, stop_at=3)
+    assert "(score: mine:first there, absent here; another file of the score or cost function)" in said
 
 
 def test_a_try_that_stepped_aside_goes_on_when_its_settings_come_back(tmp_path):

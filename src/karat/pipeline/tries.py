@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from karat.belief import AGGREGATORS
 from karat.damaged import object_in
 from karat.ledger.artifacts import write_json
 from karat.lm.checkpoints import MOST_NAMED, differences
@@ -102,13 +103,35 @@ def _read(mark: Path) -> dict[str, Any] | None:
 def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """What differs, by the keys that people write: of settings in a list their place in it is left out."""
     found = differences(_by_key(there), _by_key(here))
-    named = [re.sub(r"^settings\.(\d+\.)*(\d+: )?", "", one) for one in found]
+    named = [_keyed(one) for one in found]
     # an input is told by its hash, which says nothing to a reader
     named = [
         f"another {one[len('inputs.') :].partition(':')[0]}" if one.startswith("inputs.") else one for one in named
     ]
     more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
     return "; ".join(named[:MOST_NAMED]) + more or "other inputs"
+
+
+def _keyed(said: str) -> str:
+    """A difference of settings by its key. A plain value of a station has none, and says by its form whose it is.
+
+    >>> _keyed("settings.2.kl_budget: 20.0 there, 5.0 here")
+    'kl_budget: 20.0 there, 5.0 here'
+    >>> _keyed("settings.4: True there, False here")
+    'allow_ungated_reward: True there, False here'
+    """
+    plain = re.match(r"settings\.(?:\d+\.)*\d+: ((.+) there, (.+) here)$", said)
+    if plain is None:
+        return re.sub(r"^settings\.(\d+\.)*", "", said)
+    difference, there, here = plain.groups()
+    value = here if there == "absent" else there
+    if value.startswith("score:"):  # its hash says nothing to a reader
+        return "another file of the score or cost function"
+    if value in ("True", "False"):
+        return f"allow_ungated_reward: {difference}"
+    if value.partition(":")[0] in AGGREGATORS:
+        return f"aggregator: {difference}"
+    return f"score: {difference}" if ":" in value else difference
 
 
 def _by_key(value: Any) -> Any:
