@@ -149,6 +149,28 @@ def test_what_is_quoted_in_a_complaint_does_not_command_the_terminal(capsys):
     assert (code, err.partition(": found")[0]) == (2, r"karat: no\x1b[2J model")
 
 
+@pytest.mark.parametrize(
+    ("command", "holds"),
+    [
+        (("import", "v.jsonl", "--format", "votes"), "nothing was written, and the same command begins anew"),
+        (
+            ("export", "k.db", "--format", "votes", "--out", "v.jsonl"),
+            "nothing was written, and the same command begins anew",
+        ),
+        (("judge", "k.db", "m", "--endpoint", "http://127.0.0.1:1"), "the same command continues where it stopped"),
+    ],
+)
+def test_who_interrupts_is_told_what_holds(capsys, monkeypatch, command, holds):
+    import karat.feedback.store as store
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    for name in ("store_to_fill", "open_store"):
+        monkeypatch.setattr(store, name, interrupt)
+    assert outcome(capsys, *command)[::2] == (130, f"\nkarat: interrupted; {holds}\n")
+
+
 def test_what_stops_a_command_decides_its_exit_code(capsys, monkeypatch, run: Path):
     import karat.ledger.manifest as manifest
 
@@ -162,7 +184,7 @@ def test_what_stops_a_command_decides_its_exit_code(capsys, monkeypatch, run: Pa
     code, _, err = stopping(GateError("reward model: failed\nits gate"))
     assert (code, err) == (2, "karat: reward model: failed its gate\n")
     code, _, err = stopping(KeyboardInterrupt())
-    assert (code, err) == (130, "\nkarat: interrupted; the same command continues where it stopped\n")
+    assert (code, err) == (130, "\nkarat: interrupted; nothing was written, and the same command begins anew\n")
     code, _, err = stopping(OSError(errno.ENOSPC, "No space left", "runs/demo/x"))
     assert (code, err.count("\n")) == (2, 1)
     assert "runs/demo/x: the disk is full" in err

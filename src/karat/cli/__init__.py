@@ -36,7 +36,8 @@ NO_MEMORY = ("MemoryError", "OutOfMemoryError", "can't allocate memory", "not en
 """What Python, numpy and torch say where there is none left."""
 ENDED = {
     "chat": "karat: interrupted; what was said is not kept, and the same command begins a new conversation",
-    **dict.fromkeys(("generate", "best-of-n", "score"), ANEW),
+    **dict.fromkeys(("generate", "best-of-n", "score", "import", "export", "backup", "restore", "bundle"), ANEW),
+    **dict.fromkeys(("arena", "quality", "trial", "verify", "disclose", "trace", "doctor"), ANEW),
 }
 """What holds for commands that do not continue."""
 # typer carries its own copy of click, whose root of usage errors has no public name.
