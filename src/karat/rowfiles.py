@@ -13,6 +13,7 @@ import gzip
 import itertools
 import json
 import os
+import re
 import tempfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -30,6 +31,8 @@ MAX_LINE_BYTES = 1 << 26
 """64 MiB: no row of text is longer; a file without line ends must not fill the memory."""
 MAX_EXPANSION = 200
 """Texts shrink 3- to 20-fold; what shrinks more, and is longer than `MAX_LINE_BYTES` when unpacked, is no data."""
+LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+"""A line of a table with its end: some programs still end lines by a carriage return alone."""
 MOST_LISTED = 12
 """Names of fields that a message lists."""
 
@@ -150,11 +153,11 @@ def read_table(path: str | Path) -> list[Row]:
     Raises: InputError (one line) as `read_rows`, and for a head with a column twice, or a row of more cells than it.
     """
     path = Path(path)
-    lines = _lines(path)
-    first = next(lines, (1, ""))[1]
+    lines = (part for _, text in _lines(path) for part in LINE.findall(text))
+    first = next(lines, "")
     parted = max(",;\t", key=first.count)
     csv.field_size_limit(MAX_LINE_BYTES)  # by itself it takes no text of more than 131,072 characters
-    rows, line = csv.reader(itertools.chain([first], (text for _, text in lines)), delimiter=parted, strict=True), 1
+    rows, line = csv.reader(itertools.chain([first], lines), delimiter=parted, strict=True), 1
     found: list[Row] = []
     try:
         head = [name.strip() for name in next(rows, [])]

@@ -172,6 +172,24 @@ def test_a_table_holds_long_texts_and_lists_of_numbers_with_commas(tmp_path):
     assert (kind, responses, value) == ("ranking", ["a", "b", long], {"ranks": [1, 3, 2]})
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_table_may_end_its_lines_in_any_way_and_hold_them_in_cells(tmp_path, end):
+    table = (
+        f'kind,prompt,text{end}demonstration,why?,"two{end}lines\u2028"{end}{end}demonstration,when?,x{end}rating,y,z'
+    )
+    (tmp_path / "a.csv").write_bytes(table.encode())
+    with (
+        open_store(tmp_path / "k.db") as store,
+        pytest.raises(InputError, match=r"a\.csv:6: found the unknown field 'text'"),
+    ):
+        import_answers(store, tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_bytes(table.rpartition(end)[0].encode())
+    assert [value["text"] for _, _, value, *_ in brought(tmp_path / "k.db", tmp_path / "a.csv")] == [
+        f"two{end}lines\u2028",
+        "x",
+    ]
+
+
 def test_responses_may_be_named_by_id(tmp_path):
     texts = [{"id": str(i), "prompt": "why?", "text": f"text {i}"} for i in range(3)]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(one) + "\n" for one in texts))
