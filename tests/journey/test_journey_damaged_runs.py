@@ -62,6 +62,8 @@ DAMAGES: dict[str, tuple[tuple[object, ...], Path, Callable[[Path], object], str
     "settings cut": (("report", RUN), RUN / "config.json", half, "config.json: not readable as the settings of a run"),
     "settings gone": (("report", RUN), RUN / "config.json", Path.unlink, "config.json: not readable as the settings of a run"),
     "settings of another kind": (("audit", RUN, "--look-inside"), RUN / "config.json", put(seed="x"), "config.json: not readable"),
+    "prompts gone in an audit": (("audit", RUN, "--look-inside"), RUN / "data/prompts.jsonl", text(""), "data/prompts.jsonl: altered since source"),
+    "a sample flipped in an audit": (("audit", RUN, "--look-inside"), RUN / "data/sft_samples.jsonl", flipped, "sft_samples.jsonl: altered since collect"),
     "an evaluation cut": (("report", RUN), RUN / "evaluation.json", half, "evaluation.json: altered since evaluate wrote it"),
     "another evaluation": (("report", RUN), RUN / "evaluation.json", bent, "evaluation.json: altered since evaluate wrote it"),
     "no evaluation": (("report", RUN), RUN / "evaluation.json", Path.unlink, "evaluation.json: found no such file"),

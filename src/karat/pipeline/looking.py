@@ -17,7 +17,7 @@ from karat.ledger.manifest import Manifest, lock_run, read_manifests
 from karat.lm.load import load_lm
 from karat.pipeline.current import current, newest_round
 from karat.pipeline.data import read_prompts, read_texts
-from karat.pipeline.recorded import run_settings
+from karat.pipeline.recorded import run_settings, vouch_for
 from karat.pipeline.reporting import optimised, write_report
 from karat.pipeline.rewarding import flat_texts
 from karat.pipeline.runs import source_of
@@ -70,6 +70,8 @@ def inspect_run(directory: Path, settings: LookSettings, *, progress: Progress) 
             output(done["collect"], "samples"),
             output(done["source"], "prompts"),
         ]
+        for read, stage in zip(inputs[1:], (done["collect"], done["source"]), strict=True):
+            vouch_for(directory, read.path, stage)
         name = optimised(done)
         policy = output(done[newest_round(done, name)], "model") if name in done else None
         work = partial(_look, run, config, settings, reward, None if policy is None else (name, policy))

@@ -35,7 +35,7 @@ def recorded_object(directory: Path, name: str, stage: Manifest) -> dict[str, An
     Args: name: relative to the run.
     Raises: LedgerError where it is missing, damaged, or not as the stage's manifest says.
     """
-    _vouched_for(directory / name, name, stage)
+    vouch_for(directory, name, stage)
     return object_in(directory / name, f"what {stage.stage} found", expected=AGAIN)
 
 
@@ -46,12 +46,13 @@ def recorded_rows(directory: Path, name: str, stage: Manifest) -> list[dict[str,
     """
     if not (directory / name).exists():
         return []
-    _vouched_for(directory / name, name, stage)
+    vouch_for(directory, name, stage)
     return list(lines_of(directory / name))
 
 
-def _vouched_for(path: Path, name: str, stage: Manifest) -> None:
-    """Raise LedgerError where a file is not what a manifest recorded: a figure of it would be nobody's."""
+def vouch_for(directory: Path, name: str, stage: Manifest) -> None:
+    """Raise LedgerError where a file of a run is not what a stage's manifest recorded: a figure of it would be nobody's."""
+    path = directory / name
     hashes: Mapping[str, str] = {one.path: one.hash for one in stage.outputs}
     if name in hashes and not path.is_file():
         raise LedgerError(f"{path}: found no such file, which {stage.stage} wrote; expected {AGAIN}")
