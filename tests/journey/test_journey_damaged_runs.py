@@ -63,6 +63,7 @@ DAMAGES: dict[str, tuple[tuple[object, ...], Path, Callable[[Path], object], str
     "settings gone": (("report", RUN), RUN / "config.json", Path.unlink, "config.json: not readable as the settings of a run"),
     "settings of another kind": (("audit", RUN, "--look-inside"), RUN / "config.json", put(seed="x"), "config.json: not readable"),
     "prompts gone in an audit": (("audit", RUN, "--look-inside"), RUN / "data/prompts.jsonl", text(""), "data/prompts.jsonl: altered since source"),
+    "a manifest gone in an audit": (("audit", RUN, "--look-inside"), RUN / "manifests/source.json", Path.unlink, "manifests/source.json: found no such manifest"),
     "a sample flipped in an audit": (("audit", RUN, "--look-inside"), RUN / "data/sft_samples.jsonl", flipped, "sft_samples.jsonl: altered since collect"),
     "an evaluation cut": (("report", RUN), RUN / "evaluation.json", half, "evaluation.json: altered since evaluate wrote it"),
     "another evaluation": (("report", RUN), RUN / "evaluation.json", bent, "evaluation.json: altered since evaluate wrote it"),

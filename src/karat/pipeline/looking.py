@@ -17,7 +17,7 @@ from karat.ledger.manifest import Manifest, lock_run, read_manifests
 from karat.lm.load import load_lm
 from karat.pipeline.current import current, newest_round
 from karat.pipeline.data import read_prompts, read_texts
-from karat.pipeline.recorded import run_settings, vouch_for
+from karat.pipeline.recorded import AGAIN, run_settings, vouch_for
 from karat.pipeline.reporting import optimised, write_report
 from karat.pipeline.rewarding import flat_texts
 from karat.pipeline.runs import source_of
@@ -63,6 +63,8 @@ def inspect_run(directory: Path, settings: LookSettings, *, progress: Progress) 
     config = build(RunConfig, about["config"])
     done = {manifest.stage: manifest for manifest in current(stages, about["config"])[0]}
     reward = done[newest_round(done, "reward")]
+    if gone := [one for one in ("source", "collect") if one not in done]:
+        raise LedgerError(f"{directory / 'manifests' / gone[0]}.json: found no such manifest; expected {AGAIN}")
     with lock_run(directory):
         run = Run(directory, about["seed"], progress)
         inputs = [
