@@ -8,6 +8,7 @@ import pytest
 
 from karat.config import build
 from karat.errors import ConfigError
+from karat.pipeline.watch_settings import WatchSettings
 from karat.policy.method_settings import (
     DirectConfig,
     ExpertConfig,
@@ -79,3 +80,10 @@ def test_every_setting_is_read_somewhere_and_no_part_is_large():
         assert len(names) <= 25
         unread = [name for name in names if not re.search(rf"\.{name}\b", text)]
         assert unread == []
+
+
+@pytest.mark.parametrize("name", ["entropy_floor", "diversity_floor"])
+@pytest.mark.parametrize("share", [0, 1])
+def test_a_floor_that_the_watcher_would_refuse_is_refused_before_anything_is_trained(name, share):
+    with pytest.raises(ConfigError, match=f"watch.{name}: found {share}; expected between 0 and 1, or null for never"):
+        WatchSettings(**{name: share})

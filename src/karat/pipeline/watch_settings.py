@@ -89,3 +89,8 @@ class WatchSettings:
         in_range("watch", self, 1, inf, "n_prompts", "n_samples", "kl_factor")
         in_range("watch", self, 0, inf, "kl_budget", "length_limit_sd")
         in_range("watch", self, 0, 1, *SHARES)
+        for name in ("entropy_floor", "diversity_floor"):  # refused here, before the reward is trained
+            if getattr(self, name) in (0, 1):
+                raise ConfigError(
+                    f"watch.{name}: found {getattr(self, name)}; expected between 0 and 1, or null for never"
+                )
