@@ -13,7 +13,7 @@ from karat.lm.fresh import DecoderShape, word_tokenizer, write_fresh_decoder
 from karat.lm.fused_block import may_be_fused
 from karat.lm.load import load_lm
 from karat.lm.logprobs import hidden_states
-from karat.lm.memory import ModelSize, activation_bytes, logit_bytes, rounded_bytes, size_of
+from karat.lm.memory import ModelSize, Work, activation_bytes, logit_bytes, rounded_bytes, size_of, training_bytes
 from karat.lm.trees import Tree, TreeBatch, pack_trees
 
 SHAPE = DecoderShape(hidden=64, mlp=176, layers=3, heads=4, kv_heads=2, head_size=16, context=256)
@@ -79,3 +79,14 @@ def test_logits_are_counted_by_rows_up_to_a_limit_and_by_tiles_where_the_vocabul
     wide = replace(small, vocabulary=151_936)
     assert logit_bytes(wide, 4096) == 2 * 4096 * 512 * 4
     assert logit_bytes(replace(wide, tiled=False), 4096) > 10 * logit_bytes(wide, 4096)
+
+
+def test_products_that_are_prepared_for_every_shape_count_in_each_station() -> None:
+    plain = ModelSize(1000, 16, 32, 2, 16, 16, 100)
+    first, second, third = (
+        training_bytes(replace(plain, prepared=True), n_trained=1000, work=Work(10), n_before=n)
+        - training_bytes(plain, n_trained=1000, work=Work(10), n_before=n)
+        for n in range(3)
+    )
+    assert 0 < first < second
+    assert third - second == second - first

@@ -63,6 +63,17 @@ def test_rows_are_filled_where_products_are_compiled_for_each_number(monkeypatch
         assert kernels.even_rows(1001, torch.device("meta")) == 1001
 
 
+@pytest.mark.parametrize(
+    ("compiles", "maker", "float32", "bfloat16"),
+    [(True, "AuthenticAMD", True, True), (True, kernels.INTEL, False, True), (False, "AuthenticAMD", False, False)],
+)
+def test_products_are_prepared_where_they_are_onednns(compiles, maker, float32, bfloat16, monkeypatch) -> None:
+    monkeypatch.setattr(kernels, "onednn_multiplies", lambda: compiles)
+    monkeypatch.setattr(kernels, "processor_maker", lambda: maker)
+    assert kernels.prepares(None) == kernels.prepares(torch.float32) == float32
+    assert kernels.prepares(torch.bfloat16) == bfloat16
+
+
 def test_filler_is_a_tree_of_its_own_behind_the_last() -> None:
     batch = pack_trees(some_trees(), token_budget=500)[0]
     more = filled(batch, 150)

@@ -164,6 +164,14 @@ def onednn_multiplies() -> bool:
     return operation is not None and torch.backends.mkldnn.is_available()
 
 
+def prepares(products: torch.dtype | None) -> bool:
+    """Whether products of this dtype on the processor are prepared for every shape and kept: oneDNN's are, MKL's are not.
+
+    Args: products: None = float32.
+    """
+    return onednn_multiplies() and (products not in (None, torch.float32) or onednn_is_faster())
+
+
 def even_rows(n: int, device: torch.device, parts: int = PARTS) -> int:
     """How many rows to compute where n are wanted: more where products may be oneDNN's (`shapes.even_number`), else n.
 

@@ -22,11 +22,11 @@ LOGIT_COPIES = 2
 """Logits that are made, and their gradient as it enters a product."""
 TILE_NUMBERS = 1 << 21
 """Of a tile of logits (`tiled_logprobs`)."""
-LIBRARY_BYTES = 120 << 20
-"""Measured: what libraries take at work (prepared products, tokenizer, data base, records) beyond what they take when imported."""
-LEFT_BYTES = 160 << 20
-"""Measured: what each earlier station of a run leaves behind, whatever the model's size: products prepared for its
-shapes, records, and holes between blocks."""
+LIBRARY_BYTES, LIBRARY_PREPARED_BYTES = 80 << 20, 70 << 20
+"""Measured: what libraries take at work (tokenizer, data base, records) beyond what they take when imported, and where products are prepared for every shape."""
+LEFT_BYTES, LEFT_PREPARED_BYTES = 70 << 20, 100 << 20
+"""Measured: what each earlier station of a run leaves behind, whatever the model's size: records and holes between blocks, and products prepared for its
+shapes."""
 HELD_APART = 1.1
 """What the allocator keeps beside what is in use: holes between blocks that differ from step to step."""
 SAVED_WIDE, SAVED_HEADS, SAVED_MLP = 4, 3, 4
@@ -68,6 +68,8 @@ class ModelSize:
     """True = blocks are compiled passes (`block_pass`)."""
     tiled: bool = True
     """True = logits of a wide vocabulary come in tiles, as on a processor."""
+    prepared: bool = False
+    """True = products are prepared for every shape and kept (`kernels.prepares`)."""
 
     @property
     def product_bytes(self) -> int:
@@ -194,6 +196,7 @@ def training_bytes(
     trained = size.weight_bytes + (3 + n_kept) * n_trained * size.bytes_per_number + n_beside
     held = trained if n_shards == 1 else trained // n_shards + gathered_bytes(size)
     outside = LIBRARY_BYTES + n_before * LEFT_BYTES
+    outside += size.prepared * (LIBRARY_PREPARED_BYTES + n_before * LEFT_PREPARED_BYTES)
     held += n_copies * size.weight_bytes + outside
     passing = activation_bytes(size, work.n_tokens, n_keys=work.n_keys) + rounded_bytes(size)
     passing += UNDER_WAY_MLP * work.n_tokens * size.mlp * size.product_bytes

@@ -26,6 +26,7 @@ from karat.errors import KaratError
 from karat.feedback.store import open_store
 from karat.lm.chat import prompt_tokens, response_tokens
 from karat.lm.fused_block import may_be_fused
+from karat.lm.kernels import prepares
 from karat.lm.load import LoadedLM, load_lm
 from karat.lm.memory import ModelSize, size_of
 from karat.lm.narrow import fast_on
@@ -153,9 +154,10 @@ def _look_at_source(config: RunConfig, place: Workplace, device: torch.device) -
         typical_response=math.ceil(fmean(written)) if written else 0,
     )
     size = size_of(lm.model.config, _parameters(model))
-    here = device.type == "cpu"
-    compiled = here and may_be_fused(lm.model) and library(PRODUCTS[config.dtype] or torch.float32) is not None
-    return counts, lm, replace(size, narrow=config.dtype == "bfloat16", compiled=compiled, tiled=here)
+    here, products = device.type == "cpu", PRODUCTS[config.dtype]
+    compiled = here and may_be_fused(lm.model) and library(products or torch.float32) is not None
+    narrow, prepared = config.dtype == "bfloat16", here and prepares(products)
+    return counts, lm, replace(size, narrow=narrow, compiled=compiled, tiled=here, prepared=prepared)
 
 
 def _problems_of_inputs(config: RunConfig, place: Workplace) -> list[str]:
