@@ -1,9 +1,9 @@
-"""Faster routes for the operations that fill a CPU's time: linear layers, RMS norms and rotary angles.
+"""Faster routes for the operations that fill a CPU's time: linear layers, embeddings, RMS norms and rotary angles.
 
 `use_fast_kernels` gives the layers of a loaded model another forward function of the same value: float32 matrix
 products through oneDNN where the processor has AVX-512 and is not Intel's (PyTorch sends them to MKL, which leaves half
-of other makers' machines idle; on Intel's, and without AVX-512, MKL is the faster one), and RMS norms with a hand-written
-gradient. Weights, names and classes stay as they are. Knows modules; knows nothing about language.
+of other makers' machines idle; on Intel's, and without AVX-512, MKL is the faster one), RMS norms with a hand-written
+gradient, and embeddings whose gradients may come by rows. Weights, names and classes stay as they are. Knows modules; knows nothing about language.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from karat.devices import INTEL, processor_maker
 from karat.lm.narrow import narrow_linear, products_of
 from karat.lm.rotation import fast_rotation
+from karat.lm.row_gradients import embedding_forward, is_plain
 from karat.lm.shapes import PARTS, even_number
 
 # Multiply-adds below which the call overhead of oneDNN (about 10 µs) outweighs its rate, measured on Zen 5.
@@ -33,7 +34,7 @@ MOST_FEW = 256
 
 
 def use_fast_kernels(model: nn.Module) -> int:
-    """Route linear layers, RMS norms and rotary angles of a model through the faster kernels, where they give the same values.
+    """Route linear layers, embeddings, RMS norms and rotary angles of a model through the faster kernels, where they give the same values.
 
     A norm whose formula is not weight·x/rms or (1 + weight)·x/rms on a random input is left alone, as is everything on
     other devices and in other dtypes at call time.
@@ -48,6 +49,8 @@ def use_fast_kernels(model: nn.Module) -> int:
             module.forward = MethodType(_conv1d_forward, module)
         elif type(module).__name__.endswith("RMSNorm") and (forward := _norm_forward(module)) is not None:
             module.forward = MethodType(forward, module)
+        elif is_plain(module):
+            module.forward = MethodType(embedding_forward, module)
         elif (attend := fast_rotation(module)) is not None:
             module.forward = MethodType(attend, module)
         else:

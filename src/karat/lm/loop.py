@@ -24,6 +24,7 @@ from karat.errors import ConfigError, InvariantError
 from karat.lm import parallel
 from karat.lm.checkpoints import resume, save_checkpoint, whole_moments
 from karat.lm.freed_memory import freed_memory_kept
+from karat.lm.row_gradients import gradients_by_rows
 from karat.lm.sharding import Shards, clip_gradients, sharded, whole
 
 
@@ -216,11 +217,12 @@ def optimiser_step(
     optimiser = state.optimisers[name]
     optimiser.zero_grad(set_to_none=True)
     flags: list[Tensor] = []  # looked at when all passes are under way: to look is to wait for the device
-    with parallel.backend():
+    with parallel.backend(), gradients_by_rows(active=state.shards is None) as add_rows:
         for loss in losses if state.shards is None else state.shards.passes(losses, shared=shared):
             flags.append(torch.isfinite(loss.detach()))
             if loss.requires_grad:
                 loss.backward()
+                add_rows()
     finite = all(map(bool, flags))
     if shared:
         finite = parallel.everywhere(finite)

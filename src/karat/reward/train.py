@@ -244,7 +244,7 @@ def _optimiser(model: RewardModel, config: RewardConfig) -> torch.optim.Optimize
         groups.append({"params": [model.further_weight], "lr": head_rate, "lr_scale": head_rate})
     if model.length_coef.requires_grad:
         groups.append({"params": [model.length_coef], "lr": head_rate, "lr_scale": head_rate, "weight_decay": 0.0})
-    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
 
 
 def _comparisons(data: FeedbackData) -> list[Channel]:

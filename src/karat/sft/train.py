@@ -161,7 +161,7 @@ def train_on_pairs(
     """The recipe itself: minibatches of pairs, packed as trees, one optimiser step each."""
     # 1. what is trained
     parameters = [parameter for parameter in lm.model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, foreach=True)
+    optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     state = TrainState({"policy": lm.model}, {"policy": optimiser})
     n_steps = config.n_steps(len(pairs))
     n_warmup = round(config.warmup_frac * n_steps)
