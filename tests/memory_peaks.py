@@ -18,7 +18,7 @@ from karat.lm import fused_block, native
 from karat.lm.fresh import DecoderShape, word_tokenizer, write_fresh_decoder
 from karat.lm.fused_block import may_be_fused
 from karat.lm.load import load_lm
-from karat.lm.memory import LIBRARY_BYTES, Work, size_of, training_bytes
+from karat.lm.memory import LIBRARY_BYTES, TOKEN_BYTES, Work, size_of, training_bytes
 from karat.sft.train import SFTConfig, train_on_pairs
 
 
@@ -57,7 +57,8 @@ def _measured_and_estimated(directory: Path, products: torch.dtype | None) -> tu
     n = sum(p.numel() for p in lm.model.parameters())
     compiled = may_be_fused(lm.model)
     size = replace(size_of(lm.model.config, n), narrow=products is not None, compiled=compiled)
-    return measured, training_bytes(size, n_trained=n, work=Work(2016, n_keys=63)) - LIBRARY_BYTES
+    libraries = LIBRARY_BYTES + TOKEN_BYTES * size.vocabulary
+    return measured, training_bytes(size, n_trained=n, work=Work(2016, n_keys=63)) - libraries
 
 
 def _memory(key: str) -> int:

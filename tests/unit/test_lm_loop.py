@@ -175,6 +175,7 @@ def test_micro_batches_add_up_to_the_batch():
         state = fresh_state()
         model = state.modules["m"].double()
         optimiser_step(state, "m", [model(part).square().sum() / 12 for part in cuts], max_grad_norm=1.0)
+        assert all(p.grad is None for p in model.parameters())  # no memory for them until the next step
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
     assert torch.allclose(updated([x]), updated([x[:2], x[2:9], x[9:]]), atol=1e-12)

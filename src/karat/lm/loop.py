@@ -240,6 +240,8 @@ def optimiser_step(
     if before_step is not None:
         before_step()
     optimiser.step()
+    # as large as the weights, and of no use while samples are drawn or files written
+    optimiser.zero_grad(set_to_none=True)
     state.n_stepped += 1
     return norm
 

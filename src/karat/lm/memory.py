@@ -22,8 +22,10 @@ LOGIT_COPIES = 2
 """Logits that are made, and their gradient as it enters a product."""
 TILE_NUMBERS = 1 << 21
 """Of a tile of logits (`tiled_logprobs`)."""
-LIBRARY_BYTES, LIBRARY_PREPARED_BYTES = 80 << 20, 70 << 20
-"""Measured: what libraries take at work (tokenizer, data base, records) beyond what they take when imported, and where products are prepared for every shape."""
+LIBRARY_BYTES, LIBRARY_PREPARED_BYTES = 70 << 20, 70 << 20
+"""Measured: what libraries take at work (data base, records) beyond what they take when imported, and where products are prepared for every shape."""
+TOKEN_BYTES = 1300
+"""Measured: of a tokenizer, for each token of its vocabulary (152,000 whole words)."""
 LEFT_BYTES, LEFT_PREPARED_BYTES = 70 << 20, 100 << 20
 """Measured: what each earlier station of a run leaves behind, whatever the model's size: records and holes between blocks, and products prepared for its
 shapes."""
@@ -195,7 +197,7 @@ def training_bytes(
     """
     trained = size.weight_bytes + (3 + n_kept) * n_trained * size.bytes_per_number + n_beside
     held = trained if n_shards == 1 else trained // n_shards + gathered_bytes(size)
-    outside = LIBRARY_BYTES + n_before * LEFT_BYTES
+    outside = LIBRARY_BYTES + TOKEN_BYTES * size.vocabulary + n_before * LEFT_BYTES
     outside += size.prepared * (LIBRARY_PREPARED_BYTES + n_before * LEFT_PREPARED_BYTES)
     held += n_copies * size.weight_bytes + outside
     passing = activation_bytes(size, work.n_tokens, n_keys=work.n_keys) + rounded_bytes(size)
