@@ -242,8 +242,9 @@ def test_configurations_that_cannot_be_used():
     Path("tiny.yaml").write_text("a: [")
     refused("not readable as YAML", "run", "tiny.yaml")
     refused("no-kl", "demo", "--fault", "gravity")
-    for command in ("verify", "trace", "report"):
+    for command in ("trace", "report"):
         refused("expected the directory of a run", command, "nowhere")
+    refused("nowhere: nothing is there; expected a run, a model, a store", "verify", "nowhere")
     assert not Path("runs").exists()
 
 
