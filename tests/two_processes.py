@@ -267,10 +267,11 @@ def parts(place: Path, reporters: list, model: Path) -> dict:
         # a loss that is no number, with gradients that are
         wrong = math.nan if index == 1 and parallel.rank() == parallel.count() - 1 else 0.0
         losses = (-response_logprobs(lm.model, b).logprobs.sum() + wrong for b in even_share(batches, empty_batch))
-        norm = optimiser_step(state, "policy", losses, max_grad_norm=0.01, shared=True)
-        weights = [p for group in optimiser.param_groups for p in group["params"]]
-        if index == 0:
-            held["gradients"] = local(p.grad for p in weights)
+
+        def look() -> None:  # what is gone after the step
+            held["gradients"] = local(p.grad for group in optimiser.param_groups for p in group["params"])
+
+        norm = optimiser_step(state, "policy", losses, max_grad_norm=0.01, shared=True, before_step=look)
         held["weights"] = local(lm.model.parameters())
         held["moments"] = local(one["exp_avg"] for one in optimiser.state.values())
         held["steps"] = state.n_stepped
