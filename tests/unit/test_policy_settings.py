@@ -82,8 +82,25 @@ def test_every_setting_is_read_somewhere_and_no_part_is_large():
         assert unread == []
 
 
-@pytest.mark.parametrize("name", ["entropy_floor", "diversity_floor"])
+@pytest.mark.parametrize("name", ["disagreement_quantile", "entropy_floor", "diversity_floor"])
 @pytest.mark.parametrize("share", [0, 1])
 def test_a_floor_that_the_watcher_would_refuse_is_refused_before_anything_is_trained(name, share):
     with pytest.raises(ConfigError, match=f"watch.{name}: found {share}; expected between 0 and 1, or null for never"):
         WatchSettings(**{name: share})
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"kl_budget": 0}, "watch.kl_budget: found 0; expected above 0, or null for never"),
+        ({"length_limit_sd": 0}, "watch.length_limit_sd: found 0; expected above 0, or null for never"),
+        (
+            {"on_alarm": "raise_kl", "kl_factor": 1.0},
+            "watch.kl_factor: found 1.0; expected above 1, or β would not rise",
+        ),
+    ],
+)
+def test_limits_that_the_watcher_would_refuse_are_refused_as_early(given, says):
+    with pytest.raises(ConfigError, match=f"^{re.escape(says)}$"):
+        WatchSettings(**given)
+    assert WatchSettings(kl_factor=1.0).on_alarm == "stop"

@@ -89,8 +89,14 @@ class WatchSettings:
         in_range("watch", self, 1, inf, "n_prompts", "n_samples", "kl_factor")
         in_range("watch", self, 0, inf, "kl_budget", "length_limit_sd")
         in_range("watch", self, 0, 1, *SHARES)
-        for name in ("entropy_floor", "diversity_floor"):  # refused here, before the reward is trained
+        # refused here, before the reward is trained
+        for name in ("disagreement_quantile", "entropy_floor", "diversity_floor"):
             if getattr(self, name) in (0, 1):
                 raise ConfigError(
                     f"watch.{name}: found {getattr(self, name)}; expected between 0 and 1, or null for never"
                 )
+        for name in ("kl_budget", "length_limit_sd"):
+            if getattr(self, name) == 0:
+                raise ConfigError(f"watch.{name}: found 0; expected above 0, or null for never")
+        if self.on_alarm == "raise_kl" and self.kl_factor <= 1:
+            raise ConfigError(f"watch.kl_factor: found {self.kl_factor}; expected above 1, or β would not rise")
