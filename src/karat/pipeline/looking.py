@@ -45,9 +45,8 @@ def inspect_run(directory: Path, settings: LookSettings, *, progress: Progress) 
     Raises: LedgerError where the run has no reward model; ConfigError for a run of given votes, which has no samples.
     """
     directory = directory.resolve()
-    stages, _ = current(
-        read_manifests(directory), {}
-    )  # a policy of an earlier reward would make this stage stale at once
+    # a policy of an earlier reward would make this stage stale at once
+    stages, _ = current(read_manifests(directory), {})
     done = {manifest.stage: manifest for manifest in stages}
     if "reward" in done and output(done["reward"], "model").path == ".":
         return _inspect_fitted(directory, done["reward"], settings, progress)
