@@ -13,7 +13,8 @@ from scipy import stats
 
 from karat.devices import INTEL
 from karat.lm import sampling
-from karat.lm.kernels import MOST_FEW, for_few_rows
+from karat.lm.kernels import MOST_FEW, for_few_rows, use_fast_kernels
+from karat.lm.narrow import use_narrow_products
 from karat.lm.native import draw_of
 from karat.lm.sampling import BLOCK, draw_tokens, forbid, likeliest_tokens, philox, token_uniforms, truncate_logits
 from reference import inverse_cdf
@@ -241,6 +242,29 @@ def test_an_output_layer_turned_round_gives_the_same_logits_in_the_same_shape(bi
     monkeypatch.setattr("karat.lm.kernels.processor_maker", lambda: INTEL)
     with torch.inference_mode(), for_few_rows(head):
         assert head(x).stride(-1) == 1
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("n_rows", [1, 7, MOST_FEW + 1])
+def test_an_output_layer_in_bfloat16_is_rounded_once_in_a_block_and_gives_the_same_logits(bias, n_rows):
+    head = torch.nn.Linear(64, 300, bias=bias)
+    use_fast_kernels(head)
+    use_narrow_products(head, torch.bfloat16)
+    x = torch.randn(1, n_rows, 64, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        expected = head(x)
+    for factor in (1.0, 2.0):  # a later block sees what has become of the weight
+        with torch.inference_mode(), for_few_rows(head):
+            found = [head(x), head(x)]
+        assert found[0].shape == (1, n_rows, 300)
+        assert torch.equal(*found)
+        # bfloat16 has eight digits: two sums of the same products end at most one apart
+        torch.testing.assert_close(found[0], factor * expected, rtol=2**-7, atol=2**-8 * factor)
+        with torch.no_grad():
+            for parameter in head.parameters():
+                parameter.mul_(2)
+    with for_few_rows(head):
+        assert head(x).requires_grad
 
 
 @pytest.mark.parametrize("n_tokens", [3, 700, 40_000])

@@ -23,6 +23,21 @@ def onednn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("karat.lm.kernels.onednn_is_faster", lambda: request.param)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n_rows", [1, 33, 300])
+@pytest.mark.parametrize("compiles", [True, False])
+def test_a_weight_for_many_products_multiplies_as_it_did(dtype, n_rows, compiles, monkeypatch) -> None:
+    own = kernels.onednn_multiplies() and compiles
+    monkeypatch.setattr(kernels, "onednn_multiplies", lambda: own)
+    x, weight = draws(n_rows, 64, dtype=dtype), draws(96, 64, seed=1, dtype=dtype)
+    prepared = kernels.for_many_products(weight)
+    assert (prepared is weight) == (dtype == torch.float32 or not own)
+    assert prepared.shape == weight.shape
+    found, expected = kernels.times(x, prepared), x.double() @ weight.double().t()
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=1e-5)
+
+
 @pytest.mark.usefixtures("onednn")
 @pytest.mark.parametrize("shape", [(2, 300), (1, 3)])  # above and below the size from which oneDNN is used
 @pytest.mark.parametrize("bias", [True, False])

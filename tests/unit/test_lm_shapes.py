@@ -23,14 +23,14 @@ FILLED = (logprobs, final_block, fused_decode, decoder)
 def much_filler(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are filled up to the next power of two, whatever the processor."""
     for module in FILLED:
-        monkeypatch.setattr(module, "even_rows", lambda n, _device, _parts=1: even_number(n, 1))
+        monkeypatch.setattr(module, "even_rows", lambda n, _device, _products, _parts=1: even_number(n, 1))
 
 
 @pytest.fixture
 def no_filler(monkeypatch: pytest.MonkeyPatch) -> None:
     """None is."""
     for module in FILLED:
-        monkeypatch.setattr(module, "even_rows", lambda n, _device, _parts=1: n)
+        monkeypatch.setattr(module, "even_rows", lambda n, _device, _products, _parts=1: n)
 
 
 def some_trees(seed: int = 0) -> list[Tree]:
@@ -56,22 +56,20 @@ def test_parts_that_are_no_power_of_two_are_refused() -> None:
         even_number(100, 12)
 
 
-def test_rows_are_filled_where_products_are_compiled_for_each_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    for compiles, expected in ((True, 1008), (False, 1001)):
-        monkeypatch.setattr(kernels, "onednn_multiplies", lambda compiles=compiles: compiles)
-        assert kernels.even_rows(1001, torch.device("cpu")) == expected
-        assert kernels.even_rows(1001, torch.device("meta")) == 1001
-
-
 @pytest.mark.parametrize(
     ("compiles", "maker", "float32", "bfloat16"),
     [(True, "AuthenticAMD", True, True), (True, kernels.INTEL, False, True), (False, "AuthenticAMD", False, False)],
 )
-def test_products_are_prepared_where_they_are_onednns(compiles, maker, float32, bfloat16, monkeypatch) -> None:
+def test_rows_are_filled_where_products_are_prepared_which_onednns_are(
+    compiles, maker, float32, bfloat16, monkeypatch
+) -> None:
     monkeypatch.setattr(kernels, "onednn_multiplies", lambda: compiles)
     monkeypatch.setattr(kernels, "processor_maker", lambda: maker)
     assert kernels.prepares(None) == kernels.prepares(torch.float32) == float32
     assert kernels.prepares(torch.bfloat16) == bfloat16
+    for products, prepared in ((None, float32), (torch.float32, float32), (torch.bfloat16, bfloat16)):
+        assert kernels.even_rows(1001, torch.device("cpu"), products) == (1008 if prepared else 1001)
+        assert kernels.even_rows(1001, torch.device("meta"), products) == 1001
 
 
 def test_filler_is_a_tree_of_its_own_behind_the_last() -> None:
@@ -130,7 +128,7 @@ def test_the_sampler_computes_few_numbers_of_rows(monkeypatch: pytest.MonkeyPatc
     seen: set[int] = set()
     head = lm.model.get_output_embeddings()
     head.register_forward_hook(lambda _module, inputs, _output: seen.add(inputs[0].shape[:-1].numel()))
-    monkeypatch.setattr(decoder, "even_rows", lambda n, _device, parts: even_number(n, parts))
+    monkeypatch.setattr(decoder, "even_rows", lambda n, _device, _products, parts: even_number(n, parts))
     sample(lm, PROMPTS[:2], n_samples=60, config=SamplingConfig(40, batch_rows=120), seed=1)
     assert len(seen) > 5
     behind = sorted(n for n in seen if n >= 16)[

@@ -283,7 +283,7 @@ class Decoder:
         """Let the last rows take the places of finished ones, and the last prompts those that no row reads."""
         keep = [not row.done for row in self.running]
         if not (self.pending or self.waiting):  # else others take the places
-            n_more = even_rows(sum(keep), self.device, FEW_PARTS) - sum(keep)
+            n_more = even_rows(sum(keep), self.device, products_of(self.model), FEW_PARTS) - sum(keep)
             for place in [place for place, kept in enumerate(keep) if not kept][:n_more]:
                 keep[place] = True
         self.running, moves = _close_gaps(self.running, keep)

@@ -20,6 +20,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from karat.lm.kernels import even_rows
+from karat.lm.narrow import products_of
 
 MOST_SHARE = 0.9
 """Share of positions above which picking rows costs more than it saves."""
@@ -107,7 +108,7 @@ def only_rows(trunk: nn.Module, rows: Int[Tensor, " n"], shape: Sequence[int]) -
     if len(kept) > MOST_SHARE * n_positions:
         yield
         return
-    n_more = min(even_rows(len(kept), rows.device), n_positions) - len(kept)
+    n_more = min(even_rows(len(kept), rows.device, products_of(trunk)), n_positions) - len(kept)
     if n_more:  # some that nobody reads
         wanted[(~wanted).nonzero()[-n_more:, 0]] = True
         kept = wanted.nonzero().squeeze(1)

@@ -20,9 +20,9 @@ from torch import Tensor
 from karat.devices import CPU
 from karat.lm.cache import DecodeCache, DecodeStep
 from karat.lm.fused_attention import Frame, Sizes, over_trees, turned_heads
-from karat.lm.kernels import even_rows, matmul
+from karat.lm.kernels import even_rows, for_many_products, times
 from karat.lm.low_rank import LowRank
-from karat.lm.narrow import stacked
+from karat.lm.narrow import round_together
 from karat.lm.native import GivenHeads, address, library
 
 MOST_SHARED, LONGEST_SHARED = 1 << 16, 2048
@@ -38,12 +38,12 @@ class LayerWeights:
     norms: tuple[Tensor, Tensor, Tensor | None, Tensor | None]
     """Weights before attention, before the MLP, of queries, of keys."""
     of_qkv: tuple[Tensor, ...]
-    """[d, ·] of queries, keys and values: one for all or one each."""
-    of_output: Float[Tensor, "H*D d"]
+    """[·, d] of queries, keys and values: one for all or one each; like all of them as `kernels.times` takes them."""
+    of_output: Float[Tensor, "d H*D"]
     """Of the attention's output."""
     of_gate_up: tuple[Tensor, ...]
-    """[d, ·] of gate and up: one for both or one each."""
-    of_down: Float[Tensor, "m d"]
+    """[·, d] of gate and up: one for both or one each."""
+    of_down: Float[Tensor, "d m"]
     """Of the MLP's output."""
     adapters: tuple[LowRank | None, ...] = (None,) * 7
     """Of queries, keys, values, output, gate, up, down."""
@@ -57,8 +57,8 @@ def layer_weights(
 
     def together(*parts: Tensor) -> tuple[Tensor, ...]:
         if products == torch.float32:  # one above the other they would be another copy of the model
-            return tuple(part.detach().t() for part in parts)
-        return (stacked(parts, products).t(),)
+            return tuple(part.detach() for part in parts)
+        return (for_many_products(round_together(parts, products)),)
 
     return LayerWeights(
         sizes,
@@ -113,7 +113,7 @@ def decoded(
     call.norm_forward(address(x), None, None, n, d, address(norm), sizes.eps[0], None, address(normed), address(scale))
     qkv = _products(normed, own.of_qkv, sizes.widths, own.adapters[:3])
     attended = _attended([part[:n] for part in qkv], angles, own, cache, layer, rows)
-    n_read, m = n if rows is None else rows.shape[0], own.of_down.shape[0]
+    n_read, m = n if rows is None else rows.shape[0], own.of_down.shape[1]
     between, normed_mlp = x.new_empty(n_read, d), _room(n_read, d, products)
     (change,) = _products(attended, (own.of_output,), (d,), own.adapters[3:4])
     call.norm_forward(
@@ -130,7 +130,7 @@ def decoded(
 
 def _room(n: int, width: int, dtype: torch.dtype) -> Tensor:
     """Place for n rows, and rows of 0 behind them where that makes a number which products are compiled for (`even_rows`)."""
-    made = torch.empty(even_rows(n, CPU), width, dtype=dtype)
+    made = torch.empty(even_rows(n, CPU, dtype), width, dtype=dtype)
     if len(made) > n:  # to fill nothing takes as long as a small product
         made[n:] = 0
     return made
@@ -140,7 +140,7 @@ def _products(
     x: Tensor, weights: Sequence[Tensor], widths: Sequence[int], adapters: Sequence[LowRank | None]
 ) -> Sequence[Tensor]:
     """x times each of the parts, which stand in one matrix or in one each, with what adapters add to them."""
-    found = [matmul(x, weight) for weight in weights]
+    found = [times(x, weight) for weight in weights]
     parts = found[0].split(widths, dim=1) if len(found) < len(widths) else found
     for part, adapter in zip(parts, adapters, strict=True):
         if adapter is not None:

@@ -9,7 +9,7 @@ gradient, and embeddings whose gradients may come by rows. Weights, names and cl
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
@@ -108,29 +108,35 @@ def rms_norm(
     return _RmsNorm.apply(x, weight + offset if offset else weight, eps)
 
 
+def for_many_products(weight: Float[Tensor, "o i"]) -> Float[Tensor, "o i"]:
+    """A weight as `times` multiplies by it over and over: in bfloat16 a copy in oneDNN's own order, else as it is.
+
+    oneDNN turns a weight round for every product otherwise, which takes as long again as that of a few dozen rows.
+    """
+    own = weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and onednn_multiplies()
+    return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None) if own else weight
+
+
+def times(x: Float[Tensor, "n i"], weight: Float[Tensor, "o i"]) -> Float[Tensor, "n o"]:
+    """x·weightᵀ without gradients; the weight as it is or from `for_many_products`."""
+    return _onednn(x, weight, None) if weight.is_mkldnn else matmul(x, weight.t())
+
+
 @contextmanager
 def for_few_rows(head: nn.Module) -> Iterator[None]:
-    """Within the block an output layer computes W·xᵀ instead of x·Wᵀ where that is faster, and hands back its transpose.
+    """Within the block, in which no weight changes, an output layer multiplies a few rows without gradients in the fastest way.
 
-    The same numbers in another memory order: on other processors than Intel's PyTorch's own float32 product takes 1.4 times
-    as long for a few dozen rows against thousands of outputs the other way round. Other layers, and more than MOST_FEW
-    rows, are left alone.
+    Products in bfloat16 are by a copy of the weight (`for_many_products`). In float32, on other processors than Intel's,
+    W·xᵀ is computed and handed back as its transpose: the same numbers in another memory order, where PyTorch's own product takes
+    1.4 times as long for a few dozen rows against thousands of outputs. Other layers, and more than MOST_FEW rows in float32, are left alone.
     """
     own = type(head) is nn.Linear and head.weight.device.type == "cpu" and head.weight.dtype == torch.float32
-    if not own or processor_maker() == INTEL:
+    narrow = own and products_of(head) == torch.bfloat16 and onednn_multiplies()
+    if not own or not (narrow or processor_maker() != INTEL):
         yield
         return
     before = head.__dict__.get("forward")
-    plain = head.forward
-
-    def forward(self: nn.Linear, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        if torch.is_grad_enabled() or len(rows) > MOST_FEW or products_of(self) or _suits(x, self.weight):
-            return plain(x)
-        wide = self.weight @ rows.t() if self.bias is None else torch.addmm(self.bias[:, None], self.weight, rows.t())
-        return wide.t().unflatten(0, x.shape[:-1])
-
-    head.forward = MethodType(forward, head)
+    head.forward = MethodType(_many_narrow(head.forward) if narrow else _turned_round(head.forward), head)
     try:
         yield
     finally:
@@ -138,6 +144,31 @@ def for_few_rows(head: nn.Module) -> Iterator[None]:
             del head.forward
         else:
             head.forward = before
+
+
+def _turned_round(plain: Callable[[Tensor], Tensor]) -> Callable[[nn.Linear, Tensor], Tensor]:
+    def forward(self: nn.Linear, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        if torch.is_grad_enabled() or len(rows) > MOST_FEW or products_of(self) or _suits(x, self.weight):
+            return plain(x)
+        wide = self.weight @ rows.t() if self.bias is None else torch.addmm(self.bias[:, None], self.weight, rows.t())
+        return wide.t().unflatten(0, x.shape[:-1])
+
+    return forward
+
+
+def _many_narrow(plain: Callable[[Tensor], Tensor]) -> Callable[[nn.Linear, Tensor], Tensor]:
+    kept: list[Tensor] = []  # of the first product: before it, a weight may be in shards
+
+    def forward(self: nn.Linear, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return plain(x)
+        if not kept:
+            kept.append(for_many_products(self.weight.detach().to(torch.bfloat16)))
+        output = times(x.reshape(-1, x.shape[-1]).to(torch.bfloat16), kept[0]).to(x.dtype)
+        return (output if self.bias is None else output.add_(self.bias)).unflatten(0, x.shape[:-1])
+
+    return forward
 
 
 def _suits(x: Tensor, weight: Tensor) -> bool:
@@ -157,11 +188,11 @@ def onednn_is_faster() -> bool:
 
 @functools.cache
 def onednn_multiplies() -> bool:
-    """Whether oneDNN has code for the processor that is worth having, and this build of PyTorch the operation: an internal one."""
+    """Whether oneDNN has code for the processor that is worth having, and this build of PyTorch the operations: internal ones."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     try:
-        operation = torch.ops.mkldnn._linear_pointwise
+        operation = torch.ops.mkldnn._linear_pointwise and torch.ops.mkldnn._reorder_linear_weight
     except (AttributeError, RuntimeError):
         return False
     return operation is not None and torch.backends.mkldnn.is_available()
@@ -175,13 +206,15 @@ def prepares(products: torch.dtype | None) -> bool:
     return onednn_multiplies() and (products not in (None, torch.float32) or onednn_is_faster())
 
 
-def even_rows(n: int, device: torch.device, parts: int = PARTS) -> int:
-    """How many rows to compute where n are wanted: more where products may be oneDNN's (`shapes.even_number`), else n.
+def even_rows(n: int, device: torch.device, products: torch.dtype | None, parts: int = PARTS) -> int:
+    """How many rows to compute where n are wanted: more where products are oneDNN's (`shapes.even_number`), else n.
 
     oneDNN compiles its products for every number of rows, half a megabyte and half a millisecond each, and keeps a thousand
     of them; rows of packed texts are hardly ever as many twice (`bench/shapes_study.py`, docs/LOG.md).
+
+    Args: products: their dtype, None = float32.
     """
-    return even_number(n, parts) if device.type == "cpu" and onednn_multiplies() else n
+    return even_number(n, parts) if device.type == "cpu" and prepares(products) else n
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

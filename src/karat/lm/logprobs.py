@@ -75,7 +75,7 @@ def hidden_states(model: nn.Module, batch: Batch) -> Float[Tensor, "L d"]:
     """
     trunk = trunk_of(model)
     if isinstance(batch, TreeBatch):
-        n_positions, batch = batch.n_tokens, _evened(batch)
+        n_positions, batch = batch.n_tokens, _evened(batch, model)
         with tree_layout(batch.layout):
             output = trunk(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
         return output.last_hidden_state[0, :n_positions]
@@ -92,14 +92,14 @@ def hidden_at(model: nn.Module, batch: Batch, rows: Int[Tensor, " n"]) -> Float[
         rows: positions of the flattened batch; they may repeat.
     """
     if isinstance(batch, TreeBatch):
-        batch = _evened(batch)
+        batch = _evened(batch, model)
     with only_rows(trunk_of(model), rows, batch.input_ids.shape):
         hidden = hidden_states(model, batch)
     return hidden.index_select(0, rows.to(hidden.device))
 
 
-def _evened(batch: TreeBatch) -> TreeBatch:
-    return filled(batch, even_rows(batch.n_tokens, batch.input_ids.device))
+def _evened(batch: TreeBatch, model: nn.Module) -> TreeBatch:
+    return filled(batch, even_rows(batch.n_tokens, batch.input_ids.device, products_of(model)))
 
 
 def response_logprobs(
@@ -158,7 +158,7 @@ def token_logprobs(
     if not isinstance(head, nn.Linear):
         raise InputError(f"token_logprobs: found an output layer {type(head).__name__}; expected a linear one")
     n = len(hidden)
-    n_more = even_rows(n, hidden.device) - n
+    n_more = even_rows(n, hidden.device, products_of(model)) - n
     if n_more:  # to fill up by nothing would be a copy
         hidden, token_ids = F.pad(hidden, (0, 0, 0, n_more)), F.pad(token_ids, (0, n_more))
     logprobs, entropy = _of_layer(head, softcap, hidden, token_ids, temperature, chunk_rows, with_entropy)

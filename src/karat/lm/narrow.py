@@ -96,11 +96,17 @@ def stacked(weights: tuple[Tensor, ...], products: torch.dtype) -> Float[Tensor,
     kept, key = _KEPT.get(), (*map(id, weights), products)
     if kept is not None and key in kept:
         return kept[key][2]
-    parts = tuple(weight.detach() for weight in weights)
+    together = round_together(weights, products)
+    if kept is not None:
+        kept[key] = (weights, tuple(weight.detach() for weight in weights), together)
+    return together
+
+
+def round_together(weights: Sequence[Tensor], products: torch.dtype) -> Float[Tensor, "n i"]:
+    """The same, a copy that nobody keeps."""
+    parts = [weight.detach() for weight in weights]
     together = parts[0].new_empty(sum(map(len, parts)), parts[0].shape[1], dtype=products)
     _round_into(together, parts)
-    if kept is not None:
-        kept[key] = (weights, parts, together)
     return together
 
 
