@@ -41,7 +41,11 @@ def world():
 def gate(world, score):
     votes, prompts, responses = world
     baseline = length_baseline(vote_data(votes, prompts, responses), PRIORS)
-    findings = run_gate(PlantedScorer(score), baseline, votes, prompts, responses, seed=0)
+    steps: list[tuple[int, int]] = []
+    findings = run_gate(
+        PlantedScorer(score), baseline, votes, prompts, responses, seed=0, progress=lambda *counts: steps.append(counts)
+    )
+    assert steps == [(n, len(steps)) for n in range(1, len(steps) + 1)]  # so that the time left can be said
     return {finding.name: finding for finding in findings}
 
 

@@ -78,7 +78,7 @@ def through_gate(
     settings: GateSettings,
     seed: int,
     probes: GateProbes | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Finding], list[str]]:
     """Hold a reward against length, its calibration and everything that ought not to move it.
 

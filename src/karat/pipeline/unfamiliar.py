@@ -42,10 +42,10 @@ def judge_reward(
 
     Args: of `through_gate` and `watch_for_novelty`.
     """
-    with progress.stage("gate", unit="checks") as bar:
+    with progress.stage("gate", unit="groups of checks") as bar:
         findings, words = through_gate(
             crossed, train, held, texts, priors=fit.vote_model.priors, settings=settings,
-            seed=child_seed(seed, "gate"), probes=probes, progress=lambda n_done: bar.reach(n_done),
+            seed=child_seed(seed, "gate"), probes=probes, progress=lambda n_done, n: bar.reach(n_done, of=n),
         )  # fmt: skip
         unfamiliar = watch_for_novelty(
             fit, train, held, texts, false_alarm_frac=settings.false_alarm_frac, directory=directory,

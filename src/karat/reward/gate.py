@@ -83,7 +83,7 @@ def run_gate(
     seed: int,
     settings: GateSettings | None = None,
     probes: GateProbes | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Finding]:
     """Hold a reward model against its length baseline, its calibration, and everything that ought not to move it.
 
@@ -92,7 +92,7 @@ def run_gate(
         held_out: votes that no gradient saw, on questions drawn at random; best on prompts never trained on.
         seed: of the bootstraps, the edits and the attack.
         settings: thresholds; None = the defaults.    probes: None = those for English text.
-        progress: called with the number of groups of checks that are done.
+        progress: called with how many groups of checks are done, of how many.
     Returns: one finding a check; "not measured" where fewer than `min_votes` votes are held out.
     Raises: InputError for no praise phrases.
     """
@@ -124,7 +124,7 @@ def run_gate(
     for n_done, check in enumerate(checks, 1):
         findings += check()
         if progress is not None:
-            progress(n_done)
+            progress(n_done, len(checks))
     return findings
 
 
