@@ -27,6 +27,8 @@ MOST_LEARNING_RATE = 1.0
 """Adam moves each weight by about the learning rate, whatever the gradient's size, and no weight is much larger than 1."""
 MOST_WHOLE = 10_000_000
 """Of any whole number but a seed: more is a slip of the hand, and would fill the memory or a day before it is seen."""
+SHARES_ROUNDED = 0.011
+"""By so much shares may miss 1: .33 three times does."""
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
 """What a value of a type is called."""
 
@@ -127,6 +129,32 @@ def in_range(part: str, config: object, low: float, high: float, *names: str) ->
         if value is not None and not low <= value <= high:
             expected = f"≥ {low:g}" if high == math.inf else f"{low:g} … {high:g}"
             raise ConfigError(f"{part}.{name}: found {value:g}; expected {expected}")
+
+
+def shares_problem(shares: Any) -> str:
+    """Why these are neither shares of a whole nor counts, in words; "" = they are.
+
+    Numbers from 0 up that sum to 1 (to a hundredth, as shares are rounded) are shares; whole numbers are counts, whatever
+    their sum.
+
+    >>> shares_problem({"town": 0.6, "country": 0.7})
+    'found town: 0.6, country: 0.7, in all 1.3; expected shares that sum to 1, or whole counts'
+    """
+    numbers = list(shares.values()) if isinstance(shares, Mapping) else []
+    fine = all(isinstance(one, int | float) and not isinstance(one, bool) and 0 <= one < math.inf for one in numbers)
+    total = sum(numbers) if fine else 0
+    if not total > 0:
+        return f"found {shares!r}; expected category → share, 0 or more"
+    if abs(total - 1) <= SHARES_ROUNDED or all(one == int(one) for one in numbers):
+        return ""
+    said = ", ".join(f"{name}: {one:g}" for name, one in shares.items())
+    return f"found {said}, in all {total:g}; expected shares that sum to 1, or whole counts"
+
+
+def check_shares(place: str, shares: Any) -> None:
+    """Raise ConfigError for what are neither shares of a whole nor counts."""
+    if problem := shares_problem(shares):
+        raise ConfigError(f"{place}: {problem}")
 
 
 def check_learning_rates(part: str, config: object, *names: str) -> None:

@@ -82,7 +82,7 @@ def test_who_did_not_say_keeps_her_weight_in_that_field():
 
 def test_empty_categories_are_named():
     people = raters(3)
-    target = {**TARGET, "age": {**TARGET["age"], "very old": 0.1}}
+    target = {**TARGET, "age": {"young": 0.27, "middle": 0.36, "old": 0.27, "very old": 0.1}}
     with pytest.raises(InputError, match="no rater for age = very old"):
         rake(people, target)
     found = rake(people, target, allow_empty=True, trim=50)
@@ -158,6 +158,7 @@ def test_what_cannot_be_weighted_is_said():
         {"age": {"old": "1"}},
         {"age": [1]},
         {"age": {"old": float("nan")}},
+        {"age": {"old": 0.6, "young": 0.7}},
     ):
         with pytest.raises(InputError, match="target population"):
             checked_target(wrong)

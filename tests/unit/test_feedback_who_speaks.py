@@ -147,7 +147,7 @@ def test_an_arena_is_weighted_too_if_enough_of_each_group_judged_in_it(store):
     [
         ("{", "f: found no JSON object; expected"),
         ("[1]", "f: found no JSON object; expected"),
-        ('{"age": {"x": -1}}', "found age: {'x': -1}; expected category → share"),
+        ('{"age": {"x": -1}}', "age: found {'x': -1}; expected category → share"),
     ],
 )
 def test_what_is_no_target_is_refused(text, message):

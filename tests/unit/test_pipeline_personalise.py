@@ -12,8 +12,11 @@ from karat.pipeline import personalise as asking
 from karat.pipeline.for_person import _labels
 from karat.pipeline.personalise import Asking, Pair, _Session, pairs_in, personalise
 from karat.records import user_prompt
-from karat.reward.personal import Limits
+from karat.reward.person_file import SavedPerson
+from karat.reward.personal import Limits, new_person
+from karat.reward.user_em import fit_users
 from karat.rowfiles import Row
+from people_worlds import planted_people
 
 
 class Noting(_Session):
@@ -67,6 +70,30 @@ def test_neither_text_always_stands_first_and_a_seed_says_which(tmp_path):
     pairs = pairs_in(tmp_path / "r.jsonl", np.random.default_rng(0))
     assert 10 < sum((pair.a, pair.b) == ("y", "x") for pair in pairs) < 30
     assert pairs == pairs_in(tmp_path / "r.jsonl", np.random.default_rng(0))
+
+
+def test_a_skipped_question_comes_again_when_no_other_is_left(tmp_path, monkeypatch):
+    users = fit_users(planted_people(20, 12, d=3)[0], 1)
+    model = SimpleNamespace(users=users)
+    pairs = [Pair(user_prompt(f"{i}?"), "x", "y") for i in range(4)]
+    psi = np.outer([3.0, 2.0, 1.0, 0.5], users.basis[0])
+    kept = []
+
+    def sitting(saved, said, n):
+        session = _Session(None, model, tmp_path, tmp_path / "ada", saved, None)
+        monkeypatch.setattr(session, "save", lambda: kept.append(session.saved))
+        shown = []
+        answered = session.ask(lambda pair, _: shown.append(pairs.index(pair)) or said, pairs, psi, n)
+        return shown, answered, session.saved
+
+    first, told, saved = sitting(SavedPerson(new_person(users), "ada", ()), None, 1)
+    assert (told.n_skipped, told.n_left, told.n_votes) == (1, 4, 0)
+    assert kept[-1].skipped == (pairs[first[0]].ids,)  # noted at once, before anything else is asked
+    second, told, saved = sitting(saved, 2, 9)
+    assert second[-1] == first[0]
+    assert sorted(second) == [0, 1, 2, 3]
+    assert saved.skipped == ()  # answered at last
+    assert told.n_left == 0
 
 
 def test_a_text_of_several_pairs_is_read_once(monkeypatch):

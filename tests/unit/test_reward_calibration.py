@@ -10,7 +10,7 @@ import torch
 
 from karat.choice import VoteBatch
 from karat.errors import InputError
-from karat.feedback_columns import Channel, FeedbackBatch, FeedbackParams, RatingBatch
+from karat.feedback_columns import Channel, FeedbackBatch, FeedbackParams, LabelBatch, LabelParams, RatingBatch
 from karat.ratings import RatingParams
 from karat.records import Estimate
 from karat.reward.calibration import (
@@ -148,4 +148,31 @@ def test_kinds_are_held_against_the_same_temperature():
     assert found["comparison/2"].temperature == pytest.approx(alone.temperature, rel=1e-3)
     assert found["comparison/2"].nll == pytest.approx(alone.nll)
     assert found["rating/preference/1-5"].n == 60
-    assert found["rating/preference/1-5"].temperature is None
+    assert found["rating/preference/1-5"].temperature is not None
+
+
+@pytest.mark.parametrize("level", [0.0, 40.0])
+def test_labels_and_ratings_have_a_temperature_about_their_own_mean(level):
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(1, 6000, generator=generator, dtype=torch.float64) + level
+    relative = scores[0] - level
+    unit, response, who = torch.ones(1, dtype=torch.float64), torch.arange(6000), torch.zeros(6000, dtype=torch.long)
+    priors = RaterPriors(modelled=False)
+    good = torch.rand(6000, generator=generator, dtype=torch.float64) < torch.sigmoid(
+        relative / 2
+    )  # half the fitted gain
+    value = 0.5 + 0.05 * relative + 0.05 * torch.randn(6000, generator=generator, dtype=torch.float64)
+    params = FeedbackParams(
+        unit, unit * 0, unit * 0, {},
+        ratings={"rating/preference/1-5": RatingParams(0.5 - 0.1 * level * unit, unit * 0.1, unit * 0.05)},
+        labels={"label/preference": LabelParams(unit * level, unit[0])},
+    )  # fmt: skip
+    labels = Channel("label/preference", "label", 0, LabelBatch(response, good, who), who, torch.ones(6000), response)
+    ratings = Channel(
+        "rating/preference/1-5", "rating", 0, RatingBatch(response, value, who), who, torch.ones(6000), response
+    )
+    found = kind_calibration(scores[..., None], FeedbackBatch((labels, ratings)), params, priors, temperature=1.0)
+    for one in found.values():
+        assert one.low < 2 < one.high
+        assert one.high - one.low < 0.6
+        assert one.nll_corrected < one.nll

@@ -8,7 +8,7 @@ import torch
 
 from journeys_kinds import store_of_sandbox
 from karat.cli import main
-from karat.cli.findings import finding_lines, gain_line
+from karat.cli.findings import calibration_lines, finding_lines, gain_line
 from karat.feedback.documents import add_questions
 from karat.feedback.store import open_store
 from karat.feedback.tasks import answer
@@ -166,6 +166,14 @@ def test_a_single_response_is_refused_before_training(place, tmp_path, capsys):
     assert "found one response in all" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_an_aggregator_of_groups_without_votes_enough_for_them_is_refused_before_training(place, tmp_path, capsys):
+    of_groups = {"pluralism.enabled": "true", "pluralism.min_votes": 1000, "aggregator": "worst_group"}
+    of_groups["reward.kinds"] = "[comparison]"  # about one objective: several would stand in the groups' place
+    assert run(place, tmp_path / "r", **of_groups) == 2
+    assert "found worst_group and too few votes for groups of people (" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "r").exists()
+
+
 def test_findings_that_need_a_reader_are_lines():
     found = [
         {"name": "a", "question": "A?", "status": "info", "detail": "x", "estimate": None},
@@ -173,6 +181,20 @@ def test_findings_that_need_a_reader_are_lines():
         {"name": "c", "question": "C?", "status": "not measured", "detail": "", "estimate": {"method": "no votes"}},
     ]
     assert finding_lines(found) == ["warn         b: end of range", "not measured c: no votes"]
+
+
+def test_calibration_of_each_group_and_kind_is_a_line():
+    estimate = {"value": 1.5, "low": 1.0, "high": 2.0, "n": 80, "method": "m"}
+    few = {"value": None, "low": None, "high": None, "n": 7, "method": "7 held-out judgements"}
+    names = {"group.town": estimate, "kind.rating/a.b/1-5": few}
+    found = [
+        {"name": f"reward.calibration.{name}", "status": "info", "estimate": one, "detail": "d", "question": "?"}
+        for name, one in names.items()
+    ]
+    assert calibration_lines([*found, {**found[0], "status": "warn"}, {**found[0], "name": "gate.likelihood"}]) == [
+        "calibration of group town: 1.500 [1.000, 2.000], n = 80; d",
+        "calibration of kind rating/a.b/1-5: not estimable (7 held-out judgements); d",
+    ]
 
 
 def test_comparisons_on_prompts_kept_from_training_decide_the_gate(place, tmp_path, capsys):

@@ -209,6 +209,25 @@ def test_too_few_votes_make_no_population():
         PluralismConfig(target={"group": {"left": 0.5, "right": 0.5}, "age": {"18–24": 1.0}})
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (
+            {"target": {"group": {"left": 0.6, "right": 0.7}}},
+            r"pluralism\.target: group: found .*in all 1\.3; expected",
+        ),
+        ({"target": {"group": {"left": -0.1, "right": 1.1}}}, r"pluralism\.target: group: found .*0 or more"),
+        ({"target": {"group": {}}}, r"pluralism\.target: group: found \{\}"),
+        ({"jury": {"left": 0.5, "right": 0.1}}, r"pluralism\.jury: found .*in all 0\.6; expected shares that sum to 1"),
+    ],
+)
+def test_shares_sum_to_one_or_are_counts(given, says):
+    with pytest.raises(ConfigError, match=says):
+        PluralismConfig(**given)
+    rounded, counts = dict.fromkeys("abc", 0.33), {"left": 3, "right": 40}
+    assert PluralismConfig(target={"group": rounded}, jury=counts).jury == counts
+
+
 def test_feature_map_is_white_within_prompts():
     rng = np.random.default_rng(0)
     phi = rng.normal(size=(200, 5)) @ rng.normal(size=(5, 5)) + np.repeat(rng.normal(0, 50, (50, 5)), 4, axis=0)
@@ -289,11 +308,11 @@ def test_a_person_on_disk_belongs_to_her_population(made, tmp_path):
     users = fit.model.users
     x = np.random.default_rng(0).normal(size=(3, users.shared.shape[0]))
     person = updated(users, new_person(users, 1), x, np.array([0, 2, 1]))
-    saved = SavedPerson(person, "ada", (("p", "a", "b"),) * 3)
+    saved = SavedPerson(person, "ada", (("p", "a", "b"),) * 3, (("p", "a", "c"),))
     target = save_person(saved, fit.model, directory, tmp_path / "ada")
     again = load_person(target, fit.model, directory)
     assert again.person.mean == pytest.approx(person.mean)
-    assert again.asked == saved.asked
+    assert (again.asked, again.skipped) == (saved.asked, saved.skipped)
     assert again.person.group == 1
     card = json.loads((target / CARD).read_text())
     assert card["group"] == "right"

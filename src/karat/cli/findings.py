@@ -26,6 +26,19 @@ def people_lines(findings: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"{one['name']}: {_joined(_figure(one['estimate']), one['detail'])}" for one in told]
 
 
+CALIBRATION = "reward.calibration."
+
+
+def calibration_lines(findings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each group of raters and kind of feedback: the temperature that its held-out judgements would choose."""
+    lines = []
+    for one in findings:
+        if one["name"].startswith(CALIBRATION) and one["status"] == "info":  # warnings are lines of `finding_lines`
+            of = one["name"].removeprefix(CALIBRATION).replace(".", " ", 1)
+            lines.append(f"calibration of {of}: {_joined(_figure(one['estimate']), one['detail'])}")
+    return lines
+
+
 def _joined(*parts: str) -> str:
     return "; ".join(part for part in parts if part)
 

@@ -59,6 +59,8 @@ def personalise(
             f"{done.n_repeated} answer{'' if one else 's'} not counted: {'its' if one else 'their'} question was answered "
             "before, or again further down"
         )
+    if done.n_skipped:
+        told.append(f"{done.n_skipped} skipped; another time such questions come when no other is left")
     if done.n_left == 0:
         told.append("no pair is left to ask about: she has answered all of these responses")
     told.append(f"score for her with: karat score {model} … --person {out} --out …")

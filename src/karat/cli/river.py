@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from karat.cli import processes as launching
-from karat.cli.findings import finding_lines, gain_line, noises, people_lines
+from karat.cli.findings import calibration_lines, finding_lines, gain_line, noises, people_lines
 from karat.cli.options import (
     MOST,
     RUNS,
@@ -239,7 +239,7 @@ def reward(
     table = aligned(contribution_table(done["contributions"]))
     table += aligned(mark_table(done["marks"])) if done["marks"] else []
     gate = f"gate: {done['gate']}, {done['n_gate']} votes on prompts kept from training"
-    found = [*people_lines(done["findings"]), *finding_lines(done["findings"])]
+    found = [line for told in (calibration_lines, people_lines, finding_lines) for line in told(done["findings"])]
     answer(as_json, done, [*table, *silent, *found, gate, f"reward: {out}; made from: karat trace {out} --judgements"])
 
 

@@ -84,7 +84,7 @@ def slice_findings(slices: Slices) -> list[Finding]:
             better = one.nll_corrected is not None and one.nll_corrected < one.nll
             off = better and one.low is not None and one.high is not None and not one.low <= 1 <= one.high
             if one.temperature is None:
-                why = f"{one.n} held-out judgements; a temperature of their own takes {MIN_SLICE} that compare"
+                why = f"{one.n} held-out judgements; a temperature of their own takes {MIN_SLICE}"
                 estimate = Estimate(None, None, None, one.n, why)
             else:
                 estimate = Estimate(one.temperature, one.low, one.high, one.n, METHOD)

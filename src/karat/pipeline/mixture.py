@@ -228,7 +228,9 @@ def _reward_from(request: RewardRequest, progress: Progress) -> dict[str, Any]:
     check_beside_read(request.reward, marks=bool(said.marks))
     train, held, _ = split_votes(trained, holdout_frac=request.reward.holdout_frac)
     voted = main_votes([*train, *held])
-    check_population(voted, snapshot.annotators, request.pluralism, spoken_objectives(said.statements))
+    check_population(
+        voted, snapshot.annotators, request.pluralism, spoken_objectives(said.statements), of_groups=request.aggregator
+    )
     # 2. fit
     texts = (snapshot.prompts, said.responses)
     fitted, factors, cooling = cooled_on_new_prompts(_fit(request, train, held, texts, progress), gate, *texts)
@@ -245,13 +247,7 @@ def _reward_from(request: RewardRequest, progress: Progress) -> dict[str, Any]:
     )  # fmt: skip
     slices = _slices(request, fitted, crossed, gate, said, snapshot)
     by_token = isinstance(fit.model.trunk, DecoderTrunk)
-    findings = [
-        *fitted.findings,
-        cooling,
-        *said_findings(said, marks_train=by_token),
-        *checks,
-        *slice_findings(slices),
-    ]
+    findings = [*fitted.findings, cooling, *said_findings(said, marks_train=by_token), *checks, *slice_findings(slices)]
     if request.reward.panel_frac:
         apart, rng = {vote.prompt_id for vote in gate}, numpy_generator(request.seed, "panel of raters")
         findings += panel_findings(crossed, panel, apart, texts, rng)

@@ -169,12 +169,13 @@ class _Session:
         self.watched = watched or (lambda: open_progress(silent=True))
 
     def ask(self, ask: Ask, pairs: Sequence[Pair], psi: np.ndarray, n_questions: int) -> Asked:
-        """The most informative open question, again and again."""
+        """The most informative open question, again and again; what she skipped before comes when no other is left."""
         users, n_skipped, bits = self.model.users, 0, 0.0
-        asked = self.asked
+        asked, skipped = self.asked, set(map(asked_question, self.saved.skipped))
         open_mask = np.array([pair.question not in asked for pair in pairs])
+        fresh = np.array([pair.question not in skipped for pair in pairs])
         for _ in range(min(n_questions, int(open_mask.sum()))):
-            rows = np.flatnonzero(open_mask)
+            rows = np.flatnonzero(open_mask & fresh if (open_mask & fresh).any() else open_mask)
             place = int(rows[choose_questions(users, self.saved.person, psi[rows], 1)[0]])
             open_mask[place] = False
             expected = float(information(users, self.saved.person, psi[place : place + 1])[0])
@@ -184,6 +185,7 @@ class _Session:
                 break
             if level is None:
                 n_skipped += 1
+                self.skip(pairs[place])
                 continue
             bits += expected
             self.add([pairs[place]], psi[place : place + 1], [level])
@@ -220,7 +222,17 @@ class _Session:
     def add(self, pairs: Sequence[Pair], psi: np.ndarray, levels: Sequence[int]) -> None:
         """Take answers in and write the artefact."""
         person = updated(self.model.users, self.saved.person, psi, np.array(levels))
-        self.saved = SavedPerson(person, self.saved.name, (*self.saved.asked, *(pair.ids for pair in pairs)))
+        answered = {pair.question for pair in pairs}
+        skipped = tuple(one for one in self.saved.skipped if asked_question(one) not in answered)
+        self.saved = replace(
+            self.saved, person=person, asked=(*self.saved.asked, *(pair.ids for pair in pairs)), skipped=skipped
+        )
+        self.save()
+
+    def skip(self, pair: Pair) -> None:
+        """Note a question that she could not answer, and write the artefact."""
+        if pair.question not in set(map(asked_question, self.saved.skipped)):
+            self.saved = replace(self.saved, skipped=(*self.saved.skipped, pair.ids))
         self.save()
 
     def save(self) -> None:

@@ -117,17 +117,21 @@ def check_population(
     annotators: Mapping[str, Annotator],
     pluralism: PluralismConfig,
     objectives: Sequence[str],
+    *,
+    of_groups: str = "",
 ) -> None:
     """Say before training what would go wrong after it: a floor on an objective that will not be scored, a target or a
-    jury of groups that these raters are not in.
+    jury of groups that these raters are not in, votes too few for the groups that an aggregator needs.
 
     Args:
         objectives: what was spoken about, which the reward will score.
+        of_groups: the aggregator that the reward is for, where it is not to be trained without the groups that this needs.
     Raises: InputError.
     """
     for name in pluralism.floors if pluralism.enabled else ():
         if name not in objectives:
             raise InputError(floor_problem(name, objectives))
+    check_groups(votes, pluralism, of_groups, objectives)
     if why_none(votes, pluralism) is not None:
         return
     who = sorted({vote.annotator for vote in votes})
@@ -137,6 +141,22 @@ def check_population(
     if pluralism.jury is not None:
         members = {name: np.flatnonzero(code == number).tolist() for number, name in enumerate(names)}
         empanel(JuryComposition(pluralism.jury, pluralism.n_jurors), members, np.random.default_rng(0))
+
+
+def check_groups(votes: Sequence[Vote], pluralism: PluralismConfig, aggregator: str, objectives: Sequence[str]) -> None:
+    """Say before training that there will be no groups to aggregate over.
+
+    Args:
+        objectives: what was spoken about; several of them stand in the groups' place (`has_groups`).
+    Raises: InputError.
+    """
+    if aggregator not in OF_GROUPS or len(objectives) > 1:
+        return
+    if (lacking := why_none(votes, pluralism)) is not None:
+        raise InputError(
+            f"aggregator: found {aggregator} and too few votes for groups of people ({lacking}); expected enough for a "
+            "population: ask for more a rater, lower pluralism.min_votes, or choose an aggregator without groups"
+        )
 
 
 def floor_problem(name: str, objectives: Sequence[str]) -> str:

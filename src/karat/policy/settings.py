@@ -198,7 +198,8 @@ class ValueSettings:
     vf_coef: float = 0.1
     """Weight of the value loss where the trunk is shared."""
     clip_range: float | None = 0.2
-    """ε of the value clip, in score units; None = off."""
+    """ε of the value clip in units of the score, of which a reward model's are its pooled within-prompt sd; None = off, as for scores of
+    one's own with larger units."""
     head_lr_scale: float = 1.0
     """Learning rate of a shared trunk's head, as a multiple of the policy's."""
     critic_learning_rate: float | None = None

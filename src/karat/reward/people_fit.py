@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from karat.config import in_range
+from karat.config import check_shares, in_range
 from karat.errors import ConfigError
 from karat.records import Prompt, Response, Vote
 from karat.reward.data import VoteData, vote_data
@@ -59,11 +59,11 @@ class PluralismConfig:
     min_votes: float = 8.0
     """Median votes a rater below which no population is fitted: there would be nothing to tell people apart by."""
     jury: dict[str, float] | None = None
-    """Group → share of the jury's seats; None = equal seats for all declared groups."""
+    """Group → share of the jury's seats; shares sum to 1, whole numbers are counts; None = equal seats for all declared groups."""
     n_jurors: int = N_JURORS
     """Seats of the jury."""
     target: dict[str, dict[str, float]] | None = None
-    """Target population, {"group": {declared group: share}}, for the raked fit; None = no raked fit."""
+    """Target population, {"group": {declared group: share}}, for the raked fit; shares sum to 1, whole numbers are counts; None = no raked fit."""
     floors: dict[str, float] = field(default_factory=dict)
     """Objective → lowest acceptable score: what no personal taste may override."""
     principles: tuple[str, ...] = ()
@@ -77,7 +77,10 @@ class PluralismConfig:
                 f"pluralism.target: found the field {strange[0]!r}; expected only `group`, which a votes file declares: "
                 "what raters say on their page is read by `karat quality --population` alone"
             )
+        for field_name, shares in (self.target or {}).items():
+            check_shares(f"pluralism.target: {field_name}", shares)
         if self.jury is not None:
+            check_shares("pluralism.jury", self.jury)
             JuryComposition(self.jury, self.n_jurors)
 
     @property

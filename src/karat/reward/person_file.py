@@ -37,6 +37,8 @@ class SavedPerson:
     """What she is called; a pseudonym does."""
     asked: tuple[tuple[str, str, str], ...]
     """(Prompt.id, Response.id of a, of b) of each answer, in the order given."""
+    skipped: tuple[tuple[str, str, str], ...] = ()
+    """The same of each question that she could not answer, in the order asked."""
 
 
 def save_person(saved: SavedPerson, model: PeopleModel, reward: Path, directory: Path) -> Path:
@@ -60,6 +62,7 @@ def save_person(saved: SavedPerson, model: PeopleModel, reward: Path, directory:
         "sd": sds,
         "sd_before": np.sqrt(np.diag(prior_of(model.users, person.group).cov)).tolist(),
         "asked": [list(one) for one in saved.asked],
+        "skipped": [list(one) for one in saved.skipped],
         "not_expressed": ["the uncertainty of what all share"],
     }
     text = json.dumps(card, indent=2, sort_keys=True, ensure_ascii=False)
@@ -111,4 +114,5 @@ def _person_of(
         raise CheckpointError(f"{directory}: damaged; ask or read the answers again")
     group = -1 if card["group"] is None else model.users.groups.index(card["group"])
     person = PersonReward(found["mean"], cov, group, found["x"], found["level"])
-    return SavedPerson(person, card["name"], tuple(tuple(one) for one in card["asked"]))
+    asked, skipped = (tuple(tuple(one) for one in card.get(key, [])) for key in ("asked", "skipped"))
+    return SavedPerson(person, card["name"], asked, skipped)

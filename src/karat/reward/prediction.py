@@ -136,8 +136,13 @@ def kind_calibration(
 
     Args:
         scores: raw.    batch: held-out statements.    temperature: the model's; figures are relative to it.
-    Returns: by the channel's name (`comparison/3`, `ranking`); kinds whose thresholds were not fitted are left out. Ratings
-        and labels have a gain of their own, so they get a likelihood and no temperature.
+    Ratings and labels have a gain g of their own, which no temperature divides. Theirs is the T of
+
+        r̄ + (r − r̄)/T        r̄ = mean score of the judged responses
+
+    so that it changes what differences count for and not how kind raters are: above 1, g is too large for new responses.
+
+    Returns: by the channel's name (`comparison/3`, `ranking`); kinds whose thresholds were not fitted are left out.
     """
     found = {}
     for channel in batch.channels:
@@ -145,13 +150,19 @@ def kind_calibration(
             continue
 
         def nll_at(relative: float, channel: Channel = channel) -> Tensor:
-            return predicted_nll(scores[..., 0], channel, params, priors, temperature=temperature * relative)
+            own = _about_mean(scores[..., 0], channel, relative)
+            return predicted_nll(own, channel, params, priors, temperature=temperature * relative)
 
-        if isinstance(channel.columns, VoteBatch | RankBatch):
-            found[channel.name] = slice_figures(nll_at)
-        else:
-            found[channel.name] = SliceCalibration(len(channel), None, float(nll_at(1.0).mean()), None)
+        found[channel.name] = slice_figures(nll_at)
     return found
+
+
+def _about_mean(scores: Float[Tensor, "S N"], channel: Channel, temperature: float) -> Float[Tensor, "S N"]:
+    """Scores drawn towards the mean of what a channel of ratings or labels judges; of what compares, as they are."""
+    if isinstance(channel.columns, VoteBatch | RankBatch):
+        return scores
+    mean = scores[:, channel.columns.response].mean(1, keepdim=True)
+    return mean + (scores - mean) / temperature
 
 
 def _fitted(channel: Channel, params: FeedbackParams) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from karat.config import shares_problem
 from karat.errors import ConvergenceError, InputError
 from karat.records import Estimate
 from karat.resampling import FEW_CLUSTERS, jackknife_interval, paired_rows, percentile_interval
@@ -187,18 +188,15 @@ def weighted_win_rate(
 def checked_target(target: Target) -> dict[str, dict[str, float]]:
     """The target with every field's shares adding up to 1.
 
-    Raises: InputError for no fields, no categories, or a share that is not a positive number.
+    Raises: InputError for no fields, no categories, a share that is not a positive number, or shares, other than whole
+        counts, that do not sum to 1.
     """
     if not target:
         raise InputError("target population: found no fields; expected {field: {category: share, …}, …}")
     found = {}
     for field, shares in target.items():
-        numbers = isinstance(shares, Mapping) and all(
-            isinstance(one, int | float) and not isinstance(one, bool) and np.isfinite(one) and one >= 0
-            for one in shares.values()
-        )
-        if not numbers or not sum(shares.values()) > 0:
-            raise InputError(f"target population: found {field}: {shares!r}; expected category → share, 0 or more")
+        if problem := shares_problem(shares):
+            raise InputError(f"target population: {field}: {problem}")
         total = float(sum(shares.values()))
         found[field] = {category: float(share) / total for category, share in shares.items() if share > 0}
     return found
