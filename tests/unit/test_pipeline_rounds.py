@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from karat.config import build
-from karat.errors import ConfigError
+from karat.errors import ConfigError, InputError
 from karat.pipeline import rewarding, rounds
 from karat.pipeline.settings import RunConfig
 
@@ -75,3 +75,12 @@ def test_what_could_not_be_measured_after_training_is_refused_before_it():
     with pytest.raises(ConfigError, match="jury_median and the objectives helpful, honest"):
         rewarding.check_jury(said, SimpleNamespace(aggregator="jury_median"))
     rewarding.check_jury(said[:1], SimpleNamespace(aggregator="jury_median"))
+
+
+def test_a_bound_on_an_objective_without_feedback_is_refused_before_training():
+    said = [SimpleNamespace(objective=name) for name in ("preference", "honest")]
+    with pytest.raises(InputError, match="objective 'helpful': found no feedback about it"):
+        rewarding.check_bound(said, SimpleNamespace(constraint=SimpleNamespace(objective="helpful")))
+    rewarding.check_bound(said, SimpleNamespace(constraint=SimpleNamespace(objective="honest")))
+    rewarding.check_bound(said, SimpleNamespace(constraint=SimpleNamespace(objective="")))
+    rewarding.check_bound(said, SimpleNamespace(constraint=None))

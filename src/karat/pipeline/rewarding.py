@@ -30,7 +30,7 @@ from karat.records import Finding, Prompt, Response, Vote
 from karat.reward.classifier import ClassifierTrunk, fit_vote_model, given_fit, one_head_finding
 from karat.reward.contributions import contribution_findings, contribution_rows
 from karat.reward.cooling import CrossedScorer, cooled_on_new_prompts
-from karat.reward.data import split_votes, spoken_objectives, vote_data
+from karat.reward.data import check_objectives, split_votes, spoken_objectives, vote_data
 from karat.reward.fit import (
     FittedReward,
     fit_reward,
@@ -102,6 +102,7 @@ def train(
     """
     parts = vote_parts(run, config, votes, samples if newest is None else newest, place)
     check_jury(parts.fit, config)
+    check_bound(parts.fit, config)
     voted = [*parts.train, *parts.validation]
     check_population(voted, parts.snapshot.annotators, config.pluralism, spoken_objectives(parts.fit))
     prompts, responses = parts.snapshot.prompts, parts.said.responses
@@ -202,6 +203,12 @@ def check_jury(said: Sequence[Statement], config: RunConfig) -> None:
             f"aggregator: found jury_median and the objectives {', '.join(objectives)}; expected one objective, whose "
             "jurors are people"
         )
+
+
+def check_bound(said: Sequence[Statement], config: RunConfig) -> None:
+    """Refuse a bound on an objective that the reward will not score. Raises: InputError."""
+    if config.constraint is not None and config.constraint.objective:
+        check_objectives(said, [config.constraint.objective])
 
 
 def judged(

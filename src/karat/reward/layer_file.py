@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from karat.damaged import damage_named
@@ -19,6 +20,8 @@ from karat.reward.last_layer import LastLayer
 
 LAST_LAYER = "last_layer.safetensors"
 PARTS = ("mean", "covariance", "figures")
+ROUNDED = 1e-9
+"""Of the largest eigenvalue of a covariance, by so much rounding may bring the smallest below 0."""
 
 
 def cooled_layer(posterior: LastLayer, factor: float) -> LastLayer:
@@ -41,7 +44,7 @@ def load_last_layer(directory: str | Path, objective: str | None = None) -> Last
 
     Args:
         objective: whose; None = the first.
-    Raises: CheckpointError where there is none.
+    Raises: CheckpointError where there is none, or one that is no posterior.
     """
     path = Path(directory) / LAST_LAYER
     if not path.is_file():
@@ -56,7 +59,13 @@ def load_last_layer(directory: str | Path, objective: str | None = None) -> Last
         mean, covariance, figures = (
             tensors[_name(part, 0 if objective is None else known.index(objective))] for part in PARTS
         )
-        return LastLayer(mean.numpy(), covariance.numpy(), *figures.tolist())
+        layer = LastLayer(mean.numpy(), covariance.numpy(), *figures.tolist())
+        widths = np.linalg.eigvalsh(layer.covariance) if np.isfinite(layer.covariance).all() else np.array([-1.0])
+    if not widths[0] > -ROUNDED * abs(widths[-1]):
+        raise CheckpointError(
+            f"{path}: the covariance is not positive definite; the file is damaged, train the reward again"
+        )
+    return layer
 
 
 def _name(part: str, number: int) -> str:
