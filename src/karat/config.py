@@ -122,13 +122,22 @@ def build(kind: type[T], values: Mapping[str, Any], *, at: str = "") -> T:
     return kind(**arguments)
 
 
-def in_range(part: str, config: object, low: float, high: float, *names: str) -> None:
-    """Raise ConfigError for a named field outside [low, high]; None is a choice of its own and passes."""
+def in_range(
+    part: str, config: object, low: float, high: float, *names: str, open_ends: bool = False, hint: str = ""
+) -> None:
+    """Raise ConfigError for a named field outside [low, high]; None is a choice of its own and passes.
+
+    Args: open_ends: True = low and high themselves are refused, too.    hint: what the error says after what was expected.
+    """
     for name in names:
         value = getattr(config, name)
-        if value is not None and not low <= value <= high:
-            expected = f"≥ {low:g}" if high == math.inf else f"{low:g} … {high:g}"
-            raise ConfigError(f"{part}.{name}: found {value:g}; expected {expected}")
+        if value is None or low < value < high or (not open_ends and value in (low, high)):
+            continue
+        if high == math.inf:
+            expected = f"above {low:g}" if open_ends else f"≥ {low:g}"
+        else:
+            expected = f"between {low:g} and {high:g}" if open_ends else f"{low:g} … {high:g}"
+        raise ConfigError(f"{part}.{name}: found {value:g}; expected {expected}{hint}")
 
 
 def shares_problem(shares: Any) -> str:

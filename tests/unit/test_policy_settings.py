@@ -1,6 +1,7 @@
 """PPO's settings: the sources' defaults, contradictions, and the size of the configuration."""
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from karat.policy.settings import (
     UpdateSettings,
     ValueSettings,
 )
+from karat.policy.watcher import WatchRules
 
 SOURCE = Path(__file__).parents[2] / "src" / "karat" / "policy"
 
@@ -96,7 +98,7 @@ def test_a_floor_that_the_watcher_would_refuse_is_refused_before_anything_is_tra
         ({"length_limit_sd": 0}, "watch.length_limit_sd: found 0; expected above 0, or null for never"),
         (
             {"on_alarm": "raise_kl", "kl_factor": 1.0},
-            "watch.kl_factor: found 1.0; expected above 1, or β would not rise",
+            "watch.kl_factor: found 1; expected above 1, or β would not rise",
         ),
     ],
 )
@@ -104,3 +106,22 @@ def test_limits_that_the_watcher_would_refuse_are_refused_as_early(given, says):
     with pytest.raises(ConfigError, match=f"^{re.escape(says)}$"):
         WatchSettings(**given)
     assert WatchSettings(kl_factor=1.0).on_alarm == "stop"
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0, 0.5, 1.0, 1.5, math.inf, math.nan])
+@pytest.mark.parametrize(
+    "name",
+    ["kl_budget", "length_limit_sd", "disagreement_quantile", "entropy_floor", "diversity_floor", "max_novel_frac", "kl_factor"],
+)  # fmt: skip
+def test_settings_and_the_rules_made_of_them_refuse_the_same_limits(name, value):
+    said = []
+    for part, kind, more in (
+        ("watch", WatchSettings, {}),
+        ("WatchRules", WatchRules, {"reference_lengths": (1.0, 2.0)}),
+    ):
+        try:
+            kind(**{name: value}, **more)
+            said.append("")
+        except ConfigError as error:
+            said.append(str(error).removeprefix(f"{part}.").replace("null", "None"))
+    assert said[0] == said[1]

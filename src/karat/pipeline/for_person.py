@@ -19,13 +19,11 @@ from karat.destinations import check_file_place
 from karat.errors import InputError
 from karat.records import Prompt
 from karat.reward.objectives import ObjectivesConfig
-from karat.reward.people import PeopleModel, features_of, load_people
+from karat.reward.people import PeopleModel, features_of, in_chunks, load_people
 from karat.reward.person_file import load_person
 from karat.reward.personal import MISSPELT, Limits, broken_principles, person_scores, ranked, ruling
 from karat.reward.score import Scorer, load_scorer
 from karat.rowfiles import Row, prompt_in, read_rows, write_rows
-
-SCORE_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -98,14 +96,15 @@ def _scored(
     """ψ of each text, and the scores of every objective relative to the reference."""
     each = replace(scorer, objectives=ObjectivesConfig())  # floors are on the objectives themselves, not on their mix
     psi, relative, names = [], [], ()
-    for start in range(0, len(texts), SCORE_ROWS):
-        part = slice(start, start + SCORE_ROWS)
-        psi.append(features_of(scorer, model.features, prompts[part], texts[part]))
-        belief = each(prompts[part], texts[part])
+    n_done = 0
+    for some_prompts, some in in_chunks(prompts, texts):
+        psi.append(features_of(scorer, model.features, some_prompts, some))
+        belief = each(some_prompts, some)
         relative.append(to_reference(belief).mean(0))
         names = belief.objectives
+        n_done += len(some)
         if progress is not None:
-            progress(min(start + SCORE_ROWS, len(texts)), len(texts))
+            progress(n_done, len(texts))
     columns = torch.cat(relative).double().numpy()
     return np.concatenate(psi), {name: columns[:, o] for o, name in enumerate(names)}
 

@@ -20,7 +20,7 @@ from karat.errors import InputError
 from karat.progress import Progress, open_progress
 from karat.records import Prompt, Response
 from karat.reward.linear_votes import level_probs
-from karat.reward.people import PeopleModel, features_of, load_people
+from karat.reward.people import PeopleModel, features_of, in_chunks, load_people
 from karat.reward.person_file import CARD, SavedPerson, load_person, save_person
 from karat.reward.personal import (
     choose_questions,
@@ -35,8 +35,6 @@ from karat.seeding import numpy_generator
 
 MOST_PAIRS = 2000
 """Pairs among which questions are chosen; of more, so many are drawn."""
-ROWS = 256
-"""Texts read at a time."""
 
 
 @dataclass(frozen=True)
@@ -247,10 +245,9 @@ class _Session:
         prompts, texts = [prompt for prompt, _ in place], [text for _, text in place]
         psi = []
         with self.watched() as progress, progress.stage("features", len(texts), "responses", announced=False) as bar:
-            for start in range(0, len(texts), ROWS):
-                part = slice(start, start + ROWS)
-                psi.append(features_of(self.scorer, self.model.features, prompts[part], texts[part]))
-                bar.advance(len(psi[-1]))
+            for some_prompts, some in in_chunks(prompts, texts):
+                psi.append(features_of(self.scorer, self.model.features, some_prompts, some))
+                bar.advance(len(some))
         first, second = np.concatenate(psi)[np.array(sides)].transpose(1, 0, 2)
         return first - second
 

@@ -11,9 +11,8 @@ from typing import Literal
 
 from karat.config import in_range
 from karat.errors import ConfigError
+from karat.policy.watcher import check_limits
 from karat.sandbox.raters import PopulationConfig
-
-SHARES = ("disagreement_quantile", "max_novel_frac", "entropy_floor", "diversity_floor", "odd_quantile")
 
 
 @dataclass(frozen=True)
@@ -86,17 +85,6 @@ class WatchSettings:
     bound; or the last one."""
 
     def __post_init__(self) -> None:
-        in_range("watch", self, 1, inf, "n_prompts", "n_samples", "kl_factor")
-        in_range("watch", self, 0, inf, "kl_budget", "length_limit_sd")
-        in_range("watch", self, 0, 1, *SHARES)
-        # refused here, before the reward is trained
-        for name in ("disagreement_quantile", "entropy_floor", "diversity_floor"):
-            if getattr(self, name) in (0, 1):
-                raise ConfigError(
-                    f"watch.{name}: found {getattr(self, name)}; expected between 0 and 1, or null for never"
-                )
-        for name in ("kl_budget", "length_limit_sd"):
-            if getattr(self, name) == 0:
-                raise ConfigError(f"watch.{name}: found 0; expected above 0, or null for never")
-        if self.on_alarm == "raise_kl" and self.kl_factor <= 1:
-            raise ConfigError(f"watch.kl_factor: found {self.kl_factor}; expected above 1, or β would not rise")
+        in_range("watch", self, 1, inf, "n_prompts", "n_samples")
+        in_range("watch", self, 0, 1, "odd_quantile")
+        check_limits("watch", self, never="null")  # here, before the reward is trained

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from scipy.special import expit
 
+from karat.config import in_range
 from karat.errors import ConfigError
 from karat.overopt import (
     StopDecision,
@@ -31,6 +32,21 @@ from karat.seeding import numpy_generator
 
 LOOKS = "looks"
 """Directory of the policies that may yet turn out to be the best, beside `best`."""
+
+
+def check_limits(part: str, watched: Any, *, never: str) -> None:
+    """Raise ConfigError where a limit that a run's settings and the rules made of them share cannot be kept.
+
+    Args: watched: `WatchRules`, or settings with the same names.    never: how a limit that is off is written there.
+    """
+    hint = f", or {never} for never"
+    in_range(part, watched, 0, math.inf, "kl_budget", "length_limit_sd", open_ends=True, hint=hint)
+    shares = ("disagreement_quantile", "entropy_floor", "diversity_floor")
+    in_range(part, watched, 0, 1, *shares, open_ends=True, hint=hint)
+    in_range(part, watched, 0, 1, "max_novel_frac")
+    in_range(part, watched, 1, math.inf, "kl_factor")
+    if watched.on_alarm == "raise_kl":
+        in_range(part, watched, 1, math.inf, "kl_factor", open_ends=True, hint=", or β would not rise")
 
 
 @dataclass(frozen=True)
@@ -100,31 +116,14 @@ class WatchRules:
     """raise_kl only: the next alarm after so many raises ends the run."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "kl_budget",
-            "patience",
-            "length_limit_sd",
-            "kl_factor",
-            "peak_looks",
-            "best_looks",
-            "panel_fall",
-            "candidates",
-            "run_steps",
-        ):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"WatchRules.{name}: found {value}; expected > 0 or None")
-        if not 0 < self.disagreement_quantile < 1:
-            raise ConfigError(f"WatchRules.disagreement_quantile: found {self.disagreement_quantile}; expected (0, 1)")
-        if self.max_novel_frac is not None and not 0 <= self.max_novel_frac <= 1:
-            raise ConfigError(f"WatchRules.max_novel_frac: found {self.max_novel_frac}; expected [0, 1] or None")
-        for name in ("entropy_floor", "diversity_floor", "of_top", "fallen_sure"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) < 1:
-                raise ConfigError(f"WatchRules.{name}: found {getattr(self, name)}; expected (0, 1) or None")
+        check_limits("WatchRules", self, never="None")
+        in_range(
+            "WatchRules", self, 0, math.inf, "patience", "peak_looks", "best_looks", "panel_fall", "candidates",
+            "run_steps", open_ends=True,
+        )  # fmt: skip
+        in_range("WatchRules", self, 0, 1, "of_top", "fallen_sure", open_ends=True, hint=" or None")
         if self.of_top is not None and self.run_steps is None:
             raise ConfigError("WatchRules.of_top: found no run_steps; expected the steps of the whole run beside it")
-        if self.on_alarm == "raise_kl" and self.kl_factor <= 1:
-            raise ConfigError(f"WatchRules.kl_factor: found {self.kl_factor}; expected > 1, or β would not rise")
         if self.length_limit_sd is not None and len(self.reference_lengths) < 2:
             raise ConfigError("WatchRules.length_limit_sd: found no reference_lengths; expected at least two")
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,14 +91,19 @@ class PeopleModel:
         return self.users.shared + self.people.mean @ self.users.basis
 
 
+def in_chunks(prompts: Sequence[Prompt], texts: Sequence[str]) -> Iterator[tuple[Sequence[Prompt], Sequence[str]]]:
+    """Texts and their prompts, CHUNK of them at a time: what is read of many texts is read so, and progress is seen."""
+    for start in range(0, len(texts), CHUNK):
+        yield prompts[start : start + CHUNK], texts[start : start + CHUNK]
+
+
 @torch.no_grad()
 def trunk_features(scorer: Scorer, prompts: Sequence[Prompt], texts: Sequence[str]) -> np.ndarray:
     """[B, width] φ of each text, in the order given."""
     model, found = scorer.model, []
     model.eval()
-    for start in range(0, len(texts), CHUNK):
-        part = slice(start, start + CHUNK)
-        encoded = model.trunk.encode(prompts[part], texts[part])
+    for some_prompts, some in in_chunks(prompts, texts):
+        encoded = model.trunk.encode(some_prompts, some)
         found.append(model.features(encoded, token_budget=TOKEN_BUDGET).float().cpu().numpy())
     return np.concatenate(found).astype(float)
 
