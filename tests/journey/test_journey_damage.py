@@ -80,7 +80,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
 def test_a_damaged_reward(case: str):
     name, spoil = DAMAGES[case]
     write_rows(Path("rows.jsonl"), [{"prompt": "say a", "response": "b"}])
-    (REWARD / SUMS).unlink()  # as of an older karat
+    (REWARD / SUMS).write_text(";\n")  # looked at no more than that of an older karat
     spoil(REWARD / name)
     outcome = karat("score", REWARD, "rows.jsonl", "--out", "scores.jsonl")
     assert str(REWARD) in outcome.complaint

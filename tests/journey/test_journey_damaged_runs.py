@@ -78,7 +78,7 @@ def test_damage_is_one_line(case: str):
     command, file, spoil, words = DAMAGES[case]
     write_rows(Path("prompts.jsonl"), [{"prompt": "say a"}])
     report = (RUN / "report.html").read_bytes()
-    (file.parent / SUMS).unlink(missing_ok=True)  # as of an older karat
+    (file.parent / SUMS).write_text(";\n")  # looked at no more than that of an older karat
     spoil(file)
     outcome = karat(*command)
     assert words in outcome.complaint

@@ -9,8 +9,9 @@ import pytest
 import tiny_models
 from karat import cli
 from karat.errors import CheckpointError
+from karat.lm import checksums
 from karat.lm.adapters import add_lora, load_adapter, save_adapter
-from karat.lm.checksums import SUMS, altered_files, check_files, note_files
+from karat.lm.checksums import SUMS, altered_files, check_files, note_files, note_further
 from karat.lm.load import load_lm, save_lm
 
 
@@ -63,15 +64,46 @@ def test_every_file_of_a_model_is_vouched_for(model: Path, damage, capsys: pytes
     assert cli.main(["verify", str(model)]) == 0
 
 
-def test_a_list_that_says_nothing_is_damaged_and_one_that_is_gone_is_not_missed(model: Path):
+def test_a_list_that_says_nothing_is_damaged_and_one_of_a_note_alone_vouches_for_nothing(model: Path):
     for content in ("", "model.safetensors\n", "\udcff"):
         (model / SUMS).write_text(content, errors="surrogateescape")
         with pytest.raises(CheckpointError, match=rf"{SUMS}: not readable as checksums"):
             load_lm(model)
-    (model / SUMS).unlink()
+    (model / SUMS).write_text(";\n")
     flip(model / "model.safetensors")
     assert list(altered_files(model)) == []
     load_lm(model)
+
+
+def test_a_list_that_is_gone_is_missed_where_the_weights_say_that_there_was_one(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (model / SUMS).unlink()
+    says = f"{SUMS}: found no such file; expected the one that model.safetensors names in its header"
+    with pytest.raises(CheckpointError, match=f"model/{says}: restore it, or .* `;`, which vouches for nothing"):
+        load_lm(model)
+    assert cli.main(["verify", str(model)]) == 1
+    assert capsys.readouterr().out.startswith(says)
+    # what another program saves of it carries config.json over, and no header
+    (model / SUMS).write_text(";\n")
+    lm = load_lm(model)
+    lm.model.save_pretrained(tmp_path / "elsewhere")
+    lm.tokenizer.save_pretrained(tmp_path / "elsewhere")
+    assert "karat" in (tmp_path / "elsewhere" / "config.json").read_text()
+    load_lm(tmp_path / "elsewhere")
+
+
+def test_what_was_added_is_noted_without_reading_the_weights_again(model: Path, monkeypatch: pytest.MonkeyPatch):
+    read = []
+    monkeypatch.setattr(
+        checksums, "_checksum", lambda file, own=checksums._checksum: read.append(file.name) or own(file)
+    )
+    (model / "card").write_text("one")
+    note_further(model)
+    (model / "card").write_text("two")
+    note_further(model, "card")
+    assert read == ["card", "card"]
+    assert list(altered_files(model)) == []
 
 
 def test_adapters_are_vouched_for(model: Path, tmp_path: Path):

@@ -194,7 +194,7 @@ def test_a_reward_that_reads_ngrams_finds_a_letter_that_an_untrained_trunk_does_
     assert any(finding["question"] == "What does the reward read beside the trunk?" for finding in card["findings"])
     shutil.copytree(path, tmp_path / "bare")
     (tmp_path / "bare" / "beside.safetensors").unlink()
-    (tmp_path / "bare" / SUMS).unlink()  # as of an older karat
+    (tmp_path / "bare" / SUMS).write_text(";\n")  # looked at no more than that of an older karat
     with pytest.raises(CheckpointError, match="reads ngrams, place"):
         load_scorer(tmp_path / "bare")
 

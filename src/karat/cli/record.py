@@ -13,7 +13,7 @@ import typer
 from karat.cli.options import AsJson, Out, RunDirectory, StoreOrRun, answer, app, store_address
 from karat.errors import ConfigError
 from karat.ledger.lineage import Manifest
-from karat.lm.checksums import SUMS, altered_files
+from karat.lm.checksums import SUMS, altered_files, is_listed
 from karat.records import KINDS
 
 
@@ -46,7 +46,7 @@ def verify(
         content, said = _verified_bundle(place, lines, opened)
     elif (place / "manifest.json").is_file() and (place / "judgements.jsonl").is_file():
         content, said = _verified_backup(place, lines)
-    elif (place / SUMS).is_file() and not (place / "manifests").is_dir():
+    elif is_listed(place) and not (place / "manifests").is_dir():
         content, said = _verified_model(place)
     else:
         content, said = _verified_run(place, lines)
@@ -147,11 +147,8 @@ def _verified_backup(place: Path, published: list[str]) -> tuple[dict[str, Any],
 
 def _verified_model(place: Path) -> tuple[dict[str, Any], list[str]]:
     """The files of a model against the checksums beside them, those of an ensemble's members too."""
-    found = [
-        f"{(list_.parent / said).relative_to(place)}"
-        for list_ in sorted(place.rglob(SUMS))
-        for said in altered_files(list_.parent)
-    ]
+    places = {file.parent for kind in (SUMS, "*.safetensors") for file in place.rglob(kind)}
+    found = [f"{(each / said).relative_to(place)}" for each in sorted(places) for said in altered_files(each)]
     content = {"model": str(place), "ok": not found, "problems": found}
     return content, found or [f"{place}: every file as karat wrote it"]
 

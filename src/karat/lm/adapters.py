@@ -28,7 +28,7 @@ from karat.lm.adapter_files import (
     in_adapter,
     peft_at_peace,
 )
-from karat.lm.checksums import check_files, note_files
+from karat.lm.checksums import LISTED, check_files, note_files
 from karat.lm.headers import add_header_metadata, state_on_processor
 from karat.lm.load import LoadedLM
 from karat.lm.logprobs import trunk_of
@@ -117,7 +117,7 @@ def save_adapter(model: PeftModel, directory: str | Path, *, metadata: Mapping[s
     with filled_directory(directory) as partial:
         model.save_pretrained(partial, state_dict=state_on_processor(model, in_adapter))
         for file in sorted(partial.glob("*.safetensors")):
-            add_header_metadata(file, {**metadata, FROZEN: frozen_digest(trunk_of(model))})
+            add_header_metadata(file, {**metadata, **LISTED, FROZEN: frozen_digest(trunk_of(model))})
         note_files(partial, "*.safetensors")  # the model that they name may be elsewhere tomorrow
     return directory
 

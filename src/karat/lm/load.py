@@ -36,7 +36,7 @@ from karat.destinations import filled_directory
 from karat.errors import CheckpointError, InputError
 from karat.lm.adapter_files import adapted_model, adapter_settings, holds_adapters, with_adapters
 from karat.lm.attention import NAME as TREE_ATTENTION
-from karat.lm.checksums import check_files, note_files
+from karat.lm.checksums import LISTED, check_files, note_files
 from karat.lm.freed_memory import keep_few_products
 from karat.lm.fused_block import use_fused_blocks
 from karat.lm.headers import add_header_metadata, state_on_processor
@@ -353,7 +353,7 @@ def _save(
         plain["karat"] = dict(metadata)
         (partial / "config.json").write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         for file in sorted(partial.glob("*.safetensors")):
-            add_header_metadata(file, metadata)
+            add_header_metadata(file, {**metadata, **LISTED})
         note_files(partial)
     return directory
 

@@ -12,7 +12,7 @@ from karat.errors import ConfigError, InputError
 from karat.feedback.snapshot import Snapshot, read_snapshot
 from karat.ledger.artifacts import ArtifactRef
 from karat.lm import parallel
-from karat.lm.checksums import note_files
+from karat.lm.checksums import note_further
 from karat.pipeline.beside import keep_token_rewards
 from karat.pipeline.calibrating import calibration_slices, slice_findings, slice_rows
 from karat.pipeline.data import Texts, read_prompts, read_texts
@@ -284,7 +284,7 @@ def judged(
         *slice_findings(slices),
         *about_people,
     ]
-    note_files(directory)  # what was laid beside the model since it was saved, too
+    note_further(directory)  # what was laid beside the model since it was saved, too
     return StageResult(_outputs(fitted, directory), metrics, found)
 
 

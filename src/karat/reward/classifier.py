@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from karat.belief import ScoreScale
 from karat.choice import RaterParams
 from karat.errors import InputError
+from karat.lm.checksums import LISTED
 from karat.lm.classifiers import LoadedClassifier, classifier_tokens, load_classifier
 from karat.lm.headers import add_header_metadata
 from karat.lm.load import quiet
@@ -174,7 +175,7 @@ def copy_classifier(classifier: LoadedClassifier, directory: Path, metadata: Map
         if file.is_file() and file.suffix in (".json", ".safetensors", ".txt", ".model", ".jinja"):
             shutil.copyfile(file, directory / file.name)
     for file in sorted(directory.glob("*.safetensors")):
-        add_header_metadata(file, metadata)
+        add_header_metadata(file, {**metadata, **LISTED})
 
 
 def one_head_finding(path: Path) -> Finding:

@@ -22,7 +22,7 @@ from karat.choice import vote_batch
 from karat.destinations import filled_directory
 from karat.errors import ConfigError, InputError
 from karat.lm.checkpoints import newest_step
-from karat.lm.checksums import note_files
+from karat.lm.checksums import note_files, note_further
 from karat.lm.loop import Reporter
 from karat.progress import Progress
 from karat.records import Estimate, Finding, Prompt, Response, Vote
@@ -237,7 +237,7 @@ def name_posterior(directory: Path, kind: str, n_draws: int, layers: Mapping[str
         }
         card["posterior"] |= next(iter(each.values())) | ({"objectives": each} if len(each) > 1 else {})
     _write(directory / CARD, card)
-    note_files(directory)
+    note_further(directory, CARD)
 
 
 def _ensemble(

@@ -18,7 +18,7 @@ from karat.damaged import damage_named
 from karat.destinations import filled_directory
 from karat.errors import CheckpointError, InputError
 from karat.identity import file_hash
-from karat.lm.checksums import check_files, note_files
+from karat.lm.checksums import LISTED, check_files, note_files
 from karat.lm.headers import read_tensors, write_tensors
 from karat.reward.people import TENSORS, PeopleModel
 from karat.reward.personal import PersonReward, prior_of, standing
@@ -50,7 +50,7 @@ def save_person(saved: SavedPerson, model: PeopleModel, reward: Path, directory:
     person = saved.person
     population = file_hash(reward / TENSORS)
     tensors = {"mean": person.mean, "cov": person.cov, "x": person.x, "level": person.level}
-    metadata = {"name": saved.name, "population": population}
+    metadata = {"name": saved.name, "population": population, **LISTED}
     sds = np.sqrt(np.maximum(np.diag(person.cov), 0.0)).tolist()
     card = {
         "format": CARD_FORMAT,

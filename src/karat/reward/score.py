@@ -26,7 +26,7 @@ from karat.belief import Belief, ScoreScale, aggregator_of, apply_scale, fit_sca
 from karat.damaged import damage_named
 from karat.destinations import filled_directory
 from karat.errors import CheckpointError, InputError
-from karat.lm.checksums import check_files, note_files
+from karat.lm.checksums import LISTED, check_files, note_further
 from karat.lm.classifiers import is_classifier
 from karat.lm.headers import read_tensors, write_tensors
 from karat.lm.load import LoadedLM, save_encoder
@@ -244,7 +244,7 @@ def save_reward(
         }
         if len(model.objectives) > 1:
             tensors |= {"further_weight": model.further_weight, "further_prior": model.further_prior}
-        write_tensors(tensors, partial / HEADS, metadata)
+        write_tensors(tensors, partial / HEADS, {**metadata, **LISTED})
         if fit.side is not None:
             save_side(fit.side, partial, metadata=metadata)
         card = _card(fit, metadata, fit.scale if scale is None else scale)
@@ -253,7 +253,7 @@ def save_reward(
         (partial / CARD).write_text(
             json.dumps(card, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
         )
-        note_files(partial)
+        note_further(partial)  # an encoder's own files are in the list already
     return directory
 
 

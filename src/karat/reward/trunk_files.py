@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from karat.errors import CheckpointError
 from karat.lm.adapters import merged_trunk
 from karat.lm.attention import NAME as TREE_ATTENTION
-from karat.lm.checksums import check_files
+from karat.lm.checksums import LISTED, check_files
 from karat.lm.classifiers import load_classifier
 from karat.lm.headers import add_header_metadata
 from karat.lm.load import LoadedEncoder, LoadedLM, load_encoder, quiet
@@ -51,7 +51,7 @@ def save_classifier(model: RewardModel, lm: LoadedLM, directory: Path, metadata:
     plain["karat"] = dict(metadata)
     (directory / "config.json").write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for file in sorted(directory.glob("*.safetensors")):
-        add_header_metadata(file, metadata)
+        add_header_metadata(file, {**metadata, **LISTED})
     save_adapters(lm, directory, metadata=metadata)
 
 
