@@ -84,10 +84,12 @@ class _InRound:
 
 
 @contextlib.contextmanager
-def counted(progress: Progress | None, name: str, unit: str) -> Iterator[Callable[[int, int], None] | None]:
+def counted(
+    progress: Progress | None, name: str, unit: str, *, announced: bool = True
+) -> Iterator[Callable[[int, int], None] | None]:
     """A stage that begins when something is first counted: for work which may have nothing to count.
 
-    Args: progress: None = nobody watches.
+    Args: progress: None = nobody watches.    announced: as `Progress.stage` has it.
     Returns: what hears how many of how many are done; None where nobody watches.
     """
     if progress is None:
@@ -98,7 +100,7 @@ def counted(progress: Progress | None, name: str, unit: str) -> Iterator[Callabl
 
         def count(done: int, of: int) -> None:
             if not bars:
-                bars.append(begun.enter_context(progress.stage(name, of, unit)))
+                bars.append(begun.enter_context(progress.stage(name, of, unit, announced=announced)))
             bars[0].reach(done, of=of)
 
         yield count

@@ -1,6 +1,7 @@
 """Imports: every format with its quirks, and every malformed file as one line that changes nothing."""
 
 import gzip
+import io
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 
 from karat import rowfiles
 from karat.errors import InputError, LedgerError, StoreError
+from karat.feedback import submission
+from karat.feedback.exchange import importers
 from karat.feedback.exchange.importers import (
     TEXT_FIELDS,
     VOTE_FIELDS,
@@ -22,6 +25,7 @@ from karat.feedback.exchange.importers import (
 from karat.feedback.schema import UNKNOWN_ANNOTATOR
 from karat.feedback.snapshot import read_snapshot, write_snapshot
 from karat.feedback.store import open_store
+from karat.progress import LineDisplay
 from karat.records import Annotator, Turn
 
 DATA = os.environ.get("KARAT_DATA")
@@ -374,3 +378,17 @@ def test_the_examples_of_the_documentation_are_read(tmp_path, store):
 def test_every_field_is_documented():
     text = (Path(__file__).parents[2] / "docs" / "votes-format.md").read_text(encoding="utf-8")
     assert [name for name in (*VOTE_FIELDS, *TEXT_FIELDS) if f"`{name}`" not in text and f'"{name}"' not in text] == []
+
+
+def test_whoever_waits_for_an_import_sees_how_far_it_is(tmp_path, store, monkeypatch):
+    for module in (importers, submission):
+        monkeypatch.setattr(module, "ROWS_AT_ONCE", 2)
+    said, file = io.StringIO(), lines(tmp_path / "v.jsonl", *({**VOTE, "a": f"because {i}"} for i in range(5)))
+    store.progress = LineDisplay(said, interval_s=-1.0)
+    assert import_votes(store, file).n_new == 5
+    told = [line.split(" answers")[0] for line in said.getvalue().splitlines() if "done" not in line]
+    assert told == [f"{stage}: {n}/5" for stage in ("reading", "storing") for n in (2, 4, 5)]
+    said.truncate(0)
+    with pytest.raises(InputError, match=r"v\.jsonl:1: "):
+        import_votes(store, lines(file, {**VOTE, "choice": "both"}))
+    assert said.getvalue() == ""

@@ -40,6 +40,7 @@ from karat.feedback.leases import Lease
 from karat.feedback.record.verification import Problem, file_problems, store_problems
 from karat.feedback.schema import StoredJudgement, stored_judgement
 from karat.feedback.submission import Provenance
+from karat.progress import Progress, counted
 from karat.records import Annotator, Judgement, Prompt, Response, Task
 
 __all__ = ["Lease", "Problem", "Provenance", "Store", "StoredJudgement", "open_store", "store_to_fill"]
@@ -131,6 +132,8 @@ class Store:
         weakref.finalize(self, engine.dispose)  # a forgotten store gives its connections back too
         self.address = address
         """The path or URL that it was opened with, without a password: for messages."""
+        self.progress: Progress | None = None
+        """Where imports show how far they are; None = nobody watches."""
 
     def __enter__(self) -> Store:
         return self
@@ -189,9 +192,10 @@ class Store:
             additions.add_responses(connection, answers)
             additions.add_annotators(connection, raters)
             additions.add_tasks(connection, queued)
-            return submission.submit_imported(connection, judgements, provenance or {}, now=now)
+            return submission.submit_imported(connection, judgements, provenance or {}, now=now, count=count)
 
-        return self.write(write)
+        with counted(self.progress, "storing", "answers", announced=False) as count:
+            return self.write(write)
 
     # Judging
 

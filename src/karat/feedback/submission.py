@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,8 @@ _NEW_JUDGEMENT = Prepared(
 _NEW_SALT = Prepared(tables.salts.insert())
 _NEW_WORDS = Prepared(tables.words.insert())
 
+ROWS_AT_ONCE = 2000
+"""Judgements written by one statement: between two of them whoever waits is told how many are."""
 MOST_KEY = 200
 """Characters in a submission key or the name of a rater: what the columns hold on every database."""
 
@@ -102,11 +104,19 @@ def submit_held(connection: Connection, judgement: Judgement, task: Any, held: A
 
 
 def submit_imported(
-    connection: Connection, judgements: Sequence[Judgement], provenance: Mapping[str, Provenance], *, now: float
+    connection: Connection,
+    judgements: Sequence[Judgement],
+    provenance: Mapping[str, Provenance],
+    *,
+    now: float,
+    count: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Store judgements whose key is new, with where they came from by submission key. Returns: how many were new."""
+    """Store judgements whose key is new, with where they came from by submission key. Returns: how many were new.
+
+    Args: count: hears how many of how many are written.
+    """
     keyed, _, stored = _split_known(connection, judgements, provenance)
-    return len(_insert_new(connection, keyed, stored, now=now, provenance=provenance))
+    return len(_insert_new(connection, keyed, stored, now=now, provenance=provenance, count=count))
 
 
 def judgement_question() -> sa.Select:
@@ -164,6 +174,7 @@ def _insert_new(
     *,
     now: float,
     provenance: Mapping[str, Provenance],
+    count: Callable[[int, int], None] | None = None,
 ) -> list[str]:
     """Insert what is not stored; returns its keys."""
     new = [judgement for key, judgement in keyed.items() if key not in stored]
@@ -171,6 +182,18 @@ def _insert_new(
         return []
     _check_new(connection, new, {key: f"{one.file}:{one.line}" for key, one in provenance.items()})
     late = leases.close_leases(connection, new, now=now)
+    for start in range(0, len(new), ROWS_AT_ONCE):
+        some = slice(start, start + ROWS_AT_ONCE)
+        _insert_rows(connection, new[some], late[some], provenance)
+        if count is not None:
+            count(start + len(new[some]), len(new))
+    leases.settle(connection, sorted({each.task_id for each in new}), now=now)
+    return [key for key in keyed if key not in stored]
+
+
+def _insert_rows(
+    connection: Connection, new: Sequence[Judgement], late: Sequence[bool], provenance: Mapping[str, Provenance]
+) -> None:
     rows = [judgement_rows(each, salt=_salt(each), late=flag) for each, flag in zip(new, late, strict=True)]
     connection.execute(tables.judgements.insert(), [each.judgement for each in rows])
     connection.execute(tables.salts.insert(), [each.salt for each in rows])
@@ -183,8 +206,6 @@ def _insert_new(
     ]
     if origins:
         connection.execute(tables.provenance.insert(), origins)
-    leases.settle(connection, sorted({each.task_id for each in new}), now=now)
-    return [key for key in keyed if key not in stored]
 
 
 def _check_new(connection: Connection, new: Sequence[Judgement], places: Mapping[str, str]) -> None:

@@ -65,8 +65,8 @@ def import_answers(store: Store, path: str | Path, texts_path: str | Path | None
     rows = [_spelled_out(row) for row in read_table(path)] if table else read_rows(path)
     texts = None if texts_path is None else texts_by_id(texts_path)
     shares = rows_by_session(rows)
-    given = []
-    for row in rows:
+
+    def answer_in(row: Row) -> Given:
         with row.named():
             n_shared = shares[session_of(row), row.values.get("annotator")]
             kind = row.get("kind", str, "comparison")
@@ -74,10 +74,10 @@ def import_answers(store: Store, path: str | Path, texts_path: str | Path | None
                 raise InputError(f"found the kind {kind!r}; expected one of {', '.join(KINDS)}")
             if kind == "comparison":
                 row.refuse_unknown(("kind", *VOTE_FIELDS))
-                given.append(vote_in(row, texts, n_shared))
-            else:
-                given.append(_answer(row, kind, texts, n_shared))
-    return store_given(store, path, given)
+                return vote_in(row, texts, n_shared)
+            return _answer(row, kind, texts, n_shared)
+
+    return store_given(store, path, map(answer_in, rows), n_rows=len(rows))
 
 
 def _answer(row: Row, kind: str, texts: Mapping[str, tuple[Prompt, str]] | None, n_shared: int) -> Given:

@@ -11,7 +11,7 @@ import datetime
 import html
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from karat.feedback.additions import check_pseudonym, one_group
 from karat.feedback.exchange.conversations import difference, hh_conversation, trl_parts
 from karat.feedback.schema import UNKNOWN_ANNOTATOR
 from karat.feedback.store import Provenance, Store
+from karat.feedback.submission import ROWS_AT_ONCE
 from karat.feedback.tasks import answer
 from karat.feedback.work.queueing import planned_tasks
 from karat.identity import file_hash
+from karat.progress import Progress, counted
 from karat.records import Annotator, Judgement, Kind, Prompt, Response, Task, user_prompt
 from karat.rowfiles import Row, read_rows, turns_of
 
@@ -109,7 +111,7 @@ def import_hh(store: Store, path: str | Path) -> ImportSummary:
                     "expected conversations that differ in the last answer only"
                 )
             votes.append(_preference(row, prompt, chosen, rejected))
-    return store_given(store, Path(path), votes)
+    return store_given(store, Path(path), votes, n_rows=len(votes))
 
 
 def import_preferences(store: Store, path: str | Path) -> ImportSummary:
@@ -127,7 +129,7 @@ def import_preferences(store: Store, path: str | Path) -> ImportSummary:
             if type(chosen) is not type(rejected):
                 raise InputError("found text beside a list of messages in 'chosen' and 'rejected'; expected one format")
             votes.append(_preference(row, *trl_parts(row.get("prompt", (str, list)), chosen, rejected)))
-    return store_given(store, Path(path), votes)
+    return store_given(store, Path(path), votes, n_rows=len(votes))
 
 
 def _preference(row: Row, prompt: Prompt, chosen: str, rejected: str) -> Given:
@@ -210,12 +212,13 @@ def prompt_of_row(row: Row) -> Prompt:
 def _import_votes(store: Store, path: Path, texts: Mapping[str, tuple[Prompt, str]] | None) -> ImportSummary:
     rows = read_rows(path)
     shares = rows_by_session(rows)
-    votes = []
-    for row in rows:
+
+    def vote(row: Row) -> Given:
         with row.named():
             row.refuse_unknown(VOTE_FIELDS)
-            votes.append(vote_in(row, texts, shares[session_of(row), row.values.get("annotator")]))
-    return store_given(store, path, votes)
+            return vote_in(row, texts, shares[session_of(row), row.values.get("annotator")])
+
+    return store_given(store, path, map(vote, rows), n_rows=len(rows))
 
 
 def rows_by_session(rows: Sequence[Row]) -> Counter[tuple[Any, Any]]:
@@ -328,7 +331,15 @@ def _with_topic(known: Prompt | None, prompt: Prompt) -> Prompt:
     return known
 
 
-def store_given(store: Store, path: Path, votes: Sequence[Given]) -> ImportSummary:
+def _told(votes: Iterable[Given], n_rows: int, progress: Progress | None) -> Iterator[Given]:
+    with counted(progress, "reading", "answers", announced=False) as count:
+        for number, vote in enumerate(votes, start=1):
+            yield vote
+            if count is not None and (number % ROWS_AT_ONCE == 0 or number == n_rows):
+                count(number, n_rows)
+
+
+def store_given(store: Store, path: Path, votes: Iterable[Given], *, n_rows: int) -> ImportSummary:
     """Bring what rows of a file give into a store, in one transaction. Raises: InputError naming file and line."""
     file_key = file_hash(path).removeprefix("sha256:")[:16]
     prompt_ids: dict[Prompt, str] = {}
@@ -340,7 +351,7 @@ def store_given(store: Store, path: Path, votes: Sequence[Given]) -> ImportSumma
     judgements: list[Judgement] = []
     provenance: dict[str, Provenance] = {}
     n_identical = 0
-    for vote in votes:
+    for vote in _told(votes, n_rows, store.progress):
         with vote.row.named():
             prompt_id = prompt_ids.get(vote.prompt) or prompt_ids.setdefault(vote.prompt, vote.prompt.id)
             prompts[prompt_id] = _with_topic(prompts.get(prompt_id), vote.prompt)
@@ -384,4 +395,4 @@ def store_given(store: Store, path: Path, votes: Sequence[Given]) -> ImportSumma
         judgements=judgements,
         provenance=provenance,
     )
-    return ImportSummary(len(votes), n_new, n_identical, len(prompts), len(responses), len(tasks), len(annotators))
+    return ImportSummary(n_rows, n_new, n_identical, len(prompts), len(responses), len(tasks), len(annotators))
