@@ -166,6 +166,16 @@ def test_the_verdict_says_what_the_interval_allows(low: float, high: float, word
     assert "50 prompts" in verdict(content)
 
 
+def test_a_run_that_its_gate_stopped_says_so_first():
+    gate = (Finding("gate.likelihood", "?", "fail"),)
+    said = "The reward did not pass its gate, and no policy was optimised on it."
+    assert verdict(ReportInput("demo", "t", findings=gate)) == said
+    assert verdict(ReportInput("demo", "t", findings=(Finding("gate.likelihood", "?", "pass"),))) != said
+    # where somebody allowed it, the policy is there and only not measured yet
+    trained = full_input().manifests[0]
+    assert "has not been measured" in verdict(ReportInput("demo", "t", findings=gate, manifests=(trained,)))
+
+
 def test_policies_are_called_by_one_name_and_rows_and_columns_are_explained():
     columns = dict.fromkeys(("gold", "distinct", "reward_distance"), GOLD)
     content = ReportInput(

@@ -258,6 +258,9 @@ def verdict(content: ReportInput) -> str:
     """What the difference between the final policy and the baseline says, in one sentence."""
     difference = content.difference
     if difference is None or difference.value is None or difference.low is None or difference.high is None:
+        failed = any(one.name.startswith("gate.") and one.status == "fail" for one in content.findings)
+        if failed and content.difference_of not in {manifest.stage for manifest in content.manifests}:
+            return "The reward did not pass its gate, and no policy was optimised on it."
         return "Whether the policy became better has not been measured."
     policy, baseline = policy_title(content.difference_of), policy_title(content.baseline)
     digits = _digits(difference.high - difference.low)
