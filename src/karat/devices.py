@@ -123,6 +123,15 @@ def memory_bytes(device: torch.device) -> tuple[int, int] | None:
     return None if look is None else look(device)
 
 
+def available_bytes() -> int | None:
+    """Memory of this machine that programs can still have; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
 def has_float64(device: torch.device) -> bool:
     """Whether a device computes in float64: Apple's do not."""
     try:

@@ -22,13 +22,14 @@ from karat.errors import ConfigError
 WIDTH = 110
 
 
-def commented_yaml(kind: type, *, choose: str | None = None) -> str:
+def commented_yaml(kind: type, *, choose: str | None = None, filled: Any = None) -> str:
     """Every key of a configuration with its default and what it means, as YAML.
 
     Args:
         kind: a frozen dataclass of `karat.config`.
         choose: which of the optional sections (default None) to write; the others appear as a comment. Required
             keys without a default get a placeholder.
+        filled: a `kind` whose values are written instead of the defaults, which then stand in the comment; None = the defaults.
     Raises: ConfigError where `choose` is none of the optional sections.
     """
     optional = [field.name for field in dataclasses.fields(kind) if _optional_section(kind, field)]
@@ -38,37 +39,43 @@ def commented_yaml(kind: type, *, choose: str | None = None) -> str:
     for field in dataclasses.fields(kind):
         section = _optional_section(kind, field)
         if section is None:
-            lines += ["", *_entry(kind, field, 0)]
+            lines += ["", *_entry(kind, field, 0, filled)]
         elif field.name == choose:
-            lines += ["", *_section(kind, field, section, 0)]
+            lines += ["", *_section(kind, field, section, 0, getattr(filled, field.name, None))]
         else:
             lines += ["", *(f"# {line}".rstrip() for line in _section(kind, field, section, 0))]
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
-def _section(owner: type, field: dataclasses.Field, kind: type, indent: int) -> list[str]:
+def _section(owner: type, field: dataclasses.Field, kind: type, indent: int, filled: Any = None) -> list[str]:
     lines = [*_comment(_described(owner).get(field.name, ""), indent), f"{' ' * indent}{field.name}:"]
     for inner in dataclasses.fields(kind):
-        lines += _entry(kind, inner, indent + 2)
+        lines += _entry(kind, inner, indent + 2, filled)
     return lines
 
 
-def _entry(owner: type, field: dataclasses.Field, indent: int) -> list[str]:
-    hint = typing.get_type_hints(owner)[field.name]
-    if _default(field) is PLACEHOLDER and dataclasses.is_dataclass(hint):
+def _entry(owner: type, field: dataclasses.Field, indent: int, filled: Any = None) -> list[str]:
+    hint, default = typing.get_type_hints(owner)[field.name], _default(field)
+    if default is PLACEHOLDER and dataclasses.is_dataclass(hint):
         return _section(owner, field, hint, indent)
-    return _value_entry(owner, field, _default(field), indent)
+    return _value_entry(owner, field, default, default if filled is None else getattr(filled, field.name), indent)
 
 
-def _value_entry(owner: type, field: dataclasses.Field, value: Any, indent: int) -> list[str]:
+def _value_entry(owner: type, field: dataclasses.Field, default: Any, value: Any, indent: int) -> list[str]:
+    said = _described(owner).get(field.name, "")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        lines = [*_comment(_described(owner).get(field.name, ""), indent), f"{' ' * indent}{field.name}:"]
+        lines = [*_comment(said, indent), f"{' ' * indent}{field.name}:"]
         for inner in dataclasses.fields(value):
-            lines += _value_entry(type(value), inner, getattr(value, inner.name), indent + 2)
+            usual = getattr(default, inner.name, _default(inner))
+            lines += _value_entry(type(value), inner, usual, getattr(value, inner.name), indent + 2)
         return lines
+    usual = "" if value == default else f" Default: {_written(default)}."
+    return [*_comment(said + usual, indent), f"{' ' * indent}{field.name}: {_written(value)}"]
+
+
+def _written(value: Any) -> str:
     text = yaml.safe_dump(plain(value), default_flow_style=True, allow_unicode=True, width=10_000)
-    text = text.removesuffix("\n").removesuffix("...").strip()
-    return [*_comment(_described(owner).get(field.name, ""), indent), f"{' ' * indent}{field.name}: {text}"]
+    return text.removesuffix("\n").removesuffix("...").strip()
 
 
 def _default(field: dataclasses.Field) -> Any:

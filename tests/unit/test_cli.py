@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from karat import cli
-from karat.config import apply_overrides, build, load_yaml
+from karat.config import apply_overrides, build, load_yaml, plain
 from karat.errors import ConfigError, GateError
 from karat.ledger import artifacts
 from karat.ledger.manifest import Manifest, write_manifest
@@ -374,15 +374,30 @@ def test_run_hands_over_sweeps_and_overrides(capsys, pipeline):
     assert options["until"] is None
 
 
-def test_a_written_configuration_is_the_default_one(capsys, tmp_path: Path):
+def flat(section: dict, at: str = "") -> dict:
+    return {
+        key: value
+        for name, own in section.items()
+        for key, value in (flat(own, f"{at}{name}.") if isinstance(own, dict) else {f"{at}{name}": own}).items()
+    }
+
+
+def test_a_written_configuration_of_the_sandbox_is_the_demos_and_names_the_defaults(capsys, tmp_path: Path):
+    from karat.pipeline.runs import DEMO
     from karat.pipeline.settings import RunConfig, SandboxSettings
 
     path = tmp_path / "config.yaml"
     code, out, _ = outcome(capsys, "init", str(path))
     assert code == 0
     assert str(path) in out
-    assert build(RunConfig, load_yaml(path)) == RunConfig(sandbox=SandboxSettings())
+    assert build(RunConfig, load_yaml(path)) == build(RunConfig, load_yaml(DEMO) | {"name": "run"})
     text = path.read_text(encoding="utf-8")
+    assert "# Peak learning rate of the trunk, AdamW. Default: 5.0e-05.\n  learning_rate: 0.001\n" in text
+    written, usual = (
+        flat(plain(one)) for one in (build(RunConfig, load_yaml(path)), RunConfig(sandbox=SandboxSettings()))
+    )
+    n_others = sum(written[key] != usual[key] for key in usual)
+    assert " ".join(text.split()).count(" Default: ") == n_others > 10
     for line, below in zip(text.splitlines(), text.splitlines()[1:], strict=False):
         assert (
             not line

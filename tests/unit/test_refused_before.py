@@ -12,6 +12,7 @@ from karat.config import apply_overrides, build
 from karat.errors import CheckpointError, ConfigError
 from karat.lm.addresses import is_address
 from karat.lm.endpoint import Endpoint
+from karat.pipeline import counted_memory
 from karat.pipeline.payment import check_payment
 from karat.pipeline.settings import RunConfig
 from karat.policy.score_sources import named_score
@@ -81,3 +82,56 @@ def test_a_scale_of_one_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n")
     assert cli.main(["import", "in.jsonl", "--format", "answers", "--store", "new.db"]) == 2
     assert "in.jsonl:1: rating: found a scale from 3 to 3; expected low < high" in capsys.readouterr().err
+
+
+MANY = 9_000_000
+
+
+@pytest.mark.parametrize(
+    ("key", "overrides"),
+    [
+        ("sandbox.model", ["sandbox.model.hidden=9000000"]),
+        ("sandbox.model", ["sandbox.model.layers=9000000"]),
+        ("sandbox.n_base_texts", []),
+        ("sandbox.n_demonstrations", []),
+        ("collect.n_prompts", []),
+        ("collect.n_samples", []),
+        ("collect.n_tasks", []),
+        ("collect.overlap", []),
+        ("ppo.rollout.n_prompts", ["ppo.update.n_minibatches=1"]),
+        ("ppo.rollout.n_samples", []),
+        ("watch.n_prompts", []),
+        ("watch.n_samples", []),
+        ("evaluate.n_prompts", []),
+        ("evaluate.n_samples", []),
+        ("evaluate.n_best_of", []),
+        ("reward.heads.n_heads", []),
+        ("reward.laplace.n_draws", ["reward.posterior=laplace"]),
+        ("reward.ensemble.models", ["reward.posterior=ensemble"]),
+    ],
+)
+def test_a_count_that_alone_fills_the_memory_is_one_line_before_anything_is_made(
+    key: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(counted_memory, "available_bytes", lambda: 4 << 30)
+    counted_memory.check_memory(run_config())
+    over = overrides if key == "sandbox.model" else [f"{key}={MANY}", *overrides]
+    with pytest.raises(
+        ConfigError, match=r"found [\d,]+, for which about [\d,.]+ GiB of memory are wanted, and 4\.0 GiB are free"
+    ):
+        counted_memory.check_memory(run_config(*over))
+    monkeypatch.setattr(counted_memory, "available_bytes", lambda: None)
+    counted_memory.check_memory(run_config(*over))
+
+
+def test_doctor_and_run_say_so_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(counted_memory, "available_bytes", lambda: 4 << 30)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text("sandbox: {}\ncollect: {n_tasks: 8000000}\n")
+    says = "collect.n_tasks · overlap: found 16,000,000, for which about 44.7 GiB of memory are wanted, and 4.0 GiB are free"
+    assert cli.main(["doctor", "c.yaml"]) == 1
+    assert f"wrong    memory: {says}; expected fewer" in capsys.readouterr().out
+    assert cli.main(["run", "c.yaml"]) == 2
+    assert capsys.readouterr().err == f"karat: {says}; expected fewer\n"

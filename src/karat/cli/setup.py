@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from karat.doctor import Check
 
 InitSource = Literal["sandbox", "preferences", "people", "votes"]
+SANDBOX_HEAD = """\
+# The settings of `karat demo`. The sandbox's model begins from nothing: it needs higher learning rates, more passes and more
+# votes than the defaults give, which suit pretrained checkpoints. Where they differ the default is named.
+
+"""
 
 
 @app.command(epilog="Example: karat init config.yaml && karat run config.yaml")
@@ -23,16 +28,22 @@ def init(
     source: Annotated[InitSource, typer.Option(help="Where prompts and votes come from.")] = "sandbox",
     as_json: AsJson = False,
 ) -> None:
-    """Write a commented configuration with every key and its default."""
+    """Write a commented configuration with every key and its default; in the sandbox with the demo's settings."""
     if path.exists():
         raise ConfigError(f"{path}: is already there; choose another name, or remove it first")
     from karat.config import PLACEHOLDER
     from karat.ledger.artifacts import write_text
+    from karat.pipeline.runs import demo_config
     from karat.pipeline.settings import RunConfig
     from karat.pipeline.votes import VotesConfig
     from karat.starter import commented_yaml
 
-    text = commented_yaml(VotesConfig) if source == "votes" else commented_yaml(RunConfig, choose=source)
+    if (
+        source == "sandbox"
+    ):  # the defaults are for a pretrained checkpoint; of a new model they make a reward that knows nothing
+        text = SANDBOX_HEAD + commented_yaml(RunConfig, choose=source, filled=demo_config(RunConfig.name))
+    else:
+        text = commented_yaml(VotesConfig) if source == "votes" else commented_yaml(RunConfig, choose=source)
     write_text(path, text)
     blanks = [f"{source}.{line.split(':')[0].strip()}" for line in text.splitlines() if _is_blank(line, PLACEHOLDER)]
     todo = f"fill in {' and '.join(blanks)}" if blanks else "change what you need"

@@ -20,7 +20,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from karat.config import apply_overrides, build, load_yaml
-from karat.devices import chosen, described, memory_bytes
+from karat.devices import available_bytes, chosen, described, memory_bytes
 from karat.doctor import Check
 from karat.errors import KaratError
 from karat.feedback.store import open_store
@@ -33,6 +33,7 @@ from karat.lm.narrow import fast_on
 from karat.lm.native import library
 from karat.lm.trackers import check_trackers
 from karat.lm.ways import GRAPHED, Decode, decode_problem
+from karat.pipeline.counted_memory import memory_problems
 from karat.pipeline.data import read_demonstrations, read_prompts
 from karat.pipeline.dead import cautions, contradictions, dead_settings
 from karat.pipeline.derived import Counts, Derived, derived
@@ -84,6 +85,8 @@ def check_config(
     device, look = _device(config.device)
     checks.append(look)
     numbers: list[Derived] = []
+    if too_many := [Check("memory", False, problem) for problem in memory_problems(config)]:
+        return Checkup((*checks, *too_many, *_settings(config, given)), ())  # the source itself might need it
     with tempfile.TemporaryDirectory(prefix="karat-doctor-") as temporary:
         place = Workplace(
             Path(temporary), Path(temporary) / "c", Path(temporary) / "m", progress, Clock(Path(temporary))
@@ -238,7 +241,7 @@ def _memory(numbers: list[Derived], processes: int, device: torch.device, decode
     peaks = {one.name: one.value for one in numbers if one.name.startswith("memory.")}
     cache, learning = peaks.pop("memory.decode_cache"), max(peaks.values())
     peak = cache + learning if _recorded(decode, device) else max(cache, learning)
-    free = _available_bytes()
+    free = available_bytes()
     if device.type != "cpu":
         processes, free = 1, (memory_bytes(device) or (None,))[0]
     wanted = processes * peak
@@ -247,14 +250,6 @@ def _memory(numbers: list[Derived], processes: int, device: torch.device, decode
         return Check("memory", True, f"about {_gib(wanted)} wanted{by}; what is free is not known here", needed=False)
     advice = "" if wanted <= free else "; lower token_budget (same result), or use lora"
     return Check("memory", wanted <= free, f"about {_gib(wanted)} wanted at the peak{by}, {_gib(free)} free{advice}")
-
-
-def _available_bytes() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def _disk(numbers: list[Derived], directory: Path) -> Check:

@@ -25,6 +25,7 @@ from karat.lm.trackers import check_trackers
 from karat.lm.ways import in_ways
 from karat.pipeline import people, preferences, sandbox, votes
 from karat.pipeline.arenas import take_run_arenas
+from karat.pipeline.counted_memory import check_memory
 from karat.pipeline.models import measuring_files, model_refs
 from karat.pipeline.payment import check_payment
 from karat.pipeline.reporting import REPORT, write_report
@@ -61,10 +62,13 @@ def run_demo(
     """
     if fault is not None and fault not in FAULTS:
         raise ConfigError(f"--fault {fault}: expected one of {', '.join(FAULTS)}")
-    settings = apply_overrides(load_yaml(DEMO), [*FAULTS.get(fault or "", ()), *overrides])
-    return run_once(
-        build(RunConfig, settings | {"name": name}), seed=seed, directory=directory / name, progress=progress
-    )
+    config = demo_config(name, [*FAULTS.get(fault or "", ()), *overrides])
+    return run_once(config, seed=seed, directory=directory / name, progress=progress)
+
+
+def demo_config(name: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The demo's settings under another name."""
+    return build(RunConfig, apply_overrides(load_yaml(DEMO), list(overrides)) | {"name": name})
 
 
 def run_config(
@@ -174,6 +178,7 @@ def run_once(
     source = source_of(config, seed, desk)
     check_trackers(config.tracking)
     check_payment(config)
+    check_memory(config)
     alone = lock_run(directory) if parallel.is_main() else contextlib.nullcontext()
     with on_device(config.device), in_ways(config.decode, config.attention), alone:
         about = {"title": config.title, "unsafe": list(config.unsafe)}

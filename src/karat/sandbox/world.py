@@ -190,7 +190,7 @@ class World:
             text = self._prompt_text(topic, rng)
             if text in found:
                 misses += 1
-                if misses > 100 * n:
+                if misses > 100 * (len(found) + 100):  # so rare that the rest would take for ever
                     raise InputError(f"sandbox: found only {len(found)} distinct prompts; ask for fewer than {n}")
                 continue
             found[text] = user_prompt(text, topic=topic)
