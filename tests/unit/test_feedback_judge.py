@@ -1,14 +1,16 @@
 """A language model that judges: what it is asked, how its words become votes, and that it goes on where it was."""
 
 import re
+import time
 from dataclasses import replace
 
 import pytest
 
 from feedback_cases import small_store
-from karat.errors import ConfigError
+from karat.errors import ConfigError, InputError
 from karat.feedback.documents import add_questions
 from karat.feedback.judge import collect_from_judge, conversation, verdict
+from karat.feedback.work.checks import add_gold, check_tasks
 from karat.questions import Question
 from karat.records import Annotator, user_prompt
 
@@ -81,3 +83,43 @@ def test_short_scales_are_answered_by_letter_and_a_principle_is_read(tmp_path):
 )  # fmt: skip
 def test_a_verdict_is_read_from_words(text, n_levels, level):
     assert verdict(text, n_levels) == level
+
+
+def test_a_judge_leaves_checks_and_what_waits_for_somebody_alone(tmp_path):
+    store = small_store(tmp_path / "s.db", n_tasks=8, overlap=1)
+    tasks = store.tasks()
+    add_gold(store, [(tasks[0], {"level": 2, "n_levels": 3})], version="1")
+    mine = replace(tasks[1], reserved_for="r0", batch="hers")
+    expert = replace(tasks[2], audience="expert", batch="experts")
+    store.add_tasks([mine, expert])
+    silent = check_tasks(store)
+    judge = Longer(numbers=True)
+    done = collect_from_judge(store, WHO, judge, seed=0)
+    open_ = {task.id for task in tasks} - set(silent)
+    assert {one.task_id for one in store.judgements()} == open_
+    assert done.n_votes == len(open_) == len(judge.read)
+
+
+def test_what_a_judge_held_goes_back_when_its_server_fails(tmp_path):
+    store = small_store(tmp_path / "s.db", n_tasks=6, overlap=1)
+
+    def fails(*_, **__):
+        raise InputError("no server")
+
+    with pytest.raises(InputError, match="no server"):
+        collect_from_judge(store, WHO, fails, seed=0)
+    assert store.lease_next("r0", time.time()) is not None
+    assert collect_from_judge(store, WHO, Longer(numbers=True), seed=0).n_votes == len(store.tasks()) - 1
+
+
+def test_a_judge_started_twice_stores_one_vote_a_question_whatever_the_other_said(tmp_path):
+    store = small_store(tmp_path / "s.db", n_tasks=6, overlap=1)
+    other = []
+
+    def behind(prompts, **_):
+        if not other:
+            other.append(collect_from_judge(store, WHO, lambda asked, **_: [["7"] for _ in asked], seed=0))
+        return [["1"] for _ in prompts]
+
+    assert collect_from_judge(store, WHO, behind, seed=0).n_votes == 0
+    assert other[0].n_votes == len(list(store.judgements())) == len(store.tasks())

@@ -6,8 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from feedback_cases import small_store
 from karat import cli
+from karat.feedback.record.backup import rows_hash
 from karat.feedback.store import open_store
+
+NOWHERE = "http://127.0.0.1:9/v1"
+"""Where no server is: nobody gets so far as to ask it."""
 
 
 @pytest.fixture
@@ -101,3 +106,53 @@ def test_a_count_that_would_fill_the_memory(refused, command):
 def test_a_file_of_nothing_to_say(refused):
     Path("turns.txt").write_text("\n \n")
     refused("turns.txt: found no text; expected one entry a line", "chat", "no-model", "--turns", "turns.txt")
+
+
+@pytest.fixture
+def people_store(place: Path) -> Path:
+    """A store with a rater of a person, an account and a gold item."""
+    from karat.feedback.people.accounts import make_account
+
+    with small_store(place / "s.db") as store:
+        make_account(store, "admin", now=1.0, login="boss")
+    (place / "gold.jsonl").write_text(
+        '{"prompt": "Why?", "responses": ["Because.", "No."], "expected": "a"}\n', encoding="utf-8"
+    )
+    assert cli.main(["checks", "gold", "s.db", "gold.jsonl", "--version", "1"]) == 0
+    return place
+
+
+@pytest.mark.parametrize(
+    ("words", "arguments"),
+    [
+        (r"--contact: found 'a\udcffb', bytes that are not UTF-8", ("people", "add", "s.db", "--contact", "a\udcffb")),
+        (r"--reason: found '\udcff', bytes that are not UTF-8", ("erase", "s.db", "r0", "--yes", "--reason", "\udcff")),
+        (r"found 's\udcff', bytes that are not UTF-8", ("experiment", "s.db", "s\udcff", "--arm", "a", "--arm", "b")),
+        ("account: the login 'boss' is taken", ("people", "add", "s.db", "--login", "boss")),
+        ("people token: found --hours 0; expected more than 0", ("people", "token", "s.db", "boss", "--hours", "0")),
+        ("people token: found --hours -1; expected more", ("people", "token", "s.db", "boss", "--hours", "-1")),
+        ("'task:nope' is no gold item", ("checks", "retire", "s.db", "task:nope")),
+        ("no gold items of version '9'; found 1", ("checks", "retire", "s.db", "--version", "9")),
+        ("found --arm and --end", ("experiment", "s.db", "x", "--arm", "a", "--arm", "b", "--end")),
+        ("judge: found the model ' '", ("judge", "s.db", " ", "--endpoint", NOWHERE)),
+        ("judge: found the name ' '", ("judge", "s.db", "m", "--name", " ", "--endpoint", NOWHERE)),
+        ("r0: found a rater of origin person", ("judge", "s.db", "m", "--name", "r0", "--endpoint", NOWHERE)),
+        ("no question of batch 'nope'", ("judge", "s.db", "m", "--batch", "nope", "--endpoint", NOWHERE)),
+        ("temperature=nan", ("judge", "s.db", "m", "--temperature", "nan", "--endpoint", NOWHERE)),
+        ("max_new_tokens=0; expected ≥ 1", ("judge", "s.db", "m", "--max-new-tokens", "0", "--endpoint", NOWHERE)),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_changes_nothing(people_store: Path, refused, capsys, words, arguments):
+    capsys.readouterr()
+    with open_store(people_store / "s.db") as store:
+        before = rows_hash(store)
+    refused(words, *arguments)
+    with open_store(people_store / "s.db") as store:
+        assert rows_hash(store) == before
+
+
+def test_a_backup_is_restored_to_a_named_place(people_store: Path, refused, capsys):
+    assert cli.main(["backup", "s.db", "--out", "copy"]) == 0
+    capsys.readouterr()
+    refused("restore: found no place for the store", "restore", "copy", "")
+    assert sorted(one.name for one in people_store.glob("*.db")) == ["s.db"]

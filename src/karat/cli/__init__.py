@@ -47,6 +47,11 @@ UsageError: type[Exception] = typer.BadParameter.__bases__[0].__bases__[0]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 success, 1 a check that failed, 2 a wrong input, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    for i, one in enumerate(given):
+        # what is typed is kept in records of UTF-8; a file that is there may be called as it is
+        if any("\ud800" <= sign <= "\udfff" for sign in one) and not os.path.lexists(one):
+            option = f"{given[i - 1]}: " if i and given[i - 1].startswith("--") else ""
+            return _complain(f"{option}found {one!r}, bytes that are not UTF-8; expected text")
     if isinstance(sys.stdin, io.TextIOWrapper) and sys.stdin.errors == "strict":
         sys.stdin.reconfigure(errors="surrogateescape")  # who reads it says in one line what is no text
     try:

@@ -46,12 +46,13 @@ def people_add(
         raise ConfigError(f"people add: found --n {n}; expected 1 or more, and 1 with --login or --contact")
     made, now = [], time.time()
     with open_store(store_or_new(run_or_store)) as store:
-        begins = link_begins(store, url)
         for _ in range(n):
             account = make_account(store, role, now=now, login=login or None, contact=contact or None)
-            link = f"{begins}/invite/{invite(store, account.id, now=now, days=days)}"
+            link = f"/invite/{invite(store, account.id, now=now, days=days)}"
             log(store, COMMAND_LINE, "account made", account.id, role, now=now)
             made.append({"account": account.id, "annotator": account.annotator, "role": role, "link": link})
+        begins = link_begins(store, url)  # which may say what it assumes: not where a login was refused
+    made = [{**one, "link": f"{begins}{one['link']}"} for one in made]
     answer(as_json, {"accounts": made}, [f"{one['annotator'] or one['role']}  {one['link']}" for one in made])
 
 
@@ -80,7 +81,7 @@ def people_link(
 def people_token(
     run_or_store: StoreOrRun,
     who: Who,
-    hours: Annotated[float, typer.Option(help="How long the token lives.", min=0.0, max=MOST_TOKEN_HOURS)] = 12.0,
+    hours: Annotated[float, typer.Option(help="How long the token lives.", max=MOST_TOKEN_HOURS)] = 12.0,
     as_json: AsJson = False,
 ) -> None:
     """Issue a token with which a program does what an account may do; it is written down, and ends with a change of role."""
@@ -88,6 +89,8 @@ def people_token(
     from karat.feedback.people.roles import COMMAND_LINE
     from karat.feedback.store import open_store
 
+    if not hours > 0:
+        raise ConfigError(f"people token: found --hours {hours:g}; expected more than 0: it would be dead at once")
     now = time.time()
     with open_store(store_address(run_or_store), create=False) as store:
         found = _named(accounts(store), who)

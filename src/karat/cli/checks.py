@@ -137,7 +137,15 @@ def retire(
     if not tasks and not version:
         raise ConfigError("checks retire: found neither tasks nor --version; expected ids of gold items, or a set")
     with open_store(store_address(run_or_store), create=False) as store:
-        wanted = [one.task.id for one in gold_items(store) if one.version == version] + list(tasks or ())
+        items = gold_items(store)
+        known, versions = {one.task.id for one in items}, sorted({one.version for one in items})
+        if version and version not in versions:
+            raise ConfigError(
+                f"checks retire: found no gold items of version {version!r}; found {', '.join(versions) or 'none'}"
+            )
+        if strange := [one for one in tasks or () if one not in known]:
+            raise ConfigError(f"checks retire: {strange[0]!r} is no gold item; `karat checks list` names them")
+        wanted = [one.task.id for one in items if one.version == version] + list(tasks or ())
         now = time.time()
         n = take_out(store, wanted, now=now)
         log(store, COMMAND_LINE, "gold items retired", f"{n} items", now=now)

@@ -191,6 +191,8 @@ def experiment(
 
     if (arm or end) and not name:
         raise ConfigError("experiment: found no name; expected karat experiment STORE NAME …")
+    if arm and end:
+        raise ConfigError("experiment: found --arm and --end; expected one of them: set it up, or end it")
     with open_store(store_address(run_or_store), create=False) as store:
         if arm or end:
             now = time.time()

@@ -160,6 +160,8 @@ def judge(
     from karat.progress import open_progress
     from karat.records import Annotator
 
+    if not model.strip():
+        raise ConfigError(f"judge: found the model {model!r}; expected its name at the endpoint")
     server = Endpoint(endpoint, model, max_new_tokens, temperature)
     who = Annotator(name or f"ai:{model}", "ai")
     with (
@@ -172,4 +174,5 @@ def judge(
             progress=lambda n, total: bar.reach(n, of=total),
         )  # fmt: skip
     line = f"{who.id}: {done.n_votes:,} votes, {done.n_missing:,} answers without a verdict"
+    line += "" if done.n_votes + done.n_missing else "; no comparison was open"
     answer(as_json, {"annotator": who.id, **dataclasses.asdict(done)}, [line])

@@ -97,12 +97,17 @@ def erase(
         if not yes:
             ids = [one.id for one in store.records() if one.judgement.annotator == annotator]
             fed = fed_artefacts(runs or [], ids)
-            lines = [f"{len(ids):,} judgements; repeat with --yes to erase their words", *map(_fed_line, fed)]
+            lines = [
+                f"{len(ids):,} judgements; repeat with --yes to erase their words, and whatever leads to the person"
+            ]
+            lines += map(_fed_line, fed)
             answer(as_json, {"done": False, "n_judgements": len(ids), "artefacts": list(fed)}, lines)
             return
         done = erase_annotator(store, annotator, reason=reason, by=BY, now=time.time(), runs=runs or [])
     changed = erase_from_snapshots(done.artefacts, done.judgement_ids, reason=reason, now=time.time())
     lines = [f"{done.n_erased:,} of {len(done.judgement_ids):,} judgements had words; they are gone"]
+    beside = ", ".join(f"{name} {n:,}" for name, n in done.removed.items())
+    lines.append(f"what led to the person is gone: {beside}" if beside else "nothing else led to the person")
     lines += [f"taken out of {path}" for path in changed]
     content = {"done": True, **dataclasses.asdict(done), "rewritten": [str(path) for path in changed]}
     answer(as_json, content, [*lines, *map(_fed_line, done.artefacts)])

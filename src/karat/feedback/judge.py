@@ -15,9 +15,12 @@ from dataclasses import dataclass
 from karat.answers import missing
 from karat.errors import ConfigError
 from karat.feedback.documents import questions
+from karat.feedback.leases import end_leases
+from karat.feedback.openings import states_of
 from karat.feedback.simulated import Work, open_work
 from karat.feedback.store import Store
 from karat.feedback.tasks import answer
+from karat.feedback.work.checks import check_tasks
 from karat.questions import Question, plain_question
 from karat.records import Annotator, Judgement, Prompt, Sampler, Turn
 
@@ -59,31 +62,33 @@ def collect_from_judge(
         seed: decides the order in which the two responses are shown.    batch: only tasks of this batch.
         principle: what to judge by where the question says nothing; "" = which is better all in all.
         progress: called with (answers so far, answers planned).
-    Raises: ConfigError for an annotator of another origin; InputError of the sampler.
+    Raises: ConfigError for an annotator of another origin, a name that is a person's or blank, or a batch without
+        questions; InputError of the sampler: what it held goes back into the queue first.
     """
     if who.origin != "ai":
         raise ConfigError(f"judge {who.id}: found the origin {who.origin}; expected ai")
-    n_planned, todo = open_work(store, [who], ("comparison",), seed=seed, batch=batch, overlap=1)
+    _check_name(store, who)
+    n_planned, todo = _open_comparisons(store, who, seed=seed, batch=batch)
     asked, prompts, responses = questions(store), store.prompts(), store.responses()
-    n_votes = n_missing = 0
-    n_before = n_planned - len(todo)
-    for begin in range(0, len(todo), CHUNK):
-        some = todo[begin : begin + CHUNK]
-        leases = store.lease_many(
-            [(task_id, who.id) for task_id, _, _ in some], now=_now().timestamp(), lease_s=LEASE_S
-        )
-        held = [one for one, lease in zip(some, leases, strict=True) if lease is not None]
+
+    def ask(held: Sequence[Work]) -> list[Judgement]:
         put = [asked.get(task.question) or plain_question("comparison") for _, task, _ in held]
         orders = [shown_order(seed, task_id, who.id) for task_id, _, _ in held]
         conversations = [
             conversation(prompts[task.prompt_id], [responses[task.response_ids[i]].text for i in order], one, principle)
             for (_, task, _), one, order in zip(held, put, orders, strict=True)
         ]
-        said = [group[0] for group in judge(conversations, n_samples=1, seed=seed)] if held else []
-        votes = [
+        said = [group[0] for group in judge(conversations, n_samples=1, seed=seed)]
+        return [
             _vote(work, text, one.n_levels, order)
             for work, text, one, order in zip(held, said, put, orders, strict=True)
         ]
+
+    n_votes = n_missing = 0
+    n_before = n_planned - len(todo)
+    for begin in range(0, len(todo), CHUNK):
+        some = todo[begin : begin + CHUNK]
+        votes = _hold_and_ask(store, who, some, ask)
         if votes:
             store.submit_many(votes, now=_now().timestamp())
         n_lacking = sum("missing" in vote.value for vote in votes)
@@ -91,6 +96,49 @@ def collect_from_judge(
         if progress is not None:
             progress(n_before + begin + len(some), n_planned)
     return Judged(n_votes, n_missing)
+
+
+def _check_name(store: Store, who: Annotator) -> None:
+    known = store.annotators().get(who.id)
+    if not who.id.strip():
+        raise ConfigError(f"judge: found the name {who.id!r}; expected one that can be seen, as in ai:MODEL")
+    if known is not None and known.origin != "ai":
+        raise ConfigError(
+            f"judge {who.id}: found a rater of origin {known.origin} by that name; expected a name of its own (--name)"
+        )
+
+
+def _open_comparisons(store: Store, who: Annotator, *, seed: int, batch: str | None) -> tuple[int, list[Work]]:
+    """`open_work` for everybody: no silent checks, nothing that waits for one rater or for experts."""
+    silent = check_tasks(store)
+    if batch is not None and not store.tasks(batch=batch):
+        there = sorted({task.batch for task in store.tasks() if task.id not in silent})
+        raise ConfigError(f"judge: found no question of batch {batch!r}; found {', '.join(there[:8]) or 'none at all'}")
+    n_planned, todo = open_work(store, [who], ("comparison",), seed=seed, batch=batch, overlap=1)
+    mine = [
+        (task_id, task, one)
+        for task_id, task, one in todo
+        if task_id not in silent and task.audience == "annotator" and task.reserved_for in (None, who.id)
+    ]
+    return n_planned - len(todo) + len(mine), mine
+
+
+def _hold_and_ask(
+    store: Store, who: Annotator, some: Sequence[Work], ask: Callable[[Sequence[Work]], list[Judgement]]
+) -> list[Judgement]:
+    """Lease tasks and ask about them. Returns: the votes on those that the same judge, started twice, has not answered."""
+    leases = store.lease_many([(task_id, who.id) for task_id, _, _ in some], now=_now().timestamp(), lease_s=LEASE_S)
+    held = [one for one, lease in zip(some, leases, strict=True) if lease is not None]
+    if not held:
+        return []
+    try:
+        votes = ask(held)
+    except BaseException:  # an interruption, too: people must not wait an hour for what nobody has in hand
+        store.write(lambda connection: end_leases(connection, who.id, now=_now().timestamp()))
+        raise
+    with store.connection() as connection:
+        states = states_of(connection, [vote.task_id for vote in votes])
+    return [vote for vote in votes if states[vote.task_id, who.id].state == "leased"]
 
 
 def conversation(prompt: Prompt, texts: Sequence[str], question: Question, principle: str = "") -> Prompt:

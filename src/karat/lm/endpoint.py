@@ -6,6 +6,7 @@ and log-probabilities that an update needs. Knows HTTP and conversations; knows 
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import threading
@@ -109,12 +110,13 @@ class Endpoint:
     def __post_init__(self) -> None:
         if not is_address(self.url):
             raise ConfigError(f"endpoint: found {self.url!r}; expected an address like http://127.0.0.1:8000/v1")
-        if min(self.max_new_tokens, self.n_parallel, self.n_tries) < 1 or self.timeout_s <= 0 or self.temperature < 0:
-            raise ConfigError(
-                f"endpoint: found max_new_tokens={self.max_new_tokens}, n_parallel={self.n_parallel}, "
-                f"n_tries={self.n_tries}, timeout_s={self.timeout_s}, temperature={self.temperature}; "
-                "expected ≥ 1, ≥ 1, ≥ 1, > 0 and ≥ 0"
-            )
+        for name in ("max_new_tokens", "n_parallel", "n_tries"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"endpoint: found {name}={getattr(self, name)}; expected ≥ 1")
+        if not 0 < self.timeout_s < math.inf:
+            raise ConfigError(f"endpoint: found timeout_s={self.timeout_s}; expected a number > 0")
+        if not 0 <= self.temperature < math.inf:
+            raise ConfigError(f"endpoint: found temperature={self.temperature}; expected a number ≥ 0")
 
     def __call__(self, prompts: Sequence[Prompt], *, n_samples: int, seed: int) -> list[list[str]]:
         """n_samples texts for each prompt, in the order given; see `replies`."""

@@ -107,6 +107,8 @@ def restore(path: str | Path, address: str | Path) -> Restored:
     Raises: StoreError for a damaged backup, one of a newer version, or a database that has tables.
     """
     address = str(address)
+    if not address.strip():
+        raise StoreError("restore: found no place for the store; expected a new file's path, or a database's address")
     shown = engine.shown_address(address)
     with whole_file(address) as target, _open_backup(Path(path)) as (found, rows_of):
         opened = engine.open_engine(target, 30.0)

@@ -220,7 +220,10 @@ def _fits(lines: Mapping[int, Mapping[str, Any]], opened: Mapping[str, Any]) -> 
         found = tables.commitment_of(judgement, opened["salt"])
         line = lines[opened["seq"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"opened record: not readable ({type(error).__name__}: {error})") from None
+        raise InputError(
+            f"opened record: not readable ({type(error).__name__}: {error}); expected what `karat disclose` wrote of this "
+            "bundle's store"
+        ) from None
     shown = json.loads(tables.json_text(_without_words(judgement)))
     return hmac.compare_digest(found, line["commitment"]) and shown == {name: line.get(name) for name in shown}
 
