@@ -71,7 +71,7 @@ def test_every_kind_gets_its_share_of_the_time_and_is_in_the_snapshot(two_rounds
             assert asked == {kind: plan[kind]["n_tasks"] for kind in answers}
             without = Counter(one.kind for one in kept.judgements if "missing" in one.value)  # "nothing to correct"
             assert answers == asked - without
-    assert "30% for comparisons" in (run / "card.json").read_text()
+    assert "30% for comparison (" in (run / "card.json").read_text()
 
 
 def test_all_rounds_demonstrations_meet_the_newest_samples_in_one_likelihood(two_rounds):

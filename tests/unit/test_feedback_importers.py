@@ -328,7 +328,7 @@ def test_reading_the_same_file_again_adds_nothing(tmp_path, store):
 
 def test_votes_between_equal_texts_are_left_out_and_counted(tmp_path, store):
     summary = import_votes(store, lines(tmp_path / "v.jsonl", VOTE, {**VOTE, "b": VOTE["a"]}))
-    assert (summary.n_rows, summary.n_new, summary.n_identical) == (2, 1, 1)
+    assert (summary.n_rows, summary.n_new, summary.n_pairs_of_equal_texts) == (2, 1, 1)
 
 
 def test_ukp_prompts_are_topic_and_stance_and_html_is_cleaned(tmp_path, store):

@@ -109,8 +109,13 @@ def _plan(
             "n_tasks": round(share * budget / (n_raters * seconds[kind])),
         }
     plan["comparison"]["n_tasks"] = max(1, plan["comparison"]["n_tasks"])
-    said = ", ".join(f"{row['share']:.0%} for {kind}s ({row['n_tasks']})" for kind, row in plan.items())
+    said = ", ".join(f"{row['share']:.0%} for {_questions(kind, row['n_tasks'])}" for kind, row in plan.items())
     return plan, [Finding(KINDS_FINDING, "What was raters' time spent on?", "info", detail=said + _why(parted))]
+
+
+def _questions(kind: str, n: int) -> str:
+    named = kind.replace("_", " ")
+    return f"{named} ({n} question{'' if n == 1 else 's'})"
 
 
 def with_comparisons(shares: dict[str, float], least: float) -> dict[str, float]:

@@ -214,13 +214,15 @@ def take_in(config: VotesConfig, seed: int, place: Workplace) -> StageResult:
         "root": snapshot.root, "n_votes": len(snapshot.votes), "n_missing": snapshot.n_missing,
         "n_raters": len(snapshot.annotators), "one_rater": one_rater(snapshot.annotators),
         "n_prompts": len(snapshot.prompts), "origin": "imported",
-        "n_rows": done.n_rows, "n_identical_texts": done.n_identical, "n_reasons": n_reasons, "n_timed": len(times),
+        "n_rows": done.n_rows, "n_identical_texts": done.n_pairs_of_equal_texts, "n_reasons": n_reasons, "n_timed": len(times),
         "levels": level_counts(snapshot.votes), "agreement": pairwise_agreement(drawn, rng, ties=False),
         "alpha": alpha(drawn, rng),
     }  # fmt: skip
     outputs = [Output("snapshot", target, "snapshot"), Output("consensus", agreed)]
     notes = (
-        [f"{done.n_identical} votes compare two equal texts and say nothing about a reward"] if done.n_identical else []
+        [f"{done.n_pairs_of_equal_texts} votes compare two equal texts and say nothing about a reward"]
+        if done.n_pairs_of_equal_texts
+        else []
     )
     return StageResult(outputs, metrics, notes=notes)
 

@@ -47,8 +47,8 @@ class ImportSummary:
     n_rows: int
     """Votes in the file."""
     n_new: int
-    """Judgements added; the rest were there already or are in n_identical."""
-    n_identical: int
+    """Judgements added; the rest were there already or are in `n_pairs_of_equal_texts`."""
+    n_pairs_of_equal_texts: int
     """Votes between two equal texts, left out: they say nothing about a reward."""
     n_prompts: int
     """Different prompts in the file."""
@@ -350,7 +350,7 @@ def store_given(store: Store, path: Path, votes: Iterable[Given], *, n_rows: int
     annotators: dict[str, Annotator] = {}
     judgements: list[Judgement] = []
     provenance: dict[str, Provenance] = {}
-    n_identical = 0
+    n_pairs_of_equal_texts = 0
     for vote in _told(votes, n_rows, store.progress):
         with vote.row.named():
             prompt_id = prompt_ids.get(vote.prompt) or prompt_ids.setdefault(vote.prompt, vote.prompt.id)
@@ -362,7 +362,7 @@ def store_given(store: Store, path: Path, votes: Iterable[Given], *, n_rows: int
                     responses[(prompt_id, text)] = (response.id, response)
                 named.append(responses[(prompt_id, text)][0])
             if vote.kind == "comparison" and named[0] == named[1]:
-                n_identical += 1
+                n_pairs_of_equal_texts += 1
                 continue
             key = (vote.kind, prompt_id, *named, vote.batch, *sorted(vote.asked.items()))
             if key not in tasks:
@@ -395,4 +395,6 @@ def store_given(store: Store, path: Path, votes: Iterable[Given], *, n_rows: int
         judgements=judgements,
         provenance=provenance,
     )
-    return ImportSummary(n_rows, n_new, n_identical, len(prompts), len(responses), len(tasks), len(annotators))
+    return ImportSummary(
+        n_rows, n_new, n_pairs_of_equal_texts, len(prompts), len(responses), len(tasks), len(annotators)
+    )
