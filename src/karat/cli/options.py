@@ -91,13 +91,17 @@ def counts(summary: Any) -> str:
     """The counts of a summary in words: `12 votes, 1 rater`."""
     counts = dataclasses.asdict(summary).items()
     named = ((name.removeprefix("n_").replace("_", " "), count) for name, count in counts if isinstance(count, int))
-    return ", ".join(f"{count:,} {_of_one(name) if count == 1 else name}" for name, count in named)
+    return ", ".join(so_many(count, name) for name, count in named)
 
 
-def _of_one(counted: str) -> str:
-    """`ties left out` of one: `tie left out`."""
+def so_many(n: int, counted: str) -> str:
+    """A number and what it counts.
+
+    >>> so_many(2, "ties left out"), so_many(1, "ties left out"), so_many(1200, "raters")
+    ('2 ties left out', '1 tie left out', '1,200 raters')
+    """
     first, _, rest = counted.partition(" ")
-    return f"{first.removesuffix('s')} {rest}".rstrip()
+    return f"{n:,} {first.removesuffix('s') if n == 1 else first} {rest}".rstrip()
 
 
 StoreOrRun = Annotated[

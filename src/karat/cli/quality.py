@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from karat.cli.options import AsJson, StoreOrRun, answer, app, store_address
+from karat.cli.options import AsJson, StoreOrRun, answer, app, so_many, store_address
 from karat.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def trial(run_or_store: StoreOrRun, as_json: AsJson = False) -> None:
 
 
 def _trial_lines(found: Trial) -> list[str]:
-    lines = [f"{found.n_votes:,} comparisons by {found.n_raters:,} raters"]
+    lines = [f"{so_many(found.n_votes, 'comparisons')} by {so_many(found.n_raters, 'raters')}"]
     lines += [
         f"check  {one.name}: {one.observed:.3f}; the model gives {one.low:.3f} … {one.high:.3f} (p = {one.p_value:.3f})"
         for one in found.checks

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from karat.cli.options import AsJson, Out, RunDirectory, StoreOrRun, answer, app, store_address
+from karat.cli.options import AsJson, Out, RunDirectory, StoreOrRun, answer, app, so_many, store_address
 from karat.errors import ConfigError
 from karat.ledger.lineage import Manifest
 from karat.lm.checksums import SUMS, altered_files, is_listed
@@ -74,7 +74,7 @@ def disclose(
     answer(
         as_json,
         {"out": str(out), "n_records": n},
-        [f"{out}: {n:,} records with their words; give it to the auditor only"],
+        [f"{out}: {so_many(n, 'records')} with their words; give it to the auditor only"],
     )
 
 

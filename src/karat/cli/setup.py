@@ -38,12 +38,12 @@ def init(
     from karat.pipeline.votes import VotesConfig
     from karat.starter import commented_yaml
 
-    if (
-        source == "sandbox"
-    ):  # the defaults are for a pretrained checkpoint; of a new model they make a reward that knows nothing
+    if source == "votes":
+        text = commented_yaml(VotesConfig)
+    elif source == "sandbox":  # whose model is new: of the defaults, for a pretrained one, it would learn nothing
         text = SANDBOX_HEAD + commented_yaml(RunConfig, choose=source, filled=demo_config(RunConfig.name))
     else:
-        text = commented_yaml(VotesConfig) if source == "votes" else commented_yaml(RunConfig, choose=source)
+        text = commented_yaml(RunConfig, choose=source)
     write_text(path, text)
     blanks = [f"{source}.{line.split(':')[0].strip()}" for line in text.splitlines() if _is_blank(line, PLACEHOLDER)]
     todo = f"fill in {' and '.join(blanks)}" if blanks else "change what you need"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from karat.cli.options import AsJson, Out, RunDirectory, StoreOrRun, answer, app, store_address
+from karat.cli.options import AsJson, Out, RunDirectory, StoreOrRun, answer, app, so_many, store_address
 from karat.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def bundle(run_or_store: StoreOrRun, out: Out, as_json: AsJson = False) -> None:
 
     with open_store(store_address(run_or_store), create=False) as store:
         made = write_bundle(store, out, now=time.time())
-    lines = [f"{out}: {made.n_judgements:,} judgements by {made.n_raters:,} raters; check it with: karat verify {out}"]
+    who = f"{so_many(made.n_judgements, 'judgements')} by {so_many(made.n_raters, 'raters')}"
+    lines = [f"{out}: {who}; check it with: karat verify {out}"]
     answer(as_json, dataclasses.asdict(made), lines)
 
 
