@@ -72,4 +72,4 @@ def test_too_few_judgements_are_counted_and_say_why():
     few = votes({"a": "sure"}, n=10)
     (finding,) = slice_findings(calibration_slices(Planted(), FIT, few, few, TEXTS, annotators))
     assert (finding.estimate.value, finding.estimate.n, finding.status) == (None, 10, "info")
-    assert finding.estimate.method == "10 held-out judgements; a temperature of their own takes 40 that compare"
+    assert finding.estimate.method == "10 held-out judgements; a temperature of their own takes 40"

@@ -50,7 +50,7 @@ def write_source(config: RunConfig, place: Workplace) -> StageResult:
         most = "" if settings.limit is None else f" and among the first {settings.limit} (preferences.limit)"
         raise InputError(
             f"{settings.path}: {len(kept)} of {len(prompts)} prompts have a comparison within {settings.max_prompt_tokens} "
-            f"prompt and {settings.max_response_tokens} response tokens{most} ({rows.n_identical} rows have two equal texts "
+            f"prompt and {settings.max_response_tokens} response tokens{most} ({rows.n_pairs_of_equal_texts} rows have two equal texts "
             "and say nothing); expected enough for training, validation and evaluation, some dozens"
         )
     practice = {prompt.id for prompt in parts["practice"]}
@@ -72,7 +72,11 @@ def write_source(config: RunConfig, place: Workplace) -> StageResult:
     outputs.append(Output("judgements", ids))
     counts = {"n_rows": rows.n_rows, "n_prompts": {name: len(group) for name, group in splits.items()}}
     left_out = len(judgements) - len(fits)
-    notes = [f"{rows.n_identical} rows have two equal texts and were left out"] if rows.n_identical else []
+    notes = (
+        [f"{rows.n_pairs_of_equal_texts} rows have two equal texts and were left out"]
+        if rows.n_pairs_of_equal_texts
+        else []
+    )
     if left_out:
         notes.append(f"{left_out} of {len(judgements)} comparisons are longer than the limits and were left out")
     return StageResult(outputs, {**counts, "n_left_out": left_out}, notes=notes)
