@@ -165,6 +165,9 @@ def test_an_order_of_means_is_safe_exactly_where_no_reading_of_the_scale_turns_i
             turned.append(min(steps) < 0 < max(steps))
     assert 0.1 < np.mean(turned) < 0.9
     assert (found.value, found.low < found.value < found.high) == (pytest.approx(np.mean(turned)), True)
+    few = scale_trial.sign_flips(score[:4], response[:4], group, rng)
+    assert few.value is None
+    assert "5 ratings each" in few.method
     ordered = scale_trial.sign_flips(np.repeat([2, 4], 30), np.repeat(np.arange(10), 6), np.arange(10) % 5, rng)
     assert (ordered.value, ordered.low) == (0.0, 0.0)
 
@@ -174,4 +177,6 @@ def test_a_few_who_care_much_turn_the_mean_and_not_the_median():
     item = np.concatenate([np.repeat(np.arange(10), 5), np.repeat(np.arange(10, 20), 3)])
     found = scale_trial.mean_against_median(level, np.full(len(level), 7), item)
     assert (found.value, found.n) == (0.5, 20)
-    assert scale_trial.mean_against_median(level % 3, np.full(len(level), 3), item).value is None
+    none = scale_trial.mean_against_median(level % 3, np.full(len(level), 3), item)
+    assert none.value is None
+    assert "3 raters on 5 levels" in none.method

@@ -69,6 +69,12 @@ class Comparisons:
         """The comparisons at some rows (or where a mask is True)."""
         return Comparisons(*(getattr(self, name)[rows] for name in _COLUMNS), self.n_scores, self.n_annotators)
 
+    def one_way(self) -> Comparisons:
+        """The same comparisons with a the lower index of each: levels of one pair mean the same, whoever was named first."""
+        turned, other = self.a > self.b, self.swapped()
+        own = (np.where(turned, getattr(other, name), getattr(self, name)) for name in _COLUMNS)
+        return Comparisons(*own, self.n_scores, self.n_annotators)
+
     def swapped(self) -> Comparisons:
         """The same comparisons with a and b exchanged; their likelihood is the same."""
         top = self.n_levels - 1

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from karat.records import Estimate
-from karat.stats import proportion
+from karat.stats import not_estimable, proportion
 
 LEAST_RATINGS = 5
 """Of each response: below this its distribution is not known at all."""
@@ -53,6 +53,8 @@ def sign_flips(score: np.ndarray, response: np.ndarray, group: np.ndarray, rng: 
                     continue  # the same distribution: no order at all
                 flips.append(float(gap.max() > 1e-12 and gap.min() < -1e-12))
                 prompts.append(prompt)
+    if not flips:
+        return not_estimable(f"no two responses to one prompt with {LEAST_RATINGS} ratings each that differ", 0)
     return proportion(flips, np.array(prompts), rng)
 
 
@@ -60,6 +62,8 @@ def mean_against_median(level: np.ndarray, n_levels: np.ndarray, item: np.ndarra
     """Share of pairs of which the mean strength prefers one response and the median strength the other.
 
         strength = 2·level − (K − 1);  only scales of 5 levels or more, pairs with LEAST_RATERS raters, neither middle
+
+    Args: level: of the votes on one item all in one direction (`Comparisons.one_way`).
 
     The reward of a mean serves a few who care much, that of a median the many who care little; where the two differ,
     which one is optimised is a decision (Casper et al. 2023, section 3.2.1).
@@ -71,4 +75,6 @@ def mean_against_median(level: np.ndarray, n_levels: np.ndarray, item: np.ndarra
         mean, median = own.mean() if len(own) else 0.0, np.median(own) if len(own) else 0.0
         if len(own) >= LEAST_RATERS and mean != 0 and median != 0:
             found.append(float(np.sign(mean) != np.sign(median)))
+    if not found:
+        return not_estimable(f"no pair with {LEAST_RATERS} raters on 5 levels or more, with a mean and a median", 0)
     return proportion(found)

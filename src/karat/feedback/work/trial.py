@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from karat.feedback.detect.evidence import VoteRecord, vote_record
+from karat.feedback.detect.evidence import vote_record
 from karat.feedback.quality.on_trial import Check, Drift, LinkTrial, drift, predictive_checks, rival_links
+from karat.feedback.quality.ordinal import Comparisons
 from karat.feedback.quality.rater_health import comparisons_of
 from karat.feedback.quality.reliability import fit_priors
 from karat.feedback.quality.scale_trial import mean_against_median, sign_flips
@@ -50,7 +51,7 @@ def trial(store: Store, rng: np.random.Generator) -> Trial:
     responses = store.responses()
     named = [one for one in current if one.kind == "comparison"]
     record = vote_record(named, responses)
-    votes = comparisons_of(record)
+    votes = comparisons_of(record).one_way()  # two raters agree, and a pair has a median, in one direction only
     prompt = {each.text: each.prompt_id for each in responses.values()}
     _, group = np.unique([prompt[text] for text in record.texts], return_inverse=True)
     links = rival_links(votes, rng)  # says it first where votes are too few
@@ -61,16 +62,16 @@ def trial(store: Store, rng: np.random.Generator) -> Trial:
         n_raters=len(np.unique(record.annotator)),
         checks=tuple(predictive_checks(votes, fit, record.item, group, rng)),
         links=tuple(links),
-        drifts=tuple(drift(votes, fit, _traits(record), time, rng)),
+        drifts=tuple(drift(votes, fit, _traits(votes, record.texts), time, rng)),
         mean_not_median=mean_against_median(votes.level, votes.n_levels, record.item),
         sign_flips=tuple(_flips(current, rng)),
     )
 
 
-def _traits(record: VoteRecord) -> dict[str, np.ndarray]:
+def _traits(votes: Comparisons, texts: Sequence[str]) -> dict[str, np.ndarray]:
     """Differences a − b of what can be read off a text or a page."""
-    length = np.log([max(1, len(text.split())) for text in record.texts])
-    traits = {"log-length": length[record.a] - length[record.b], "shown first": record.side.astype(float)}
+    length = np.log([max(1, len(text.split())) for text in texts])
+    traits = {"log-length": length[votes.a] - length[votes.b], "shown first": votes.side.astype(float)}
     return {name: each for name, each in traits.items() if each.any()}
 
 
