@@ -38,7 +38,8 @@ from bench.rows import machine
 from bench.turns import WORK
 
 from karat.config import apply_overrides, build, load_yaml
-from karat.pipeline.runs import DEMO, FAULTS, run_once
+from karat.pipeline.configured import DEMO, FAULTS
+from karat.pipeline.runs import run_once
 from karat.pipeline.settings import RunConfig
 from karat.progress import LineDisplay
 

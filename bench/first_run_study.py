@@ -23,7 +23,8 @@ from bench.dense_study import copied
 
 from karat.config import apply_overrides, build, load_yaml
 from karat.ledger.manifest import read_manifest
-from karat.pipeline.runs import DEMO, run_once
+from karat.pipeline.configured import DEMO
+from karat.pipeline.runs import run_once
 from karat.pipeline.settings import RunConfig
 from karat.pipeline.stages import findings_of
 from karat.progress import LineDisplay

@@ -39,8 +39,9 @@ from karat.config import apply_overrides, build, load_yaml
 from karat.evaluate.measure import draw, texts_of
 from karat.lm.load import load_lm
 from karat.overopt import best_of_n_kl, expected_best_of_n, fit_gao
+from karat.pipeline.configured import DEMO, FAULTS
 from karat.pipeline.data import read_prompts, read_rows
-from karat.pipeline.runs import DEMO, FAULTS, run_once, source_of
+from karat.pipeline.runs import run_once, source_of
 from karat.pipeline.settings import RunConfig
 from karat.progress import LineDisplay
 from karat.reward.score import load_scorer

@@ -32,7 +32,8 @@ from bench.rows import machine
 from bench.turns import ROOT, WORK
 
 from karat.config import apply_overrides, build, load_yaml
-from karat.pipeline.runs import DEMO, run_once
+from karat.pipeline.configured import DEMO
+from karat.pipeline.runs import run_once
 from karat.pipeline.settings import RunConfig
 from karat.progress import LineDisplay
 from karat.stats import mean_estimate

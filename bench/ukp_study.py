@@ -21,8 +21,8 @@ import torch
 from karat.lm.load import load_encoder
 from karat.records import Response, Vote, user_prompt
 from karat.reward.data import topic_folds, vote_data
+from karat.reward.settings import ENCODER_CONFIG
 from karat.reward.study import (
-    ENCODER_CONFIG,
     Consensus,
     Rows,
     Study,

@@ -37,9 +37,10 @@ PURE = {
     "feedback.quality.answer_table", "feedback.quality.coefficients", "feedback.quality.ordinal", "feedback.quality.joint_posterior",
     "feedback.quality.expectation", "feedback.quality.consensus", "feedback.quality.drift", "feedback.quality.population", "feedback.quality.slices",
     "feedback.quality.planning", "feedback.quality.learning_curve", "feedback.quality.word_reader", "feedback.quality.arms", "ngrams",
-    "arithmetic", "plain_features", "plain_numbers",
+    "arithmetic", "plain_features", "plain_numbers", "aggregator_names", "process_settings", "feedback.strategies",
     "feedback.web.rendering", "feedback.web.forms", "feedback.web.task_view",
     "feedback.web.positions", "feedback.web.cells", "feedback.work.matching",
+    "lm.fresh_settings", "reward.settings", "reward.people_settings", "sft.settings",
     "reward.bound", "reward.jury", "reward.linear_votes", "reward.mixtures", "reward.personal", "reward.population",
     "reward.served", "reward.user_em", "reward.users",
     "feedback.quality.trust_region", "feedback.quality.on_trial", "feedback.quality.scale_trial", "reward.distance",
@@ -288,6 +289,7 @@ def test_the_tests_reference_implementations_do_not_call_the_product():
         "import karat.feedback.store, karat.feedback.exchange.importers, karat.feedback.snapshot, karat.feedback.tasks",
         "import karat.feedback.web.serve, karat.feedback.client",
         "import karat.cli; karat.cli.main(['verify', '--help'])",
+        "import karat.pipeline.settings, karat.pipeline.votes_settings, karat.pipeline.configured",
     ],
 )
 def test_commands_that_need_no_model_do_not_wait_for_torch(first: str):

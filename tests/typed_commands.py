@@ -27,8 +27,8 @@ from karat.errors import ConfigError, KaratError
 from karat.feedback.arm_changes import read_arm
 from karat.pipeline.asking import asked_question
 from karat.pipeline.choosing import parse_budget
+from karat.pipeline.configured import DEMO, sweep_points
 from karat.pipeline.mixture import RewardRequest
-from karat.pipeline.runs import DEMO, sweep_points
 from karat.pipeline.settings import RunConfig
 from karat.pipeline.votes import VotesConfig
 from karat.questions import Question

@@ -24,7 +24,7 @@ from karat.records import Response, user_prompt
 from karat.reward.last_layer import Observations, comparison_observations, fit_last_layer, ordinal_derivatives
 from karat.reward.model import log_lengths
 from karat.reward.score import scorer_of
-from karat.reward.study import ENCODER_CONFIG
+from karat.reward.settings import ENCODER_CONFIG
 from karat.reward.train import planned_steps, train_reward
 from karat.reward.trunk import EncoderTrunk
 from karat.statements import Labelled

@@ -22,7 +22,7 @@ from torch.nn import functional
 from karat.records import Prompt, Response, Vote
 from karat.reward.data import feedback_data, plan_epoch
 from karat.reward.model import log_lengths
-from karat.reward.study import ENCODER_CONFIG
+from karat.reward.settings import ENCODER_CONFIG
 from karat.reward.train import train_reward
 from karat.reward.trunk import Encoded, EncoderTrunk, micro_batches
 from karat.seeding import child_seed, numpy_generator

@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from karat.errors import ConfigError, InputError
+from karat.aggregator_names import NUMBERED, aggregator_named
+from karat.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,8 +225,6 @@ AGGREGATORS: dict[str, Callable[..., Tensor]] = {
     "jury_median": jury_median,
 }
 """The aggregators that need no argument besides the belief, by the name that a manifest records."""
-NUMBERED = {"lower_bound": "quantile", "mean_minus_sd": "n_sd"}
-"""Those that take a number: what it is."""
 
 
 def aggregator_of(name: str) -> Callable[[Belief], Tensor]:
@@ -233,25 +232,10 @@ def aggregator_of(name: str) -> Callable[[Belief], Tensor]:
 
     `mean_minus_sd:2` is the mean less two sd, `lower_bound:0.05` the 5 % quantile; without a number both keep their own.
 
-    Raises: ConfigError for an unknown name, or a number that does not fit.
+    Raises: ConfigError as `aggregator_named`.
     """
-    base, colon, number = name.partition(":")
-    if base not in AGGREGATORS or (colon and base not in NUMBERED):
-        raise ConfigError(
-            f"aggregator: found {name!r}; expected one of {', '.join(sorted(AGGREGATORS))}, with a number as in "
-            "mean_minus_sd:2 or lower_bound:0.05 only for these two"
-        )
-    if not colon:
-        return AGGREGATORS[base]
-    try:
-        value = float(number)
-    except ValueError:
-        value = math.nan
-    fits = 0 < value < 1 if base == "lower_bound" else 0 <= value < math.inf
-    if not fits:
-        wanted = "a quantile between 0 and 1" if base == "lower_bound" else "a number of sd ≥ 0"
-        raise ConfigError(f"aggregator: found {name!r}; expected {wanted} after the colon")
-    return functools.partial(AGGREGATORS[base], **{NUMBERED[base]: value})
+    base, number = aggregator_named(name)
+    return AGGREGATORS[base] if number is None else functools.partial(AGGREGATORS[base], **{NUMBERED[base]: number})
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import torch
 
 from karat.damaged import damage_named
 from karat.errors import ConfigError
+from karat.process_settings import AUTO, named
 from karat.ranks import launched, launched_local_rank, launched_rank
 
-AUTO = "auto"
 INTEL = "GenuineIntel"
 """What Intel's processors name as their maker."""
 CPU = torch.device("cpu")
@@ -76,25 +76,6 @@ def chosen(asked: str) -> torch.device:
         cards = "0" if n == 1 else f"0 … {n - 1}"
         raise ConfigError(f"device: found {asked}, and this machine has {n} of them; expected a number of {cards}")
     return torch.device(found.type, index)
-
-
-def named(asked: str) -> tuple[str, int | None]:
-    """The kind and number in a device's name.
-
-    >>> named("cuda:1"), named("auto")
-    (('cuda', 1), ('auto', None))
-    """
-    if asked == AUTO:
-        return AUTO, None
-    try:
-        device = torch.device(asked)
-    except (RuntimeError, TypeError):
-        device = None
-    if device is None or device.type == "meta" or (device.type == "cpu" and device.index):
-        raise ConfigError(
-            f"device: found {asked!r}; expected auto, cpu, or an accelerator as torch names it: cuda, cuda:1"
-        )
-    return device.type, device.index
 
 
 def described(device: torch.device) -> str:

@@ -7,9 +7,12 @@ whether the run came there in one go or was killed and resumed, and whichever pr
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def child_seed(seed: int, *path: str | int) -> int:
@@ -24,6 +27,8 @@ def child_seed(seed: int, *path: str | int) -> int:
 
 def torch_generator(seed: int, *path: str | int) -> torch.Generator:
     """A CPU generator seeded for one purpose."""
+    import torch  # here only: who wants a seed, or numpy's numbers, should not wait for it
+
     return torch.Generator().manual_seed(child_seed(seed, *path))
 
 

@@ -18,8 +18,8 @@ from karat.ledger.manifest import read_manifests
 from karat.lm.adapters import add_lora, save_adapter
 from karat.lm.load import load_lm
 from karat.pipeline import gating
+from karat.pipeline.configured import FAULTS
 from karat.pipeline.reporting import report_input
-from karat.pipeline.runs import FAULTS
 from karat.pipeline.stages import findings_of, jsonable
 from karat.prompts.splits import split
 from karat.records import Finding

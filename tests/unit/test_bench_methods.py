@@ -6,7 +6,7 @@ import pytest
 from bench.methods_study import METHODS, gain_at, table
 
 from karat.config import apply_overrides, build, load_yaml
-from karat.pipeline.runs import DEMO
+from karat.pipeline.configured import DEMO
 from karat.pipeline.settings import RunConfig
 
 

@@ -16,6 +16,7 @@ from karat.config import apply_overrides, build, load_yaml, plain
 from karat.errors import ConfigError, GateError
 from karat.ledger import artifacts
 from karat.ledger.manifest import Manifest, write_manifest
+from karat.pipeline import configured
 
 COMMANDS = (
     "demo", "init", "run", "sft", "collect", "reward", "ppo", "generate", "evaluate", "report", "verify", "trace",
@@ -46,7 +47,7 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pipeline(monkeypatch):
-    """Stands in for karat.pipeline and records how it is called."""
+    """Stands in for what does the work of karat.pipeline and records how it is called; every configuration is a right one."""
     calls: list[tuple[str, tuple, dict]] = []
     summary = {
         "directory": "runs/demo",
@@ -64,10 +65,10 @@ def pipeline(monkeypatch):
 
             return call
 
-    import karat
-
-    monkeypatch.setattr(karat, "pipeline", Pipeline(), raising=False)
-    monkeypatch.setitem(sys.modules, "karat.pipeline", karat.pipeline)
+    for module in ("runs", "arenas"):
+        monkeypatch.setitem(sys.modules, f"karat.pipeline.{module}", Pipeline())
+    for reader in ("read_configs", "demo_config"):
+        monkeypatch.setattr(configured, reader, lambda *_, **__: None)
     return calls
 
 
@@ -374,6 +375,31 @@ def test_run_hands_over_sweeps_and_overrides(capsys, pipeline):
     assert options["until"] is None
 
 
+WRONG_KEYS = {
+    ("run", "c.yaml", "--set", "ppo.n_iteration=3"): "did you mean 'ppo.n_iterations'?",
+    ("run", "none.yaml"): "none.yaml: no such file",
+    ("run", "c.yaml", "--sweep", "ppo.update.gamma=1,2"): "gamma=2.0",
+    ("ppo", "c.yaml", "--set", "aggregator=mean"): "aggregator: found 'mean'",
+    ("reward", "votes.yaml", "--set", "n_folds=1"): "n_folds: found 1",
+    ("demo", "--set", "kl=1"): "unknown configuration key 'kl'",
+    ("doctor", "c.yaml", "--set", "device=cuda:x"): "device: found 'cuda:x'",
+}
+
+
+@pytest.mark.parametrize("typed", list(WRONG_KEYS))
+def test_what_is_wrong_with_a_configuration_is_said_before_a_library_of_models_is_waited_for(tmp_path, typed):
+    (tmp_path / "c.yaml").write_text("sandbox: {}\n", encoding="utf-8")
+    (tmp_path / "votes.yaml").write_text("votes: {path: votes.jsonl}\n", encoding="utf-8")
+    code = (
+        f"import sys\nfrom karat import cli\ncode = cli.main({list(typed)})\n"
+        "print(code, [name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "2 []\n"
+    assert WRONG_KEYS[typed] in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def flat(section: dict, at: str = "") -> dict:
     return {
         key: value
@@ -383,7 +409,7 @@ def flat(section: dict, at: str = "") -> dict:
 
 
 def test_a_written_configuration_of_the_sandbox_is_the_demos_and_names_the_defaults(capsys, tmp_path: Path):
-    from karat.pipeline.runs import DEMO
+    from karat.pipeline.configured import DEMO
     from karat.pipeline.settings import RunConfig, SandboxSettings
 
     path = tmp_path / "config.yaml"

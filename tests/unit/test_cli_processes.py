@@ -89,13 +89,17 @@ def test_an_interruption_is_said_once(monkeypatch, capsys, spoken_for: bool, sai
     assert capsys.readouterr().err.count("karat: interrupted; ") == said
 
 
-def test_a_command_starts_itself_again_with_its_own_arguments(monkeypatch):
+def test_a_command_starts_itself_again_with_its_own_arguments(monkeypatch, tmp_path):
     calls = []
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text("sandbox: {}\n", encoding="utf-8")
     monkeypatch.setattr(processes, "start", lambda arguments, n: calls.append((arguments, n)) or 7)
     given = ["run", "c.yaml", "--processes", "2", "--set", "seed=3"]
     assert cli.main(given) == 7
     assert cli.main(["demo", "--processes", "3"]) == 7
     assert calls == [(given, 2), (["demo", "--processes", "3"], 3)]
+    assert cli.main(["run", "c.yaml", "--processes", "2", "--set", "sede=3"]) == 2  # once, not in each of them
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from karat.cli import quality, upkeep, record, setup  # noqa: F401
 # isort: on
 from karat.cli.options import app
 from karat.cli.processes import INTERRUPTED
-from karat.cli.river import parse_seeds
+from karat.cli.working import parse_seeds
 from karat.errors import KaratError
 from karat.ranks import says_interrupted
 

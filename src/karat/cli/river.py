@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from karat.cli import processes as launching
 from karat.cli.findings import calibration_lines, finding_lines, gain_line, noises, people_lines
 from karat.cli.options import (
     MOST,
@@ -33,11 +30,9 @@ from karat.cli.options import (
     at_work,
     counts,
 )
+from karat.cli.working import Task, admin_of, check_alone, configured, shown, together
 from karat.errors import ConfigError
-from karat.ranks import launched, speaks
 
-TOKEN = "KARAT_TOKEN"
-"""Environment variable of an admin's token: on a command line others would read it."""
 Fault = Literal["no-kl", "unchecked-facts"]
 
 
@@ -56,8 +51,15 @@ def demo(
     """The whole river in the sandbox, from nothing to an audited policy, in two to six minutes."""
     chosen = name or "-".join(["demo", *([fault] if fault else []), *([f"seed-{seed}"] if seed else [])])
 
-    def work(pipeline: Any, progress: Any) -> Any:
-        return pipeline.run_demo(
+    def read() -> None:
+        from karat.pipeline.configured import demo_config
+
+        demo_config(chosen, overrides or [], fault=fault)
+
+    def work(progress: Any) -> Any:
+        from karat.pipeline.runs import run_demo
+
+        return run_demo(
             chosen,
             fault=fault,
             seed=seed,
@@ -66,7 +68,7 @@ def demo(
             progress=progress,
         )
 
-    _together(context, processes, work, as_json, fsdp)
+    together(context, processes, Task(read, work), as_json, fsdp)
 
 
 @app.command(epilog="Example: karat run config.yaml --seeds 0-4 --sweep ppo.reward.kl_coef=0.1,0.2")
@@ -86,8 +88,8 @@ def run(
 ) -> None:
     """Run a configuration to its report, for each seed and each value of a sweep; what is finished is reused, and what runs share is done once."""
     said = [*(overrides or []), *([f"rounds={rounds}"] if rounds else [])]
-    work = _configured(config, seeds, sweep, said, until=None, server=server)
-    _together(context, processes, work, as_json, fsdp)
+    task = configured(config, seeds, sweep, said, until=None, server=server)
+    together(context, processes, task, as_json, fsdp)
 
 
 def _stage_command(stage: str, says: str, *settings: str) -> None:
@@ -103,8 +105,8 @@ def _stage_command(stage: str, says: str, *settings: str) -> None:
         overrides: Overrides = None,
         as_json: AsJson = False,
     ) -> None:
-        work = _configured(config, seeds, None, [*(overrides or []), *settings], until=stage)
-        _together(context, processes, work, as_json, fsdp)
+        task = configured(config, seeds, None, [*(overrides or []), *settings], until=stage)
+        together(context, processes, task, as_json, fsdp)
 
     app.command(name, help=says, epilog=f"Example: karat {name} config.yaml --seeds 0")(command)
 
@@ -153,22 +155,22 @@ def collect(
     if config is not None:
         if (device, decode) != ("auto", "auto"):
             raise ConfigError("collect: found --device or --decode with CONFIG; expected its keys: --set decode=plain")
-        work = _configured(config, seeds, None, overrides, until="collect", server=server)
-        _together(context, processes, work, as_json, fsdp)
+        task = configured(config, seeds, None, overrides, until="collect", server=server)
+        together(context, processes, task, as_json, fsdp)
         return
-    _alone("collect", processes, fsdp)
+    check_alone("collect", processes, fsdp)
     if model is None or prompts is None:
         raise ConfigError("collect --model: found no --prompts; expected a file of prompts")
+    if question is not None and kind:
+        raise ConfigError("collect: found --question and --kind; expected one of them")
+    if reward is None and (budget or strategy not in ("", "random")):
+        raise ConfigError("collect: found --budget or --strategy without --reward; expected a reward model's directory")
     from karat.feedback.engine import shown_address
     from karat.pipeline.asking import Asking, arena_batch, asked_beside, asked_question, collect_from
     from karat.pipeline.choosing import parse_budget
     from karat.progress import open_progress
 
-    if question is not None and kind:
-        raise ConfigError("collect: found --question and --kind; expected one of them")
     models = [model] if against is None else [model, against]
-    if reward is None and (budget or strategy not in ("", "random")):
-        raise ConfigError("collect: found --budget or --strategy without --reward; expected a reward model's directory")
     n_asked, seconds = parse_budget(budget) if budget else (tasks, None)
     kind, *others = (one.strip() for one in kind.split(","))
     asking = Asking(
@@ -179,7 +181,7 @@ def collect(
         n_samples=samples, max_new_tokens=max_new_tokens, batch=batch or arena_batch(models), seed=seed,
     )  # fmt: skip
     with at_work(device, decode), open_progress() as progress, contextlib.ExitStack() as stack:
-        place = stack.enter_context(_admin(server)) if server else store
+        place = stack.enter_context(admin_of(server)) if server else store
         done = collect_from(place, models, prompts, asking, wait=wait, progress=progress)
     shown = shown_address(store)
     lines = [f"{server or shown}: {counts(done)}"]
@@ -220,9 +222,9 @@ def reward(
         raise ConfigError("reward: found both or neither of CONFIG and --model; expected one of them")
     if model is None:
         assert config is not None
-        _together(context, processes, _configured(config, seeds, None, overrides, until="reward"), as_json, fsdp)
+        together(context, processes, configured(config, seeds, None, overrides, until="reward"), as_json, fsdp)
         return
-    _alone("reward", processes, fsdp)
+    check_alone("reward", processes, fsdp)
     from karat.config import apply_overrides, build
     from karat.pipeline.mixture import RewardRequest, reward_from
     from karat.progress import open_progress
@@ -273,7 +275,13 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write a finished run's report, audit card and summary again, with what people have said of its policies since."""
-    _river(lambda pipeline, progress: pipeline.report_run(run_dir, stores=arenas or [], progress=progress), as_json)
+
+    def work(progress: Any) -> Any:
+        from karat.pipeline.arenas import report_run
+
+        return report_run(run_dir, stores=arenas or [], progress=progress)
+
+    shown(work, as_json)
 
 
 @app.command(epilog="Example: karat audit runs/demo --look-inside")
@@ -300,93 +308,3 @@ def audit(
         found = inspect_run(run_dir, settings, progress=progress)
     lines = [f"{one['status']:<12} {one['name']}: {one['detail']}" for one in found["findings"]]
     answer(as_json, found, [*lines, f"report: {found['directory']}/{found['report']}"])
-
-
-def _configured(
-    config: Path,
-    seeds: str,
-    sweep: list[str] | None,
-    overrides: list[str] | None,
-    *,
-    until: str | None,
-    server: str = "",
-) -> Callable[[Any, Any], Any]:
-    numbers = parse_seeds(seeds) if seeds else None
-    options: dict[str, Any] = {"overrides": overrides or [], "seeds": numbers, "sweep": sweep or [], "until": until}
-    if not server:
-        return lambda pipeline, progress: pipeline.run_config(config, **options, progress=progress)
-    admin = _admin(server)
-
-    def work(pipeline: Any, progress: Any) -> Any:
-        with admin as desk:
-            return pipeline.run_config(config, **options, progress=progress, desk=desk)
-
-    return work
-
-
-def _admin(server: str) -> Any:
-    """A client of a server under the admin's token of the environment."""
-    from karat.feedback.client import AdminClient
-
-    token = os.environ.get(TOKEN, "")
-    if not token:
-        raise ConfigError(f"--server: found no {TOKEN} in the environment; `karat people token STORE ADMIN` prints one")
-    return AdminClient(server, token)
-
-
-def _together(
-    context: typer.Context, processes: int, work: Callable[[Any, Any], Any], as_json: bool, fsdp: bool
-) -> None:
-    """The work in this process, or in one of several; `--processes` starts those and waits for them."""
-    if launching.wanted(processes):
-        raise typer.Exit(launching.start(context.obj, processes))
-    in_shards = launching.in_shards(fsdp)
-    if launched() == 1:
-        _river(work, as_json)
-        return
-    from karat.lm import parallel
-
-    with parallel.joined(in_shards=in_shards):
-        _river(work, as_json)
-
-
-def _alone(command: str, processes: int, fsdp: bool) -> None:
-    if processes != 1 or launched() != 1 or fsdp:
-        raise ConfigError(f"{command} --model: found several processes; expected one, or a configuration")
-
-
-def _river(work: Callable[[Any, Any], Any], as_json: bool) -> None:
-    """The one place that calls karat.pipeline; each function returns what summary.json holds, plus `directory`."""
-    from karat import pipeline
-    from karat.progress import open_progress
-
-    first = speaks()
-    with open_progress(silent=not first) as progress:
-        summary = work(pipeline, progress)
-    if first:
-        answer(as_json, summary, _summary_lines(summary))
-    if summary.get("refused"):  # a check that failed, in some of the runs
-        raise typer.Exit(1)
-
-
-def parse_seeds(text: str) -> list[int]:
-    """The numbers in `0`, `0-4` or `0,3,7`.
-
-    >>> parse_seeds("0-2,7")
-    [0, 1, 2, 7]
-    """
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdecimal() or not (last or first).isdecimal() or int(last or first) < int(first):
-            raise ConfigError(f"--seeds {text}: expected numbers like 0, 0-4 or 0,3,7")
-        if int(last or first) - int(first) >= MOST:
-            raise ConfigError(f"--seeds {text}: expected at most {MOST:,} seeds")
-        seeds += range(int(first), int(last or first) + 1)
-    return list(dict.fromkeys(seeds))
-
-
-def _summary_lines(summary: Mapping[str, Any]) -> list[str]:
-    from karat.report.table import summary_lines
-
-    return summary_lines(summary)

@@ -33,9 +33,9 @@ def init(
         raise ConfigError(f"{path}: is already there; choose another name, or remove it first")
     from karat.config import PLACEHOLDER
     from karat.ledger.artifacts import write_text
-    from karat.pipeline.runs import demo_config
+    from karat.pipeline.configured import demo_config
     from karat.pipeline.settings import RunConfig
-    from karat.pipeline.votes import VotesConfig
+    from karat.pipeline.votes_settings import VotesConfig
     from karat.starter import commented_yaml
 
     if source == "votes":
@@ -81,6 +81,9 @@ def doctor(
 
 
 def _check_config(config: Path, overrides: list[str], processes: int, fsdp: bool, as_json: bool) -> None:
+    from karat.pipeline.configured import read_configs
+
+    read_configs(config, overrides)  # what is wrong is said before a library of models is waited for
     from karat.pipeline.checkup import check_config
     from karat.progress import open_progress
 

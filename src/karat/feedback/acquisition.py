@@ -15,20 +15,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 
 from karat.choice import bald
 from karat.errors import InputError, InvariantError
+from karat.feedback.strategies import LEAST_RANDOM, Strategy
 
-Strategy = Literal["random", "bald", "variance"]
-STRATEGIES = ("random", "bald", "variance")
 LAZY = 64
 """Pairs whose worth is computed again at a time."""
-LEAST_RANDOM = 0.1
-"""Smallest share of a batch that is drawn at random: held-out figures, calibration and the gate need it."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,7 +29,7 @@ from karat.lm.narrow import products_of, weights_kept
 from karat.lm.segments import Segments, capacity
 from karat.lm.shapes import FEW_PARTS
 from karat.lm.static_step import SEGMENT, Choose
-from karat.lm.ways import Decode
+from karat.process_settings import Decode
 from karat.records import Sample
 
 if TYPE_CHECKING:

@@ -7,16 +7,14 @@ later needs to know that it was made here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from karat.config import in_range
 from karat.errors import ConfigError
+from karat.lm.fresh_settings import DecoderShape
 from karat.lm.load import quiet
 
 PAD, EOS, UNKNOWN, USER, ASSISTANT = "<pad>", "<eos>", "<unk>", "<user>", "<assistant>"
@@ -27,31 +25,6 @@ CHAT_TEMPLATE = (
     "{% else %}{{ '<user> ' + message['content'] + ' ' }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
 )
-
-
-@dataclass(frozen=True)
-class DecoderShape:
-    """The size of a small decoder."""
-
-    hidden: int = 128
-    """Width of the residual stream."""
-    mlp: int = 384
-    """Width of the feed-forward layers."""
-    layers: int = 3
-    """Number of blocks."""
-    heads: int = 4
-    """Query heads."""
-    kv_heads: int = 2
-    """Key and value heads."""
-    head_size: int = 32
-    """Width of a head."""
-    context: int = 128
-    """Longest sequence in tokens."""
-
-    def __post_init__(self) -> None:
-        in_range("model", self, 1, inf, *vars(self))
-        if self.heads % self.kv_heads:
-            raise ConfigError(f"model: {self.heads} heads do not divide into {self.kv_heads} key-value heads")
 
 
 def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:

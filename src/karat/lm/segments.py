@@ -40,7 +40,8 @@ from karat.lm.step_runs import (
     compiled_step,
     plainly_written,
 )
-from karat.lm.ways import Decode, decode_on
+from karat.lm.ways import decode_on
+from karat.process_settings import Decode
 
 
 def capacity(n_tokens: int, *, powers: bool) -> int:

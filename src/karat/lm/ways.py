@@ -11,17 +11,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
 from karat import devices
 from karat.errors import ConfigError
+from karat.process_settings import Attending, Decode
 
-Decode = Literal["auto", "plain", "steps", "compiled", "graph"]
-"""plain = rows are dropped as they end; the others = steps of static shapes in segments: as they are, compiled, recorded."""
-Attending = Literal["auto", "plain"]
-"""Over trees: auto = FlexAttention on devices that have it, where its trial agrees; plain = never."""
 LOG = logging.getLogger("karat.ways")
 GRAPHED = "cuda"
 """The kind of device whose work can be recorded and replayed."""

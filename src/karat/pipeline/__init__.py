@@ -1,7 +1,4 @@
-"""The whole river: stages one after another, each leaving a manifest, from people's votes to an audited policy."""
+"""The whole river: stages one after another, each leaving a manifest, from people's votes to an audited policy.
 
-from karat.pipeline.arenas import report_run
-from karat.pipeline.reporting import write_report
-from karat.pipeline.runs import run_config, run_demo
-
-__all__ = ["report_run", "run_config", "run_demo", "write_report"]
+Imports none of them: its settings are read, and what is wrong with them said, before a library of models is waited for.
+"""

@@ -32,12 +32,12 @@ from karat.lm.memory import ModelSize, size_of
 from karat.lm.narrow import fast_on
 from karat.lm.native import library
 from karat.lm.trackers import check_trackers
-from karat.lm.ways import GRAPHED, Decode, decode_problem
+from karat.lm.ways import GRAPHED, decode_problem
 from karat.pipeline.counted_memory import memory_problems
 from karat.pipeline.data import read_demonstrations, read_prompts
 from karat.pipeline.dead import cautions, contradictions, dead_settings
 from karat.pipeline.derived import Counts, Derived, derived
-from karat.pipeline.model_settings import PRODUCTS
+from karat.pipeline.models import PRODUCTS
 from karat.pipeline.optimise import check_demonstrations
 from karat.pipeline.payment import payment_problems
 from karat.pipeline.preferences import fill
@@ -45,7 +45,9 @@ from karat.pipeline.runs import source_of
 from karat.pipeline.sandbox import write_untrained
 from karat.pipeline.settings import PreferencesSettings, RunConfig
 from karat.pipeline.stages import Clock, Workplace
-from karat.pipeline.votes import VotesConfig, load_trunk
+from karat.pipeline.votes import load_trunk
+from karat.pipeline.votes_settings import VotesConfig
+from karat.process_settings import Decode
 from karat.progress import Progress
 from karat.prompts.sources import read_prompts as read_prompt_file
 

@@ -15,7 +15,6 @@ import torch
 from karat.belief import difference
 from karat.errors import ConfigError, InputError
 from karat.feedback.acquisition import (
-    STRATEGIES,
     Choice,
     PairBelief,
     bits_of_more_random,
@@ -23,6 +22,7 @@ from karat.feedback.acquisition import (
     pairs_from_draws,
 )
 from karat.feedback.simulated_kinds import SECONDS_PER_WRITTEN, n_written
+from karat.feedback.strategies import STRATEGIES
 from karat.feedback.tasks import random_pairs
 from karat.pipeline.collect_settings import CollectSettings
 from karat.records import WORD_KINDS, Estimate, Finding, Judgement, Prompt, Response, Task

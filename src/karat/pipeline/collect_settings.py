@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from karat.config import in_range, plain
 from karat.errors import ConfigError
-from karat.feedback.acquisition import LEAST_RANDOM, STRATEGIES, Strategy
+from karat.feedback.strategies import LEAST_RANDOM, STRATEGIES, Strategy
 from karat.records import Kind
 
 AUTO = "auto"

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from karat import devices
-from karat.belief import ScoreScale, aggregator_of, training_scale
+from karat.aggregator_names import aggregator_named
+from karat.belief import ScoreScale, training_scale
 from karat.config import plain
 from karat.destinations import check_directory_place
-from karat.devices import named, on_device
+from karat.devices import on_device
 from karat.errors import ConfigError, InputError
 from karat.feedback.snapshot import Snapshot, read_snapshot, snapshot_place, write_snapshot
 from karat.feedback.store import open_store
 from karat.ledger.artifacts import ref_of
-from karat.lm.ways import Attending, in_ways
+from karat.lm.ways import in_ways
 from karat.pipeline.beside import fit_token_rewards
 from karat.pipeline.beside_settings import beside_finding, check_beside_read
 from karat.pipeline.calibrating import Slices, calibration_slices, slice_findings, slice_rows
@@ -34,6 +35,7 @@ from karat.pipeline.populations import OF_GROUPS, check_population, fit_populati
 from karat.pipeline.stages import Output, StageResult, jsonable, record, utc_now
 from karat.pipeline.trunks import check_trunk, open_trunk
 from karat.pipeline.unfamiliar import judge_reward
+from karat.process_settings import Attending, named
 from karat.progress import Progress
 from karat.reading import Said, statements_of
 from karat.records import Finding, Response, Vote
@@ -109,7 +111,7 @@ class RewardRequest:
             raise ConfigError("reward: found both or neither of --store and --snapshot; expected one of them")
         if not 0 <= self.gate_frac <= 0.9:
             raise ConfigError(f"gate_frac: found {self.gate_frac:g}; expected a share from 0 to 0.9")
-        _ = aggregator_of(self.aggregator), named(self.device)
+        _ = aggregator_named(self.aggregator), named(self.device)
         if self.aggregator in OF_GROUPS and not self.pluralism.enabled:
             raise ConfigError(f"aggregator: found {self.aggregator} without people; expected pluralism.enabled: true")
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from karat.errors import ConfigError
 
 Dtype = Literal["float32", "bfloat16"]
-PRODUCTS: dict[Dtype, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
-"""What a stage's model is loaded with (`lm.load.load_lm`); None = the dtype of its weights, which is float32."""
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import torch
+
 from karat.ledger.artifacts import ArtifactRef, ref_of
 from karat.lm.adapter_files import adapted_model, holds_adapters
 from karat.lm.adapters import add_lora
 from karat.lm.load import LoadedLM, load_lm
-from karat.pipeline.model_settings import PRODUCTS, Dtype, LoraSettings
+from karat.pipeline.model_settings import Dtype, LoraSettings
 
+PRODUCTS: dict[Dtype, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
+"""What a stage's model is loaded with (`lm.load.load_lm`); None = the dtype of its weights, which is float32."""
 WEIGHTS = frozenset((".safetensors", ".bin", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".pt", ".pth"))
 """Ends the names of files of weights."""
 

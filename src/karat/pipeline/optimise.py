@@ -27,8 +27,7 @@ from karat.pipeline.beside import beside_the_score, paid_by
 from karat.pipeline.data import practised, read_demonstrations, read_prompts, read_texts, write_rows
 from karat.pipeline.measured import measured_once, scored_once
 from karat.pipeline.methods import Around, Material, Trained, n_steps, run_method
-from karat.pipeline.model_settings import PRODUCTS
-from karat.pipeline.models import load_for_training
+from karat.pipeline.models import PRODUCTS, load_for_training
 from karat.pipeline.panel import Panel
 from karat.pipeline.populations import JURY, OF_GROUPS, open_scorer
 from karat.pipeline.rewarding import flat_texts

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from karat.config import apply_overrides, build, load_yaml, plain
+from karat.config import plain
 from karat.devices import on_device
 from karat.errors import ConfigError, GateError
 from karat.feedback.simulated import Desk
@@ -25,6 +25,7 @@ from karat.lm.trackers import check_trackers
 from karat.lm.ways import in_ways
 from karat.pipeline import people, preferences, sandbox, votes
 from karat.pipeline.arenas import take_run_arenas
+from karat.pipeline.configured import demo_config, read_configs
 from karat.pipeline.counted_memory import check_memory
 from karat.pipeline.models import measuring_files, model_refs
 from karat.pipeline.payment import check_payment
@@ -34,23 +35,11 @@ from karat.pipeline.settings import RunConfig
 from karat.pipeline.sources import Source
 from karat.pipeline.stages import Run, output
 from karat.pipeline.told import told
+from karat.pipeline.votes_settings import VotesConfig
 from karat.progress import Progress
 from karat.reward.gate import GateProbes
 from karat.sandbox.rewording import meaning_preserving
 from karat.stats import mean_estimate
-
-DEMO = Path(__file__).parent / "demo.yaml"
-FAULTS: Mapping[str, Sequence[str]] = {
-    "no-kl": (
-        "ppo.reward.kl_coef=0.0", "watch.kl_budget=null", "watch.disagreement_quantile=null", "watch.keep=last",
-        "allow_ungated_reward=true",
-    ),
-    "unchecked-facts": (
-        "sandbox.raters.attention=0.0", "sandbox.raters.belief_trust=1.2", "sandbox.raters.agreement_liking=0.3",
-        "allow_ungated_reward=true",
-    ),
-}  # fmt: skip
-"""What each fault of the demo switches; its point is to finish, so the gate is told to let it pass."""
 
 
 def run_demo(
@@ -60,15 +49,8 @@ def run_demo(
 
     Raises: ConfigError for an unknown fault.
     """
-    if fault is not None and fault not in FAULTS:
-        raise ConfigError(f"--fault {fault}: expected one of {', '.join(FAULTS)}")
-    config = demo_config(name, [*FAULTS.get(fault or "", ()), *overrides])
+    config = demo_config(name, overrides, fault=fault)
     return run_once(config, seed=seed, directory=directory / name, progress=progress)
-
-
-def demo_config(name: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """The demo's settings under another name."""
-    return build(RunConfig, apply_overrides(load_yaml(DEMO), list(overrides)) | {"name": name})
 
 
 def run_config(
@@ -91,16 +73,14 @@ def run_config(
     Raises: ConfigError for a sweep or an earlier station of a configuration of `votes`, and for a desk with several runs
         or without simulated raters; GateError where no run got past its gate.
     """
-    settings = load_yaml(path)
-    if desk is not None and (sweep or len(seeds or ()) > 1 or "votes" in settings):
+    configs = read_configs(path, overrides, sweep=sweep, until=until)
+    if desk is not None and (sweep or len(seeds or ()) > 1 or isinstance(configs, VotesConfig)):
         raise ConfigError(
             f"{path}: found --server for several runs or a configuration of `votes`; expected one run: a server has one store"
         )
-    if "votes" in settings:
-        _refuse_for_votes(path, sweep, until)
-        return votes.run_votes(apply_overrides(settings, overrides), seeds=seeds, progress=progress)
-    points = sweep_points(sweep)
-    configs = {point: build(RunConfig, apply_overrides(settings, [*overrides, *point])) for point in points}
+    if isinstance(configs, VotesConfig):
+        return votes.run_votes(configs, seeds=seeds, progress=progress)
+    points = list(configs)
     results: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     refused: dict[str, str] = {}
     seeds = [next(iter(configs.values())).seed] if seeds is None else seeds
@@ -244,42 +224,6 @@ def _trained_base(config: RunConfig, seed: int, run: Run, source: Manifest) -> t
 def _given_base(model: Path, run: Run, source: Manifest) -> tuple[ArtifactRef, ...]:
     del source
     return model_refs(run.directory, model, "base")
-
-
-def _refuse_for_votes(path: Path, sweep: Sequence[str], until: str | None) -> None:
-    """A run of given votes ends with its reward and compares no policies, so a sweep has no table to fill."""
-    if sweep:
-        raise ConfigError(
-            f"{path}: found --sweep {sweep[0]} for a configuration of `votes`; expected none: give each value with --set"
-        )
-    if until not in (None, "reward"):
-        raise ConfigError(
-            f"{path}: found the station {until!r} for a configuration of `votes`; expected `karat run` or `karat reward`"
-        )
-
-
-def sweep_points(sweep: Sequence[str]) -> list[tuple[str, ...]]:
-    """Every combination of the values of `key=v1,v2` options, as overrides.
-
-    >>> sweep_points(["a=1,2", "b=x"])
-    [('a=1', 'b=x'), ('a=2', 'b=x')]
-    """
-    axes: list[list[str]] = []
-    for option in sweep:
-        key, separator, values = option.partition("=")
-        if not key or not separator or not values:
-            raise ConfigError(f"--sweep {option}: expected key=value,value")
-        given = values.split(",")
-        if "" in given or len(set(given)) < len(given):
-            what = "an empty value" if "" in given else f"{next(one for one in given if given.count(one) > 1)} twice"
-            raise ConfigError(f"--sweep {option}: found {what}; expected each value once")
-        if key in ("seed", "name"):
-            how = f"--seeds {values}" if key == "seed" else "another key: each run of a sweep is named by its values"
-            raise ConfigError(f"--sweep {option}: expected {how}")
-        if any(axis[0].startswith(f"{key}=") for axis in axes):
-            raise ConfigError(f"--sweep {option}: found {key} in two sweeps; expected all of its values in one")
-        axes.append([f"{key}={value}" for value in given])
-    return [tuple(point) for point in itertools.product(*axes)]
 
 
 def sweep_table(results: Mapping[tuple[str, ...], Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:

@@ -10,13 +10,11 @@ from math import inf
 from pathlib import Path
 from typing import Literal
 
-from karat.belief import aggregator_of
+from karat.aggregator_names import aggregator_named
 from karat.config import in_range
-from karat.devices import named
 from karat.errors import ConfigError
-from karat.lm.fresh import DecoderShape
+from karat.lm.fresh_settings import DecoderShape
 from karat.lm.trackers import TrackerName
-from karat.lm.ways import Attending, Decode
 from karat.pipeline.beside_settings import (
     ConstraintConfig,
     DenseSettings,
@@ -36,15 +34,14 @@ from karat.policy.method_settings import (
     OnlineDPOConfig,
     StepSettings,
 )
-from karat.policy.score_sources import HttpSettings
-from karat.policy.settings import PPOConfig, RewardSettings, RolloutSettings
-from karat.reward.objectives import ObjectivesConfig
-from karat.reward.people_fit import PluralismConfig
+from karat.policy.settings import HttpSettings, PPOConfig, RewardSettings, RolloutSettings
+from karat.process_settings import Attending, Decode, named
+from karat.reward.people_settings import PluralismConfig
+from karat.reward.settings import ObjectivesConfig, RewardConfig
 from karat.reward.thresholds import GateSettings
-from karat.reward.train import RewardConfig
 from karat.sandbox.raters import PopulationConfig
 from karat.sandbox.world import WorldConfig
-from karat.sft.train import SFTConfig
+from karat.sft.settings import SFTConfig
 
 
 @dataclass(frozen=True)
@@ -267,7 +264,7 @@ class RunConfig:
                 "with; expected rounds > 1, or a reward_model"
             )
         self.collect.check_trained(() if self.reward_model else self.reward.kinds)
-        _ = aggregator_of(self.aggregator)
+        _ = aggregator_named(self.aggregator)
         if self.aggregator == "worst_group" and not self.pluralism.enabled and self.reward_model is None:
             raise ConfigError(
                 "aggregator: found worst_group without groups of people; expected pluralism.enabled: true"

@@ -10,7 +10,8 @@ from pathlib import Path
 from karat.lm.adapter_files import adapted_model, holds_adapters
 from karat.lm.load import load_encoder, load_lm, model_config
 from karat.lm.tokenizer_files import has_tokenizer, model_tokenizer
-from karat.pipeline.model_settings import PRODUCTS, Dtype
+from karat.pipeline.model_settings import Dtype
+from karat.pipeline.models import PRODUCTS
 from karat.reward.trunk import DecoderTrunk, EncoderTrunk, Trunk
 
 

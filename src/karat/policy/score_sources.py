@@ -23,38 +23,11 @@ from karat.identity import content_id
 from karat.lm import parallel
 from karat.lm.addresses import is_address
 from karat.policy.scores import score_responses
+from karat.policy.settings import HttpSettings
 from karat.records import Prompt, ScoreFn
 
 BATCH = 64
 """Responses in one request."""
-
-
-@dataclass(frozen=True)
-class HttpSettings:
-    """How a score or cost is asked for at an http address; no result depends on it."""
-
-    timeout_s: float = 30.0
-    """Seconds for one request, which holds up to 64 responses."""
-    n_retries: int = 3
-    """Further tries after a failed one."""
-    key_variable: str = "KARAT_SCORE_KEY"
-    """Environment variable whose value is sent as `Authorization: Bearer …`; where it is not set, nothing is sent."""
-
-    def __post_init__(self) -> None:
-        if self.timeout_s <= 0 or self.n_retries < 0:
-            raise ConfigError(
-                f"score_http: found timeout_s={self.timeout_s}, n_retries={self.n_retries}; expected > 0 and ≥ 0"
-            )
-
-    def at(self, url: str, *, key: str = "score") -> HttpScore:
-        """The score function behind an address.
-
-        Args:
-            key: of the configuration, by which a complaint names it.
-        """
-        secret = os.environ.get(self.key_variable, "") if self.key_variable else ""
-        headers = {"Authorization": f"Bearer {secret}"} if secret else None
-        return HttpScore(url, timeout_s=self.timeout_s, n_retries=self.n_retries, headers=headers, key=key)
 
 
 def named_score(name: str, *, key: str = "score", http: HttpSettings | None = None) -> ScoreFn:
@@ -65,8 +38,14 @@ def named_score(name: str, *, key: str = "score", http: HttpSettings | None = No
     Raises: ConfigError where there is no such function.
     """
     if name.startswith(("http://", "https://")):
-        return (http or HttpSettings()).at(name, key=key)
+        return _http_score(name, http or HttpSettings(), key)
     return python_score(name, key=key)
+
+
+def _http_score(url: str, settings: HttpSettings, key: str) -> HttpScore:
+    secret = os.environ.get(settings.key_variable, "") if settings.key_variable else ""
+    headers = {"Authorization": f"Bearer {secret}"} if secret else None
+    return HttpScore(url, timeout_s=settings.timeout_s, n_retries=settings.n_retries, headers=headers, key=key)
 
 
 def asked_once(score: ScoreFn, *, what: str = "score function", name: str = "") -> ScoreFn:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import inf
-from typing import Literal
+from typing import Any, Literal
 
 from karat.config import check_learning_rates, in_range
 from karat.errors import ConfigError
@@ -279,3 +279,36 @@ def positive(part: str, config: object, *names: str) -> None:
     for name in names:
         if not 0 < getattr(config, name) < float("inf"):
             raise ConfigError(f"{part}.{name}: found {getattr(config, name)}; expected a finite number > 0")
+
+
+@dataclass(frozen=True)
+class HttpSettings:
+    """How a score or cost is asked for at an http address; no result depends on it."""
+
+    timeout_s: float = 30.0
+    """Seconds for one request, which holds up to 64 responses."""
+    n_retries: int = 3
+    """Further tries after a failed one."""
+    key_variable: str = "KARAT_SCORE_KEY"
+    """Environment variable whose value is sent as `Authorization: Bearer …`; where it is not set, nothing is sent."""
+
+    def __post_init__(self) -> None:
+        if self.timeout_s <= 0 or self.n_retries < 0:
+            raise ConfigError(
+                f"score_http: found timeout_s={self.timeout_s}, n_retries={self.n_retries}; expected > 0 and ≥ 0"
+            )
+
+
+def check_limits(part: str, watched: Any, *, never: str) -> None:
+    """Raise ConfigError where a limit that a run's settings and the rules made of them share cannot be kept.
+
+    Args: watched: `WatchRules`, or settings with the same names.    never: how a limit that is off is written there.
+    """
+    hint = f", or {never} for never"
+    in_range(part, watched, 0, inf, "kl_budget", "length_limit_sd", open_ends=True, hint=hint)
+    shares = ("disagreement_quantile", "entropy_floor", "diversity_floor")
+    in_range(part, watched, 0, 1, *shares, open_ends=True, hint=hint)
+    in_range(part, watched, 0, 1, "max_novel_frac")
+    in_range(part, watched, 1, inf, "kl_factor")
+    if watched.on_alarm == "raise_kl":
+        in_range(part, watched, 1, inf, "kl_factor", open_ends=True, hint=", or β would not rise")

@@ -26,27 +26,13 @@ from karat.overopt import (
     peak_rule,
 )
 from karat.policy.controllers import KLController
+from karat.policy.settings import check_limits
 from karat.policy.vote_curve import VoteCurve, covering, fallen_rule, likeliest, vote_curve
 from karat.records import Estimate
 from karat.seeding import numpy_generator
 
 LOOKS = "looks"
 """Directory of the policies that may yet turn out to be the best, beside `best`."""
-
-
-def check_limits(part: str, watched: Any, *, never: str) -> None:
-    """Raise ConfigError where a limit that a run's settings and the rules made of them share cannot be kept.
-
-    Args: watched: `WatchRules`, or settings with the same names.    never: how a limit that is off is written there.
-    """
-    hint = f", or {never} for never"
-    in_range(part, watched, 0, math.inf, "kl_budget", "length_limit_sd", open_ends=True, hint=hint)
-    shares = ("disagreement_quantile", "entropy_floor", "diversity_floor")
-    in_range(part, watched, 0, 1, *shares, open_ends=True, hint=hint)
-    in_range(part, watched, 0, 1, "max_novel_frac")
-    in_range(part, watched, 1, math.inf, "kl_factor")
-    if watched.on_alarm == "raise_kl":
-        in_range(part, watched, 1, math.inf, "kl_factor", open_ends=True, hint=", or β would not rise")
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -27,32 +25,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from karat.errors import ConfigError
+from karat.reward.settings import Bootstrap, HeadConfig
 from karat.reward.trunk import Encoded, Trunk
 from karat.seeding import numpy_generator, torch_generator
 from karat.statements import PREFERENCE
-
-Bootstrap = Literal["exponential", "poisson", "none"]
-
-
-@dataclass(frozen=True)
-class HeadConfig:
-    """The heads of a reward model."""
-
-    n_heads: int = 5
-    """S: heads, each a draw of the belief; Coste et al. 2023 (arXiv:2310.02743) use 3 to 5 members."""
-    prior_scale: float = 0.5
-    """β: weight of the fixed random prior functions; 0 = none."""
-    init_scale: float = 0.1
-    """Initial standard deviation of w in units of 1/√(d + 1); small, so that the priors make the first spread."""
-    length_term: bool = False
-    """True = γ·log(1 + characters) is part of the score, reported and removable."""
-
-    def __post_init__(self) -> None:
-        if self.n_heads < 1 or self.prior_scale < 0 or self.init_scale < 0:
-            raise ConfigError(
-                f"reward heads: found n_heads={self.n_heads}, prior_scale={self.prior_scale}, "
-                f"init_scale={self.init_scale}; expected ≥ 1, ≥ 0 and ≥ 0"
-            )
 
 
 class RewardModel(nn.Module):

@@ -7,52 +7,16 @@ Dimension letters: S draws, B responses, O objectives.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
 
 from karat.belief import Belief, to_reference
 from karat.errors import ConfigError
+from karat.reward.settings import ObjectivesConfig
 
 COMBINED = "combined"
 """Name of the one objective that is left."""
-
-
-@dataclass(frozen=True)
-class ObjectivesConfig:
-    """What the optimiser is given of several objectives; nothing set = the first objective alone."""
-
-    weights: dict[str, float] = field(default_factory=dict)
-    """Objective → its weight in the sum; those left out count 0. Empty = the first objective with weight 1."""
-    floors: dict[str, float] = field(default_factory=dict)
-    """Objective → lowest acceptable difference to the prompt's reference responses, logits."""
-    multiplier: float = 10.0
-    """Logits lost for each logit below a floor, > 0."""
-    names: dict[str, str] = field(default_factory=dict)
-    """Attribute of ratings, flag or aspect → the objective that it speaks about. Left out: attributes and aspects are
-    objectives of their own name, a flag `f` is `not_f`."""
-
-    def __post_init__(self) -> None:
-        numbers = [*self.weights.values(), *self.floors.values(), self.multiplier]
-        if not all(math.isfinite(number) for number in numbers) or self.multiplier <= 0:
-            raise ConfigError(
-                f"objectives: found weights {self.weights}, floors {self.floors} and multiplier {self.multiplier:g}; expected "
-                "finite numbers, and a multiplier > 0"
-            )
-        if self.weights and not any(self.weights.values()):
-            raise ConfigError("objectives.weights: found only zeros; expected a weight for what is to be optimised")
-
-    @property
-    def combines(self) -> bool:
-        """True = something besides the first objective counts."""
-        return bool(self.weights or self.floors)
-
-    @property
-    def wanted(self) -> tuple[str, ...]:
-        """The objectives that are named, each once."""
-        return tuple(dict.fromkeys([*self.weights, *self.floors]))
 
 
 def combined(belief: Belief, config: ObjectivesConfig) -> Belief:

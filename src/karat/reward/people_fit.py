@@ -9,17 +9,14 @@ Dimension letters: C comparisons, N texts, U people, G groups.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from math import inf
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from karat.config import check_shares, in_range
-from karat.errors import ConfigError
 from karat.records import Prompt, Response, Vote
 from karat.reward.data import VoteData, vote_data
-from karat.reward.jury import N_JURORS, JuryComposition, Verdicts, verdicts
+from karat.reward.jury import JuryComposition, Verdicts, verdicts
 from karat.reward.linear_votes import LinearVotes
 from karat.reward.mixtures import KindsChoice, Mixture, choose_kinds, fit_mixture
 from karat.reward.people import (
@@ -30,7 +27,7 @@ from karat.reward.people import (
     fit_feature_map,
     reward_features,
 )
-from karat.reward.personal import Limits
+from karat.reward.people_settings import PluralismConfig
 from karat.reward.population import MOST_FLIPS, SideBySide, named_flips, side_by_side
 from karat.reward.score import Scorer
 from karat.reward.served import Served, correct, predicted_side, served
@@ -40,53 +37,6 @@ from karat.seeding import numpy_generator
 
 EVERYBODY = "all"
 UNDECLARED = "undeclared"
-
-
-@dataclass(frozen=True)
-class PluralismConfig:
-    """How the people beside a reward model are fitted and reported."""
-
-    enabled: bool = False
-    """True = fit the population beside the reward; needs some votes of each rater, and a minute at the demo's size."""
-    n_features: int = 16
-    """Directions of the reward's features, plain ones (`reward.beside`) included, on which people are fitted beside its own score."""
-    max_rank: int = 3
-    """Largest rank tried; held-out votes choose. 0 = one reward for all, whatever the votes say."""
-    max_kinds: int = 3
-    """Largest number of kinds of people tried in the mixture; held-out votes choose."""
-    n_starts: int = 3
-    """Starts of each mixture."""
-    min_votes: float = 8.0
-    """Median votes a rater below which no population is fitted: there would be nothing to tell people apart by."""
-    jury: dict[str, float] | None = None
-    """Group → share of the jury's seats; shares sum to 1, whole numbers are counts; None = equal seats for all declared groups."""
-    n_jurors: int = N_JURORS
-    """Seats of the jury."""
-    target: dict[str, dict[str, float]] | None = None
-    """Target population, {"group": {declared group: share}}, for the raked fit; shares sum to 1, whole numbers are counts; None = no raked fit."""
-    floors: dict[str, float] = field(default_factory=dict)
-    """Objective → lowest acceptable score: what no personal taste may override."""
-    principles: tuple[str, ...] = ()
-    """Labelled principles that no personal taste may override."""
-
-    def __post_init__(self) -> None:
-        in_range("pluralism", self, 1, inf, "n_features", "max_kinds", "n_starts", "n_jurors")
-        in_range("pluralism", self, 0, inf, "max_rank", "min_votes")
-        if strange := sorted(set(self.target or {}) - {"group"}):
-            raise ConfigError(
-                f"pluralism.target: found the field {strange[0]!r}; expected only `group`, which a votes file declares: "
-                "what raters say on their page is read by `karat quality --population` alone"
-            )
-        for field_name, shares in (self.target or {}).items():
-            check_shares(f"pluralism.target: {field_name}", shares)
-        if self.jury is not None:
-            check_shares("pluralism.jury", self.jury)
-            JuryComposition(self.jury, self.n_jurors)
-
-    @property
-    def limits(self) -> Limits:
-        """Floors and principles together."""
-        return Limits(dict(self.floors), self.principles)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -28,46 +27,12 @@ from karat.choice import (
     raw_cutpoints,
     symmetric_cutpoints,
 )
-from karat.errors import ConfigError, ConvergenceError
+from karat.errors import ConvergenceError
+from karat.reward.settings import RaterPriors
 
 CUTPOINT_SD = 3.0  # weak normal prior on the raw cutpoints: a level that nobody used must not send them to −∞
 SLOPE_SD = 10.0  # weak normal prior on a slope: votes that one feature separates must not send it to infinity
 LAPSE_FLOOR = 1e-4  # where the lapse's likelihood is still differentiable
-
-
-@dataclass(frozen=True)
-class RaterPriors:
-    """What is believed about a rater before her first vote."""
-
-    modelled: bool = True
-    """False = every rater has competence 1, no side bias and no lapses (plain Bradley–Terry or Rao–Kupper)."""
-    competence_sd: float = 0.5
-    """τ of competence a ~ N(1, τ²)."""
-    side_bias_sd: float = 0.5
-    """τ_b of side bias b ~ N(0, τ_b²), logits."""
-    lapse_a: float = 1.0
-    """First parameter of lapse ~ Beta."""
-    lapse_b: float = 19.0
-    """Second parameter; mean lapse a/(a + b)."""
-    offset_sd: float = 0.15
-    """sd of a rater's rating offset around the population's: shares of the scale; ordinal ratings: 8 times that, in
-    logits."""
-    gain_sd: float = 0.3
-    """sd of a rater's rating gain, as a share of the population's."""
-    noise_sd: float = 0.3
-    """sd of the logarithm of a rater's rating noise."""
-    threshold_sd: float = 1.0
-    """sd of a rater's threshold for "good" around the population's, logits."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not isinstance(value, bool) and value <= 0:
-                raise ConfigError(f"raters.{name}: found {value:g}; expected a number > 0")
-
-    @property
-    def mean_lapse(self) -> float:
-        """Prior mean of the lapse, 0 where raters are not modelled."""
-        return self.lapse_a / (self.lapse_a + self.lapse_b) if self.modelled else 0.0
 
 
 def prior_raters(n_annotators: int, n_levels: int, priors: RaterPriors) -> RaterParams:

@@ -35,10 +35,11 @@ from karat.reward.calibration import VoteModel
 from karat.reward.classifier import PLAIN_VOTES, UNSCALED, ClassifierTrunk, classifier_model, copy_classifier
 from karat.reward.contributions import contribution_rows
 from karat.reward.foreign_view import loads_with, not_expressed
-from karat.reward.model import HeadConfig, RewardModel, log_lengths
+from karat.reward.model import RewardModel, log_lengths
 from karat.reward.objectives import ObjectivesConfig, check_known, combined, plain_objectives
 from karat.reward.posterior import prompt_reference
 from karat.reward.raters import RaterPriors
+from karat.reward.settings import HeadConfig
 from karat.reward.side import SideReward, load_side, save_side
 from karat.reward.steps import score_encoded
 from karat.reward.train import RewardFit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
@@ -9,13 +10,68 @@ from typing import Literal
 from karat.config import MOST_LEARNING_RATE, in_range
 from karat.errors import ConfigError
 from karat.records import KINDS
-from karat.reward.model import Bootstrap, HeadConfig
-from karat.reward.raters import RaterPriors
-from karat.reward.side import Beside
 
+Beside = Literal["ngrams", "place", "overlap", "numbers"]
+Bootstrap = Literal["exponential", "poisson", "none"]
 Posterior = Literal["heads", "ensemble", "laplace"]
 
 NOT_NEGATIVE = ("weight_decay", "n_refits", "checkpoint_every")
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The heads of a reward model."""
+
+    n_heads: int = 5
+    """S: heads, each a draw of the belief; Coste et al. 2023 (arXiv:2310.02743) use 3 to 5 members."""
+    prior_scale: float = 0.5
+    """β: weight of the fixed random prior functions; 0 = none."""
+    init_scale: float = 0.1
+    """Initial standard deviation of w in units of 1/√(d + 1); small, so that the priors make the first spread."""
+    length_term: bool = False
+    """True = γ·log(1 + characters) is part of the score, reported and removable."""
+
+    def __post_init__(self) -> None:
+        if self.n_heads < 1 or self.prior_scale < 0 or self.init_scale < 0:
+            raise ConfigError(
+                f"reward heads: found n_heads={self.n_heads}, prior_scale={self.prior_scale}, "
+                f"init_scale={self.init_scale}; expected ≥ 1, ≥ 0 and ≥ 0"
+            )
+
+
+@dataclass(frozen=True)
+class RaterPriors:
+    """What is believed about a rater before her first vote."""
+
+    modelled: bool = True
+    """False = every rater has competence 1, no side bias and no lapses (plain Bradley–Terry or Rao–Kupper)."""
+    competence_sd: float = 0.5
+    """τ of competence a ~ N(1, τ²)."""
+    side_bias_sd: float = 0.5
+    """τ_b of side bias b ~ N(0, τ_b²), logits."""
+    lapse_a: float = 1.0
+    """First parameter of lapse ~ Beta."""
+    lapse_b: float = 19.0
+    """Second parameter; mean lapse a/(a + b)."""
+    offset_sd: float = 0.15
+    """sd of a rater's rating offset around the population's: shares of the scale; ordinal ratings: 8 times that, in
+    logits."""
+    gain_sd: float = 0.3
+    """sd of a rater's rating gain, as a share of the population's."""
+    noise_sd: float = 0.3
+    """sd of the logarithm of a rater's rating noise."""
+    threshold_sd: float = 1.0
+    """sd of a rater's threshold for "good" around the population's, logits."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, bool) and value <= 0:
+                raise ConfigError(f"raters.{name}: found {value:g}; expected a number > 0")
+
+    @property
+    def mean_lapse(self) -> float:
+        """Prior mean of the lapse, 0 where raters are not modelled."""
+        return self.lapse_a / (self.lapse_a + self.lapse_b) if self.modelled else 0.0
 
 
 @dataclass(frozen=True)
@@ -136,3 +192,52 @@ class RewardConfig:
             raise ConfigError(f"reward.panel_frac: found {self.panel_frac:g}; expected a share from 0 to 0.5")
         if unknown := [kind for kind in self.kinds if kind not in KINDS]:
             raise ConfigError(f"reward.kinds: found {unknown[0]!r}; expected some of {', '.join(KINDS)}")
+
+
+ENCODER_CONFIG = RewardConfig(
+    heads=HeadConfig(n_heads=5, prior_scale=0.2, length_term=True),
+    n_epochs=2,
+    batch_responses=36,
+    learning_rate=5e-5,
+    head_learning_rate=1e-3,
+    dropout=0.1,
+    warmup_frac=0.1,
+    n_refits=2,
+)
+"""Settings for a small pretrained encoder on some hundred texts with tens of thousands of votes; chosen on nested folds
+of the argument data, see docs/reward.md."""
+
+
+@dataclass(frozen=True)
+class ObjectivesConfig:
+    """What the optimiser is given of several objectives; nothing set = the first objective alone."""
+
+    weights: dict[str, float] = field(default_factory=dict)
+    """Objective → its weight in the sum; those left out count 0. Empty = the first objective with weight 1."""
+    floors: dict[str, float] = field(default_factory=dict)
+    """Objective → lowest acceptable difference to the prompt's reference responses, logits."""
+    multiplier: float = 10.0
+    """Logits lost for each logit below a floor, > 0."""
+    names: dict[str, str] = field(default_factory=dict)
+    """Attribute of ratings, flag or aspect → the objective that it speaks about. Left out: attributes and aspects are
+    objectives of their own name, a flag `f` is `not_f`."""
+
+    def __post_init__(self) -> None:
+        numbers = [*self.weights.values(), *self.floors.values(), self.multiplier]
+        if not all(math.isfinite(number) for number in numbers) or self.multiplier <= 0:
+            raise ConfigError(
+                f"objectives: found weights {self.weights}, floors {self.floors} and multiplier {self.multiplier:g}; expected "
+                "finite numbers, and a multiplier > 0"
+            )
+        if self.weights and not any(self.weights.values()):
+            raise ConfigError("objectives.weights: found only zeros; expected a weight for what is to be optimised")
+
+    @property
+    def combines(self) -> bool:
+        """True = something besides the first objective counts."""
+        return bool(self.weights or self.floors)
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The objectives that are named, each once."""
+        return tuple(dict.fromkeys([*self.weights, *self.floors]))

@@ -14,7 +14,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -28,9 +27,9 @@ from karat.ngrams import HASH_BITS, column_weights, ngram_counts, weighted_count
 from karat.plain_features import response_overlap, response_place
 from karat.plain_numbers import response_numbers
 from karat.records import Prompt
+from karat.reward.settings import Beside
 
 SIDE = "beside.safetensors"
-Beside = Literal["ngrams", "place", "overlap", "numbers"]
 BASIS_TEXTS, BASIS_WIDTH = 1500, 400
 """Training texts that make the basis of n-grams, spread evenly over them, and how many directions are kept."""
 LEAST = 1e-6

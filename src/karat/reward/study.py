@@ -22,10 +22,9 @@ from karat.records import Estimate, Prompt, Response, Vote
 from karat.reward.baselines import Baseline, length_baseline, ngram_baseline
 from karat.reward.calibration import VoteModel, decided_probs, predicted_probs, vote_nll
 from karat.reward.data import VoteData, vote_data
-from karat.reward.model import HeadConfig
 from karat.reward.raters import RaterPriors
 from karat.reward.score import scorer_of
-from karat.reward.train import RewardConfig, RewardFit
+from karat.reward.train import RewardFit
 from karat.stats import mean_estimate, paired_difference
 
 N_BOOTSTRAP_SLOPE = 200  # each draw is a regression over all held-out votes
@@ -54,19 +53,6 @@ class Prediction:
 
 
 Predictor = Callable[[Sequence[Prompt], Sequence[str]], Prediction]
-
-ENCODER_CONFIG = RewardConfig(
-    heads=HeadConfig(n_heads=5, prior_scale=0.2, length_term=True),
-    n_epochs=2,
-    batch_responses=36,
-    learning_rate=5e-5,
-    head_learning_rate=1e-3,
-    dropout=0.1,
-    warmup_frac=0.1,
-    n_refits=2,
-)
-"""Settings for a small pretrained encoder on some hundred texts with tens of thousands of votes; chosen on nested folds
-of the argument data, see docs/reward.md."""
 
 
 @dataclass(eq=False)
