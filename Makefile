@@ -12,7 +12,7 @@ JOBS ?= 2
 .PHONY: help demo test test-long lint format bench bench-long docs clean
 
 help:
-	@echo 'make demo        the whole river in the sandbox, about 6 minutes (DEMO="--seed 1" adds options)'
+	@echo 'make demo        the whole loop in the sandbox, two to six minutes (DEMO="--seed 1" adds options)'
 	@echo 'make test        the tests, at most 12 minutes on 2 cores'
 	@echo 'make test-long   the tests that take longer'
 	@echo 'make lint        formatting and static checks'

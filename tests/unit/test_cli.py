@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,24 @@ def test_no_arguments_shows_every_command(capsys):
     code, out, _ = outcome(capsys)
     assert code == 0
     assert all(f" {name} " in out for name in COMMANDS)
+
+
+def test_every_command_stands_in_a_panel_and_every_argument_in_capitals():
+    def commands(group, at=()):
+        for name, one in group.commands.items():
+            yield (*at, name), one
+            yield from commands(one, (*at, name)) if hasattr(one, "commands") else ()
+
+    found = dict(commands(typer.main.get_command(cli.app)))
+    assert [name for name, one in found.items() if len(name) == 1 and not one.rich_help_panel] == []
+    arguments = {
+        (*name, parameter.name): parameter.metavar
+        for name, one in found.items()
+        for parameter in one.params
+        if parameter.param_type_name == "argument"
+    }
+    wrong = {name: shown for name, shown in arguments.items() if not re.fullmatch("[A-Z_]+", shown or "")}
+    assert wrong == {}  # the brackets of one that may be left out are typer's own
 
 
 @pytest.mark.parametrize("name", COMMANDS)

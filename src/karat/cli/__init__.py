@@ -16,8 +16,8 @@ import typer
 
 # commands appear in the help in the order in which their modules are imported
 # isort: off
-from karat.cli import river, sampling, talking, scoring, personal, exchange, people, checks  # noqa: F401
-from karat.cli import quality, upkeep, record, setup  # noqa: F401
+from karat.cli import river, sampling, talking, scoring, personal, people, exchange, checks  # noqa: F401
+from karat.cli import quality, record, upkeep, setup  # noqa: F401
 
 # isort: on
 from karat.cli.options import app

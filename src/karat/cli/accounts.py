@@ -13,14 +13,14 @@ from typing import Annotated, Any, Literal
 import typer
 
 from karat.cli.links import link_begins
-from karat.cli.options import MOST, AsJson, StoreOrRun, answer, app, store_address, store_or_new
+from karat.cli.options import MOST, PEOPLE, AsJson, StoreOrRun, answer, app, store_address, store_or_new
 from karat.errors import ConfigError, StoreError
 
 Role = Literal["annotator", "expert", "auditor", "admin"]
-Who = Annotated[str, typer.Argument(help="A pseudonym, login or account id.")]
+Who = Annotated[str, typer.Argument(metavar="WHO", help="A pseudonym, login or account id.")]
 MOST_TOKEN_HOURS = 1_000.0
 people = typer.Typer(help="Accounts of raters, experts, auditors and admins, and the links that let them in.")
-app.add_typer(people, name="people")
+app.add_typer(people, name="people", rich_help_panel=PEOPLE)
 
 
 @people.command("add", epilog="Example: karat people add karat.db --role annotator --n 20")
@@ -103,7 +103,7 @@ def people_token(
 def people_role(
     run_or_store: StoreOrRun,
     who: Who,
-    role: Annotated[Role, typer.Argument(help="What the account may do from now on.")],
+    role: Annotated[Role, typer.Argument(metavar="ROLE", help="What the account may do from now on.")],
     as_json: AsJson = False,
 ) -> None:
     """Give an account another role; its sessions and links end, and the change is written down."""

@@ -11,11 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from karat.cli.options import MOST, AsJson, StoreOrRun, answer, app, store_address
+from karat.cli.options import MOST, PEOPLE, AsJson, StoreOrRun, answer, app, store_address
 from karat.errors import ConfigError
 
 checks = typer.Typer(help="Silent checks: gold items, and the qualification before any work.")
-app.add_typer(checks, name="checks")
+app.add_typer(checks, name="checks", rich_help_panel=PEOPLE)
 
 Items = Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines: a task or texts, and the right answer.")]
 Version = Annotated[str, typer.Option(help="Names this set.")]
@@ -179,7 +179,7 @@ def failed(run_or_store: StoreOrRun, as_json: AsJson = False) -> None:
 @checks.command("decide", epilog="Example: karat checks decide karat.db r7 --reason 'item 3 was wrong' --admit")
 def decide(
     run_or_store: StoreOrRun,
-    annotator: Annotated[str, typer.Argument(help="The rater's pseudonym.")],
+    annotator: Annotated[str, typer.Argument(metavar="ANNOTATOR", help="The rater's pseudonym.")],
     reason: Annotated[str, typer.Option(help="What the rater reads.")],
     admit: Annotated[bool, typer.Option("--admit", help="Let the rater work without another attempt.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Let the result stand.")] = False,

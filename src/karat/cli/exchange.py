@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from karat.cli.options import AsJson, Out, StorePath, answer, app, counts, store_address
+from karat.cli.options import PEOPLE, AsJson, Out, StorePath, answer, app, counts, store_address
 from karat.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ ROWS = ("votes", "preferences", "hh", "ukp", "judgements")
 """Formats of JSON lines alone."""
 
 
-@app.command("import", epilog="Example: karat import votes.jsonl.gz --format votes --store karat.db")
+@app.command(
+    "import", rich_help_panel=PEOPLE, epilog="Example: karat import votes.jsonl.gz --format votes --store karat.db"
+)
 def import_(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines, plain or gzip; or what the format says.")],
     kind: Annotated[ImportFormat, typer.Option("--format", help="How the file is written (docs/votes-format.md).")],
@@ -59,9 +61,14 @@ def import_(
     answer(as_json, {"store": opened.address, **dataclasses.asdict(done)}, [f"{opened.address}: {counts(done)}"])
 
 
-@app.command(epilog="Example: karat export runs/demo/snapshots/votes --format conversational --out preferences.jsonl")
+@app.command(
+    rich_help_panel=PEOPLE,
+    epilog="Example: karat export runs/demo/snapshots/votes --format conversational --out preferences.jsonl",
+)
 def export(
-    source: Annotated[str, typer.Argument(help="A snapshot (a directory), or a store: a file, a run or a URL.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A snapshot (a directory), or a store: a file, a run or a URL.")
+    ],
     out: Out,
     kind: Annotated[ExportFormat, typer.Option("--format", help="standard, conversational: chosen and rejected.")],
     as_json: AsJson = False,

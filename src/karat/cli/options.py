@@ -23,6 +23,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+START, STATIONS, METHODS = "Start", "Runs and their stations", "Runs up to a policy, by method"
+MODELS, PEOPLE, RECORD = "Models", "People and their judgements", "The record"
+"""Panels of the help, in the order in which their first commands are registered."""
 RUNS = Path("runs")
 
 AsJson = Annotated[bool, typer.Option("--json", help="One machine-readable object on standard output.")]

@@ -17,6 +17,7 @@ from karat.cli.links import link_begins
 from karat.cli.options import (
     MOST,
     MOST_PROCESSES,
+    PEOPLE,
     AsJson,
     Decoding,
     Device,
@@ -32,7 +33,7 @@ from karat.errors import ConfigError
 from karat.figures import figure
 
 
-@app.command(epilog="Example: karat serve runs/demo")
+@app.command(rich_help_panel=PEOPLE, epilog="Example: karat serve runs/demo")
 def serve(
     run_or_store: StoreOrRun,
     host: Annotated[
@@ -105,10 +106,10 @@ def _run_directories(run_or_store: str, runs: list[Path]) -> tuple[str, ...]:
     return tuple(str(path.resolve()) for path in [*served, *runs])
 
 
-@app.command("arena", epilog="Example: karat arena karat.db live --json")
+@app.command("arena", rich_help_panel=PEOPLE, epilog="Example: karat arena karat.db live --json")
 def arena_results(
     run_or_store: StoreOrRun,
-    name: Annotated[str, typer.Argument(help="An arena; empty = all of them.")] = "",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="An arena; empty = all of them.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Win rates of the blind comparisons of two policies, with intervals over prompts and over raters."""
@@ -169,10 +170,15 @@ def _experiment_line(one: Any) -> str:
     return f"{one.experiment}: {'running' if one.running else 'ended'}; {', '.join(arms)}"
 
 
-@app.command(epilog='Example: karat experiment karat.db scale --arm "seven" --arm "binary = 1: levels = 2"')
+@app.command(
+    rich_help_panel=PEOPLE,
+    epilog='Example: karat experiment karat.db scale --arm "seven" --arm "binary = 1: levels = 2"',
+)
 def experiment(
     run_or_store: StoreOrRun,
-    name: Annotated[str, typer.Argument(help="An experiment; empty = the effects of all of them.")] = "",
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="An experiment; empty = the effects of all of them.")
+    ] = "",
     arm: Annotated[
         list[str] | None, typer.Option(help="NAME = WEIGHT: KEY = VALUE, …; give two or more to set it up.")
     ] = None,
@@ -222,7 +228,7 @@ def experiment(
 )
 def people_study(
     run_or_store: StoreOrRun,
-    name: Annotated[str, typer.Argument(help="Name of the study here.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the study here.")],
     close: Annotated[bool, typer.Option("--close", help="Let nobody in by its link any more.")] = False,
     url: Annotated[
         str, typer.Option(help="Address that the link begins with; empty = the one given before, or the server's.")
@@ -258,7 +264,7 @@ def people_study(
 @people.command("participants", epilog="Example: karat people participants karat.db pilot --out came.csv")
 def people_participants(
     run_or_store: StoreOrRun,
-    study: Annotated[str, typer.Argument(help="Name of a study here; empty = of all of them.")] = "",
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="Name of a study here; empty = of all of them.")] = "",
     out: Annotated[
         Path | None, typer.Option(help="Write a table (CSV) with all columns; keep it as private as the ids.")
     ] = None,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from karat.cli.options import MOST, AsJson, Device, Out, answer, app
+from karat.cli.options import MODELS, MOST, AsJson, Device, Out, answer, app
 
 if TYPE_CHECKING:
     from karat.pipeline.personalise import Pair
@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 KEYS = "a = A is better, b = B is better{tie}, s = skip, q = enough"
 
 
-@app.command(epilog="Example: karat personalise runs/mine/models/reward answers.jsonl --out people/ada --questions 10")
+@app.command(
+    rich_help_panel=MODELS,
+    epilog="Example: karat personalise runs/mine/models/reward answers.jsonl --out people/ada --questions 10",
+)
 def personalise(
-    model: Annotated[Path, typer.Argument(help="Directory of a reward model with a population.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Directory of a reward model with a population.")],
     responses: Annotated[
-        Path | None, typer.Argument(metavar="[RESPONSES]", help='JSON lines {"prompt", "response"}, several a prompt.')
+        Path | None, typer.Argument(metavar="RESPONSES", help='JSON lines {"prompt", "response"}, several a prompt.')
     ] = None,
     out: Out = Path("person"),
     questions: Annotated[int, typer.Option(min=0, max=MOST, help="How many questions to ask.")] = 10,

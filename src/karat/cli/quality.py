@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from karat.cli.options import AsJson, StoreOrRun, answer, app, so_many, store_address
+from karat.cli.options import PEOPLE, AsJson, StoreOrRun, answer, app, so_many, store_address
 from karat.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from karat.records import Estimate
 
 
-@app.command(epilog="Example: karat quality judged.db --accuracy 0.75 --population adults.json --json")
+@app.command(
+    rich_help_panel=PEOPLE, epilog="Example: karat quality judged.db --accuracy 0.75 --population adults.json --json"
+)
 def quality(
     run_or_store: StoreOrRun,
     accuracy: Annotated[float, typer.Option(help="Held-out accuracy that a reward should reach, above 1/2.")] = 0.7,
@@ -79,7 +81,7 @@ def quality(
     answer(as_json, content, lines)
 
 
-@app.command(epilog="Example: karat trial judged.db")
+@app.command(rich_help_panel=PEOPLE, epilog="Example: karat trial judged.db")
 def trial(run_or_store: StoreOrRun, as_json: AsJson = False) -> None:
     """Put the choice model on trial: would it give votes like these, would another link do better, do tastes drift?"""
     import numpy as np

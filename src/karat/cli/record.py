@@ -10,14 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
-from karat.cli.options import AsJson, Out, RunDirectory, StoreOrRun, answer, app, so_many, store_address
+from karat.cli.options import RECORD, AsJson, Out, RunDirectory, StoreOrRun, answer, app, so_many, store_address
 from karat.errors import ConfigError
 from karat.ledger.lineage import Manifest
 from karat.lm.checksums import SUMS, altered_files, is_listed
 from karat.records import KINDS
 
 
-@app.command(epilog="Example: karat verify runs/demo")
+@app.command(rich_help_panel=RECORD, epilog="Example: karat verify runs/demo")
 def verify(
     what: Annotated[
         str, typer.Argument(metavar="RUN", help="A run, a model, a store, a backup or an auditor's bundle.")
@@ -56,11 +56,12 @@ def verify(
 
 
 @app.command(
-    epilog="Example: karat disclose karat.db 17 18 --out opened.jsonl && karat verify bundle --opened opened.jsonl"
+    rich_help_panel=RECORD,
+    epilog="Example: karat disclose karat.db 17 18 --out opened.jsonl && karat verify bundle --opened opened.jsonl",
 )
 def disclose(
     run_or_store: StoreOrRun,
-    numbers: Annotated[list[int], typer.Argument(metavar="NUMBER…", help="Numbers (seq) of records of a bundle.")],
+    numbers: Annotated[list[int], typer.Argument(metavar="NUMBER", help="Numbers (seq) of records of a bundle.")],
     out: Out,
     as_json: AsJson = False,
 ) -> None:
@@ -159,11 +160,12 @@ def _checked(name: str, problems: list[Any], about: str) -> tuple[dict[str, Any]
     return {"store": name, "ok": not found, "problems": found}, lines
 
 
-@app.command(epilog="Example: karat trace runs/demo models/ppo --judgements")
+@app.command(rich_help_panel=RECORD, epilog="Example: karat trace runs/demo models/ppo --judgements")
 def trace(
     run_dir: RunDirectory,
     artefact: Annotated[
-        str | None, typer.Argument(help="A path, hash, stage or stage/name; none = all final artefacts.")
+        str | None,
+        typer.Argument(metavar="ARTEFACT", help="A path, hash, stage or stage/name; none = all final artefacts."),
     ] = None,
     judgements: Annotated[bool, typer.Option("--judgements", help="List the judgements of each snapshot.")] = False,
     affected: Annotated[bool, typer.Option("--affected", help="The other way: what was made from it.")] = False,

@@ -11,8 +11,11 @@ import typer
 
 from karat.cli.findings import calibration_lines, finding_lines, gain_line, noises, people_lines
 from karat.cli.options import (
+    METHODS,
     MOST,
     RUNS,
+    START,
+    STATIONS,
     AsJson,
     ConfigFile,
     Decoding,
@@ -36,7 +39,7 @@ from karat.errors import ConfigError
 Fault = Literal["no-kl", "unchecked-facts"]
 
 
-@app.command(epilog="Example: karat demo --seed 1 --fault no-kl")
+@app.command(rich_help_panel=START, epilog="Example: karat demo --seed 1 --fault no-kl")
 def demo(
     context: typer.Context,
     name: Annotated[str, typer.Option(help="Name of the run; empty = demo, with fault and seed.")] = "",
@@ -48,7 +51,7 @@ def demo(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """The whole river in the sandbox, from nothing to an audited policy, in two to six minutes."""
+    """The whole loop in the sandbox, from nothing to an audited policy, in two to six minutes."""
     chosen = name or "-".join(["demo", *([fault] if fault else []), *([f"seed-{seed}"] if seed else [])])
 
     def read() -> None:
@@ -71,7 +74,9 @@ def demo(
     together(context, processes, Task(read, work), as_json, fsdp)
 
 
-@app.command(epilog="Example: karat run config.yaml --seeds 0-4 --sweep ppo.reward.kl_coef=0.1,0.2")
+@app.command(
+    rich_help_panel=STATIONS, epilog="Example: karat run config.yaml --seeds 0-4 --sweep ppo.reward.kl_coef=0.1,0.2"
+)
 def run(
     context: typer.Context,
     config: ConfigFile,
@@ -92,7 +97,7 @@ def run(
     together(context, processes, task, as_json, fsdp)
 
 
-def _stage_command(stage: str, says: str, *settings: str) -> None:
+def _stage_command(stage: str, says: str, *settings: str, panel: str = STATIONS) -> None:
     """The command that runs a configuration up to a stage, with further settings said for the user."""
     name = stage.replace("_", "-")
 
@@ -108,16 +113,19 @@ def _stage_command(stage: str, says: str, *settings: str) -> None:
         task = configured(config, seeds, None, [*(overrides or []), *settings], until=stage)
         together(context, processes, task, as_json, fsdp)
 
-    app.command(name, help=says, epilog=f"Example: karat {name} config.yaml --seeds 0")(command)
+    app.command(name, help=says, rich_help_panel=panel, epilog=f"Example: karat {name} config.yaml --seeds 0")(command)
 
 
 _stage_command("sft", "Run a configuration up to the supervised policy.")
 
 
-@app.command(epilog="Example: karat collect --model runs/demo/models/ppo --prompts prompts.jsonl --store karat.db")
+@app.command(
+    rich_help_panel=STATIONS,
+    epilog="Example: karat collect --model runs/demo/models/ppo --prompts prompts.jsonl --store karat.db",
+)
 def collect(
     context: typer.Context,
-    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="A configuration; none = --model.")] = None,
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="A configuration; none = --model.")] = None,
     seeds: Seeds = "",
     overrides: Overrides = None,
     model: Annotated[Path | None, typer.Option(help="A checkpoint whose samples become questions.")] = None,
@@ -200,11 +208,12 @@ def collect(
 
 
 @app.command(
-    epilog="Example: karat reward --store karat.db --model models/sft --out models/reward --set reward.n_epochs=2"
+    rich_help_panel=STATIONS,
+    epilog="Example: karat reward --store karat.db --model models/sft --out models/reward --set reward.n_epochs=2",
 )
 def reward(
     context: typer.Context,
-    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="A configuration; none = --model.")] = None,
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="A configuration; none = --model.")] = None,
     seeds: Seeds = "",
     overrides: Overrides = None,
     model: Annotated[Path | None, typer.Option(help="A decoder or encoder that becomes the reward model.")] = None,
@@ -260,12 +269,14 @@ _METHODS = {
 
 
 for _method, _says in _METHODS.items():
-    _stage_command(_method, f"Run a configuration up to the policy optimised by {_says}.", f"algorithm={_method}")
+    _stage_command(
+        _method, f"Run a configuration up to the policy optimised by {_says}.", f"algorithm={_method}", panel=METHODS
+    )
 
 _stage_command("evaluate", "Run a configuration up to the comparison of the policies.")
 
 
-@app.command(epilog="Example: karat report runs/demo")
+@app.command(rich_help_panel=STATIONS, epilog="Example: karat report runs/demo")
 def report(
     run_dir: RunDirectory,
     arenas: Annotated[
@@ -284,7 +295,7 @@ def report(
     shown(work, as_json)
 
 
-@app.command(epilog="Example: karat audit runs/demo --look-inside")
+@app.command(rich_help_panel=STATIONS, epilog="Example: karat audit runs/demo --look-inside")
 def audit(
     run_dir: RunDirectory,
     look_inside: Annotated[

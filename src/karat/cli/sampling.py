@@ -9,6 +9,7 @@ import typer
 
 from karat.cli.options import (
     MAX_NEW_TOKENS,
+    MODELS,
     MOST,
     AsJson,
     Decoding,
@@ -27,13 +28,19 @@ EndpointAddress = Annotated[
     str, typer.Option("--endpoint", metavar="URL", help="An OpenAI-compatible server; MODEL is its name there.")
 ]
 PromptsFile = Annotated[
-    Path, typer.Argument(help='Text lines (.txt), or JSON lines: {"prompt": text or [{"role", "content"}]}.')
+    Path,
+    typer.Argument(
+        metavar="PROMPTS", help='Text lines (.txt), or JSON lines: {"prompt": text or [{"role", "content"}]}.'
+    ),
 ]
 
 
-@app.command(epilog="Example: karat generate runs/demo/models/ppo prompts.jsonl --out answers.jsonl --samples 4")
+@app.command(
+    rich_help_panel=MODELS,
+    epilog="Example: karat generate runs/demo/models/ppo prompts.jsonl --out answers.jsonl --samples 4",
+)
 def generate(
-    model: Annotated[Path, typer.Argument(help="Directory of a causal language model.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Directory of a causal language model.")],
     prompts: PromptsFile,
     out: Out,
     samples: Annotated[int, typer.Option(max=MOST, help="Responses for each prompt.")] = 1,
@@ -78,10 +85,11 @@ def generate(
 
 @app.command(
     "best-of-n",
+    rich_help_panel=MODELS,
     epilog="Example: karat best-of-n runs/demo/models/sft p.jsonl --score runs/demo/models/reward --n 8 --out best.jsonl",
 )
 def best_of_n(
-    model: Annotated[Path, typer.Argument(help="Directory of a causal language model.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Directory of a causal language model.")],
     prompts: PromptsFile,
     score_by: Annotated[
         str, typer.Option("--score", help="Directory of a reward model, module:function, or an http address.")
@@ -138,10 +146,12 @@ def best_of_n(
     answer(as_json, {"out": str(out), **found}, lines)
 
 
-@app.command(epilog="Example: karat judge karat.db qwen --endpoint http://127.0.0.1:8000/v1 --batch main")
+@app.command(
+    rich_help_panel=MODELS, epilog="Example: karat judge karat.db qwen --endpoint http://127.0.0.1:8000/v1 --batch main"
+)
 def judge(
     run_or_store: StoreOrRun,
-    model: Annotated[str, typer.Argument(help="The judge's name at the endpoint.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The judge's name at the endpoint.")],
     endpoint: Annotated[str, typer.Option("--endpoint", metavar="URL", help="An OpenAI-compatible server.")],
     name: Annotated[str, typer.Option(help="The rater's name in the store; empty = ai:MODEL.")] = "",
     batch: Annotated[str, typer.Option(help="Only questions of this batch; empty = all.")] = "",

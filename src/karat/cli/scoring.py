@@ -11,16 +11,23 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from karat.cli.options import AsJson, Device, Out, answer, app
+from karat.cli.options import MODELS, AsJson, Device, Out, answer, app
 from karat.errors import ConfigError
 
 SuiteName = Literal["rewardbench", "rewardbench2", "rmbench"]
 
 
-@app.command(epilog="Example: karat score runs/demo/models/reward answers.jsonl --out scores.jsonl")
+@app.command(
+    rich_help_panel=MODELS, epilog="Example: karat score runs/demo/models/reward answers.jsonl --out scores.jsonl"
+)
 def score(
-    model: Annotated[Path, typer.Argument(help="A reward model: karat's, or a sequence classifier as TRL saves it.")],
-    responses: Annotated[Path, typer.Argument(help='JSON lines: {"prompt": …, "response": text}; or a suite\'s file.')],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A reward model: karat's, or a sequence classifier as TRL saves it.")
+    ],
+    responses: Annotated[
+        Path,
+        typer.Argument(metavar="RESPONSES", help='JSON lines: {"prompt": …, "response": text}; or a suite\'s file.'),
+    ],
     out: Out,
     suite: Annotated[SuiteName | None, typer.Option(help="Judge by a benchmark's own rules.")] = None,
     person: Annotated[Path | None, typer.Option(help="Score and rerank for this person (karat personalise).")] = None,

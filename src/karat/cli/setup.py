@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from karat.cli.options import RUNS, AsJson, InShards, Overrides, Processes, answer, app
+from karat.cli.options import RUNS, START, AsJson, InShards, Overrides, Processes, answer, app
 from karat.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ SANDBOX_HEAD = """\
 """
 
 
-@app.command(epilog="Example: karat init config.yaml && karat run config.yaml")
+@app.command(rich_help_panel=START, epilog="Example: karat init config.yaml && karat run config.yaml")
 def init(
-    path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("config.yaml"),
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The file to write.")] = Path("config.yaml"),
     source: Annotated[InitSource, typer.Option(help="Where prompts and votes come from.")] = "sandbox",
     as_json: AsJson = False,
 ) -> None:
@@ -54,9 +54,9 @@ def _is_blank(line: str, placeholder: str) -> bool:
     return line.endswith(placeholder) and not line.startswith("#")
 
 
-@app.command(epilog="Example: karat doctor config.yaml --set ppo.n_iterations=200 --json")
+@app.command(rich_help_panel=START, epilog="Example: karat doctor config.yaml --set ppo.n_iterations=200 --json")
 def doctor(
-    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="A configuration to look over.")] = None,
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="A configuration to look over.")] = None,
     overrides: Overrides = None,
     processes: Processes = 1,
     fsdp: InShards = False,

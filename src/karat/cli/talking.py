@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from karat.cli.options import MOST, AsJson, Decoding, Device, StorePath, answer, app, at_work
+from karat.cli.options import MODELS, MOST, AsJson, Decoding, Device, StorePath, answer, app, at_work
 from karat.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,9 +25,11 @@ NO_TEXT = "bytes that are not UTF-8, or the character NUL"
 Seed = Annotated[int, typer.Option(help="Seed of the draws.")]
 
 
-@app.command(epilog="Example: karat chat runs/demo/models/ppo --temperature 0.7 --system 'Be brief.'")
+@app.command(
+    rich_help_panel=MODELS, epilog="Example: karat chat runs/demo/models/ppo --temperature 0.7 --system 'Be brief.'"
+)
 def chat(
-    model: Annotated[Path, typer.Argument(help="Directory of a causal language model.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Directory of a causal language model.")],
     turns: Annotated[Path | None, typer.Option(help="Messages, one a line; none = what is typed or piped in.")] = None,
     system: Annotated[str, typer.Option(help="The system message.")] = "",
     max_new_tokens: MaxNewTokens = 256,
@@ -60,10 +62,13 @@ def chat(
         answer(True, {**content, "exchanges": [dataclasses.asdict(exchange) for exchange in exchanges]}, [])
 
 
-@app.command(epilog="Example: karat compare runs/demo/models/sft runs/demo/models/ppo --rater ann --prompts p.jsonl")
+@app.command(
+    rich_help_panel=MODELS,
+    epilog="Example: karat compare runs/demo/models/sft runs/demo/models/ppo --rater ann --prompts p.jsonl",
+)
 def compare(
-    first: Annotated[Path, typer.Argument(help="Directory of a causal language model.")],
-    second: Annotated[Path, typer.Argument(help="Directory of another one.")],
+    first: Annotated[Path, typer.Argument(metavar="FIRST", help="Directory of a causal language model.")],
+    second: Annotated[Path, typer.Argument(metavar="SECOND", help="Directory of another one.")],
     rater: Annotated[str, typer.Option(help="Who votes: a pseudonym, kept with every judgement.")],
     prompts: Annotated[Path | None, typer.Option(help="Prompts, text lines or JSON lines; none = typed ones.")] = None,
     answers: Annotated[Path | None, typer.Option(help="A file instead of what is typed or piped in.")] = None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from karat.cli.options import AsJson, Out, RunDirectory, StoreOrRun, answer, app, so_many, store_address
+from karat.cli.options import RECORD, AsJson, Out, RunDirectory, StoreOrRun, answer, app, so_many, store_address
 from karat.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ BY = "command line"
 """Who is noted as having erased."""
 
 
-@app.command(epilog="Example: karat seal karat.db")
+@app.command(rich_help_panel=RECORD, epilog="Example: karat seal karat.db")
 def seal(run_or_store: StoreOrRun, as_json: AsJson = False) -> None:
     """Seal what came in since the last seal, and print the line to publish: it pins everything up to here."""
     from karat.feedback.record.seals import seal as make_seal
@@ -34,7 +34,7 @@ def seal(run_or_store: StoreOrRun, as_json: AsJson = False) -> None:
     answer(as_json, content, [last[0].line] if last else ["there is nothing to seal yet"])
 
 
-@app.command(epilog="Example: karat bundle karat.db --out bundle && karat verify bundle")
+@app.command(rich_help_panel=RECORD, epilog="Example: karat bundle karat.db --out bundle && karat verify bundle")
 def bundle(run_or_store: StoreOrRun, out: Out, as_json: AsJson = False) -> None:
     """Write what an auditor may take away: every record and seal, no texts, pseudonyms of its own."""
     from karat.feedback.record.bundle import write_bundle
@@ -47,7 +47,7 @@ def bundle(run_or_store: StoreOrRun, out: Out, as_json: AsJson = False) -> None:
     answer(as_json, dataclasses.asdict(made), lines)
 
 
-@app.command(epilog="Example: karat backup karat.db --out backup-2026-11-21")
+@app.command(rich_help_panel=RECORD, epilog="Example: karat backup karat.db --out backup-2026-11-21")
 def backup(run_or_store: StoreOrRun, out: Out, as_json: AsJson = False) -> None:
     """Copy a store as it is now, while people go on working: a directory of rows, or one file where OUT ends in .db."""
     from karat.feedback.record.backup import backup as make_backup
@@ -60,10 +60,12 @@ def backup(run_or_store: StoreOrRun, out: Out, as_json: AsJson = False) -> None:
     )
 
 
-@app.command(epilog="Example: karat restore backup-2026-11-21 karat-restored.db")
+@app.command(rich_help_panel=RECORD, epilog="Example: karat restore backup-2026-11-21 karat-restored.db")
 def restore(
     path: Annotated[Path, typer.Argument(metavar="BACKUP", help="What `karat backup` wrote.")],
-    store: Annotated[str, typer.Argument(help="Where the store shall be: a file or database that is empty.")],
+    store: Annotated[
+        str, typer.Argument(metavar="STORE", help="Where the store shall be: a file or database that is empty.")
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Make a store from a backup, on SQLite or PostgreSQL, and check it; exit code 1 where the check finds something."""
@@ -77,10 +79,12 @@ def restore(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: karat erase karat.db rater-4f2a81c09d --reason 'asked by mail' --runs runs")
+@app.command(
+    rich_help_panel=RECORD, epilog="Example: karat erase karat.db rater-4f2a81c09d --reason 'asked by mail' --runs runs"
+)
 def erase(
     run_or_store: StoreOrRun,
-    annotator: Annotated[str, typer.Argument(help="The pseudonym of the person.")],
+    annotator: Annotated[str, typer.Argument(metavar="ANNOTATOR", help="The pseudonym of the person.")],
     reason: Annotated[str, typer.Option(help="Who asked for it and why; it is kept.")],
     runs: Annotated[list[Path] | None, typer.Option(help="Runs, or directories of runs, to look through.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do it; without this, say only what would be done.")] = False,
@@ -115,7 +119,8 @@ def erase(
 
 
 @app.command(
-    epilog="Example: karat odd runs/demo --veto response:4f2a… --by ann --reason 'praises instead of answering'"
+    rich_help_panel=RECORD,
+    epilog="Example: karat odd runs/demo --veto response:4f2a… --by ann --reason 'praises instead of answering'",
 )
 def odd(
     run_dir: RunDirectory,
