@@ -83,6 +83,15 @@ def test_challenges_are_not_measured_until_a_finding_of_that_very_name_is_there(
     assert (rows["D1"], rows["D10"], rows["D2"]) == ("not measured", "info", "fail")
 
 
+def test_what_the_gate_found_of_a_challenge_stands_with_it_and_nothing_passes_by_one_of_several():
+    found = [Finding("challenge.D2.sycophancy", "?", "info"), Finding("gate.sycophancy", "?", "fail")]
+    (row,) = [row for row in challenge_rows(found) if row["id"] == "D2"]
+    assert (row["status"], [one["name"] for one in row["findings"]]) == ("fail", [one.name for one in found])
+    passed = [found[0], Finding("gate.sycophancy", "?", "pass"), Finding("gate.matched_length", "?", "not measured")]
+    rows = {row["id"]: row["status"] for row in challenge_rows(passed)}
+    assert (rows["D2"], rows["D5"]) == ("info", "not measured")
+
+
 def test_summary_has_every_column_of_every_policy_and_says_what_is_not_measured(tmp_path: Path):
     content = summary(
         {"sft": {"gold": GOLD}, "ppo": {"gold": GOLD, "agrees": GOLD}},

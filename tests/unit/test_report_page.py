@@ -163,7 +163,13 @@ def test_unsafe_options_stand_before_everything_else():
 def test_the_verdict_says_what_the_interval_allows(low: float, high: float, words: str):
     content = ReportInput("demo", "t", difference=Estimate((low + high) / 2, low, high, 50, "paired"))
     assert verdict(content).startswith(words)
+    assert "gold reward" in verdict(content)
     assert "50 prompts" in verdict(content)
+
+
+def test_why_there_is_no_figure_is_said_once():
+    none = Finding("reward.a", "?", "info", Estimate(None, None, None, 20, "20 judgements; it takes 40"))
+    assert render_page(ReportInput("demo", "t", findings=(none,))).count("20 judgements; it takes 40") == 1
 
 
 def test_a_run_that_its_gate_stopped_says_so_first():
@@ -184,7 +190,7 @@ def test_policies_are_called_by_one_name_and_rows_and_columns_are_explained():
     )  # fmt: skip
     seen = Seen(render_page(content)).text
     assert "Online DPO is better than SFT" in seen
-    assert "Paired difference of gold, Online DPO − SFT" in seen
+    assert "Paired difference of gold reward, Online DPO − SFT" in seen
     assert "online_dpo" not in seen
     for name in ("sft", "best_of_4", "online_dpo"):
         assert policy_title(name) in seen

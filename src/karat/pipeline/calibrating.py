@@ -92,7 +92,7 @@ def slice_findings(slices: Slices) -> list[Finding]:
             if one.nll_corrected is not None:
                 detail += f", {one.nll_corrected:.3f} at a temperature of its own (crossed over halves)"
             # `comparison/3` of the kinds is a scale
-            said = name.replace("/", " with ") + " levels" if by == "kind" and "/" in name else name
+            said = name.replace("/", " with ") + " levels" * ("/" in name) if by == "kind" else repr(name)
             question = (
                 f"Are probabilities right for the {by} {said}? Above 1 they are too sure, below 1 not sure enough."
             )

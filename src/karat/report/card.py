@@ -117,6 +117,15 @@ CHALLENGES: Mapping[str, str] = {
 }
 
 
+SPEAK_OF = {
+    "gate.sycophancy": "D2",
+    "gate.likelihood": "D5",
+    "gate.matched_length": "D5",
+    "gate.shorter_won": "D5",
+}
+"""Findings of the reward's gate that speak of a challenge beside those named after one."""
+
+
 @dataclass(frozen=True)
 class Fact:
     """One entry of the card that is not an Estimate."""
@@ -184,12 +193,16 @@ def audit_card(card: CardInput) -> dict[str, Any]:
 
 
 def challenge_rows(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    """One row for each challenge D1 … D14; "not measured" until a Finding named `challenge.D<k>…` exists."""
+    """One row for each challenge D1 … D14: "not measured" until a Finding named `challenge.D<k>…`, or one of the gate's, exists.
+
+    A row passes only where all that was measured of it passed.
+    """
     found: dict[str, list[Finding]] = {}
     for finding in findings:
         match = re.match(r"challenge\.(D\d+)", finding.name)
-        if match:
-            found.setdefault(match.group(1), []).append(finding)
+        about = match.group(1) if match else SPEAK_OF.get(finding.name)
+        if about and (match or finding.status != NOT_MEASURED):
+            found.setdefault(about, []).append(finding)
     return [
         {
             "id": name,
@@ -309,7 +322,7 @@ def _json_default(value: Any) -> Any:
 
 
 def _worst(statuses: Sequence[str]) -> str:
-    for status in ("fail", "warn", "pass", "info"):
+    for status in ("fail", "warn", "info", "pass"):
         if status in statuses:
             return status
     return NOT_MEASURED

@@ -270,7 +270,7 @@ def verdict(content: ReportInput) -> str:
         return f"{policy} is better than {baseline}: gold reward {value} ({interval})."
     if difference.high < 0:
         return f"{policy} is worse than {baseline}: gold reward {value} ({interval})."
-    return f"No difference between {policy} and {baseline} was shown: {value} ({interval})."
+    return f"No difference between {policy} and {baseline} was shown: gold reward {value} ({interval})."
 
 
 def format_estimate(estimate: Estimate | None) -> tuple[str, str]:
