@@ -237,6 +237,10 @@ def _wrong_python(words: Sequence[str], whole: bool) -> str:
     name, *rest = words[1:] if by_module else words
     if by_module and name == "karat":
         return _wrong_karat(rest, whole)
+    if by_module and name == "pytest":
+        return next(
+            (f"{word} is not there" for word in rest if word.endswith(".py") and not (ROOT / word).is_file()), ""
+        )
     script = ROOT / (f"{name.replace('.', '/')}.py" if by_module else name)
     of_rows = name in ("bench", "bench/run.py")
     script = ROOT / "bench" / "run.py" if of_rows else script
