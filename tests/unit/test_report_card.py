@@ -183,4 +183,11 @@ def test_a_sweep_is_a_table_in_which_a_figure_may_be_missing():
 def test_each_check_of_the_gate_is_said_once_however_many_policies_were_optimised():
     leash = Finding("gate.leash", "Is the policy held?", "pass")
     content = summary({}, ppo_minus_sft={}, gate=[GATE, leash, leash], manifests=[], report="report.html", unsafe=())
-    assert "gate: length pass, leash pass" in summary_lines(content)
+    assert "gate: passed length, leash" in summary_lines(content)
+
+
+def test_the_gate_says_first_what_failed_and_counts_what_decides_nothing():
+    said = {"a": "info", "b": "pass", "c": "fail", "d": "not measured", "e": "fail", "f": "info"}
+    gate = [{"name": f"gate.{name}", "status": status} for name, status in said.items()]
+    (line,) = summary_lines({"gate": {"findings": gate}})
+    assert line == "gate: failed c, e; passed b; not measured d; 2 without a threshold, see the report"

@@ -43,9 +43,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         )
     lines += _watched(summary)
     gate = summary.get("gate", {}).get("findings", ())
-    if gate:
-        said = [f"{finding['name'].removeprefix('gate.')} {finding['status']}" for finding in gate]
-        lines.append("gate: " + ", ".join(dict.fromkeys(said)))  # each optimised policy has a leash of its own
+    lines += [_gate_line(gate)] if gate else []
     if summary.get("table"):
         names = list(dict.fromkeys(name for row in summary["table"] for name in row))
         lines += aligned(
@@ -58,6 +56,27 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     place = f"{summary['directory']}/" if summary.get("directory") else ""
     lines += [f"{name}: {place}{summary[name]}" for name in ("policy", "report") if summary.get(name)]
     return lines
+
+
+def _gate_line(findings: Sequence[Mapping[str, Any]]) -> str:
+    """What failed first; a check without a threshold decides nothing, and is counted only."""
+    names: dict[str, list[str]] = {}
+    for finding in findings:
+        own = names.setdefault(finding["status"], [])
+        name = finding["name"].removeprefix("gate.")
+        own += [name] if name not in own else []  # each optimised policy has a leash of its own
+    said = [
+        f"{words} {', '.join(names[status])}"
+        for status, words in (
+            ("fail", "failed"),
+            ("warn", "warned of"),
+            ("pass", "passed"),
+            ("not measured", "not measured"),
+        )
+        if status in names
+    ]
+    n_more = len(names.get("info", ()))
+    return "gate: " + "; ".join([*said, *([f"{n_more} without a threshold, see the report"] if n_more else [])])
 
 
 def _watched(summary: Mapping[str, Any]) -> list[str]:
