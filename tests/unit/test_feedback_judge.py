@@ -1,6 +1,7 @@
 """A language model that judges: what it is asked, how its words become votes, and that it goes on where it was."""
 
 import re
+import threading
 import time
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import pytest
 
 from feedback_cases import small_store
 from karat.errors import ConfigError, InputError
+from karat.feedback import judge
 from karat.feedback.documents import add_questions
 from karat.feedback.judge import collect_from_judge, conversation, verdict
 from karat.feedback.work.checks import add_gold, check_tasks
@@ -121,5 +123,48 @@ def test_a_judge_started_twice_stores_one_vote_a_question_whatever_the_other_sai
             other.append(collect_from_judge(store, WHO, lambda asked, **_: [["7"] for _ in asked], seed=0))
         return [["1"] for _ in prompts]
 
-    assert collect_from_judge(store, WHO, behind, seed=0).n_votes == 0
+    done = collect_from_judge(store, WHO, behind, seed=0)
+    assert (done.n_votes, done.n_missing, done.n_elsewhere) == (0, 0, len(store.tasks()))
     assert other[0].n_votes == len(list(store.judgements())) == len(store.tasks())
+
+
+def test_between_the_look_and_the_vote_of_one_judge_no_other_of_its_name_gets_in(new_address, monkeypatch):
+    store = small_store(new_address("s"), n_tasks=6, overlap=1)
+    look, others, came = judge.states_of, [], []
+
+    def slowly(connection, task_ids):
+        states = look(connection, task_ids)
+        if not others:
+            others.append(threading.Thread(target=other))
+            others[0].start()
+            others[0].join(0.5)  # which it would need, if nothing kept it waiting
+        return states
+
+    def other():
+        came.append(collect_from_judge(store, WHO, lambda asked, **_: [["7"] for _ in asked], seed=0))
+
+    monkeypatch.setattr(judge, "states_of", slowly)
+    done = collect_from_judge(store, WHO, lambda asked, **_: [["1"] for _ in asked], seed=0)
+    others[0].join()
+    n_tasks = len(store.tasks())
+    assert (done.n_votes, done.n_elsewhere, came[0].n_votes) == (n_tasks, 0, 0)
+    assert [one.reason for one in store.judgements()] == ["1"] * n_tasks
+
+
+def test_a_judge_that_fails_gives_back_what_it_held_itself(tmp_path, monkeypatch):
+    store = small_store(tmp_path / "s.db", n_tasks=6, overlap=1)
+    monkeypatch.setattr(judge, "CHUNK", 3)
+
+    def fails(*_, **__):
+        # the same judge, started twice, took another task meanwhile
+        held = {task.id for task in store.tasks() if store.assignments().get((task.id, WHO.id)) == "leased"}
+        others.append(next(task.id for task in store.tasks() if task.id not in held))
+        store.lease_many([(others[0], WHO.id)], now=time.time(), lease_s=600)
+        raise InputError("no server")
+
+    others = []
+    with pytest.raises(InputError, match="no server"):
+        collect_from_judge(store, WHO, fails, seed=0)
+    with store.connection() as connection:
+        states = judge.states_of(connection, [task.id for task in store.tasks()])
+    assert [task_id for (task_id, _), state in states.items() if state.live(time.time())] == others

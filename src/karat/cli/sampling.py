@@ -184,5 +184,8 @@ def judge(
             progress=lambda n, total: bar.reach(n, of=total),
         )  # fmt: skip
     line = f"{who.id}: {done.n_votes:,} votes, {done.n_missing:,} answers without a verdict"
-    line += "" if done.n_votes + done.n_missing else "; no comparison was open"
+    if done.n_elsewhere:
+        line += f"; on {done.n_elsewhere:,} more another process of this name was first, and its votes stand"
+    elif not done.n_votes + done.n_missing:
+        line += "; no comparison was open"
     answer(as_json, {"annotator": who.id, **dataclasses.asdict(done)}, [line])

@@ -12,13 +12,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from sqlalchemy import Connection
+
 from karat.answers import missing
 from karat.errors import ConfigError
 from karat.feedback.documents import questions
-from karat.feedback.leases import end_leases
+from karat.feedback.leases import end_leases, locked_rows
 from karat.feedback.openings import states_of
 from karat.feedback.simulated import Work, open_work
 from karat.feedback.store import Store
+from karat.feedback.submission import submit
 from karat.feedback.tasks import answer
 from karat.feedback.work.checks import check_tasks
 from karat.questions import Question, plain_question
@@ -43,6 +46,8 @@ class Judged:
     """Comparisons with a verdict, of this call."""
     n_missing: int
     """Answers in which no verdict was found; stored as missing."""
+    n_elsewhere: int = 0
+    """Questions on which another process of the same name was first: its votes stand, these answers are not stored."""
 
 
 def collect_from_judge(
@@ -84,18 +89,17 @@ def collect_from_judge(
             for work, text, one, order in zip(held, said, put, orders, strict=True)
         ]
 
-    n_votes = n_missing = 0
+    n_votes = n_missing = n_elsewhere = 0
     n_before = n_planned - len(todo)
     for begin in range(0, len(todo), CHUNK):
         some = todo[begin : begin + CHUNK]
-        votes = _hold_and_ask(store, who, some, ask)
-        if votes:
-            store.submit_many(votes, now=_now().timestamp())
+        votes, n_late = _hold_and_ask(store, who, some, ask)
+        n_elsewhere += n_late
         n_lacking = sum("missing" in vote.value for vote in votes)
         n_votes, n_missing = n_votes + len(votes) - n_lacking, n_missing + n_lacking
         if progress is not None:
             progress(n_before + begin + len(some), n_planned)
-    return Judged(n_votes, n_missing)
+    return Judged(n_votes, n_missing, n_elsewhere)
 
 
 def _check_name(store: Store, who: Annotator) -> None:
@@ -125,20 +129,33 @@ def _open_comparisons(store: Store, who: Annotator, *, seed: int, batch: str | N
 
 def _hold_and_ask(
     store: Store, who: Annotator, some: Sequence[Work], ask: Callable[[Sequence[Work]], list[Judgement]]
-) -> list[Judgement]:
-    """Lease tasks and ask about them. Returns: the votes on those that the same judge, started twice, has not answered."""
+) -> tuple[list[Judgement], int]:
+    """Lease tasks, ask about them and store the votes.
+
+    Returns: the votes that were stored, and how many were not: the same judge, started twice, was first.
+    """
     leases = store.lease_many([(task_id, who.id) for task_id, _, _ in some], now=_now().timestamp(), lease_s=LEASE_S)
     held = [one for one, lease in zip(some, leases, strict=True) if lease is not None]
     if not held:
-        return []
+        return [], 0
     try:
         votes = ask(held)
+        stored = store.write(lambda connection: _submit_open(connection, votes, now=_now().timestamp()))
     except BaseException:  # an interruption, too: people must not wait an hour for what nobody has in hand
-        store.write(lambda connection: end_leases(connection, who.id, now=_now().timestamp()))
+        mine = [task_id for task_id, _, _ in held]
+        store.write(lambda connection: end_leases(connection, who.id, now=_now().timestamp(), among=mine))
         raise
-    with store.connection() as connection:
-        states = states_of(connection, [vote.task_id for vote in votes])
-    return [vote for vote in votes if states[vote.task_id, who.id].state == "leased"]
+    return stored, len(votes) - len(stored)
+
+
+def _submit_open(connection: Connection, votes: Sequence[Judgement], *, now: float) -> list[Judgement]:
+    """Store votes on what is still in hand. Looking and storing are one step: nobody answers between them."""
+    task_ids = sorted({vote.task_id for vote in votes})
+    locked_rows(connection, task_ids)
+    states = states_of(connection, task_ids)
+    mine = [vote for vote in votes if states[vote.task_id, vote.annotator].state == "leased"]
+    submit(connection, mine, now=now)
+    return mine
 
 
 def conversation(prompt: Prompt, texts: Sequence[str], question: Question, principle: str = "") -> Prompt:

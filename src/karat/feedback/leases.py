@@ -268,10 +268,17 @@ def skip_lease(connection: Connection, lease_id: str, annotator: str, *, reason:
     return task_id
 
 
-def end_leases(connection: Connection, annotator: str, *, now: float) -> list[str]:
-    """Give a rater's live leases back to the queue; an answer that comes all the same is late. Returns: Task.ids."""
+def end_leases(connection: Connection, annotator: str, *, now: float, among: Sequence[str] | None = None) -> list[str]:
+    """Give a rater's live leases back to the queue; an answer that comes all the same is late.
+
+    Args:
+        among: Task.ids of which to give back; None = all.
+    Returns: Task.ids.
+    """
     columns = assignments.c
     live = (columns.annotator == annotator) & is_live(now)
+    if among is not None:
+        live &= columns.task_id.in_(among)
     task_ids = sorted(connection.execute(select(columns.task_id).where(live)).scalars())
     if task_ids:
         locked_rows(connection, task_ids)
