@@ -12,7 +12,13 @@ from feedback_cases import small_store, vote
 from karat.errors import LedgerError, StoreError
 from karat.feedback import people_tables as people
 from karat.feedback import schema as tables
-from karat.feedback.record.erasure import erase_annotator, erase_from_snapshots, erase_judgements, fed_artefacts
+from karat.feedback.record.erasure import (
+    erase_account,
+    erase_annotator,
+    erase_from_snapshots,
+    erase_judgements,
+    fed_artefacts,
+)
 from karat.feedback.record.seals import seal
 from karat.feedback.snapshot import read_snapshot, write_snapshot
 from karat.feedback.store import Store, open_store
@@ -121,8 +127,13 @@ def test_the_files_of_a_postgresql_store_do_not_hold_the_words_any_more(postgres
 
 def test_erasing_twice_changes_nothing_and_asks_for_a_known_rater(new_address):
     store = person_store(new_address("k"))
-    erase_annotator(store, "r0", reason="asked", by="account:2", now=50.0)
+    before = everything(store)
+    tried = erase_annotator(store, "r0", reason="asked", by="account:2", now=50.0, trial=True)
+    assert everything(store) == before
+    done = erase_annotator(store, "r0", reason="asked", by="account:2", now=50.0)
+    assert (tried.n_erased, tried.removed) == (done.n_erased, done.removed)
     once = everything(store)
+    assert "'rater erased', 'r0', 'asked; words of 2 judgements', 50.0" in once
     again = erase_annotator(store, "r0", reason="asked", by="account:2", now=51.0)
     assert (again.n_erased, again.removed) == (0, {})
     assert everything(store) == once
@@ -130,6 +141,31 @@ def test_erasing_twice_changes_nothing_and_asks_for_a_known_rater(new_address):
         erase_annotator(store, "nobody", reason="asked", by="account:2", now=50.0)
     with pytest.raises(StoreError, match="the judgement 'judgement:none'"):
         erase_judgements(store, ["judgement:none"], reason="asked", by="account:2", now=50.0)
+
+
+def test_an_account_without_a_pseudonym_is_erased_and_somebody_stays_in_charge(new_address):
+    store = person_store(new_address("k"))
+    with pytest.raises(StoreError, match="the last active admin"):
+        erase_account(store, "account:2", reason="asked", by="account:2", now=50.0)
+    with store.connection(write=True) as connection:
+        row = {"id": "account:3", "login": "cleo", "role": "admin", "state": "active", "created_at": 1.0}
+        connection.execute(people.accounts.insert().values(**row))
+        entry = {"account": "account:3", "action": "account made", "subject": "account:2", "detail": "Bea", "at": 1.0}
+        connection.execute(people.admin_log.insert().values(**entry))
+    before = everything(store)
+    removed = erase_account(store, "account:2", reason="asked", by="account:3", now=50.0, trial=True)
+    assert everything(store) == before
+    assert erase_account(store, "account:2", reason="asked", by="account:3", now=50.0) == removed
+    assert removed == {"accounts": 1, "admin_log": 1}
+    left = everything(store)
+    assert [name for name in ("bea@mail", "'bea'", "Bea") if name in left] == []
+    assert "secret-note" in left  # what she decided about others stays
+    assert erase_account(store, "account:2", reason="asked", by="account:3", now=51.0) == {}
+    assert store.verify() == []
+    with pytest.raises(StoreError, match="found the pseudonym 'r0' for 'account:1'"):
+        erase_account(store, "account:1", reason="asked", by="account:3", now=50.0)
+    with pytest.raises(StoreError, match="found no account for 'nobody'"):
+        erase_account(store, "nobody", reason="asked", by="account:3", now=50.0)
 
 
 def test_an_erasure_says_who_when_and_why(new_address):
@@ -174,6 +210,10 @@ def test_what_fed_on_a_judgement_is_listed_across_runs(tmp_path):
         (None, False),
     ]
     assert fed_artefacts([one, two], ["judgement:none"]) == ()
+    assert len(fed_artefacts([tmp_path], ids)) == len(fed)  # runs lie deeper than one folder, as those of a sweep
+    shutil.copytree(one, two / "models" / "within")
+    assert len(fed_artefacts([two], ids)) == len(fed)  # and within one another
+    shutil.rmtree(two / "models" / "within")
     done = erase_annotator(store, "r0", reason="asked", by="admin", now=50.0, runs=[runs])
     assert done.artefacts == fed
     shutil.rmtree(one / "snapshots")

@@ -58,4 +58,34 @@ def test_an_erasure_says_what_else_went(
     assert cli.main(["erase", "s.db", who, "--reason", "by mail", "--yes"]) == 0
     assert "what led to the person is gone: invites 1, accounts 1" in capsys.readouterr().out
     assert cli.main(["erase", "s.db", who, "--reason", "by mail", "--yes"]) == 0
-    assert "nothing else led to the person" in capsys.readouterr().out
+    assert capsys.readouterr().out == "nothing to erase: no words in 0 judgements, and nothing that leads to a person\n"
+
+
+def test_what_is_erased_already_is_not_announced_again_and_an_admin_is_erased_by_her_login(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    with small_store(tmp_path / "s.db", overlap=1) as store:
+        store.submit_many([vote(task, "r0", reason="so" * (i < 2) or None) for i, task in enumerate(store.tasks()[:3])])
+    erase = ("erase", "s.db", "r0", "--reason", "by mail")
+    assert cli.main([*erase]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "2 of 3 judgements with words", "nothing else leads to the person", "repeat with --yes to erase it for good",
+    ]  # fmt: skip
+    assert cli.main([*erase, "--yes"]) == 0
+    assert capsys.readouterr().out.startswith("2 of 3 judgements had words; they are gone\n")
+    for yes in ([], ["--yes"]):
+        assert cli.main([*erase, *yes]) == 0
+        assert capsys.readouterr().out.startswith("nothing to erase: no words in 3 judgements")
+    for login in ("boss", "second"):
+        assert (
+            cli.main(["people", "add", "s.db", "--role", "admin", "--login", login, "--contact", f"{login}@mail"]) == 0
+        )
+    capsys.readouterr()
+    assert cli.main(["erase", "s.db", "boss", "--reason", "by mail", "--yes"]) == 0
+    assert capsys.readouterr().out == "what led to the person is gone: invites 1, accounts 1, admin_log 1\n"
+    on_disk = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert b"boss" not in on_disk
+    assert cli.main(["erase", "s.db", "second", "--reason", "by mail", "--yes"]) == 2
+    assert "this is the last active admin; make another account an admin first" in capsys.readouterr().err
+    assert b"second@mail" in b"".join(path.read_bytes() for path in tmp_path.iterdir())

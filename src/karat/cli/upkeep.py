@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +15,8 @@ from karat.cli.options import RECORD, AsJson, Out, RunDirectory, StoreOrRun, ans
 from karat.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
-    from karat.feedback.record.erasure import Fed
+    from karat.feedback.record.erasure import Erasure, Fed
+    from karat.feedback.store import Store
 
 BY = "command line"
 """Who is noted as having erased."""
@@ -84,38 +86,63 @@ def restore(
 )
 def erase(
     run_or_store: StoreOrRun,
-    annotator: Annotated[str, typer.Argument(metavar="ANNOTATOR", help="The pseudonym of the person.")],
+    who: Annotated[
+        str,
+        typer.Argument(metavar="WHO", help="The person's pseudonym; or the login or id of an account without one."),
+    ],
     reason: Annotated[str, typer.Option(help="Who asked for it and why; it is kept.")],
-    runs: Annotated[list[Path] | None, typer.Option(help="Runs, or directories of runs, to look through.")] = None,
+    runs: Annotated[
+        list[Path] | None, typer.Option(help="Runs, or directories that hold some at any depth, to look through.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do it; without this, say only what would be done.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Erase a person's words and whatever leads to her, for good, and list the artefacts that fed on her judgements."""
-    from karat.feedback.record.erasure import erase_annotator, erase_from_snapshots, fed_artefacts
+    from karat.feedback.record.erasure import Erasure, erase_account, erase_annotator, erase_from_snapshots
     from karat.feedback.store import open_store
 
     if not reason.strip():
         raise ConfigError("erase: found an empty --reason; expected who asked for it and why")
+    now = time.time()
     with open_store(store_address(run_or_store), create=False) as store:
-        if annotator not in store.annotators():
-            raise StoreError(f"erase: found nobody called {annotator!r} in {store.address}; see `karat people list`")
-        if not yes:
-            ids = [one.id for one in store.records() if one.judgement.annotator == annotator]
-            fed = fed_artefacts(runs or [], ids)
-            lines = [
-                f"{len(ids):,} judgements; repeat with --yes to erase their words, and whatever leads to the person"
-            ]
-            lines += map(_fed_line, fed)
-            answer(as_json, {"done": False, "n_judgements": len(ids), "artefacts": list(fed)}, lines)
-            return
-        done = erase_annotator(store, annotator, reason=reason, by=BY, now=time.time(), runs=runs or [])
-    changed = erase_from_snapshots(done.artefacts, done.judgement_ids, reason=reason, now=time.time())
-    lines = [f"{done.n_erased:,} of {len(done.judgement_ids):,} judgements had words; they are gone"]
-    beside = ", ".join(f"{name} {n:,}" for name, n in done.removed.items())
-    lines.append(f"what led to the person is gone: {beside}" if beside else "nothing else led to the person")
-    lines += [f"taken out of {path}" for path in changed]
-    content = {"done": True, **dataclasses.asdict(done), "rewritten": [str(path) for path in changed]}
+        annotator, account = _person(store, who)
+        if annotator is None:
+            removed = erase_account(store, account, reason=reason, by=BY, now=now, trial=not yes)
+            done = Erasure((), 0, removed, ())
+        else:
+            done = erase_annotator(store, annotator, reason=reason, by=BY, now=now, runs=runs or [], trial=not yes)
+    lines = _erasure_lines(done, yes=yes)
+    content = {"done": yes, "n_judgements": len(done.judgement_ids), **dataclasses.asdict(done), "rewritten": []}
+    if yes:
+        changed = erase_from_snapshots(done.artefacts, done.judgement_ids, reason=reason, now=now)
+        content["rewritten"] = [str(path) for path in changed]
+        lines += [f"taken out of {path}" for path in changed]
     answer(as_json, content, [*lines, *map(_fed_line, done.artefacts)])
+
+
+def _person(store: Store, who: str) -> tuple[str | None, str]:
+    """The pseudonym of a person, "" beside it, or None and the id of her account. Raises: StoreError for nobody."""
+    from karat.feedback.people.accounts import accounts
+
+    if who in store.annotators():
+        return who, ""
+    for one in accounts(store):
+        if who in (one.id, one.login):
+            return one.annotator, one.id
+    raise StoreError(f"erase: found nobody called {who!r} in {store.address}; see `karat people list`")
+
+
+def _erasure_lines(done: Erasure, *, yes: bool) -> list[str]:
+    """What an erasure came to, or would come to."""
+    n, led = len(done.judgement_ids), ", ".join(f"{name} {n:,}" for name, n in done.removed.items())
+    if not (done.n_erased or led):
+        return [f"nothing to erase: no words in {so_many(n, 'judgements')}, and nothing that leads to a person"]
+    words = [f"{done.n_erased:,} of {so_many(n, 'judgements')} {'had' if yes else 'with'} words"] if n else []
+    if yes:
+        lines = [f"{one}; they are gone" for one in words]
+        return [*lines, f"what led to the person is gone: {led}" if led else "nothing else led to the person"]
+    lines = [*words, f"what leads to the person: {led}" if led else "nothing else leads to the person"]
+    return [*lines, "repeat with --yes to erase it for good"]
 
 
 @app.command(
@@ -151,4 +178,4 @@ def odd(
 
 def _fed_line(fed: Fed) -> str:
     words = ", with words of theirs" if fed.has_words else ""
-    return f"fed on them: {fed.run}/{fed.path} ({fed.stage}{words})"
+    return f"fed on them: {os.path.normpath(fed.run / fed.path)} ({fed.stage}{words})"

@@ -290,6 +290,11 @@ def is_run(run_dir: Path) -> bool:
     return any((run_dir / "manifests").glob("*.json"))
 
 
+def runs_within(directory: Path) -> list[Path]:
+    """Every run in a directory, itself and those at any depth: of a sweep, or a reward trained into another run."""
+    return sorted(place.parent for place in directory.rglob("manifests") if is_run(place.parent))
+
+
 def _file_hashes(references: Iterable[ArtifactRef | None]) -> dict[str, str]:
     """Hash by path of every file of these artefacts."""
     known = [reference for reference in references if reference is not None]

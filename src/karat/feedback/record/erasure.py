@@ -12,10 +12,10 @@ archive of its log) is not reached from here: `Erasure.artefacts` names those th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, select
@@ -29,10 +29,14 @@ from karat.feedback.additions import require
 from karat.identity import bytes_hash, file_hash
 from karat.ledger.artifacts import write_bytes
 from karat.ledger.lineage import SNAPSHOTS, WORDS_FILE, ArtifactRef, ErasedWords, Manifest, affected
-from karat.ledger.manifest import is_run, note_erased, read_manifests
+from karat.ledger.manifest import note_erased, read_manifests, runs_within
 
 if TYPE_CHECKING:
     from karat.feedback.store import Store
+
+T = TypeVar("T")
+ERASED = "rater erased"
+"""Action of the admin log that says so; its subject is the pseudonym, or the id of an account that has none."""
 
 
 @dataclass(frozen=True)
@@ -87,28 +91,74 @@ def erase_judgements(
 
 
 def erase_annotator(
-    store: Store, annotator: str, *, reason: str, by: str, now: float, runs: Iterable[Path] = ()
+    store: Store, annotator: str, *, reason: str, by: str, now: float, runs: Iterable[Path] = (), trial: bool = False
 ) -> Erasure:
     """Erase a rater: the words of all her judgements, and whatever leads from her pseudonym to a person.
 
     The seals and `Store.verify` hold afterwards. She cannot sign in any more; done twice, it changes nothing.
 
-    Args: as for `erase_judgements`.
-    Raises: StoreError for an unknown rater.
+    Args: as for `erase_judgements`.    trial: True = only say what would be erased; everything stays.
+    Raises: StoreError for an unknown rater, or for the last active admin.
     """
 
     def write(connection: Connection) -> tuple[list[str], dict[str, int]]:
         mine = _judgements_of(connection, annotator)
         erased = submission.erase_words(connection, mine, reason=reason, by=by, now=now) if mine else []
-        return erased, _remove_person(connection, annotator)
+        removed = _remove_rater(connection, annotator)
+        if erased or removed:
+            _write_down(connection, by, annotator, f"{reason}; words of {len(erased)} judgements", now=now)
+        return erased, removed
 
     with store.connection() as connection:
         require(connection, tables.annotators, {annotator}, "the rater", "check the id")
         ids = tuple(sorted(_judgements_of(connection, annotator)))
     artefacts = fed_artefacts(runs, ids)
-    erased, removed = store.write(write)
-    store.scrub()
+    erased, removed = _done(store, write, trial=trial)
     return Erasure(ids, len(erased), removed, artefacts)
+
+
+def erase_account(
+    store: Store, account_id: str, *, reason: str, by: str, now: float, trial: bool = False
+) -> dict[str, int]:
+    """Erase somebody who has no pseudonym (an admin, an auditor): name, contact, password, links and sessions.
+
+    What she decided stays, under the id of her account, which leads to nobody.
+
+    Args: as for `erase_annotator`.
+    Returns: how many rows were deleted or emptied, by table.
+    Raises: StoreError for an unknown account, one with a pseudonym (`erase_annotator`), or the last active admin.
+    """
+
+    def write(connection: Connection) -> dict[str, int]:
+        rows = _accounts_where(connection, people.accounts.c.id == account_id)
+        if not rows or rows[0].annotator is not None:
+            found = f"the pseudonym {rows[0].annotator!r}" if rows else "no account"
+            raise StoreError(f"erase: found {found} for {account_id!r}; expected an account without a pseudonym")
+        removed = _counted(connection, _of_accounts(connection, rows, (account_id,)))
+        if removed:
+            _write_down(connection, by, account_id, reason, now=now)
+        return removed
+
+    return _done(store, write, trial=trial)
+
+
+class _TakenBack(Exception):
+    """Ends a transaction of which nothing shall stay."""
+
+
+def _done(store: Store, write: Callable[[Connection], T], *, trial: bool) -> T:
+    """What a writing transaction comes to; of a trial nothing stays."""
+    if not trial:
+        found = store.write(write)
+        store.scrub()
+        return found
+    tried: list[T] = []
+    try:
+        with store.connection(write=True) as connection:
+            tried.append(write(connection))
+            raise _TakenBack
+    except _TakenBack:
+        return tried[0]
 
 
 def fed_artefacts(runs: Iterable[Path], judgement_ids: Sequence[str]) -> tuple[Fed, ...]:
@@ -183,24 +233,17 @@ def _judgements_of(connection: Connection, annotator: str) -> list[str]:
     return list(connection.execute(select(columns.id).where(columns.annotator == annotator)).scalars())
 
 
-def _remove_person(connection: Connection, annotator: str) -> dict[str, int]:
-    """Delete or empty what is about the person; how many rows, by table."""
-    accounts = people.accounts
-    names = connection.execute(select(accounts.c.id, accounts.c.login).where(accounts.c.annotator == annotator)).all()
-    ids = [row.id for row in names]
-    known = sorted({annotator, *ids, *(row.login for row in names if row.login)})
+def _remove_rater(connection: Connection, annotator: str) -> dict[str, int]:
+    """Delete or empty what is about the person behind a pseudonym; how many rows, by table."""
+    names = _accounts_where(connection, people.accounts.c.annotator == annotator)
+    known = sorted({annotator, *(row.id for row in names), *(row.login for row in names if row.login)})
     mine = tables.judgements.c.annotator == annotator
     origins = tables.provenance.c.judgement_id.in_(select(tables.judgements.c.id).where(mine))
-    given, log = tables.assignments.c, people.admin_log.c
-    unknown = {"login": None, "password": None, "contact": None, "outside": None, "state": "locked"}
-    still = [accounts.c[name].is_distinct_from(value) for name, value in unknown.items()]
-    about = sa.or_(log.account.in_(ids), log.subject.in_(known))
+    given = tables.assignments.c
     changes: dict[str, sa.Delete | sa.Update] = {
         "drafts": people.drafts.delete().where(people.drafts.c.annotator == annotator),
         "demographics": people.demographics.delete().where(people.demographics.c.annotator == annotator),
-        "invites": people.invites.delete().where(people.invites.c.account.in_(ids)),
-        "sessions": people.sessions.delete().where(people.sessions.c.account.in_(ids)),
-        "accounts": accounts.update().where(accounts.c.id.in_(ids), sa.or_(*still)).values(**unknown),
+        **_of_accounts(connection, names, known, acted=True),
         "assignments": tables.assignments.update()
         .where(given.annotator == annotator, given.skip_reason.is_not(None), given.skip_reason != "")
         .values(skip_reason=""),
@@ -213,10 +256,46 @@ def _remove_person(connection: Connection, annotator: str) -> dict[str, int]:
         "queue_log": _emptied(people.queue_log, people.queue_log.c.by.in_(known)),
         "standing": _emptied(people.standing, people.standing.c.annotator == annotator),
         "flags": _emptied(people.flags, people.flags.c.annotator == annotator),
+    }
+    return _counted(connection, changes)
+
+
+def _accounts_where(connection: Connection, which: sa.ColumnElement[bool]) -> Sequence[sa.Row]:
+    columns = people.accounts.c
+    return connection.execute(select(columns.id, columns.login, columns.annotator).where(which)).all()
+
+
+def _of_accounts(
+    connection: Connection, rows: Sequence[sa.Row], known: Sequence[str], *, acted: bool = False
+) -> dict[str, sa.Delete | sa.Update]:
+    """The changes that take a person out of her accounts. Raises: StoreError where nobody would be in charge any more.
+
+    Args: known: every name under which the log speaks of her.    acted: True = words that she wrote into it go too.
+    """
+    ids, accounts, log = [row.id for row in rows], people.accounts, people.admin_log.c
+    active = (accounts.c.role == "admin") & (accounts.c.state == "active")
+    in_charge = set(connection.execute(select(accounts.c.id).where(active).with_for_update()).scalars())
+    if in_charge and in_charge <= set(ids):
+        raise StoreError("erase: this is the last active admin; make another account an admin first")
+    unknown = {"login": None, "password": None, "contact": None, "outside": None, "state": "locked"}
+    still = [accounts.c[name].is_distinct_from(value) for name, value in unknown.items()]
+    about = sa.or_(log.account.in_(ids if acted else []), log.subject.in_(known)) & (log.action != ERASED)
+    return {
+        "invites": people.invites.delete().where(people.invites.c.account.in_(ids)),
+        "sessions": people.sessions.delete().where(people.sessions.c.account.in_(ids)),
+        "accounts": accounts.update().where(accounts.c.id.in_(ids), sa.or_(*still)).values(**unknown),
         "admin_log": _emptied(people.admin_log, about),
     }
+
+
+def _counted(connection: Connection, changes: Mapping[str, sa.Delete | sa.Update]) -> dict[str, int]:
     counts = {name: connection.execute(change).rowcount for name, change in changes.items()}
     return {name: n for name, n in counts.items() if n}
+
+
+def _write_down(connection: Connection, by: str, subject: str, detail: str, *, now: float) -> None:
+    entry = {"account": by, "action": ERASED, "subject": subject, "detail": detail, "at": float(now)}
+    connection.execute(people.admin_log.insert().values(**entry))
 
 
 def _emptied(table: sa.Table, where: sa.ColumnElement[bool]) -> sa.Update:
@@ -227,7 +306,7 @@ def _emptied(table: sa.Table, where: sa.ColumnElement[bool]) -> sa.Update:
 def _runs_in(directories: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for directory in map(Path, directories):
-        inside = [directory] if is_run(directory) else sorted(path for path in directory.glob("*") if is_run(path))
+        inside = runs_within(directory)
         if not inside:
             raise StoreError(f"{directory}: found no run; expected the directory of a run, or one that holds some")
         found += [path for path in inside if path not in found]

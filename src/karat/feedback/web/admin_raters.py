@@ -24,7 +24,7 @@ from karat.feedback.people.own_record import DELETION
 from karat.feedback.people.sessions import shared_origins
 from karat.feedback.quality import rater_health
 from karat.feedback.quality.rater_health import RaterHealth
-from karat.feedback.record.erasure import Fed, erase_annotator, erase_from_snapshots, fed_artefacts
+from karat.feedback.record.erasure import ERASED, Fed, erase_annotator, erase_from_snapshots, fed_artefacts
 from karat.feedback.schema import UNKNOWN_ANNOTATOR
 from karat.feedback.snapshot import current_judgements
 from karat.feedback.store import Store
@@ -36,7 +36,7 @@ from karat.feedback.web.desk import Admin, Sent, done, field_of, kept_figures, n
 from karat.feedback.work.dashboard import DISMISSAL
 from karat.feedback.work.qualifying import failed_tests
 from karat.feedback.work.rates import own_pay
-from karat.ledger.manifest import is_run
+from karat.ledger.manifest import runs_within
 
 MESSAGES = {
     "quarantined": "She is in quarantine: she reads the reason, can answer it, and gets no tasks until you release her.",
@@ -51,8 +51,6 @@ MOST_BARS = 40
 """Raters in the chart."""
 MOST_LOGGED = 20_000
 """Entries of the log that are looked through for what was asked and decided about raters."""
-ERASED = "rater erased"
-"""Action of the admin log; its subject is the rater."""
 EMPTY = {"reason": "", "erase_reason": "", "pseudonym": ""}
 """The forms of a rater's page before anything is typed."""
 
@@ -141,16 +139,12 @@ def erase(request: Request, visitor: Admin, form: Sent) -> Response:
         erase_from_snapshots(erased.artefacts, erased.judgement_ids, reason=reason, now=now)
     except KaratError as error:
         return _one(request, visitor, who, status=422, message=str(error), failed=True, typed=typed)
-    fed = f"; {len(erased.artefacts)} artefacts fed on them" if _runs(request) else ""
-    note(request, visitor, ERASED, who, f"words of {erased.n_erased} judgements{fed}")
     return done("/admin/rater", "erased", who=who, fed="show")
 
 
 def _runs(request: Request) -> list[Path]:
     """The directories that hold runs by now: one that is served before its first stage ends is none yet."""
-    return [
-        path for path in map(Path, request.app.state.settings.runs) if is_run(path) or any(map(is_run, path.glob("*")))
-    ]
+    return [path for path in map(Path, request.app.state.settings.runs) if runs_within(path)]
 
 
 def _fed(request: Request, who: str) -> tuple[Fed, ...]:
