@@ -13,6 +13,7 @@ from karat import cli
 from karat.errors import StoreError
 from karat.feedback.people.door import keep_door
 from karat.feedback.store import open_store
+from karat.records import Annotator
 from web_app import served
 
 
@@ -63,6 +64,25 @@ def test_damaged_rows_are_one_line_and_verify_finds_them(case: str, kind: str, c
     assert "`karat verify` says where, `karat restore` makes one from a backup" in shown.err
     assert (shown.err.count("\n"), shown.out, Path("out.jsonl").exists()) == (1, "", False)
     assert cli.main(["verify", "k.db"]) == (2 if case == "no version" else 1)
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("UPDATE assignments SET task_id = 'task:x' WHERE annotator = 'r9'", "file  a row of assignments names one of tasks "),
+        ("UPDATE judgements SET has_words = 0", "it has words, and its record says that it has none: it was altered"),
+    ],
+)  # fmt: skip
+def test_what_names_nothing_or_denies_its_words_is_found(statement: str, said: str, capsys: pytest.CaptureFixture[str]):
+    with open_store("k.db") as store:
+        store.add_annotators([Annotator("r9")])
+        store.submit(vote(store.tasks()[0], "r9", reason="so"))
+    assert cli.main(["verify", "k.db"]) == 0
+    alter(statement)
+    capsys.readouterr()
+    assert cli.main(["verify", "k.db"]) == 1
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("place")

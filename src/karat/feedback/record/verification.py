@@ -48,6 +48,9 @@ def file_problems(connection: Connection) -> Iterator[Problem]:
         for (found,) in connection.exec_driver_sql(f"PRAGMA integrity_check({MOST_NAMED})"):
             if found != "ok":
                 yield Problem("file", f"damaged: {' '.join(str(found).split())}")
+        torn = {(table, to) for table, _, to, _ in connection.exec_driver_sql("PRAGMA foreign_key_check")}
+        for table, to in sorted(torn):
+            yield Problem("file", f"a row of {table} names one of {to} that is not there: it was altered or removed")
 
 
 def _record_problems(connection: Connection) -> Iterator[Problem]:
@@ -83,6 +86,8 @@ def _record_problem(row: Any, *, was_erased: bool, is_old: bool) -> str | None:
         return "the stored event differs from its commitment: it was altered"
     if row.id not in tables.record_ids(record) and not (record.erased and is_old):
         return "the stored event differs from its identity: it was altered"
+    if row.words is not None and not row.has_words:
+        return "it has words, and its record says that it has none: it was altered"
     if was_erased and (row.words is not None or row.salt is not None):
         return "its words were erased on request and are there again"
     if record.erased and not was_erased:
