@@ -197,7 +197,11 @@ def two_way_proportion(
     rest = (x - means[stratum]) / (len(means) * counts[stratum])
     codes = [np.unique(np.asarray(labels), return_inverse=True)[1] for labels in (rows, columns)]
     sizes = [int(code.max()) + 1 for code in codes]
-    said = f"proportion of {x.size} votes of {sizes[1]} {names[1]} on {sizes[0]} {names[0]}"
+    votes, *over = (
+        f"{n} {name.removesuffix('s') if n == 1 else name}"
+        for n, name in ((x.size, "votes"), (sizes[1], names[1]), (sizes[0], names[0]))
+    )
+    said = f"proportion of {votes} of {over[0]} on {over[1]}"
     several = [i for i in (0, 1) if sizes[i] > 1]
     if not several:
         return Estimate(p, None, None, 1, f"{said}; no interval: an interval needs 2 of either")

@@ -367,6 +367,12 @@ def test_two_way_proportion_is_the_sum_over_votes_that_share_a_prompt_or_a_rater
     assert "40 votes of 5 columns on 8 rows" in found.method
 
 
+def test_one_vote_of_one_rater_is_named_so():
+    said = stats.two_way_proportion([1.0], [0], [0]).method
+    assert said.startswith("proportion of 1 vote of 1 ")
+    assert "1 columns" not in said
+
+
 def test_two_way_proportion_covers_what_other_prompts_and_other_raters_would_say():
     draw, n_prompts, n_raters, hits, narrow = rng(0), 60, 12, 0, 0
     p = 0.6

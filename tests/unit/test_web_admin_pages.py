@@ -366,6 +366,7 @@ def test_a_person_is_deleted_on_request_and_the_record_still_verifies(site):
     admin.post("/admin/record/seal")
     site.browser("annotator").post("/me/deletion", {"detail": "please"})
     assert "asks for deletion" in text_of(admin.get("/admin/raters"))
+    assert "Requests for deletion" in text_of(admin.get("/admin"))
     for wrong in ({"typed": "someone"}, {"typed": who, "reason": ""}):
         assert admin.post("/admin/rater/erase", {"who": who, "reason": "asked", **wrong}).status_code == 422
     assert site.store.judgements()[0].reason == "MY SECRET WORDS"

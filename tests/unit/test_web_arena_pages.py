@@ -11,7 +11,7 @@ import pytest
 import web_app
 from karat.errors import ConfigError, InputError
 from karat.feedback.documents import put_document
-from karat.feedback.people import accounts, standing
+from karat.feedback.people import accounts, care, standing
 from karat.feedback.web.app import create_app
 from karat.feedback.web.settings import ServerSettings
 from karat.feedback.work.arena import LIVE, arena, arena_result
@@ -193,8 +193,26 @@ def test_questions_are_limited_and_who_may_not_work_may_not_ask(tmp_path):
     site.now += 100
     standing.quarantine(site.store, site.annotator(), reason="x", by="a", now=site.now)
     n = len(site.store.tasks())
-    assert rater.post("/arena/ask", {"prompt": "one more"}).headers["location"] == "/work"
+    answer = rater.post("/arena/ask", {"prompt": "one more"})
+    assert answer.status_code == 409
+    assert "while your work is paused; why it is stands under Me, Standing. What you wrote is still here." in text_of(
+        answer
+    )
+    assert "\none more</textarea>" in answer.text
     assert len(site.store.tasks()) == n
+
+
+def test_nobody_types_a_question_that_she_cannot_send(tmp_path):
+    site = live_site(tmp_path)
+    rater = site.browser("annotator")
+    assert "<textarea" in rater.get("/arena").text
+    put_document(site.store, "consent", "c1", {"text": "Do you agree?"}, now=site.now)
+    for said in ("a text to agree to, under Work", "while your work is paused"):
+        page = rater.get("/arena")
+        assert said in text_of(page)
+        assert "<textarea" not in page.text
+        care.give_consent(site.store, site.accounts["annotator"].id, "c1", now=site.now)
+        standing.quarantine(site.store, site.annotator(), reason="x", by="a", now=site.now) if said[0] == "a" else None
 
 
 def test_without_policies_the_page_says_where_comparisons_are(tmp_path):

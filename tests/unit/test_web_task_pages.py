@@ -446,6 +446,7 @@ def test_consent_comes_first_and_stops_work_when_taken_back(desk: Desk):
     assert "Which response" in desk.get()
     desk.post("/consent", desk.get("/consent"), withdraw="1")
     assert desk.client.get("/work").headers["location"] == "/consent"
+    assert "You took your consent back on" in desk.get("/consent")
 
 
 def test_a_quarantine_is_read_and_answered(desk: Desk):
@@ -455,9 +456,20 @@ def test_a_quarantine_is_read_and_answered(desk: Desk):
     assert desk.client.get("/work").headers["location"] == "/standing"
     page = desk.get("/standing")
     assert "&lt;i&gt;Please&lt;/i&gt; look again." in page
-    assert "expected 1 to" in desk.post("/standing", page, 422, answer=" ").text
+    assert "There is nothing in the box yet" in desk.post("/standing", page, 422, answer=" ").text
     desk.post("/standing", page, answer="I did.\r\nTwice.")
     assert standing.standing_of(desk.store, annotator).events[-1].reason == "I did.\nTwice."
+    assert "Your words are sent." in desk.get("/standing")
+    change = (desk.store, annotator, standing.QUARANTINED, "Not yet.")
+    desk.store.write(lambda connection: standing.write_event(connection, *change[1:], by="admin", now=NOW))
+    page = desk.get("/standing")
+    assert (page.count("<h2>Paused</h2>"), page.count("<h2>The pause stands</h2>")) == (1, 1)
+    assert "Your words are sent." not in page
+
+
+def test_an_empty_response_says_that_it_is_empty(desk: Desk):
+    add(desk, None, "", "words")
+    assert desk.get().count("This response is empty.") == 1
 
 
 def test_own_page_counts_pays_and_keeps_what_is_said(desk: Desk):

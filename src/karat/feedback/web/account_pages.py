@@ -31,7 +31,7 @@ from karat.feedback.web.templates import render
 
 DIFFER = "The two passwords differ; type the same one twice."
 NO_SETUP = (
-    "A link of this kind makes the first admin, once: it was used, or it is not the one that the server printed. "
+    "A link of this kind makes the first admin, once: there is one by now, or it is not the link that the server printed. "
     "Sign in, or ask whoever started the server."
 )
 KEPT = "kept:"

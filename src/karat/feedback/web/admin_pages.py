@@ -43,11 +43,13 @@ from karat.feedback.web import (
     admin_settings,
     figures,
 )
+from karat.feedback.web.admin_raters import waiting_for_deletion
 from karat.feedback.web.charts import Bar, Whisker, bar_chart, share_bar, whisker_chart
 from karat.feedback.web.desk import Admin, Sent, done, field_of, kept_figures, note, page
 from karat.feedback.work.dashboard import AgreementRow, QueueRow, agreement_rows, judgements_per_hour, pulse, queue
 from karat.feedback.work.gates import over_budget
 from karat.feedback.work.outlay import outlay
+from karat.feedback.work.qualifying import failed_tests
 
 EVERY_S, MOST_S, ALIVE_S = 2.0, 600.0, 14.0
 """Seconds between two looks at the store, until a connection is renewed (so that its right is checked again), and
@@ -78,6 +80,8 @@ def overview(request: Request, visitor: Admin, done: str = "") -> Response:
         "admin_overview.html",
         message=MESSAGES.get(done, ""),
         pulse=beat,
+        n_reviews=sum(one.asks for one in failed_tests(store)),
+        n_deletions=len(waiting_for_deletion(store)),
         to_begin=[] if beat.n_judgements else to_begin(store, has_questions=bool(rows)),
         hours=hours,
         hours_chart=bar_chart(

@@ -77,7 +77,7 @@ def rater_list(request: Request, visitor: Admin, done: str = "", n: int = 0) -> 
         rows=rows[:MOST_ROWS],
         n_rows=len(rows),
         chart=_side_chart(rows),
-        asked=_waiting_for_deletion(request.app.state.store),
+        asked=waiting_for_deletion(request.app.state.store),
         unqualified={one.annotator for one in failed_tests(request.app.state.store)},
         least=MIN_VOTES,
     )
@@ -256,7 +256,7 @@ def _one(
     )
 
 
-def _waiting_for_deletion(store: Store) -> set[str]:
+def waiting_for_deletion(store: Store) -> set[str]:
     """Raters who asked for deletion after they were last erased, if ever."""
     last: dict[str, str] = {}
     for entry in reversed(accounts.log_entries(store, MOST_LOGGED)):

@@ -22,7 +22,7 @@ from karat.feedback.leases import end_leases, held_task
 from karat.feedback.people.accounts import attempt
 from karat.feedback.people.care import consent_of
 from karat.feedback.people.drafts import read_draft
-from karat.feedback.people.standing import standing_of
+from karat.feedback.people.standing import QUARANTINED, standing_of
 from karat.feedback.schema import responses
 from karat.feedback.store import Store
 from karat.feedback.web import figures
@@ -157,7 +157,9 @@ def sources(store: Store) -> list[tuple[str, int]]:
         return [(name, n) for name, n in rows]
 
 
-def _ask_page(request: Request, visitor: Visitor, *, text: str = "", message: str = "", status: int = 0) -> Response:
+def _ask_page(
+    request: Request, visitor: Visitor, *, text: str = "", message: str = "", status: int = 0, why: str = ""
+) -> Response:
     return page(
         request,
         visitor,
@@ -168,6 +170,7 @@ def _ask_page(request: Request, visitor: Visitor, *, text: str = "", message: st
         failed=bool(message),
         live=bool(policies_of(request)),
         waiting=False,
+        why=why,
         text=text,
         most=MOST_PROMPT,
     )
@@ -188,7 +191,7 @@ def _state_page(request: Request, visitor: Visitor) -> Response:
         return RedirectResponse("/work", 303)
     if asked is not None and state.clock() - asked.at < NEWS_S:
         return _ask_page(request, visitor, text=asked.text, message=NOTHING[asked.nothing], status=200)
-    return _ask_page(request, visitor)
+    return _ask_page(request, visitor, why=_kept_from_asking(request, visitor))
 
 
 def _admin_page(
@@ -222,18 +225,35 @@ def _not_now(request: Request, visitor: Visitor, text: str) -> Response | None:
     state, annotator = request.app.state, str(visitor.annotator)
     if not policies_of(request):
         return _ask_page(request, visitor)
-    if not consent_of(state.store, visitor.account).ok:
-        return RedirectResponse("/consent", 303)
-    if standing_of(state.store, annotator).state != "working":
-        return RedirectResponse("/work", 303)
+    if why := _kept_from_asking(request, visitor):
+        return _ask_page(request, visitor, text=text, message=f"{why} What you wrote is still here.", status=409)
     with state.store.connection() as connection:
         held = held_task(connection, annotator, now=state.clock())
         begun = held is not None and (held.reserved_for or read_draft(connection, held.id, annotator))
-        over = over_budget(connection, project_settings(state.store), now=state.clock())
     if begun:
-        message = "You have begun a task. Finish or skip it under Work, then send your question: it is still here."
+        message = "You have begun a task. Finish or skip it under Work, then send your question: what you wrote is still here."
         return _ask_page(request, visitor, text=text, message=message, status=409)
-    return RedirectResponse("/work", 303) if over else None
+    return None
+
+
+def _kept_from_asking(request: Request, visitor: Visitor) -> str:
+    """Why a rater cannot ask at present, in her words; "" = she can."""
+    state, annotator = request.app.state, str(visitor.annotator)
+    if not consent_of(state.store, visitor.account).ok:
+        return "Before you can ask there is a text to agree to, under Work."
+    standing = standing_of(state.store, annotator)
+    if standing.state == QUARANTINED:
+        return "You cannot ask while your work is paused; why it is stands under Me, Standing."
+    if standing.state != "working":
+        done = standing.attempts_failed and not standing.attempts_left
+        return (
+            "There is no work for you at the moment."
+            if done
+            else "Before you can ask, answer the first tasks under Work."
+        )
+    with state.store.connection() as connection:
+        over = over_budget(connection, project_settings(state.store), now=state.clock())
+    return "The project hands out no more work for now." if over else ""
 
 
 def policies_of(request: Request) -> tuple[str, ...]:

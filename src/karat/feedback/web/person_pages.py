@@ -74,6 +74,7 @@ def consent_page(request: Request, visitor: Rater) -> Response:
         "text": markdown_html(found.text, top=2) if found else "",
         "state": state,
         "given": _day(state.given_at) if state.given_at is not None else "",
+        "withdrawn": _day(state.withdrawn_at) if state.withdrawn_at is not None else "",
     }
     return render(request, "rater_consent.html", visitor, **values)
 
@@ -173,6 +174,9 @@ def answer_standing(request: Request, visitor: Rater, form: Sent) -> Response:
     """Answer a quarantine, or ask for a review of a qualification that was not passed."""
     state, text = request.app.state, _text(form, "answer").replace("\r\n", "\n")
     annotator = _annotator(visitor)
+    if not text.strip():
+        message = "There is nothing in the box yet; write what we should know, then send it."
+        return _standing(request, visitor, message=message, status=422)
     away = standings.standing_of(state.store, annotator).state == "quarantined"
     say = standings.answer_quarantine if away else standings.ask_review
     try:
@@ -212,6 +216,7 @@ def _me(
         "consent": care.consent_of(state.store, visitor.account),
         "standing": standings.standing_of(state.store, annotator),
         "message": message,
+        "failed": status != 200,
     }
     return render(request, "rater_me.html", visitor, status=status, **values)
 
@@ -221,7 +226,9 @@ def _standing(request: Request, visitor: Visitor, *, message: str = "", typed: s
     found = standings.standing_of(store, _annotator(visitor))
     days = {event.seq: _day(event.at) for event in found.events}
     out = way_out(store, visitor.account, "completed") if found.state == standings.QUARANTINED else ""
-    values = {"standing": found, "days": days, "message": message, "typed": typed, "out": out}
+    mine = (standings.ANSWERED, standings.REVIEW)
+    values = {"standing": found, "days": days, "message": message, "typed": typed, "out": out,
+              "sent": bool(found.events) and found.events[-1].action in mine}  # fmt: skip
     return render(
         request, "rater_standing.html", visitor, status=status, project=documents.project_settings(store), **values
     )
