@@ -181,7 +181,7 @@ def test_a_reward_that_fails_its_gate_stops_before_the_policy(copied: Path, monk
     summary = json.loads((run / "summary.json").read_text())
     assert summary["unsafe"]
     assert summary["gate"]["passed"] is False
-    assert "calibration fail" in allowed.out
+    assert "gate: failed calibration" in allowed.out
     # refusing it afterwards does not wash the policy that is there
     assert "gate" in karat("run", "tiny.yaml", *options).complaint
     assert karat("report", run).out.startswith("UNSAFE: allow_ungated_reward")

@@ -512,8 +512,10 @@ def test_doctor_fails_only_over_what_is_needed(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "examine", lambda: checks)
     code, out, _ = outcome(capsys, "doctor", "--json")
     assert (code, json.loads(out)["extra"]["ok"]) == (0, False)
+    assert outcome(capsys, "doctor")[1] == "ok       torch: 2\noptional extra: none\n"
     monkeypatch.setattr(doctor, "examine", lambda: [dataclasses.replace(checks[0], ok=False)])
-    assert outcome(capsys, "doctor")[0] == 1
+    code, out, _ = outcome(capsys, "doctor")
+    assert (code, out) == (1, "missing  torch: 2\n")
 
 
 def test_seeds_are_read_as_people_write_them():

@@ -284,6 +284,12 @@ def test_a_series_of_unequal_lengths_is_refused():
         Series("a", (0.0, 1.0), (1.0, 2.0), (0.5,))
 
 
+def test_a_challenge_says_whose_figure_it_shows_with_the_sign_of_the_tables():
+    gain = Finding("gate.likelihood", "Is it better than length?", "fail", Estimate(-0.06, -0.2, 0.06, 17, "m"))
+    text = " ".join(Seen(render_page(ReportInput("demo", "t", findings=(gain,)))).text.split())
+    assert "length and format exploitation Reward model: Is it better than length? −0.06" in text
+
+
 def test_the_page_is_written_whole(tmp_path: Path):
     write_page(tmp_path / "report.html", full_input("plain"))
     assert (tmp_path / "report.html").read_text(encoding="utf-8").rstrip().endswith("</html>")

@@ -74,7 +74,8 @@ def doctor(
         given = "--set" if overrides else "--processes"
         raise ConfigError(f"doctor: found {given} without a CONFIG; expected a configuration to look over")
     checks = examine()
-    lines = [f"{'ok' if check.ok else 'missing':<8} {check.name}: {check.found}" for check in checks]
+    verdicts = {check.name: "ok" if check.ok else "missing" if check.needed else "optional" for check in checks}
+    lines = [f"{verdicts[check.name]:<8} {check.name}: {check.found}" for check in checks]
     answer(as_json, {check.name: dataclasses.asdict(check) for check in checks}, lines)
     if not all(check.ok for check in checks if check.needed):
         raise typer.Exit(1)
