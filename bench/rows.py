@@ -154,7 +154,11 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
     found = {name.strip(): value.strip() for name, value in fields.items()}
-    return f"{found.get('model name', platform.machine())}, family {found.get('cpu family', '?')}"
+    # makers name whole series alike, and within a family models differ in what they can compute
+    numbers = ", ".join(
+        f"{name} {found.get(field, '?')}" for name, field in (("family", "cpu family"), ("model", "model"))
+    )
+    return f"{found.get('model name', platform.machine())}, {numbers}"
 
 
 def _total_rate(turns: Sequence[Turn], side: str) -> float:

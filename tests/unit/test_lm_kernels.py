@@ -9,7 +9,7 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 from transformers.pytorch_utils import Conv1D
 
-from karat.lm import kernels
+from karat.lm import kernels, native
 from karat.lm.kernels import linear, matmul, rms_norm, use_fast_kernels, weight_gradient
 
 
@@ -36,6 +36,18 @@ def test_a_weight_for_many_products_multiplies_as_it_did(dtype, n_rows, compiles
     found, expected = kernels.times(x, prepared), x.double() @ weight.double().t()
     assert found.dtype == dtype
     torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (16, 16), (15, 49), (64, 65), (130, 33), (0, 5), (200, 257)])
+@pytest.mark.parametrize("compiles", [True, False])
+def test_turned_is_the_transpose_laid_out_anew(shape: tuple[int, int], compiles: bool, monkeypatch) -> None:
+    if not compiles:
+        monkeypatch.setattr(native, "library", lambda _products: None)
+    x = draws(*shape)
+    for given in (x, draws(shape[1], shape[0]).t(), x.double(), x.bfloat16()):
+        found = native.turned(given)
+        assert torch.equal(found, given.t())
+        assert found.is_contiguous()
 
 
 @pytest.mark.usefixtures("onednn")

@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from karat.devices import INTEL, processor_maker
 from karat.lm.narrow import narrow_linear, products_of
+from karat.lm.native import turned
 from karat.lm.rotation import fast_rotation
 from karat.lm.row_gradients import embedding_forward, is_plain
 from karat.lm.shapes import PARTS, even_number
@@ -81,11 +82,11 @@ def weight_gradient(
 ) -> Float[Tensor, "o i"]:
     """gradᵀ·factor without gradients: of the weight of a linear layer, whose factor its input was.
 
-    Args: wide: True = there are many times more outputs than inputs. oneDNN copies what it has to turn round; then that is
-        the factor, and the result is a transpose.
+    Args: wide: True = there are many times more outputs than inputs. What oneDNN multiplies is laid out anew; then that is
+        the factor, and the result once more.
     """
     if wide and grad.dtype == torch.float32 and _suits(factor.t(), grad.t()):
-        return _onednn(factor.t(), grad.t(), None).t()
+        return turned(_onednn(_laid_out(factor.t()), grad.t(), None))
     return matmul(grad.t(), factor)
 
 
@@ -95,7 +96,7 @@ def matmul(left: Float[Tensor, "n k"], right: Float[Tensor, "k m"]) -> Float[Ten
         return torch.mm(left, right)
     if not _suits(left, right.t()):
         return left @ right
-    return _onednn(left, right.t(), None)
+    return _onednn(_laid_out(left), right.t(), None)
 
 
 def rms_norm(
@@ -215,6 +216,11 @@ def even_rows(n: int, device: torch.device, products: torch.dtype | None, parts:
     Args: products: their dtype, None = float32.
     """
     return even_number(n, parts) if device.type == "cpu" and prepares(products) else n
+
+
+def _laid_out(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """As PyTorch hands it to oneDNN: it would copy a transpose itself, by one thread."""
+    return x if x.is_contiguous() else turned(x.t())
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from karat.devices import processor_listing
@@ -40,6 +41,7 @@ A, N, F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 SIGNATURES: dict[str, tuple[Any, ...]] = {
     "narrow_rows": (A, A, N, N, A, N),
     "add_rows": (A, A, A, N, N, A),
+    "turn_rows": (A, N, N, A),
     "norm_forward": (A, A, A, N, N, A, F, A, A, A),
     "norm_backward": (A, A, N, N, A, A, A, A, A, A, A),
     "heads_forward": (A, N, N, N, N, A, F, A, A, A, A),
@@ -108,6 +110,17 @@ def address(tensor: Tensor | None, offset: int = 0) -> int | None:
     if tensor is None:
         return None
     return tensor.data_ptr() + offset * tensor.element_size() if offset else tensor.data_ptr()
+
+
+def turned(x: Float[Tensor, "n d"]) -> Float[Tensor, "d n"]:
+    """The transpose, its numbers laid out anew: by a compiled pass of all threads where PyTorch's copy, of one, is the slower."""
+    plain = x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous()
+    call = library(torch.float32) if plain else None
+    if call is None:
+        return x.t().contiguous()
+    found = x.new_empty(x.shape[1], x.shape[0])
+    call.turn_rows(address(x), *x.shape, address(found))
+    return found
 
 
 def choose_of(products: torch.dtype) -> Callable[[Tensor, Tensor, Tensor | None, float, Tensor], None] | None:

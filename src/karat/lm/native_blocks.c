@@ -27,6 +27,29 @@ void add_rows(const float *from, const number *change, const int64_t *rows, int6
     }
 }
 
+/* to[j][i] = from[i][j] of a square of LANES rows and columns, or what there is of one */
+static void turn_square(const float *from, int64_t d, int64_t height, int64_t width, float *to, int64_t n) {
+    if (height == LANES && width == LANES) {
+        float square[LANES][LANES];
+        for (int r = 0; r < LANES; r++)
+            for (int c = 0; c < LANES; c++) square[c][r] = from[r * d + c];
+        for (int c = 0; c < LANES; c++) memcpy(to + c * n, square[c], sizeof square[c]);
+    } else
+        for (int64_t c = 0; c < width; c++)
+            for (int64_t r = 0; r < height; r++) to[c * n + r] = from[r * d + c];
+}
+
+/* to[j][i] = from[i][j] of n rows of d numbers, by pieces that a core's nearest memory holds */
+void turn_rows(const float *from, int64_t n, int64_t d, float *to) {
+#pragma omp parallel for collapse(2) schedule(static) if (n * d > SMALL)
+    for (int64_t i = 0; i < n; i += BLOCK)
+        for (int64_t j = 0; j < d; j += BLOCK)
+            for (int64_t r = i; r < n && r < i + BLOCK; r += LANES)
+                for (int64_t c = j; c < d && c < j + BLOCK; c += LANES)
+                    turn_square(from + r * d + c, d, n - r < LANES ? n - r : LANES, d - c < LANES ? d - c : LANES,
+                                to + c * n + r, n);
+}
+
 /* sum = x[rows] + change, normed = sum·scale·weight with scale = 1/√(mean(sum²) + eps) */
 void norm_forward(const float *x, const number *change, const int64_t *rows, int64_t n, int64_t d, const float *weight,
                   float eps, float *sum, number *normed, float *scale) {
