@@ -149,3 +149,14 @@ def test_too_few_votes_leave_the_reward_as_it_was(fitted):
         assert found is fitted
         assert (factors, finding.status) == ({}, "not measured")
         assert f"needs {FEWEST_VOTES}" in finding.detail
+
+
+def test_comparisons_set_no_temperature_of_an_objective_that_they_do_not_speak_of(fitted):
+    votes, prompts, responses = planted_votes(FEWEST_VOTES // 4, n_raters=6, seed=3)
+    votes = redrawn(fitted, votes, prompts, responses, temperature=3.0)
+    assert cooled_on_new_prompts(fitted, votes, prompts, responses)[0] is not fitted
+    for member in fitted.members:
+        member.model.objectives = ("harmless",)
+    after, factors, finding = cooled_on_new_prompts(fitted, votes, prompts, responses)
+    assert (after is fitted, factors, finding.status) == (True, {}, "not measured")
+    assert "temperature of harmless stays" in finding.detail
