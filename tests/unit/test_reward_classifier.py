@@ -190,6 +190,18 @@ def test_a_given_model_finds_its_scale_in_votes_and_is_saved_with_it(qwen, tmp_p
     assert score_fn(again)(PROMPTS, TEXTS) == pytest.approx(mean_score(again(PROMPTS, TEXTS)).tolist(), abs=1e-5)
 
 
+def test_votes_set_no_scale_of_an_objective_that_they_do_not_speak_of(qwen):
+    data = vote_data(*planted_votes(12, 4, 6, 2))
+    scorer = load_scorer(qwen)
+    raw = scorer.logits(data.prompts, data.texts).mean(0)
+    scorer.model.objectives = ("harmless", "helpful")
+    found = fit_vote_model(scorer.model, raw, data)
+    assert (float(scorer.model.temperature), found.n_levels) == (1.0, 3)
+    scorer.model.objectives = ("preference",)
+    assert fit_vote_model(scorer.model, raw, data) == found
+    assert float(scorer.model.temperature) != 1.0
+
+
 def test_a_given_model_goes_through_the_gate(qwen):
     votes, prompts, responses = planted_votes(12, 4, 6, 1)
     scorer = load_scorer(qwen)

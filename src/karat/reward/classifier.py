@@ -34,6 +34,7 @@ from karat.reward.model import HeadConfig, RewardModel
 from karat.reward.raters import RaterPriors, fit_slope, prior_raters
 from karat.reward.train import RewardFit
 from karat.reward.trunk import Encoded, in_order, pad_right, padded_rows
+from karat.statements import PREFERENCE
 
 PLAIN_VOTES = VoteModel(RaterPriors(modelled=False), (0.0,))
 """What such a model was trained with: Bradley–Terry, all raters alike."""
@@ -130,7 +131,7 @@ def classifier_model(directory: str | Path, *, device: str | torch.device | None
 
 
 def fit_vote_model(model: RewardModel, scores: Float[Tensor, " N"], data: VoteData) -> VoteModel:
-    """Find the scale of foreign scores in votes: sets the model's temperature, returns the cutpoints.
+    """Find the scale of foreign scores in votes: sets the temperature of a preference, returns the cutpoints.
 
         max Σ_c log P(y_c | γ·Δ score),  T = 1/γ, within [1/20, 20]
 
@@ -141,7 +142,8 @@ def fit_vote_model(model: RewardModel, scores: Float[Tensor, " N"], data: VoteDa
     start = prior_raters(1, data.n_levels, priors).cutpoints
     slope, cutpoints = fit_slope(scores, data.columns, start)
     bound = math.exp(LOG_TEMPERATURE_BOUND)
-    model.temperature.fill_(1 / min(max(slope, 1 / bound), bound))
+    if model.objectives[0] == PREFERENCE:  # of any other objective votes do not speak
+        model.temperature.fill_(1 / min(max(slope, 1 / bound), bound))
     return VoteModel(priors, tuple(cutpoints.tolist()))
 
 
