@@ -7,6 +7,7 @@ nothing about tensors, models or files.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -38,6 +39,8 @@ class Said:
     """Judgements that say nothing to a likelihood, by reason."""
     misfits: dict[str, str] = field(default_factory=dict)
     """Judgements that do not fit what was asked and were left out: id → why."""
+    unspoken: dict[str, str] = field(default_factory=dict)
+    """Names in `objective_of` that no judgement gave → the nearest that one gave, "" where none is near."""
 
 
 def statements_of(
@@ -77,7 +80,8 @@ def statements_of(
         else:
             silent[reason] = silent.get(reason, 0) + 1
         statements += said
-    return Said(tuple(statements), tuple(reader.marks), reader.responses, n_judgements, silent)
+    unspoken = _unspoken(objective_of or {}, judgements)
+    return Said(tuple(statements), tuple(reader.marks), reader.responses, n_judgements, silent, unspoken=unspoken)
 
 
 class _Reader:
@@ -265,6 +269,17 @@ def _offered(judgements: Sequence[Judgement]) -> dict[tuple[str, str], set[str]]
         if key is not None and judgement.value.get(key):
             offered.setdefault(_asked(judgement), set()).update(judgement.value[key])
     return offered
+
+
+def _unspoken(names: Mapping[str, str], judgements: Sequence[Judgement]) -> dict[str, str]:
+    given = {
+        name
+        for judgement in judgements
+        for key in ("scores", "flags", "aspects")
+        for name in judgement.value.get(key) or ()
+    }
+    near = {name: difflib.get_close_matches(name, sorted(given), n=1) for name in names if name not in given}
+    return {name: found[0] if found else "" for name, found in near.items()}
 
 
 def _asked(judgement: Judgement) -> tuple[str, str]:

@@ -90,6 +90,15 @@ def test_undefined_margins_of_ties_count_as_published():
     assert alone.subsets["Ties: ref accuracy"].value == 1.0
 
 
+def test_few_ties_have_an_interval_within_what_the_score_can_be():
+    rows = [
+        item("Ties", n, name=f"{kind}:{k}", n_correct=n - 1) for k in range(3) for kind, n in (("ref", 2), ("tied", 3))
+    ]
+    scores = [[2, 1], [2, 2, 1], [2, 1], [2, 2, 1], [1, 2], [2, 2, 1]]
+    found = suite_result("rewardbench2", rows, scores).sections["Ties"]
+    assert -0.01 <= found.low < found.value < found.high <= 1.01
+
+
 def test_an_interval_of_a_weighted_mean_covers_it():
     rng = np.random.default_rng(0)
     truth, sizes, weights = np.array([0.6, 0.9, 0.75]), np.array([40, 25, 60]), [100.0, 37.0, 984.0]

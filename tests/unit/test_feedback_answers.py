@@ -121,6 +121,10 @@ def test_the_documented_rows_are_answers(tmp_path):
         ({"kind": "correction", "response": "one", "text": " "}, "expected something written"),
         ({"kind": "demonstration", "response": "one", "text": "x"}, "found the unknown field 'response'"),
         ({"kind": "critique", "response": "one", "text": "x", "missing": "y"}, "found text beside 'missing'"),
+        (
+            {"kind": "critique", "response": "one", "text": "x", "revision": "one"},
+            "a revision that equals the response",
+        ),
         ({"kind": "span_marks", "response": "one", "spans": [{"quote": "two", "class": "w"}]}, "found 'two' 0 times"),
         ({"kind": "span_marks", "response": "one", "spans": [{"start": 1, "end": 9, "class": "w"}]}, "marks 1–9 of a"),
         (

@@ -231,6 +231,7 @@ def test_votes_by_reference(tmp_path, store):
         ({"level": 1}, "found choice and level of"),
         ({"choice": None, "level": 1}, "no field 'n_levels'"),
         ({"choice": None, "level": 3, "n_levels": 3}, "expected 2 responses and level in 0"),
+        ({"choice": None, "level": 3, "n_levels": 1000}, "found n_levels = 1000; expected 2 to 101"),
         ({"choice": None, "level": True, "n_levels": 3}, "found true in the field 'level'; expected a whole number"),
         ({"anotator": "x"}, "unknown field 'anotator'; did you mean 'annotator'"),
         ({"a": 3}, "found 3 in the field 'a'; expected text"),

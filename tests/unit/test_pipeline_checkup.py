@@ -11,7 +11,7 @@ import memory_peaks
 from children import WAIT_S, context
 from karat.cli import main
 from karat.config import build, plain
-from karat.errors import CheckpointError
+from karat.errors import CheckpointError, ConfigError
 from karat.lm.load import load_lm
 from karat.lm.memory import Work, lora_parameters, size_of, training_bytes
 from karat.pipeline import checkup
@@ -288,8 +288,11 @@ def test_what_pays_the_policy_is_looked_over_before_anything_is_run(tmp_path, ca
     assert one.startswith(
         "pluralism.floors: found 'harmless', which the reward will not score; expected one of preference"
     )
-    assert list(payment_problems(config(pluralism=floors))) == []
-    assert "pluralism.floors" in dict(dead_settings(config(pluralism=floors), {"pluralism": floors}))
+    for idle in (floors, {"principles": ["no threats"]}):
+        with pytest.raises(ConfigError, match=rf"pluralism\.{next(iter(idle))}: found it without a population"):
+            config(pluralism=idle)
+    target = {"target": {"group": {"a": 0.5, "b": 0.5}}}
+    assert "pluralism.target" in dict(dead_settings(config(pluralism=target), {"pluralism": target}))
     right = {"score": "tastes:short", "constraint": {"objective": "preference"}, "collect": {"n_step_marks": 3}}
     assert list(payment_problems(config(**right, dense={"weights": {"step": 1.0}}))) == []
     # a run stops at once, and leaves nothing behind

@@ -52,6 +52,14 @@ def test_kinds_can_be_chosen_and_an_objective_without_data_is_an_error(snapshot)
         said_in(snapshot, RewardConfig(kinds=("span_marks",)), ObjectivesConfig())
 
 
+def test_a_name_for_something_that_no_judgement_gives_is_said(snapshot):
+    names = {"honst": "kind", "zzz": "kind", "honest": "preference", "spam": "clean"}
+    said = said_in(snapshot, RewardConfig(), ObjectivesConfig(names=names))
+    (found,) = [one for one in said_findings(said, marks_train=False) if one.name == "reward.names"]
+    assert found.status == "warn"
+    assert "objectives.names: found 'honst' (did you mean 'honest'?), 'zzz', which no judgement gives" in found.detail
+
+
 def test_demonstrations_are_held_against_the_newest_samples(snapshot):
     prompt_id = next(iter(snapshot.prompts))
     samples = {prompt_id: [Response(prompt_id, "of this round", "ppo-2")]}

@@ -39,7 +39,9 @@ from tiny_models import tiny_checkpoint
 from two_groups import GROUPS, opinions
 
 CONFIG = RewardConfig(heads=HeadConfig(n_heads=2), learning_rate=3e-3, head_learning_rate=1e-2, n_refits=1)
-PLURALISM = PluralismConfig(n_features=6, max_rank=2, max_kinds=2, n_starts=1, floors={"preference": -50.0})
+PLURALISM = PluralismConfig(
+    enabled=True, n_features=6, max_rank=2, max_kinds=2, n_starts=1, floors={"preference": -50.0}
+)
 
 
 @pytest.fixture(scope="module")

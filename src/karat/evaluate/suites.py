@@ -44,6 +44,8 @@ PRIOR_SETS = ("anthropic_helpful", "anthropic_hhh", "shp", "summarize")
 PRIOR_WEIGHT = 0.5
 DOMAINS_2 = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
 TIES_WEIGHTS = {"tied accuracy": 0.30, "ref accuracy": 0.30, "preferred": 0.20, "preferred hard": 0.20, "margin": 0.01}
+TIES_ENDS = (-0.01, 1.01)
+"""The least and the largest Ties score: four shares in [0, 1] whose weights sum to 1, and a margin in [−1, 1]."""
 DOMAINS_RM = ("chat", "math", "code", "safety")
 STYLES = 3
 N_DRAWS = 1000
@@ -180,7 +182,7 @@ def ties_score(rows: Sequence[tuple[SuiteItem, Sequence[float]]]) -> tuple[Estim
     prompt, and gap g = worst right − best wrong: preferred g_tied > d; hard min(g_ref, g_tied) > d; margin
     tanh(min(g_ref, g_tied)/d − 1), where 0/0 counts 0. Accuracies over all prompts of a kind, the rest over those with both.
 
-    Returns: the interval of the score is that of `cluster_bootstrap` over prompts.
+    Returns: the interval of the score is that of `cluster_bootstrap` over prompts, within TIES_ENDS.
     Raises: InputError for an id that is not `ref:n` or `tied:n`, an item without right or wrong responses, a tied item
         with one right response.
     Source: allenai/reward-bench@05a9005, rewardbench/utils.py `process_single_model`.
@@ -214,7 +216,7 @@ def ties_score(rows: Sequence[tuple[SuiteItem, Sequence[float]]]) -> tuple[Estim
         return sum(weight * found[name] for name, weight in TIES_WEIGHTS.items())
 
     rng = numpy_generator(0, "suites", "ties")
-    total = cluster_bootstrap(score, np.arange(len(numbers)), rng, N_DRAWS, what="Ties score")
+    total = cluster_bootstrap(score, np.arange(len(numbers)), rng, N_DRAWS, what="Ties score", within=TIES_ENDS)
     whole = parts_of(numbers)
     n = {"tied accuracy": len(tied), "ref accuracy": len(ref)}
     n_both = len(set(ref) & set(tied))

@@ -11,6 +11,18 @@ import numpy as np
 from karat.errors import InputError
 from karat.records import Judgement, Kind, Origin, Task
 
+MOST_LEVELS = 101
+"""Of a comparison that comes in: as many as a slider from 0 to 100 has; each is a cut point to fit."""
+
+
+def checked_levels(n_levels: int) -> int:
+    """The levels of a comparison that comes in. Raises: InputError above MOST_LEVELS; what a store has is read."""
+    if n_levels > MOST_LEVELS:
+        raise InputError(
+            f"found n_levels = {n_levels}; expected 2 to {MOST_LEVELS}: give two scores as ratings instead"
+        )
+    return n_levels
+
 
 def random_pairs(
     responses_by_prompt: Mapping[str, Sequence[str]],

@@ -66,8 +66,7 @@ def _rules(config: RunConfig) -> list[tuple[str, bool, str]]:
     found.append(("watch.odd_quantile", config.section == "direct", f"{config.algorithm} asks for no scores"))
     found.append(("labels", config.algorithm != "kto", "only kto reads labels"))
     alone = not config.pluralism.enabled
-    found += [(f"pluralism.{key}", alone, "pluralism.enabled is false, no population is fitted") for key in
-              ("floors", "principles", "target")]  # fmt: skip
+    found.append(("pluralism.target", alone, "pluralism.enabled is false, no population is fitted"))
     for name in ("ppo", "group"):
         fixed = getattr(config, name).reward.kl_controller == "fixed"
         found += [(f"{name}.reward.{key}", fixed, "kl_controller is fixed") for key in ("kl_target", "kl_horizon")]

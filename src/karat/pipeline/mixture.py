@@ -196,6 +196,12 @@ def said_findings(said: Said, *, marks_train: bool) -> list[Finding]:
         more = f"; and {len(said.misfits) - NAMED} more" if len(said.misfits) > NAMED else ""
         detail = f"{len(said.misfits)} left out; {'; '.join(some)}{more}"
         findings.append(Finding("reward.misfits", "Which judgements do not fit what was asked?", "warn", detail=detail))
+    if said.unspoken:
+        some = [f"{name!r} (did you mean {near!r}?)" if near else repr(name) for name, near in said.unspoken.items()]
+        detail = f"objectives.names: found {', '.join(some)}, which no judgement gives; expected attributes, flags or aspects"
+        findings.append(
+            Finding("reward.names", "Do all names speak of something that was said?", "warn", detail=detail)
+        )
     if said.marks:
         what = "train token-level rewards, not this one" if marks_train else NOT_ASKED
         detail = f"marks inside {len(said.marks)} responses {what}"

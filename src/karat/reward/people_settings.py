@@ -51,6 +51,12 @@ class PluralismConfig:
         if self.jury is not None:
             check_shares("pluralism.jury", self.jury)
             JuryComposition(self.jury, self.n_jurors)
+        for name in ("floors", "principles"):
+            if getattr(self, name) and not self.enabled:
+                raise ConfigError(
+                    f"pluralism.{name}: found it without a population whose tastes it could bound; expected "
+                    f"pluralism.enabled: true, or no {name}"
+                )
 
     @property
     def limits(self) -> Limits:

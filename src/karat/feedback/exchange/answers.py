@@ -98,6 +98,8 @@ def _answer(row: Row, kind: str, texts: Mapping[str, tuple[Prompt, str]] | None,
     value = _value(row, kind, responses)
     check_value(kind, value, len(responses))
     check_inside(kind, value, responses)
+    if kind == "critique" and value.get("revision") == responses[0]:
+        raise InputError("critique: found a revision that equals the response; expected a better one, or no revision")
     if kind == "rating" and "missing" not in value and not value["low"] < value["high"]:
         raise InputError(f"rating: found a scale from {value['low']:g} to {value['high']:g}; expected low < high")
     order = tuple(row.get("shown_order", list, ()))

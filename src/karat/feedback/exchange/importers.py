@@ -22,7 +22,7 @@ from karat.feedback.exchange.conversations import difference, hh_conversation, t
 from karat.feedback.schema import UNKNOWN_ANNOTATOR
 from karat.feedback.store import Provenance, Store
 from karat.feedback.submission import ROWS_AT_ONCE
-from karat.feedback.tasks import answer
+from karat.feedback.tasks import answer, checked_levels
 from karat.feedback.work.queueing import planned_tasks
 from karat.identity import file_hash
 from karat.progress import Progress, counted
@@ -298,7 +298,7 @@ def _value(row: Row) -> dict[str, Any]:
         return {"missing": row.need("missing", str)}
     both = {} if row.values.get("both") is None else {"both": row.need("both", str)}
     if given == ["level"]:
-        return {"level": row.need("level", int), "n_levels": row.need("n_levels", int), **both}
+        return {"level": row.need("level", int), "n_levels": checked_levels(row.need("n_levels", int)), **both}
     choice = row.need("choice", str)
     if choice not in LEVELS:
         raise InputError(f"found {choice!r} in the field 'choice'; expected 'a', 'b' or 'tie'")
