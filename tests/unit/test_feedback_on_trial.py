@@ -149,23 +149,26 @@ def test_too_few_votes_are_refused_in_one_line():
         on_trial.predictive_checks(few, fit_reliability(few), item[:20], group, rng)
 
 
-def test_an_order_of_means_is_safe_exactly_where_no_reading_of_the_scale_turns_it_round():
+def planted_flips(first, second, n_ratings, *, n_prompts=100):
+    """Pairs of responses whose ratings 1 … 5 are drawn from two distributions."""
     rng = np.random.default_rng(7)
-    group = np.repeat(np.arange(30), 2)
-    response = np.repeat(np.arange(60), 6)
-    score = rng.integers(1, 6, len(response))
-    found = scale_trial.sign_flips(score, response, group, rng)
-    turned = []
-    for prompt in range(30):
-        x, y = (np.sort(score[response == 2 * prompt + side]) for side in (0, 1))
-        steps = [
-            (x >= cut).mean() - (y >= cut).mean() for cut in range(2, 6)
-        ]  # increasing readings are mixtures of steps
-        if any(steps):
-            turned.append(min(steps) < 0 < max(steps))
-    assert 0.1 < np.mean(turned) < 0.9
-    assert (found.value, found.low < found.value < found.high) == (pytest.approx(np.mean(turned)), True)
-    few = scale_trial.sign_flips(score[:4], response[:4], group, rng)
+    group = np.repeat(np.arange(n_prompts), 2)
+    score = [rng.choice(5, n_ratings, p=(first, second)[one % 2]) + 1 for one in range(len(group))]
+    response = np.repeat(np.arange(len(group)), n_ratings)
+    return scale_trial.sign_flips(np.concatenate(score), response, group, rng)
+
+
+def test_an_order_of_means_hangs_on_the_scale_where_distributions_cross_beyond_chance():
+    low, high = [0.3, 0.3, 0.2, 0.1, 0.1], [0.1, 0.2, 0.2, 0.2, 0.3]
+    assert planted_flips(low, high, 6).value <= 0.02
+    assert planted_flips(low, low, 6).value <= 0.02  # crosses by chance nearly always
+    assert planted_flips(low, low, 60).value <= 0.05
+    ends, middle = [0.45, 0.05, 0, 0.05, 0.45], [0, 0.1, 0.8, 0.1, 0]
+    crossing = planted_flips(ends, middle, 30)
+    assert crossing.value >= 0.95
+    assert crossing.low > 0.9
+    rng = np.random.default_rng(7)
+    few = scale_trial.sign_flips(np.arange(4), np.zeros(4, int), np.array([0]), rng)
     assert few.value is None
     assert "5 ratings each" in few.method
     ordered = scale_trial.sign_flips(np.repeat([2, 4], 30), np.repeat(np.arange(10), 6), np.arange(10) % 5, rng)
