@@ -181,7 +181,8 @@ class _Reader:
         faulted = {self._name(aspect) for aspect in value.get("aspects", ())}
         offered = {self._name(aspect) for aspect in self.offered.get(_asked(judgement), ())} if faulted else set()
         said: list[Statement] = [self._labelled(judgement, name, good=name not in faulted) for name in sorted(offered)]
-        if value.get("revision"):
+        # one who hands the response back as it was has still said what is at fault
+        if value.get("revision") not in (None, "", self.responses[judgement.response_ids[0]].text):
             said += self._written(judgement, value["revision"], "revision")
         return said
 

@@ -8,7 +8,7 @@ from karat.edits import edited_spans
 from karat.errors import InputError
 from karat.reading import statements_of
 from karat.records import Judgement, Response, user_prompt, vote_of
-from karat.statements import Best, Preferred, Ranked, Rated
+from karat.statements import Best, Labelled, Preferred, Ranked, Rated
 
 PROMPT = user_prompt("Why?")
 RESPONSES = [Response(PROMPT.id, text, "policy", i) for i, text in enumerate(("one is here", "two", "three", "four"))]
@@ -98,6 +98,10 @@ def test_a_correction_is_preferred_to_its_original_and_its_edited_spans_are_mark
     revision = said(judged("critique", {"text": "wrong", "revision": "one was here"}))
     assert [type(one) for one in revision.statements] == [Preferred]
     assert revision.statements[0].kind == "critique"
+    as_it_was = {"text": "wrong", "revision": "one is here"}  # says nothing of its own, and takes nothing back
+    both = said(judged("critique", as_it_was | {"aspects": ["truth"]}), judged("critique", as_it_was, annotator="bob"))
+    assert [(type(one), one.objective, one.good) for one in both.statements] == [(Labelled, "truth", False)]
+    assert both.silent == {"words only": 1}
 
 
 def test_a_demonstration_is_one_judgement_against_all_that_the_policy_wrote():
