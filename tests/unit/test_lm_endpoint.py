@@ -177,5 +177,5 @@ def test_a_judge_at_a_server_votes_in_a_store(server, tmp_path, capsys):
     address = f"http://127.0.0.1:{server.server_address[1]}/v1"
     assert main(["judge", str(tmp_path / "s.db"), "m", "--endpoint", address, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found == {"annotator": "ai:m", "n_votes": 2, "n_missing": 1}
+    assert found == {"annotator": "ai:m", "n_votes": 2, "n_missing": 1, "n_elsewhere": 0}
     assert {judgement.origin for judgement in store.judgements()} == {"ai"}
