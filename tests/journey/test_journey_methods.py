@@ -136,7 +136,7 @@ def test_a_run_keeps_a_bound_and_pays_inside_responses(copied: Path):
     save_dense(fit_dense(trunk, [mark], {prompt.id: prompt}, {one.id: one}), Path("given"), metadata={})
     bound = {"objective": "preference", "keep": "above", "limit": 50.0, "learning_rate": 0.5}
     config = write_config(SANDBOX, reward_model="given", constraint=bound, dense={"weights": {"wrong": -0.5}})
-    done = karat("ppo", config)
+    done = karat("run", config)
     assert done.code == 0, done.err
     rows = [json.loads(line) for line in (run / "metrics" / "ppo.jsonl").read_text().splitlines()]
     rows = [one for one in rows if "cost/coef" in one]
@@ -146,6 +146,13 @@ def test_a_run_keeps_a_bound_and_pays_inside_responses(copied: Path):
     assert prices[1] == pytest.approx(0.5 * (rows[0]["cost/mean"] + 50))
     assert prices == sorted(set(prices))
     assert all(-0.5 < one["score/inside_mean"] < 0 for one in rows)
+    told = {one["name"]: one for one in json.loads((run / "manifests" / "evaluate.json").read_text())["findings"]}
+    assert (told["evaluate.constraint"]["status"], told["evaluate.constraint"]["threshold"]) == ("warn", "≥ 50")
+    assert f"at a price λ of {prices[-1]:.3g}" in told["evaluate.constraint"]["detail"]
+    reported = (run / "report.html").read_text(encoding="utf-8")
+    for name in ("evaluate.constraint", "evaluate.objective.preference"):
+        assert name in told
+        assert name in reported
 
 
 def test_a_given_reward_keeps_its_several_objectives_though_the_votes_speak_of_one(copied: Path):

@@ -25,6 +25,7 @@ from karat.ledger.artifacts import ArtifactRef, write_json
 from karat.lm import parallel
 from karat.lm.load import LoadedLM, load_lm
 from karat.overopt import expected_best_of_n
+from karat.pipeline.bounds_kept import Got, got, got_findings
 from karat.pipeline.by_group import group_content, group_gains, utilities_by_group, worst_group_finding
 from karat.pipeline.data import read_prompts, read_rows
 from karat.pipeline.optimise import curve_path
@@ -62,7 +63,8 @@ def measure(
                 name, lm, models["sft"], prompts, scorer, config, source.gold, n_samples=n_samples,
                 seed=child_seed(run.seed, "evaluate"), progress=lambda _, done, __, bar=bar: bar.reach(done),
             )  # fmt: skip
-    return parallel.from_main(lambda: side_by_side(config, source, prompts, measured, place))
+    gains = {name: got(scorer, config, prompts, measured[name]) for name in ("sft", config.algorithm)}
+    return parallel.from_main(lambda: side_by_side(config, source, prompts, measured, gains, place))
 
 
 def side_by_side(
@@ -70,9 +72,13 @@ def side_by_side(
     source: Source,
     prompts: list[Prompt],
     measured: Mapping[str, PolicySamples],
+    gains: Mapping[str, Got],
     place: Workplace,
 ) -> StageResult:
-    """The figures of measured policies and of best-of-n, the frontier, the training path and some samples."""
+    """The figures of measured policies and of best-of-n, the frontier, the training path and some samples.
+
+    Args: gains: of the supervised and of the optimised policy, by objective and bounded cost.
+    """
     table = {"sft": measured["sft"]}
     table |= {f"best_of_{n}": best_of(measured["sft"], n) for n in config.evaluate.best_of}
     table |= {name: samples for name, samples in measured.items() if name != "sft"}
@@ -100,6 +106,8 @@ def side_by_side(
         "shown": shown_samples(prompts, measured),
     }
     findings = challenge_findings(figures, path, name)
+    metrics_file = curve_path(place.directory, name, config.rounds)
+    findings += got_findings(gains["sft"], gains[name], config.constraint, name, metrics_file)
     if source.gold is not None:
         for one in ("sft", name):
             figures[one]["reward_distance"] = reward_distance(measured[one], np.random.default_rng(0))
