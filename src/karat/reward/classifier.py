@@ -34,7 +34,6 @@ from karat.reward.model import HeadConfig, RewardModel
 from karat.reward.raters import RaterPriors, fit_slope, prior_raters
 from karat.reward.train import RewardFit
 from karat.reward.trunk import Encoded, in_order, pad_right, padded_rows
-from karat.statements import PREFERENCE
 
 PLAIN_VOTES = VoteModel(RaterPriors(modelled=False), (0.0,))
 """What such a model was trained with: Bradley–Terry, all raters alike."""
@@ -142,7 +141,7 @@ def fit_vote_model(model: RewardModel, scores: Float[Tensor, " N"], data: VoteDa
     start = prior_raters(1, data.n_levels, priors).cutpoints
     slope, cutpoints = fit_slope(scores, data.columns, start)
     bound = math.exp(LOG_TEMPERATURE_BOUND)
-    if model.objectives[0] == PREFERENCE:  # of any other objective votes do not speak
+    if model.scores_preference:
         model.temperature.fill_(1 / min(max(slope, 1 / bound), bound))
     return VoteModel(priors, tuple(cutpoints.tolist()))
 

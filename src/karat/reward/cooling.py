@@ -72,14 +72,14 @@ def cooled_on_new_prompts(
     Args:
         votes: on questions drawn at random, on prompts never trained on; those of another scale than the vote model's
             say nothing here.
-    Returns: the reward (unchanged where too few votes are there, or none of its objectives is what votes speak of), the factors of `CrossedScorer`, and the finding.
+    Returns: the reward (unchanged where too few votes are there, or it scores no preference), the factors of
+        `CrossedScorer`, and the finding.
     Source: Guo et al. 2017, arXiv:1706.04599 §4.2, for the ordinal link; crossing over halves as in `slice_calibration`.
     """
-    first = fitted.members[0].model.objectives[0]
-    if first != PREFERENCE:  # a reward from elsewhere, all of whose objectives have names of their own
-        detail = (
-            f"comparisons speak of {PREFERENCE}, which this reward does not score; the temperature of {first} stays"
-        )
+    model = fitted.members[0].model
+    if not model.scores_preference:  # a reward from elsewhere, all of whose objectives have names of their own
+        stays = f"the temperature of {model.objectives[0]} stays"
+        detail = f"comparisons speak of {PREFERENCE}, which this reward does not score; {stays}"
         return fitted, {}, Finding(NAME, QUESTION, "not measured", detail=detail)
     votes = [vote for vote in votes if vote.n_levels == fitted.vote_model.n_levels]
     side = {vote.prompt_id: _half(vote.prompt_id) for vote in votes}

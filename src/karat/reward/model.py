@@ -66,6 +66,11 @@ class RewardModel(nn.Module):
         """S."""
         return self.config.n_heads
 
+    @property
+    def scores_preference(self) -> bool:
+        """True = the first objective is what comparisons speak of, so that votes can tell its scale."""
+        return self.objectives[0] == PREFERENCE
+
     def features(self, items: Sequence[Encoded], *, token_budget: int) -> Float[Tensor, "N d"]:
         """Features of the texts, in the order given."""
         return self.trunk.features(items, token_budget=token_budget)
