@@ -5,8 +5,6 @@ Numbers on a scale are ordered; how far apart they are is an assumption. Knows c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from scipy.stats import hypergeom
 
@@ -19,16 +17,6 @@ LEVEL = 0.05
 """Share of pairs that may count as crossing where one response dominates the other."""
 LEAST_RATERS = 3
 """Of each pair, for a median that differs from a single vote."""
-
-
-@dataclass(frozen=True)
-class ScaleTrial:
-    """Shares of pairs whose order depends on more than was said."""
-
-    flips: Estimate
-    """Pairs of responses to one prompt whose mean ratings change order under some increasing reading of the scale."""
-    mean_not_median: Estimate
-    """Pairs judged by several raters of which mean and median say the opposite."""
 
 
 def sign_flips(score: np.ndarray, response: np.ndarray, group: np.ndarray, rng: np.random.Generator) -> Estimate:
